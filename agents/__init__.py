@@ -1,0 +1,1 @@
+"""Agents: rollout, PPO, imagination."""

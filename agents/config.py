@@ -1,0 +1,131 @@
+"""Frozen configs of the agent. Values are checked here, where they are used."""
+
+from dataclasses import dataclass
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al. 2017) on text.
+
+    gamma and gae_lambda default to one: an answer is short, its reward comes at the end, and a terminal reward
+    discounted over tokens would pay for brevity.
+    """
+
+    learning_rate: float = 3e-4
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip_coef: float = 0.2
+    vf_coef: float = 0.5
+    ent_coef: float = 0.0
+    kl_coef: float = 0.02
+    num_epochs: int = 2
+    num_minibatches: int = 2
+    max_grad_norm: float = 1.0
+    advantage: str = "gae"
+    """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode."""
+    scale_advantages: bool = True
+    """Divide by the root mean square of the batch; the mean is never subtracted."""
+    detach_value: bool = True
+    """The value loss trains the value head only, not the trunk."""
+    bootstrap_truncated: bool = False
+    """Whether a truncated episode goes on in value. Off where the budget's end was paid a score: it would count twice."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")
+        _require(0 <= self.gamma <= 1, f"gamma={self.gamma} must be in [0, 1].")
+        _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")
+        _require(self.clip_coef > 0, f"clip_coef={self.clip_coef} must be positive.")
+        _require(self.num_epochs >= 1, f"num_epochs={self.num_epochs} must be at least 1.")
+        _require(self.num_minibatches >= 1, f"num_minibatches={self.num_minibatches} must be at least 1.")
+        _require(
+            self.advantage in ("gae", "group"), f"advantage={self.advantage!r} is unknown; choose 'gae' or 'group'."
+        )
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Real experience of one iteration: ``num_prompts`` prompts, ``group_size`` answers to each."""
+
+    num_iterations: int
+    num_prompts: int = 64
+    group_size: int = 4
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.num_iterations >= 0, f"num_iterations={self.num_iterations} cannot be negative.")
+        _require(self.num_prompts >= 1, f"num_prompts={self.num_prompts} must be at least 1.")
+        _require(self.group_size >= 1, f"group_size={self.group_size} must be at least 1.")
+        _require(
+            self.num_prompts * self.group_size >= 2,
+            "one episode an iteration has nothing to be compared with; raise num_prompts or group_size.",
+        )
+        _require(self.temperature > 0, f"temperature={self.temperature} must be positive.")
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Training of the MTP heads and world heads on replayed real episodes; the trunk is never touched."""
+
+    backend: str = "mtp"
+    learning_rate: float = 1e-3
+    num_updates: int = 4
+    """Gradient steps an iteration."""
+    batch_size_episodes: int = 128
+    replay_iterations: int = 8
+    """Iterations of real episodes kept."""
+    ce_coef: float = 1.0
+    reward_coef: float = 1.0
+    continuation_coef: float = 1.0
+    value_coef: float = 1.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")
+        _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
+        _require(self.replay_iterations >= 1, f"replay_iterations={self.replay_iterations} must be at least 1.")
+        _require(self.batch_size_episodes >= 1, f"batch_size_episodes={self.batch_size_episodes} must be positive.")
+
+
+@dataclass(frozen=True)
+class ImaginationConfig:
+    """What imagination is used for, and how far.
+
+    ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust (agents/counterfactual.py).
+    ``baseline``: imagined value expansion as a state-only baseline (agents/expansion.py).
+    """
+
+    use: str = "counterfactual"
+    horizon: int = 3
+    max_live: int = 8
+    min_probability: float = 0.005
+    max_rung: int = 2
+    """Highest rung of the critic ladder: 0 surprisals, 1 + imagined steps, 2 + imagined latents."""
+    critic_learning_rate: float = 3e-3
+    critic_updates: int = 4
+    critic_replay_iterations: int = 20
+    critic_hidden_size: int = 32
+    num_rollouts: int = 4
+    """Imagined rollouts a root, for ``baseline``."""
+    slope_decay: float = 0.9
+    min_batches: int = 3
+    """Batches whose skill is measured before the gate may open."""
+    chunk_states: int = 2048
+    """States stepped at once: bounds memory, changes nothing."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.use in ("off", "counterfactual", "baseline"),
+            f"use={self.use!r} is unknown; choose 'off', 'counterfactual' or 'baseline'.",
+        )
+        _require(self.horizon >= 1, f"horizon={self.horizon} must be at least 1.")
+        _require(self.max_live >= 2, f"max_live={self.max_live} must be at least 2: one token has no alternative.")
+        _require(0 <= self.min_probability < 1, f"min_probability={self.min_probability} must be in [0, 1).")
+        _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
+        _require(self.num_rollouts >= 1, f"num_rollouts={self.num_rollouts} must be at least 1.")
+        _require(0 < self.slope_decay < 1, f"slope_decay={self.slope_decay} must be in (0, 1).")
+        _require(self.chunk_states >= 1, f"chunk_states={self.chunk_states} must be positive.")

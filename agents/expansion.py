@@ -1,0 +1,165 @@
+"""``imagination.use=baseline``: imagined value expansion as a state-only baseline.
+
+From every real state, R rollouts of the world model give the expansions T_0 .. T_H (T_0 is the critic itself); the
+baseline is a weighted sum of them. It depends on the state alone and advantages use real rewards with lambda = 1, so
+imagination can change the variance of the gradient, never its expectation.
+
+Which horizons count is decided by measured skill on real returns of past batches, 1 - MSE(T_h) / MSE(T_0): horizons
+without positive skill get no weight, the others share by least squares on the simplex (stacking: Breiman 1996). We
+stack where STEVE (Buckman et al. 2018) weighs by ensemble variance, because the spread of rollouts does not see a bias
+they share. With no skilled horizon the baseline is the critic, and this is PPO with lambda = 1.
+"""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldmtp.agents.advantages import AdvantagePlan, advantage_scale, gae_of, monte_carlo_targets, plain_plan
+from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.agents.forward import PolicyStats, state_index
+from worldmtp.agents.regression import correlation, explained_share
+from worldmtp.dynamics.protocol import WorldModel
+from worldmtp.dynamics.rollout import as_sampled, check_horizon
+from worldmtp.returns import value_expansion
+from worldmtp.trajectory import Rollout
+
+
+@torch.no_grad()
+def imagined_expansions(
+    world_model: WorldModel,
+    rollout: Rollout,
+    horizon: int,
+    num_rollouts: int,
+    gamma: float,
+    chunk_states: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "state horizon_plus_1"]:
+    """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``."""
+    rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
+    root = world_model.encode(
+        rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps]
+    )
+    expansions = []
+    for chunk in torch.arange(len(rows), device=rows.device).split(max(1, chunk_states // num_rollouts)):
+        branches = root.select(chunk.repeat_interleave(num_rollouts))
+        imagined = world_model.imagine(branches, horizon, as_sampled, generator)
+        expanded = value_expansion(imagined.rewards, gamma * imagined.continuations, imagined.values)
+        expansions.append(expanded.view(len(chunk), num_rollouts, horizon + 1).mean(dim=1))
+    return torch.cat(expansions)
+
+
+class StackedHorizons:
+    """Weights of the horizons, from moments of past batches: on the simplex, skilled horizons only."""
+
+    def __init__(self, horizon: int, decay: float, min_batches: int) -> None:
+        self._decay = decay
+        self._min_batches = min_batches
+        self._num_batches = 0
+        self._moments = torch.zeros((horizon + 1, horizon + 1), dtype=torch.float64)
+
+    def skills(self) -> Float[Tensor, " horizon_plus_1"]:
+        """1 - MSE(T_h) / MSE(T_0) over past batches; zero before any."""
+        errors = self._moments.diagonal()
+        return 1 - errors / errors[0] if errors[0] > 0 else torch.zeros_like(errors)
+
+    def weights(self) -> Float[Tensor, " horizon_plus_1"]:
+        """Least squares on the simplex over T_0 and the horizons of positive skill; T_0 alone while the gate is shut.
+
+        E = moments of the errors T_h - G; minimising w' E w with sum w = 1 on a support gives w ~ E^-1 1. The supports
+        are few, so all are tried and the best with no negative weight is taken.
+        """
+        size = len(self._moments)
+        best = torch.zeros(size, dtype=torch.float64)
+        best[0] = 1.0
+        if self._num_batches < self._min_batches:
+            return best
+        skilled = [0, *[h for h in range(1, size) if float(self.skills()[h]) > 0]]
+        least = float(best @ self._moments @ best)
+        for count in range(1, len(skilled) + 1):
+            for support in combinations(skilled, count):
+                index = torch.tensor(support)
+                block = self._moments[index][:, index]
+                ridge = 1e-9 * float(block.diagonal().mean()) * torch.eye(count, dtype=torch.float64)
+                solved = torch.linalg.solve(block + ridge, torch.ones(count, dtype=torch.float64))
+                candidate = torch.zeros(size, dtype=torch.float64)
+                candidate[index] = solved / solved.sum()
+                error = float(candidate @ self._moments @ candidate)
+                if bool((candidate >= 0).all()) and error < least:
+                    best, least = candidate, error
+        return best
+
+    def update(self, expansions: Float[Tensor, "state horizon_plus_1"], returns: Float[Tensor, " state"]) -> None:
+        """Take a batch in."""
+        errors = (expansions - returns[:, None]).double()
+        self._moments = self._decay * self._moments + errors.T @ errors / len(errors)
+        self._num_batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"moments": self._moments, "num_batches": self._num_batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self._moments = state["moments"]
+        self._num_batches = int(state["num_batches"])
+
+
+class ExpansionAdvantages:
+    """An ``AdvantageEstimator`` whose baseline looks ahead in imagination."""
+
+    def __init__(
+        self, world_model: WorldModel, config: ImaginationConfig, ppo: PPOConfig, generator: torch.Generator
+    ) -> None:
+        check_horizon(world_model, config.horizon)
+        self._world_model = world_model
+        self._config = config
+        self._ppo = ppo
+        self._generator = generator
+        self._stack = StackedHorizons(config.horizon, config.slope_decay, config.min_batches)
+
+    def estimate(self, rollout: Rollout, stats: PolicyStats) -> tuple[AdvantagePlan, dict[str, float]]:
+        """See ``AdvantageEstimator.estimate``."""
+        config, mask = self._config, rollout.step_mask
+        targets = monte_carlo_targets(rollout, stats, self._ppo)
+        realized = targets[mask]
+        expansions = imagined_expansions(
+            self._world_model,
+            rollout,
+            config.horizon,
+            config.num_rollouts,
+            self._ppo.gamma,
+            config.chunk_states,
+            self._generator,
+        )
+        weights, skills = self._stack.weights(), self._stack.skills()
+        baseline = expansions @ weights.to(expansions.dtype)
+        critic_error = realized - expansions[:, 0]
+        metrics = {
+            "imagination/r2": explained_share(realized - baseline, critic_error),
+            "imagination/corr": correlation(baseline, realized),
+            "imagination/gate_open": float(weights[0] < 1),
+            "imagination/imagined_tokens": float(len(realized) * config.horizon * config.num_rollouts),
+        }
+        for h, (weight, skill) in enumerate(zip(weights.tolist(), skills.tolist(), strict=True)):
+            metrics |= {f"imagination/weight_h{h}": weight, f"imagination/skill_h{h}": skill}
+        self._stack.update(expansions, realized)
+        values = stats.values.clone()
+        values[:, :-1][mask] = baseline.to(values.dtype)
+        advantages = gae_of(rollout, values, 1.0, self._ppo)
+        scale = advantage_scale(advantages, rollout) if self._ppo.scale_advantages else 1.0
+        return plain_plan(advantages / scale, targets), metrics
+
+    def learn(self) -> dict[str, float]:
+        """The stack learnt when it measured; the world model has its own learner."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``AdvantageEstimator.state_dict``."""
+        return {"stack": self._stack.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``AdvantageEstimator.load_state_dict``."""
+        self._stack.load_state_dict(state["stack"])

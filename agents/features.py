@@ -1,0 +1,98 @@
+"""What the critic is fed: surprisals of the real forward, then what the world model imagines after each live token.
+
+Three rungs, each containing the one below. Rung 0 costs nothing: the log-probability of *every* alternative is already
+in the logits of the real forward. Rung 1 steps the world model by the candidate and lets it go on greedily; rung 2 adds
+the imagined latents themselves. Whether a rung is worth its cost is decided by held-out r2 (critic.py), not here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldmtp.agents.counterfactual import LiveTokens
+from worldmtp.agents.forward import state_index
+from worldmtp.dynamics.protocol import LatentState, WorldModel
+from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.trajectory import Rollout
+
+NUM_SURPRISALS = 6
+
+
+@dataclass(frozen=True)
+class ImaginedFeatures:
+    """Features of candidates, flattened over (batch, time, live) where the live mask is true."""
+
+    readings: Float[Tensor, "candidate readings"]
+    latents: Float[Tensor, "candidate hidden"]
+    num_steps: int
+    """Imagined steps paid for."""
+
+
+def surprisal_features(
+    log_policy: Float[Tensor, "batch time vocab"], live: LiveTokens, rollout: Rollout
+) -> Float[Tensor, "batch time live features"]:
+    """log pi of the candidate; cumulative and least log pi so far, candidate included; entropy; progress; likeliest?
+
+    The past enters through the actions really taken before t, so a feature of (s_t, a) never looks at a_t or later.
+    """
+    taken = torch.where(rollout.step_mask, rollout.logprobs, 0.0)
+    before = taken.cumsum(dim=1) - taken
+    least = torch.cat([torch.zeros_like(taken[:, :1]), taken.cummin(dim=1).values[:, :-1]], dim=1)
+    entropy = torch.special.entr(log_policy.exp()).sum(dim=-1)
+    steps = rollout.actions.shape[1]
+    progress = torch.arange(steps, dtype=taken.dtype, device=taken.device) / steps
+    candidate = live.logprobs.clamp_min(-20.0)
+    shape = candidate.shape
+    return torch.stack(
+        [
+            candidate,
+            before[..., None] + candidate,
+            torch.minimum(least[..., None], candidate),
+            entropy[..., None].expand(shape),
+            progress[None, :, None].expand(shape),
+            (torch.arange(shape[-1], device=taken.device) == 0).to(taken.dtype).expand(shape),
+        ],
+        dim=-1,
+    )
+
+
+@torch.no_grad()
+def imagined_features(
+    world_model: WorldModel, rollout: Rollout, live: LiveTokens, horizon: int, chunk_states: int
+) -> ImaginedFeatures:
+    """Step by each live token, then greedily on to ``horizon``; what is read at every imagined state."""
+    rows, steps, _ = torch.nonzero(live.mask, as_tuple=True)
+    positions = state_index(rollout)[rows, steps]
+    candidates = live.ids[live.mask]
+    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, positions)
+    readings, latents = [], []
+    for chunk in torch.arange(len(rows), device=rows.device).split(chunk_states):
+        state = world_model.step(root.select(chunk), candidates[chunk])
+        reading, latent = _read_onwards(world_model, state, horizon)
+        readings.append(reading)
+        latents.append(latent)
+    return ImaginedFeatures(torch.cat(readings), torch.cat(latents), num_steps=len(rows) * horizon)
+
+
+def _read_onwards(world_model: WorldModel, state: LatentState, horizon: int) -> tuple[Tensor, Tensor]:
+    """Reward, continuation and value on arrival; then log-prob and entropy of each greedy step and what it arrives at."""
+    arrived = world_model.predict(state, with_logits=False)
+    columns = [arrived.reward, arrived.continuation, arrived.value]
+    if horizon > 1:
+        onwards = world_model.imagine(state, horizon - 1, as_sampled, None)
+        carried = arrived.continuation[:, None] * onwards.alive
+        collected = arrived.reward + (carried * onwards.rewards).sum(dim=1)
+        columns += [
+            *(carried * onwards.logprobs.clamp_min(-20.0)).unbind(dim=1),
+            *(carried * onwards.entropies).unbind(dim=1),
+            *(carried * onwards.values[:, 1:]).unbind(dim=1),
+            collected,
+        ]
+    return torch.stack(columns, dim=-1), state.latent
+
+
+def num_readings(horizon: int) -> int:
+    """Columns of rung 1."""
+    return 3 if horizon == 1 else 3 + 3 * (horizon - 1) + 1

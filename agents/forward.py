@@ -1,0 +1,87 @@
+"""What the current policy makes of a rollout: its states' hidden vectors, next-token log-probabilities and values."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from worldmtp.agents.config import PPOConfig
+from worldmtp.distributions import binned_mean
+from worldmtp.model import MTPModel
+from worldmtp.targets import position_ids_from_attention_mask
+from worldmtp.trajectory import Rollout, TensorBatch
+
+
+@dataclass(frozen=True)
+class PolicyStats(TensorBatch):
+    """A no-gradient reading of a fresh rollout, before anything trains on it.
+
+    ``log_policy[:, t]`` are the log-probabilities in s_t, at the temperature of acting; ``values`` has one entry more
+    than there are steps, the one after the last step being that of the final text.
+    """
+
+    log_policy: Float[Tensor, "batch time vocab"]
+    values: Float[Tensor, "batch time_plus_1"]
+    ref_logprobs: Float[Tensor, "batch time"]
+
+
+def state_index(rollout: Rollout) -> Int[Tensor, "batch time_plus_1"]:
+    """Where on the length axis the last token of s_0 .. s_T stands; after the last step, the end of the text."""
+    last = rollout.attention_mask.sum(dim=1, keepdim=True) - 1
+    before = torch.where(rollout.step_mask, rollout.action_index - 1, last)
+    return torch.cat([before, last], dim=1)
+
+
+def hidden_states(
+    trunk: PreTrainedModel, input_ids: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"]
+) -> Float[Tensor, "batch length hidden"]:
+    """The backbone's last hidden state, after its final norm."""
+    return trunk.base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids_from_attention_mask(attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def gather_states(
+    hidden: Float[Tensor, "batch length hidden"], index: Int[Tensor, "batch steps"]
+) -> Float[Tensor, "batch steps hidden"]:
+    """Hidden vectors at ``index`` of the length axis."""
+    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+@torch.no_grad()
+def policy_stats(
+    model: MTPModel, reference: PreTrainedModel | None, rollout: Rollout, temperature: float
+) -> PolicyStats:
+    """Read ``rollout`` with the policy that acted it, and with the reference (the policy itself where there is none)."""
+    index = state_index(rollout)
+    states = gather_states(hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask), index)
+    log_policy = (model.logits_of(states[:, :-1]) / temperature).log_softmax(dim=-1)
+    ref_logprobs = rollout.logprobs
+    if reference is not None:
+        hidden = hidden_states(reference, rollout.input_ids, rollout.attention_mask)
+        logits = reference.get_output_embeddings()(gather_states(hidden, index[:, :-1]))
+        log_reference = (logits / temperature).log_softmax(dim=-1)
+        ref_logprobs = log_reference.gather(2, rollout.actions[..., None])[..., 0]
+    world = model.world_heads(states)
+    return PolicyStats(log_policy, binned_mean(world.value_logits, model.world_heads.value_bins), ref_logprobs)
+
+
+def discounts_of(rollout: Rollout, config: PPOConfig) -> Float[Tensor, "batch time"]:
+    """gamma where value goes on after the step, zero where it ends and where there is no step."""
+    ends = rollout.terminated if config.bootstrap_truncated else rollout.terminated | rollout.truncated
+    return torch.where(ends | ~rollout.step_mask, 0.0, config.gamma)
+
+
+def lambdas_of(rollout: Rollout, lambda_: float) -> Float[Tensor, "batch time"]:
+    """lambda inside an episode, zero at its last step: nothing flows back over the border."""
+    return torch.where(rollout.terminated | rollout.truncated | ~rollout.step_mask, 0.0, lambda_)
+
+
+def episode_returns(rollout: Rollout) -> Float[Tensor, " batch"]:
+    """Undiscounted sum of an episode's rewards."""
+    return torch.where(rollout.step_mask, rollout.rewards, 0.0).sum(dim=1)

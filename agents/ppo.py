@@ -1,0 +1,120 @@
+"""PPO on text: one update from one rollout and its advantage plan.
+
+Reads top to bottom as in Schulman et al. 2017, algorithm 1. The agent owns the trunk and the value head; the heads that
+imagine belong to the world model's own optimiser, so that switching them off changes nothing here, to the bit.
+
+Losses are means over the real steps of a minibatch. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain)
+and early stopping by KL.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from worldmtp.agents.advantages import AdvantagePlan
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.forward import PolicyStats, gather_states, hidden_states, state_index
+from worldmtp.agents.losses import (
+    all_action_loss_per_token,
+    explained_variance,
+    kl_penalty_per_token,
+    masked_mean,
+    policy_loss_per_token,
+)
+from worldmtp.distributions import two_hot_cross_entropy
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+
+class PPOAgent:
+    """The policy (trunk) and its value head, and how they learn."""
+
+    def __init__(self, model: MTPModel, config: PPOConfig, temperature: float = 1.0) -> None:
+        self.model = model
+        self.config = config
+        self._temperature = temperature
+        self._parameters = [*unique_parameters(model.trunk), *model.world_heads.value.parameters()]
+        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
+
+    def update(
+        self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Epochs of minibatches over one rollout; metrics are means over the minibatches.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the model is left as it was before that step.
+        """
+        sums: dict[str, float] = {}
+        num_steps = 0
+        size = -(-len(rollout) // self.config.num_minibatches)
+        for _ in range(self.config.num_epochs):
+            order = torch.randperm(len(rollout), generator=generator)
+            for rows in order.split(size):
+                terms = self._losses(rollout.select(rows), stats.select(rows), plan.select(rows))
+                for name, value in self._step(terms).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                num_steps += 1
+        metrics = {name: value / num_steps for name, value in sums.items()}
+        mask = rollout.step_mask
+        metrics["losses/explained_variance"] = explained_variance(stats.values[:, :-1][mask], plan.value_targets[mask])
+        return metrics
+
+    def _losses(self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan) -> dict[str, torch.Tensor]:
+        config, mask = self.config, rollout.step_mask
+        states = gather_states(
+            hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask), state_index(rollout)[:, :-1]
+        )
+        log_policy = (self.model.logits_of(states) / self._temperature).log_softmax(dim=-1)
+        logprobs = log_policy.gather(2, rollout.actions[..., None])[..., 0]
+        taken = policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef)
+        terms = {"losses/policy": masked_mean(taken, mask)}
+        if plan.live_ids.shape[-1] > 0:
+            live = log_policy.gather(2, plan.live_ids)
+            others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
+            terms["losses/counterfactual"] = masked_mean(others, mask)
+        terms["losses/kl_reference"] = masked_mean(kl_penalty_per_token(logprobs, stats.ref_logprobs), mask)
+        terms["losses/entropy"] = masked_mean(torch.special.entr(log_policy.exp()).sum(dim=-1), mask)
+        value_logits = self.model.world_heads.value(states.detach() if config.detach_value else states)
+        value_loss = two_hot_cross_entropy(value_logits, plan.value_targets, self.model.world_heads.value_bins)
+        terms["losses/value"] = masked_mean(value_loss, mask)
+        with torch.no_grad():
+            ratio = (logprobs - rollout.logprobs).exp()
+            terms["losses/approx_kl"] = masked_mean(ratio - 1 - ratio.log(), mask)
+            terms["losses/clip_fraction"] = masked_mean(((ratio - 1).abs() > config.clip_coef).float(), mask)
+        return terms
+
+    def _step(self, terms: dict[str, torch.Tensor]) -> dict[str, float]:
+        config = self.config
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        for name, value in values.items():
+            if not -float("inf") < value < float("inf"):
+                raise FloatingPointError(f"{name} is {value}; the update was not applied.")
+        loss = terms["losses/policy"] + config.vf_coef * terms["losses/value"]
+        if "losses/counterfactual" in terms:
+            loss = loss + terms["losses/counterfactual"]
+        if config.kl_coef:
+            loss = loss + config.kl_coef * terms["losses/kl_reference"]
+        if config.ent_coef:
+            loss = loss - config.ent_coef * terms["losses/entropy"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
+        if not norm < float("inf"):
+            raise FloatingPointError(f"losses/grad_norm is {norm}; the update was not applied.")
+        self.optimizer.step()
+        values["losses/grad_norm"] = norm
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser; the model is saved by whoever owns it."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def unique_parameters(module: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """Parameters of a module, tied ones once, in a stable order."""
+    return list(dict.fromkeys(module.parameters()))

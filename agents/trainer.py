@@ -1,0 +1,206 @@
+"""The loop: real episodes, PPO on them, a world model learnt beside, and what it imagines fed back.
+
+One iteration, in this order, because skill must be measured before anything has seen the batch:
+
+    collect real episodes -> read them with the policy that acted -> estimate advantages (and measure imagination)
+    -> PPO update -> world model update -> critics of the imagination
+
+Every random stream has its own generator: the ones of imagination and of the world model may be consumed or not
+without moving a draw of acting or of the update. With ``imagination.use=off`` the result is plain PPO, to the bit.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from transformers import PreTrainedModel
+
+from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages
+from worldmtp.agents.clock import PhaseClock
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.expansion import ExpansionAdvantages
+from worldmtp.agents.forward import episode_returns, policy_stats
+from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
+from worldmtp.agents.losses import masked_mean
+from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.ppo import PPOAgent
+from worldmtp.agents.regression import correlation
+from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.root_returns import imagined_root_returns
+from worldmtp.agents.world_learning import WorldModelLearner
+from worldmtp.dynamics import WorldModel, make_world_model
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+_STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
+
+
+class ImaginationTrainer:
+    """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows."""
+
+    def __init__(
+        self,
+        model: MTPModel,
+        env: VectorEnv,
+        rollout: RolloutConfig,
+        ppo: PPOConfig,
+        world_model: WorldModelConfig,
+        imagination: ImaginationConfig,
+        seed: int,
+    ) -> None:
+        if env.num_envs != rollout.num_prompts * rollout.group_size:
+            raise ValueError(
+                f"the environment has {env.num_envs} rows; num_prompts={rollout.num_prompts} times "
+                f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
+            )
+        self.model = model
+        self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
+        self._env = env
+        self._config = rollout
+        self._ppo = ppo
+        self._imagination = imagination
+        sequence = torch.Generator().manual_seed(seed)
+        self._generators = {
+            name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence)))
+            for name in _STREAMS
+        }
+        self.agent = PPOAgent(model, ppo, rollout.temperature)
+        self._learner = WorldModelLearner(model, world_model, ppo)
+        self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
+        self._estimator = make_estimator(
+            model, self._world_model, imagination, ppo, self._generators["imagination"]
+        )
+        self.clock = PhaseClock()
+        self.iteration = 0
+        self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
+        self._env.reset(seed=seed)
+
+    @property
+    def imagines(self) -> bool:
+        """Whether a world model is trained and used at all."""
+        return self._imagination.use != "off"
+
+    def step(self) -> tuple[dict[str, float], Rollout]:
+        """One iteration; its metrics and its real episodes.
+
+        Raises:
+            FloatingPointError: a loss is not finite, with the iteration and the term.
+        """
+        try:
+            return self._step()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"iteration {self.iteration}: {error}") from error
+
+    def _step(self) -> tuple[dict[str, float], Rollout]:
+        clock = self.clock
+        clock.take()
+        with clock.phase("total"):
+            rollout = self._collect()
+            with clock.phase("read"):
+                stats = policy_stats(self.model, self.reference, rollout, self._config.temperature)
+            with clock.phase("imagination"):
+                plan, metrics = self._estimator.estimate(rollout, stats)
+                if self.imagines:
+                    metrics |= self._root_agreement(rollout)
+            with clock.phase("update"):
+                metrics |= self.agent.update(rollout, stats, plan, self._generators["update"])
+            if self.imagines:
+                with clock.phase("world_model"):
+                    metrics |= self._learner.action_sensitivity(rollout, self._generators["world_model"])
+                    metrics |= self._learner.learn(rollout, self._generators["world_model"])
+            with clock.phase("imagination"):
+                metrics |= self._estimator.learn()
+        self.iteration += 1
+        return metrics | self._bookkeeping(rollout, metrics), rollout
+
+    def _collect(self) -> Rollout:
+        options = {"split": "train", "group_size": self._config.group_size}
+        policy = TrunkPolicy(self.model, self._config.temperature)
+        return collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+
+    @torch.no_grad()
+    def _root_agreement(self, rollout: Rollout) -> dict[str, float]:
+        """What the world model imagines at the first state of each episode, beside what the episode brought."""
+        imagined = imagined_root_returns(
+            self._world_model, rollout, self._imagination.horizon, self._ppo.gamma, self._generators["imagination"]
+        )
+        realized = episode_returns(rollout)
+        return {
+            "imagination/return_imagined": float(imagined.mean()),
+            "imagination/return_realized": float(realized.mean()),
+            "imagination/return_bias": float((imagined - realized).mean()),
+            "imagination/return_corr": correlation(imagined, realized),
+        }
+
+    def _bookkeeping(self, rollout: Rollout, metrics: dict[str, float]) -> dict[str, float]:
+        seconds = self.clock.take()
+        self.totals["env/episodes"] += len(rollout)
+        self.totals["env/tokens"] += rollout.num_tokens
+        self.totals["imagination/imagined_tokens_total"] += metrics.get("imagination/imagined_tokens", 0.0)
+        counters = self._env.get_attr("scorer")[0].counters
+        total = seconds["total"]
+        return {
+            "rollout/return_mean": float(episode_returns(rollout).mean()),
+            "rollout/exact_mean": float(rollout.exact.float().mean()),
+            "rollout/length_mean": rollout.num_tokens / len(rollout),
+            "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
+            "rollout/logprob_mean": float(masked_mean(rollout.logprobs, rollout.step_mask)),
+            "env/scorer_calls": float(counters.scored),
+            "env/scorer_errors": float(counters.errors),
+            "env/scorer_timeouts": float(counters.timeouts),
+            **self.totals,
+            "time/rollout_seconds": seconds.get("policy", 0.0),
+            "time/env_seconds": seconds.get("env", 0.0),
+            "time/update_seconds": seconds.get("update", 0.0) + seconds.get("read", 0.0),
+            "time/world_model_seconds": seconds.get("world_model", 0.0),
+            "time/imagination_seconds": seconds.get("imagination", 0.0),
+            "time/total_seconds": total,
+            "time/env_fraction": seconds.get("env", 0.0) / total,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next iteration depends on, the model included."""
+        return {
+            "model": self.model.state_dict(),
+            "reference": self.reference.state_dict() if self.reference is not None else None,
+            "agent": self.agent.state_dict(),
+            "learner": self._learner.state_dict(),
+            "estimator": self._estimator.state_dict(),
+            "env": self._env.get_attr("state")[0](),
+            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+            "iteration": self.iteration,
+            "totals": dict(self.totals),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore; the next iteration is the one that would have followed."""
+        self.model.load_state_dict(state["model"])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        self.agent.load_state_dict(state["agent"])
+        self._learner.load_state_dict(state["learner"])
+        self._estimator.load_state_dict(state["estimator"])
+        self._env.get_attr("load_state")[0](state["env"])
+        for name, saved in state["generators"].items():
+            self._generators[name].set_state(saved)
+        self.iteration = int(state["iteration"])
+        self.totals = {name: float(value) for name, value in state["totals"].items()}
+
+
+def make_estimator(
+    model: MTPModel,
+    world_model: WorldModel,
+    imagination: ImaginationConfig,
+    ppo: PPOConfig,
+    generator: torch.Generator,
+) -> AdvantageEstimator:
+    """The advantage estimator that ``imagination.use`` names."""
+    if imagination.use == "counterfactual":
+        low, high = model.config.value_range
+        return CounterfactualAdvantages(
+            world_model, model.config.hidden_size, (low, high), imagination, ppo, generator
+        )
+    if imagination.use == "baseline":
+        return ExpansionAdvantages(world_model, imagination, ppo, generator)
+    return PlainAdvantages(ppo)

@@ -1,0 +1,216 @@
+"""Training the world model: MTP heads and world heads on replayed real episodes, the trunk untouched.
+
+Latent h^k_i has read token i + k - 1 and so stands for the state that ends there. At every depth it is asked for the
+token after it, and, of the transition that arrived in that state, the reward and whether the episode went on, and the
+return from there on. What is known of a state is laid out on the length axis once (``StateTargets``) and shifted by
+k - 1 for depth k.
+
+    length          p      p      a_0       a_1      a_2 = EOS
+    reward of               -      r_0       r_1      r_2
+    went on                 -      1         1        0
+    return from there on   G_0     G_1       G_2      0
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from worldmtp.agents.config import PPOConfig, WorldModelConfig
+from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
+from worldmtp.agents.losses import masked_mean
+from worldmtp.agents.replay import EpisodeReplay
+from worldmtp.distributions import two_hot_cross_entropy
+from worldmtp.model import MTPModel
+from worldmtp.returns import lambda_returns
+from worldmtp.targets import depth_targets
+from worldmtp.trajectory import Rollout
+
+
+@dataclass(frozen=True)
+class StateTargets:
+    """What is known of the state that ends at each token."""
+
+    rewards: Float[Tensor, "batch length"]
+    continues: Bool[Tensor, "batch length"]
+    returns: Float[Tensor, "batch length"]
+    arrived_mask: Bool[Tensor, "batch length"]
+    """An action of the policy led here: reward and continuation are known."""
+    return_mask: Bool[Tensor, "batch length"]
+    """The return from here on is known."""
+
+
+def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
+    """Lay a rollout's step axis out on its length axis.
+
+    A truncated episode that is said to go on has an unknown return after its last token; it is masked.
+    """
+    discounts = discounts_of(rollout, config)
+    zeros = torch.zeros_like(rollout.rewards)
+    to_go = lambda_returns(rollout.rewards, discounts, zeros, lambdas_of(rollout, 1.0))
+    goes_on = rollout.truncated & config.bootstrap_truncated
+    known = ~goes_on.any(dim=1)
+    length = rollout.input_ids.shape[1]
+    shape = (len(rollout), length + 1)
+    # Steps that are not there write to a column that is cut off.
+    arrive = torch.where(rollout.step_mask, rollout.action_index, length)
+    depart = torch.where(rollout.step_mask, state_index(rollout)[:, :-1], length)
+
+    def laid_out(values: Tensor, at: Tensor) -> Tensor:
+        return torch.zeros(shape, dtype=values.dtype, device=values.device).scatter(1, at, values)[:, :length]
+
+    arrived = laid_out(rollout.step_mask, arrive)
+    departed = laid_out(rollout.step_mask, depart)
+    return StateTargets(
+        rewards=laid_out(rollout.rewards, arrive),
+        continues=laid_out(discounts > 0, arrive),
+        returns=laid_out(to_go, depart),
+        arrived_mask=arrived,
+        return_mask=(departed | arrived) & known[:, None],
+    )
+
+
+class WorldModelLearner:
+    """Replay, optimiser and losses of the heads that imagine."""
+
+    def __init__(self, model: MTPModel, config: WorldModelConfig, ppo: PPOConfig) -> None:
+        self._model = model
+        self._config = config
+        self._ppo = ppo
+        self._replay = EpisodeReplay(config.replay_iterations)
+        self._parameters = [*model.heads.parameters(), *model.world_heads.parameters()]
+        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
+
+    def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """Take a rollout into the replay and train; metrics are means over the updates.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the model is left as it was before that step.
+        """
+        self._replay.add(rollout)
+        sums: dict[str, float] = {}
+        for _ in range(self._config.num_updates):
+            episodes = self._replay.sample(self._config.batch_size_episodes, generator)
+            with frozen(self._model.trunk):
+                loss, metrics = self.losses(episodes)
+            if not bool(torch.isfinite(loss)):
+                raise FloatingPointError(f"world_model/loss is {float(loss)} ({metrics}); the update was not applied.")
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
+            self.optimizer.step()
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {name: value / self._config.num_updates for name, value in sums.items()}
+
+    def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The world model's loss on episodes, and its parts."""
+        config = self._config
+        latents = self._latents(rollout, rollout.input_ids)
+        next_token = self._next_token_losses(latents, rollout)
+        targets = state_targets(rollout, self._ppo)
+        parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
+        for depth, latent in enumerate(latents, start=1):
+            for name, value in self._world_losses(latent, _ahead(targets, depth - 1)).items():
+                parts[name].append(value)
+        means = {name: torch.stack(values).mean() for name, values in parts.items()}
+        auxiliary = torch.stack(next_token).mean() if next_token else torch.zeros(())
+        loss = (
+            config.ce_coef * auxiliary
+            + config.reward_coef * means["reward"]
+            + config.continuation_coef * means["continuation"]
+            + config.value_coef * means["value"]
+        )
+        metrics = {"world_model/loss": float(loss.detach())}
+        metrics |= {f"world_model/{name}_loss": float(value.detach()) for name, value in means.items()}
+        metrics |= {
+            f"world_model/depth_{depth}/ce": float(value.detach()) for depth, value in enumerate(next_token, start=2)
+        }
+        return loss, metrics
+
+    @torch.no_grad()
+    def action_sensitivity(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
+        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind."""
+        real = self._next_token_losses(self._latents(rollout, rollout.input_ids), rollout)
+        if not real:
+            return {}
+        permuted = rollout.input_ids[torch.randperm(len(rollout), generator=generator)]
+        wrong = self._next_token_losses(self._latents(rollout, permuted), rollout)
+        ratio = float(torch.stack(wrong).mean() / torch.stack(real).mean().clamp_min(1e-8))
+        return {"world_model/action_shuffle_loss_ratio": ratio}
+
+    def _latents(self, rollout: Rollout, actions_from: Int[Tensor, "batch length"]) -> list[Tensor]:
+        """Latents of depths 1..K; the heads read their tokens from ``actions_from``, the trunk reads the real text."""
+        with torch.no_grad():
+            trunk_hidden = self._model.latents(rollout.input_ids, rollout.attention_mask, depths=1)[0]
+        return self._model.latents(actions_from, rollout.attention_mask, trunk_hidden=trunk_hidden)
+
+    def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
+        """Cross-entropy of the policy's own tokens at depths 2..K."""
+        # Steps that are not there write False to index 0, a prompt token, which no policy chose.
+        chosen = torch.zeros_like(rollout.attention_mask).scatter(1, rollout.action_index, rollout.step_mask)
+        aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=chosen)
+        losses = []
+        for depth in range(2, len(latents) + 1):
+            mask = aims.mask[..., depth - 1]
+            logits = self._model.logits_of(latents[depth - 1][mask])
+            ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
+            losses.append(ce / mask.sum().clamp(min=1))
+        return losses
+
+    def _world_losses(self, latent: Tensor, targets: StateTargets) -> dict[str, Float[Tensor, ""]]:
+        heads = self._model.world_heads
+        world = heads(latent)
+        reward = two_hot_cross_entropy(world.reward_logits, targets.rewards, heads.reward_bins)
+        value = two_hot_cross_entropy(world.value_logits, targets.returns, heads.value_bins)
+        continuation = F.cross_entropy(
+            world.continuation_logits.transpose(1, 2), targets.continues.long(), reduction="none"
+        )
+        return {
+            "reward": masked_mean(reward, targets.arrived_mask),
+            "continuation": masked_mean(continuation, targets.arrived_mask),
+            "value": masked_mean(value, targets.return_mask),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser and replay; the model is saved by whoever owns it."""
+        return {"optimizer": self.optimizer.state_dict(), "replay": self._replay.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._replay.load_state_dict(state["replay"])
+
+
+@contextmanager
+def frozen(trunk: PreTrainedModel) -> Iterator[None]:
+    """No gradient for the trunk's parameters inside, the embedding and the LM head that the heads share included."""
+    trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _ahead(targets: StateTargets, offset: int) -> StateTargets:
+    """Targets of the state ``offset`` tokens later; what lies beyond the text is masked."""
+
+    def shifted(values: Tensor) -> Tensor:
+        return torch.cat([values[:, offset:], torch.zeros_like(values[:, :offset])], dim=1)
+
+    return StateTargets(
+        rewards=shifted(targets.rewards),
+        continues=shifted(targets.continues),
+        returns=shifted(targets.returns),
+        arrived_mask=shifted(targets.arrived_mask),
+        return_mask=shifted(targets.return_mask),
+    )

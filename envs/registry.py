@@ -1,0 +1,166 @@
+"""Tasks by name, and the gymnasium ids made of them.
+
+A task is registered by a decorator or by the catalogue; both give it the id ``worldmtp/<Name>-v0`` with string entry points and
+JSON kwargs, so that its EnvSpec can be written into a file and read back.
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import gymnasium
+
+from worldmtp.envs.task import Task
+from worldmtp.envs.tasks.function import FunctionTask, ScoreFunction
+
+NAMESPACE = "worldmtp"
+REASONING_GYM_PREFIX = "reasoning_gym:"
+
+_Registered = TypeVar("_Registered", bound=Callable[..., Any])
+_factories: dict[str, Callable[..., Task] | str] = {}
+
+
+def env_id(name: str) -> str:
+    """The gymnasium id of a registered task."""
+    return f"{NAMESPACE}/{name}-v0"
+
+
+def task_names() -> list[str]:
+    """Names of all registered tasks."""
+    return sorted(_factories)
+
+
+def register_task(
+    name: str,
+    *,
+    max_prompt: int,
+    max_new: int,
+    tokenizer: str | Mapping[str, Any] = "char",
+    score: ScoreFunction | None = None,
+    probe_bound: float = 0.0,
+    task_kwargs: Mapping[str, Any] | None = None,
+    **env_kwargs: Any,
+) -> Callable[[_Registered], _Registered]:
+    """Decorator that makes a task, and its gymnasium id, of a function ``rng -> Example`` or of a Task class.
+
+    Args:
+        name: of the task; its id is ``worldmtp/<name>-v0``.
+        max_prompt: tokens a prompt may take.
+        max_new: tokens an answer may take, EOS included.
+        tokenizer: spec of ``make_tokenizer``.
+        score: ``(example, text) -> value``, for a function; without it the value is 1 for exactly the answer, else 0.
+        probe_bound: the largest mean value content-free text may earn from ``score``.
+        task_kwargs: what a Task class is constructed with.
+        **env_kwargs: further defaults of the environment, such as ``heldout_fraction``.
+
+    Raises:
+        ValueError: if the name is no gymnasium name, or another function or class has it.
+        TypeError: if what is decorated is not callable, or is a class and got ``score``.
+    """
+    if re.fullmatch(r"[A-Za-z]\w*", name) is None:
+        raise ValueError(f"task name {name!r} must be letters, digits and underscores, beginning with a letter.")
+
+    def register(source: _Registered) -> _Registered:
+        if not callable(source):
+            raise TypeError(f"register_task decorates a function or a class, got {type(source).__name__}.")
+        if isinstance(source, type):
+            if score is not None:
+                raise TypeError(f"{name!r} is a class: give it a score method instead of register_task(score=...).")
+            factory: Callable[..., Task] = source
+        else:
+            factory = partial(FunctionTask, source, score, probe_bound)
+        known = _factories.get(name)
+        if known is not None and _origin(known) != _origin(factory):
+            raise ValueError(
+                f"task {name!r} is already registered by {_origin(known)}; choose another name for {_origin(factory)}."
+            )
+        _factories[name] = factory
+        kwargs: dict[str, Any] = {"task": name, "tokenizer": tokenizer, "max_prompt": max_prompt, "max_new": max_new}
+        if task_kwargs:
+            kwargs["task_kwargs"] = dict(task_kwargs)
+        register_env(name, kwargs | env_kwargs)
+        return source
+
+    return register
+
+
+def register_builtin(name: str, factory: str, env_kwargs: Mapping[str, Any]) -> None:
+    """Register a task of this package by "module:Class", which is imported when the task is made."""
+    _factories[name] = factory
+    register_env(name, {"task": name, **env_kwargs})
+
+
+def register_env(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Register the gymnasium id; an earlier registration of it, as by an import repeated, is replaced in silence."""
+    gymnasium.registry.pop(env_id(name), None)
+    gymnasium.register(
+        id=env_id(name),
+        entry_point="worldmtp.envs:TextGenEnv",
+        vector_entry_point="worldmtp.envs:TextGenVectorEnv",
+        kwargs=dict(kwargs),
+    )
+
+
+def make_task(task: str | Task, task_kwargs: Mapping[str, Any] | None = None) -> Task:
+    """The task a name stands for; a task is its own.
+
+    A name is that of a registered task, ``"reasoning_gym:<dataset>"``, ``"<module>:<class>"``, or simply that of a
+    reasoning-gym dataset.
+
+    Raises:
+        ValueError: if there is no such task, or a task that is already made is given kwargs.
+        TypeError: if what the name stands for is not a Task.
+    """
+    kwargs = dict(task_kwargs or {})
+    if not isinstance(task, str):
+        if kwargs:
+            raise ValueError(f"task_kwargs={kwargs} have no effect on {type(task).__name__}, which is already made.")
+        return task
+    made = _factory_of(task)(**kwargs)
+    if not isinstance(made, Task):
+        raise TypeError(f"task {task!r} is a {type(made).__name__} without the methods sample and score of a Task.")
+    return made
+
+
+def _factory_of(name: str) -> Callable[..., Task]:
+    factory = _factories.get(name)
+    if callable(factory):
+        return factory
+    if isinstance(factory, str):
+        return _import(factory)
+    from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, dataset_names
+
+    if name.startswith(REASONING_GYM_PREFIX):
+        return partial(ReasoningGymTask, name.removeprefix(REASONING_GYM_PREFIX))
+    if ":" in name:
+        return _import(name)
+    datasets = dataset_names()
+    if name in datasets:
+        return partial(ReasoningGymTask, name)
+    hint = difflib.get_close_matches(name, [*_factories, *datasets], n=3)
+    raise ValueError(
+        f"task {name!r} is not registered"
+        + (f"; did you mean one of {hint}?" if hint else ".")
+        + f" Registered: {task_names()}, and every dataset of reasoning-gym; register your own with register_task."
+    )
+
+
+def _import(path: str) -> Callable[..., Task]:
+    module_name, _, attribute = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"task {path!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error
+    if isinstance(factory, type):
+        return factory
+    return partial(FunctionTask, factory)
+
+
+def _origin(factory: Callable[..., Task] | str) -> str:
+    if isinstance(factory, str):
+        return factory
+    source = factory.args[0] if isinstance(factory, partial) else factory
+    return f"{source.__module__}:{source.__qualname__}"

@@ -1,0 +1,107 @@
+"""Scoring that cannot stop a run: failures are counted and shown, a scorer that hangs is killed.
+
+With a time limit, scoring runs in a process of its own, since only a process can be killed whatever it is doing.
+"""
+
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from worldmtp.envs.scoring_process import ScoringProcess
+from worldmtp.envs.task import Example, Score, Task
+
+OnError = Literal["zero", "raise"]
+
+
+@dataclass
+class ScorerCounters:
+    """What a scorer has been through. ``scored`` counts calls, failed ones included."""
+
+    scored: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    seconds: float = 0.0
+
+
+class Scorer:
+    """Calls ``task.score`` on stripped text.
+
+    Args:
+        task: whose score it is.
+        timeout_seconds: limit for one answer; None scores in this process, without a limit.
+        on_error: "zero" pays 0 with reason "error" or "timeout", counts it and warns once; "raise" raises.
+
+    Raises:
+        ValueError: if the limit is not positive or ``on_error`` is unknown.
+    """
+
+    def __init__(self, task: Task, timeout_seconds: float | None = None, on_error: str = "zero") -> None:
+        if timeout_seconds is not None and timeout_seconds <= 0:
+            raise ValueError(f"timeout_seconds={timeout_seconds} must be positive, or None for no limit.")
+        if on_error not in ("zero", "raise"):
+            raise ValueError(f"on_error={on_error!r} is unknown; expected 'zero' or 'raise'.")
+        self.task = task
+        self.on_error = on_error
+        self.counters = ScorerCounters()
+        self._process = None if timeout_seconds is None else ScoringProcess(task, timeout_seconds)
+        self._warned = False
+
+    def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
+        """What the text is worth; see the class for what failures do.
+
+        Raises:
+            Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
+        """
+        return self.score_batch([(example, text, ids)])[0]
+
+    def score_batch(self, answers: Sequence[tuple[Example, str, np.ndarray]]) -> list[Score]:
+        """Scores of (example, text, ids), in order.
+
+        Raises:
+            Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
+        """
+        start = time.perf_counter()
+        score = self.task.score if self._process is None else self._process.score
+        scores: list[Score] = []
+        try:
+            for example, text, ids in answers:
+                self.counters.scored += 1
+                try:
+                    result = score(example, text.strip(), ids)
+                    if not isinstance(result, Score):
+                        raise TypeError(f"task.score returned {type(result).__name__}; expected worldmtp.envs.Score.")
+                    scores.append(result)
+                except Exception as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
+                    scores.append(self._failure(error, example, text))
+        finally:
+            self.counters.seconds += time.perf_counter() - start
+        return scores
+
+    def close(self) -> None:
+        """End the scoring process, if there is one."""
+        if self._process is not None:
+            self._process.close()
+
+    def _failure(self, error: Exception, example: Example, text: str) -> Score:
+        timed_out = isinstance(error, TimeoutError) and self._process is not None
+        if timed_out:
+            self.counters.timeouts += 1
+        else:
+            self.counters.errors += 1
+        if self.on_error == "raise":
+            raise error
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures are only counted "
+                f"(scorer.counters).\n{''.join(traceback.format_exception(error))}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return Score(value=0.0, reason="timeout" if timed_out else "error")

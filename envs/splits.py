@@ -1,0 +1,92 @@
+"""Train and held-out prompts, split by the hash of the prompt.
+
+Seeds do not separate prompts: procedural generators that seed item i with seed + i give neighbouring seeds the same
+items, and small tasks repeat prompts whatever the seed. A prompt's hash puts it into the same split for every seed, run
+and process, so no prompt can be in both.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from worldmtp.envs.task import Example, Task
+
+SPLITS = ("train", "heldout")
+_BUCKETS = 1000
+
+
+def check_split(split: str) -> str:
+    """The split itself.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; expected one of {SPLITS}.")
+    return split
+
+
+def split_of(key: str, heldout_fraction: float = 0.2) -> str:
+    """The split of the prompt with this key: its hash modulo 1000 is below 1000 times the fraction, or not."""
+    return "heldout" if int(key, 16) % _BUCKETS < round(_BUCKETS * heldout_fraction) else "train"
+
+
+def draw_examples(
+    task: Task,
+    split: str,
+    num_examples: int,
+    seed: int,
+    *,
+    distinct: bool = False,
+    heldout_fraction: float = 0.2,
+    max_misses: int = 1000,
+) -> list[Example]:
+    """Examples of a split; item i depends on (seed, split, i) alone, so a longer draw begins with the shorter.
+
+    Args:
+        task: where they come from.
+        split: "train" or "heldout".
+        num_examples: how many.
+        seed: any non-negative integer.
+        distinct: whether each prompt comes once; else prompts come as often as the task draws them.
+        heldout_fraction: share of all prompts that is held out.
+        max_misses: draws in a row that may be of the other split, or repeated, before the universe is called too small.
+
+    Raises:
+        ValueError: if the split cannot be filled.
+    """
+    split_index = SPLITS.index(check_split(split))
+    if not 0.0 <= heldout_fraction < 1.0:
+        raise ValueError(f"heldout_fraction={heldout_fraction} must be in [0, 1).")
+    examples: list[Example] = []
+    seen: set[str] = set()
+    index = 0
+    while len(examples) < num_examples:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, split_index, index]))
+        index += 1
+        for _ in range(max_misses):
+            example = task.sample(rng, split)
+            key = example.key
+            if split_of(key, heldout_fraction) == split and not (distinct and key in seen):
+                break
+        else:
+            raise ValueError(
+                f"{split!r} of {type(task).__name__} has no {'new ' if distinct else ''}prompt in {max_misses} draws "
+                f"({len(seen)} distinct found, {num_examples} examples asked for, heldout_fraction={heldout_fraction}): "
+                "its universe of prompts is too small; ask for fewer, widen the task, or change heldout_fraction."
+            )
+        seen.add(key)
+        examples.append(example)
+    return examples
+
+
+def prompt_overlap(seen: Iterable[Example], evaluated: Iterable[Example]) -> float:
+    """Share of the distinct prompts of ``evaluated`` that are also in ``seen``; 0 is no leak.
+
+    Raises:
+        ValueError: if there is nothing to evaluate.
+    """
+    evaluated_prompts = {example.prompt for example in evaluated}
+    if not evaluated_prompts:
+        raise ValueError("prompt_overlap needs at least one evaluated example.")
+    return len(evaluated_prompts & {example.prompt for example in seen}) / len(evaluated_prompts)

@@ -1,0 +1,169 @@
+"""What every room's tests share: quiet and offline surroundings, tiny random trunks, the project's tree.
+
+Tests do not import from one another; what two of them need is a fixture here. torch and transformers are imported
+inside the fixtures: the variables below must be set first, and tests that need no network of theirs stay fast.
+"""
+
+import ipaddress
+import os
+import random
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",  # xdist runs one worker for each core
+    TOKENIZERS_PARALLELISM="false",
+    TRL_EXPERIMENTAL_SILENCE="1",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Connections leave this machine's loopback for an error, in unit tests as in the product's own runs."""
+
+    def guard(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(str(address[0])):
+                raise RuntimeError(f"A test connects to {address!r}; tests use no network.")
+            return connect(self, address)
+
+        return guarded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guard(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", guard(socket.socket.connect_ex))
+        yield
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, not an address
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session")
+def tiny_trunk() -> Callable[..., "PreTrainedModel"]:
+    """A factory of Hugging Face causal LMs with random weights, small enough to train inside a test."""
+    return _tiny_trunk
+
+
+def _tiny_trunk(
+    kind: str,
+    *,
+    vocab_size: int = 64,
+    hidden_size: int = 32,
+    num_layers: int = 2,
+    tied: bool = False,
+    dtype: "torch.dtype | None" = None,
+    seed: int = 0,
+) -> "PreTrainedModel":
+    """A ``llama``, ``qwen3``, ``gpt2`` or ``gpt_neox`` in eval mode, pad 0 and eos 1; dropout is off in all of them.
+
+    Pass ``dtype=torch.float64`` where a tolerance is argued. Transformers initialise from the global generator, so
+    that generator is forked: equal seeds give equal weights and the test's own state is left as it was.
+    """
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    num_heads = 4
+    common = {
+        "vocab_size": vocab_size,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "tie_word_embeddings": tied,
+    }
+    modern = {
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": 128,
+    }
+    grouped = {"num_key_value_heads": 2, "head_dim": hidden_size // num_heads}
+    per_kind: dict[str, dict[str, Any]] = {
+        "llama": modern | grouped,
+        "qwen3": modern | grouped,
+        "gpt_neox": modern,
+        "gpt2": {
+            "n_embd": hidden_size,
+            "n_layer": num_layers,
+            "n_head": num_heads,
+            "n_positions": 128,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+    }
+    config = CONFIG_MAPPING[kind](**common, **per_kind[kind])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def global_rng_untouched() -> Callable[[], AbstractContextManager[None]]:
+    """Makes a context manager that fails if its block drew from a global generator."""
+    return _global_rng_untouched
+
+
+@contextmanager
+def _global_rng_untouched() -> Iterator[None]:
+    import torch
+
+    def states() -> dict[str, str]:
+        return {
+            "random": repr(random.getstate()),
+            "numpy.random": repr(np.random.get_state()),  # noqa: NPY002 - the generator that must be left alone
+            "torch": repr(torch.get_rng_state().tolist()),
+        }
+
+    before = states()
+    yield
+    drawn = [name for name, state in states().items() if state != before[name]]
+    assert not drawn, f"drawn from global generators: {', '.join(drawn)}; pass a generator in"
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The clone these tests stand in; skips where they run against an installed wheel, away from the sources."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "worldmtp" / "__init__.py").exists():
+        pytest.skip("no source tree beside the tests")
+    return root
+
+
+@pytest.fixture
+def project_copy(project_root: Path, tmp_path: Path) -> Path:
+    """The clone's sources, links kept as links, in a directory that a test may spoil."""
+    written = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist")
+    left_out = shutil.ignore_patterns(*written, "runs", "outputs", "multirun")
+    return shutil.copytree(project_root, tmp_path / "project", symlinks=True, ignore=left_out)

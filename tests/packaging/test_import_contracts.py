@@ -1,0 +1,60 @@
+"""The arrows between the rooms are enforced: a planted violation of each is caught, through the links too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("importlinter", reason="needs the dev extra")
+
+
+def lint_imports(project: Path) -> tuple[int, str]:
+    # -c puts the working directory first on the path: the copy is what is read, not the installed package.
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache', '--no-logo'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
+    code, output = lint_imports(project_copy)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "importer", "imported"),
+    [
+        ("worldmtp/trajectory.py", "import gymnasium", "worldmtp", "gymnasium"),
+        ("worldmtp/trajectory.py", "import worldmtp.agents", "worldmtp.trajectory", "worldmtp.agents"),
+        ("worldmtp/trajectory.py", "import worldmtp.cli", "worldmtp.trajectory", "worldmtp.cli"),
+        ("worldmtp/trajectory.py", "import hydra", "worldmtp", "hydra"),
+        ("worldmtp/trajectory.py", "import trl", "worldmtp", "trl"),
+        ("worldmtp/trajectory.py", "import reasoning_gym", "worldmtp", "reasoning_gym"),
+        ("worldmtp/trajectory.py", "from worldmtp.envs import tasks", "worldmtp.trajectory", "worldmtp.envs"),
+        ("envs/__init__.py", "import worldmtp.agents", "worldmtp.envs", "worldmtp.agents"),
+        ("envs/__init__.py", "import worldmtp.cli", "worldmtp.envs", "worldmtp.cli"),
+        ("envs/__init__.py", "from worldmtp.heads import anything", "worldmtp.envs", "worldmtp.heads"),
+        ("envs/tasks/__init__.py", "def later():\n    import trl", "worldmtp", "trl"),
+        ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
+        ("agents/__init__.py", "import trl", "worldmtp", "trl"),
+        ("agents/__init__.py", "import worldmtp.configs", "worldmtp.agents", "worldmtp.configs"),
+        ("agents/__init__.py", "import worldmtp.post_training", "worldmtp.agents", "worldmtp.post_training"),
+        ("worldmtp/analysis/__init__.py", "import worldmtp.envs", "worldmtp.analysis", "worldmtp.envs"),
+        ("worldmtp/analysis/__init__.py", "import worldmtp.agents", "worldmtp.analysis", "worldmtp.agents"),
+        ("worldmtp/analysis/__init__.py", "import gymnasium", "worldmtp.analysis", "gymnasium"),
+        ("worldmtp/post_training/__init__.py", "import worldmtp.envs", "worldmtp.post_training", "worldmtp.envs"),
+    ],
+)
+def test_planted_violation_is_caught(project_copy: Path, file: str, line: str, importer: str, imported: str) -> None:
+    with (project_copy / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n\n{line}\n")
+    code, output = lint_imports(project_copy)
+    assert code == 1
+    assert f"{importer} is not allowed to import {imported}:" in output
+
+
+def test_a_module_without_a_room_is_caught(project_copy: Path) -> None:
+    (project_copy / "worldmtp" / "homeless.py").write_text('"""Named in no layer."""\n', encoding="utf-8")
+    code, output = lint_imports(project_copy)
+    assert code == 1
+    assert "worldmtp.homeless" in output

@@ -1,0 +1,166 @@
+"""Intervals: known answers, reductions and coverage."""
+
+import math
+
+import numpy as np
+import pytest
+
+from worldmtp.statistics import (
+    Interval,
+    bootstrap_interval,
+    iqm,
+    paired_difference,
+    ratio_interval,
+    student_t_quantile,
+    sums_interval,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees_of_freedom", "expected"),
+    # Student's table, e.g. Abramowitz & Stegun 1964, table 26.10; df = 1 is Cauchy: tan(pi (p - 1/2)).
+    [
+        (0.95, 1, math.tan(math.pi * 0.45)),
+        (0.95, 2, 2.920),
+        (0.95, 4, 2.132),
+        (0.975, 3, 3.182),
+        (0.975, 8, 2.306),
+        (0.9, 7, 1.415),
+        (0.05, 2, -2.920),
+        (0.5, 6, 0.0),
+    ],
+)
+def test_student_t_quantile_matches_the_printed_table(probability, degrees_of_freedom, expected):
+    assert student_t_quantile(probability, degrees_of_freedom) == pytest.approx(expected, abs=6e-4)
+
+
+def test_small_samples_get_the_textbook_t_interval():
+    # mean 2, sample variance ((-1)^2 + 0 + 1^2) / 2 = 1, standard error 1 / sqrt(3), t_{.95, 2} = 2.92.
+    interval = bootstrap_interval(np.array([1.0, 2.0, 3.0]), generator=0, unit="seed")
+    assert interval.estimate == 2.0
+    assert interval.high - 2.0 == pytest.approx(2.92 / math.sqrt(3), abs=2e-3)
+    assert 2.0 - interval.low == pytest.approx(2.92 / math.sqrt(3), abs=2e-3)
+    assert (interval.method, interval.unit, interval.n, interval.level) == ("jackknife t", "seed", 3, 0.9)
+
+
+def test_ten_values_are_bootstrapped_reproducibly_without_the_global_generator():
+    values = np.arange(10.0)
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    first = bootstrap_interval(values, generator=3)
+    assert first == bootstrap_interval(values, generator=np.random.default_rng(3))
+    assert np.array_equal(np.random.get_state()[1], before)
+    assert first.method == "percentile bootstrap"
+    # The bootstrap mean has variance (population variance 8.25) / 10; ±1.645 sd = ±1.494 around 4.5.
+    assert first.low == pytest.approx(4.5 - 1.494, abs=0.1)
+    assert first.high == pytest.approx(4.5 + 1.494, abs=0.1)
+
+
+def test_constant_values_have_a_degenerate_interval():
+    interval = bootstrap_interval(np.full(12, 0.25), generator=0)
+    assert interval.low == pytest.approx(0.25, abs=1e-12)
+    assert interval.high == pytest.approx(0.25, abs=1e-12)
+
+
+def test_boolean_and_integer_values_are_accepted():
+    assert bootstrap_interval(np.array([True, False]), generator=0).estimate == 0.5
+    assert bootstrap_interval(np.array([1, 2]), generator=0).estimate == 1.5
+
+
+def test_bootstrap_covers_the_mean():
+    """400 samples of 20 normals; true coverage of the nominal 90 % interval is about .88.
+
+    False alarm: the count is Binomial(400, .88); P(below .82 or above .94) < 4e-4 (3.7 standard deviations). The seed
+    is fixed, so it passes or fails once and for all.
+    """
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(400, 20))
+    intervals = [bootstrap_interval(sample, num_resamples=400, generator=generator) for sample in samples]
+    coverage = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert 0.82 < coverage < 0.94
+
+
+def test_t_interval_covers_where_a_bootstrap_would_not():
+    """600 samples of 4 normals, exact coverage .90. False alarm: P(|count - 540| > 27) < 3e-4 (3.7 sd)."""
+    generator = np.random.default_rng(1)
+    samples = generator.normal(size=(600, 4))
+    intervals = [bootstrap_interval(sample, generator=generator) for sample in samples]
+    coverage = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert 0.855 < coverage < 0.945
+
+
+def test_sequences_not_tokens_are_resampled():
+    # 20 sequences, each of 50 identical tokens, half ones: token-level n would be 1000 and the interval sqrt(50) narrower.
+    numerators = np.array([50.0, 0.0] * 10)
+    interval = ratio_interval(numerators, np.full(20, 50), generator=0)
+    assert interval.n == 20
+    # sd of a mean of 20 fair coins = .1118; ±1.645 sd = ±.184.
+    assert interval.high - interval.low == pytest.approx(0.368, abs=0.06)
+
+
+def test_ratio_weighs_by_the_denominator_and_leaves_empty_units_out():
+    # (1 + 3) / (2 + 4) = 2/3; the third unit has nothing to average.
+    interval = ratio_interval(np.array([1.0, 3.0, 0.0]), np.array([2, 4, 0]), generator=0)
+    assert interval.estimate == pytest.approx(2 / 3)
+    assert interval.n == 2
+
+
+def test_sums_interval_of_a_slope():
+    # y = 2 x exactly: every resample with two distinct x has slope 2, so the interval has no width.
+    x = np.arange(12.0)
+    y = 2 * x
+    sums = np.stack([np.ones(12), x, y, x * x, x * y], axis=1)
+
+    def slope(totals):
+        n, sum_x, sum_y, sum_xx, sum_xy = totals.T
+        return (n * sum_xy - sum_x * sum_y) / (n * sum_xx - sum_x**2)
+
+    interval = sums_interval(sums, slope, num_resamples=300, generator=0)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_paired_difference_uses_the_pairing():
+    # Values spread over 0..100, but each pair differs by exactly 1: only a paired interval has no width.
+    second = np.linspace(0, 100, 15)
+    interval = paired_difference(second + 1, second, generator=0)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert interval.excludes_zero
+    with pytest.raises(ValueError, match="first has 3 values and second 2"):
+        paired_difference(np.ones(3), np.ones(2), generator=0)
+
+
+def test_wilson_matches_hand_worked_answers():
+    # 0 of 10 at z = 1.6449: low 0, high = (z^2/n) / (1 + z^2/n) = .27055 / 1.27055 = .21294.
+    interval = wilson_interval(0, 10)
+    assert interval.low == 0.0
+    assert interval.high == pytest.approx(0.21294, abs=1e-4)
+    # 5 of 10: centre .5, half width z sqrt(.025 + z^2/400) / (1 + z^2/10) = 1.6449 * .17823 / 1.27055 = .23074.
+    interval = wilson_interval(5, 10)
+    assert interval.low == pytest.approx(0.5 - 0.23074, abs=1e-4)
+    assert interval.high == pytest.approx(0.5 + 0.23074, abs=1e-4)
+    assert wilson_interval(10, 10).high == 1.0
+
+
+def test_iqm_cuts_a_quarter_from_each_end():
+    # n = 8: two cut from each end leave 3, 4, 5, 6.
+    assert iqm(np.array([1000.0, 3, 4, 5, 6, 2, -1000, 900])) == 4.5
+    # n = 3: nothing is cut.
+    assert iqm(np.array([1.0, 2.0, 6.0])) == 3.0
+
+
+def test_errors_name_the_value_and_the_cure():
+    with pytest.raises(ValueError, match=r"Got 1 independent seed\(s\); an interval needs at least 2"):
+        bootstrap_interval(np.array([1.0]), generator=0, unit="seed")
+    with pytest.raises(ValueError, match="values has 1 entries that are not finite, the first at flat index 1"):
+        bootstrap_interval(np.array([1.0, np.nan]), generator=0)
+    with pytest.raises(ValueError, match=r"level=90.0; a confidence level lies inside \(0, 1\)"):
+        bootstrap_interval(np.arange(3.0), level=90.0, generator=0)
+    with pytest.raises(ValueError, match="num_successes=11 of n=10"):
+        wilson_interval(11, 10)
+    with pytest.raises(ValueError, match="low=2.0 above high=1.0"):
+        Interval(1.5, 2.0, 1.0, 0.9, "seed", "t", 3)
+    with pytest.raises(ValueError, match="negative entries"):
+        ratio_interval(np.ones(2), np.array([1.0, -1.0]), generator=0)
+    with pytest.raises(ValueError, match="no values"):
+        iqm(np.array([], dtype=np.float64))

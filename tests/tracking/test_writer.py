@@ -1,0 +1,195 @@
+"""Writers: what is on disk, what survives a kill, and what TensorBoard reads."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from worldmtp.tracking import (
+    JsonlWriter,
+    MetricWriter,
+    MultiWriter,
+    TensorBoardWriter,
+    default_layout,
+    read_records,
+    tensorboard_command,
+)
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self, now=100.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def test_jsonl_lines_hold_step_time_and_values(tmp_path):
+    clock = Clock()
+    writer = JsonlWriter(tmp_path, clock=clock)
+    clock.now += 2.5
+    writer.scalars({"losses/policy": 0.5, "env/tokens": 64}, step=64)
+    writer.text("run/config", "a: 1", step=64)
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 64, "time_seconds": 2.5, "losses/policy": 0.5, "env/tokens": 64.0},
+        {"step": 64, "time_seconds": 2.5, "text": {"run/config": "a: 1"}},
+    ]
+
+
+def test_nonfinite_values_are_null_and_listed_never_dropped(tmp_path):
+    writer = JsonlWriter(tmp_path)
+    writer.scalars({"losses/policy": math.nan, "losses/value": math.inf, "losses/entropy": 1.0}, step=1)
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in line
+    assert "Infinity" not in line
+    record = json.loads(line)
+    assert record["losses/policy"] is None
+    assert record["losses/value"] is None
+    assert record["losses/entropy"] == 1.0
+    assert record["nonfinite"] == ["losses/policy", "losses/value"]
+
+
+def test_jsonl_pictures_and_histograms(tmp_path):
+    from PIL import Image
+
+    writer = JsonlWriter(tmp_path)
+    picture = np.zeros((2, 3, 3), dtype=np.uint8)
+    picture[0, 1] = [255, 0, 7]
+    writer.image("imagination/tokens", picture, step=12)
+    # Quantiles 0, .1, .5, .9, 1 of 0..10 are 0, 1, 5, 9, 10.
+    writer.histogram("rollout/return", np.append(np.arange(11.0), np.nan), step=12)
+    records = read_records(tmp_path / "metrics.jsonl")
+    relative = records[0]["image"]["imagination/tokens"]
+    assert relative == "images/imagination/tokens/000000000012.png"
+    assert np.array_equal(np.asarray(Image.open(tmp_path / relative)), picture)
+    assert records[1]["histogram"]["rollout/return"] == {"count": 12, "finite": 11, "quantiles": [0, 1, 5, 9, 10]}
+
+
+def test_resuming_drops_later_lines_and_a_line_cut_by_a_kill(tmp_path):
+    clock = Clock()
+    writer = JsonlWriter(tmp_path, clock=clock)
+    for step in [10, 20, 30]:
+        clock.now += 1
+        writer.scalars({"losses/policy": float(step)}, step=step)
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 40, "losses/po')
+
+    clock = Clock(5000.0)
+    resumed = JsonlWriter(tmp_path, clock=clock)
+    resumed.resume_at(20)
+    clock.now += 3
+    resumed.scalars({"losses/policy": 31.0}, step=31)
+    records = read_records(path)
+    assert [record["step"] for record in records] == [10, 20, 31]
+    # Two seconds were on the clock at step 20; three more have passed.
+    assert [record["time_seconds"] for record in records] == [1.0, 2.0, 5.0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_is_not_written_over_by_accident(tmp_path):
+    JsonlWriter(tmp_path).scalars({"losses/policy": 1.0}, step=1)
+    other = JsonlWriter(tmp_path)
+    with pytest.raises(FileExistsError, match="already holds the metrics of a run. Call resume_at"):
+        other.scalars({"losses/policy": 2.0}, step=1)
+    late = JsonlWriter(tmp_path / "late")
+    late.scalars({"losses/policy": 2.0}, step=1)
+    with pytest.raises(RuntimeError, match="call it first"):
+        late.resume_at(0)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 is not JSON"):
+        read_records(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is not an object with a step"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("make", [JsonlWriter, TensorBoardWriter, MultiWriter])
+def test_every_writer_is_a_metric_writer_and_checks_tags_before_writing(tmp_path, make):
+    writer = make(tmp_path / "run")
+    assert isinstance(writer, MetricWriter)
+    with pytest.raises(ValueError, match="Did you mean 'losses/policy'"):
+        writer.scalars({"losses/value": 1.0, "losses/polcy": 1.0}, step=1)
+    with pytest.raises(ValueError, match="No image tag"):
+        writer.image("losses/policy", np.zeros((1, 1, 3), dtype=np.uint8), step=1)
+    with pytest.raises(ValueError, match="No text tag"):
+        writer.text("losses/policy", "", step=1)
+    with pytest.raises(ValueError, match="No histogram tag"):
+        writer.histogram("losses/policy", np.zeros(1), step=1)
+    writer.flush()
+    writer.close()
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def read_events(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0})
+    events.Reload()
+    return events
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_reads_what_was_written(tmp_path):
+    with MultiWriter(tmp_path) as writer:
+        writer.custom_layout(default_layout())
+        writer.scalars({"losses/policy": 0.25, "losses/value": math.nan}, step=3)
+        writer.text("run/config", "a: 1", step=3)
+        writer.image("imagination/tokens", np.full((4, 5, 3), 9, dtype=np.uint8), step=3)
+        writer.histogram("rollout/return", np.array([0.0, 1.0, np.inf]), step=3)
+    events = read_events(tmp_path / "tensorboard")
+    assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == [(3, 0.25)]
+    assert math.isnan(events.Scalars("losses/value")[0].value)
+    assert events.Images("imagination/tokens")[0].width == 5
+    assert events.Histograms("rollout/return")[0].histogram_value.num == 2
+    assert events.Tensors("run/config/text_summary")[0].tensor_proto.string_val[0] == b"a: 1"
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert len(read_records(tmp_path / "metrics.jsonl")) == 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_resumed_run_hides_overlapped_events(tmp_path):
+    with MultiWriter(tmp_path) as writer:
+        for step in [1, 2, 3]:
+            writer.scalars({"losses/policy": float(step)}, step=step)
+    with MultiWriter(tmp_path) as writer:
+        writer.resume_at(2)
+        writer.scalars({"losses/policy": 30.0}, step=3)
+    expected = [(1, 1.0), (2, 2.0), (3, 30.0)]
+    events = read_events(tmp_path / "tensorboard")
+    assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == expected
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [(record["step"], record["losses/policy"]) for record in records] == expected
+
+
+def test_layout_charts_name_documented_tags():
+    from worldmtp.tracking.tags import TAGS
+
+    for charts in default_layout().values():
+        for kind, tags in charts.values():
+            assert kind in {"Multiline", "Margin"}
+            for tag in tags:
+                TAGS.check(tag.replace(r"\d+", "2").replace("[a-z_]+", "rollout"), "scalar")
+
+
+def test_the_command_line_quotes_the_directory(tmp_path):
+    spaced = tmp_path / "my run"
+    assert tensorboard_command(spaced) == f"tensorboard --logdir '{spaced}' --samples_per_plugin images=200,text=200"
+
+
+def test_importing_tracking_is_light():
+    program = "import sys, worldmtp.tracking; print([m for m in ('torch', 'matplotlib', 'rich', 'PIL') if m in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"

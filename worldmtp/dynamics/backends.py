@@ -1,0 +1,33 @@
+"""World models by name."""
+
+import difflib
+from collections.abc import Callable
+
+import torch
+
+from worldmtp.dynamics.mtp import MTPWorldModel
+from worldmtp.dynamics.oracle import OracleWorldModel
+from worldmtp.dynamics.placebo import IdentityWorldModel, ShuffledWorldModel
+from worldmtp.dynamics.protocol import WorldModel
+from worldmtp.model import MTPModel
+
+WORLD_MODELS: dict[str, Callable[[MTPModel, torch.Generator], WorldModel]] = {
+    "mtp": lambda model, generator: MTPWorldModel(model),
+    "oracle": lambda model, generator: OracleWorldModel(model),
+    "identity": lambda model, generator: IdentityWorldModel(model),
+    "shuffled": lambda model, generator: ShuffledWorldModel(MTPWorldModel(model), generator),
+}
+"""Back-ends; the generator serves those that are random by construction."""
+
+
+def make_world_model(backend: str, model: MTPModel, generator: torch.Generator) -> WorldModel:
+    """A world model back-end on ``model``.
+
+    Raises:
+        ValueError: no such back-end; the nearest name is suggested.
+    """
+    if backend not in WORLD_MODELS:
+        near = difflib.get_close_matches(backend, WORLD_MODELS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"world model {backend!r} is unknown; choose from {sorted(WORLD_MODELS)}.{hint}")
+    return WORLD_MODELS[backend](model, generator)

@@ -1,0 +1,121 @@
+"""The trunk itself as world model: the true next latent for one cached token step. The upper bound of all others.
+
+In a token MDP the next state is the prefix plus the token, so the trunk's own forward *is* the dynamics; what is left
+to err are the reward, continuation and value heads that read it.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from worldmtp.dynamics.mtp import last_positions
+from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
+from worldmtp.dynamics.readout import read_latent
+from worldmtp.dynamics.rollout import imagine
+from worldmtp.model import MTPModel
+from worldmtp.targets import position_ids_from_attention_mask
+
+
+@dataclass(frozen=True)
+class CachedState:
+    """Prefixes with their trunk caches: per layer, keys and values ``[state heads length head_dim]``."""
+
+    latent: Float[Tensor, "state hidden"]
+    attention_mask: Bool[Tensor, "state length"]
+    next_position: Int[Tensor, " state"]
+    keys: tuple[Float[Tensor, "batch heads length head_dim"], ...]
+    values: tuple[Float[Tensor, "batch heads length head_dim"], ...]
+    cache_rows: Int[Tensor, " state"]
+
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    def select(self, rows: Int[Tensor, " selected"]) -> "CachedState":
+        """States by row; caches are shared until the next step."""
+        return replace(
+            self,
+            latent=self.latent[rows],
+            attention_mask=self.attention_mask[rows],
+            next_position=self.next_position[rows],
+            cache_rows=self.cache_rows[rows],
+        )
+
+
+class OracleWorldModel:
+    """World model back-end ``oracle``."""
+
+    action_conditional = True
+
+    def __init__(self, model: MTPModel) -> None:
+        self._model = model
+
+    @property
+    def max_horizon(self) -> int | None:
+        """As far as the trunk's context goes."""
+        return None
+
+    def encode(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"],
+        root_rows: Int[Tensor, " root"] | None = None,
+        root_positions: Int[Tensor, " root"] | None = None,
+    ) -> CachedState:
+        """One trunk forward that keeps its cache; roots share it."""
+        if root_rows is None or root_positions is None:
+            root_rows = torch.arange(len(input_ids), device=input_ids.device)
+            root_positions = last_positions(attention_mask)
+        position_ids = position_ids_from_attention_mask(attention_mask)
+        cache = DynamicCache()
+        hidden = self._model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return CachedState(
+            latent=hidden[root_rows, root_positions],
+            attention_mask=attention_mask[root_rows] & (index <= root_positions[:, None]),
+            next_position=position_ids[root_rows, root_positions] + 1,
+            keys=tuple(layer.keys for layer in cache.layers),
+            values=tuple(layer.values for layer in cache.layers),
+            cache_rows=root_rows,
+        )
+
+    def step(self, state: CachedState, actions: Int[Tensor, " state"]) -> CachedState:
+        """One token through the trunk over a gathered copy of the cache."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
+            cache.update(keys[state.cache_rows], values[state.cache_rows], layer)
+        seen = torch.ones_like(state.attention_mask[:, :1])
+        attention_mask = torch.cat([state.attention_mask, seen], dim=1)
+        hidden = self._model.base_model(
+            input_ids=actions[:, None],
+            attention_mask=attention_mask.long(),
+            position_ids=state.next_position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return CachedState(
+            latent=hidden[:, -1],
+            attention_mask=attention_mask,
+            next_position=state.next_position + 1,
+            keys=tuple(layer.keys for layer in cache.layers),
+            values=tuple(layer.values for layer in cache.layers),
+            cache_rows=torch.arange(len(actions), device=actions.device),
+        )
+
+    def predict(self, state: CachedState, with_logits: bool = True) -> Prediction:
+        """Read the true latent."""
+        return read_latent(self._model, state.latent, with_logits)
+
+    def imagine(
+        self, state: CachedState, horizon: int, policy: Policy, generator: torch.Generator | None
+    ) -> ImaginedRollout:
+        """See ``worldmtp.dynamics.rollout.imagine``."""
+        return imagine(self, state, horizon, policy, generator)

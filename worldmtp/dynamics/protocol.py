@@ -1,0 +1,110 @@
+"""What a world model of text answers: five verbs, the same for every back-end.
+
+A state is a prefix; ``step`` appends a token. ``predict`` reads a state: the policy's next-token logits there, and, of
+the transition that *arrived* in it, the reward and the probability that the episode went on, and the value from there
+on. So the reward of action a in s is ``predict(step(encode(s), a)).reward``.
+
+Parallel heads give the policy-averaged marginal of token t+k and cannot be stepped by an action;
+``action_conditional`` tells, and who needs "what if" must check it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+State = TypeVar("State", bound="LatentState")
+
+Policy = Callable[[Float[Tensor, "state vocab"]], Float[Tensor, "state vocab"]]
+"""Logits to the log-probabilities that actions are drawn from (temperature, masks)."""
+
+
+@runtime_checkable
+class LatentState(Protocol):
+    """A batch of states inside a world model; only the model that made it can read it."""
+
+    @property
+    def latent(self) -> Float[Tensor, "state hidden"]:
+        """The states as vectors."""
+        ...
+
+    def __len__(self) -> int:
+        """States in the batch."""
+        ...
+
+    def select(self: State, rows: Int[Tensor, " selected"]) -> State:
+        """States by row, repeats allowed: branching is ``state.select(rows.repeat_interleave(num_branches))``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a world model says of a batch of states. ``logits`` is None where it was not asked for."""
+
+    logits: Float[Tensor, "state vocab"] | None
+    reward: Float[Tensor, " state"]
+    continuation: Float[Tensor, " state"]
+    value: Float[Tensor, " state"]
+
+
+@dataclass(frozen=True)
+class ImaginedRollout:
+    """Rollouts of a world model from a batch of roots.
+
+    ``rewards[:, h]`` and ``continuations[:, h]`` belong to ``actions[:, h]``; ``values`` has one entry more, its first
+    that of the root. ``alive[:, h]`` is the probability that step h is still inside the episode (product of the
+    continuations before it): imagined steps after an imagined end weigh nothing.
+    """
+
+    actions: Int[Tensor, "root horizon"]
+    logprobs: Float[Tensor, "root horizon"]
+    entropies: Float[Tensor, "root horizon"]
+    rewards: Float[Tensor, "root horizon"]
+    continuations: Float[Tensor, "root horizon"]
+    alive: Float[Tensor, "root horizon"]
+    values: Float[Tensor, "root horizon_plus_1"]
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """The five verbs."""
+
+    @property
+    def action_conditional(self) -> bool:
+        """Whether ``step`` depends on the action."""
+        ...
+
+    @property
+    def max_horizon(self) -> int | None:
+        """Steps it can take from an encoded state; None is no limit."""
+        ...
+
+    def encode(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"],
+        root_rows: Int[Tensor, " root"] | None = None,
+        root_positions: Int[Tensor, " root"] | None = None,
+    ) -> LatentState:
+        """States at chosen prefixes: root n is ``input_ids[root_rows[n], :root_positions[n] + 1]``.
+
+        Without roots: the whole of each row. One pass over the batch serves all roots.
+        """
+        ...
+
+    def step(self, state: LatentState, actions: Int[Tensor, " state"]) -> LatentState:
+        """The states after one more token each."""
+        ...
+
+    def predict(self, state: LatentState, with_logits: bool = True) -> Prediction:
+        """Read the states; without logits the unembedding is not paid for."""
+        ...
+
+    def imagine(
+        self, state: LatentState, horizon: int, policy: Policy, generator: torch.Generator | None
+    ) -> ImaginedRollout:
+        """Roll out with actions drawn from ``policy``; greedy where the generator is None."""
+        ...

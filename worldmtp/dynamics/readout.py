@@ -1,0 +1,19 @@
+"""Reading a latent: logits through the trunk's LM head, reward, continuation and value through the world heads."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from worldmtp.distributions import binned_mean
+from worldmtp.dynamics.protocol import Prediction
+from worldmtp.model import MTPModel
+
+
+def read_latent(model: MTPModel, latent: Float[Tensor, "state hidden"], with_logits: bool) -> Prediction:
+    """What ``model`` reads off latents of any depth; expectations, not samples."""
+    world = model.world_heads(latent)
+    return Prediction(
+        logits=model.logits_of(latent) if with_logits else None,
+        reward=binned_mean(world.reward_logits, model.world_heads.reward_bins),
+        continuation=world.continuation_logits.softmax(dim=-1)[..., 1],
+        value=binned_mean(world.value_logits, model.world_heads.value_bins),
+    )

@@ -1,0 +1,82 @@
+"""``imagine()``: the rollout every world model shares, in whatever latent space it has."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, WorldModel
+
+
+def as_sampled(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
+    """The policy itself: temperature one, no mask."""
+    return logits.log_softmax(dim=-1)
+
+
+def imagine(
+    world_model: WorldModel,
+    state: LatentState,
+    horizon: int,
+    policy: Policy = as_sampled,
+    generator: torch.Generator | None = None,
+) -> ImaginedRollout:
+    """Roll a world model forward ``horizon`` steps; greedy where there is no generator.
+
+    The last state is read without logits: nobody acts there.
+
+    Raises:
+        ValueError: ``horizon`` is not positive, or beyond what the dynamics can do.
+        TypeError: the dynamics does not depend on actions.
+    """
+    check_horizon(world_model, horizon)
+    prediction = world_model.predict(state)
+    actions, logprobs, entropies, rewards, continuations, values = [], [], [], [], [], [prediction.value]
+    for step in range(horizon):
+        assert prediction.logits is not None
+        log_policy = policy(prediction.logits)
+        chosen = draw(log_policy, generator)
+        actions.append(chosen)
+        logprobs.append(log_policy.gather(1, chosen[:, None])[:, 0])
+        entropies.append(torch.special.entr(log_policy.exp()).sum(dim=-1))
+        state = world_model.step(state, chosen)
+        prediction = world_model.predict(state, with_logits=step + 1 < horizon)
+        rewards.append(prediction.reward)
+        continuations.append(prediction.continuation)
+        values.append(prediction.value)
+    continued = torch.stack(continuations, dim=1)
+    return ImaginedRollout(
+        actions=torch.stack(actions, dim=1),
+        logprobs=torch.stack(logprobs, dim=1),
+        entropies=torch.stack(entropies, dim=1),
+        rewards=torch.stack(rewards, dim=1),
+        continuations=continued,
+        alive=torch.cat([torch.ones_like(continued[:, :1]), continued[:, :-1]], dim=1).cumprod(dim=1),
+        values=torch.stack(values, dim=1),
+    )
+
+
+def check_horizon(world_model: WorldModel, horizon: int) -> None:
+    """Whether ``world_model`` can be stepped ``horizon`` times by actions.
+
+    Raises:
+        ValueError: it cannot go that far.
+        TypeError: it cannot be stepped by actions at all.
+    """
+    if not world_model.action_conditional:
+        raise TypeError(
+            f"{type(world_model).__name__} predicts the policy's average future and cannot answer what follows a given "
+            "token; use action-conditional heads (head='sequential') for imagination."
+        )
+    if horizon < 1:
+        raise ValueError(f"horizon={horizon} must be at least 1.")
+    if world_model.max_horizon is not None and horizon > world_model.max_horizon:
+        raise ValueError(
+            f"horizon={horizon} exceeds the {world_model.max_horizon} steps this model's heads can take "
+            f"(depth - 1); lower the horizon or train a model with depth={horizon + 1}."
+        )
+
+
+def draw(log_policy: Float[Tensor, "state vocab"], generator: torch.Generator | None) -> Int[Tensor, " state"]:
+    """One action a state from log-probabilities; the most likely where there is no generator."""
+    if generator is None:
+        return log_policy.argmax(dim=-1)
+    return torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]

@@ -1,0 +1,102 @@
+"""Supervised fine-tuning with MTP heads: TRL's SFTTrainer, its data handling, its loss, and depths 2 .. K beside it.
+
+One trunk forward per micro-batch. The depth, the detach switches and the coefficient's default are the model's config.
+Left out: adapters (PEFT would freeze the heads), ``compute_loss_func`` and label smoothing (TRL runs the fused forward
+without gradients for them), sequence parallelism.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTTrainer
+
+from worldmtp.model import MTPModel
+from worldmtp.post_training.compat import check_seams, check_trainer
+from worldmtp.post_training.forward import add_mtp_forward
+from worldmtp.post_training.mixin import MTPTrainerMixin
+from worldmtp.post_training.sft_config import MTPSFTConfig
+
+
+class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
+    """TRL's SFTTrainer for an ``MTPModel``.
+
+    Logs, beside TRL's own metrics, ``mtp/loss_depth_k`` and ``mtp/top1_depth_k`` for k = 2 .. K (``eval_`` in front in
+    evaluation), each a mean per target and then over the micro-batches since the last log.
+
+    Args:
+        model: made in memory or by ``MTPModel.from_pretrained``; never loaded by name here.
+        args: the configuration.
+        train_dataset: as TRL takes it; ``build_demonstrations`` makes one of token ids.
+        processing_class: the tokenizer.
+        eval_dataset: as TRL takes it.
+        data_collator: None is TRL's.
+        callbacks: passed through.
+        optimizers: optimizer and schedule; None is the one of ``args``.
+
+    Raises:
+        TypeError: the model is not an MTPModel, or the configuration not an MTPSFTConfig.
+        ValueError: an empty dataset, or a tokenizer larger than the model's vocabulary.
+        IncompatibleTRLError: the installed TRL is not one this was built for.
+    """
+
+    def __init__(
+        self,
+        model: MTPModel,
+        args: MTPSFTConfig,
+        *,
+        train_dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        eval_dataset: Any = None,
+        data_collator: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        check_seams()
+        _check_types(model, args)
+        _check_vocabulary(model, processing_class)
+        _check_not_empty(train_dataset, "give it at least one example")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=None if callbacks is None else list(callbacks),
+            optimizers=optimizers,
+        )
+        check_trainer(self)
+        _check_not_empty(self.train_dataset, f"max_length={args.max_length} cuts every completion off; raise it")
+        # Trainer asks the model's own forward and class name; the loss here is always TRL's, which shifts the labels
+        # and divides by the targets of the whole accumulated batch.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = True
+        self.mtp_coef = model.config.mtp_loss_coef if args.mtp_coef is None else args.mtp_coef
+        self.mtp_forward = add_mtp_forward(model)
+
+
+def _check_types(model: Any, args: Any) -> None:
+    if not isinstance(model, MTPModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected an MTPModel; make one with "
+            "MTPModel.from_trunk(trunk, MTPConfig(depth=...)) or MTPModel.from_pretrained(path)."
+        )
+    if not isinstance(args, MTPSFTConfig):
+        raise TypeError(f"args is a {type(args).__name__}, expected an MTPSFTConfig.")
+
+
+def _check_vocabulary(model: MTPModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}; build the trunk with "
+            f"vocab_size={len(tokenizer)} or call model.resize_token_embeddings({len(tokenizer)})."
+        )
+
+
+def _check_not_empty(dataset: Any, remedy: str) -> None:
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"train_dataset is empty: got 0 examples, expected at least 1; {remedy}.")

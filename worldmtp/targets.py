@@ -1,0 +1,63 @@
+"""Targets per depth: at position t, depth k predicts token t+k, if that is a question worth asking.
+
+         position  0    1    2    3    4    5                        depth 2 at position
+         text      p    p    a    b   EOS  pad                       0: a   1: b   2: EOS   others: masked
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DepthTargets:
+    """``targets[:, t, k - 1]`` is token t+k where ``mask`` is True, and zero beyond the end of the row."""
+
+    targets: Int[Tensor, "batch time depth"]
+    mask: Bool[Tensor, "batch time depth"]
+
+
+def depth_targets(
+    input_ids: Int[Tensor, "batch time"],
+    attention_mask: Bool[Tensor, "batch time"],
+    num_depths: int,
+    loss_mask: Bool[Tensor, "batch time"] | None = None,
+    document_ids: Int[Tensor, "batch time"] | None = None,
+) -> DepthTargets:
+    """Token t+k for every position t and depth k in 1 .. ``num_depths``, and whether it counts.
+
+    It counts when t and t+k are real tokens of the same document with no padding between, and the *predicted* token
+    t+k is in ``loss_mask``: a prompt's last positions predict the answer, nobody predicts the prompt.
+
+    Raises:
+        ValueError: ``num_depths`` is not positive.
+    """
+    if num_depths < 1:
+        raise ValueError(f"num_depths={num_depths} must be at least 1.")
+    length = input_ids.shape[1]
+    depths = torch.arange(1, num_depths + 1, device=input_ids.device)
+    ahead = torch.arange(length, device=input_ids.device)[:, None] + depths  # (T, K)
+    inside = ahead < length
+    ahead = ahead.clamp_max(length - 1)
+    num_padding = (~attention_mask).long().cumsum(dim=1)
+    mask = inside & attention_mask[:, :, None] & attention_mask[:, ahead]
+    mask = mask & (num_padding[:, :, None] == num_padding[:, ahead])
+    if loss_mask is not None:
+        mask = mask & loss_mask[:, ahead]
+    if document_ids is not None:
+        mask = mask & (document_ids[:, :, None] == document_ids[:, ahead])
+    return DepthTargets(targets=input_ids[:, ahead].masked_fill(~inside, 0), mask=mask)
+
+
+def document_ids_from_position_ids(position_ids: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """Numbers the documents packed into each row: a new one starts wherever positions do not go on by one."""
+    starts = torch.ones_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return starts.long().cumsum(dim=1) - 1
+
+
+def position_ids_from_attention_mask(attention_mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """Positions that count real tokens only, so that left and right padding agree."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)

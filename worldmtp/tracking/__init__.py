@@ -1,0 +1,30 @@
+"""Metrics, token strips and progress of a run. Heavy imports (torch, TensorBoard, PIL, rich) wait for their first use."""
+
+from worldmtp.tracking.progress import ProgressReporter, Stage
+from worldmtp.tracking.protocol import Layout, MetricWriter
+from worldmtp.tracking.records import METRICS_FILE, JsonlWriter, read_records
+from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
+from worldmtp.tracking.tags import TAGS, TagRow, TagTable
+from worldmtp.tracking.tensorboard import TENSORBOARD_DIRECTORY, TensorBoardWriter, default_layout, tensorboard_command
+from worldmtp.tracking.writer import MultiWriter
+
+__all__ = [
+    "METRICS_FILE",
+    "TAGS",
+    "TENSORBOARD_DIRECTORY",
+    "JsonlWriter",
+    "Layout",
+    "MetricWriter",
+    "MultiWriter",
+    "ProgressReporter",
+    "Stage",
+    "StripRow",
+    "TagRow",
+    "TagTable",
+    "TensorBoardWriter",
+    "TokenStrip",
+    "default_layout",
+    "read_records",
+    "render_strip",
+    "tensorboard_command",
+]

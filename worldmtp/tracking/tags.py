@@ -1,0 +1,224 @@
+"""The one table of metric tags: what each is, how it is estimated, in what unit.
+
+Writers refuse a tag that no row matches, and ``docs/metrics.md`` is made from these rows, so nothing is logged that is
+not documented. A row's tag may hold placeholders: ``{k}``, ``{h}`` and ``{i}`` stand for a whole number (depth,
+horizon, rung), every other for a word such as ``spell_backward``. The x axis of every tag is environment tokens.
+"""
+
+import difflib
+import functools
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["scalar", "text", "image", "histogram"]
+
+_NUMBERS = ("k", "h", "i")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class TagRow:
+    """One documented tag, or family of tags."""
+
+    tag: str
+    estimator: str
+    unit: str
+    kind: Kind = "scalar"
+
+    def matches(self, tag: str, kind: Kind) -> bool:
+        """Whether this row documents ``tag``."""
+        return kind == self.kind and _pattern(self.tag).fullmatch(tag) is not None
+
+
+@dataclass(frozen=True)
+class TagTable:
+    """Rows that tags are checked against."""
+
+    rows: tuple[TagRow, ...]
+
+    def check(self, tag: str, kind: Kind) -> None:
+        """Nothing, if the table documents the tag.
+
+        Raises:
+            ValueError: no row matches; the message gives the nearest.
+        """
+        if not _is_documented(self, tag, kind):
+            candidates = [row.tag for row in self.rows if row.kind == kind]
+            generic = re.sub(r"(?<=_)\d+|(?<=_h)\d+", "{k}", tag)
+            nearest = difflib.get_close_matches(generic, candidates, n=1, cutoff=0.0)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(
+                f"No {kind} tag {tag!r} in the table of metrics.{hint} "
+                "Log one of the documented tags (docs/metrics.md), or extend the table."
+            )
+
+    def extended(self, rows: tuple[TagRow, ...]) -> "TagTable":
+        """This table with rows of your own."""
+        return TagTable(self.rows + rows)
+
+
+# One entry per row and kind of a table; bounded because texts of users could be tags.
+@functools.lru_cache(maxsize=4096)
+def _is_documented(table: TagTable, tag: str, kind: Kind) -> bool:
+    return any(row.matches(tag, kind) for row in table.rows)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern(tag: str) -> re.Pattern[str]:
+    # re.split with a group: literals at even places, names of placeholders at odd ones.
+    parts = _PLACEHOLDER.split(tag)
+    return re.compile(
+        "".join(
+            re.escape(part) if place % 2 == 0 else r"\d+" if part in _NUMBERS else r"[A-Za-z0-9_.-]+"
+            for place, part in enumerate(parts)
+        )
+    )
+
+
+def _rows(prefix: str, *rows: tuple[str, str, str]) -> tuple[TagRow, ...]:
+    return tuple(TagRow(f"{prefix}/{tag}", estimator, unit) for tag, estimator, unit in rows)
+
+
+_ROLLOUT = _rows(
+    "rollout",
+    ("return_mean", "mean over episodes of the undiscounted sum of real rewards", "reward"),
+    ("return_std", "standard deviation over episodes of the undiscounted sum of real rewards", "reward"),
+    ("exact_mean", "share of episodes whose answer the task's scorer marks exactly right, sampled", "share"),
+    ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
+    ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
+    ("entropy", "mean over sampled tokens of the entropy of the distribution they were drawn from", "nats"),
+    ("reward_{part}_mean", "mean over episodes of one named part of the reward", "reward"),
+    ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
+)
+
+_LOSSES = _rows(
+    "losses",
+    ("policy", "clipped surrogate, averaged over action tokens", "1"),
+    ("value", "value loss, averaged over action tokens", "see the value distribution"),
+    ("entropy", "mean entropy of the policy over action tokens, before its coefficient", "nats"),
+    ("kl_reference", "mean over action tokens of r - 1 - log r, r = pi_ref / pi (Schulman's k3)", "nats"),
+    ("approx_kl", "mean over action tokens of r - 1 - log r, r = pi / pi_old (Schulman's k3)", "nats"),
+    ("clip_fraction", "share of action tokens whose ratio lies outside the clip range", "share"),
+    ("ratio_max", "largest pi / pi_old of the batch", "1"),
+    ("grad_norm", "global gradient norm before clipping", "1"),
+    ("learning_rate", "learning rate of the step", "1"),
+    ("explained_variance", "1 - Var(return - value) / Var(return) over action tokens", "1"),
+    ("advantage_mean", "mean advantage before normalisation", "reward"),
+    ("advantage_std", "standard deviation of the advantages before normalisation", "reward"),
+    ("counterfactual", "all-action policy term over the live tokens, before its coefficient", "1"),
+    ("total", "the sum that was differentiated", "1"),
+    ("{part}_loss", "any other named term, before its coefficient", "1"),
+    ("{part}_coef", "coefficient of a named term at this step", "1"),
+)
+
+_WORLD_MODEL = _rows(
+    "world_model",
+    ("loss", "sum of the world model's weighted losses on replayed real trajectories", "nats"),
+    ("reward_loss", "cross-entropy of the binned reward head", "nats"),
+    ("continuation_loss", "binary cross-entropy of the continuation head", "nats"),
+    ("value_loss", "cross-entropy of the binned value head", "nats"),
+    ("action_shuffle_loss_ratio", "loss with the actions permuted over states / loss; 1 = actions ignored", "1"),
+    ("grad_norm", "global gradient norm of the world model before clipping", "1"),
+    ("{part}_loss", "any other named term of the world model", "1"),
+    ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
+    ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
+    ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
+    ("depth_{k}/top1", "share of positions whose most probable predicted token is the realized one", "share"),
+    ("depth_{k}/accept", "mean of min(1, q_k / p) at the realized token, an estimate of 1 - E[TV]", "probability"),
+    ("depth_{k}/survival", "mean of prod_{j<=k} min(1, q_j / p): probability that k drafts survive", "probability"),
+    ("depth_{k}/wci", "mean of min(1, prod_{j<=k} q_j / p) = 1 - total variation of the k-token paths", "probability"),
+    ("depth_{k}/kl", "mean of sum_{j<=k} log p / q_j: KL of the k-token paths, trunk against heads", "nats"),
+    ("depth_{k}/ece", "top-1 expected calibration error over equal-width bins of confidence", "probability"),
+    ("depth_{k}/entropy", "mean entropy of the head's prediction", "nats"),
+    ("depth_{k}/loss", "training loss of depth k", "nats/token"),
+    ("h_eff", "sum over depths of the survival: expected accepted tokens per root", "tokens"),
+)
+
+_IMAGINATION = _rows(
+    "imagination",
+    ("slope", "regression slope of realized on imagined return, held-out part of the batch", "1"),
+    ("r2", "share of the realized return's variance explained, held-out part of the batch", "1"),
+    ("r2_fresh", "r2 on the fresh batch, before anything trains on it", "1"),
+    ("gate_open", "1 if the imagined term is used in this update, else 0", "0 or 1"),
+    ("kappa", "weight of the imagined term in this update", "1"),
+    ("corr", "Pearson correlation of imagined and realized return over roots", "1"),
+    ("rung", "highest rung of the ladder that held-out r2 admits", "rung"),
+    ("rung_{i}/r2", "held-out r2 of rung i", "1"),
+    ("rung_{i}/slope", "held-out slope of rung i", "1"),
+    ("return_imagined", "mean imagined return over roots", "reward"),
+    ("return_realized", "mean realized return over the same roots", "reward"),
+    ("return_bias", "mean of imagined - realized return; positive = optimism", "reward"),
+    ("return_corr", "Pearson correlation of imagined and realized return over episodes", "1"),
+    ("imagined_tokens", "tokens imagined in this iteration", "tokens"),
+    ("num_live_mean", "mean number of candidate tokens that are imagined per state", "tokens"),
+    ("imagined_to_real_ratio", "imagined tokens / real tokens of this iteration", "1"),
+    ("weight_h{h}", "weight of the value expansion of horizon h", "1"),
+    ("skill_h{h}", "1 - mean squared error at horizon h / mean squared error of the critic alone", "1"),
+)
+
+_EVAL = _rows(
+    "eval",
+    ("exact", "share of held-out prompts answered exactly right, greedy decoding", "share"),
+    ("exact_lo90", "lower end of its 90 % interval over prompts", "share"),
+    ("exact_hi90", "upper end of its 90 % interval over prompts", "share"),
+    ("exact_sampled", "share of held-out prompts answered exactly right, one sample each", "share"),
+    ("score", "mean score of the task's scorer on held-out prompts", "score"),
+    ("prompt_overlap", "share of held-out prompts that are also training prompts; must be 0", "share"),
+    ("length_mean", "mean tokens of the answer", "tokens"),
+    ("truncated_fraction", "share of answers cut off at the token budget", "share"),
+    ("{arm}_exact", "exact, for a named arm such as the warm start", "share"),
+)
+
+_TIME = _rows(
+    "time",
+    ("rollout_seconds", "wall clock of acting, decoding included", "s"),
+    ("scoring_seconds", "wall clock inside the task's scorer", "s"),
+    ("world_model_seconds", "wall clock of training the world model", "s"),
+    ("imagination_seconds", "wall clock of imagining", "s"),
+    ("update_seconds", "wall clock of the policy's update", "s"),
+    ("eval_seconds", "wall clock of held-out evaluation", "s"),
+    ("total_seconds", "wall clock of the whole iteration", "s"),
+    ("{stage}_seconds", "wall clock of any other named stage", "s"),
+    ("env_fraction", "share of the iteration spent inside the environment, its scorer included", "share"),
+    ("tokens_per_second", "real tokens generated / rollout_seconds", "tokens/s"),
+)
+
+_ENV = _rows(
+    "env",
+    ("episodes", "episodes finished since the start", "episodes"),
+    ("tokens", "tokens the policy has written since the start", "tokens"),
+    ("scorer_calls", "calls of the task's scorer since the start", "calls"),
+    ("scorer_errors", "scorer calls that raised, since the start", "calls"),
+    ("scorer_timeouts", "scorer calls that were cut off, since the start", "calls"),
+)
+
+_SFT = _rows(
+    "sft",
+    ("loss", "training loss of the warm start", "nats/token"),
+    ("loss_depth_{k}", "its term of depth k", "nats/token"),
+    ("ntp_loss", "its next-token term", "nats/token"),
+    ("mtp_loss", "its multi-token term, before the coefficient", "nats/token"),
+    ("eval_loss", "the same loss on held-out demonstrations", "nats/token"),
+    ("token_accuracy", "share of answer tokens predicted exactly, teacher-forced", "share"),
+    ("learning_rate", "learning rate of the step", "1"),
+    ("grad_norm", "global gradient norm before clipping", "1"),
+    ("epoch", "passes over the demonstrations", "epochs"),
+    ("tokens", "tokens trained on since the start", "tokens"),
+    ("{name}", "any other number that the trainer reports", "see the trainer"),
+)
+
+_RECORDS = (
+    TagRow("imagination/tokens", "realized row and one predicted row per depth, aligned by target", "-", "image"),
+    TagRow("imagination/{figure}", "any other picture of imagined against realized trajectories", "-", "image"),
+    TagRow("samples/{split}", "prompts with the policy's answers and scores", "-", "text"),
+    TagRow("imagination/rollout", "an imagined beside a realized answer", "-", "text"),
+    TagRow("run/{name}", "the resolved configuration, or a note on the run", "-", "text"),
+    TagRow("rollout/return", "returns of the batch's episodes", "reward", "histogram"),
+    TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),
+    TagRow("losses/advantages", "advantages of the batch's action tokens", "reward", "histogram"),
+    TagRow("world_model/depth_{k}/entropy", "entropies of the head's predictions", "nats", "histogram"),
+    TagRow("imagination/{name}", "values over roots, such as imagined returns", "reward", "histogram"),
+)
+
+TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS)

@@ -1,0 +1,76 @@
+"""Several writers as one; by default JSONL and TensorBoard in a run directory.
+
+Every writer checks tags against the table in ``tags.py``, and can be put back to a step before it continues a run that
+was killed.
+
+Left out: hosted trackers. Write a class with the methods of ``MetricWriter`` and pass it among ``writers``.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Real, UInt8
+
+from worldmtp.tracking.protocol import Layout, MetricWriter
+from worldmtp.tracking.records import JsonlWriter
+from worldmtp.tracking.tags import TAGS, TagTable
+from worldmtp.tracking.tensorboard import TensorBoardWriter
+
+
+class MultiWriter:
+    """One writer that is several; by default JSONL and TensorBoard in one run directory."""
+
+    def __init__(
+        self, run_dir: Path, writers: Sequence[MetricWriter] | None = None, tags: TagTable = TAGS
+    ) -> None:
+        self.run_dir = run_dir
+        self._writers: tuple[MetricWriter, ...] = (
+            (JsonlWriter(run_dir, tags), TensorBoardWriter(run_dir, tags)) if writers is None else tuple(writers)
+        )
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """To each writer."""
+        for writer in self._writers:
+            writer.scalars(values, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """To each writer."""
+        for writer in self._writers:
+            writer.text(tag, text, step)
+
+    def image(self, tag: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """To each writer."""
+        for writer in self._writers:
+            writer.image(tag, image, step)
+
+    def histogram(self, tag: str, values: Real[np.ndarray, " n"], step: int) -> None:
+        """To each writer."""
+        for writer in self._writers:
+            writer.histogram(tag, values, step)
+
+    def custom_layout(self, layout: Layout) -> None:
+        """To each writer."""
+        for writer in self._writers:
+            writer.custom_layout(layout)
+
+    def resume_at(self, step: int) -> None:
+        """Each writer."""
+        for writer in self._writers:
+            writer.resume_at(step)
+
+    def flush(self) -> None:
+        """Each writer."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Each writer."""
+        for writer in self._writers:
+            writer.close()
+
+    def __enter__(self) -> "MultiWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

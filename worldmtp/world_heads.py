@@ -1,0 +1,87 @@
+"""Reward, continuation and value, read off a latent of any depth.
+
+The reward and the continuation are those of the transition that *arrived* in the latent's state; the value is that of
+the state (see ``worldmtp.dynamics.protocol``). Reward and value are distributions over linear bins, the continuation
+is one over {ended, went on}.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from worldmtp.config import MTPConfig
+from worldmtp.distributions import make_bins
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class WorldPrediction:
+    """Logits; ``worldmtp.distributions.binned_mean`` and ``continuation_probs`` read them."""
+
+    value_logits: Float[Tensor, "*batch bins"]
+    reward_logits: Float[Tensor, "*batch bins"]
+    continuation_logits: Float[Tensor, "*batch 2"]
+
+    @property
+    def continuation_probs(self) -> Float[Tensor, "*batch"]:
+        """Probability that the episode went on."""
+        return self.continuation_logits.softmax(dim=-1)[..., 1]
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: its prediction starts uniform, whatever it reads."""
+
+    def reset_parameters(self) -> None:
+        """Zero weight and bias."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class WorldHeads(nn.Module):
+    """Three small MLPs. They start uniform, so the initial reward and value are the middle of their ranges."""
+
+    def __init__(self, config: MTPConfig) -> None:
+        super().__init__()
+        assert config.hidden_size is not None
+        self.num_bins = config.num_value_bins
+        self.value_range = config.value_range
+        self.reward_range = config.reward_range
+        self.value = _mlp(config.hidden_size, config.num_value_bins)
+        self.reward = _mlp(config.hidden_size, config.num_value_bins)
+        self.continuation = _mlp(config.hidden_size, 2)
+
+    def forward(self, latent: Float[Tensor, "*batch hidden"]) -> WorldPrediction:
+        """Predictions of latents."""
+        return WorldPrediction(
+            value_logits=self.value(latent),
+            reward_logits=self.reward(latent),
+            continuation_logits=self.continuation(latent),
+        )
+
+    @property
+    def value_bins(self) -> Float[Tensor, " bins"]:
+        """Bins of the value, never in less than single precision."""
+        return self._bins(self.value_range)
+
+    @property
+    def reward_bins(self) -> Float[Tensor, " bins"]:
+        """Bins of the reward, never in less than single precision."""
+        return self._bins(self.reward_range)
+
+    def _bins(self, bin_range: tuple[float, float]) -> Tensor:
+        weight = next(self.parameters())
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return make_bins(*bin_range, self.num_bins, dtype=dtype, device=weight.device)
+
+
+def _mlp(hidden_size: int, num_outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.RMSNorm(hidden_size, eps=NORM_EPS),
+        nn.Linear(hidden_size, hidden_size),
+        nn.SiLU(),
+        ZeroLinear(hidden_size, num_outputs),
+    )

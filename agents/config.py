@@ -17,6 +17,8 @@ class PPOConfig:
     """
 
     learning_rate: float = 3e-4
+    warmup_updates: int = 0
+    """Gradient steps over which the learning rate rises linearly: Adam's first steps are sign steps of full size."""
     gamma: float = 1.0
     gae_lambda: float = 0.95
     clip_coef: float = 0.2
@@ -37,6 +39,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")
+        _require(self.warmup_updates >= 0, f"warmup_updates={self.warmup_updates} cannot be negative.")
         _require(0 <= self.gamma <= 1, f"gamma={self.gamma} must be in [0, 1].")
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")
         _require(self.clip_coef > 0, f"clip_coef={self.clip_coef} must be positive.")

@@ -34,6 +34,11 @@ def state_index(rollout: Rollout) -> Int[Tensor, "batch time_plus_1"]:
     return torch.cat([before, last], dim=1)
 
 
+def action_mask(rollout: Rollout) -> Bool[Tensor, "batch length"]:
+    """Tokens the policy chose. Steps that are not there write False to index 0, a prompt token."""
+    return torch.zeros_like(rollout.attention_mask).scatter(1, rollout.action_index, rollout.step_mask)
+
+
 def hidden_states(
     trunk: PreTrainedModel, input_ids: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"]
 ) -> Float[Tensor, "batch length hidden"]:

@@ -36,6 +36,7 @@ class PPOAgent:
         self._temperature = temperature
         self._parameters = [*unique_parameters(model.trunk), *model.world_heads.value.parameters()]
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
+        self._num_updates = 0
 
     def update(
         self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan, generator: torch.Generator
@@ -102,17 +103,21 @@ class PPOAgent:
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
         if not norm < float("inf"):
             raise FloatingPointError(f"losses/grad_norm is {norm}; the update was not applied.")
+        self._num_updates += 1
+        warmth = min(1.0, self._num_updates / config.warmup_updates) if config.warmup_updates else 1.0
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * warmth
         self.optimizer.step()
         values["losses/grad_norm"] = norm
         return values
 
     def state_dict(self) -> dict[str, Any]:
         """The optimiser; the model is saved by whoever owns it."""
-        return {"optimizer": self.optimizer.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "num_updates": self._num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
         self.optimizer.load_state_dict(state["optimizer"])
+        self._num_updates = int(state["num_updates"])
 
 
 def unique_parameters(module: PreTrainedModel) -> list[torch.nn.Parameter]:

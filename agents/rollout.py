@@ -4,19 +4,44 @@ Batch-synchronous: every row starts at the reset and is stepped until all have e
 ``autoreset_mode`` DISABLED, so that ended rows keep their last observation and ignore further actions.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActingPolicy
 from worldmtp.trajectory import Rollout
 
 
+class BatchedTextEnv(Protocol):
+    """What a rollout needs of an environment, real or imagined; see ``worldmtp.envs.TextGenVectorEnv``."""
+
+    num_envs: int
+    metadata: dict[str, Any]
+
+    @property
+    def max_new(self) -> int:
+        """The longest episode, in steps."""
+        ...
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Gymnasium's."""
+        ...
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Gymnasium's."""
+        ...
+
+
 def collect_rollout(
-    env: VectorEnv,
+    env: BatchedTextEnv,
     policy: ActingPolicy,
     generator: torch.Generator | None,
     options: dict[str, Any],
@@ -38,7 +63,7 @@ def collect_rollout(
     clock = clock or PhaseClock()
     with clock.phase("env"):
         obs, infos = env.reset(options=options)
-    recorder = _Recorder(obs, env.num_envs, int(env.get_attr("max_new")[0]))
+    recorder = _Recorder(obs, env.num_envs, env.max_new)
     while not recorder.done.all():
         with clock.phase("policy"):
             step = policy.act(obs, infos, generator)

@@ -13,7 +13,6 @@ import copy
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages
@@ -22,7 +21,6 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
 from worldmtp.agents.expansion import ExpansionAdvantages
 from worldmtp.agents.forward import episode_returns, policy_stats
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
-from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.regression import correlation
@@ -30,6 +28,7 @@ from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.dynamics import WorldModel, make_world_model
+from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -42,7 +41,7 @@ class ImaginationTrainer:
     def __init__(
         self,
         model: MTPModel,
-        env: VectorEnv,
+        env: TextGenVectorEnv,
         rollout: RolloutConfig,
         ppo: PPOConfig,
         world_model: WorldModelConfig,
@@ -138,14 +137,13 @@ class ImaginationTrainer:
         self.totals["env/episodes"] += len(rollout)
         self.totals["env/tokens"] += rollout.num_tokens
         self.totals["imagination/imagined_tokens_total"] += metrics.get("imagination/imagined_tokens", 0.0)
-        counters = self._env.get_attr("scorer")[0].counters
+        counters = self._env.scorer.counters
         total = seconds["total"]
         return {
             "rollout/return_mean": float(episode_returns(rollout).mean()),
             "rollout/exact_mean": float(rollout.exact.float().mean()),
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
-            "rollout/logprob_mean": float(masked_mean(rollout.logprobs, rollout.step_mask)),
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),
@@ -167,7 +165,7 @@ class ImaginationTrainer:
             "agent": self.agent.state_dict(),
             "learner": self._learner.state_dict(),
             "estimator": self._estimator.state_dict(),
-            "env": self._env.get_attr("state")[0](),
+            "env": self._env.state(),
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "iteration": self.iteration,
             "totals": dict(self.totals),
@@ -181,7 +179,7 @@ class ImaginationTrainer:
         self.agent.load_state_dict(state["agent"])
         self._learner.load_state_dict(state["learner"])
         self._estimator.load_state_dict(state["estimator"])
-        self._env.get_attr("load_state")[0](state["env"])
+        self._env.load_state(state["env"])
         for name, saved in state["generators"].items():
             self._generators[name].set_state(saved)
         self.iteration = int(state["iteration"])

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
+from worldmtp.agents.forward import action_mask, discounts_of, lambdas_of, state_index
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.distributions import two_hot_cross_entropy
@@ -153,9 +153,9 @@ class WorldModelLearner:
 
     def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
         """Cross-entropy of the policy's own tokens at depths 2..K."""
-        # Steps that are not there write False to index 0, a prompt token, which no policy chose.
-        chosen = torch.zeros_like(rollout.attention_mask).scatter(1, rollout.action_index, rollout.step_mask)
-        aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=chosen)
+        aims = depth_targets(
+            rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout)
+        )
         losses = []
         for depth in range(2, len(latents) + 1):
             mask = aims.mask[..., depth - 1]

@@ -1,4 +1,4 @@
-"""The text environment as pure functions of batches of rows. Real and single envs differ only in what they wrap around it.
+"""The text environment as pure functions of batches of rows, which the vector and the single env wrap.
 
 A row is one text: prompt, then response, then padding. Nothing here draws, scores or resets.
 """

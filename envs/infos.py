@@ -11,9 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 
-def batch_infos(
-    records: Sequence[dict[str, Any]], rows: Int64[np.ndarray, " record"], num_rows: int
-) -> dict[str, Any]:
+def batch_infos(records: Sequence[dict[str, Any]], rows: Int64[np.ndarray, " record"], num_rows: int) -> dict[str, Any]:
     """Infos of ``num_rows`` rows of which ``rows`` have a record."""
     infos: dict[str, Any] = {}
     keys = dict.fromkeys(key for record in records for key in record)

@@ -44,7 +44,7 @@ def encode_examples(
     """Encode prompts and see that they, and their answers, fit.
 
     Raises:
-        ValueError: if a prompt is empty or longer than ``max_prompt`` tokens, or an answer with its EOS than ``max_new``.
+        ValueError: if a prompt is empty or longer than ``max_prompt`` tokens, or an answer and EOS than ``max_new``.
     """
     encoded = [tokenizer.encode(example.prompt) for example in examples]
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))

@@ -1,7 +1,7 @@
 """Tasks by name, and the gymnasium ids made of them.
 
-A task is registered by a decorator or by the catalogue; both give it the id ``worldmtp/<Name>-v0`` with string entry points and
-JSON kwargs, so that its EnvSpec can be written into a file and read back.
+A task is registered by a decorator or by the catalogue; both give it the id ``worldmtp/<Name>-v0`` with string entry
+points and JSON kwargs, so that its EnvSpec can be written into a file and read back.
 """
 
 import difflib

@@ -99,8 +99,8 @@ class Scorer:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures are only counted "
-                f"(scorer.counters).\n{''.join(traceback.format_exception(error))}",
+                f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures are counted "
+                f"only (scorer.counters).\n{''.join(traceback.format_exception(error))}",
                 RuntimeWarning,
                 stacklevel=2,
             )

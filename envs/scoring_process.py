@@ -93,7 +93,7 @@ def _serve(connection: Connection, task: Task) -> None:
         except EOFError:
             return
         try:
-            answer = (None, None if message is None else task.score(*message))
+            answer: tuple[str | None, Score | None] = (None, None if message is None else task.score(*message))
         except Exception:  # noqa: BLE001 - sent to the parent, which counts it
             answer = (traceback.format_exc(), None)
         connection.send(answer)

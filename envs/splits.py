@@ -72,7 +72,7 @@ def draw_examples(
         else:
             raise ValueError(
                 f"{split!r} of {type(task).__name__} has no {'new ' if distinct else ''}prompt in {max_misses} draws "
-                f"({len(seen)} distinct found, {num_examples} examples asked for, heldout_fraction={heldout_fraction}): "
+                f"({len(seen)} distinct found, {num_examples} asked for, heldout_fraction={heldout_fraction}): "
                 "its universe of prompts is too small; ask for fewer, widen the task, or change heldout_fraction."
             )
         seen.add(key)

@@ -28,8 +28,8 @@ class Example:
 class Score:
     """What an answer is worth.
 
-    ``reason`` says why in one word: "ok"; "no_eos", "error" and "timeout" are given by the environment and the scorer;
-    a task may have its own, such as "containment". ``exact`` is whether the task counts as solved, which metrics report.
+    ``reason`` says why in one word: "ok", or the task's own, such as "containment"; the environment and the scorer give
+    "no_eos", "error" and "timeout". ``exact`` is whether the task counts as solved, which metrics report.
 
     Raises:
         ValueError: if the value is not a finite number.

@@ -1,7 +1,7 @@
 """Text to token ids and back: a protocol, characters, and any Hugging Face tokenizer.
 
-A tokenizer is named by a JSON value (``spec()`` / ``make_tokenizer``), so that it can stand in a gymnasium EnvSpec, in a
-YAML file and in a checkpoint. transformers is imported only by those who ask for it.
+A tokenizer is named by a JSON value (``spec()``, ``make_tokenizer``), so that it can stand in a gymnasium EnvSpec, in
+a YAML file and in a checkpoint. transformers is imported only by those who ask for it.
 """
 
 import difflib

@@ -108,16 +108,16 @@ def test_a_damaged_checkpoint_is_named_with_the_previous_good_one(tmp_path, dama
     with pytest.raises(CheckpointError, match=pattern):
         load_checkpoint(bad)
     good.unlink()
-    with pytest.raises(CheckpointError, match="There is no intact checkpoint in that directory"):
+    with pytest.raises(CheckpointError, match=r"There is no intact checkpoint in that directory"):
         load_checkpoint(bad)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     good = save_checkpoint(tmp_path, 1, {})
     missing = tmp_path / "checkpoint-000000000009.pt"
-    with pytest.raises(CheckpointError, match=f"No checkpoint at {re.escape(str(missing))}.*{re.escape(str(good))}"):
+    with pytest.raises(CheckpointError, match=rf"No checkpoint at {re.escape(str(missing))}.*{re.escape(str(good))}"):
         load_checkpoint(missing)
-    with pytest.raises(ValueError, match="'best.pt' is not a checkpoint's name"):
+    with pytest.raises(ValueError, match=r"'best.pt' is not a checkpoint's name"):
         checkpoint_step(Path("best.pt"))
 
 
@@ -167,7 +167,7 @@ def test_an_unwritable_directory_is_a_clear_error(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(checkpoint.tempfile, "mkstemp", refuse)
-    with pytest.raises(CheckpointError, match="Permission denied.*choose another directory"):
+    with pytest.raises(CheckpointError, match=r"Permission denied.*choose another directory"):
         save_checkpoint(tmp_path, 3, {})
 
 
@@ -197,9 +197,9 @@ def test_foreign_types_are_refused_with_their_place(tmp_path):
         save_checkpoint(tmp_path, 1, {"a": [0, {"b": {1, 2}}]})
     with pytest.raises(TypeError, match=r"payload has the key \(1, 2\); keys are str or int"):
         save_checkpoint(tmp_path, 1, {"a": {}, (1, 2): 3})
-    with pytest.raises(TypeError, match="numpy array of objects"):
+    with pytest.raises(TypeError, match=r"numpy array of objects"):
         save_checkpoint(tmp_path, 1, {"a": np.array([None])})
-    with pytest.raises(ValueError, match="keep_last=0"):
+    with pytest.raises(ValueError, match=r"keep_last=0"):
         save_checkpoint(tmp_path, 1, {}, keep_last=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -226,5 +226,5 @@ def test_states_of_other_generators_are_refused():
     states = capture_rng({"a": torch.Generator(), "b": np.random.default_rng(0)})
     with pytest.raises(ValueError, match=r"missing \['c'\], unknown \['b'\]"):
         restore_rng({"a": torch.Generator(), "c": torch.Generator()}, states)
-    with pytest.raises(ValueError, match="state of generator 'b' is a dict, which does not belong to a .*Generator"):
+    with pytest.raises(ValueError, match=r"state of generator 'b' is a dict, which does not belong to a .*Generator"):
         restore_rng({"a": torch.Generator(), "b": torch.Generator()}, states)

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ def _write_atomically(target: Path, encoded: Any) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(b"\0" * _HEADER_BYTES)
             sink = _HashingSink(file)
-            torch.save(encoded, sink)
+            torch.save(encoded, cast(IO[bytes], sink))
             if sink.error is not None:
                 raise sink.error
             file.seek(0)

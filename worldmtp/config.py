@@ -5,7 +5,8 @@ trunk's own config is nested in it, so a checkpoint needs no second file.
 """
 
 import copy
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -43,6 +44,8 @@ class MTPConfig(PreTrainedConfig):
     """
 
     model_type = "worldmtp"
+    # Hugging Face configs take keywords that are no fields; checkers of the dataclass's signature would refuse them.
+    __no_type_check__ = True
     # TRL reads config.auto_map of every registered class when it builds reference models.
     auto_map: ClassVar[dict[str, str]] = {}
     sub_configs: ClassVar[dict[str, type]] = {"trunk_config": AutoConfig}
@@ -58,24 +61,24 @@ class MTPConfig(PreTrainedConfig):
     detach_lm_head: bool = False
     mtp_loss_coef: float = 0.3
     num_value_bins: int = 51
-    value_range: tuple[float, float] | list[float] = (-1.0, 1.0)
-    reward_range: tuple[float, float] | list[float] = (-1.0, 1.0)
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    reward_range: tuple[float, float] = (-1.0, 1.0)
     initializer_range: float = 0.02
-    trunk_config: PreTrainedConfig | dict | None = None
+    trunk_config: PreTrainedConfig | None = None
     vocab_size: int | None = None
     hidden_size: int | None = None
 
-    def __post_init__(self, **kwargs) -> None:
-        if isinstance(self.trunk_config, dict):
-            if "model_type" not in self.trunk_config:
+    def __post_init__(self, **kwargs: Any) -> None:
+        nested: Any = self.trunk_config  # a dict where it comes from a file
+        if isinstance(nested, dict):
+            if "model_type" not in nested:
                 raise ValueError("trunk_config has no 'model_type'; pass trunk.config or trunk.config.to_dict().")
-            self.trunk_config = AutoConfig.for_model(**self.trunk_config)
+            self.trunk_config = AutoConfig.for_model(**nested)
         if self.trunk_config is not None:
             self.vocab_size = self.trunk_config.get_text_config().vocab_size
             self.hidden_size = self.trunk_config.get_text_config().hidden_size
-        # JSON has lists only.
-        self.value_range = tuple(self.value_range)
-        self.reward_range = tuple(self.reward_range)
+        self.value_range = _check_range("value_range", self.value_range)
+        self.reward_range = _check_range("reward_range", self.reward_range)
         check_head(self.head)
         _check_choice("concat_order", self.concat_order, CONCAT_ORDERS)
         _check_choice("hidden_stage", self.hidden_stage, HIDDEN_STAGES)
@@ -88,12 +91,10 @@ class MTPConfig(PreTrainedConfig):
             raise ValueError(f"num_value_bins={self.num_value_bins} must be at least 2, one for each end of the range.")
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range={self.initializer_range} must be positive.")
-        _check_range("value_range", self.value_range)
-        _check_range("reward_range", self.reward_range)
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As Hugging Face's, but a plain trunk's config is refused instead of half read.
 
         Raises:
@@ -107,7 +108,7 @@ class MTPConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
-    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The trunk's: it has the layers, caches and vocabulary that Hugging Face asks about."""
         if self.trunk_config is None:
             return self
@@ -128,9 +129,11 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; choose from {list(choices)}.")
 
 
-def _check_range(name: str, value: tuple[float, ...]) -> None:
+def _check_range(name: str, value: Sequence[float]) -> tuple[float, float]:
+    """The range as a tuple; in JSON it is a list."""
     if len(value) != 2 or not value[0] < value[1]:
         raise ValueError(f"{name}={value} must be (lowest, highest) with lowest < highest.")
+    return value[0], value[1]
 
 
 AutoConfig.register(MTPConfig.model_type, MTPConfig, exist_ok=True)

@@ -32,9 +32,9 @@ def make_bins(
 
 
 def two_hot(targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]) -> Float[Tensor, "*batch bins"]:
-    """Probabilities on the two bins around each target, whose mean is the target (Bellemare et al. 2017,
-    https://arxiv.org/abs/1707.06887).
+    """Probabilities on the two bins around each target, whose mean is the target.
 
+    Bellemare et al. 2017, https://arxiv.org/abs/1707.06887, project distributions so; here it is a single number.
     Targets outside the bins go to the nearest end, and their mean with them: ``clipped_fraction`` says how many do,
     and who trains on targets reports it.
     """

@@ -14,6 +14,7 @@ themselves), and encoder-decoder trunks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -71,7 +72,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             trunk = AutoModelForCausalLM.from_config(config.trunk_config)
         else:
             for module in trunk.modules():
-                module._is_hf_initialized = True
+                module._is_hf_initialized = True  # type: ignore[assignment]  # a flag of Hugging Face's
         # One object, so that what the trunk changes in its config (a larger vocabulary) is saved.
         config.trunk_config = trunk.config
         config.head_block = resolve_head_block(config.head_block, trunk)
@@ -83,9 +84,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_trunk(
-        cls, trunk: PreTrainedModel, config: MTPConfig, generator: torch.Generator | None = None
-    ) -> "MTPModel":
+    def from_trunk(cls, trunk: nn.Module, config: MTPConfig, generator: torch.Generator | None = None) -> "MTPModel":
         """Fresh heads on ``trunk``, which is taken in, not copied; its weights, dtype and device stay.
 
         The heads' initial weights are drawn from ``generator``, or from torch's global state as Hugging Face does.
@@ -97,8 +96,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             raise TypeError("trunk is an MTPModel already; pass its .trunk to replace the heads.")
         if not isinstance(trunk, PreTrainedModel) or trunk.get_output_embeddings() is None:
             raise TypeError(
-                f"trunk is a {type(trunk).__name__}; from_trunk needs a Hugging Face causal LM with an LM head, such as "
-                "AutoModelForCausalLM.from_pretrained(path)."
+                f"trunk is a {type(trunk).__name__}; from_trunk needs a Hugging Face causal LM with an LM head, such "
+                "as AutoModelForCausalLM.from_pretrained(path)."
             )
         bound = config.for_trunk(trunk.config, resolve_head_block(config.head_block, trunk))
         if generator is None:
@@ -125,7 +124,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         compute_depth_logits: bool = True,
         num_items_in_batch: int | Shaped[Tensor, "..."] | None = None,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> MTPOutput:
         """Teacher-forced logits of all depths and, with ``labels``, their combined loss.
 
@@ -224,9 +223,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         bias = None if lm_head.bias is None else lm_head.bias.detach()
         return self._final_logits(functional.linear(latent, lm_head.weight.detach(), bias))
 
-    def depth_losses(
-        self, latents: Sequence[Float[Tensor, "batch time hidden"]], targets: DepthTargets
-    ) -> DepthLosses:
+    def depth_losses(self, latents: Sequence[Float[Tensor, "batch time hidden"]], targets: DepthTargets) -> DepthLosses:
         """Cross-entropy of every depth, one depth's logits in memory at a time."""
         lm_head = self.get_output_embeddings()
         return depth_losses_from_latents(
@@ -238,10 +235,10 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             detach_lm_head=self.config.detach_lm_head,
         )
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generation of the trunk, with this model's ``generation_config``; the heads are not used."""
         self.trunk.generation_config = self.generation_config
-        return self.trunk.generate(*args, **kwargs)
+        return self.trunk.generate(*args, **kwargs)  # type: ignore[operator]  # a causal LM is a GenerationMixin
 
     @property
     def base_model(self) -> nn.Module:
@@ -256,7 +253,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """Replace the trunk's."""
         self.trunk.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         """The trunk's LM head, shared by all depths."""
         return self.trunk.get_output_embeddings()
 
@@ -264,7 +261,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """Replace the trunk's."""
         self.trunk.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the trunk's vocabulary; the heads have none of their own."""
         embeddings = self.trunk.resize_token_embeddings(*args, **kwargs)
         self.config.vocab_size = self.trunk.config.get_text_config().vocab_size
@@ -274,14 +271,14 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif self.config.head_block == "trunk":
-            # Layers of the trunk's class start as the trunk's do: some norms are centred on zero, not one.
-            self.trunk._init_weights(module)
-        else:
+        elif type(module).__module__.startswith("torch.nn") or self.config.head_block != "trunk":
             super()._init_weights(module)
+        else:
+            # What the trunk's layers define themselves starts as in the trunk: some norms are centred on zero, not one.
+            self.trunk._init_weights(module)
 
     def _run_trunk(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Cache | None]:
         if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
             real = attention_mask.bool()

@@ -98,9 +98,7 @@ def ratio_interval(
         raise ValueError("denominators has negative entries; pass counts or weights.")
     used = np.asarray(denominators) > 0
     sums = np.stack([numerators, denominators], axis=1).astype(np.float64)[used]
-    return sums_interval(
-        sums, _ratio_of_sums, level=level, num_resamples=num_resamples, generator=generator, unit=unit
-    )
+    return sums_interval(sums, _ratio_of_sums, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
 
 
 def sums_interval(
@@ -264,7 +262,7 @@ def _jackknife_t(
     estimate: float,
     level: float,
 ) -> tuple[float, float]:
-    """estimate ± t_{n-1} * the jackknife's standard error (Efron & Tibshirani 1993, eq. 11.5)."""
+    """Estimate ± t_{n-1} * the jackknife's standard error (Efron & Tibshirani 1993, eq. 11.5)."""
     n = len(sums)
     leave_one_out = statistic(sums.sum(axis=0) - sums)
     if not np.all(np.isfinite(leave_one_out)):

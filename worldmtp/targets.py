@@ -1,7 +1,10 @@
 """Targets per depth: at position t, depth k predicts token t+k, if that is a question worth asking.
 
-         position  0    1    2    3    4    5                        depth 2 at position
-         text      p    p    a    b   EOS  pad                       0: a   1: b   2: EOS   others: masked
+Depth 2 of a prompt ``p q`` with the answer ``a b EOS``:
+
+    position   0    1    2    3    4    5
+    text       p    q    a    b   EOS  pad
+    target     a    b   EOS   -    -    -
 """
 
 from dataclasses import dataclass

@@ -2,22 +2,24 @@
 
 What is added to it, and why:
 
-* *Compact prompts.* Most of a question is the same in every item; the common prefix and suffix of a fixed draw of items
-  are cut back to whole words and stripped, then ``separator`` is appended.
+* *Compact prompts.* Most of a question is the same in every item; the prefix and suffix that a fixed draw of items
+  shares are cut back to whole words and stripped, then ``separator`` is appended.
 * *Item seeds.* A dataset seeds item i with ``seed + i``, so neighbouring seeds share nearly all items. Here one dataset
   is asked for items at random indices of a range of 2**31, and splits are by the hash of the prompt.
 * *Credit.* The library's default scorer pays ``len(oracle) / len(answer)`` for any answer that contains the oracle, so
-  that a list of all digits earns something everywhere; credit below 1 for text that contains the oracle is removed
-  (reason "containment"). Some scorers pay a constant text on every item, up to 1 for "zz"; what a constant text earns on
-  every calibration item is measured once, and credit that is not above that floor is removed (reason "floor").
-  A scorer that raises raises here too: the environment's scorer counts it.
+  that a list of all digits earns something everywhere, and others find the oracle wherever it is hidden. So a text
+  that has the oracle among other text earns nothing (reason "containment"), be it as harmless as "15.0". Some scorers
+  pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every calibration item is
+  measured once, and credit not above that floor is removed (reason "floor"). A scorer that raises raises here too: the
+  environment's scorer counts it.
+* *Global generators.* Some generators draw from Python's or numpy's; these are seeded for each item and put back.
 
 Left out: chain-of-thought answer tags, curricula.
 """
 
 import difflib
-import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +32,7 @@ from worldmtp.envs.tasks.matching import check_reward
 
 _INDEX_RANGE = 2**31
 _BOUNDED_SIZE = 1000  # items of the few datasets that prepare their items in advance
-_CONSTANT_ANSWERS = ("", "zz", "0", "1", "0123456789", "True", "\u2603")
+_CONSTANT_ANSWERS = ("", "zz", "0", "1", "0123456789", "True", "NaN", "inf", "\u2603")
 
 
 class ReasoningGymTask:
@@ -64,17 +66,14 @@ class ReasoningGymTask:
     ) -> None:
         check_reward(reward)
         if calibration_items < 2:
-            raise ValueError(f"calibration_items={calibration_items} must be at least 2: one item shares all with itself.")
+            raise ValueError(f"calibration_items={calibration_items} must be 2 or more.")
         self.dataset_name, self.reward, self.separator, self.probe_bound = dataset, reward, separator, probe_bound
-        self._dataset = _create(dataset, config)
-        self._index_range = _BOUNDED_SIZE if _is_bounded(self._dataset) else _INDEX_RANGE
-        self._uses_global_rng = False
+        with _seeded_global_rng(0):
+            self._dataset = _create(dataset, config)
+            self._index_range = _BOUNDED_SIZE if _is_bounded(self._dataset) else _INDEX_RANGE
         rng = np.random.default_rng(0)
         indices = [int(index) for index in rng.integers(self._index_range, size=calibration_items)]
-        global_state = _global_state()
         entries = [self._entry(index) for index in indices]
-        self._uses_global_rng = _global_state() != global_state
-        _restore_global_state(global_state)
         questions = [entry["question"] for entry in entries]
         self._prefix, self._suffix = shared_affixes(questions) if compact else ("", "")
         self._drop = str.maketrans("", "", drop)
@@ -95,7 +94,7 @@ class ReasoningGymTask:
         """
         if "entry" not in example.meta:
             raise ValueError(
-                f"the prompt {example.prompt!r} carries no reasoning-gym entry, so {self.dataset_name} cannot score it; "
+                f"the prompt {example.prompt!r} has no reasoning-gym entry, so {self.dataset_name} cannot score it; "
                 "take examples from task.sample or env.examples."
             )
         entry = example.meta["entry"]
@@ -106,15 +105,13 @@ class ReasoningGymTask:
         if text != oracle:
             if raw <= self._floor and raw > 0.0:
                 value, reason = 0.0, "floor"
-            elif raw < 1.0 and oracle and oracle in text:
+            elif oracle and oracle in text:
                 value, reason = 0.0, "containment"
         exact = value >= 1.0
         paid = value if self.reward == "score" else float(exact)
         return Score(value=paid, components={"raw_score": raw}, reason=reason, exact=exact)
 
     def _entry(self, index: int) -> dict[str, Any]:
-        if not self._uses_global_rng:
-            return dict(self._dataset[index])
         with _seeded_global_rng(index):
             return dict(self._dataset[index])
 
@@ -128,36 +125,41 @@ class ReasoningGymTask:
 
 
 def shared_affixes(questions: list[str]) -> tuple[str, str]:
-    """Prefix and suffix that all questions share, cut back to whole words so that no item loses a letter of its own."""
-    prefix = os.path.commonprefix(questions)
-    while prefix and prefix[-1].isalnum():
-        prefix = prefix[:-1]
-    shortest = min(len(question) for question in questions) - len(prefix)
-    reversed_suffix = os.path.commonprefix([question[::-1] for question in questions])[:shortest]
-    while reversed_suffix and reversed_suffix[-1].isalnum():
-        reversed_suffix = reversed_suffix[:-1]
-    return prefix, reversed_suffix[::-1]
+    """Prefix and suffix that all questions share, cut back to whole words: an item keeps its own brackets and signs."""
+    prefix = re.match(r".*\S\s", _common_prefix(questions), re.DOTALL)
+    length = len(prefix[0]) if prefix else 0
+    rests = [question[length:][::-1] for question in questions]
+    suffix = re.search(r"(\s\S|[.?!:;,=]).*", _common_prefix(rests)[::-1], re.DOTALL)
+    return questions[0][:length], suffix[0] if suffix else ""
+
+
+def _common_prefix(texts: list[str]) -> str:
+    first, last = min(texts), max(texts)
+    length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
 
 
 def dataset_names() -> list[str]:
     """Names of all datasets of the installed reasoning-gym."""
-    from reasoning_gym.factory import DATASETS
+    return sorted(_library().DATASETS)
 
-    return sorted(DATASETS)
+
+def _library() -> Any:
+    """reasoning-gym's factory; its import draws from Python's global generator."""
+    with _seeded_global_rng(0):
+        from reasoning_gym import factory
+    return factory
 
 
 def _create(name: str, config: dict[str, Any]) -> Any:
-    from reasoning_gym.factory import DATASETS, create_dataset
-
-    if name not in DATASETS:
-        hint = difflib.get_close_matches(name, DATASETS, n=3)
-        raise ValueError(
-            f"reasoning-gym has no dataset {name!r}" + (f"; did you mean one of {hint}?" if hint else ".")
-        )
+    library = _library()
+    if name not in library.DATASETS:
+        hint = difflib.get_close_matches(name, library.DATASETS, n=3)
+        raise ValueError(f"reasoning-gym has no dataset {name!r}" + (f"; did you mean one of {hint}?" if hint else "."))
     reserved = sorted({"seed", "size"} & set(config))
     if reserved:
         raise ValueError(f"{reserved} of {name} belong to the environment; seed with reset(seed=...) and pool_seed.")
-    fields = set(DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
+    fields = set(library.DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
     unknown = sorted(set(config) - fields)
     if unknown:
         hint = difflib.get_close_matches(unknown[0], fields, n=1)
@@ -166,7 +168,7 @@ def _create(name: str, config: dict[str, Any]) -> Any:
             + (f", did you mean {hint[0]!r}?" if hint else ".")
             + f" Its options: {sorted(fields)}."
         )
-    return create_dataset(name, seed=0, size=_BOUNDED_SIZE, **config)
+    return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **config)
 
 
 def _is_bounded(dataset: Any) -> bool:
@@ -194,24 +196,13 @@ def _constant_credit(score_answer: Callable[[str, dict[str, Any]], float], entri
     return floor
 
 
-def _global_state() -> tuple[Any, str, bytes, int]:
-    name, keys, position, *_ = np.random.get_state()
-    return random.getstate(), str(name), np.asarray(keys).tobytes(), int(position)
-
-
-def _restore_global_state(state: tuple[Any, str, bytes, int]) -> None:
-    python_state, name, keys, position = state
-    random.setstate(python_state)
-    np.random.set_state((name, np.frombuffer(keys, dtype=np.uint32), position))
-
-
 @contextmanager
 def _seeded_global_rng(seed: int) -> Iterator[None]:
-    """A few generators draw from the global generators: seed those for the item, then put them back."""
-    state = _global_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
     random.seed(seed)
     np.random.seed(seed)
     try:
         yield
     finally:
-        _restore_global_state(state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

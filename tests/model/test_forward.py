@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, DynamicCache, Gemma2Config, GraniteConfig
+
 from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
 from worldmtp.targets import depth_targets
@@ -95,7 +96,7 @@ def test_padding_makes_no_difference(family, make_model, side):
 def test_padding_leaves_no_nan_in_losses_or_gradients(family, make_model, tokens, side):
     model = make_model(family)
     attention_mask = torch.ones_like(tokens)
-    attention_mask[0, :3 if side == "left" else 0] = 0
+    attention_mask[0, : 3 if side == "left" else 0] = 0
     attention_mask[1, 9 - (3 if side == "right" else 0) :] = 0
     labels = tokens.masked_fill(attention_mask == 0, -100)
     model(tokens, attention_mask=attention_mask, labels=labels).loss.backward()
@@ -168,7 +169,9 @@ def test_the_loss_is_depth_one_plus_the_weighted_mean_of_the_others(make_model, 
     output = model(tokens, labels=tokens)
     targets = [tokens[:, k:] for k in range(1, 5)]
     losses = [
-        torch.nn.functional.cross_entropy(output.depth_logits[k - 1][:, :-k].reshape(-1, 31), targets[k - 1].reshape(-1))
+        torch.nn.functional.cross_entropy(
+            output.depth_logits[k - 1][:, :-k].reshape(-1, 31), targets[k - 1].reshape(-1)
+        )
         for k in range(1, 5)
     ]
     torch.testing.assert_close(output.depth_losses, torch.stack(losses), **EXACT)
@@ -179,7 +182,7 @@ def test_the_loss_is_depth_one_plus_the_weighted_mean_of_the_others(make_model, 
 def test_the_loss_without_depth_logits_is_the_same_with_the_same_gradients(make_model, tokens, detach_lm_head):
     results = []
     for compute_depth_logits in (True, False):
-        model = make_model("gpt2", tie=True, detach_lm_head=detach_lm_head)
+        model = make_model("gpt2", tied=True, detach_lm_head=detach_lm_head)
         output = model(tokens, labels=tokens, compute_depth_logits=compute_depth_logits)
         output.loss.backward()
         results.append((output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
@@ -252,13 +255,15 @@ def test_heads_learn_a_periodic_text(family, make_model, share_depths):
     input_ids = period[(torch.arange(12) + phase) % 5]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     initial = model(input_ids, labels=input_ids).depth_losses
-    for _ in range(40):
+    for _ in range(100):
+        output = model(input_ids, labels=input_ids)
+        if torch.all(output.depth_losses < 0.1 * initial):
+            break
         optimizer.zero_grad()
-        model(input_ids, labels=input_ids).loss.backward()
+        output.loss.backward()
         optimizer.step()
-    output = model(input_ids, labels=input_ids)
     # Position 0 cannot tell the two 4s apart at depth 1; deeper heads have read the token in between.
-    assert torch.all(output.depth_losses < 0.2 * initial)
+    assert torch.all(output.depth_losses < 0.1 * initial)
     targets = depth_targets(input_ids, torch.ones_like(input_ids, dtype=torch.bool), 3)
     for k in range(2, 4):
         predicted = output.depth_logits[k - 1].argmax(dim=-1)[:, 1:]

@@ -1,5 +1,6 @@
 """The linters are set so that they catch what the style guide forbids, in the linked folders as well."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,11 +65,17 @@ def test_ruff_lets_shapes_pass(project_root: Path) -> None:
     assert ruff_codes(project_root, "worldmtp/planted.py", HEAD + source) == set()
 
 
-@pytest.mark.slow
-def test_mypy_catches_a_wrong_type_behind_a_link(project_copy: Path) -> None:
+def test_mypy_catches_a_wrong_type_behind_a_link_and_sees_the_file_once(project_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="needs the dev extra")
+    # The project's configuration and layout, without its code: seconds instead of half a minute.
+    shutil.copy(project_root / "pyproject.toml", tmp_path)
+    for folder in ("worldmtp", "envs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text('"""A package."""\n', encoding="utf-8")
+    (tmp_path / "worldmtp" / "envs").symlink_to("../envs")
     planted = HEAD + 'def length(text: str) -> int:\n    """Length."""\n    return text\n'
-    (project_copy / "envs" / "planted.py").write_text(planted, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "-m", "worldmtp.envs.planted", "--cache-dir", "off"]
-    done = subprocess.run(command, cwd=project_copy, capture_output=True, text=True, check=False)
+    (tmp_path / "envs" / "planted.py").write_text(planted, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", "off"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "worldmtp/envs/planted.py:5: error: Incompatible return value type" in done.stdout, done.stdout + done.stderr
+    assert "Found 1 error in 1 file (checked 3 source files)" in done.stdout

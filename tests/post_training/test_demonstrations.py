@@ -23,7 +23,7 @@ def test_an_answer_that_ends_with_eos_keeps_one():
 
 
 def test_any_iterable_of_any_sequences():
-    assert len(build((pair for pair in [((2,), (3,)), ((4,), (5,))]))) == 2
+    assert len(build(pair for pair in [((2,), (3,)), ((4,), (5,))])) == 2
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,16 @@ def test_what_the_user_sets_wins(tmp_path):
 
 @pytest.mark.parametrize("options", [{"packing": True}, {"eval_packing": True}])
 def test_wrapped_packing_is_refused(tmp_path, options):
-    with pytest.raises(ValueError, match="'wrapped' cuts documents .* use packing_strategy='bfd'"):
+    with pytest.raises(ValueError, match=r"'wrapped' cuts documents .* use packing_strategy='bfd'"):
         MTPSFTConfig(str(tmp_path), packing_strategy="wrapped", **options)
 
 
 @pytest.mark.parametrize("coef", [-0.1, float("nan"), float("inf")])
 def test_a_coefficient_below_zero_or_not_finite_is_refused(tmp_path, coef):
-    with pytest.raises(ValueError, match="mtp_coef=.*expected a finite number >= 0"):
+    with pytest.raises(ValueError, match=r"mtp_coef=.*expected a finite number >= 0"):
         MTPSFTConfig(str(tmp_path), mtp_coef=coef)
 
 
 def test_label_smoothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="label_smoothing_factor=0.1"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1"):
         MTPSFTConfig(str(tmp_path), label_smoothing_factor=0.1)

@@ -9,22 +9,25 @@ from worldmtp.tracking.tags import TAGS, TagRow, TagTable
 
 REPOSITORY = Path(__file__).parents[2]
 
+DOCUMENTED = """
+rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction rollout/entropy losses/policy
+losses/value losses/entropy losses/kl_reference losses/approx_kl losses/clip_fraction losses/grad_norm
+losses/explained_variance losses/counterfactual world_model/loss world_model/reward_loss world_model/continuation_loss
+world_model/value_loss world_model/action_shuffle_loss_ratio world_model/depth_1/ce world_model/depth_12/top1
+world_model/depth_2/accept world_model/depth_2/survival world_model/depth_2/kl imagination/slope imagination/r2
+imagination/gate_open imagination/kappa imagination/corr imagination/rung
+imagination/return_imagined imagination/return_realized imagination/return_bias imagination/return_corr
+imagination/imagined_tokens imagination/num_live_mean imagination/weight_h0 imagination/skill_h4 imagination/rung_0/r2
+imagination/rung_3/slope eval/exact eval/exact_lo90 eval/exact_hi90 eval/exact_sampled eval/score eval/prompt_overlap
+eval/length_mean time/rollout_seconds time/scoring_seconds time/world_model_seconds time/imagination_seconds
+time/update_seconds time/eval_seconds time/total_seconds time/env_fraction env/episodes env/tokens env/scorer_calls
+env/scorer_errors env/scorer_timeouts sft/loss sft/loss_depth_2 sft/anything
+"""
+
 
 @pytest.mark.parametrize(
     "tag",
-    """rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction rollout/entropy losses/policy
-    losses/value losses/entropy losses/kl_reference losses/approx_kl losses/clip_fraction losses/grad_norm
-    losses/explained_variance losses/counterfactual world_model/loss world_model/reward_loss
-    world_model/continuation_loss world_model/value_loss world_model/action_shuffle_loss_ratio world_model/depth_1/ce
-    world_model/depth_12/top1 world_model/depth_2/accept world_model/depth_2/survival world_model/depth_2/kl
-    imagination/slope imagination/r2 imagination/r2_fresh imagination/gate_open imagination/kappa imagination/corr
-    imagination/rung imagination/return_imagined imagination/return_realized imagination/return_bias
-    imagination/return_corr imagination/imagined_tokens imagination/num_live_mean imagination/weight_h0
-    imagination/skill_h4 imagination/rung_0/r2 imagination/rung_3/slope eval/exact eval/exact_lo90 eval/exact_hi90
-    eval/exact_sampled eval/score eval/prompt_overlap eval/length_mean time/rollout_seconds time/scoring_seconds
-    time/world_model_seconds time/imagination_seconds time/update_seconds time/eval_seconds time/total_seconds
-    time/env_fraction env/episodes env/tokens env/scorer_calls env/scorer_errors env/scorer_timeouts sft/loss
-    sft/loss_depth_2 sft/anything""".split(),
+    DOCUMENTED.split(),
 )
 def test_documented_scalars_pass(tag):
     TAGS.check(tag, "scalar")
@@ -34,7 +37,7 @@ def test_documented_scalars_pass(tag):
     ("tag", "nearest"),
     [
         ("losses/polcy", "losses/policy"),
-        ("rollout/return", "rollout/return_mean"),
+        ("rollout/return_meen", "rollout/return_mean"),
         ("world_model/depth_3/acept", "world_model/depth_{k}/accept"),
         ("imagination/weight_hx", "imagination/weight_h{h}"),
     ],
@@ -78,4 +81,6 @@ def test_the_document_has_a_line_per_row_and_escapes_bars():
     table = TagTable((TagRow("a/b", "KL(p|q)", "nats"), TagRow("a/c", "strip", "-", "image")))
     document = metrics_markdown(table)
     assert "| `a/b` | KL(p\\|q) | nats |" in document
-    assert document.index("## Scalars") < document.index("`a/b`") < document.index("## Images") < document.index("`a/c`")
+    assert (
+        document.index("## Scalars") < document.index("`a/b`") < document.index("## Images") < document.index("`a/c`")
+    )

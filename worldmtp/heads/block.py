@@ -1,9 +1,9 @@
 """The decoder layer inside a head: the trunk's own class where its interface allows, otherwise a Llama layer.
 
 A layer serves when it is called as Llama's is (hidden states, mask, position embeddings, cache) and the trunk has one
-rotary embedding for all layers; Llama, Mistral, Qwen2, Qwen3 and their like do. GPT-2 has learned positions and GPT-NeoX
-its own calling convention: they get a Llama layer of their width and number of heads, with its own rotary embedding.
-What is chosen depends on the trunk's class and config alone, so a checkpoint is rebuilt from its config.
+rotary embedding for all layers; Llama, Mistral, Qwen2, Qwen3 and their like do. GPT-2 has learned positions and
+GPT-NeoX its own calling convention: they get a Llama layer of their width and number of heads, with its own rotary
+embedding. What is chosen depends on the trunk's class and config alone, so a checkpoint is rebuilt from its config.
 """
 
 import copy
@@ -54,8 +54,7 @@ def resolve_head_block(head_block: str, trunk: PreTrainedModel) -> str:
 def make_block_spec(head_block: str, trunk: PreTrainedModel) -> BlockSpec:
     """What the heads' decoder layers are made of."""
     if head_block == "trunk":
-        backbone = trunk.base_model
-        spec = BlockSpec(type(backbone.layers[-1]), type(backbone.rotary_emb), _one_layer_config(trunk.config))
+        spec = BlockSpec(*_trunk_classes(trunk), _one_layer_config(trunk.config))
     else:
         spec = BlockSpec(LlamaDecoderLayer, LlamaRotaryEmbedding, _llama_config(trunk.config))
     # Heads get explicit four-dimensional masks, which flash kernels do not take.
@@ -71,9 +70,13 @@ def _trunk_layer_serves(trunk: PreTrainedModel) -> bool:
     layer_types = getattr(trunk.config, "layer_types", None) or ["full_attention"]
     if set(layer_types) - {"full_attention", "sliding_attention"}:
         return False
-    layer = inspect.signature(type(backbone.layers[-1]).forward).parameters
-    rotary = inspect.signature(type(backbone.rotary_emb).forward).parameters
-    return _LAYER_ARGUMENTS <= set(layer) and list(rotary) == ["self", "x", "position_ids"]
+    layer, rotary = (inspect.signature(part.forward).parameters for part in _trunk_classes(trunk))
+    return set(layer) >= _LAYER_ARGUMENTS and list(rotary) == ["self", "x", "position_ids"]
+
+
+def _trunk_classes(trunk: PreTrainedModel) -> tuple[type[nn.Module], type[nn.Module]]:
+    layers, rotary = trunk.base_model.get_submodule("layers"), trunk.base_model.get_submodule("rotary_emb")
+    return type(list(layers.children())[-1]), type(rotary)
 
 
 def _one_layer_config(trunk_config: PreTrainedConfig) -> PreTrainedConfig:

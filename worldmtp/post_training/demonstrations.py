@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from datasets import Dataset
 
-IGNORED_LABEL = -100
+from worldmtp.model import IGNORE_INDEX
 
 
 def build_demonstrations(
@@ -37,7 +37,7 @@ def build_demonstrations(
         _check_row(row, len(prompt), answer_ids, eos_token_id)
         _check_token_ids(row, token_ids, vocab_size, max_length)
         input_ids.append(token_ids)
-        labels.append([IGNORED_LABEL] * len(prompt) + answer_ids)
+        labels.append([IGNORE_INDEX] * len(prompt) + answer_ids)
     if not input_ids:
         raise ValueError(
             "The dataset of demonstrations is empty: got 0 (prompt, answer) pairs, expected at least 1. "

@@ -35,7 +35,7 @@ class MTPForward:
     """The wrapped forward of one model; it keeps the sums of the last fused call until they are taken."""
 
     def __init__(self, model: MTPModel) -> None:
-        self._model = model
+        self.model = model
         self._fused_forward = model.forward
         self._is_capturing = False
         self._trunk_hidden: Tensor | None = None
@@ -61,7 +61,7 @@ class MTPForward:
     def remove(self) -> None:
         """Give the model its class's forward back, without TRL's fused LM head and without the hook."""
         self._hook.remove()
-        vars(self._model).pop("forward", None)
+        vars(self.model).pop("forward", None)
 
     def fused(self, module: nn.Module, **inputs: Any) -> MTPFusedOutput:
         """TRL's fused forward, then the heads on the hidden states that it passed through.
@@ -70,7 +70,7 @@ class MTPForward:
             RuntimeError: ``module`` is a copy of the model this forward was made for.
             ValueError: there are no labels to predict.
         """
-        if module is not self._model:
+        if module is not self.model:
             raise RuntimeError(
                 "this fused forward belongs to another model, of which this one is a copy; make a trainer for the "
                 "copy, or call MTPSFTTrainer.release_model() before copying."
@@ -104,7 +104,7 @@ class MTPForward:
         position_ids: Tensor | None = None,
         **_: Any,
     ) -> DepthSums:
-        model = self._model
+        model = self.model
         latents = model.latents(input_ids, attention_mask, position_ids, trunk_hidden=trunk_hidden)
         targets = targets_from_labels(labels, input_ids, attention_mask, position_ids, model.config.depth)
         return sum_depths(model, latents, targets)
@@ -134,5 +134,5 @@ def add_mtp_forward(model: MTPModel) -> MTPForward:
         # Not the forward that was wrapped: a deep copy carries this function, and that one is bound to the original.
         return type(self).forward(self, *args, **kwargs)
 
-    model.forward = types.MethodType(forward, model)
+    vars(model)["forward"] = types.MethodType(forward, model)
     return handle

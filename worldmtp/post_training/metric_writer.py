@@ -1,7 +1,6 @@
 """Forward what a Trainer logs to the run's own metric writer."""
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -44,7 +43,7 @@ class MetricWriterCallback(TrainerCallback):
         scalars = {
             f"{self.prefix}{name}": float(value)
             for name, value in logs.items()
-            if isinstance(value, Real) and not isinstance(value, bool)
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
         if scalars:
             self.writer.scalars(scalars, self.step_offset + state.global_step)

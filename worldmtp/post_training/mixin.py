@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from worldmtp.model import MTPModel
+from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.post_training.depth_sums import DepthSums
 from worldmtp.post_training.finite import check_finite, check_finite_weights
 from worldmtp.post_training.forward import MTPForward
@@ -46,23 +46,23 @@ class MTPTrainerMixin(_Trainer):
         Raises:
             FloatingPointError: a term is NaN or infinite.
         """
-        num_targets = (inputs["labels"][:, 1:] != -100).sum()
+        num_targets = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         loss = result[0] if return_outputs else result
         sums = self.mtp_forward.take()
         terms = {"loss": loss, **{f"mtp/loss_depth_{k}": sums.losses[k - 2] for k in self._later_depths(sums)}}
-        check_finite(terms, self.state.global_step, self.args.output_dir)
+        check_finite(terms, self.state.global_step, str(self.args.output_dir))
         self._log_depths(sums)
-        if self.model.training and self.mtp_coef > 0 and len(sums.losses) > 0:
+        if self.mtp_forward.model.training and self.mtp_coef > 0 and len(sums.losses) > 0:
             loss = loss + self.mtp_coef * self._normalised(sums.losses.mean(), num_targets, num_items_in_batch)
         return (loss, result[1]) if return_outputs else loss
 
     def release_model(self) -> MTPModel:
         """The model with its class's forward: nothing of TRL or of this trainer is left in it. Ends the training."""
         self.mtp_forward.remove()
-        return self.model
+        return self.mtp_forward.model
 
     def _normalised(self, total: Tensor, num_targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """As TRL's SFT does with its own sum: its denominator, and its undoing of the mean over processes."""
@@ -77,7 +77,7 @@ class MTPTrainerMixin(_Trainer):
         """Mean cross-entropy and top-1 accuracy per target of this micro-batch, over all processes."""
         local = torch.stack([sums.losses.detach().double(), sums.top1_hits.double(), sums.counts.double()])
         losses, hits, counts = self.accelerator.gather(local[None]).sum(dim=0).tolist()
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if self.mtp_forward.model.training else "eval"]
         for k in self._later_depths(sums):
             if counts[k - 2] > 0:
                 metrics[f"mtp/loss_depth_{k}"].append(losses[k - 2] / counts[k - 2])
@@ -88,7 +88,8 @@ class MTPTrainerMixin(_Trainer):
         return range(2, 2 + len(sums.losses))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        check_finite_weights(self.model.named_parameters(), self.state.global_step, self.args.output_dir)
+        weights = self.mtp_forward.model.named_parameters()
+        check_finite_weights(weights, self.state.global_step, str(self.args.output_dir))
         super()._save_checkpoint(model, trial)
 
     def _send_telemetry(self) -> None:

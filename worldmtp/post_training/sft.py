@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
 from worldmtp.model import MTPModel
+from worldmtp.post_training.checks import check_config, check_model, check_not_empty, check_vocabulary
 from worldmtp.post_training.compat import check_seams, check_trainer
 from worldmtp.post_training.forward import add_mtp_forward
 from worldmtp.post_training.mixin import MTPTrainerMixin
@@ -55,9 +56,11 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         check_seams()
-        _check_types(model, args)
-        _check_vocabulary(model, processing_class)
-        _check_not_empty(train_dataset, "give it at least one example")
+        check_model(model)
+        check_config(args, MTPSFTConfig)
+        check_vocabulary(model, processing_class)
+        check_not_empty("train_dataset", train_dataset, "give it at least one example")
+        check_not_empty("eval_dataset", eval_dataset, "give it at least one example, or None")
         super().__init__(
             model=model,
             args=args,
@@ -69,34 +72,12 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
             optimizers=optimizers,
         )
         check_trainer(self)
-        _check_not_empty(self.train_dataset, f"max_length={args.max_length} cuts every completion off; raise it")
+        check_not_empty(
+            "train_dataset", self.train_dataset, f"max_length={args.max_length} cuts every completion off; raise it"
+        )
         # Trainer asks the model's own forward and class name; the loss here is always TRL's, which shifts the labels
         # and divides by the targets of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
         self.mtp_coef = model.config.mtp_loss_coef if args.mtp_coef is None else args.mtp_coef
         self.mtp_forward = add_mtp_forward(model)
-
-
-def _check_types(model: Any, args: Any) -> None:
-    if not isinstance(model, MTPModel):
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected an MTPModel; make one with "
-            "MTPModel.from_trunk(trunk, MTPConfig(depth=...)) or MTPModel.from_pretrained(path)."
-        )
-    if not isinstance(args, MTPSFTConfig):
-        raise TypeError(f"args is a {type(args).__name__}, expected an MTPSFTConfig.")
-
-
-def _check_vocabulary(model: MTPModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}; build the trunk with "
-            f"vocab_size={len(tokenizer)} or call model.resize_token_embeddings({len(tokenizer)})."
-        )
-
-
-def _check_not_empty(dataset: Any, remedy: str) -> None:
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
-        raise ValueError(f"train_dataset is empty: got 0 examples, expected at least 1; {remedy}.")

@@ -6,11 +6,14 @@ user did not set follows the machine; what the user set stays. The depth is the 
 
 import math
 from dataclasses import dataclass, field
+from typing import no_type_check
 
 import torch
 from trl import SFTConfig
 
 
+# Run-time type checks (under pytest) would refuse every int given to one of TRL's floats, logging_steps=1 for one.
+@no_type_check
 @dataclass
 class MTPSFTConfig(SFTConfig):
     """SFTConfig with MTP.
@@ -30,10 +33,10 @@ class MTPSFTConfig(SFTConfig):
     mtp_coef: float | None = field(
         default=None, metadata={"help": "Weight of the mean loss of depths 2..K. None: the model's mtp_loss_coef."}
     )
-    gradient_checkpointing: bool | None = field(
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment] # None until the machine is known
         default=None, metadata={"help": "None: on with an accelerator, off without."}
     )
-    dataloader_pin_memory: bool | None = field(
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment] # None until the machine is known
         default=None, metadata={"help": "None: on with an accelerator, off without."}
     )
 

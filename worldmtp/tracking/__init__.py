@@ -1,4 +1,4 @@
-"""Metrics, token strips and progress of a run. Heavy imports (torch, TensorBoard, PIL, rich) wait for their first use."""
+"""Metrics, token strips and progress of a run. torch, TensorBoard, PIL and rich are imported at their first use."""
 
 from worldmtp.tracking.progress import ProgressReporter, Stage
 from worldmtp.tracking.protocol import Layout, MetricWriter

@@ -8,10 +8,27 @@ resumed run says where it starts and is not credited with what an earlier proces
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+@runtime_checkable
+class TextStream(Protocol):
+    """What progress is written to; ``sys.stderr``, for one."""
+
+    def write(self, text: str, /) -> int:
+        """Write text."""
+        ...
+
+    def flush(self) -> None:
+        """Show what was written."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class ProgressReporter:
     def __init__(
         self,
         stages: Sequence[Stage],
-        stream: TextIO,
+        stream: TextStream,
         *,
         interval_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
@@ -118,7 +135,7 @@ class ProgressReporter:
                 TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[times]}"),
                 TextColumn("{task.fields[note]}", markup=False),
-                console=Console(file=self._stream),
+                console=Console(file=cast(IO[str], self._stream)),
                 redirect_stdout=False,
                 redirect_stderr=False,
             )

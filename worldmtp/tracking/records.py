@@ -32,6 +32,7 @@ class JsonlWriter:
         self._clock = clock
         self._start = clock()
         self._has_resumed = False
+        self._last_step: int | None = None
         run_dir.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] | None = None
 
@@ -97,6 +98,7 @@ class JsonlWriter:
         os.replace(temporary, self._path)
         if kept:
             self._start = self._clock() - float(kept[-1]["time_seconds"])
+            self._last_step = int(kept[-1]["step"])
 
     def flush(self) -> None:
         """Flush to disk."""
@@ -112,8 +114,14 @@ class JsonlWriter:
             self._file = None
 
     def _append(self, step: int, record: Mapping[str, Any]) -> None:
+        if self._last_step is not None and step < self._last_step:
+            raise ValueError(
+                f"step={step} after step={self._last_step}; the steps of one writer never go back, or resuming would "
+                "cut the wrong lines. Give what counts other steps, such as a warm start, a writer of its own."
+            )
         if self._file is None:
             self._file = self._open()
+        self._last_step = step
         line = {"step": step, "time_seconds": round(self._clock() - self._start, 3), **record}
         # Flushed per line, so that a killed process loses none that was written.
         self._file.write(json.dumps(line, allow_nan=False) + "\n")

@@ -58,7 +58,9 @@ class TokenStrip:
 
     def __post_init__(self) -> None:
         if not 0 <= self.prompt_length <= len(self.tokens):
-            raise ValueError(f"prompt_length={self.prompt_length} lies outside 0..{len(self.tokens)}, the text's length.")
+            raise ValueError(
+                f"prompt_length={self.prompt_length} lies outside 0..{len(self.tokens)}, the text's length."
+            )
         for row in self.rows:
             if not len(row.tokens) == len(row.probabilities) == len(self.tokens):
                 raise ValueError(
@@ -121,9 +123,7 @@ class _Canvas:
     height: int
 
     @classmethod
-    def fitted(
-        cls, strip: TokenStrip, font: "FreeTypeFont", font_size_pixels: int, max_width_pixels: int
-    ) -> "_Canvas":
+    def fitted(cls, strip: TokenStrip, font: "FreeTypeFont", font_size_pixels: int, max_width_pixels: int) -> "_Canvas":
         margin, gap = font_size_pixels // 2, max(1, font_size_pixels // 8)
         row_height = round(font_size_pixels * 1.6)
         label_width = margin + max(round(font.getlength(label)) for label in _labels(strip))

@@ -1,7 +1,6 @@
 """``docs/metrics.md`` as text, from the table of tags.
 
-    python -c "import pathlib; from worldmtp.tracking.tag_docs import metrics_markdown as m; \\
-        pathlib.Path('docs/metrics.md').write_text(m(), encoding='utf-8')"
+Made anew by ``python -c "from worldmtp.tracking.tag_docs import metrics_markdown as m; print(m(), end='')"``.
 """
 
 from worldmtp.tracking.tags import TAGS, Kind, TagTable
@@ -17,11 +16,14 @@ _HEAD = """# Metrics
 
 Made from `worldmtp/tracking/tags.py`; a test keeps the two equal, and a tag that is not here cannot be logged.
 
-The x axis of every tag is environment tokens. `{k}` is a depth (head k at position t predicts token t + k; depth 1 is
-the trunk's own head), `{h}` a horizon in imagined steps, `{i}` a rung; any other placeholder is a word. p is the trunk's
-distribution that the tokens were drawn from, q_k the head's, both read at the realized token. A root is a position
-from which k action tokens follow. `metrics.jsonl` holds one object per step: `step`, `time_seconds`, the tags, and, if
-a value was NaN or infinite, `null` in its place and its tag in the list `nonfinite`.
+The x axis of every tag is environment tokens; that of `sft/*`, the warm start before them, is optimiser steps, and it
+has a writer of its own in the folder `sft` of the run. `{k}` is a depth (head k at position t predicts token t + k;
+depth 1 is the trunk's own head), `{h}` a horizon in imagined steps, `{i}` a rung; any other placeholder is a word. p is
+the trunk's distribution that the tokens were drawn from, q_k the head's, both read at the realized token. A root is a
+position from which k action tokens follow.
+
+`metrics.jsonl` holds one object per step: `step`, `time_seconds`, the tags, and, if a value was NaN or infinite, `null`
+in its place and its tag in the list `nonfinite`.
 """
 
 

@@ -2,7 +2,8 @@
 
 Writers refuse a tag that no row matches, and ``docs/metrics.md`` is made from these rows, so nothing is logged that is
 not documented. A row's tag may hold placeholders: ``{k}``, ``{h}`` and ``{i}`` stand for a whole number (depth,
-horizon, rung), every other for a word such as ``spell_backward``. The x axis of every tag is environment tokens.
+horizon, rung), every other for a word such as ``spell_backward``. Steps are environment tokens; those of ``sft/*``
+are optimiser steps.
 """
 
 import difflib
@@ -137,20 +138,22 @@ _WORLD_MODEL = _rows(
 
 _IMAGINATION = _rows(
     "imagination",
-    ("slope", "regression slope of realized on imagined return, held-out part of the batch", "1"),
-    ("r2", "share of the realized return's variance explained, held-out part of the batch", "1"),
-    ("r2_fresh", "r2 on the fresh batch, before anything trains on it", "1"),
+    ("slope", "eta: slope of return - baseline on the critic's correction S, over past batches; what is used", "1"),
+    ("r2", "1 - Var(G - b - eta S) / Var(G - b) on the fresh batch, before anything trains on it", "1"),
     ("gate_open", "1 if the imagined term is used in this update, else 0", "0 or 1"),
-    ("kappa", "weight of the imagined term in this update", "1"),
-    ("corr", "Pearson correlation of imagined and realized return over roots", "1"),
-    ("rung", "highest rung of the ladder that held-out r2 admits", "rung"),
-    ("rung_{i}/r2", "held-out r2 of rung i", "1"),
-    ("rung_{i}/slope", "held-out slope of rung i", "1"),
+    ("kappa", "share of the group's mean in the shrunk group baseline, by regression over past batches", "1"),
+    ("corr", "Pearson correlation of the imagined baseline and the realized return-to-go over states", "1"),
+    ("rung", "rung of the critic ladder that serves: the highest whose past r2 beats those below", "rung"),
+    ("rung_{i}/r2", "r2 of rung i on the fresh batch, before anything trains on it", "1"),
+    ("rung_{i}/slope", "slope of rung i over past batches", "1"),
+    ("rung_{i}/corr", "Pearson correlation of rung i's S and G - b over the fresh batch's episodes", "1"),
+    ("rung_{i}/loss", "cross-entropy of rung i's critic on its replay", "nats"),
     ("return_imagined", "mean imagined return over roots", "reward"),
     ("return_realized", "mean realized return over the same roots", "reward"),
     ("return_bias", "mean of imagined - realized return; positive = optimism", "reward"),
     ("return_corr", "Pearson correlation of imagined and realized return over episodes", "1"),
     ("imagined_tokens", "tokens imagined in this iteration", "tokens"),
+    ("imagined_tokens_total", "tokens imagined since the start", "tokens"),
     ("num_live_mean", "mean number of candidate tokens that are imagined per state", "tokens"),
     ("imagined_to_real_ratio", "imagined tokens / real tokens of this iteration", "1"),
     ("weight_h{h}", "weight of the value expansion of horizon h", "1"),
@@ -163,7 +166,11 @@ _EVAL = _rows(
     ("exact_lo90", "lower end of its 90 % interval over prompts", "share"),
     ("exact_hi90", "upper end of its 90 % interval over prompts", "share"),
     ("exact_sampled", "share of held-out prompts answered exactly right, one sample each", "share"),
-    ("score", "mean score of the task's scorer on held-out prompts", "score"),
+    ("score", "mean score of the task's scorer on held-out prompts, greedy decoding", "score"),
+    ("score_sampled", "mean score of the task's scorer on held-out prompts, one sample each", "score"),
+    ("return_imagined", "mean over states of held-out answers of the imagined return-to-go", "reward"),
+    ("return_realized", "mean over the same states of the realized return-to-go", "reward"),
+    ("return_corr", "Pearson correlation of the two over states", "1"),
     ("prompt_overlap", "share of held-out prompts that are also training prompts; must be 0", "share"),
     ("length_mean", "mean tokens of the answer", "tokens"),
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
@@ -197,6 +204,8 @@ _SFT = _rows(
     "sft",
     ("loss", "training loss of the warm start", "nats/token"),
     ("loss_depth_{k}", "its term of depth k", "nats/token"),
+    ("mtp/loss_depth_{k}", "cross-entropy of depth k on the demonstrations, a mean per target", "nats/token"),
+    ("mtp/top1_depth_{k}", "share of targets that depth k predicts first", "share"),
     ("ntp_loss", "its next-token term", "nats/token"),
     ("mtp_loss", "its multi-token term, before the coefficient", "nats/token"),
     ("eval_loss", "the same loss on held-out demonstrations", "nats/token"),

@@ -102,7 +102,7 @@ def default_layout() -> Layout:
         },
         "Imagined and realized": {
             "return": ["Multiline", ["imagination/return_imagined", "imagination/return_realized"]],
-            "skill": ["Multiline", ["imagination/r2", "imagination/r2_fresh", "imagination/slope"]],
+            "skill": ["Multiline", ["imagination/r2", "imagination/corr", "imagination/slope"]],
             "rungs": ["Multiline", [r"imagination/rung_\d+/r2"]],
         },
         "Policy health": {

@@ -21,9 +21,7 @@ from worldmtp.tracking.tensorboard import TensorBoardWriter
 class MultiWriter:
     """One writer that is several; by default JSONL and TensorBoard in one run directory."""
 
-    def __init__(
-        self, run_dir: Path, writers: Sequence[MetricWriter] | None = None, tags: TagTable = TAGS
-    ) -> None:
+    def __init__(self, run_dir: Path, writers: Sequence[MetricWriter] | None = None, tags: TagTable = TAGS) -> None:
         self.run_dir = run_dir
         self._writers: tuple[MetricWriter, ...] = (
             (JsonlWriter(run_dir, tags), TensorBoardWriter(run_dir, tags)) if writers is None else tuple(writers)

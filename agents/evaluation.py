@@ -1,0 +1,56 @@
+"""Held-out evaluation: the same prompts every time, answered greedily and by sampling, and read by all depths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worldmtp.agents.forward import episode_returns
+from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.rollout import collect_rollout
+from worldmtp.envs import Example, TextGenVectorEnv
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order."""
+
+    greedy: Rollout
+    sampled: Rollout
+
+    def metrics(self) -> dict[str, float]:
+        """Means over prompts."""
+        return {
+            "eval/exact": float(self.greedy.exact.float().mean()),
+            "eval/exact_sampled": float(self.sampled.exact.float().mean()),
+            "eval/score": float(episode_returns(self.greedy).mean()),
+            "eval/score_sampled": float(episode_returns(self.sampled).mean()),
+            "eval/length_mean": self.greedy.num_tokens / len(self.greedy),
+            "eval/truncated_fraction": float(self.greedy.truncated.any(dim=1).float().mean()),
+        }
+
+
+class Evaluator:
+    """Answers fixed held-out prompts. Sampling starts from ``seed`` each time, so evaluating changes nothing later."""
+
+    def __init__(
+        self, env: TextGenVectorEnv, examples: Sequence[Example], temperature: float, seed: int
+    ) -> None:
+        if env.num_envs != len(examples):
+            raise ValueError(f"the environment has {env.num_envs} rows for {len(examples)} prompts; make one a prompt.")
+        self._env = env
+        self.examples = tuple(examples)
+        self._temperature = temperature
+        self._seed = seed
+
+    @torch.no_grad()
+    def run(self, model: MTPModel) -> Evaluation:
+        """Answer every prompt twice."""
+        options = {"split": "heldout", "prompts": list(self.examples)}
+        policy = TrunkPolicy(model, self._temperature)
+        greedy = collect_rollout(self._env, policy, None, options)
+        generator = torch.Generator(device=model.device).manual_seed(self._seed)
+        policy = TrunkPolicy(model, self._temperature)
+        return Evaluation(greedy, collect_rollout(self._env, policy, generator, options))

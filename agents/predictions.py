@@ -1,0 +1,103 @@
+"""Predicted beside realized: what every depth said of every token that then came, for saving and later analysis.
+
+On-policy text and its teacher-forced heads are all that is needed: one trunk forward and one pass of each depth. The
+full distributions are reduced here, one depth at a time; nothing of size vocabulary is kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
+from worldmtp.dynamics.protocol import WorldModel
+from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.model import MTPModel
+from worldmtp.returns import lambda_returns, value_expansion
+from worldmtp.trajectory import Rollout
+
+
+@dataclass(frozen=True)
+class DepthPredictions:
+    """Of token i, what depth k said at position i - k; NaN (ids: 0) where that position is not in the text.
+
+    Depth 1 is the trunk, the policy that wrote the text, so ``logprobs[..., 0]`` is the chain.
+    """
+
+    logprobs: Float[Tensor, "batch length depth"]
+    entropies: Float[Tensor, "batch length depth"]
+    top1_ids: Int[Tensor, "batch length depth"]
+    top1_probs: Float[Tensor, "batch length depth"]
+
+
+@torch.no_grad()
+def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float = 1.0) -> DepthPredictions:
+    """Read a rollout with all depths."""
+    latents = model.latents(rollout.input_ids, rollout.attention_mask)
+    per_depth = [
+        _read_depth(model, latent, rollout, depth, temperature) for depth, latent in enumerate(latents, start=1)
+    ]
+    logprobs, entropies, ids, probs = zip(*per_depth, strict=True)
+    return DepthPredictions(
+        torch.stack(logprobs, dim=-1),
+        torch.stack(entropies, dim=-1),
+        torch.stack(ids, dim=-1),
+        torch.stack(probs, dim=-1),
+    )
+
+
+def _read_depth(
+    model: MTPModel, latent: Tensor, rollout: Rollout, depth: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_policy = (model.logits_of(latent) / temperature).log_softmax(dim=-1)
+    realized = rollout.input_ids[:, depth:]
+    said = log_policy[:, :-depth]
+    top1_probs, top1_ids = said.exp().max(dim=-1)
+    known = rollout.attention_mask[:, depth:]
+
+    def placed(values: Tensor, missing: float | int) -> Tensor:
+        whole = torch.full_like(rollout.input_ids, missing, dtype=values.dtype)
+        whole[:, depth:] = torch.where(known, values, missing)
+        return whole
+
+    return (
+        placed(said.gather(2, realized[..., None])[..., 0], float("nan")),
+        placed(torch.special.entr(said.exp()).sum(dim=-1), float("nan")),
+        placed(top1_ids, 0),
+        placed(top1_probs, float("nan")),
+    )
+
+
+@dataclass(frozen=True)
+class RootReturns:
+    """Imagined and realized return-to-go of each state acted in, at the last token of its prefix; NaN elsewhere."""
+
+    imagined: Float[Tensor, "batch length"]
+    realized: Float[Tensor, "batch length"]
+
+
+@torch.no_grad()
+def root_returns(
+    world_model: WorldModel,
+    rollout: Rollout,
+    horizon: int,
+    num_rollouts: int,
+    ppo: PPOConfig,
+    generator: torch.Generator,
+) -> RootReturns:
+    """At every state of a rollout: the mean imagined expansion T_horizon, and what really followed."""
+    rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
+    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps])
+    branches = root.select(torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts))
+    rolled = world_model.imagine(branches, horizon, as_sampled, generator)
+    expanded = value_expansion(rolled.rewards, ppo.gamma * rolled.continuations, rolled.values)[:, -1]
+    zeros = torch.zeros_like(rollout.rewards)
+    to_go = lambda_returns(rollout.rewards, discounts_of(rollout, ppo), zeros, lambdas_of(rollout, 1.0))
+    at = (rows, state_index(rollout)[rows, steps])
+    imagined = torch.full_like(rollout.input_ids, float("nan"), dtype=to_go.dtype)
+    realized = imagined.clone()
+    imagined[at] = expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype)
+    realized[at] = to_go[rows, steps]
+    return RootReturns(imagined, realized)

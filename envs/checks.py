@@ -1,0 +1,146 @@
+"""Checks of a single text environment: gymnasium's own, the token contract, splits, and probes that hack its score.
+
+They raise AssertionError with what was seen and what was expected, as ``gymnasium.utils.env_checker`` does.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+
+from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.task import Example, Task
+
+OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
+
+_CONTENT_FREE = (
+    "",
+    " ",
+    "\n",
+    "zz",
+    "0123456789",
+    "1" * 200,
+    "abcdefghijklmnopqrstuvwxyz",
+    "None",
+    "NaN",
+    "inf",
+    "\u2603\U0001f600\u0000",
+    "\u0661\u0662\u0663",
+    "{}[]()\\\"'%s",
+    "answer",
+)
+
+
+@dataclass(frozen=True)
+class TextEnvReport:
+    """What ``check_text_env`` measured."""
+
+    probe_value: float
+    oracle_value: float
+    prompt_overlap: float
+    scorer_errors: int
+
+
+def hack_probes(answer: str | None = None) -> tuple[str, ...]:
+    """Texts that deserve nothing whatever the question; with an answer, texts that hide it among others."""
+    if answer is None:
+        return _CONTENT_FREE
+    return (f"{answer} zz", f"zz {answer}", f"{answer}\n{answer} zz", "".join(_CONTENT_FREE[4:6]) + answer + "zz" * 50)
+
+
+def check_hack_probes(task: Task, examples: list[Example]) -> tuple[float, int]:
+    """The largest mean value of a content-free text over the examples, and how many scorings raised.
+
+    Raises:
+        AssertionError: if that value is above the task's ``probe_bound``, or an answer hidden among other text gets a
+            full score, or a value is outside [0, 1].
+    """
+    scorer = Scorer(task)
+    no_ids = np.zeros(0, dtype=np.int64)
+    bound = float(getattr(task, "probe_bound", 0.0))
+    largest = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for probe in hack_probes():
+            scores = scorer.score_batch([(example, probe, no_ids) for example in examples])
+            assert all(0.0 <= score.value <= 1.0 for score in scores), f"{probe!r} is scored outside [0, 1]."
+            mean = float(np.mean([score.value for score in scores]))
+            assert mean <= bound, (
+                f"{probe!r}, which answers nothing, earns {mean:.3f} on average; the task's probe_bound is {bound}. "
+                "Harden the score, or state the bound if partial credit is meant."
+            )
+            largest = max(largest, mean)
+        for example in examples:
+            for probe in hack_probes(example.answer) if example.answer else ():
+                score = scorer.score(example, probe, no_ids)
+                assert max(score.value, float(score.exact)) < 1.0, (
+                    f"{probe!r} gets the full score for {example.prompt!r}: the answer is only hidden in it."
+                )
+    return largest, scorer.counters.errors
+
+
+def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64) -> TextEnvReport:
+    """Check a text environment: gymnasium's ``check_env`` without a warning, the token contract, splits and probes.
+
+    Args:
+        env: a gymnasium id, or an environment with ``task``, ``tokenizer`` and ``examples`` like ``TextGenEnv``.
+        num_examples: examples per split to measure on; fewer for slow or small tasks.
+
+    Raises:
+        AssertionError: what was seen and what was expected.
+    """
+    made: Any = gymnasium.make(env).unwrapped if isinstance(env, str) else env.unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(made)
+        if isinstance(env, str):  # check_env closes what it checks
+            made = gymnasium.make(env).unwrapped
+    _check_token_contract(made)
+    train, heldout = (made.examples(split, num_examples, 0) for split in ("train", "heldout"))
+    shared = {example.prompt for example in train} & {example.prompt for example in heldout}
+    assert not shared, f"train and held-out share prompts, such as {sorted(shared)[0]!r}."
+    no_ids = np.zeros(0, dtype=np.int64)
+    oracle = [made.task.score(example, example.answer, no_ids) for example in train if example.answer is not None]
+    assert all(score.exact for score in oracle), "an example's own answer is not scored as exact."
+    probe_value, errors = check_hack_probes(made.task, train)
+    made.close()
+    return TextEnvReport(
+        probe_value=probe_value,
+        oracle_value=float(np.mean([score.value for score in oracle])) if oracle else float("nan"),
+        prompt_overlap=len(shared) / len(heldout),
+        scorer_errors=errors,
+    )
+
+
+def _check_token_contract(env: Any) -> None:
+    space = env.observation_space
+    keys = set(space.spaces) if isinstance(space, spaces.Dict) else None
+    assert keys == set(OBSERVATION_KEYS), f"the observation space must be a Dict of {OBSERVATION_KEYS}, got {space}."
+    assert all(box.dtype == np.int64 for box in space.spaces.values()), f"observations must be int64, got {space}."
+    vocab_size, eos_id, pad_id = env.tokenizer.vocab_size, env.tokenizer.eos_id, env.tokenizer.pad_id
+    assert env.action_space == spaces.Discrete(vocab_size), (
+        f"the action space must be Discrete({vocab_size}), the tokenizer's vocabulary; got {env.action_space}."
+    )
+    rng = np.random.default_rng(0)
+    others = [token for token in range(vocab_size) if token != eos_id]
+    for episode in range(8):
+        ends_at = None if episode % 2 else int(rng.integers(3))
+        obs, _ = env.reset(seed=episode)
+        for num_tokens in range(env.observation_space["tokens"].shape[0] + 1):
+            assert (obs["tokens"][obs["length"][0] :] == pad_id).all(), "rows must be padded on the right with pad_id."
+            action = eos_id if num_tokens == ends_at else int(rng.choice(others))
+            expected = obs["tokens"].copy()
+            expected[obs["length"][0]] = action
+            obs, reward, terminated, truncated, info = env.step(action)
+            assert (obs["tokens"] == expected).all(), f"token {action} must be appended and nothing else be changed."
+            assert not (terminated and truncated), "an episode is terminated or truncated, never both."
+            assert terminated == (action == eos_id), f"token {action}, EOS {eos_id}, gave terminated={terminated}."
+            if terminated or truncated:
+                assert info["score"] == reward, f"info says score {info['score']}, the reward was {reward}."
+                break
+        else:
+            raise AssertionError("the episode outlasts its own row.")

@@ -1,0 +1,247 @@
+"""The text environment as a world model imagines it: same spaces, same loop, nothing real is asked.
+
+Transition, reward and end come from a ``WorldModel``; its latent states never leave this module. ``infos`` of ``reset``
+and ``step`` bring what a policy needs to act without the trunk:
+
+* ``policy_logits`` (N, V), ``values`` (N,) and ``continuations`` (N,), all float32 with their masks: of the rows still
+  running, and, for the last two, of those that ended with this step too (to bootstrap). Elsewhere 0.
+* of rows that ended with this step, ``final_info``: ``score`` (float64, the imagined return), ``num_tokens`` (int64,
+  imagined tokens) and ``reason`` ("eos", "continuation", "horizon" or "budget").
+
+Rows end for good, as in autoreset mode "disabled": latent states cannot be spliced, so ``reset`` begins all rows anew.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float64, Int64
+
+from worldmtp.dynamics.protocol import LatentState, Prediction, WorldModel
+from worldmtp.envs import core
+from worldmtp.envs.infos import batch_infos
+
+Observation = dict[str, np.ndarray]
+Prefixes = Sequence[Sequence[int]] | Int64[np.ndarray, "env length"]
+
+
+class ImaginedVectorEnv(VectorEnv):
+    """One row for each prefix.
+
+    Args:
+        world_model: whose steps are imagined; it must be action-conditional.
+        prefix_ids: token ids of the roots: prompts, or prompts with the beginning of a response, without padding.
+        prompt_length: tokens of each prefix that are its prompt; None is all of them.
+        pad_id: fills observations on the right.
+        eos_id: ends a text.
+        vocab_size: actions are 0 .. vocab_size - 1.
+        max_prompt: as in the real environment.
+        max_new: as in the real environment: tokens of a response, those of the prefix included.
+        horizon: steps after which a row is truncated; None is the least that the budget and the model allow.
+        continuation_threshold: a step whose predicted probability of going on is below it ends the text; with None,
+            only EOS does.
+        device: where the prefixes are encoded.
+
+    Raises:
+        TypeError: if the model cannot be stepped by an action.
+        ValueError: if a prefix or the horizon does not fit.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        prefix_ids: Prefixes,
+        prompt_length: Sequence[int] | Int64[np.ndarray, " env"] | None = None,
+        *,
+        pad_id: int,
+        eos_id: int,
+        vocab_size: int,
+        max_prompt: int,
+        max_new: int,
+        horizon: int | None = None,
+        continuation_threshold: float | None = 0.5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not world_model.action_conditional:
+            raise TypeError(
+                f"{type(world_model).__name__} is not action-conditional: its predictions do not depend on the tokens "
+                "chosen, so it cannot stand for the environment; use a back-end whose heads are chained."
+            )
+        limit = world_model.max_horizon
+        if horizon is not None and (horizon < 1 or (limit is not None and horizon > limit)):
+            raise ValueError(
+                f"horizon={horizon} must be at least 1, and at most {limit} with {type(world_model).__name__}."
+            )
+        if continuation_threshold is not None and not 0.0 <= continuation_threshold <= 1.0:
+            raise ValueError(f"continuation_threshold={continuation_threshold} must be a probability, or None.")
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
+        self.world_model = world_model
+        self.pad_id, self.eos_id, self.vocab_size = pad_id, eos_id, vocab_size
+        self.max_prompt, self.max_new = max_prompt, max_new
+        self.horizon = horizon if horizon is not None else min(max_new, max_new if limit is None else limit)
+        self.continuation_threshold = continuation_threshold
+        self.device = torch.device(device)
+        self._root = self._rooted(prefix_ids, prompt_length)
+        self.num_envs = len(self._root.done)
+        length = max_prompt + max_new
+        self.single_observation_space = spaces.Dict(
+            tokens=spaces.Box(0, vocab_size - 1, (length,), np.int64),
+            length=spaces.Box(0, length, (1,), np.int64),
+            prompt_length=spaces.Box(0, length, (1,), np.int64),
+        )
+        self.single_action_space = spaces.Discrete(vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._state: core.TextState | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Encode the prefixes; options ``prefix_ids`` and ``prompt_length`` give new ones, as many as there are rows.
+
+        Raises:
+            ValueError: if an option is unknown or the prefixes do not fit.
+        """
+        super().reset(seed=seed)
+        asked = dict(options or {})
+        unknown = sorted(set(asked) - {"prefix_ids", "prompt_length"})
+        if unknown:
+            raise ValueError(f"reset options {unknown} are unknown; expected 'prefix_ids' and 'prompt_length'.")
+        if "prefix_ids" in asked:
+            root = self._rooted(asked["prefix_ids"], asked.get("prompt_length"))
+            if len(root.done) != self.num_envs:
+                raise ValueError(f"{len(root.done)} prefixes for {self.num_envs} rows; give one a row.")
+            self._root = root
+        self._state = self._root
+        self._latent, prediction = self._encode(self._root)
+        self._latent_rows = np.arange(self.num_envs)
+        self._num_steps = 0
+        self._returns = np.zeros(self.num_envs)
+        return core.observation(self._state), self._infos(self._latent_rows, self._latent_rows, prediction)
+
+    @torch.no_grad()
+    def step(
+        self, actions: Int64[np.ndarray, " env"]
+    ) -> tuple[
+        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
+    ]:
+        """One imagined token in every row that has not ended; the others ignore theirs, and earn 0.
+
+        Raises:
+            ValueError: if the actions have the wrong shape, or one for a running row is not in the vocabulary.
+            ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise ResetNeeded("call reset before step.")
+        stepped = self._latent_rows
+        actions = self._checked(actions, stepped)
+        rewards, continuations = np.zeros(self.num_envs), np.ones(self.num_envs)
+        if not len(stepped):
+            no = np.zeros(self.num_envs, dtype=bool)
+            return core.observation(self._state), rewards, no, no.copy(), {}
+        before = self._state
+        state = core.transition(before, actions)
+        chosen = torch.as_tensor(actions[stepped], device=self.device)
+        self._latent = self.world_model.step(self._latent, chosen)
+        prediction = self.world_model.predict(self._latent)
+        rewards[stepped] = _array(prediction.reward)
+        continuations[stepped] = _array(prediction.continuation)
+        self._num_steps += 1
+        self._returns += rewards
+
+        eos, out_of_budget = core.terminal(before, state, actions, self.eos_id, self.max_new)
+        imagined_end = np.zeros(self.num_envs, dtype=bool)
+        if self.continuation_threshold is not None:
+            imagined_end = ~before.done & (continuations < self.continuation_threshold)
+        terminated = eos | imagined_end
+        truncated = ~before.done & ~terminated & (out_of_budget | (self._num_steps >= self.horizon))
+        ended = terminated | truncated
+        self._state = core.TextState(state.tokens, state.length, state.prompt_length, before.done | ended)
+
+        live = ~ended[stepped]
+        infos = self._infos(stepped, stepped[live], prediction)
+        if ended.any():
+            rows = np.flatnonzero(ended)
+            records = [
+                {
+                    "score": float(self._returns[row]),
+                    "num_tokens": self._num_steps,
+                    "reason": "eos" if eos[row] else self._reason(imagined_end[row], out_of_budget[row]),
+                }
+                for row in rows
+            ]
+            infos["final_info"], infos["_final_info"] = batch_infos(records, rows, self.num_envs), ended.copy()
+            self._latent_rows = stepped[live]
+            if live.any():
+                self._latent = self._latent.select(torch.as_tensor(np.flatnonzero(live), device=self.device))
+        return core.observation(self._state), rewards, terminated, truncated, infos
+
+    def _rooted(self, prefix_ids: Prefixes, prompt_length: Sequence[int] | np.ndarray | None) -> core.TextState:
+        prefixes = [np.asarray(prefix, dtype=np.int64) for prefix in prefix_ids]
+        lengths = np.array([len(prefix) for prefix in prefixes], dtype=np.int64)
+        prompts = lengths.copy() if prompt_length is None else np.asarray(prompt_length, dtype=np.int64)
+        if not len(prefixes) or prompts.shape != lengths.shape:
+            raise ValueError(
+                f"expected prefixes and a prompt length for each, got {len(prefixes)} and {prompts.shape}."
+            )
+        if (prompts < 1).any() or (prompts > np.minimum(lengths, self.max_prompt)).any():
+            raise ValueError(
+                f"prompt lengths {prompts.tolist()} must be at least 1 and at most the prefixes' lengths "
+                f"{lengths.tolist()} and max_prompt={self.max_prompt}."
+            )
+        if (lengths - prompts >= self.max_new).any():
+            raise ValueError(f"a prefix has a response of max_new={self.max_new} tokens or more: it has ended already.")
+        tokens = np.full((len(prefixes), self.max_prompt + self.max_new), self.pad_id, dtype=np.int64)
+        for row, prefix in enumerate(prefixes):
+            tokens[row, : len(prefix)] = prefix
+        return core.TextState(tokens, lengths, prompts, np.zeros(len(prefixes), dtype=bool))
+
+    @torch.no_grad()
+    def _encode(self, root: core.TextState) -> tuple[LatentState, Prediction]:
+        width = int(root.length.max())
+        input_ids = torch.as_tensor(root.tokens[:, :width].copy(), device=self.device)
+        attention_mask = torch.as_tensor(np.arange(width) < root.length[:, None], device=self.device)
+        rows = torch.arange(len(root.done), device=self.device)
+        positions = torch.as_tensor(root.length - 1, device=self.device)
+        latent = self.world_model.encode(input_ids, attention_mask, rows, positions)
+        return latent, self.world_model.predict(latent)
+
+    def _infos(self, predicted: np.ndarray, running: np.ndarray, prediction: Prediction) -> dict[str, Any]:
+        """``predicted`` rows have a prediction, of which those ``running`` go on."""
+        if prediction.logits is None:
+            raise ValueError(f"{type(self.world_model).__name__}.predict returned no logits; they are the policy here.")
+        infos: dict[str, Any] = {}
+        goes_on = np.isin(predicted, running)
+        columns = {
+            "policy_logits": (running, _array(prediction.logits)[goes_on]),
+            "values": (predicted, _array(prediction.value)),
+            "continuations": (predicted, _array(prediction.continuation)),
+        }
+        for name, (rows, values) in columns.items():
+            infos[name] = np.zeros((self.num_envs, *values.shape[1:]), dtype=np.float32)
+            infos[name][rows] = values
+            infos[f"_{name}"] = np.isin(np.arange(self.num_envs), rows)
+        return infos
+
+    def _reason(self, imagined_end: bool, out_of_budget: bool) -> str:
+        if imagined_end:
+            return "continuation"
+        return "budget" if out_of_budget else "horizon"
+
+    def _checked(self, actions: np.ndarray, running: np.ndarray) -> np.ndarray:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(f"actions must be {self.num_envs} integers, got {actions.dtype} of shape {actions.shape}.")
+        live = actions[running]
+        if live.size and (live.min() < 0 or live.max() >= self.vocab_size):
+            raise ValueError(f"an action is outside the vocabulary 0..{self.vocab_size - 1}: {live}.")
+        return actions.astype(np.int64)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,57 @@
+"""What ``reset(options=...)`` may ask of a text environment, checked at the border."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from worldmtp.envs.splits import check_split
+from worldmtp.envs.task import Example
+
+OPTION_NAMES = ("split", "group_size", "indices", "prompts", "reset_mask")
+
+
+@dataclass(frozen=True)
+class ResetOptions:
+    """``split`` and ``group_size`` are None where they stay as they were."""
+
+    split: str | None
+    group_size: int | None
+    indices: Int64[np.ndarray, " group"] | None
+    prompts: Sequence[str | Example] | None
+    reset_mask: Bool[np.ndarray, " row"] | None
+
+
+def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOptions:
+    """The options, checked; gymnasium's rules hold for ``reset_mask``.
+
+    Raises:
+        ValueError: if an option is unknown, or its value is impossible.
+    """
+    given = dict(options or {})
+    for name in given:
+        if name not in OPTION_NAMES:
+            hint = difflib.get_close_matches(str(name), OPTION_NAMES, n=1)
+            raise ValueError(
+                f"reset option {name!r} is unknown" + (f", did you mean {hint[0]!r}?" if hint else f"; {OPTION_NAMES}.")
+            )
+    split, group_size = given.get("split"), given.get("group_size")
+    if split is not None:
+        check_split(split)
+    if group_size is not None and (group_size < 1 or num_envs % group_size):
+        raise ValueError(f"group_size={group_size} does not divide num_envs={num_envs} into whole groups.")
+    indices, prompts, mask = given.get("indices"), given.get("prompts"), given.get("reset_mask")
+    if indices is not None and prompts is not None:
+        raise ValueError("reset options 'indices' and 'prompts' both name the prompts; give one of them.")
+    if indices is not None:
+        indices = np.asarray(indices, dtype=np.int64)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(
+                f"reset_mask must be {num_envs} booleans, at least one true, got {mask.dtype} of shape {mask.shape}."
+            )
+    return ResetOptions(split, group_size, indices, prompts, mask)

@@ -1,0 +1,143 @@
+"""The text environment for one text: the same functions and the same problem as the vector env, with n = 1."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from worldmtp.envs import core
+from worldmtp.envs.options import parse_options
+from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.task import Example, Task
+from worldmtp.envs.tokenizer import Tokenizer
+
+Observation = dict[str, np.ndarray]
+
+
+class TextGenEnv(gymnasium.Env):
+    """Text generation, one token a step; reward 0 until the answer ends, then its score.
+
+    ``info`` of ``reset`` has ``prompt_text``, ``example_key`` and ``group``, the number of the episode since the last
+    seeded reset. ``info`` of the last step, the vector env's ``final_info``, has these and ``text``, ``score``,
+    ``exact``, ``components``, ``reason`` and ``num_tokens``. Reset options: ``split`` (holds until changed), and one
+    prompt by ``indices`` or ``prompts``.
+
+    Args:
+        render_mode: "ansi" or None.
+        **problem: task, tokenizer, budgets and all else of ``TextProblem``.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 - as gymnasium declares it
+
+    def __init__(self, *, render_mode: str | None = None, **problem: Any) -> None:
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode={render_mode!r} is unknown; expected 'ansi' or None.")
+        self.render_mode = render_mode
+        self.problem = TextProblem(**problem)
+        self.observation_space = self.problem.observation_space()
+        self.action_space = self.problem.action_space()
+        self._split = self.problem.split
+        self._state: core.TextState | None = None
+        self._example = Example("")
+        self._key = ""
+        self._episode = -1
+        self._last_score: float | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is asked and scored."""
+        return self.problem.task
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        return self.problem.tokenizer
+
+    @property
+    def scorer(self) -> Scorer:
+        """With ``counters`` of scored answers, errors, time-outs and seconds."""
+        return self.problem.scorer
+
+    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
+        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
+        return self.problem.examples(split, num_examples, seed)
+
+    def overlap(self) -> float:
+        """Share of the held-out pool's prompts that the training pool has."""
+        return self.problem.overlap()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """A new prompt.
+
+        Raises:
+            ValueError: if an option is unknown or impossible.
+        """
+        super().reset(seed=seed)
+        asked = parse_options(options, 1)
+        self._split = asked.split or self._split
+        pool = self.problem.pool(self._split)
+        if asked.prompts is not None:
+            chosen = self.problem.encode(self.problem.find(asked.prompts, self._split))
+        elif asked.indices is not None:
+            if ((asked.indices < 0) | (asked.indices >= len(pool))).any():
+                raise ValueError(f"indices must be within the pool, 0..{len(pool) - 1}, got {asked.indices}.")
+            chosen = pool.select(asked.indices)
+        else:
+            chosen = pool.select(self.np_random.integers(len(pool), size=1))
+        if len(chosen) != 1:
+            raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        self._example, self._key = chosen.examples[0], chosen.keys[0]
+        self._state = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
+        self._episode = 0 if seed is not None else self._episode + 1
+        self._last_score = None
+        return self._observation(), self._prompt_info()
+
+    def step(self, action: int | np.integer) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """One token.
+
+        Raises:
+            ResetNeeded: before the first reset, and after an end.
+            ValueError: if the action is not in the vocabulary.
+        """
+        before = self._state
+        if before is None or before.done[0]:
+            raise ResetNeeded("there is no text under way; call reset before step.")
+        if not self.action_space.contains(action):
+            raise ValueError(f"action {action!r} is outside the vocabulary 0..{self.tokenizer.vocab_size - 1}.")
+        actions = np.array([action], dtype=np.int64)
+        state = core.transition(before, actions)
+        terminated, truncated = core.terminal(before, state, actions, self.tokenizer.eos_id, self.problem.max_new)
+        self._state = core.TextState(state.tokens, state.length, state.prompt_length, terminated | truncated)
+        reward, info = 0.0, {}
+        if self._state.done[0]:
+            (record,) = self.problem.judge(self._state, truncated, [self._example])
+            reward, info = record["score"], record | self._prompt_info()
+            self._last_score = reward
+        return self._observation(), reward, bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> str | None:
+        """Prompt and response, and the score of an ended text, in "ansi" mode."""
+        if self.render_mode is None or self._state is None:
+            return None
+        text = self.tokenizer.decode(self._state.tokens[0, : self._state.length[0]].tolist())
+        return text if self._last_score is None else f"{text}    [score {self._last_score:.2f}]"
+
+    def close(self) -> None:
+        """End the scoring process."""
+        self.scorer.close()
+
+    def _observation(self) -> Observation:
+        assert self._state is not None
+        batched = core.observation(self._state)
+        return {
+            "tokens": batched["tokens"][0],
+            "length": batched["length"][0],
+            "prompt_length": batched["prompt_length"][0],
+        }
+
+    def _prompt_info(self) -> dict[str, Any]:
+        return {"prompt_text": self._example.prompt, "example_key": self._key, "group": self._episode}

@@ -1,0 +1,355 @@
+"""The fast text environment: all rows in one set of numpy buffers.
+
+One step of a row, with t counting the row's own tokens::
+
+    obs      tokens (N, L) int64, right-padded, L = max_prompt + max_new; length (N, 1); prompt_length (N, 1)
+    action   the next token, (N,)
+    reward   0 until the answer ends, then its score
+    end      terminated: the action was EOS.  truncated: it was not, and the budget of max_new tokens is used up.
+
+**Infos.** Every key comes with a mask ``_key`` of the rows that have it, all arrays are new in each call.
+
+* Of rows that were given a prompt, in ``reset`` and in steps that reset: ``prompt_text``, ``example_key`` (str objects)
+  and ``group`` (int64: groups are numbered on, from 0 at a seeded reset of all rows).
+* Of rows that ended with this step, **in every autoreset mode**: ``final_info``, a dict of arrays ``text`` (str
+  objects, without special tokens), ``score`` (float64, what was paid), ``exact`` (bool), ``components`` (a dict of
+  float64 arrays), ``reason`` (str objects: "ok", "no_eos", "error", "timeout" or the task's own), ``num_tokens``
+  (int64, EOS included), ``prompt_text``, ``example_key`` and ``group``. So ``infos["final_info"]["score"][row]`` where
+  ``infos["_final_info"][row]``.
+
+**When a row has ended**, by ``autoreset_mode``:
+
+* ``"same_step"`` (default): it is reset in the same step; the observation is the new prompt's, the ended text's stands
+  in ``infos["final_obs"][row]``.
+* ``"next_step"``: the observation is the ended text's; the next step ignores the row's action, pays 0, ends nothing and
+  shows the new prompt.
+* ``"disabled"``: the observation is the ended text's, and stays so; the row ignores actions, pays 0 and ends no more
+  (both flags false) until ``reset`` without a mask or with ``options={"reset_mask": ...}``. Its ``final_info`` comes
+  once, at the step where it ended. This is the mode for generating batch by batch, and the only one with groups: rows
+  of a group end at different times.
+
+**Reset options** (of ``reset(seed=..., options={...})``): ``split`` and ``group_size`` hold until changed; ``indices``
+(into the pool of the split) and ``prompts`` (Examples, or prompts of the pool) name one prompt a group for this reset;
+``reset_mask`` resets these rows only. One generator serves all rows: no row has a seed of its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float64, Int64
+
+from worldmtp.envs import core
+from worldmtp.envs.infos import batch_infos
+from worldmtp.envs.options import ResetOptions, parse_options
+from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.prompts import EncodedExamples
+from worldmtp.envs.scoring import Scorer, ScorerCounters
+from worldmtp.envs.task import Example, Task
+from worldmtp.envs.tokenizer import Tokenizer
+
+Observation = dict[str, np.ndarray]
+_STATE_VERSION = 1
+
+
+def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode of a name such as "same_step" or "SameStep".
+
+    Raises:
+        ValueError: if there is no such mode.
+    """
+    if isinstance(mode, AutoresetMode):
+        return mode
+    for known in AutoresetMode:
+        if mode.lower() in (known.name.lower(), known.value.lower()):
+            return known
+    raise ValueError(f"autoreset_mode={mode!r} is unknown; expected 'same_step', 'next_step' or 'disabled'.")
+
+
+class TextGenVectorEnv(VectorEnv):
+    """Text generation in ``num_envs`` rows; the module's docstring is the contract.
+
+    Args:
+        num_envs: rows.
+        autoreset_mode: "same_step", "next_step", "disabled", or gymnasium's AutoresetMode.
+        group_size: consecutive rows that share a prompt; more than 1 needs "disabled".
+        render_mode: "ansi" or None.
+        **problem: task, tokenizer, budgets and all else of ``TextProblem``.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        group_size: int = 1,
+        render_mode: str | None = None,
+        **problem: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode={render_mode!r} is unknown; expected 'ansi' or None.")
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
+        self.metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": self.autoreset_mode}
+        self.problem = TextProblem(**problem)
+        self.single_observation_space = self.problem.observation_space()
+        self.single_action_space = self.problem.action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._split = self.problem.split
+        self._group_size = 1
+        self._use(parse_options({"group_size": group_size}, num_envs))
+        self._state: core.TextState | None = None
+        self._examples: list[Example] = [Example("")] * num_envs
+        self._keys: list[str] = [""] * num_envs
+        self._indices = np.full(num_envs, -1, dtype=np.int64)
+        self._groups = np.full(num_envs, -1, dtype=np.int64)
+        self._num_groups = 0
+
+    @property
+    def task(self) -> Task:
+        """What is asked and scored."""
+        return self.problem.task
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        return self.problem.tokenizer
+
+    @property
+    def max_new(self) -> int:
+        """Tokens an answer may take, EOS included: no episode has more steps."""
+        return self.problem.max_new
+
+    @property
+    def scorer(self) -> Scorer:
+        """With ``counters`` of scored answers, errors, time-outs and seconds."""
+        return self.problem.scorer
+
+    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
+        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
+        return self.problem.examples(split, num_examples, seed)
+
+    def overlap(self) -> float:
+        """Share of the held-out pool's prompts that the training pool has."""
+        return self.problem.overlap()
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """New prompts, for all rows or those of the mask.
+
+        Raises:
+            ValueError: if an option is unknown or impossible.
+        """
+        super().reset(seed=seed)
+        asked = parse_options(options, self.num_envs)
+        if self._state is None and asked.reset_mask is not None and not asked.reset_mask.all():
+            raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
+        self._use(asked)
+        mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
+        rows = np.flatnonzero(mask)
+        if seed is not None and mask.all():
+            self._num_groups = 0
+        self._give_prompts(rows, self._choose(rows, asked))
+        assert self._state is not None
+        return core.observation(self._state), self._prompt_infos(rows)
+
+    def step(
+        self, actions: Int64[np.ndarray, " env"]
+    ) -> tuple[
+        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
+    ]:
+        """One token in every row that has not ended.
+
+        Raises:
+            ValueError: if the actions have the wrong shape, or one for a running row is not in the vocabulary.
+            ResetNeeded: before the first reset.
+        """
+        before = self._state
+        if before is None:
+            raise ResetNeeded("call reset before step.")
+        actions = self._checked(actions, before)
+        state = core.transition(before, actions)
+        terminated, truncated = core.terminal(before, state, actions, self.tokenizer.eos_id, self.problem.max_new)
+        ended = terminated | truncated
+        self._state = core.TextState(state.tokens, state.length, state.prompt_length, before.done | ended)
+        rewards = np.zeros(self.num_envs)
+        infos: dict[str, Any] = {}
+        if ended.any():
+            rows = np.flatnonzero(ended)
+            records = self._judge(self._state, rows, truncated)
+            rewards[rows] = [record["score"] for record in records]
+            infos["final_info"] = batch_infos(records, rows, self.num_envs)
+            infos["_final_info"] = ended.copy()
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                infos["final_obs"] = self._final_observations(rows)
+                infos["_final_obs"] = ended.copy()
+                infos |= self._reset_rows(rows)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and before.done.any():
+            infos |= self._reset_rows(np.flatnonzero(before.done))
+        return core.observation(self._state), rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[str, ...] | None:
+        """The rows' texts, prompt and response, in "ansi" mode."""
+        if self.render_mode is None or self._state is None:
+            return None
+        rows = zip(self._state.tokens.tolist(), self._state.length.tolist(), strict=True)
+        return tuple(self.tokenizer.decode(tokens[:length]) for tokens, length in rows)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the scoring process."""
+        self.scorer.close()
+
+    def state(self) -> dict[str, Any]:
+        """A JSON-able snapshot of all that decides the future, generator included.
+
+        (Of prompts given as Examples, their ``meta`` must be JSON-able for the snapshot to be; it pickles in any case.)
+        """
+        if self._state is None:
+            raise ResetNeeded("there is no state before the first reset.")
+        given = [None if index >= 0 else example for index, example in zip(self._indices, self._examples, strict=True)]
+        return {
+            "version": _STATE_VERSION,
+            "split": self._split,
+            "pool": self.problem.pool(self._split).fingerprint(),
+            "group_size": self._group_size,
+            "num_groups": self._num_groups,
+            "groups": self._groups.tolist(),
+            "indices": self._indices.tolist(),
+            "examples": [e and {"prompt": e.prompt, "answer": e.answer, "meta": dict(e.meta)} for e in given],
+            "tokens": self._state.tokens.tolist(),
+            "length": self._state.length.tolist(),
+            "prompt_length": self._state.prompt_length.tolist(),
+            "done": self._state.done.tolist(),
+            "np_random": self.np_random.bit_generator.state,
+            "np_random_seed": self._np_random_seed,
+            "scorer": vars(self.scorer.counters).copy(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> Observation:
+        """Go on from a snapshot of an env with the same arguments; returns the observation there.
+
+        Raises:
+            ValueError: if the snapshot is of another version, size, vocabulary or set of prompts.
+        """
+        shape = (self.num_envs, self.problem.max_prompt + self.problem.max_new)
+        tokens = np.array(state["tokens"], dtype=np.int64)
+        pool = self.problem.pool(state["split"])
+        if state["version"] != _STATE_VERSION or tokens.shape != shape or state["pool"] != pool.fingerprint():
+            raise ValueError(
+                f"this state does not belong to this env: version {state['version']}, tokens of shape {tokens.shape}, "
+                f"prompts {state['pool']}; expected {_STATE_VERSION}, {shape}, {pool.fingerprint()}. "
+                "Make the env with the arguments it was saved with."
+            )
+        self._split, self._group_size = state["split"], state["group_size"]
+        self._num_groups = state["num_groups"]
+        self._groups = np.array(state["groups"], dtype=np.int64)
+        self._indices = np.array(state["indices"], dtype=np.int64)
+        self._examples = [
+            pool.examples[index] if given is None else Example(**given)
+            for index, given in zip(state["indices"], state["examples"], strict=True)
+        ]
+        self._keys = [example.key for example in self._examples]
+        self._state = core.TextState(
+            tokens,
+            np.array(state["length"], dtype=np.int64),
+            np.array(state["prompt_length"], dtype=np.int64),
+            np.array(state["done"], dtype=bool),
+        )
+        self.np_random.bit_generator.state = state["np_random"]
+        self._np_random_seed = state["np_random_seed"]
+        self.scorer.counters = ScorerCounters(**state["scorer"])
+        return core.observation(self._state)
+
+    def _use(self, asked: ResetOptions) -> None:
+        group_size = self._group_size if asked.group_size is None else asked.group_size
+        if group_size > 1 and self.autoreset_mode is not AutoresetMode.DISABLED:
+            raise ValueError(
+                f"group_size={group_size} needs autoreset_mode='disabled', got {self.autoreset_mode.value!r}: "
+                "rows that reset at their own ends cannot keep sharing a prompt."
+            )
+        self._group_size = group_size
+        self._split = asked.split or self._split
+
+    def _choose(self, rows: np.ndarray, asked: ResetOptions | None = None) -> tuple[EncodedExamples, np.ndarray]:
+        """One example a row, and its index in the pool or -1."""
+        size = self._group_size
+        num_groups, members = divmod(len(rows), size)
+        if members or (rows.reshape(-1, size) // size != rows.reshape(-1, size)[:, :1] // size).any():
+            raise ValueError(f"reset_mask must cover whole groups of {size} rows, got rows {rows.tolist()}.")
+        pool = self.problem.pool(self._split)
+        if asked is not None and asked.prompts is not None:
+            chosen = self.problem.encode(self.problem.find(asked.prompts, self._split))
+            indices, named = np.full(len(chosen), -1, dtype=np.int64), "prompts"
+        elif asked is not None and asked.indices is not None:
+            indices, named = asked.indices, "indices"
+            if indices.ndim != 1 or ((indices < 0) | (indices >= len(pool))).any():
+                raise ValueError(f"indices must be a list of indices of the pool, 0..{len(pool) - 1}, got {indices}.")
+            chosen = pool.select(indices)
+        else:
+            indices, named = self.np_random.integers(len(pool), size=num_groups), "indices"
+            chosen = pool.select(indices)
+        if len(chosen) != num_groups:
+            raise ValueError(f"{named} names {len(chosen)} prompts for {num_groups} groups of {size} rows.")
+        repeats = np.repeat(np.arange(num_groups), size)
+        return (chosen if size == 1 else chosen.select(repeats)), indices[repeats]
+
+    def _give_prompts(self, rows: np.ndarray, choice: tuple[EncodedExamples, np.ndarray]) -> None:
+        chosen, indices = choice
+        fresh = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
+        self._state = fresh if self._state is None else core.replace_rows(self._state, rows, fresh)
+        for row, example, key in zip(rows.tolist(), chosen.examples, chosen.keys, strict=True):
+            self._examples[row] = example
+            self._keys[row] = key
+        self._indices[rows] = indices
+        self._groups[rows] = self._num_groups + np.arange(len(rows)) // self._group_size
+        self._num_groups += len(rows) // self._group_size
+
+    def _reset_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        self._give_prompts(rows, self._choose(rows))
+        return self._prompt_infos(rows)
+
+    def _prompt_record(self, row: int) -> dict[str, Any]:
+        return {
+            "prompt_text": self._examples[row].prompt,
+            "example_key": self._keys[row],
+            "group": int(self._groups[row]),
+        }
+
+    def _prompt_infos(self, rows: np.ndarray) -> dict[str, Any]:
+        return batch_infos([self._prompt_record(row) for row in rows.tolist()], rows, self.num_envs)
+
+    def _judge(self, state: core.TextState, rows: np.ndarray, truncated: np.ndarray) -> list[dict[str, Any]]:
+        ended = core.TextState(state.tokens[rows], state.length[rows], state.prompt_length[rows], state.done[rows])
+        records = self.problem.judge(ended, truncated[rows], [self._examples[row] for row in rows.tolist()])
+        return [record | self._prompt_record(row) for record, row in zip(records, rows.tolist(), strict=True)]
+
+    def _final_observations(self, rows: np.ndarray) -> np.ndarray:
+        assert self._state is not None
+        final = np.full(self.num_envs, None)
+        for row in rows.tolist():
+            final[row] = {
+                "tokens": self._state.tokens[row].copy(),
+                "length": self._state.length[row : row + 1].copy(),
+                "prompt_length": self._state.prompt_length[row : row + 1].copy(),
+            }
+        return final
+
+    def _checked(self, actions: np.ndarray, state: core.TextState) -> np.ndarray:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(
+                f"actions must be {self.num_envs} integers, got {actions.dtype} of shape {actions.shape}; "
+                "one token id for each row."
+            )
+        live = actions if not state.done.any() else actions[~state.done]
+        if live.size and (live.min() < 0 or live.max() >= self.tokenizer.vocab_size):
+            raise ValueError(f"an action is outside the vocabulary 0..{self.tokenizer.vocab_size - 1}: {live}.")
+        return actions.astype(np.int64)

@@ -1,0 +1,58 @@
+"""The closing table of a run."""
+
+import dataclasses
+
+import pytest
+
+from worldmtp.analysis.summary import ArmSummary, RunSummary, read_summary, summary_table, write_summary
+from worldmtp.statistics import Interval
+
+
+def interval(estimate):
+    return Interval(estimate, estimate - 0.05, estimate + 0.05, 0.9, "prompt", "Wilson score", 200)
+
+
+SUMMARY = RunSummary(
+    arms=(
+        ArmSummary("SFT", interval(0.4), (1.0, 0.81), seconds=60.4),
+        ArmSummary("PPO + imagination", interval(0.75), (1.0, 0.9, 0.7), 0.71, 0.74, 180.0, artefact="ppo"),
+    ),
+    wall_clock_seconds=250.0,
+    machine="2 cores",
+    notes=("a note",),
+)
+
+
+def test_round_trip(tmp_path):
+    path = write_summary(SUMMARY, tmp_path)
+    assert read_summary(path) == SUMMARY
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_table_is_aligned_and_says_what_was_not_measured():
+    header, rule, first, second = summary_table(SUMMARY).splitlines()
+    assert header.split("  ")[0] == "arm"
+    assert "accept d2  accept d3" in header
+    assert "accept d1" not in header
+    assert set(rule) == {"-"}
+    assert len(first) == len(second) == len(header)
+    assert first.split() == ["SFT", "0.400", "[0.350,", "0.450]", "0.810", "-", "-", "-", "60"]
+    assert second.endswith("0.750 [0.700, 0.800]      0.900      0.700            0.710            0.740      180")
+
+
+def test_damage_is_named(tmp_path):
+    path = write_summary(SUMMARY, tmp_path)
+    path.write_text(path.read_text()[:-10])
+    with pytest.raises(ValueError, match=r"summary.json is not JSON"):
+        read_summary(path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"summary.json is not a summary \(KeyError: 'arms'\)"):
+        read_summary(path)
+    path.write_text('{"arms": [{"arm": "x", "exact": {"estimate": 1}, "acceptance": []}]}')
+    with pytest.raises(ValueError, match=r"is not a summary \(TypeError: .*'low'"):
+        read_summary(path)
+
+
+def test_a_summary_is_not_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SUMMARY.machine = "another"

@@ -1,0 +1,107 @@
+"""A tiny Qwen3 with heads, a character tokenizer, and demonstrations; nothing is loaded."""
+
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from worldmtp import MTPConfig, MTPModel
+from worldmtp.post_training import MTPSFTConfig, MTPSFTTrainer, build_demonstrations
+
+CHARACTERS = ["<pad>", "<eos>", *"0123456789+="]
+DETACHED = {"detach_trunk": True, "detach_embedding": True, "detach_lm_head": True}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tokenizer():
+    vocab = {character: token_id for token_id, character in enumerate(CHARACTERS)}
+    word_level = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=word_level, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture
+def make_trunk():
+    def make(seed=0):
+        torch.manual_seed(seed)
+        config = Qwen3Config(
+            vocab_size=len(CHARACTERS),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            tie_word_embeddings=True,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+            attn_implementation="sdpa",
+        )
+        return Qwen3ForCausalLM(config)
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_trunk):
+    def make(depth=3, seed=0, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return MTPModel.from_trunk(make_trunk(seed), MTPConfig(depth=depth, **options), generator)
+
+    return make
+
+
+@pytest.fixture
+def demonstrations():
+    """32 sums of unequal length, "12+7=19"."""
+    source = random.Random(0)
+    pairs = []
+    for _ in range(32):
+        left, right = source.randrange(100), source.randrange(1000)
+        prompt, answer = f"{left}+{right}=", str(left + right)
+        pairs.append(([CHARACTERS.index(c) for c in prompt], [CHARACTERS.index(c) for c in answer]))
+    return build_demonstrations(pairs, eos_token_id=1, vocab_size=len(CHARACTERS))
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    def make(config_class=MTPSFTConfig, output_dir=None, **options):
+        defaults = {
+            "per_device_train_batch_size": 8,
+            "max_steps": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
+        return config_class(str(output_dir or tmp_path / "run"), **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_config, tokenizer, demonstrations):
+    def make(model, config=None, *, train_dataset=None, eval_dataset=None, callbacks=None, **options):
+        return MTPSFTTrainer(
+            model,
+            config or make_config(**options),
+            train_dataset=demonstrations if train_dataset is None else train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make

@@ -1,0 +1,170 @@
+"""The wrapped forward: one trunk pass, TRL's own numbers unchanged, and equal sums however a batch is laid out."""
+
+import copy
+
+import pytest
+import torch
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
+
+from worldmtp.post_training.forward import add_mtp_forward
+
+OUTPUTS = ("log_probs", "entropy", "is_top1")
+IGNORED = -100
+
+
+@pytest.fixture
+def wrapped(make_model):
+    def make(**options):
+        model = make_model(**options).double()
+        add_fused_lm_head(model, outputs=OUTPUTS)
+        return model, add_mtp_forward(model)
+
+    return make
+
+
+@pytest.fixture
+def rows(demonstrations):
+    return [demonstrations[i] for i in range(5)]
+
+
+def pad(rows, side):
+    """The rows as a batch padded on one side, built without TRL, which only pads on the right."""
+    length = max(len(row["input_ids"]) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        missing = length - len(row["input_ids"])
+        for name, values, filler in (
+            ("input_ids", row["input_ids"], 0),
+            ("labels", row["labels"], IGNORED),
+            ("attention_mask", [1] * len(row["input_ids"]), 0),
+        ):
+            padding = [filler] * missing
+            batch[name].append(padding + values if side == "left" else values + padding)
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def unpadded_sums(model, handle, rows):
+    """Sums of the rows one by one: there is nothing to mask."""
+    losses, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    for row in rows:
+        batch = {name: torch.tensor([row[name]]) for name in ("input_ids", "labels")}
+        model(**batch, fused_lm_head=True)
+        sums = handle.take()
+        losses, counts = losses + sums.losses.detach(), counts + sums.counts
+    return losses, counts
+
+
+def test_left_right_and_packed_layouts_have_the_sums_of_the_single_rows(wrapped, rows):
+    model, handle = wrapped()
+    losses, counts = unpadded_sums(model, handle, rows)
+    # A prompt has at least 4 tokens here, so every answer token and EOS is a target of depths 2 and 3.
+    num_completion = sum(label != IGNORED for row in rows for label in row["labels"])
+    assert counts.tolist() == [num_completion, num_completion]
+    packed = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows)
+    assert packed["input_ids"].shape[0] == 1
+    for batch in (pad(rows, "right"), pad(rows, "left"), packed):
+        model(**batch, fused_lm_head=True)
+        sums = handle.take()
+        assert sums.counts.tolist() == counts.tolist()
+        # Qwen3's norms and rotary angles are computed in float32 even in a double model.
+        torch.testing.assert_close(sums.losses.detach(), losses, rtol=1e-7, atol=0)
+
+
+def test_full_text_packing_loses_exactly_the_targets_across_documents(wrapped, rows):
+    model, handle = wrapped()
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    model(**DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows), fused_lm_head=True)
+    lengths = [len(row["input_ids"]) for row in rows]
+    # a document of n tokens has n - k targets at depth k
+    assert handle.take().counts.tolist() == [sum(n - 2 for n in lengths), sum(n - 3 for n in lengths)]
+
+
+def test_trls_own_outputs_are_untouched_and_the_sums_are_in_the_output(wrapped, make_model, rows):
+    model, handle = wrapped()
+    plain = make_model().double()
+    add_fused_lm_head(plain, outputs=OUTPUTS)
+    batch = pad(rows, "right")
+    ours, theirs = model(**batch, fused_lm_head=True), plain(**batch, fused_lm_head=True)
+    for name in ("loss", *OUTPUTS, "label_mask"):
+        assert torch.equal(ours[name], theirs[name])
+    sums = handle.take()
+    assert ours.depth_losses is sums.losses
+    assert ours.depth_counts is sums.counts
+    assert ours.depth_top1_hits is sums.top1_hits
+
+
+def test_the_trunk_runs_once_per_fused_forward(wrapped, rows):
+    model, _ = wrapped(depth=4)
+    calls = []
+    model.base_model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    model(**pad(rows, "right"), fused_lm_head=True)
+    assert len(calls) == 1
+
+
+def test_the_later_depths_train_the_trunk_unless_detached(wrapped, rows):
+    for options, is_trained in (({}, True), ({"detach_trunk": True, "detach_embedding": True}, False)):
+        model, handle = wrapped(**options)
+        model(**pad(rows, "right"), fused_lm_head=True)
+        handle.take().losses.sum().backward()
+        gradient = model.base_model.layers[0].mlp.up_proj.weight.grad
+        assert (gradient is not None and gradient.abs().sum() > 0) == is_trained
+
+
+def test_every_detach_switch_means_no_gradient_at_all(wrapped, rows):
+    model, handle = wrapped(detach_trunk=True, detach_embedding=True, detach_lm_head=True)
+    model(**pad(rows, "right"), fused_lm_head=True)
+    handle.take().losses.sum().backward()
+    assert all(parameter.grad is None for parameter in model.trunk.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.heads.parameters())
+
+
+def test_the_plain_forward_with_labels_is_the_models_own(wrapped, make_model, rows):
+    model, _ = wrapped()
+    ours, theirs = model(**pad(rows, "right")), make_model().double()(**pad(rows, "right"))
+    assert type(ours) is type(theirs)
+    assert torch.equal(ours.loss, theirs.loss)
+    assert all(torch.equal(a, b) for a, b in zip(ours.depth_logits, theirs.depth_logits, strict=True))
+
+
+def test_generation_is_unchanged(wrapped, make_model):
+    prompt = torch.tensor([[2, 3, 12, 4, 13]])
+    options = {"max_new_tokens": 6, "do_sample": False}
+    model, _ = wrapped()
+    assert torch.equal(model.generate(prompt, **options), make_model().double().generate(prompt, **options))
+
+
+def test_a_deep_copy_is_a_model_of_its_own(wrapped, rows):
+    model, _ = wrapped()
+    batch = pad(rows, "right")
+    reference = copy.deepcopy(model)
+    before = reference(**batch).loss
+    with torch.no_grad():
+        model.trunk.lm_head.weight.add_(1.0)
+    assert torch.equal(reference(**batch).loss, before)
+    assert not torch.equal(model(**batch).loss, before)
+    with pytest.raises(RuntimeError, match="belongs to another model, of which this one is a copy"):
+        reference(**batch, fused_lm_head=True)
+
+
+def test_remove_leaves_the_class_forward_and_no_hook(wrapped):
+    model, handle = wrapped()
+    handle.remove()
+    assert "forward" not in vars(model)
+    assert len(model.base_model._forward_hooks) == 0
+
+
+def test_errors_name_the_cause(wrapped, make_model, rows):
+    with pytest.raises(RuntimeError, match="class's own forward, expected TRL's fused one"):
+        add_mtp_forward(make_model())
+    model, handle = wrapped()
+    with pytest.raises(ValueError, match=r"needs labels and got \['input_ids'\]"):
+        model(input_ids=torch.tensor([[2, 3]]), fused_lm_head=True)
+    with pytest.raises(RuntimeError, match="was not called since they were last taken"):
+        handle.take()
+
+
+def test_a_model_of_depth_1_has_no_later_depths(wrapped, rows):
+    model, handle = wrapped(depth=1)
+    model(**pad(rows, "right"), fused_lm_head=True)
+    assert handle.take().losses.shape == (0,)

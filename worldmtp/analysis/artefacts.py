@@ -1,0 +1,209 @@
+"""What an evaluation leaves behind, and all that the analysis reads: arrays in an npz, the rest in a JSON beside it.
+
+Two axes: ``length`` runs over tokens of the text (prompt first, right-padded) and ``depth`` over k = 1 .. K, index 0
+being depth 1, the trunk's own head. Everything said *of* a token stands at that token's place i, whoever said it from
+where: ``chain_logprob[b, i]`` is log p of token i by the trunk at i - 1, ``head_logprob[b, i, k-1]`` is log q_k of the
+same token by depth k at i - k. A return stands at its root: entry i belongs to the prefix that ends with token i.
+NaN means "not there": before the first token, or not computed.
+
+No pickle. The JSON carries the checksum of the npz and is written last, so a pair that loads is a whole one.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+FORMAT_VERSION = 1
+_MAX_DEPTH_1_MISMATCH_NATS = 0.05
+
+
+class ArtefactError(RuntimeError):
+    """An artefact is missing, damaged or of another format; the message names the file and the field."""
+
+
+@dataclass(frozen=True)
+class EvalArtefact:
+    """One evaluation: texts, outcomes, and what trunk, heads and world model said of them.
+
+    ``action_mask`` is True where the policy chose the token, ``tokens_text[id]`` the text of a token id. ``entropy``
+    fields are of the distribution over token i; ``head_top1`` is that distribution's most probable id.
+    """
+
+    input_ids: Int[np.ndarray, "batch length"]
+    attention_mask: Bool[np.ndarray, "batch length"]
+    action_mask: Bool[np.ndarray, "batch length"]
+    prompt_length: Int[np.ndarray, " batch"]
+    returns: Float[np.ndarray, " batch"]
+    exact: Bool[np.ndarray, " batch"]
+    chain_logprob: Float[np.ndarray, "batch length"]
+    chain_entropy: Float[np.ndarray, "batch length"]
+    head_logprob: Float[np.ndarray, "batch length depth"]
+    head_entropy: Float[np.ndarray, "batch length depth"]
+    head_top1: Int[np.ndarray, "batch length depth"]
+    head_top1_prob: Float[np.ndarray, "batch length depth"]
+    imagined_return: Float[np.ndarray, "batch length"]
+    realized_return: Float[np.ndarray, "batch length"]
+    imagined_horizon: int
+    tokens_text: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_shapes({name: getattr(self, name) for name in _ARRAYS})
+        self._check_values()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_depths(self) -> int:
+        """K."""
+        return int(self.head_logprob.shape[2])
+
+    def _check_values(self) -> None:
+        length = self.input_ids.shape[1]
+        used_ids = self.input_ids[self.attention_mask]
+        if used_ids.size and not (used_ids.min() >= 0 and used_ids.max() < len(self.tokens_text)):
+            raise ValueError(
+                f"input_ids runs from {used_ids.min()} to {used_ids.max()} but tokens_text has {len(self.tokens_text)} "
+                "entries; pass the text of every id of the vocabulary."
+            )
+        if np.any(self.action_mask & ~self.attention_mask):
+            raise ValueError("action_mask marks tokens outside attention_mask; a policy token is a real token.")
+        if np.any((self.prompt_length < 0) | (self.prompt_length > length)):
+            raise ValueError(f"prompt_length leaves 0..{length}, the length of the texts.")
+        for name in ("chain_logprob", "head_logprob"):
+            values = getattr(self, name)
+            if np.any(np.isinf(values)) or np.any(values > 1e-3):
+                raise ValueError(
+                    f"{name} has infinite or positive entries; it holds log-probabilities of realized tokens, NaN "
+                    "where there is none."
+                )
+        for name in ("chain_logprob", "chain_entropy"):
+            if np.any(np.isnan(getattr(self, name)[self.action_mask])):
+                raise ValueError(f"{name} is NaN at policy tokens; the trunk speaks of each of them.")
+        for name in ("head_entropy", "head_top1_prob"):
+            if np.any(np.isnan(getattr(self, name)[np.isfinite(self.head_logprob)])):
+                raise ValueError(f"{name} is NaN where head_logprob is not; a head that spoke of a token has both.")
+        if np.any((self.head_top1 < 0) | (self.head_top1 >= len(self.tokens_text))):
+            raise ValueError(f"head_top1 leaves 0..{len(self.tokens_text) - 1}, the ids of tokens_text.")
+        both = self.action_mask & np.isfinite(self.head_logprob[:, :, 0])
+        if np.any(both):
+            mismatch = float(np.mean(np.abs(self.head_logprob[:, :, 0] - self.chain_logprob)[both]))
+            if mismatch > _MAX_DEPTH_1_MISMATCH_NATS:
+                raise ValueError(
+                    f"head_logprob of depth 1 differs from chain_logprob by {mismatch:.3f} nats on average; depth 1 is "
+                    "the trunk, so one of the two is shifted. Entry i speaks of token i."
+                )
+
+
+_ARRAYS = tuple(field.name for field in fields(EvalArtefact) if field.name not in ("imagined_horizon", "tokens_text"))
+
+
+def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
+    """Nothing, if the arrays of an artefact fit each other.
+
+    Raises:
+        ValueError: a shape differs from what ``input_ids`` and ``head_logprob`` ask for.
+    """
+    tokens, predictions = arrays["input_ids"].shape, arrays["head_logprob"].shape
+    if len(tokens) != 2 or len(predictions) != 3:
+        raise ValueError(
+            f"input_ids has shape {tokens} and head_logprob {predictions}; expected (batch, length) and "
+            "(batch, length, depth)."
+        )
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(_ARRAYS, tokens)
+    expected |= dict.fromkeys(("prompt_length", "returns", "exact"), tokens[:1])
+    expected |= dict.fromkeys(
+        ("head_logprob", "head_entropy", "head_top1", "head_top1_prob"), (*tokens, predictions[2])
+    )
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}; input_ids and head_logprob ask for {shape}.")
+
+
+def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
+    """Write ``<name>.npz`` and ``<name>.json``, each atomically; the path of the JSON."""
+    directory.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{field: getattr(artefact, field) for field in _ARRAYS})
+    content = buffer.getvalue()
+    header = {
+        "format_version": FORMAT_VERSION,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "imagined_horizon": artefact.imagined_horizon,
+        "tokens_text": list(artefact.tokens_text),
+    }
+    _replace(directory / f"{name}.npz", content)
+    json_path = directory / f"{name}.json"
+    _replace(json_path, json.dumps(header, ensure_ascii=True).encode())
+    return json_path
+
+
+def load_artefact(directory: Path, name: str) -> EvalArtefact:
+    """The artefact ``name`` of a directory.
+
+    Raises:
+        ArtefactError: a file or a field is missing, damaged, or of another version.
+    """
+    json_path, npz_path = directory / f"{name}.json", directory / f"{name}.npz"
+    for path in (json_path, npz_path):
+        if not path.is_file():
+            raise ArtefactError(f"No {path}; an artefact is {name}.json and {name}.npz. Run the evaluation again.")
+    header = _read_header(json_path)
+    content = npz_path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != header["sha256"]:
+        raise ArtefactError(
+            f"{npz_path} ({len(content)} bytes) does not match the checksum in {json_path}; it is truncated, damaged "
+            "or of another evaluation. Run the evaluation again."
+        )
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        missing = [field for field in _ARRAYS if field not in archive.files]
+        if missing:
+            raise ArtefactError(f"{npz_path} lacks the field {missing[0]!r}; it was written by another version.")
+        arrays = {field: archive[field] for field in _ARRAYS}
+    try:
+        check_shapes(arrays)
+        return EvalArtefact(
+            **arrays, imagined_horizon=header["imagined_horizon"], tokens_text=tuple(header["tokens_text"])
+        )
+    except ValueError as error:
+        raise ArtefactError(f"{npz_path} does not hold a valid artefact: {error}") from error
+
+
+def artefact_names(directory: Path) -> list[str]:
+    """Names of the artefacts in a directory, sorted; half of a pair counts, so that loading it says what is missing."""
+    if not directory.is_dir():
+        return []
+    return sorted({path.stem for path in directory.iterdir() if path.suffix in (".npz", ".json")})
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path} is not JSON ({error}); it is truncated or damaged.") from error
+    for field in ("format_version", "sha256", "imagined_horizon", "tokens_text"):
+        if not isinstance(header, dict) or field not in header:
+            raise ArtefactError(f"{path} lacks the field {field!r}; it is damaged or not an artefact.")
+    if header["format_version"] != FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path} has the format_version {header['format_version']}; this version of worldmtp reads "
+            f"{FORMAT_VERSION}. Run the evaluation again."
+        )
+    return dict(header)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

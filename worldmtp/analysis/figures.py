@@ -1,0 +1,287 @@
+"""The report's figures: matplotlib's object interface on Agg, no pyplot and no global settings.
+
+One colour per arm everywhere; depths run from dark to light of one hue; orange is the ideal or the floor that a curve
+is read against. Axes carry their unit. Bars and bands are 90 % intervals over sequences.
+"""
+
+import base64
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from worldmtp.analysis import metrics
+from worldmtp.analysis.artefacts import EvalArtefact
+from worldmtp.analysis.calibration import reliability
+from worldmtp.analysis.return_agreement import known_roots
+from worldmtp.analysis.rooted import RootedPredictions, SequenceSums
+from worldmtp.analysis.run_files import Series
+
+ARM_COLOURS = ("#35618e", "#3f8f6b", "#8a5a9e", "#a8553f", "#5d6b7a", "#b08a2e")
+_REFERENCE = "#d98032"
+_INK = "#2b2f36"
+_MUTED = "#79808c"
+_GRID = "#e6e8ec"
+_DEPTH_COLOURS = ("#1d3f63", "#35618e", "#5b8bbd", "#8db3d9", "#b9d2e8", "#d5e3f0")
+_DPI = 150
+
+
+def png_data_uri(figure: Figure) -> str:
+    """The figure as a ``data:`` address."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Series]) -> Figure | None:
+    """The warm start's loss, return and exact match; None if none of them was recorded."""
+    panels = [
+        (
+            "Warm start",
+            "optimiser steps",
+            "loss (nats per token)",
+            {"sft/loss": "training", "sft/eval_loss": "held out"},
+        ),
+        ("Return of real episodes", "environment tokens", "reward", {"rollout/return_mean": "training"}),
+        (
+            "Exact match",
+            "environment tokens",
+            "share of prompts",
+            {"rollout/exact_mean": "training, sampled", "eval/exact": "held out, greedy"},
+        ),
+    ]
+    recorded = {**series, **warm_start}
+    panels = [panel for panel in panels if any(tag in recorded for tag in panel[3])]
+    if not panels:
+        return None
+    figure, axes = _figure(len(panels), height=3.0)
+    for ax, (title, x, y, labels) in zip(axes, panels, strict=True):
+        shown = {tag: label for tag, label in labels.items() if tag in recorded}
+        for tag, label in shown.items():
+            curve = recorded[tag]
+            is_held_out = "eval" in tag
+            ax.plot(
+                curve.steps,
+                curve.values,
+                color=ARM_COLOURS[1 if is_held_out else 0],
+                linewidth=1.6,
+                marker="o" if is_held_out or len(curve) == 1 else None,
+                ms=4,
+                label=label,
+            )
+        if "eval/exact" in shown:
+            _exact_band(ax, series)
+            ax.set_ylim(-0.03, 1.03)
+        ax.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+        )
+        _label(ax, title, x, y)
+        if len(shown) > 1:
+            _legend(ax)
+    return figure
+
+
+def depth_curves(arms: Mapping[str, RootedPredictions]) -> Figure:
+    """Acceptance, survival and cross-entropy with its floor, by depth."""
+    figure, axes = _figure(3, height=3.1)
+    for place, (arm, rooted) in enumerate(arms.items()):
+        colour = ARM_COLOURS[place % len(ARM_COLOURS)]
+        offset = 0.06 * (place - (len(arms) - 1) / 2)
+        _depth_line(axes[0], metrics.acceptance(rooted), colour, offset, arm)
+        _depth_line(axes[1], metrics.survival(rooted), colour, offset, arm)
+        _depth_line(axes[2], metrics.cross_entropy(rooted), colour, offset, arm)
+        floor = metrics.chain_cross_entropy(rooted).mean()
+        axes[2].plot(
+            np.arange(1, len(floor) + 1) + offset, floor, color=colour, linestyle=(0, (2, 2)), linewidth=1.2, alpha=0.8
+        )
+    for ax, title, unit in zip(
+        axes,
+        ["Acceptance of depth k", "Survival of k drafts", "Cross-entropy of depth k"],
+        ["probability", "probability", "nats per token"],
+        strict=True,
+    ):
+        _label(ax, title, "depth k (tokens ahead)", unit)
+        ax.set_xticks(range(1, 1 + max(rooted.valid.shape[2] for rooted in arms.values())))
+    for ax in axes[:2]:
+        ax.set_ylim(0, 1.04)
+    axes[2].set_ylim(bottom=0)
+    axes[2].plot([], [], color=_MUTED, linestyle=(0, (2, 2)), linewidth=1.2, label="floor: trunk, one ahead")
+    _legend(axes[2])
+    return figure
+
+
+def entropy_strata(rooted: RootedPredictions) -> Figure:
+    """Top-1 agreement and acceptance by quartile of the trunk's entropy, a line per depth."""
+    figure, axes = _figure(2, height=3.1)
+    quantities = {
+        "Top-1 agreement": (rooted.agrees.astype(np.float64), "share of tokens"),
+        "Acceptance": (metrics.acceptance_probability(rooted), "probability"),
+    }
+    for ax, (title, (values, unit)) in zip(axes, quantities.items(), strict=True):
+        edges, strata = metrics.by_chain_entropy(rooted, values)
+        for depth in range(1, rooted.valid.shape[2] + 1):
+            means = [stratum.mean()[depth - 1] for stratum in strata]
+            ax.plot(
+                range(len(means)),
+                means,
+                color=_depth_colour(depth),
+                marker="o",
+                ms=4,
+                linewidth=1.6,
+                label=f"depth {depth}",
+            )
+        ax.set_xticks(range(len(strata)))
+        ax.set_xticklabels(
+            [f"Q{q + 1}\n{low:.2f}–{high:.2f}" for q, (low, high) in enumerate(itertools.pairwise(edges))]
+        )
+        ax.set_ylim(0, 1.04)
+        ax.set_xlim(-0.3, len(strata) - 0.7)
+        _label(ax, title, "quartile of the trunk's entropy (nats)", unit)
+    _legend(axes[0])
+    return figure
+
+
+def reliability_diagrams(rooted: RootedPredictions) -> Figure:
+    """A small reliability diagram per depth: confidence against accuracy, with how many tokens stand behind."""
+    num_depths = rooted.valid.shape[2]
+    figure, axes = _figure(num_depths, height=2.9)
+    for depth, ax in enumerate(axes, start=1):
+        table = reliability(rooted, depth)
+        width = table.edges[1] - table.edges[0]
+        share = table.count / max(1, table.count.sum())
+        ax.bar(table.edges[:-1], share, width=width, align="edge", color=_GRID, edgecolor="white", linewidth=0.8)
+        ax.plot([0, 1], [0, 1], color=_REFERENCE, linewidth=1.1, linestyle=(0, (4, 2)))
+        filled = table.count > 0
+        ax.plot(
+            table.confidence[filled], table.accuracy[filled], color=_depth_colour(2), marker="o", ms=4, linewidth=1.4
+        )
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1.02)
+        error = table.expected_calibration_error
+        _label(ax, f"Depth {depth}: ECE {error:.3f}", "confidence", "accuracy" if depth == 1 else "")
+    return figure
+
+
+def return_scatter(artefact: EvalArtefact) -> Figure | None:
+    """Imagined against realized return at each root, with means of ten equal-count bins; None without such roots."""
+    known = known_roots(artefact)
+    if known.sum() < 2:
+        return None
+    imagined, realized = (
+        values[known].astype(np.float64) for values in (artefact.imagined_return, artefact.realized_return)
+    )
+    figure, axes = _figure(1, height=4.0, width=4.8)
+    ax = axes[0]
+    low, high = min(imagined.min(), realized.min()), max(imagined.max(), realized.max())
+    pad = 0.05 * (high - low) if high > low else 0.5
+    ax.plot(
+        [low - pad, high + pad],
+        [low - pad, high + pad],
+        color=_REFERENCE,
+        linewidth=1.1,
+        linestyle=(0, (4, 2)),
+        label="equal",
+    )
+    ax.scatter(
+        imagined,
+        realized,
+        s=9,
+        color=ARM_COLOURS[0],
+        alpha=min(0.6, max(0.06, 60 / len(imagined))),
+        linewidths=0,
+        label="root",
+    )
+    centres, means = _equal_count_means(imagined, realized)
+    ax.plot(centres, means, color=_INK, marker="D", ms=4.5, linewidth=1.2, label="mean of a tenth of the roots")
+    ax.set_xlim(low - pad, high + pad)
+    ax.set_ylim(low - pad, high + pad)
+    _label(ax, "", "imagined return (reward)", "realized return (reward)")
+    _legend(ax)
+    return figure
+
+
+def time_breakdown(seconds: Mapping[str, float]) -> Figure | None:
+    """Wall clock per stage, with its share; None without any."""
+    if not seconds or sum(seconds.values()) <= 0:
+        return None
+    ordered = sorted(seconds.items(), key=lambda item: item[1])
+    total = sum(seconds.values())
+    figure, axes = _figure(1, height=0.6 + 0.32 * len(ordered), width=7.4)
+    ax = axes[0]
+    ax.barh([name for name, _ in ordered], [value for _, value in ordered], color=ARM_COLOURS[0], height=0.62)
+    for place, (_, value) in enumerate(ordered):
+        ax.text(
+            value + 0.008 * total, place, f"{value:.1f} s   {value / total:.0%}", va="center", fontsize=8.5, color=_INK
+        )
+    ax.set_xlim(0, 1.16 * max(seconds.values()))
+    _label(ax, "", "wall clock over the run (s)", "")
+    ax.grid(False)
+    ax.tick_params(axis="y", length=0, labelcolor=_INK)
+    return figure
+
+
+def _figure(num_panels: int, height: float, width: float = 9.2) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, num_panels, squeeze=False)[0]
+    for ax in axes:
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_color("#b8bdc6")
+        ax.grid(axis="y", color=_GRID, linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.tick_params(colors=_MUTED, labelsize=8.5, length=3)
+    return figure, list(axes)
+
+
+def _label(ax: Axes, title: str, x: str, y: str) -> None:
+    if title:
+        ax.set_title(title, fontsize=10, color=_INK, loc="left", fontweight="bold", pad=8)
+    ax.set_xlabel(x, fontsize=9, color=_INK)
+    ax.set_ylabel(y, fontsize=9, color=_INK)
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(fontsize=8, frameon=False, labelcolor=_INK, handlelength=1.6)
+
+
+def _exact_band(ax: Axes, series: Mapping[str, Series]) -> None:
+    """The interval of the held-out exact match."""
+    low, high = series.get("eval/exact_lo90"), series.get("eval/exact_hi90")
+    if low is None or high is None or not np.array_equal(low.steps, high.steps):
+        return
+    ax.fill_between(low.steps, low.values, high.values, color=ARM_COLOURS[1], alpha=0.16, linewidth=0)
+    if len(low) == 1:
+        ax.vlines(low.steps, low.values, high.values, color=ARM_COLOURS[1], linewidth=1.4)
+
+
+def _depth_line(ax: Axes, sums: SequenceSums, colour: str, offset: float, label: str) -> None:
+    means = sums.mean()
+    depths = np.arange(1, len(means) + 1)
+    intervals = [sums.interval(int(k), generator=0) for k in depths]
+    ends = np.array(
+        [
+            (0.0, 0.0) if found is None else (max(0.0, mean - found.low), max(0.0, found.high - mean))
+            for found, mean in zip(intervals, means, strict=True)
+        ]
+    )
+    ax.errorbar(
+        depths + offset, means, yerr=ends.T, color=colour, marker="o", ms=4, linewidth=1.6, capsize=2.5,
+        elinewidth=1.1, label=label,
+    )  # fmt: skip
+
+
+def _depth_colour(depth: int) -> str:
+    return _DEPTH_COLOURS[min(depth, len(_DEPTH_COLOURS)) - 1]
+
+
+def _equal_count_means(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], num_bins: int = 10
+) -> tuple[list[float], list[float]]:
+    bins = [part for part in np.array_split(np.argsort(x, kind="stable"), num_bins) if len(part) > 0]
+    return [float(x[part].mean()) for part in bins], [float(y[part].mean()) for part in bins]

@@ -1,0 +1,135 @@
+"""Imagined against realized return, at the same roots.
+
+A realized return is one sample of what the policy could have got, so even a perfect imagination correlates below one
+with it; slope and bias do not suffer from that: both are right (1 and 0) for any unbiased imagination.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from worldmtp.analysis.artefacts import EvalArtefact
+from worldmtp.statistics import Interval, sums_interval
+
+
+@dataclass(frozen=True)
+class ReturnAgreement:
+    """How imagined and realized returns go together; an entry is None where it is undefined (nothing varies).
+
+    ``bias`` is the mean of imagined - realized, ``slope`` that of the regression of realized on imagined, intervals
+    resample sequences. ``spearman`` gives tied values their mean rank.
+    """
+
+    bias: Interval | None
+    slope: Interval | None
+    pearson: Interval | None
+    spearman: float | None
+    num_roots: int
+    num_sequences: int
+
+
+def return_agreement(
+    artefact: EvalArtefact, *, generator: np.random.Generator | int, level: float = 0.9, num_resamples: int = 2000
+) -> ReturnAgreement:
+    """Agreement over the roots where both returns are known."""
+    known = known_roots(artefact)
+    num_sequences = int(known.any(axis=1).sum())
+    generator = np.random.default_rng(generator)
+    sums = _moments(artefact, known)
+
+    def interval(
+        statistic: Callable[[Float[np.ndarray, "resample moment"]], Float[np.ndarray, " resample"]],
+    ) -> Interval | None:
+        if num_sequences < 2:
+            return None
+        # Undefined where nothing varies, be it only with one sequence left out.
+        totals = np.concatenate([sums.sum(axis=0, keepdims=True), sums.sum(axis=0) - sums])
+        if not np.all(np.isfinite(statistic(totals))):
+            return None
+        return sums_interval(sums, statistic, generator=generator, level=level, num_resamples=num_resamples)
+
+    return ReturnAgreement(
+        bias=interval(_bias),
+        slope=interval(_slope),
+        pearson=interval(_pearson),
+        spearman=spearman(
+            artefact.imagined_return[known].astype(np.float64), artefact.realized_return[known].astype(np.float64)
+        ),
+        num_roots=int(known.sum()),
+        num_sequences=num_sequences,
+    )
+
+
+def known_roots(artefact: EvalArtefact) -> Bool[np.ndarray, "batch length"]:
+    """Roots where both the imagined and the realized return were computed."""
+    return np.isfinite(artefact.imagined_return) & np.isfinite(artefact.realized_return)
+
+
+def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float | None:
+    """Rank correlation; None where a rank does not vary."""
+    if len(first) < 2:
+        return None
+    ranks = np.stack([_mean_ranks(first), _mean_ranks(second)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float((ranks[0] * ranks[1]).sum() / scale) if scale > 0 else None
+
+
+def _mean_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Ranks from 1; ties share the mean of theirs."""
+    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[inverse]
+
+
+def _moments(artefact: EvalArtefact, known: Bool[np.ndarray, "batch length"]) -> Float[np.ndarray, "sequence 8"]:
+    """Per sequence: n, sum x, sum y, sum xx, sum yy, sum xy, and whether x and y vary at all (imagined x, realized y).
+
+    Both are centred on their means over all roots: the moments of small spreads around a large return would cancel.
+    """
+    used = known.any(axis=1)
+    imagined = np.where(known, artefact.imagined_return, 0.0).astype(np.float64)[used]
+    realized = np.where(known, artefact.realized_return, 0.0).astype(np.float64)[used]
+    weight = known[used].astype(np.float64)
+    total = max(1.0, weight.sum())
+    means = imagined.sum() / total, realized.sum() / total
+    x, y = (imagined - means[0]) * weight, (realized - means[1]) * weight
+    columns = [weight, x, y, x * x, y * y, x * y, weight * means[0], weight * means[1]]
+    return np.stack([column.sum(axis=1) for column in columns], axis=1)
+
+
+def _bias(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, " resample"]:
+    n, x, y, mean_x, mean_y = (totals[:, place] for place in (0, 1, 2, 6, 7))
+    return _divide(x + mean_x - y - mean_y, n)
+
+
+def _slope(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, " resample"]:
+    covariance, variance_x, _ = _second_moments(totals)
+    return _divide(covariance, variance_x)
+
+
+def _pearson(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, " resample"]:
+    covariance, variance_x, variance_y = _second_moments(totals)
+    return _divide(covariance, np.sqrt(variance_x * variance_y))
+
+
+def _second_moments(
+    totals: Float[np.ndarray, "resample moment"],
+) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
+    """N times covariance and variances; a spread at rounding level is none."""
+    n, x, y, xx, yy, xy = (totals[:, place] for place in range(6))
+    variance_x, variance_y = xx - x * x / n, yy - y * y / n
+    return (
+        xy - x * y / n,
+        np.where(variance_x > 1e-18 * (n + totals[:, 6] ** 2 / n), variance_x, 0.0),
+        np.where(variance_y > 1e-18 * (n + totals[:, 7] ** 2 / n), variance_y, 0.0),
+    )
+
+
+def _divide(
+    numerator: Float[np.ndarray, " resample"], denominator: Float[np.ndarray, " resample"]
+) -> Float[np.ndarray, " resample"]:
+    """The quotient; NaN over zero."""
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)

@@ -1,0 +1,129 @@
+"""What a run directory holds, and what it lacks.
+
+    <run>/metrics.jsonl       the run's record
+    <run>/sft/metrics.jsonl   that of its warm start
+    <run>/artefacts/          evaluations, a pair of npz and json each
+    <run>/summary.json        the closing table
+    <run>/config.yaml         the resolved configuration
+
+Every one of them may be missing or damaged: the report shows what is there and says what is not.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact
+from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
+from worldmtp.tracking.records import METRICS_FILE, read_records
+
+ARTEFACT_DIRECTORY = "artefacts"
+CONFIG_FILE = "config.yaml"
+WARM_START_DIRECTORY = "sft"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric over steps; values that were not finite are NaN."""
+
+    steps: Float[np.ndarray, " point"]
+    values: Float[np.ndarray, " point"]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The readable part of a run directory; ``problems`` names the rest, a sentence each."""
+
+    run_dir: Path
+    metrics: dict[str, Series]
+    warm_start: dict[str, Series]
+    artefacts: dict[str, EvalArtefact]
+    summary: RunSummary | None
+    config: str | None
+    problems: tuple[str, ...]
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read everything a report can show.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"No run directory at {run_dir}; pass the folder that a run printed when it started.")
+    problems: list[str] = []
+    config = None
+    config_path = run_dir / CONFIG_FILE
+    if config_path.is_file():
+        config = config_path.read_text(encoding="utf-8", errors="replace")
+    else:
+        problems.append(f"{CONFIG_FILE} is missing: the configuration cannot be shown.")
+    summary = _summary(run_dir / SUMMARY_FILE, problems)
+    artefacts = _artefacts(run_dir / ARTEFACT_DIRECTORY, problems)
+    # In the order of the headline table; what it does not name comes after.
+    in_table = [arm.artefact for arm in summary.arms if arm.artefact in artefacts] if summary is not None else []
+    return RunFiles(
+        run_dir=run_dir,
+        metrics=_metrics(run_dir / METRICS_FILE, problems, "there are no learning curves and no time breakdown"),
+        warm_start=_metrics(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown"),
+        artefacts={name: artefacts[name] for name in [*in_table, *artefacts]},
+        summary=summary,
+        config=config,
+        problems=tuple(problems),
+    )
+
+
+def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:
+    """Scalars of a metrics file, by tag; null, which stands for a value that was not finite, becomes NaN."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for tag, value in record.items():
+            # Tags have a slash; step, time_seconds and the records of texts and pictures have none.
+            if "/" in tag:
+                points.setdefault(tag, []).append((float(record["step"]), np.nan if value is None else float(value)))
+    return {
+        tag: Series(steps=np.array([step for step, _ in pairs]), values=np.array([value for _, value in pairs]))
+        for tag, pairs in points.items()
+    }
+
+
+def _metrics(path: Path, problems: list[str], consequence: str) -> dict[str, Series]:
+    name = path.relative_to(path.parents[1]) if path.parent.name == WARM_START_DIRECTORY else path.name
+    if not path.is_file():
+        problems.append(f"{name} is missing: {consequence}.")
+        return {}
+    try:
+        return series_by_tag(read_records(path))
+    except ValueError as error:
+        problems.append(f"{name} cannot be read: {error}")
+        return {}
+
+
+def _artefacts(directory: Path, problems: list[str]) -> dict[str, EvalArtefact]:
+    names = artefact_names(directory)
+    if not names:
+        problems.append(f"{ARTEFACT_DIRECTORY}/ holds no evaluation: nothing can be said of predicted tokens.")
+    artefacts = {}
+    for name in names:
+        try:
+            artefacts[name] = load_artefact(directory, name)
+        except ArtefactError as error:
+            problems.append(f"The evaluation {name!r} cannot be read: {error}")
+    return artefacts
+
+
+def _summary(path: Path, problems: list[str]) -> RunSummary | None:
+    if not path.is_file():
+        problems.append(f"{path.name} is missing: the headline table cannot be shown.")
+        return None
+    try:
+        return read_summary(path)
+    except ValueError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,107 @@
+"""``summary.json``: the closing table of a run, written by the run and read by the report."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from worldmtp.statistics import Interval
+
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One row: a policy and how it did on held-out prompts. None is "not measured".
+
+    ``acceptance[k-1]`` is that of depth k; ``artefact`` the name of the saved evaluation behind the row, if any.
+    """
+
+    arm: str
+    exact: Interval
+    acceptance: tuple[float, ...] = ()
+    imagined_return: float | None = None
+    realized_return: float | None = None
+    seconds: float | None = None
+    artefact: str = ""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All rows, and what the run was done on."""
+
+    arms: tuple[ArmSummary, ...]
+    wall_clock_seconds: float
+    machine: str
+    notes: tuple[str, ...] = ()
+
+
+def write_summary(summary: RunSummary, run_dir: Path) -> Path:
+    """Write ``summary.json`` atomically."""
+    target = run_dir / SUMMARY_FILE
+    temporary = target.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, target)
+    return target
+
+
+def read_summary(path: Path) -> RunSummary:
+    """The summary in a file.
+
+    Raises:
+        ValueError: the file is not a summary; the message names it and the field.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return RunSummary(
+            arms=tuple(_arm(row) for row in content["arms"]),
+            wall_clock_seconds=content["wall_clock_seconds"],
+            machine=content["machine"],
+            notes=tuple(content["notes"]),
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); it is truncated or damaged.") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a summary ({type(error).__name__}: {error}); write it with write_summary."
+        ) from error
+
+
+def summary_table(summary: RunSummary) -> str:
+    """The rows as aligned plain text, for a terminal."""
+    cells = [header_cells(summary), *(row_cells(arm, summary) for arm in summary.arms)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in row).rstrip()
+        for row in (enumerate(zip(row, widths, strict=True)) for row in cells)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def header_cells(summary: RunSummary) -> list[str]:
+    """Column titles; one acceptance column per depth that any arm has, from depth 2: depth 1 is the trunk itself."""
+    depths = [f"accept d{k}" for k in range(2, _num_depths(summary) + 1)]
+    return ["arm", "exact match [90 % interval]", *depths, "imagined return", "realized return", "seconds"]
+
+
+def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
+    """The cells of one row, in the order of ``header_cells``."""
+    accept = [
+        _number(arm.acceptance[k - 1]) if k <= len(arm.acceptance) else "-" for k in range(2, _num_depths(summary) + 1)
+    ]
+    seconds = "-" if arm.seconds is None else f"{arm.seconds:.0f}"
+    return [arm.arm, str(arm.exact), *accept, _number(arm.imagined_return), _number(arm.realized_return), seconds]
+
+
+def _num_depths(summary: RunSummary) -> int:
+    return max((len(arm.acceptance) for arm in summary.arms), default=0)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _arm(row: Mapping[str, Any]) -> ArmSummary:
+    return ArmSummary(**{**row, "exact": Interval(**row["exact"]), "acceptance": tuple(row["acceptance"])})

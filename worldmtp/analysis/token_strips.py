@@ -1,0 +1,54 @@
+"""Token strips of saved evaluations."""
+
+import base64
+import io
+
+from worldmtp.analysis.artefacts import EvalArtefact
+from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
+
+_SCALE = 2
+_PAGE_WIDTH_PIXELS = 880
+
+
+def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStrip:
+    """Sequence ``row`` with what each depth held most probable of each of its policy tokens."""
+    length = int(artefact.attention_mask[row].sum())
+    texts = artefact.tokens_text
+    rows = []
+    for k in range(1, artefact.num_depths + 1):
+        probability = artefact.head_top1_prob[row, :length, k - 1]
+        # What was said from inside the prompt of a token more than one ahead of its end is not shown: the root must
+        # have seen the whole prompt.
+        spoken = [
+            bool(artefact.action_mask[row, place]) and place - k >= artefact.prompt_length[row] - 1 and value == value
+            for place, value in enumerate(probability)
+        ]
+        rows.append(
+            StripRow(
+                label=f"depth {k}",
+                tokens=tuple(
+                    texts[artefact.head_top1[row, place, k - 1]] if said else None for place, said in enumerate(spoken)
+                ),
+                # Probabilities are sums of float32: one may exceed 1 by a rounding error.
+                probabilities=tuple(
+                    min(1.0, float(value)) if said else 0.0 for value, said in zip(probability, spoken, strict=True)
+                ),
+            )
+        )
+    return TokenStrip(
+        tokens=tuple(texts[token] for token in artefact.input_ids[row, :length]),
+        prompt_length=int(artefact.prompt_length[row]),
+        rows=tuple(rows),
+        caption=caption,
+    )
+
+
+def strip_data_uri(strip: TokenStrip) -> tuple[str, int]:
+    """The strip as a ``data:`` address, drawn at twice its size for sharp screens, and the width to show it at."""
+    from PIL import Image
+
+    picture = render_strip(strip, font_size_pixels=14 * _SCALE, max_width_pixels=_PAGE_WIDTH_PIXELS * _SCALE)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return uri, picture.shape[1] // _SCALE

@@ -1,0 +1,146 @@
+"""Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.evaluation import Evaluation, Evaluator
+from worldmtp.agents.forward import action_mask, episode_returns
+from worldmtp.agents.predictions import depth_predictions, root_returns
+from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
+from worldmtp.analysis.return_agreement import return_agreement
+from worldmtp.analysis.summary import ArmSummary
+from worldmtp.dynamics import WorldModel
+from worldmtp.model import MTPModel
+from worldmtp.statistics import Interval, wilson_interval
+from worldmtp.tracking import MetricWriter, StripRow, TokenStrip, render_strip
+from worldmtp.trajectory import Rollout
+
+_EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One model, judged on the held-out prompts."""
+
+    evaluation: Evaluation
+    artefact: EvalArtefact
+    exact: Interval
+    metrics: dict[str, float]
+
+
+def judge(
+    model: MTPModel,
+    evaluator: Evaluator,
+    world_model: WorldModel,
+    horizon: int,
+    num_rollouts: int,
+    ppo: PPOConfig,
+    tokens_text: Sequence[str],
+    seed: int,
+) -> Judgement:
+    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training."""
+    evaluation = evaluator.run(model)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    artefact = make_artefact(
+        model, world_model, evaluation.sampled, horizon, num_rollouts, ppo, tokens_text, generator
+    )
+    greedy = evaluation.greedy.exact
+    exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
+    agreement = return_agreement(artefact, generator=seed)
+    metrics = evaluation.metrics() | depth_scalars(artefact)
+    metrics |= dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
+    known = np.isfinite(artefact.imagined_return)
+    metrics["eval/return_imagined"] = float(artefact.imagined_return[known].mean())
+    metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
+    if agreement.pearson is not None:
+        metrics["eval/return_corr"] = agreement.pearson.estimate
+    return Judgement(evaluation, artefact, exact, metrics)
+
+
+def make_artefact(
+    model: MTPModel,
+    world_model: WorldModel,
+    rollout: Rollout,
+    horizon: int,
+    num_rollouts: int,
+    ppo: PPOConfig,
+    tokens_text: Sequence[str],
+    generator: torch.Generator,
+) -> EvalArtefact:
+    """What the analysis needs to know of sampled answers."""
+    said = depth_predictions(model, rollout)
+    roots = root_returns(world_model, rollout, horizon, num_rollouts, ppo, generator)
+    arrays: dict[str, Any] = {
+        "input_ids": rollout.input_ids,
+        "attention_mask": rollout.attention_mask,
+        "action_mask": action_mask(rollout),
+        "prompt_length": rollout.prompt_length,
+        "returns": episode_returns(rollout),
+        "exact": rollout.exact,
+        "chain_logprob": said.logprobs[..., 0],
+        "chain_entropy": said.entropies[..., 0],
+        "head_logprob": said.logprobs,
+        "head_entropy": said.entropies,
+        "head_top1": said.top1_ids,
+        "head_top1_prob": said.top1_probs,
+        "imagined_return": roots.imagined,
+        "realized_return": roots.realized,
+    }
+    return EvalArtefact(
+        **{name: value.cpu().numpy() for name, value in arrays.items()},
+        imagined_horizon=horizon,
+        tokens_text=tuple(tokens_text),
+    )
+
+
+def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
+    """A judgement as a row of the closing table."""
+    metrics, depths = judgement.metrics, judgement.artefact.num_depths
+    return ArmSummary(
+        arm=arm,
+        exact=judgement.exact,
+        acceptance=tuple(metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)),
+        imagined_return=metrics["eval/return_imagined"],
+        realized_return=metrics["eval/return_realized"],
+        artefact=artefact,
+    )
+
+
+def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
+    """The artefact on disk, the numbers in the log."""
+    save_artefact(judgement.artefact, run_dir / "artefacts", name)
+    writer.scalars(judgement.metrics, step)
+
+
+def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:
+    """The first texts as pictures: realized, and below it what each depth had said."""
+    artefact = judgement.artefact
+    for row in range(min(num_strips, len(artefact))):
+        length = int(artefact.attention_mask[row].sum())
+        ids = artefact.input_ids[row, :length]
+        strip = TokenStrip(
+            tokens=tuple(artefact.tokens_text[i] for i in ids),
+            prompt_length=int(artefact.prompt_length[row]),
+            rows=tuple(_strip_row(artefact, row, depth, length) for depth in range(1, artefact.num_depths + 1)),
+            caption=f"return {artefact.returns[row]:.2f}",
+        )
+        writer.image(f"imagination/tokens_{row}", render_strip(strip), step)
+
+
+def _strip_row(artefact: EvalArtefact, row: int, depth: int, length: int) -> StripRow:
+    ids = artefact.head_top1[row, :length, depth - 1]
+    probabilities = artefact.head_top1_prob[row, :length, depth - 1]
+    answered = (np.arange(length) >= int(artefact.prompt_length[row])) & np.isfinite(probabilities)
+    return StripRow(
+        label=f"depth {depth}",
+        tokens=tuple(
+            artefact.tokens_text[i] if shown else None for i, shown in zip(ids, answered, strict=True)
+        ),
+        probabilities=tuple(float(p) if np.isfinite(p) else 0.0 for p in probabilities),
+    )

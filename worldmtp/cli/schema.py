@@ -1,0 +1,163 @@
+"""The shape of a training config: what Hydra checks types and names against when it composes.
+
+The agents' own frozen dataclasses are the single source of names and defaults; OmegaConf cannot fill a frozen one, so
+the schema is an unfrozen twin of each, made by ``twin``. ``build`` goes back: plain values into the frozen dataclass,
+whose ``__post_init__`` checks them. No DictConfig leaves this package.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+
+Config = TypeVar("Config")
+
+
+def twin(frozen: type) -> type:
+    """An unfrozen dataclass with the fields, types and defaults of a frozen one; nested dataclasses are twinned too."""
+    columns: list[tuple[str, Any, Any]] = []
+    for column in fields(frozen):
+        if isinstance(column.type, type) and is_dataclass(column.type):
+            nested = twin(column.type)
+            columns.append((column.name, nested, field(default_factory=nested)))
+        elif column.default_factory is not field().default_factory:
+            columns.append((column.name, column.type, field(default_factory=column.default_factory)))
+        else:
+            default = MISSING if column.default is field().default else column.default
+            columns.append((column.name, column.type, field(default=default)))
+    return make_dataclass(f"{frozen.__name__}Schema", columns)
+
+
+def build(frozen: type[Config], node: DictConfig) -> Config:
+    """The frozen dataclass of a composed config node.
+
+    Raises:
+        ValueError: a value is missing or out of range; the message names it.
+    """
+    missing = sorted(str(name) for name in OmegaConf.missing_keys(node))
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}; give a value on the command line, as {missing[0]}=...")
+    values: dict[str, Any] = {}
+    for column in fields(frozen):  # type: ignore[arg-type]
+        value = node[column.name]
+        if isinstance(column.type, type) and is_dataclass(column.type):
+            values[column.name] = build(column.type, value)
+        else:
+            plain = OmegaConf.is_config(value)
+            values[column.name] = OmegaConf.to_container(value, resolve=True) if plain else value
+    return frozen(**values)
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment: a gymnasium id, ``module:id`` to import first, and what it is made with."""
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The trunk, made from a transformers config or loaded from ``path``, and its heads."""
+
+    architecture: str | None
+    path: str | None
+    config: dict[str, Any]
+    depth: int = 4
+    share_depths: bool = False
+    num_value_bins: int = 21
+
+
+@dataclass(frozen=True)
+class SFTStageConfig:
+    """The warm start on the task's own answers. ``load`` takes the model of another run's warm start instead."""
+
+    num_demonstrations: int = 4000
+    num_steps: int = 160
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+    mtp_coef: float = 0.3
+    save_steps: int = 100
+    load: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0 or self.num_demonstrations < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"sft needs num_steps >= 0, num_demonstrations >= 1 and batch_size >= 1, got {self.num_steps}, "
+                f"{self.num_demonstrations} and {self.batch_size}."
+            )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation: greedy and sampled answers to the same ``num_prompts`` prompts each time."""
+
+    num_prompts: int = 512
+    every_iterations: int = 10
+    num_imagined: int = 8
+    """Imagined rollouts a root, in the final comparison with what was realized."""
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 2 or self.every_iterations < 1 or self.num_imagined < 1:
+            raise ValueError(
+                f"eval needs num_prompts >= 2, every_iterations >= 1 and num_imagined >= 1, got {self.num_prompts}, "
+                f"{self.every_iterations} and {self.num_imagined}."
+            )
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How much real experience, and how PPO learns from it."""
+
+    rollout: RolloutConfig
+    ppo: PPOConfig
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """The machine."""
+
+    device: str = "cpu"
+    num_threads: int = 2
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """What is written besides metrics.jsonl, which always is."""
+
+    tensorboard: bool = True
+    num_strips: int = 8
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the run can be taken up again. ``stop_after`` ends it early, at that iteration, as a kill would."""
+
+    every_iterations: int = 10
+    keep_last: int = 2
+    stop_after: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    env: EnvConfig
+    model: ModelConfig
+    sft: SFTStageConfig
+    world_model: WorldModelConfig
+    agent: AgentConfig
+    imagination: ImaginationConfig
+    eval: EvalConfig
+    profile: ProfileConfig
+    logger: LoggerConfig
+    checkpoint: CheckpointConfig
+    name: str
+    seed: int
+    imports: list[str] = field(default_factory=list)
+    """Modules or ``./files.py`` to import first: where your own environments register themselves."""
+    resume: str | None = None
+    """A run directory to go on with; everything else is then taken from its own config."""

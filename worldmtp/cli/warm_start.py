@@ -1,0 +1,119 @@
+"""The warm start: TRL's SFT with the MTP heads, on the task's own answers to training prompts."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from worldmtp.cli.schema import SFTStageConfig
+from worldmtp.envs import CharTokenizer, Example, TextGenVectorEnv, TransformersTokenizer
+from worldmtp.model import MTPModel
+from worldmtp.post_training import MetricWriterCallback, MTPSFTConfig, MTPSFTTrainer, build_demonstrations
+from worldmtp.tracking import MetricWriter
+
+
+class _ProgressCallback(TrainerCallback):
+    def __init__(self, report: Callable[[float, str], None]) -> None:
+        self._report = report
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._report(state.global_step / state.max_steps, f"step {state.global_step}/{state.max_steps}")
+
+
+def demonstrations(env: TextGenVectorEnv, config: SFTStageConfig, seed: int) -> list[Example]:
+    """Training prompts with the task's own answers.
+
+    Raises:
+        ValueError: the task has no answers to show.
+    """
+    examples = env.examples("train", config.num_demonstrations, seed)
+    if any(example.answer is None for example in examples):
+        raise ValueError(
+            f"task {type(env.task).__name__} has prompts without an answer, so there is nothing to imitate; set "
+            "sft.num_steps=0 to start from the model as it is."
+        )
+    return examples
+
+
+def warm_start(
+    model: MTPModel,
+    env: TextGenVectorEnv,
+    examples: list[Example],
+    config: SFTStageConfig,
+    directory: Path,
+    seed: int,
+    writer: MetricWriter,
+    report: Callable[[float, str], None],
+) -> None:
+    """Train ``model`` in place and leave it in ``directory/model``.
+
+    A run that was killed goes on from the trainer's last checkpoint, to the bit.
+    """
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = env.tokenizer
+    pairs = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer or "")) for example in examples]
+    dataset = build_demonstrations(pairs, eos_token_id=tokenizer.eos_id, vocab_size=model.config.vocab_size or 0)
+    checkpoints = directory / "trainer"
+    args = MTPSFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=config.num_steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_steps,
+        weight_decay=0.01,
+        mtp_coef=config.mtp_coef,
+        logging_steps=20,
+        save_steps=config.save_steps,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        max_length=env.problem.max_prompt + env.problem.max_new,
+    )
+    trainer = MTPSFTTrainer(
+        model,
+        args,
+        train_dataset=dataset,
+        processing_class=transformers_tokenizer(env),
+        callbacks=[MetricWriterCallback(writer, prefix="sft/"), _ProgressCallback(report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last is not None:
+        writer.resume_at(int(Path(last).name.rpartition("-")[2]))
+    trainer.train(resume_from_checkpoint=last)
+    trainer.release_model()
+    save_model(model, directory / "model")
+    shutil.rmtree(checkpoints)
+
+
+def save_model(model: MTPModel, directory: Path) -> None:
+    """Write a model beside its place and rename, so that a directory that exists is whole."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    model.save_pretrained(partial)
+    if directory.exists():
+        shutil.rmtree(directory)
+    partial.rename(directory)
+
+
+def transformers_tokenizer(env: TextGenVectorEnv) -> PreTrainedTokenizerBase:
+    """The environment's tokenizer as TRL wants one."""
+    if isinstance(env.tokenizer, TransformersTokenizer):
+        return env.tokenizer.backend
+    if isinstance(env.tokenizer, CharTokenizer):
+        return env.tokenizer.to_transformers()
+    raise ValueError(
+        f"TRL needs a transformers tokenizer and the environment has a {type(env.tokenizer).__name__}; give it a "
+        "CharTokenizer or a TransformersTokenizer, or set sft.num_steps=0."
+    )

@@ -1,0 +1,55 @@
+"""What a trainer of this room refuses at its construction, before TRL fails later and elsewhere."""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from worldmtp.model import MTPModel
+
+
+def check_model(model: Any) -> None:
+    """Only a model in memory, with heads.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(model, MTPModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}, expected an MTPModel; make one with "
+            "MTPModel.from_trunk(trunk, MTPConfig(depth=...)) or MTPModel.from_pretrained(path)."
+        )
+
+
+def check_config(args: Any, config_class: type) -> None:
+    """Only this room's configuration: TRL's own lacks the coefficient and has a GPU's defaults.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(args, config_class):
+        raise TypeError(f"args is of type {type(args).__name__}, expected {config_class.__name__}; it takes the same.")
+
+
+def check_vocabulary(model: MTPModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every token has a row in the model's embedding.
+
+    Raises:
+        ValueError: the tokenizer has more tokens.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model's vocabulary {vocab_size}; build the trunk with "
+            f"vocab_size={len(tokenizer)} or call model.resize_token_embeddings({len(tokenizer)})."
+        )
+
+
+def check_not_empty(name: str, dataset: Any, remedy: str) -> None:
+    """A dataset whose length is known has examples.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"{name} is empty: got 0 examples, expected at least 1; {remedy}.")

@@ -5,7 +5,7 @@ An estimator sees a fresh rollout once (``estimate``, before anything trains on 
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,7 @@ class AdvantagePlan(TensorBatch):
     live_advantages: Float[Tensor, "batch time live"]
 
 
+@runtime_checkable
 class AdvantageEstimator(Protocol):
     """Turns rollouts into advantage plans."""
 
@@ -117,9 +118,7 @@ def advantage_scale(advantages: Float[Tensor, "batch time"], rollout: Rollout) -
     return scale if scale > 1e-6 else 1.0
 
 
-def plain_plan(
-    advantages: Float[Tensor, "batch time"], value_targets: Float[Tensor, "batch time"]
-) -> AdvantagePlan:
+def plain_plan(advantages: Float[Tensor, "batch time"], value_targets: Float[Tensor, "batch time"]) -> AdvantagePlan:
     """A plan without an all-action term."""
     nothing = advantages.new_zeros((*advantages.shape, 0))
     return AdvantagePlan(advantages, value_targets, nothing.long(), nothing, nothing)

@@ -12,9 +12,7 @@ from torch import Tensor
 from worldmtp.agents.regression import RunningSlope
 
 
-def leave_one_out_mean(
-    returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]
-) -> Float[Tensor, " episode"]:
+def leave_one_out_mean(returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]) -> Float[Tensor, " episode"]:
     """Mean return of the others of one's group; of all others where one is alone.
 
     Ahmadian et al. 2024 (RLOO), eq. 7, https://arxiv.org/abs/2402.14740.
@@ -30,7 +28,7 @@ def leave_one_out_mean(
 def shrunk_baseline(
     returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"], kappa: float
 ) -> Float[Tensor, " episode"]:
-    """b = m + kappa (loo - m): m the mean of all other episodes, loo the mean of the group's others.
+    """B = m + kappa (loo - m): m the mean of all other episodes, loo the mean of the group's others.
 
     kappa = 1 is RLOO, kappa = 0 the batch mean. Leaving oneself out of m too keeps b independent of one's own actions,
     so the policy gradient stays unbiased.

@@ -19,6 +19,8 @@ class PPOConfig:
     learning_rate: float = 3e-4
     warmup_updates: int = 0
     """Gradient steps over which the learning rate rises linearly: Adam's first steps are sign steps of full size."""
+    anneals_learning_rate: bool = False
+    """The learning rate falls linearly to zero over the run's iterations: late noise is averaged out."""
     gamma: float = 1.0
     gae_lambda: float = 0.95
     clip_coef: float = 0.2
@@ -35,7 +37,7 @@ class PPOConfig:
     detach_value: bool = True
     """The value loss trains the value head only, not the trunk."""
     bootstrap_truncated: bool = False
-    """Whether a truncated episode goes on in value. Off where the budget's end was paid a score: it would count twice."""
+    """Whether a truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")

@@ -35,9 +35,7 @@ class Evaluation:
 class Evaluator:
     """Answers fixed held-out prompts. Sampling starts from ``seed`` each time, so evaluating changes nothing later."""
 
-    def __init__(
-        self, env: TextGenVectorEnv, examples: Sequence[Example], temperature: float, seed: int
-    ) -> None:
+    def __init__(self, env: TextGenVectorEnv, examples: Sequence[Example], temperature: float, seed: int) -> None:
         if env.num_envs != len(examples):
             raise ValueError(f"the environment has {env.num_envs} rows for {len(examples)} prompts; make one a prompt.")
         self._env = env

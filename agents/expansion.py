@@ -29,7 +29,7 @@ from worldmtp.trajectory import Rollout
 
 @torch.no_grad()
 def imagined_expansions(
-    world_model: WorldModel,
+    world_model: WorldModel[Any],
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
@@ -39,9 +39,7 @@ def imagined_expansions(
 ) -> Float[Tensor, "state horizon_plus_1"]:
     """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``."""
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
-    root = world_model.encode(
-        rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps]
-    )
+    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps])
     expansions = []
     for chunk in torch.arange(len(rows), device=rows.device).split(max(1, chunk_states // num_rollouts)):
         branches = root.select(chunk.repeat_interleave(num_rollouts))
@@ -111,7 +109,7 @@ class ExpansionAdvantages:
     """An ``AdvantageEstimator`` whose baseline looks ahead in imagination."""
 
     def __init__(
-        self, world_model: WorldModel, config: ImaginationConfig, ppo: PPOConfig, generator: torch.Generator
+        self, world_model: WorldModel[Any], config: ImaginationConfig, ppo: PPOConfig, generator: torch.Generator
     ) -> None:
         check_horizon(world_model, config.horizon)
         self._world_model = world_model

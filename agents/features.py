@@ -6,6 +6,7 @@ the imagined latents themselves. Whether a rung is worth its cost is decided by 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,7 +34,7 @@ class ImaginedFeatures:
 def surprisal_features(
     log_policy: Float[Tensor, "batch time vocab"], live: LiveTokens, rollout: Rollout
 ) -> Float[Tensor, "batch time live features"]:
-    """log pi of the candidate; cumulative and least log pi so far, candidate included; entropy; progress; likeliest?
+    """Log pi of the candidate; cumulative and least log pi so far, candidate included; entropy; progress; likeliest?
 
     The past enters through the actions really taken before t, so a feature of (s_t, a) never looks at a_t or later.
     """
@@ -60,7 +61,7 @@ def surprisal_features(
 
 @torch.no_grad()
 def imagined_features(
-    world_model: WorldModel, rollout: Rollout, live: LiveTokens, horizon: int, chunk_states: int
+    world_model: WorldModel[Any], rollout: Rollout, live: LiveTokens, horizon: int, chunk_states: int
 ) -> ImaginedFeatures:
     """Step by each live token, then greedily on to ``horizon``; what is read at every imagined state."""
     rows, steps, _ = torch.nonzero(live.mask, as_tuple=True)
@@ -76,8 +77,8 @@ def imagined_features(
     return ImaginedFeatures(torch.cat(readings), torch.cat(latents), num_steps=len(rows) * horizon)
 
 
-def _read_onwards(world_model: WorldModel, state: LatentState, horizon: int) -> tuple[Tensor, Tensor]:
-    """Reward, continuation and value on arrival; then log-prob and entropy of each greedy step and what it arrives at."""
+def _read_onwards(world_model: WorldModel[Any], state: LatentState, horizon: int) -> tuple[Tensor, Tensor]:
+    """Reward, continuation and value on arrival; then of each greedy step log-prob, entropy and what it arrives at."""
     arrived = world_model.predict(state, with_logits=False)
     columns = [arrived.reward, arrived.continuation, arrived.value]
     if horizon > 1:

@@ -62,7 +62,7 @@ def gather_states(
 def policy_stats(
     model: MTPModel, reference: PreTrainedModel | None, rollout: Rollout, temperature: float
 ) -> PolicyStats:
-    """Read ``rollout`` with the policy that acted it, and with the reference (the policy itself where there is none)."""
+    """Read ``rollout`` with the policy that acted it and with the reference, the policy itself where there is none."""
     index = state_index(rollout)
     states = gather_states(hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask), index)
     log_policy = (model.logits_of(states[:, :-1]) / temperature).log_softmax(dim=-1)
@@ -77,13 +77,13 @@ def policy_stats(
 
 
 def discounts_of(rollout: Rollout, config: PPOConfig) -> Float[Tensor, "batch time"]:
-    """gamma where value goes on after the step, zero where it ends and where there is no step."""
+    """Gamma where value goes on after the step, zero where it ends and where there is no step."""
     ends = rollout.terminated if config.bootstrap_truncated else rollout.terminated | rollout.truncated
     return torch.where(ends | ~rollout.step_mask, 0.0, config.gamma)
 
 
 def lambdas_of(rollout: Rollout, lambda_: float) -> Float[Tensor, "batch time"]:
-    """lambda inside an episode, zero at its last step: nothing flows back over the border."""
+    """Lambda inside an episode, zero at its last step: nothing flows back over the border."""
     return torch.where(rollout.terminated | rollout.truncated | ~rollout.step_mask, 0.0, lambda_)
 
 

@@ -31,7 +31,7 @@ class CounterfactualAdvantages:
 
     def __init__(
         self,
-        world_model: WorldModel,
+        world_model: WorldModel[Any],
         hidden_size: int,
         return_range: tuple[float, float],
         config: ImaginationConfig,
@@ -106,9 +106,7 @@ class CounterfactualAdvantages:
         features = surprisal_features(stats.log_policy, live, rollout)[live.mask]
         if self._config.max_rung == 0:
             return features
-        imagined = imagined_features(
-            self._world_model, rollout, live, self._config.horizon, self._config.chunk_states
-        )
+        imagined = imagined_features(self._world_model, rollout, live, self._config.horizon, self._config.chunk_states)
         metrics["imagination/imagined_tokens"] = float(imagined.num_steps)
         columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
         return torch.cat(columns, dim=-1)

@@ -5,7 +5,7 @@ log-probability, exactly as sampled.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class ActedStep:
     entropies: Float[Tensor, " row"]
 
 
+@runtime_checkable
 class ActingPolicy(Protocol):
     """What a rollout needs of a policy."""
 
@@ -33,9 +34,7 @@ class ActingPolicy(Protocol):
         ...
 
 
-def sample_step(
-    logits: Float[Tensor, "row vocab"], temperature: float, generator: torch.Generator | None
-) -> ActedStep:
+def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generator: torch.Generator | None) -> ActedStep:
     """Draw from softmax(logits / temperature), or take the most likely token where there is no generator."""
     log_policy = (logits / temperature).log_softmax(dim=-1)
     if generator is None:
@@ -81,7 +80,8 @@ class TrunkPolicy:
 
     def _only_grew_by_choice(self, obs: dict[str, np.ndarray], lengths: np.ndarray) -> bool:
         """Whether every row that moved grew by exactly the token chosen; rows that ended stand still."""
-        assert self._lengths is not None and self._chosen is not None
+        assert self._lengths is not None
+        assert self._chosen is not None
         if len(lengths) != len(self._lengths):
             return False
         grown = lengths - self._lengths

@@ -7,6 +7,7 @@ Losses are means over the real steps of a minibatch. Left out: value clipping (A
 and early stopping by KL.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -39,13 +40,21 @@ class PPOAgent:
         self._num_updates = 0
 
     def update(
-        self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan, generator: torch.Generator
+        self,
+        rollout: Rollout,
+        stats: PolicyStats,
+        plan: AdvantagePlan,
+        generator: torch.Generator,
+        remaining: float = 1.0,
     ) -> dict[str, float]:
         """Epochs of minibatches over one rollout; metrics are means over the minibatches.
+
+        ``remaining`` is the share of the run that is left, which an annealed learning rate is proportional to.
 
         Raises:
             FloatingPointError: a loss is not finite; the model is left as it was before that step.
         """
+        self._set_learning_rate(remaining)
         sums: dict[str, float] = {}
         num_steps = 0
         size = -(-len(rollout) // self.config.num_minibatches)
@@ -56,10 +65,19 @@ class PPOAgent:
                 for name, value in self._step(terms).items():
                     sums[name] = sums.get(name, 0.0) + value
                 num_steps += 1
+                self._num_updates += 1
+                self._set_learning_rate(remaining)
         metrics = {name: value / num_steps for name, value in sums.items()}
         mask = rollout.step_mask
+        metrics["losses/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["losses/explained_variance"] = explained_variance(stats.values[:, :-1][mask], plan.value_targets[mask])
         return metrics
+
+    def _set_learning_rate(self, remaining: float) -> None:
+        config = self.config
+        warmth = min(1.0, (self._num_updates + 1) / config.warmup_updates) if config.warmup_updates else 1.0
+        annealed = remaining if config.anneals_learning_rate else 1.0
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * warmth * annealed
 
     def _losses(self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan) -> dict[str, torch.Tensor]:
         config, mask = self.config, rollout.step_mask
@@ -88,9 +106,9 @@ class PPOAgent:
     def _step(self, terms: dict[str, torch.Tensor]) -> dict[str, float]:
         config = self.config
         values = {name: float(term.detach()) for name, term in terms.items()}
-        for name, value in values.items():
-            if not -float("inf") < value < float("inf"):
-                raise FloatingPointError(f"{name} is {value}; the update was not applied.")
+        broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            raise FloatingPointError(f"{', '.join(broken)}; the update was not applied.")
         loss = terms["losses/policy"] + config.vf_coef * terms["losses/value"]
         if "losses/counterfactual" in terms:
             loss = loss + terms["losses/counterfactual"]
@@ -101,11 +119,8 @@ class PPOAgent:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
-        if not norm < float("inf"):
+        if not math.isfinite(norm):
             raise FloatingPointError(f"losses/grad_norm is {norm}; the update was not applied.")
-        self._num_updates += 1
-        warmth = min(1.0, self._num_updates / config.warmup_updates) if config.warmup_updates else 1.0
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * warmth
         self.optimizer.step()
         values["losses/grad_norm"] = norm
         return values

@@ -5,6 +5,7 @@ full distributions are reduced here, one depth at a time; nothing of size vocabu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +81,7 @@ class RootReturns:
 
 @torch.no_grad()
 def root_returns(
-    world_model: WorldModel,
+    world_model: WorldModel[Any],
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,

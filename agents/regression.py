@@ -1,4 +1,4 @@
-"""Running regressions: slopes learnt over batches that have passed, so that using one on the next batch adds no bias."""
+"""Running regressions: slopes learnt on batches that have passed, so that using one on the next adds no bias."""
 
 from dataclasses import dataclass
 

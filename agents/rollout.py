@@ -5,7 +5,7 @@ Batch-synchronous: every row starts at the reset and is stepped until all have e
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from worldmtp.agents.policies import ActingPolicy
 from worldmtp.trajectory import Rollout
 
 
+@runtime_checkable
 class BatchedTextEnv(Protocol):
     """What a rollout needs of an environment, real or imagined; see ``worldmtp.envs.TextGenVectorEnv``."""
 

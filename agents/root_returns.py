@@ -1,5 +1,7 @@
 """The return a world model imagines at the start of an episode, to be laid beside the one that was realized."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,7 @@ from worldmtp.trajectory import Rollout
 
 
 def imagined_root_returns(
-    world_model: WorldModel, rollout: Rollout, horizon: int, gamma: float, generator: torch.Generator
+    world_model: WorldModel[Any], rollout: Rollout, horizon: int, gamma: float, generator: torch.Generator
 ) -> Float[Tensor, " batch"]:
     """T_horizon at s_0 of every episode: imagined rewards, then the value of where imagination stops."""
     rows = torch.arange(len(rollout), device=rollout.input_ids.device)

@@ -61,15 +61,12 @@ class ImaginationTrainer:
         self._imagination = imagination
         sequence = torch.Generator().manual_seed(seed)
         self._generators = {
-            name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence)))
-            for name in _STREAMS
+            name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence))) for name in _STREAMS
         }
         self.agent = PPOAgent(model, ppo, rollout.temperature)
         self._learner = WorldModelLearner(model, world_model, ppo)
         self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
-        self._estimator = make_estimator(
-            model, self._world_model, imagination, ppo, self._generators["imagination"]
-        )
+        self._estimator = make_estimator(model, self._world_model, imagination, ppo, self._generators["imagination"])
         self.clock = PhaseClock()
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
@@ -103,7 +100,8 @@ class ImaginationTrainer:
                 if self.imagines:
                     metrics |= self._root_agreement(rollout)
             with clock.phase("update"):
-                metrics |= self.agent.update(rollout, stats, plan, self._generators["update"])
+                remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
+                metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)
             if self.imagines:
                 with clock.phase("world_model"):
                     metrics |= self._learner.action_sensitivity(rollout, self._generators["world_model"])
@@ -188,7 +186,7 @@ class ImaginationTrainer:
 
 def make_estimator(
     model: MTPModel,
-    world_model: WorldModel,
+    world_model: WorldModel[Any],
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
@@ -196,9 +194,9 @@ def make_estimator(
     """The advantage estimator that ``imagination.use`` names."""
     if imagination.use == "counterfactual":
         low, high = model.config.value_range
-        return CounterfactualAdvantages(
-            world_model, model.config.hidden_size, (low, high), imagination, ppo, generator
-        )
+        hidden_size = model.config.hidden_size
+        assert hidden_size is not None  # a config bound to a trunk has it
+        return CounterfactualAdvantages(world_model, hidden_size, (low, high), imagination, ppo, generator)
     if imagination.use == "baseline":
         return ExpansionAdvantages(world_model, imagination, ppo, generator)
     return PlainAdvantages(ppo)

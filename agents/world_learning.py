@@ -32,6 +32,8 @@ from worldmtp.returns import lambda_returns
 from worldmtp.targets import depth_targets
 from worldmtp.trajectory import Rollout
 
+_SENSITIVITY_EPISODES = 64
+
 
 @dataclass(frozen=True)
 class StateTargets:
@@ -137,6 +139,7 @@ class WorldModelLearner:
     @torch.no_grad()
     def action_sensitivity(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind."""
+        rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
         real = self._next_token_losses(self._latents(rollout, rollout.input_ids), rollout)
         if not real:
             return {}
@@ -153,9 +156,7 @@ class WorldModelLearner:
 
     def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
         """Cross-entropy of the policy's own tokens at depths 2..K."""
-        aims = depth_targets(
-            rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout)
-        )
+        aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout))
         losses = []
         for depth in range(2, len(latents) + 1):
             mask = aims.mask[..., depth - 1]

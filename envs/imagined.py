@@ -20,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
 from worldmtp.dynamics.protocol import LatentState, Prediction, WorldModel
 from worldmtp.envs import core
@@ -126,7 +126,7 @@ class ImaginedVectorEnv(VectorEnv):
 
     @torch.no_grad()
     def step(
-        self, actions: Int64[np.ndarray, " env"]
+        self, actions: Int[np.ndarray, " env"]
     ) -> tuple[
         Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
     ]:
@@ -167,12 +167,9 @@ class ImaginedVectorEnv(VectorEnv):
         infos = self._infos(stepped, stepped[live], prediction)
         if ended.any():
             rows = np.flatnonzero(ended)
+            causes = np.select([eos, imagined_end, out_of_budget], ["eos", "continuation", "budget"], "horizon")
             records = [
-                {
-                    "score": float(self._returns[row]),
-                    "num_tokens": self._num_steps,
-                    "reason": "eos" if eos[row] else self._reason(imagined_end[row], out_of_budget[row]),
-                }
+                {"score": float(self._returns[row]), "num_tokens": self._num_steps, "reason": str(causes[row])}
                 for row in rows
             ]
             infos["final_info"], infos["_final_info"] = batch_infos(records, rows, self.num_envs), ended.copy()
@@ -227,11 +224,6 @@ class ImaginedVectorEnv(VectorEnv):
             infos[name][rows] = values
             infos[f"_{name}"] = np.isin(np.arange(self.num_envs), rows)
         return infos
-
-    def _reason(self, imagined_end: bool, out_of_budget: bool) -> str:
-        if imagined_end:
-            return "continuation"
-        return "budget" if out_of_budget else "horizon"
 
     def _checked(self, actions: np.ndarray, running: np.ndarray) -> np.ndarray:
         actions = np.asarray(actions)

@@ -77,7 +77,7 @@ class TextProblem:
         self.truncation_score = truncation_score
         self._pools: dict[str, EncodedExamples] = {}
 
-    def observation_space(self) -> spaces.Dict:
+    def observation_space(self) -> spaces.Space[Any]:
         """Of one text: its tokens, right-padded, its length, and the length of its prompt."""
         length = self.max_prompt + self.max_new
         return spaces.Dict(
@@ -86,7 +86,7 @@ class TextProblem:
             prompt_length=spaces.Box(0, length, (1,), np.int64),
         )
 
-    def action_space(self) -> spaces.Discrete:
+    def action_space(self) -> spaces.Space[Any]:
         """The next token."""
         return spaces.Discrete(self.tokenizer.vocab_size)
 

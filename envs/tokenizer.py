@@ -7,7 +7,7 @@ a YAML file and in a checkpoint. transformers is imported only by those who ask 
 import difflib
 import string
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 DEFAULT_ALPHABET = string.digits + string.ascii_lowercase + string.ascii_uppercase + " " + string.punctuation
 """Printable ASCII without control characters: 95 characters, a vocabulary of 97."""
@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
         """Ids of the text."""
         ...
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of the ids, special tokens left out."""
         ...
 
@@ -87,16 +87,16 @@ class CharTokenizer:
                 "give the tokenizer an alphabet that has it."
             ) from None
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of the ids; pad and eos are nothing.
 
         Raises:
             ValueError: if an id is outside the vocabulary.
         """
-        ids = [int(index) for index in ids]
-        if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
-            raise ValueError(f"ids {ids} leave the vocabulary 0..{self.vocab_size - 1}.")
-        return "".join([self._text_of[index] for index in ids])
+        indices = [int(index) for index in ids]
+        if indices and (min(indices) < 0 or max(indices) >= self.vocab_size):
+            raise ValueError(f"ids {indices} leave the vocabulary 0..{self.vocab_size - 1}.")
+        return "".join([self._text_of[index] for index in indices])
 
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""
@@ -159,7 +159,7 @@ class TransformersTokenizer:
         """Ids of the text, without special tokens."""
         return list(self.backend.encode(text, add_special_tokens=False))
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of the ids, special tokens left out."""
         return str(self.backend.decode([int(index) for index in ids], skip_special_tokens=True))
 

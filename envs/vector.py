@@ -40,7 +40,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int
 
 from worldmtp.envs import core
 from worldmtp.envs.infos import batch_infos
@@ -108,6 +108,7 @@ class TextGenVectorEnv(VectorEnv):
         self._state: core.TextState | None = None
         self._examples: list[Example] = [Example("")] * num_envs
         self._keys: list[str] = [""] * num_envs
+        self._splits: list[str] = [self._split] * num_envs
         self._indices = np.full(num_envs, -1, dtype=np.int64)
         self._groups = np.full(num_envs, -1, dtype=np.int64)
         self._num_groups = 0
@@ -162,7 +163,7 @@ class TextGenVectorEnv(VectorEnv):
         return core.observation(self._state), self._prompt_infos(rows)
 
     def step(
-        self, actions: Int64[np.ndarray, " env"]
+        self, actions: Int[np.ndarray, " env"]
     ) -> tuple[
         Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
     ]:
@@ -218,7 +219,8 @@ class TextGenVectorEnv(VectorEnv):
         return {
             "version": _STATE_VERSION,
             "split": self._split,
-            "pool": self.problem.pool(self._split).fingerprint(),
+            "splits": list(self._splits),
+            "pools": {split: self.problem.pool(split).fingerprint() for split in sorted({self._split, *self._splits})},
             "group_size": self._group_size,
             "num_groups": self._num_groups,
             "groups": self._groups.tolist(),
@@ -241,20 +243,21 @@ class TextGenVectorEnv(VectorEnv):
         """
         shape = (self.num_envs, self.problem.max_prompt + self.problem.max_new)
         tokens = np.array(state["tokens"], dtype=np.int64)
-        pool = self.problem.pool(state["split"])
-        if state["version"] != _STATE_VERSION or tokens.shape != shape or state["pool"] != pool.fingerprint():
+        pools = {split: self.problem.pool(split).fingerprint() for split in state["pools"]}
+        if state["version"] != _STATE_VERSION or tokens.shape != shape or state["pools"] != pools:
             raise ValueError(
                 f"this state does not belong to this env: version {state['version']}, tokens of shape {tokens.shape}, "
-                f"prompts {state['pool']}; expected {_STATE_VERSION}, {shape}, {pool.fingerprint()}. "
+                f"prompts {state['pools']}; expected {_STATE_VERSION}, {shape}, {pools}. "
                 "Make the env with the arguments it was saved with."
             )
         self._split, self._group_size = state["split"], state["group_size"]
         self._num_groups = state["num_groups"]
         self._groups = np.array(state["groups"], dtype=np.int64)
         self._indices = np.array(state["indices"], dtype=np.int64)
+        self._splits = list(state["splits"])
         self._examples = [
-            pool.examples[index] if given is None else Example(**given)
-            for index, given in zip(state["indices"], state["examples"], strict=True)
+            self.problem.pool(split).examples[index] if given is None else Example(**given)
+            for split, index, given in zip(state["splits"], state["indices"], state["examples"], strict=True)
         ]
         self._keys = [example.key for example in self._examples]
         self._state = core.TextState(
@@ -308,6 +311,7 @@ class TextGenVectorEnv(VectorEnv):
         for row, example, key in zip(rows.tolist(), chosen.examples, chosen.keys, strict=True):
             self._examples[row] = example
             self._keys[row] = key
+            self._splits[row] = self._split
         self._indices[rows] = indices
         self._groups[rows] = self._num_groups + np.arange(len(rows)) // self._group_size
         self._num_groups += len(rows) // self._group_size

@@ -73,8 +73,6 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         else:
             for module in trunk.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]  # a flag of Hugging Face's
-        # One object, so that what the trunk changes in its config (a larger vocabulary) is saved.
-        config.trunk_config = trunk.config
         config.head_block = resolve_head_block(config.head_block, trunk)
         self.trunk = trunk
         self.heads = make_head(config, trunk)
@@ -307,15 +305,14 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     def _targets(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, labels: Tensor
     ) -> DepthTargets:
-        counted = labels != IGNORE_INDEX
         document_ids = None
         if position_ids is not None:
             document_ids = document_ids_from_position_ids(position_ids.expand(input_ids.shape))
         return depth_targets(
-            torch.where(counted, labels, input_ids),
+            labels,
             _real_tokens(input_ids, attention_mask),
             self.config.depth,
-            loss_mask=counted,
+            loss_mask=labels != IGNORE_INDEX,
             document_ids=document_ids,
         )
 

@@ -1,7 +1,7 @@
 """Returns and advantages: pure functions on ``[batch time]`` tensors.
 
-One convention for all of them (Gymnasium's): ``rewards[:, t]`` and ``discounts[:, t]`` belong to ``actions[:, t]`` taken
-in ``s_t``, and ``next_values[:, t]`` is the value of ``s_{t+1}``, the state that action led to. A discount is
+One convention for all of them (Gymnasium's): ``rewards[:, t]`` and ``discounts[:, t]`` belong to ``actions[:, t]``
+taken in ``s_t``, and ``next_values[:, t]`` is the value of ``s_{t+1}``, the state that action led to. A discount is
 gamma * (1 - terminated): zero ends the value. Where an episode is truncated the discount stays gamma and the value of
 the state it stopped in is bootstrapped; since nothing may flow back over that border from whatever follows in the
 tensor, ``lambda_`` is zero at that step (it may be a tensor).

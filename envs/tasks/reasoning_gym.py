@@ -99,7 +99,7 @@ class ReasoningGymTask:
             )
         entry = example.meta["entry"]
         text = text.strip()
-        raw = float(np.clip(self._dataset.score_answer(text, entry), 0.0, 1.0))
+        raw = min(max(float(self._dataset.score_answer(text, entry)), 0.0), 1.0)
         oracle = None if entry["answer"] is None else str(entry["answer"]).strip()
         value, reason = raw, "ok"
         if text != oracle:

@@ -44,9 +44,7 @@ class Enumerated:
     def gradient_of(self, loss_per_token: Tensor) -> Tensor:
         """Gradient of the expected total *objective* (minus the loss)."""
         per_episode = torch.where(self.episodes.step_mask, loss_per_token, 0.0).sum(dim=1)
-        (gradient,) = torch.autograd.grad(
-            -(self.weight * per_episode).sum(), self.logits, retain_graph=True
-        )
+        (gradient,) = torch.autograd.grad(-(self.weight * per_episode).sum(), self.logits, retain_graph=True)
         return gradient
 
     def sampled_term(self, advantages: Tensor) -> Tensor:
@@ -63,9 +61,7 @@ class Enumerated:
         advantages = centred_advantages(q_values, live)
         correction = episode_correction(advantages, live, self.episodes.actions)
         residual = self.episodes.rewards.sum(dim=1) - baseline - eta * correction
-        every = all_action_loss_per_token(
-            self.log_policy.gather(2, live.ids), live.logprobs, eta * advantages, CLIP
-        )
+        every = all_action_loss_per_token(self.log_policy.gather(2, live.ids), live.logprobs, eta * advantages, CLIP)
         return self.gradient_of(every + self.sampled_term(residual[:, None].expand_as(self.taken(self.old))))
 
 
@@ -147,9 +143,7 @@ def test_the_bias_of_renormalising_a_cut_is_what_we_avoid() -> None:
     live, q_table = case.live(2), case.mdp.action_values(case.logits.detach())
     q_values = q_table[case.episodes.prefixes].gather(2, live.ids)
     uncut = (live.logprobs.exp() * q_values).sum(-1, keepdim=True)
-    every = all_action_loss_per_token(
-        case.log_policy.gather(2, live.ids), live.logprobs, q_values - uncut, CLIP
-    )
+    every = all_action_loss_per_token(case.log_policy.gather(2, live.ids), live.logprobs, q_values - uncut, CLIP)
     correction = torch.where(live.taken(case.episodes.actions), q_values - uncut, 0.0).sum(dim=(1, 2))
     residual = case.episodes.rewards.sum(1) - correction
     gradient = case.gradient_of(every + case.sampled_term(residual[:, None].expand_as(case.taken(case.old))))
@@ -164,8 +158,6 @@ def test_clipping_biases_once_the_policy_has_moved_and_by_how_much() -> None:
     case.log_policy = case.logits.log_softmax(-1)[case.episodes.prefixes]
     returns = case.episodes.rewards.sum(1)[:, None].expand_as(case.taken(case.old))
     clipped = case.gradient_of(case.sampled_term(returns))
-    unclipped = case.gradient_of(
-        policy_loss_per_token(case.taken(case.log_policy), case.taken(case.old), returns, 1e9)
-    )
+    unclipped = case.gradient_of(policy_loss_per_token(case.taken(case.log_policy), case.taken(case.old), returns, 1e9))
     gap = float((clipped - unclipped).norm() / unclipped.norm())
     assert 0.01 < gap < 1.0

@@ -40,6 +40,12 @@ def test_the_table_is_aligned_and_says_what_was_not_measured():
     assert second.endswith("0.750 [0.700, 0.800]      0.900      0.700            0.710            0.740      180")
 
 
+def test_seconds_are_a_column_only_if_measured():
+    untimed = dataclasses.replace(SUMMARY, arms=(dataclasses.replace(SUMMARY.arms[0], seconds=None),))
+    assert summary_table(untimed).splitlines()[0].endswith("realized return")
+    assert "seconds" in summary_table(SUMMARY).splitlines()[0]
+
+
 def test_damage_is_named(tmp_path):
     path = write_summary(SUMMARY, tmp_path)
     path.write_text(path.read_text()[:-10])

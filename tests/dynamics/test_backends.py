@@ -122,7 +122,9 @@ def test_branches_of_one_root_do_not_disturb_each_other() -> None:
     together = world.step(world.step(branched, actions.flatten()), actions.flatten().flip(0))
     for row in range(6):
         alone = root.select(torch.tensor([row // 2]))
-        alone = world.step(world.step(alone, actions.flatten()[row : row + 1]), actions.flatten().flip(0)[row : row + 1])
+        alone = world.step(
+            world.step(alone, actions.flatten()[row : row + 1]), actions.flatten().flip(0)[row : row + 1]
+        )
         torch.testing.assert_close(together.latent[row], alone.latent[0], atol=1e-10, rtol=0)
 
 
@@ -187,7 +189,8 @@ def test_sampling_follows_its_generator() -> None:
         world.imagine(world.encode(input_ids, mask), 4, as_sampled, torch.Generator().manual_seed(seed)).actions
         for seed in (0, 0, 1)
     ]
-    assert torch.equal(rolled[0], rolled[1]) and not torch.equal(rolled[0], rolled[2])
+    assert torch.equal(rolled[0], rolled[1])
+    assert not torch.equal(rolled[0], rolled[2])
 
 
 def test_a_horizon_beyond_the_heads_is_refused() -> None:
@@ -214,5 +217,5 @@ def test_parallel_dynamics_cannot_answer_what_if() -> None:
 
 
 def test_an_unknown_backend_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="world model 'orcale' is unknown.*Did you mean 'oracle'"):
+    with pytest.raises(ValueError, match=r"world model 'orcale' is unknown.*Did you mean 'oracle'"):
         make_world_model("orcale", make_model("llama"), torch.Generator())

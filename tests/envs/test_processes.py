@@ -14,7 +14,8 @@ import gymnasium
 assert "worldmtp/Copy-v0" in gymnasium.registry
 envs = gymnasium.make_vec("worldmtp/Copy-v0", num_envs=2)
 envs.reset(seed=0)
-print([name for name in ("torch", "transformers", "tokenizers", "trl", "hydra", "reasoning_gym") if name in sys.modules])
+heavy = ("torch", "transformers", "tokenizers", "trl", "hydra", "reasoning_gym")
+print([name for name in heavy if name in sys.modules])
 """
 
 UNTOUCHED = """

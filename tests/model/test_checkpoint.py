@@ -81,8 +81,22 @@ def test_what_is_no_trunk_is_refused(make_model):
         MTPModel.from_trunk(torch.nn.Linear(2, 2), MTPConfig())
 
 
+def test_world_heads_that_a_checkpoint_lacks_start_at_zero(make_model, tmp_path):
+    model = make_model("llama")
+    kept = {name: weight for name, weight in model.state_dict().items() if not name.startswith("world_heads.")}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded = MTPModel.from_pretrained(tmp_path)
+    assert not loaded.world_heads.reward[-1].weight.any()
+    assert not loaded.world_heads.reward[-1].bias.any()
+    assert loaded.world_heads.reward[1].weight.any()
+    assert torch.equal(loaded.heads.layers[0].projection.weight, model.heads.layers[0].projection.weight)
+
+
 def test_from_trunk_takes_the_trunk_as_it_is(family, make_trunk):
     trunk = make_trunk(family)
+    # A layer that Hugging Face did not initialise is not initialised by us.
+    replaced = torch.nn.Linear(32, 31, bias=False, dtype=torch.float64)
+    trunk.set_output_embeddings(replaced)
     before = copy.deepcopy(trunk.state_dict())
     model = MTPModel.from_trunk(trunk, MTPConfig(depth=3))
     assert model.trunk is trunk
@@ -134,8 +148,12 @@ def test_generation_is_the_trunks(make_model, tokens, tmp_path):
     assert torch.equal(MTPModel.from_pretrained(tmp_path).generate(tokens, do_sample=False), row)
 
 
-def test_a_resized_vocabulary_is_saved(make_model, tokens, tmp_path):
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_resized_vocabulary_is_saved(make_model, tokens, tmp_path, from_file):
     model = make_model("llama")
+    if from_file:
+        model.save_pretrained(tmp_path)
+        model = MTPModel.from_pretrained(tmp_path)
     model.resize_token_embeddings(40, mean_resizing=False)
     assert model.config.vocab_size == model.trunk.config.vocab_size == 40
     model.save_pretrained(tmp_path)

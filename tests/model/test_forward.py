@@ -1,12 +1,13 @@
 """What the model computes: the trunk unchanged, causal heads, padding and packing that make no difference."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, DynamicCache, Gemma2Config, GraniteConfig
 
 from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
-from worldmtp.targets import depth_targets
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -247,25 +248,25 @@ def test_latents_of_fewer_depths_and_of_given_trunk_states(make_model, tokens):
         model.latents(tokens, depths=5)
 
 
-@pytest.mark.parametrize("share_depths", [False, True])
-def test_heads_learn_a_periodic_text(family, make_model, share_depths):
-    model = make_model(family, dtype=torch.float32, depth=3, share_depths=share_depths).train()
+@pytest.mark.parametrize(
+    ("kind", "share_depths"),
+    [("llama", False), ("llama", True), ("qwen3", False), ("gpt2", False), ("gpt_neox", False)],
+)
+def test_heads_learn_a_periodic_text(make_model, kind, share_depths):
+    model = make_model(kind, dtype=torch.float32, depth=3, share_depths=share_depths).train()
     period = torch.tensor([3, 7, 4, 9, 4])
     phase = torch.arange(5)[:, None]
     input_ids = period[(torch.arange(12) + phase) % 5]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     initial = model(input_ids, labels=input_ids).depth_losses
-    for _ in range(100):
+    # At position 0 depth 1 cannot tell the two 4s apart; depths 2 and 3 have read the token in between. They have 50
+    # and 45 targets, and one wrong answer costs at least log 2: below log(2) / 50 on average none is wrong.
+    goal = torch.tensor([0.1 * initial[0], math.log(2) / 50, math.log(2) / 50])
+    for _ in range(150):
         output = model(input_ids, labels=input_ids)
-        if torch.all(output.depth_losses < 0.1 * initial):
+        if torch.all(output.depth_losses < goal):
             break
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-    # Position 0 cannot tell the two 4s apart at depth 1; deeper heads have read the token in between.
-    assert torch.all(output.depth_losses < 0.1 * initial)
-    targets = depth_targets(input_ids, torch.ones_like(input_ids, dtype=torch.bool), 3)
-    for k in range(2, 4):
-        predicted = output.depth_logits[k - 1].argmax(dim=-1)[:, 1:]
-        expected, counted = targets.targets[:, 1:, k - 1], targets.mask[:, 1:, k - 1]
-        assert torch.equal(predicted[counted], expected[counted])
+    assert torch.all(output.depth_losses < goal)

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from transformers import DynamicCache, Gemma2Config, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, GPT2Config, GPT2LMHeadModel
+from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
@@ -162,10 +163,8 @@ def test_an_odd_number_of_channels_a_head_is_refused():
         MTPModel.from_trunk(GPT2LMHeadModel(config), MTPConfig(depth=2))
 
 
-def test_a_trunk_with_a_rotary_embedding_per_layer_type_gets_llama_blocks(tiny_trunk):
-    # GPT-NeoX and Gemma have rotary embeddings and layers too; only the interface tells.
-    from transformers import AutoModelForCausalLM
-
+def test_layers_of_the_trunks_class_start_as_the_trunks_do():
+    # Gemma's norms multiply by one plus their weight: at one, not zero, they would double what passes.
     config = Gemma2Config(
         vocab_size=31,
         hidden_size=32,
@@ -176,10 +175,12 @@ def test_a_trunk_with_a_rotary_embedding_per_layer_type_gets_llama_blocks(tiny_t
         head_dim=8,
         pad_token_id=0,
     )
-    trunk = AutoModelForCausalLM.from_config(config)
-    chosen = resolve_head_block("auto", trunk)
-    model = MTPModel.from_trunk(trunk, MTPConfig(depth=2))
-    assert chosen in ("trunk", "llama")
+    model = MTPModel.from_trunk(AutoModelForCausalLM.from_config(config), MTPConfig(depth=2))
+    assert model.config.head_block == "trunk"
+    layer = model.heads.layers[0]
+    assert type(layer.block) is Gemma2DecoderLayer
+    assert not layer.block.input_layernorm.weight.any()
+    assert torch.all(layer.hidden_norm.weight == 1)
     assert model(torch.tensor([[3, 4, 5]])).depth_logits[1].isfinite().all()
 
 
@@ -192,6 +193,11 @@ def test_shared_depths_are_one_layer_applied_again(make_model, tokens):
         layer.load_state_dict(shared.heads.layers[0].state_dict())
     for ours, theirs in zip(shared.latents(tokens), separate.latents(tokens), strict=True):
         torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_the_first_layer_is_that_of_depth_two(make_model):
+    heads = make_model("llama").heads
+    assert [heads.layer(depth) for depth in (2, 3, 4)] == list(heads.layers)
 
 
 @pytest.mark.parametrize("depth", [1, 5])
@@ -231,7 +237,6 @@ def test_families_are_listed_and_sequential_is_action_conditional(make_model):
 @pytest.mark.usefixtures("families")
 def test_a_registered_parallel_family_reads_the_trunk_at_every_depth(make_trunk, tokens):
     registry.register_head("first_token", f"{__name__}:FirstTokenHead")
-    sys.modules.setdefault(__name__, sys.modules[FirstTokenHead.__module__])
     model = MTPModel.from_trunk(make_trunk("llama"), MTPConfig(head="first_token", depth=3))
     latents = model.latents(tokens)
     torch.testing.assert_close(latents[1], 2 * latents[0], **EXACT)

@@ -165,6 +165,17 @@ def test_training_learns_and_the_released_model_is_plain_again(make_trainer, mak
     assert "forward" not in vars(model)
 
 
+# torch's own RMSNorm, in the heads, says that float32 weights keep it from its fused kernel under autocast.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+def test_under_bf16_autocast_the_model_is_trained_and_released_too(make_trainer, make_model):
+    model = make_model()
+    trainer = make_trainer(model, bf16=True, max_steps=2)
+    trainer.train()
+    assert trainer.state.log_history[0]["mtp/loss_depth_3"] == pytest.approx(math.log(14), abs=0.3)
+    assert "forward" not in vars(trainer.release_model())
+    assert model(torch.tensor([[2, 3, 4]])).logits.dtype == torch.float32
+
+
 def test_resuming_from_a_checkpoint_is_bit_exact(make_trainer, make_model, make_config, tmp_path):
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     whole = make_model()

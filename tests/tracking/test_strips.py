@@ -82,6 +82,7 @@ def test_captions_keep_their_blanks_and_empty_strips_render():
 def test_misaligned_input_is_refused():
     with pytest.raises(ValueError, match=r"Row 'depth 1' has 2 tokens and 2 probabilities for a text of 3 tokens"):
         strip("b", 0.5, tokens=("a", "b", "c"))
+    render_strip(strip("b", 1.0000001))  # a rounding error of float32 is not
     with pytest.raises(ValueError, match=r"probability 1.5, outside"):
         strip("b", 1.5)
     with pytest.raises(ValueError, match=r"prompt_length=3 lies outside 0..2"):

@@ -98,11 +98,23 @@ def test_resuming_drops_later_lines_and_a_line_cut_by_a_kill(tmp_path):
 def test_a_run_is_not_written_over_by_accident(tmp_path):
     with closing(JsonlWriter(tmp_path)) as writer:
         writer.scalars({"losses/policy": 1.0}, step=1)
-        with pytest.raises(RuntimeError, match=r"call it first"):
-            writer.resume_at(0)
     other = JsonlWriter(tmp_path)
     with pytest.raises(FileExistsError, match=r"already holds the metrics of a run. Call resume_at"):
         other.scalars({"losses/policy": 2.0}, step=1)
+
+
+def test_a_writer_can_be_put_back_after_it_wrote(tmp_path):
+    with MultiWriter(tmp_path) as writer:
+        for step in [1, 2]:
+            writer.scalars({"losses/policy": float(step)}, step=step)
+        writer.resume_at(1)
+        writer.scalars({"losses/policy": 20.0}, step=2)
+        assert [record["losses/policy"] for record in read_records(tmp_path / "metrics.jsonl")] == [1.0, 20.0]
+        writer.resume_at(-1)
+        assert read_records(tmp_path / "metrics.jsonl") == []
+        writer.scalars({"losses/policy": 3.0}, step=0)
+    events = read_events(tmp_path / "tensorboard")
+    assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == [(0, 3.0)]
 
 
 def test_steps_do_not_go_back(tmp_path):

@@ -83,7 +83,8 @@ def summary_table(summary: RunSummary) -> str:
 def header_cells(summary: RunSummary) -> list[str]:
     """Column titles; one acceptance column per depth that any arm has, from depth 2: depth 1 is the trunk itself."""
     depths = [f"accept d{k}" for k in range(2, _num_depths(summary) + 1)]
-    return ["arm", "exact match [90 % interval]", *depths, "imagined return", "realized return", "seconds"]
+    last = ["seconds"] if _has_seconds(summary) else []
+    return ["arm", "exact match [90 % interval]", *depths, "imagined return", "realized return", *last]
 
 
 def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
@@ -92,11 +93,16 @@ def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
         _number(arm.acceptance[k - 1]) if k <= len(arm.acceptance) else "-" for k in range(2, _num_depths(summary) + 1)
     ]
     seconds = "-" if arm.seconds is None else f"{arm.seconds:.0f}"
-    return [arm.arm, str(arm.exact), *accept, _number(arm.imagined_return), _number(arm.realized_return), seconds]
+    last = [seconds] if _has_seconds(summary) else []
+    return [arm.arm, str(arm.exact), *accept, _number(arm.imagined_return), _number(arm.realized_return), *last]
 
 
 def _num_depths(summary: RunSummary) -> int:
     return max((len(arm.acceptance) for arm in summary.arms), default=0)
+
+
+def _has_seconds(summary: RunSummary) -> bool:
+    return any(arm.seconds is not None for arm in summary.arms)
 
 
 def _number(value: float | None) -> str:

@@ -29,9 +29,8 @@ def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStr
                 tokens=tuple(
                     texts[artefact.head_top1[row, place, k - 1]] if said else None for place, said in enumerate(spoken)
                 ),
-                # Probabilities are sums of float32: one may exceed 1 by a rounding error.
                 probabilities=tuple(
-                    min(1.0, float(value)) if said else 0.0 for value, said in zip(probability, spoken, strict=True)
+                    float(value) if said else 0.0 for value, said in zip(probability, spoken, strict=True)
                 ),
             )
         )

@@ -1,1 +1,1 @@
-"""worldmtp.cli"""
+"""The console scripts: the only room that imports hydra and omegaconf."""

@@ -15,10 +15,11 @@ from worldmtp.agents.predictions import depth_predictions, root_returns
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
+from worldmtp.analysis.token_strips import token_strip
 from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
 from worldmtp.statistics import Interval, wilson_interval
-from worldmtp.tracking import MetricWriter, StripRow, TokenStrip, render_strip
+from worldmtp.tracking import MetricWriter, render_strip
 from worldmtp.trajectory import Rollout
 
 _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
@@ -37,7 +38,7 @@ class Judgement:
 def judge(
     model: MTPModel,
     evaluator: Evaluator,
-    world_model: WorldModel,
+    world_model: WorldModel[Any],
     horizon: int,
     num_rollouts: int,
     ppo: PPOConfig,
@@ -47,9 +48,7 @@ def judge(
     """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training."""
     evaluation = evaluator.run(model)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    artefact = make_artefact(
-        model, world_model, evaluation.sampled, horizon, num_rollouts, ppo, tokens_text, generator
-    )
+    artefact = make_artefact(model, world_model, evaluation.sampled, horizon, num_rollouts, ppo, tokens_text, generator)
     greedy = evaluation.greedy.exact
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
     agreement = return_agreement(artefact, generator=seed)
@@ -65,7 +64,7 @@ def judge(
 
 def make_artefact(
     model: MTPModel,
-    world_model: WorldModel,
+    world_model: WorldModel[Any],
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
@@ -122,25 +121,5 @@ def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_stri
     """The first texts as pictures: realized, and below it what each depth had said."""
     artefact = judgement.artefact
     for row in range(min(num_strips, len(artefact))):
-        length = int(artefact.attention_mask[row].sum())
-        ids = artefact.input_ids[row, :length]
-        strip = TokenStrip(
-            tokens=tuple(artefact.tokens_text[i] for i in ids),
-            prompt_length=int(artefact.prompt_length[row]),
-            rows=tuple(_strip_row(artefact, row, depth, length) for depth in range(1, artefact.num_depths + 1)),
-            caption=f"return {artefact.returns[row]:.2f}",
-        )
+        strip = token_strip(artefact, row, f"return {artefact.returns[row]:.2f}")
         writer.image(f"imagination/tokens_{row}", render_strip(strip), step)
-
-
-def _strip_row(artefact: EvalArtefact, row: int, depth: int, length: int) -> StripRow:
-    ids = artefact.head_top1[row, :length, depth - 1]
-    probabilities = artefact.head_top1_prob[row, :length, depth - 1]
-    answered = (np.arange(length) >= int(artefact.prompt_length[row])) & np.isfinite(probabilities)
-    return StripRow(
-        label=f"depth {depth}",
-        tokens=tuple(
-            artefact.tokens_text[i] if shown else None for i, shown in zip(ids, answered, strict=True)
-        ),
-        probabilities=tuple(float(p) if np.isfinite(p) else 0.0 for p in probabilities),
-    )

@@ -32,7 +32,7 @@ def nearest_hint(message: str, overrides: Sequence[str], known_keys: Iterable[st
 def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Every dotted key of a config, groups included."""
     keys: list[str] = []
-    for name in config:
+    for name in map(str, config):
         key = f"{prefix}{name}"
         keys.append(key)
         if not OmegaConf.is_missing(config, name) and isinstance(config[name], DictConfig):

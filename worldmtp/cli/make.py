@@ -10,7 +10,7 @@ import gymnasium
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from worldmtp.cli.schema import EnvConfig, ModelConfig
+from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
 from worldmtp.envs import TextGenVectorEnv, Tokenizer
 from worldmtp.model import MTPModel
@@ -73,7 +73,7 @@ def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generato
     if config.path is not None:
         if not Path(config.path).is_dir():
             raise ValueError(f"model.path={config.path!r} is not a directory; give one written by save_pretrained.")
-        trunk = AutoModelForCausalLM.from_pretrained(config.path)
+        trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.path)
     else:
         trunk = _fresh_trunk(config, tokenizer, context, generator)
     known, vocab_size = trunk.config.get_text_config().vocab_size, tokenizer.vocab_size
@@ -101,7 +101,7 @@ def _fresh_trunk(
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    trunk_config = AutoConfig.for_model(config.architecture, **{**values, **config.config})
+    trunk_config = AutoConfig.for_model(config.architecture or "", **{**values, **config.config})
     # Hugging Face draws initial weights from the global state; it is lent a seed and restored.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -121,6 +121,19 @@ def make_model(config: ModelConfig, env: TextGenVectorEnv, seed: int, reward_ran
         reward_range=reward_range,
     )
     return MTPModel.from_trunk(trunk, heads, generator)
+
+
+def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:
+    """The model on the profile's device, in evaluation mode: no dropout while acting or reading.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    device = torch.device(profile.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"profile.device={profile.device!r}, and torch sees no CUDA device; use profile=cpu.")
+    torch.nn.Module.to(model, device)
+    return model.eval()
 
 
 def vocabulary(env: TextGenVectorEnv) -> tuple[str, ...]:

@@ -38,7 +38,9 @@ def build(frozen: type[Config], node: DictConfig) -> Config:
     """
     missing = sorted(str(name) for name in OmegaConf.missing_keys(node))
     if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}; give a value on the command line, as {missing[0]}=...")
+        raise ValueError(
+            f"the config lacks {', '.join(missing)}; give a value on the command line, as {missing[0]}=..."
+        )
     values: dict[str, Any] = {}
     for column in fields(frozen):  # type: ignore[arg-type]
         value = node[column.name]

@@ -4,7 +4,7 @@
     worldmtp-train env=spell_backward imagination=off agent.ppo.learning_rate=1e-4 seed=1
     worldmtp-train resume=runs/quickstart/2026-01-31_12-00-00_seed0
 
-A run directory holds config.yaml (resolved), metrics.jsonl, tb/, sft/model, checkpoints/, artefacts/, model/,
+A run directory holds config.yaml (resolved), metrics.jsonl, tensorboard/, sft/model, checkpoints/, artefacts/, model/,
 summary.json and report.html; DONE is written last. Each stage leaves its result whole before the next one starts, so
 a run that was killed goes on where it was.
 """
@@ -25,8 +25,8 @@ from worldmtp.analysis import write_report
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
 from worldmtp.cli.launch import as_yaml, fail_cleanly, launch, register
-from worldmtp.cli.make import import_user_modules, make_env, make_model, vocabulary
-from worldmtp.cli.reinforce import StoppedEarly, reinforce
+from worldmtp.cli.make import import_user_modules, make_env, make_model, on_device, vocabulary
+from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.schema import TrainConfig, build
 from worldmtp.cli.warm_start import demonstrations, save_model, warm_start
@@ -99,9 +99,7 @@ def _writer(directory: Path, tensorboard: bool) -> MultiWriter:
 class _Pipeline:
     """The stages of one run, in order."""
 
-    def __init__(
-        self, config: TrainConfig, run_dir: Path, writer: MultiWriter, progress: ProgressReporter
-    ) -> None:
+    def __init__(self, config: TrainConfig, run_dir: Path, writer: MultiWriter, progress: ProgressReporter) -> None:
         self._config = config
         self._run_dir = run_dir
         self._writer = writer
@@ -110,27 +108,47 @@ class _Pipeline:
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
-        self._evaluator = Evaluator(
-            make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed
-        )
+        self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
         self._tokens_text = vocabulary(self._env)
+        self._overlap = 0.0
         self.closing = ""
 
     def run(self) -> float:
         """All stages."""
-        if self._config.logger.tensorboard:
-            self._writer.custom_layout(default_layout())
-        self._writer.text("run/config", f"```yaml\n{(self._run_dir / CONFIG_FILE).read_text()}\n```", 0)
+        saved = load_last(self._run_dir)
+        self._writer.resume_at(-1 if saved is None else saved.step)
         model = self._warm_start()
-        before = self._judge(model, "warm_start", 0)
-        trainer = self._reinforce(model)
-        step = int(trainer.totals["env/tokens"])
+        before = self._judge(model)
+        if saved is None:
+            self._open_log(before)
+        trainer = self._trainer(model)
+        if saved is not None:
+            trainer.load_state_dict(saved.trainer)
+        reinforce(
+            trainer,
+            self._config.agent.rollout.num_iterations,
+            self._run_dir,
+            self._config.checkpoint,
+            self._writer,
+            lambda step: self._evaluate(trainer, step),
+            lambda fraction, note: self._progress.update("reinforce", fraction, note),
+        )
         self._progress.update("evaluate", 0.1)
-        after = self._judge(model, "final", step)
+        after, step = self._judge(model), int(trainer.totals["env/tokens"])
+        write_judgement(after, self._run_dir, "final", self._writer, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
         save_model(model, self._run_dir / "model")
         self._close(before, after)
         return after.exact.estimate
+
+    def _open_log(self, before: Judgement) -> None:
+        """What is known before the first iteration, at step 0."""
+        if self._config.logger.tensorboard:
+            self._writer.custom_layout(default_layout())
+        config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
+        self._writer.text("run/config", f"```yaml\n{config}\n```", 0)
+        self._writer.scalars({"eval/prompt_overlap": self._overlap}, 0)
+        write_judgement(before, self._run_dir, "warm_start", self._writer, 0)
 
     def _warm_start(self) -> MTPModel:
         config, directory = self._config, self._run_dir / "sft"
@@ -140,11 +158,10 @@ class _Pipeline:
             if not done.is_dir():
                 raise ValueError(f"sft.load={config.sft.load!r} is not a directory; give the sft/model of a run.")
         examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
-        overlap = prompt_overlap(examples, self._evaluator.examples)
-        self._writer.scalars({"eval/prompt_overlap": max(overlap, self._env.overlap())}, 0)
+        self._overlap = max(prompt_overlap(examples, self._evaluator.examples), self._env.overlap())
         if done.is_dir():
-            return MTPModel.from_pretrained(done).to(config.profile.device).eval()
-        model = make_model(config.model, self._env, config.seed, RETURN_RANGE).to(config.profile.device)
+            return on_device(MTPModel.from_pretrained(done), config.profile)
+        model = on_device(make_model(config.model, self._env, config.seed, RETURN_RANGE), config.profile)
         if config.sft.num_steps:
             with _writer(directory, config.logger.tensorboard) as writer:
                 warm_start(
@@ -157,11 +174,11 @@ class _Pipeline:
                     writer,
                     lambda fraction, note: self._progress.update("warm start", fraction, note),
                 )
-        return model.to(config.profile.device).eval()
+        return on_device(model, config.profile)
 
-    def _reinforce(self, model: MTPModel) -> ImaginationTrainer:
+    def _trainer(self, model: MTPModel) -> ImaginationTrainer:
         config = self._config
-        trainer = ImaginationTrainer(
+        return ImaginationTrainer(
             model,
             self._env,
             config.agent.rollout,
@@ -171,25 +188,16 @@ class _Pipeline:
             config.seed,
         )
 
-        def evaluate(step: int) -> None:
-            if trainer.iteration % config.eval.every_iterations == 0:
-                self._writer.scalars(self._evaluator.run(model).metrics(), step)
+    def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
+        if trainer.iteration % self._config.eval.every_iterations == 0:
+            start = time.perf_counter()
+            metrics = self._evaluator.run(trainer.model).metrics()
+            self._writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
 
-        reinforce(
-            trainer,
-            config.agent.rollout.num_iterations,
-            self._run_dir,
-            config.checkpoint,
-            self._writer,
-            evaluate,
-            lambda fraction, note: self._progress.update("reinforce", fraction, note),
-        )
-        return trainer
-
-    def _judge(self, model: MTPModel, name: str, step: int) -> Judgement:
+    def _judge(self, model: MTPModel) -> Judgement:
         config = self._config
         generator = torch.Generator().manual_seed(config.seed)
-        judgement = judge(
+        return judge(
             model,
             self._evaluator,
             make_world_model(config.world_model.backend, model, generator),
@@ -199,8 +207,6 @@ class _Pipeline:
             self._tokens_text,
             config.seed,
         )
-        write_judgement(judgement, self._run_dir, name, self._writer, step)
-        return judgement
 
     def _close(self, before: Judgement, after: Judgement) -> None:
         config, use = self._config, self._config.imagination.use

@@ -7,7 +7,14 @@ from typing import Any
 
 import datasets
 import transformers
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from worldmtp.cli.schema import SFTStageConfig
@@ -21,9 +28,7 @@ class _ProgressCallback(TrainerCallback):
     def __init__(self, report: Callable[[float, str], None]) -> None:
         self._report = report
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._report(state.global_step / state.max_steps, f"step {state.global_step}/{state.max_steps}")
 
 
@@ -88,8 +93,7 @@ def warm_start(
     )
     trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last is not None:
-        writer.resume_at(int(Path(last).name.rpartition("-")[2]))
+    writer.resume_at(-1 if last is None else int(Path(last).name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=last)
     trainer.release_model()
     save_model(model, directory / "model")

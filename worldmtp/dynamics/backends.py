@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from worldmtp.dynamics.placebo import IdentityWorldModel, ShuffledWorldModel
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.model import MTPModel
 
-WORLD_MODELS: dict[str, Callable[[MTPModel, torch.Generator], WorldModel]] = {
+WORLD_MODELS: dict[str, Callable[[MTPModel, torch.Generator], WorldModel[Any]]] = {
     "mtp": lambda model, generator: MTPWorldModel(model),
     "oracle": lambda model, generator: OracleWorldModel(model),
     "identity": lambda model, generator: IdentityWorldModel(model),
@@ -20,7 +21,7 @@ WORLD_MODELS: dict[str, Callable[[MTPModel, torch.Generator], WorldModel]] = {
 """Back-ends; the generator serves those that are random by construction."""
 
 
-def make_world_model(backend: str, model: MTPModel, generator: torch.Generator) -> WorldModel:
+def make_world_model(backend: str, model: MTPModel, generator: torch.Generator) -> WorldModel[Any]:
     """A world model back-end on ``model``.
 
     Raises:

@@ -38,9 +38,7 @@ class TokenMDP:
         """Prefixes in which the agent acts: (V^horizon - 1) / (V - 1)."""
         return sum(self.vocab_size**length for length in range(self.horizon))
 
-    def child(
-        self, prefixes: Int[Tensor, "*#batch"], actions: Int[Tensor, "*#batch"]
-    ) -> Int[Tensor, "*#batch"]:
+    def child(self, prefixes: Int[Tensor, "*#batch"], actions: Int[Tensor, "*#batch"]) -> Int[Tensor, "*#batch"]:
         """The prefix one token longer."""
         return prefixes * self.vocab_size + 1 + actions
 
@@ -70,7 +68,7 @@ class TokenMDP:
         while open_rows:
             prefix, visited, actions = open_rows.pop()
             for action in range(self.vocab_size):
-                row = (visited + [prefix], actions + [action])
+                row = ([*visited, prefix], [*actions, action])
                 if ends[prefix, action]:
                     finished.append(row)
                 else:
@@ -86,7 +84,7 @@ class TokenMDP:
         return Episodes(prefixes=prefixes, actions=taken, step_mask=mask, rewards=rewards)
 
     def policy_gradient(self, logits: Float[Tensor, "prefix vocab"]) -> Float[Tensor, "prefix vocab"]:
-        """d J / d logits for a tabular softmax policy: occupancy(s) pi(a|s) (Q(s, a) - V(s)).
+        """D J / d logits for a tabular softmax policy: occupancy(s) pi(a|s) (Q(s, a) - V(s)).
 
         Sutton et al. 2000, theorem 1, with the softmax derivative written out; no automatic differentiation.
         """

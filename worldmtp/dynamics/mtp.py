@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.rollout import imagine
@@ -37,8 +38,7 @@ class _Context:
     attention_mask: Bool[Tensor, "batch length"]
     position_ids: Int[Tensor, "batch length"]
     latents: tuple[Float[Tensor, "batch length hidden"], ...]
-    keys: tuple[Float[Tensor, "batch heads length head_dim"], ...]
-    values: tuple[Float[Tensor, "batch heads length head_dim"], ...]
+    caches: tuple[LayerCache, ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class MTPWorldModel:
         hidden = model.base_model(
             input_ids=input_ids, attention_mask=attention_mask.long(), position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        latents, keys, values = [hidden], [], []
+        latents, caches = [hidden], list[LayerCache]()
         length = input_ids.shape[1]
         causal = torch.ones((length, length), dtype=torch.bool, device=input_ids.device).tril()
         mask = causal[None, None] & attention_mask[:, None, None, :]
@@ -133,9 +133,8 @@ class MTPWorldModel:
             latents.append(
                 self._heads.forward_depth(level, latents[-1], model.embed(ahead), mask, position_ids, cache=cache)
             )
-            keys.append(cache.layers[0].keys)
-            values.append(cache.layers[0].values)
-        return _Context(attention_mask, position_ids, tuple(latents), tuple(keys), tuple(values))
+            caches += read_cache(cache)
+        return _Context(attention_mask, position_ids, tuple(latents), tuple(caches))
 
     def step(self, state: ChainedState, actions: Int[Tensor, " state"]) -> ChainedState:
         """The next depth at the root's position, and at the positions before it that read imagined tokens."""
@@ -161,15 +160,13 @@ class MTPWorldModel:
         causal = torch.ones((depth - 1, depth - 1), dtype=torch.bool, device=rows.device).tril()
         within = causal & (inside[:, None, :] | torch.eye(depth - 1, dtype=torch.bool, device=rows.device))
         mask = torch.cat([before[:, None, :].expand(-1, depth - 1, -1), within], dim=-1)[:, None]
-        cache = DynamicCache()
-        cache.update(context.keys[depth - 2][rows], context.values[depth - 2][rows], 0)
         window = self._heads.forward_depth(
             depth,
             previous,
             self._model.embed(taken),
             mask,
             context.position_ids[rows[:, None], reachable],
-            cache=cache,
+            cache=make_cache([context.caches[depth - 2].select(rows)]),
         )
         return replace(state, actions=taken, window=window)
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.dynamics.mtp import last_positions
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
 from worldmtp.dynamics.readout import read_latent
@@ -21,13 +22,12 @@ from worldmtp.targets import position_ids_from_attention_mask
 
 @dataclass(frozen=True)
 class CachedState:
-    """Prefixes with their trunk caches: per layer, keys and values ``[state heads length head_dim]``."""
+    """Prefixes with their trunk caches, one ``LayerCache`` a layer; state n is row ``cache_rows[n]`` of them."""
 
     latent: Float[Tensor, "state hidden"]
     attention_mask: Bool[Tensor, "state length"]
     next_position: Int[Tensor, " state"]
-    keys: tuple[Float[Tensor, "batch heads length head_dim"], ...]
-    values: tuple[Float[Tensor, "batch heads length head_dim"], ...]
+    caches: tuple[LayerCache, ...]
     cache_rows: Int[Tensor, " state"]
 
     def __len__(self) -> int:
@@ -82,16 +82,13 @@ class OracleWorldModel:
             latent=hidden[root_rows, root_positions],
             attention_mask=attention_mask[root_rows] & (index <= root_positions[:, None]),
             next_position=position_ids[root_rows, root_positions] + 1,
-            keys=tuple(layer.keys for layer in cache.layers),
-            values=tuple(layer.values for layer in cache.layers),
+            caches=read_cache(cache),
             cache_rows=root_rows,
         )
 
     def step(self, state: CachedState, actions: Int[Tensor, " state"]) -> CachedState:
         """One token through the trunk over a gathered copy of the cache."""
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
-            cache.update(keys[state.cache_rows], values[state.cache_rows], layer)
+        cache = make_cache([layer.select(state.cache_rows) for layer in state.caches])
         seen = torch.ones_like(state.attention_mask[:, :1])
         attention_mask = torch.cat([state.attention_mask, seen], dim=1)
         hidden = self._model.base_model(
@@ -105,8 +102,7 @@ class OracleWorldModel:
             latent=hidden[:, -1],
             attention_mask=attention_mask,
             next_position=state.next_position + 1,
-            keys=tuple(layer.keys for layer in cache.layers),
-            values=tuple(layer.values for layer in cache.layers),
+            caches=read_cache(cache),
             cache_rows=torch.arange(len(actions), device=actions.device),
         )
 

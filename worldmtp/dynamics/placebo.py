@@ -5,13 +5,14 @@ the statistics of the real thing.
 """
 
 from dataclasses import dataclass, replace
+from typing import Generic
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.dynamics.mtp import last_positions
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, Prediction, WorldModel
+from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction, State, WorldModel
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.rollout import imagine
 from worldmtp.model import MTPModel
@@ -79,10 +80,10 @@ class IdentityWorldModel:
         return imagine(self, state, horizon, policy, generator)
 
 
-class ShuffledWorldModel:
+class ShuffledWorldModel(Generic[State]):
     """World model back-end ``shuffled``: every state is stepped by the action of another row of the batch."""
 
-    def __init__(self, inner: WorldModel, generator: torch.Generator) -> None:
+    def __init__(self, inner: WorldModel[State], generator: torch.Generator) -> None:
         self._inner = inner
         self._generator = generator
 
@@ -102,21 +103,19 @@ class ShuffledWorldModel:
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
-    ) -> LatentState:
+    ) -> State:
         """As the dynamics inside."""
         return self._inner.encode(input_ids, attention_mask, root_rows, root_positions)
 
-    def step(self, state: LatentState, actions: Int[Tensor, " state"]) -> LatentState:
+    def step(self, state: State, actions: Int[Tensor, " state"]) -> State:
         """Step by permuted actions."""
         permutation = torch.randperm(len(actions), generator=self._generator, device=actions.device)
         return self._inner.step(state, actions[permutation])
 
-    def predict(self, state: LatentState, with_logits: bool = True) -> Prediction:
+    def predict(self, state: State, with_logits: bool = True) -> Prediction:
         """As the dynamics inside."""
         return self._inner.predict(state, with_logits)
 
-    def imagine(
-        self, state: LatentState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
+    def imagine(self, state: State, horizon: int, policy: Policy, generator: torch.Generator | None) -> ImaginedRollout:
         """See ``worldmtp.dynamics.rollout.imagine``; the actions drawn are not those it moves by."""
         return imagine(self, state, horizon, policy, generator)

@@ -69,7 +69,7 @@ class ImaginedRollout:
 
 
 @runtime_checkable
-class WorldModel(Protocol):
+class WorldModel(Protocol[State]):
     """The five verbs."""
 
     @property
@@ -88,23 +88,21 @@ class WorldModel(Protocol):
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
-    ) -> LatentState:
+    ) -> State:
         """States at chosen prefixes: root n is ``input_ids[root_rows[n], :root_positions[n] + 1]``.
 
         Without roots: the whole of each row. One pass over the batch serves all roots.
         """
         ...
 
-    def step(self, state: LatentState, actions: Int[Tensor, " state"]) -> LatentState:
+    def step(self, state: State, actions: Int[Tensor, " state"]) -> State:
         """The states after one more token each."""
         ...
 
-    def predict(self, state: LatentState, with_logits: bool = True) -> Prediction:
+    def predict(self, state: State, with_logits: bool = True) -> Prediction:
         """Read the states; without logits the unembedding is not paid for."""
         ...
 
-    def imagine(
-        self, state: LatentState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
+    def imagine(self, state: State, horizon: int, policy: Policy, generator: torch.Generator | None) -> ImaginedRollout:
         """Roll out with actions drawn from ``policy``; greedy where the generator is None."""
         ...

@@ -1,10 +1,12 @@
 """``imagine()``: the rollout every world model shares, in whatever latent space it has."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, WorldModel
+from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, WorldModel
 
 
 def as_sampled(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
@@ -13,8 +15,8 @@ def as_sampled(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state voc
 
 
 def imagine(
-    world_model: WorldModel,
-    state: LatentState,
+    world_model: WorldModel[State],
+    state: State,
     horizon: int,
     policy: Policy = as_sampled,
     generator: torch.Generator | None = None,
@@ -54,7 +56,7 @@ def imagine(
     )
 
 
-def check_horizon(world_model: WorldModel, horizon: int) -> None:
+def check_horizon(world_model: WorldModel[Any], horizon: int) -> None:
     """Whether ``world_model`` can be stepped ``horizon`` times by actions.
 
     Raises:

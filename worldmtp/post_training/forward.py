@@ -12,16 +12,19 @@ nothing of this.
 import functools
 import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from worldmtp.model import MTPModel
+from worldmtp.post_training.compat import IncompatibleTRLError
 from worldmtp.post_training.depth_sums import DepthSums, sum_depths, targets_from_labels
 
 
+# accelerate rebuilds an output under autocast from one dict in the place of the first field.
+@no_type_check
 @dataclass
 class MTPFusedOutput(FusedCausalLMOutput):
     """TRL's output with the sums of depths 2 .. K (see ``DepthSums``)."""
@@ -69,6 +72,7 @@ class MTPForward:
         Raises:
             RuntimeError: ``module`` is a copy of the model this forward was made for.
             ValueError: there are no labels to predict.
+            IncompatibleTRLError: TRL's forward takes another way than through ``model.base_model``.
         """
         if module is not self.model:
             raise RuntimeError(
@@ -86,7 +90,10 @@ class MTPForward:
         finally:
             self._is_capturing = False
         trunk_hidden, self._trunk_hidden = self._trunk_hidden, None
-        assert trunk_hidden is not None
+        if trunk_hidden is None:
+            raise IncompatibleTRLError(
+                "TRL's fused forward did not run model.base_model; the heads have nothing to read."
+            )
         self._sums = self._sum_depths(trunk_hidden, **inputs)
         return MTPFusedOutput(
             **output,

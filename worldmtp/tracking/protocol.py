@@ -35,7 +35,7 @@ class MetricWriter(Protocol):
         ...
 
     def resume_at(self, step: int) -> None:
-        """Forget what was recorded after ``step``; called before anything is recorded."""
+        """Forget what was recorded after ``step``, by this process or an earlier one; -1 forgets everything."""
         ...
 
     def flush(self) -> None:

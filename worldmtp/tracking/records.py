@@ -84,9 +84,9 @@ class JsonlWriter:
         Raises:
             ValueError: a line before the last is not JSON.
         """
-        if self._file is not None:
-            raise RuntimeError("resume_at was called after something was recorded; call it first.")
+        self.close()
         self._has_resumed = True
+        self._last_step = None
         if not self._path.exists():
             return
         kept = [record for record in read_records(self._path) if record["step"] <= step]

@@ -24,6 +24,8 @@ Colour = tuple[int, int, int]
 
 _AGREE: Colour = (96, 178, 118)
 _DISAGREE: Colour = (222, 106, 96)
+# A softmax in float32 may exceed 1 by this much.
+_ROUNDING = 1e-5
 _TEXT: Colour = (28, 30, 34)
 _MUTED: Colour = (120, 124, 132)
 _PROMPT_FILL: Colour = (238, 239, 242)
@@ -67,7 +69,11 @@ class TokenStrip:
                     f"Row {row.label!r} has {len(row.tokens)} tokens and {len(row.probabilities)} probabilities for a "
                     f"text of {len(self.tokens)} tokens; align every row by target, None where nothing was predicted."
                 )
-            outside = [p for token, p in zip(row.tokens, row.probabilities, strict=True) if token and not 0 <= p <= 1]
+            outside = [
+                p
+                for token, p in zip(row.tokens, row.probabilities, strict=True)
+                if token is not None and not 0 <= p <= 1 + _ROUNDING
+            ]
             if outside:
                 raise ValueError(f"Row {row.label!r} has the probability {outside[0]}, outside [0, 1].")
 
@@ -100,7 +106,7 @@ def visible(text: str, font: "FreeTypeFont") -> str:
 def shade(agrees: bool, probability: float) -> Colour:
     """Green or red, from nearly white at probability 0 to full at 1."""
     full = _AGREE if agrees else _DISAGREE
-    weight = 0.12 + 0.88 * probability
+    weight = 0.12 + 0.88 * min(1.0, probability)
     red, green, blue = (
         round(background + weight * (channel - background))
         for background, channel in zip(_BACKGROUND, full, strict=True)

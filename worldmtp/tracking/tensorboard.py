@@ -59,8 +59,7 @@ class TensorBoardWriter:
 
     def resume_at(self, step: int) -> None:
         """Events after ``step`` are hidden."""
-        if self._writer is not None:
-            raise RuntimeError("resume_at was called after something was recorded; call it first.")
+        self.close()
         # TensorBoard hides events at the purge step too.
         self._purge_step = step + 1
 

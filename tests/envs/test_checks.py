@@ -1,0 +1,257 @@
+"""The checkers pass what is registered, and catch faults planted in envs and scorers."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from worldmtp.envs import (
+    Example,
+    Score,
+    TextGenEnv,
+    TextGenVectorEnv,
+    check_text_env,
+    check_vector_env,
+    env_id,
+    hack_probes,
+)
+from worldmtp.envs.checks import check_hack_probes
+from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
+
+SMALL = {"pool_size": 256}
+
+
+@pytest.mark.parametrize(
+    "name", ["Copy", "Reverse", "RandomDigits", "SpellBackward", "ChainSum", "CaesarCipher", "ReasoningGym"]
+)
+def test_every_registered_id_passes(name, registered_ids):
+    assert env_id(name) in registered_ids
+    changes = {"pool_size": 64} | ({"max_new": 8} if name == "ReasoningGym" else {})
+    report = check_text_env(env_id(name), num_examples=24, **changes)
+    assert (report.oracle_value, report.prompt_overlap, report.scorer_errors) == (1.0, 0.0, 0)
+    check_vector_env(lambda n, mode: gymnasium.make_vec(env_id(name), n, autoreset_mode=mode, **changes), num_steps=30)
+
+
+def test_probes_hide_an_answer_among_others():
+    assert {"", " ", "zz", "0123456789", "1" * 200} <= set(hack_probes())
+    assert any(not probe.isascii() for probe in hack_probes())
+    assert all("42" in probe and probe != "42" for probe in hack_probes("42"))
+
+
+class Planted(TextGenVectorEnv):
+    """Faults are planted in subclasses; arguments are those of Copy."""
+
+    def __init__(self, num_envs, autoreset_mode):
+        kwargs = gymnasium.spec("worldmtp/Copy-v0").kwargs | SMALL
+        super().__init__(num_envs, autoreset_mode=autoreset_mode, **kwargs)
+
+
+class ReusesBuffers(Planted):
+    buffer = None
+
+    def step(self, actions):
+        obs, *rest = super().step(actions)
+        self.buffer = self.buffer or {key: value.copy() for key, value in obs.items()}
+        for key, value in obs.items():
+            self.buffer[key][:] = value
+        return self.buffer, *rest
+
+
+class ShowsItsState(Planted):
+    def step(self, actions):
+        obs, *rest = super().step(actions)
+        return obs | {"tokens": self._state.tokens}, *rest
+
+
+class SeedsPlusIndex(Planted):
+    """Row i draws its n-th prompt as number seed + i + n, as several libraries do."""
+
+    def reset(self, *, seed=None, options=None):
+        self.first = 100 * seed if seed is not None else self.first + 1
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        indices = (self.first + np.flatnonzero(mask)) % 256
+        return super().reset(seed=seed, options={"indices": indices, "reset_mask": mask})
+
+
+class IgnoresSeeds(Planted):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(options=options)
+
+
+class OnePrompt(Planted):
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            options = {"indices": [seed] * self.num_envs}
+        return super().reset(seed=seed, options=options)
+
+
+class LosesFinalObs(Planted):
+    def step(self, actions):
+        obs, rewards, terminated, truncated, infos = super().step(actions)
+        for row in np.flatnonzero(infos.get("_final_obs", [])):
+            infos["final_obs"][row] = {key: value[row].copy() for key, value in obs.items()}
+        return obs, rewards, terminated, truncated, infos
+
+
+class DropsFinalObs(Planted):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        return *rest, {key: value for key, value in infos.items() if "final_obs" not in key}
+
+
+class DropsFinalInfo(Planted):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        return *rest, {key: value for key, value in infos.items() if "final_info" not in key}
+
+
+class WrongScore(Planted):
+    def step(self, actions):
+        obs, rewards, *rest = super().step(actions)
+        return obs, rewards + (rest[0] | rest[1]), *rest
+
+
+class AlwaysSameStep(Planted):
+    """Says whatever mode it is asked for, and resets in the same step."""
+
+    def __init__(self, num_envs, autoreset_mode):
+        super().__init__(num_envs, AutoresetMode.SAME_STEP)
+        self.metadata = self.metadata | {"autoreset_mode": autoreset_mode}
+
+
+class SaysAnotherMode(Planted):
+    def __init__(self, num_envs, autoreset_mode):
+        super().__init__(num_envs, autoreset_mode)
+        self.metadata = self.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+
+class BothFlags(Planted):
+    def step(self, actions):
+        obs, rewards, terminated, truncated, infos = super().step(actions)
+        return obs, rewards, terminated, truncated | terminated, infos
+
+
+class TruncationIsTermination(Planted):
+    def step(self, actions):
+        obs, rewards, terminated, truncated, infos = super().step(actions)
+        return obs, rewards, terminated | truncated, np.zeros_like(truncated), infos
+
+
+class ShiftsTokens(Planted):
+    def step(self, actions):
+        return super().step(np.where(actions > 2, actions - 1, actions))
+
+
+class PaysTheWaiting(Planted):
+    def step(self, actions):
+        waiting = self._state.done.copy()
+        obs, rewards, *rest = super().step(actions)
+        return obs, rewards + waiting, *rest
+
+
+class WrongSpace(Planted):
+    def __init__(self, num_envs, autoreset_mode):
+        super().__init__(num_envs, autoreset_mode)
+        self.action_space = self.single_action_space
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (ReusesBuffers, "two calls returned the same arrays"),
+        (ShowsItsState, "tokens is"),
+        (SeedsPlusIndex, r"rows are seeded seed \+ i"),
+        (IgnoresSeeds, "the same seed must give the same prompts"),
+        (OnePrompt, "all rows show the same prompt"),
+        (LosesFinalObs, "final_obs of row"),
+        (DropsFinalObs, "final_obs is there for"),
+        (DropsFinalInfo, "final_info is there for"),
+        (WrongScore, "final_info says score"),
+        (AlwaysSameStep, "final_obs is there for"),
+        (SaysAnotherMode, "metadata"),
+        (BothFlags, "never both"),
+        (TruncationIsTermination, "by EOS"),
+        (ShiftsTokens, "after token"),
+        (PaysTheWaiting, "it earns 0"),
+        (WrongSpace, "action_space must be batch_space"),
+    ],
+)
+def test_planted_faults_are_caught(fault, message):
+    with pytest.raises(AssertionError, match=message):
+        check_vector_env(fault, num_steps=30)
+
+
+def test_without_a_fault_nothing_is_caught():
+    check_vector_env(Planted)
+
+
+def test_gymnasiums_own_vectorisation_of_the_single_env_differs_only_in_where_infos_stand():
+    """SyncVectorEnv puts the infos of ended rows at the top in two modes; the checker says so, and nothing else."""
+
+    def make(num_envs, mode):
+        kwargs = gymnasium.spec("worldmtp/Copy-v0").kwargs | SMALL
+        envs = SyncVectorEnv([lambda: TextGenEnv(**kwargs)] * num_envs, autoreset_mode=mode)
+        envs.tokenizer = envs.envs[0].tokenizer
+        return envs
+
+    with pytest.raises(AssertionError, match="final_info is there for"):
+        check_vector_env(make)
+
+
+class PaysForLength:
+    probe_bound = 0.0
+
+    def sample(self, rng, split):
+        return Example(f"{rng.integers(1000)}=", "7")
+
+    def score(self, example, text, ids):
+        return Score(min(len(text), 10) / 10, exact=text == "7")
+
+
+class FindsTheAnswer(PaysForLength):
+    def score(self, example, text, ids):
+        return Score(float("777" in text or text == "7"), exact="7" in text)
+
+
+class PaysTooMuch(PaysForLength):
+    def score(self, example, text, ids):
+        return Score(2.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (PaysForLength(), "which answers nothing, earns"),
+        (FindsTheAnswer(), "earns|hidden in it"),
+        (PaysTooMuch(), r"outside \[0, 1\]"),
+    ],
+)
+def test_scores_that_can_be_hacked_are_caught(task, message):
+    rng = np.random.default_rng(0)
+    with pytest.raises(AssertionError, match=message):
+        check_hack_probes(task, [task.sample(rng, "train") for _ in range(8)])
+
+
+@pytest.mark.parametrize(
+    "name", ["prime_factorization", "power_function", "complex_arithmetic", "gcd", "letter_counting"]
+)
+def test_reasoning_gym_scorers_are_hardened(name):
+    """Unhardened, "NaN" earns 1 at complex_arithmetic, all digits 0.1 at gcd, and prime_factorization raises."""
+    task = ReasoningGymTask(name, calibration_items=16)
+    rng = np.random.default_rng(0)
+    check_hack_probes(task, [task.sample(rng, "train") for _ in range(16)])
+
+
+class Unfaithful(TextGenEnv):
+    """A single env with a fault of its own."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated or terminated, info
+
+
+def test_a_single_env_with_a_fault_is_caught():
+    kwargs = gymnasium.spec("worldmtp/Copy-v0").kwargs | SMALL
+    check_text_env(TextGenEnv(**kwargs), num_examples=8)
+    with pytest.raises(AssertionError, match="never both"):
+        check_text_env(Unfaithful(**kwargs), num_examples=8)

@@ -1,0 +1,85 @@
+"""The single env: gymnasium's checker without a warning, an episode by hand, and its own borders."""
+
+import warnings
+
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+
+
+def test_gymnasiums_checker_has_nothing_to_say(make_single):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make_single(), skip_render_check=True)  # render modes need a spec: test_registry
+
+
+def test_an_episode_by_hand(make_single, words):
+    env = make_single(render_mode="ansi")
+    assert env.render() is None
+    obs, info = env.reset(seed=0, options={"prompts": words("ab")})
+    assert obs["tokens"].tolist() == [2, 3, 4, 0, 0, 0, 0, 0]
+    assert (obs["length"].tolist(), obs["prompt_length"].tolist()) == ([3], [3])
+    assert (info["prompt_text"], info["group"]) == ("ab=", 0)
+    assert env.step(2)[1:] == (0.0, False, False, {})
+    env.step(3)
+    assert env.render() == "ab=ab"
+    obs, reward, terminated, truncated, info = env.step(np.int64(1))
+    assert obs["tokens"].tolist() == [2, 3, 4, 2, 3, 1, 0, 0]
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    assert info == {
+        "text": "ab",
+        "score": 1.0,
+        "exact": True,
+        "components": {"length": 2.0},
+        "reason": "ok",
+        "num_tokens": 3,
+        "prompt_text": "ab=",
+        "example_key": words("ab")[0].key,
+        "group": 0,
+    }
+    assert env.render() == "ab=ab    [score 1.00]"
+    with pytest.raises(ResetNeeded, match="call reset before step"):
+        env.step(2)
+
+
+def test_the_split_holds_and_prompts_can_be_named(make_single):
+    env = make_single()
+    heldout = env.problem.pool("heldout").examples
+    _, info = env.reset(options={"split": "heldout", "indices": [3]})
+    assert info["prompt_text"] == heldout[3].prompt
+    _, info = env.reset()
+    assert info["prompt_text"] in {example.prompt for example in heldout}
+    _, info = env.reset(options={"prompts": [heldout[5].prompt]})
+    assert info["prompt_text"] == heldout[5].prompt
+    assert env.overlap() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"indices": [0, 1]}, "one text has one prompt, but the options name 2"),
+        ({"indices": [32]}, r"within the pool, 0\.\.31"),
+        ({"group_size": 2}, "does not divide num_envs=1"),
+    ],
+)
+def test_impossible_options_are_refused(make_single, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_single().reset(options=options)
+
+
+def test_actions_outside_the_vocabulary_are_refused(make_single):
+    env = make_single()
+    with pytest.raises(ResetNeeded):
+        env.step(2)
+    env.reset(seed=0)
+    for action in (5, -1):
+        with pytest.raises(ValueError, match=r"outside the vocabulary 0\.\.4"):
+            env.step(action)
+
+
+def test_examples_are_distinct_and_their_answers_fit(make_single):
+    env = make_single()
+    examples = env.examples("train", 4, seed=0)
+    assert len({example.prompt for example in examples}) == 4
+    assert all(example.answer + "=" == example.prompt for example in examples)

@@ -1,0 +1,367 @@
+"""The vector env: an episode by hand in each autoreset mode, options, groups, infos, snapshots.
+
+Ids: pad 0, EOS 1, a 2, b 3, = 4; prompts take up to 4 tokens, answers up to 4.
+"""
+
+import json
+import pickle
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+from worldmtp.envs import Example
+from worldmtp.envs.infos import batch_infos
+
+
+def play(envs, prompts, columns):
+    """Reset to the prompts, then step through columns of actions; all that was returned."""
+    envs.reset(seed=0, options={"prompts": prompts})
+    return [envs.step(np.array(column)) for column in columns]
+
+
+def test_an_episode_by_hand(make_vector, words):
+    envs = make_vector(3, "disabled")
+    obs, infos = envs.reset(seed=0, options={"prompts": words("ab", "a", "bbb")})
+    assert obs["tokens"].tolist() == [[2, 3, 4, 0, 0, 0, 0, 0], [2, 4, 0, 0, 0, 0, 0, 0], [3, 3, 3, 4, 0, 0, 0, 0]]
+    assert obs["length"].tolist() == obs["prompt_length"].tolist() == [[3], [2], [4]]
+    assert infos["prompt_text"].tolist() == ["ab=", "a=", "bbb="]
+    assert infos["group"].tolist() == [0, 1, 2]
+    assert infos["_group"].all()
+    # row 0 answers "ab" EOS (right), row 1 answers "b" EOS (as long as "a": half), row 2 never ends: "aabb"
+    steps = play(envs, words("ab", "a", "bbb"), [[2, 3, 2], [3, 1, 2], [1, 2, 3], [2, 2, 3]])
+    rewards, terminated, truncated = ([step[index].tolist() for step in steps] for index in (1, 2, 3))
+    assert rewards == [[0, 0, 0], [0, 0.5, 0], [1, 0, 0], [0, 0, 0]]
+    assert terminated == [[False] * 3, [False, True, False], [True, False, False], [False] * 3]
+    assert truncated == [[False] * 3, [False] * 3, [False] * 3, [False, False, True]]
+    final = [step[4].get("final_info") for step in steps]
+    assert final[0] is None
+    assert steps[1][4]["_final_info"].tolist() == [False, True, False]
+    assert {key: column[1] for key, column in final[1].items() if key not in ("components", "_components")} == {
+        "text": "b",
+        "score": 0.5,
+        "exact": False,
+        "reason": "ok",
+        "num_tokens": 2,
+        "prompt_text": "a=",
+        "example_key": words("a")[0].key,
+        "group": 1,
+        **{f"_{key}": True for key in ("text", "score", "exact", "reason", "num_tokens", "prompt_text", "example_key")},
+        "_group": True,
+    }
+    assert final[1]["components"]["length"].tolist() == [0, 1, 0]
+    assert (final[2]["text"][0], final[2]["exact"][0], final[2]["num_tokens"][0]) == ("ab", True, 3)
+    assert (final[3]["text"][2], final[3]["reason"][2], final[3]["num_tokens"][2]) == ("aabb", "no_eos", 4)
+    # ended rows stand still
+    assert steps[3][0]["tokens"].tolist() == [
+        [2, 3, 4, 2, 3, 1, 0, 0],
+        [2, 4, 3, 1, 0, 0, 0, 0],
+        [3, 3, 3, 4, 2, 2, 3, 3],
+    ]
+
+
+def test_eos_on_the_last_token_of_the_budget_terminates(make_vector, words):
+    steps = play(make_vector(1, "disabled"), words("aaa"), [[2], [2], [2], [1]])
+    assert steps[3][2].tolist() == [True]
+    assert steps[3][3].tolist() == [False]
+    assert steps[3][1].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(("truncation_score", "paid"), [("score", 0.5), ("zero", 0.0)])
+def test_what_running_out_of_budget_is_worth(make_vector, truncation_score, paid):
+    envs = make_vector(1, "disabled", max_prompt=5, truncation_score=truncation_score)
+    steps = play(envs, [Example("aaaa=")], [[3], [3], [3], [3]])  # "bbbb": as long as the word, so half
+    assert steps[3][3].tolist() == [True]
+    assert steps[3][1].tolist() == [paid]
+    final = steps[3][4]["final_info"]
+    assert (final["reason"][0], final["score"][0], final["num_tokens"][0]) == ("no_eos", paid, 4)
+    assert envs.scorer.counters.scored == (truncation_score == "score")
+
+
+def test_same_step_shows_the_new_prompt_and_keeps_the_end(make_vector, words):
+    envs = make_vector(2)
+    steps = play(envs, words("a", "b"), [[2, 3], [1, 3]])
+    obs, rewards, terminated, _, infos = steps[1]
+    assert rewards.tolist() == [1.0, 0.0]
+    assert terminated.tolist() == [True, False]
+    assert infos["_final_obs"].tolist() == [True, False]
+    assert infos["final_obs"][0]["tokens"].tolist() == [2, 4, 2, 1, 0, 0, 0, 0]
+    assert (infos["final_obs"][0]["length"].tolist(), infos["final_obs"][1]) == ([4], None)
+    assert infos["_prompt_text"].tolist() == [True, False]
+    assert infos["group"].tolist() == [2, 0]  # 0 and 1 were given at reset; where the mask is false stands 0
+    assert obs["length"][0] == obs["prompt_length"][0]
+    prompt = envs.tokenizer.decode(obs["tokens"][0])
+    assert infos["prompt_text"][0] == prompt
+    assert obs["tokens"][1].tolist() == [3, 4, 3, 3, 0, 0, 0, 0]
+
+
+def test_next_step_shows_the_end_and_then_the_new_prompt(make_vector, words):
+    steps = play(make_vector(2, "next_step"), words("a", "b"), [[2, 3], [1, 3], [3, 3]])
+    assert steps[1][0]["tokens"][0].tolist() == [2, 4, 2, 1, 0, 0, 0, 0]
+    assert steps[1][4]["final_info"]["text"][0] == "a"
+    assert "final_obs" not in steps[1][4]
+    obs, rewards, terminated, truncated, infos = steps[2]
+    assert obs["length"][0] == obs["prompt_length"][0]
+    assert (rewards[0], terminated[0], truncated[0]) == (0.0, False, False)
+    assert infos["_prompt_text"].tolist() == [True, False]
+    assert obs["tokens"][1].tolist() == [3, 4, 3, 3, 3, 0, 0, 0]
+
+
+def test_disabled_ignores_even_impossible_actions_of_ended_rows(make_vector, words):
+    envs = make_vector(2, "disabled")
+    steps = play(envs, words("a", "b"), [[1, 2], [-7, 2]])
+    assert steps[1][0]["tokens"][0].tolist() == [2, 4, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"outside the vocabulary 0\.\.4"):
+        envs.step(np.array([-7, 5]))
+
+
+def test_reset_mask_resets_these_rows_only(make_vector, words):
+    envs = make_vector(3, "disabled")
+    play(envs, words("a", "b", "ab"), [[1, 3, 3]])
+    obs, infos = envs.reset(options={"reset_mask": np.array([True, False, False]), "prompts": words("bb")})
+    assert obs["tokens"][:, :4].tolist() == [[3, 3, 4, 0], [3, 4, 3, 0], [2, 3, 4, 3]]
+    assert infos["_prompt_text"].tolist() == [True, False, False]
+    assert infos["group"][0] == 3
+
+
+def test_groups_share_their_prompt(make_vector):
+    envs = make_vector(6, "disabled")
+    obs, infos = envs.reset(seed=1, options={"group_size": 3})
+    assert infos["group"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert (obs["tokens"][0] == obs["tokens"][1:3]).all()
+    assert (obs["tokens"][3] == obs["tokens"][4:]).all()
+    _, infos = envs.reset()  # the size holds
+    assert infos["group"].tolist() == [2, 2, 2, 3, 3, 3]
+    _, infos = envs.reset(options={"indices": [5, 9]})
+    pool = envs.problem.pool("train").examples
+    assert infos["prompt_text"].tolist() == [pool[5].prompt] * 3 + [pool[9].prompt] * 3
+    with pytest.raises(ValueError, match="must cover whole groups of 3 rows"):
+        envs.reset(options={"reset_mask": np.array([True, True, False, False, False, False])})
+    _, infos = envs.reset(options={"reset_mask": np.array([False] * 3 + [True] * 3)})
+    assert infos["group"][3:].tolist() == [6, 6, 6]
+
+
+def test_split_holds_until_changed_and_never_mixes(make_vector):
+    envs = make_vector(4, "disabled")
+    heldout = {example.prompt for example in envs.problem.pool("heldout").examples}
+    for options, expected in (({}, False), ({"split": "heldout"}, True), ({}, True), ({"split": "train"}, False)):
+        _, infos = envs.reset(options=options)
+        assert all((prompt in heldout) == expected for prompt in infos["prompt_text"])
+    assert envs.overlap() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": "train"}, "reset option 'splits' is unknown, did you mean 'split'"),
+        ({"split": "test"}, "split='test' is unknown"),
+        ({"group_size": 3}, "does not divide num_envs=4"),
+        ({"indices": [0, 1, 2]}, "indices names 3 prompts for 4 groups of 1 rows"),
+        ({"indices": [0, 1, 2, 32]}, r"indices of the pool, 0\.\.31"),
+        ({"indices": [0] * 4, "prompts": ["a="] * 4}, "give one of them"),
+        ({"prompts": ["nope="] * 4}, "'nope=' is not among the [0-9]+ of the pool"),
+        ({"reset_mask": np.zeros(4, dtype=bool)}, "must be 4 booleans, at least one true"),
+        ({"reset_mask": np.ones(3, dtype=bool)}, "must be 4 booleans"),
+        ({"prompts": [Example("ababab=")] * 4}, "takes 7 tokens, the longest of 4, but max_prompt=4"),
+        ({"prompts": [Example("")] * 4}, "has no tokens"),
+        ({"prompts": [Example("a=", "aaaa")] * 4}, "answer 'aaaa' to 'a=' takes 4 tokens and EOS, but max_new=4"),
+    ],
+)
+def test_impossible_options_are_refused(make_vector, options, message):
+    envs = make_vector(4, "disabled")
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        envs.reset(options=options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"autoreset_mode": "samestp"}, "autoreset_mode='samestp' is unknown"),
+        ({"group_size": 2}, "group_size=2 needs autoreset_mode='disabled'"),
+        ({"max_new": 1}, "max_new >= 2"),
+        ({"split": "test"}, "split='test' is unknown"),
+        ({"truncation_score": "half"}, "truncation_score='half' is unknown"),
+        ({"render_mode": "human"}, "render_mode='human' is unknown"),
+        ({"on_error": "ignore"}, "on_error='ignore' is unknown"),
+    ],
+)
+def test_impossible_arguments_are_refused(make_vector, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_vector(4, **changes)
+
+
+def test_the_order_of_calls_is_checked(make_vector):
+    envs = make_vector(2)
+    with pytest.raises(ResetNeeded, match="call reset before step"):
+        envs.step(np.zeros(2, dtype=np.int64))
+    with pytest.raises(ResetNeeded, match="first reset must be of all rows"):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions must be 2 integers, got int64 of shape \(3,\)"):
+        envs.step(np.zeros(3, dtype=np.int64))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_bit_identical_to_single_envs(make_vector, make_single, rng, mode):
+    """Rows and single envs play the same prompts and tokens; infos are compared through gymnasium's own batching."""
+    envs = make_vector(5, mode)
+    singles = [make_single() for _ in range(5)]
+    reference = VectorEnv()
+    reference.num_envs = 5
+
+    def reset_singles(rows, infos):
+        batched = {}
+        for row in rows:
+            example = envs._examples[row]
+            seen[row], info = singles[row].reset(options={"prompts": [example]})
+            reference._add_info(batched, info | {"group": int(infos["group"][row])}, row)
+        return batched
+
+    seen = [None] * 5
+    obs, infos = envs.reset(seed=2)
+    assert_same(infos, reset_singles(range(5), infos))
+    waiting = set()
+    for _ in range(60):
+        assert all((obs[key][row] == seen[row][key]).all() for row in range(5) for key in obs)
+        if mode is AutoresetMode.DISABLED and waiting:
+            mask = np.isin(np.arange(5), list(waiting))
+            obs, infos = envs.reset(options={"reset_mask": mask})
+            assert_same(infos, reset_singles(sorted(waiting), infos))
+            waiting = set()
+        actions = np.where(rng.random(5) < 0.3, 1, rng.integers(2, 5, size=5))
+        obs, rewards, terminated, truncated, infos = envs.step(actions)
+        expected, ended = {}, []
+        for row in range(5):
+            if row in waiting and mode is AutoresetMode.NEXT_STEP:
+                continue
+            seen[row], *single, info = singles[row].step(actions[row])
+            assert [rewards[row], terminated[row], truncated[row]] == single
+            if info:
+                ended.append(row)
+                info["group"] = int(infos["final_info"]["group"][row])
+                extra = {"final_obs": seen[row]} if mode is AutoresetMode.SAME_STEP else {}
+                reference._add_info(expected, extra | {"final_info": info}, row)
+        if mode is AutoresetMode.SAME_STEP and ended:
+            expected |= reset_singles(ended, infos)
+        if mode is AutoresetMode.NEXT_STEP and waiting:
+            expected |= reset_singles(sorted(waiting), infos)
+        waiting = set(ended) if mode is not AutoresetMode.SAME_STEP else set()
+        assert_same(infos, expected)
+
+
+def assert_same(seen, expected):
+    assert seen.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            assert_same(seen[key], value)
+            continue
+        assert seen[key].dtype == value.dtype, key
+        for one, other in zip(seen[key], value, strict=True):
+            if isinstance(other, dict):
+                assert all((one[name] == other[name]).all() for name in other)
+            else:
+                assert one == other, key
+
+
+def test_batched_infos_are_gymnasiums():
+    reference = VectorEnv()
+    reference.num_envs = 4
+    records = [{"n": 1, "x": 0.5, "ok": True, "s": "one", "c": {"a": 1.0}}, {"n": 2, "c": {"b": 2.0}, "s": "two"}]
+    expected = {}
+    for row, record in zip((3, 1), records, strict=True):
+        reference._add_info(expected, record, row)
+    assert_same(batch_infos(records, np.array([3, 1]), 4), expected)
+
+
+def test_seeds_decide_the_episodes(make_vector):
+    first, second = make_vector(8), make_vector(8)
+    actions = np.random.default_rng(0).integers(5, size=(30, 8))
+
+    def episodes(envs, seed):
+        prompts = [envs.reset(seed=seed)[1]["prompt_text"].tolist()]
+        for column in actions:
+            prompts.append(envs.step(column)[4].get("prompt_text", np.zeros(0)).tolist())
+        return prompts
+
+    assert episodes(first, 4) == episodes(second, 4) == episodes(first, 4)
+    assert episodes(first, 4) != episodes(second, 5)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_snapshot_goes_on_exactly(make_vector, mode, words):
+    actions = np.random.default_rng(0).integers(5, size=(20, 4))
+    original = make_vector(4, mode)
+    original.reset(seed=3, options={"split": "heldout"})
+    for column in actions[:6]:
+        original.step(column)
+    if mode is AutoresetMode.DISABLED:
+        mask = np.array([True, True, False, False])
+        original.reset(options={"reset_mask": mask, "prompts": words("a", "bab")})
+        mask = np.array([False, False, True, False])
+        original.reset(options={"reset_mask": mask, "split": "train"})  # rows of both splits
+    saved = json.loads(json.dumps(original.state()))
+    assert pickle.loads(pickle.dumps(original.state())) == original.state()
+    resumed = make_vector(4, mode)
+    obs = resumed.load_state(saved)
+    assert (obs["tokens"] == np.array(saved["tokens"])).all()
+    for column in actions[6:]:
+        one, other = original.step(column), resumed.step(column)
+        assert all((one[0][key] == other[0][key]).all() for key in obs)
+        assert all((one[index] == other[index]).all() for index in (1, 2, 3))
+        assert_same(one[4], other[4])
+    assert_same(original.reset()[1], resumed.reset()[1])
+    assert vars(resumed.scorer.counters) | {"seconds": 0} == vars(original.scorer.counters) | {"seconds": 0}
+
+
+def test_a_snapshot_of_another_env_is_refused(make_vector):
+    envs = make_vector(4)
+    with pytest.raises(ResetNeeded, match="no state before the first reset"):
+        envs.state()
+    envs.reset(seed=0)
+    for other in (make_vector(3), make_vector(4, pool_seed=1), make_vector(4, max_new=5)):
+        with pytest.raises(ValueError, match="this state does not belong to this env"):
+            other.load_state(envs.state())
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_gymnasiums_episode_statistics_agree(make_vector, mode):
+    envs = RecordEpisodeStatistics(make_vector(4, mode), buffer_length=1000)
+    envs.reset(seed=0)
+    scores, lengths = [], []
+    actions = np.random.default_rng(1).integers(5, size=(40, 4))
+    ended = np.zeros(4, dtype=bool)
+    for column in actions:
+        if mode is AutoresetMode.DISABLED and ended.any():
+            envs.reset(options={"reset_mask": ended})
+        _, _, terminated, truncated, infos = envs.step(column)
+        ended = terminated | truncated
+        for row in np.flatnonzero(ended):
+            scores.append(infos["final_info"]["score"][row])
+            lengths.append(infos["final_info"]["num_tokens"][row])
+    assert len(scores) > 10
+    assert list(envs.return_queue) == scores
+    assert list(envs.length_queue) == lengths
+
+
+def test_max_episode_steps_limits_the_budget(make_vector):
+    assert make_vector(2, max_episode_steps=3).problem.max_new == 3
+    assert make_vector(2, max_episode_steps=99).problem.max_new == 4
+
+
+def test_ids_are_stored_once_a_row():
+    """256 rows of 1,024 tokens of 8 bytes are 2 MiB, a state; what is kept stays under 10 MB."""
+    envs = gymnasium.make_vec("worldmtp/Copy-v0", num_envs=256, max_prompt=512, max_new=512, pool_size=256)
+    envs.reset(seed=0)
+    kept = [envs._state.tokens, envs.problem.pool("train").tokens]
+    assert sum(array.nbytes for array in kept) < 10e6
+
+
+def test_render_shows_the_rows(make_vector, words):
+    envs = make_vector(2, "disabled", render_mode="ansi")
+    assert envs.render() is None
+    play(envs, words("a", "b"), [[3, 3], [1, 2]])
+    assert envs.render() == ("a=b", "b=ba")

@@ -10,13 +10,11 @@ Parallel heads give the policy-averaged marginal of token t+k and cannot be step
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-State = TypeVar("State", bound="LatentState")
 
 Policy = Callable[[Float[Tensor, "state vocab"]], Float[Tensor, "state vocab"]]
 """Logits to the log-probabilities that actions are drawn from (temperature, masks)."""
@@ -35,9 +33,12 @@ class LatentState(Protocol):
         """States in the batch."""
         ...
 
-    def select(self: State, rows: Int[Tensor, " selected"]) -> State:
+    def select(self, rows: Int[Tensor, " selected"]) -> Self:
         """States by row, repeats allowed: branching is ``state.select(rows.repeat_interleave(num_branches))``."""
         ...
+
+
+State = TypeVar("State", bound=LatentState)
 
 
 @dataclass(frozen=True)

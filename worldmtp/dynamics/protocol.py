@@ -10,11 +10,13 @@ Parallel heads give the policy-averaged marginal of token t+k and cannot be step
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_Same = TypeVar("_Same")
 
 Policy = Callable[[Float[Tensor, "state vocab"]], Float[Tensor, "state vocab"]]
 """Logits to the log-probabilities that actions are drawn from (temperature, masks)."""
@@ -33,7 +35,7 @@ class LatentState(Protocol):
         """States in the batch."""
         ...
 
-    def select(self, rows: Int[Tensor, " selected"]) -> Self:
+    def select(self: _Same, rows: Int[Tensor, " selected"]) -> _Same:
         """States by row, repeats allowed: branching is ``state.select(rows.repeat_interleave(num_branches))``."""
         ...
 

@@ -45,6 +45,7 @@ class PPOConfig:
         _require(0 <= self.gamma <= 1, f"gamma={self.gamma} must be in [0, 1].")
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")
         _require(self.clip_coef > 0, f"clip_coef={self.clip_coef} must be positive.")
+        _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_epochs >= 1, f"num_epochs={self.num_epochs} must be at least 1.")
         _require(self.num_minibatches >= 1, f"num_minibatches={self.num_minibatches} must be at least 1.")
         _require(
@@ -91,6 +92,7 @@ class WorldModelConfig:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")
+        _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
         _require(self.replay_iterations >= 1, f"replay_iterations={self.replay_iterations} must be at least 1.")
         _require(self.batch_size_episodes >= 1, f"batch_size_episodes={self.batch_size_episodes} must be positive.")
@@ -131,6 +133,11 @@ class ImaginationConfig:
         _require(self.max_live >= 2, f"max_live={self.max_live} must be at least 2: one token has no alternative.")
         _require(0 <= self.min_probability < 1, f"min_probability={self.min_probability} must be in [0, 1).")
         _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
+        for name in ("critic_replay_iterations", "critic_hidden_size"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
+        _require(self.critic_learning_rate > 0, f"critic_learning_rate={self.critic_learning_rate} must be positive.")
+        _require(self.critic_updates >= 0, f"critic_updates={self.critic_updates} cannot be negative.")
+        _require(self.min_batches >= 0, f"min_batches={self.min_batches} cannot be negative.")
         _require(self.num_rollouts >= 1, f"num_rollouts={self.num_rollouts} must be at least 1.")
         _require(0 < self.slope_decay < 1, f"slope_decay={self.slope_decay} must be in (0, 1).")
         _require(self.chunk_states >= 1, f"chunk_states={self.chunk_states} must be positive.")

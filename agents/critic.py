@@ -44,8 +44,10 @@ class Rung:
         replay_batches: int,
         slope_decay: float,
         generator: torch.Generator,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.critic = RungCritic(num_features, hidden_size, generator)
+        self._device = torch.device(device)
+        self.critic = RungCritic(num_features, hidden_size, generator).to(self._device)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=learning_rate)
         self.slope = RunningSlope(decay=slope_decay)
         self.skill = RunningMean(decay=slope_decay)
@@ -54,7 +56,7 @@ class Rung:
 
     def remember(self, features: Float[Tensor, "sample features"], targets: Float[Tensor, " sample"]) -> None:
         """Keep what was really taken, with its return in [0, 1]."""
-        self._replay.append((features.detach(), targets.detach()))
+        self._replay.append((features.detach().to(self._device), targets.detach().to(self._device)))
 
     def train(self, num_updates: int, batch_size: int, generator: torch.Generator) -> float:
         """Gradient steps on uniform draws of the replay; the mean loss."""
@@ -97,7 +99,8 @@ class Rung:
         self.skill.load_state_dict(state["skill"])
         self.num_measured = int(state["num_measured"])
         self._replay.clear()
-        self._replay.extend((features, targets) for features, targets in state["replay"])
+        for features, targets in state["replay"]:
+            self.remember(features, targets)
 
 
 def serving_rung(rungs: list[Rung], min_batches: int) -> int | None:

@@ -48,7 +48,7 @@ class Evaluator:
         """Answer every prompt twice."""
         options = {"split": "heldout", "prompts": list(self.examples)}
         policy = TrunkPolicy(model, self._temperature)
-        greedy = collect_rollout(self._env, policy, None, options)
+        greedy = collect_rollout(self._env, policy, None, options).to(model.device)
         generator = torch.Generator(device=model.device).manual_seed(self._seed)
         policy = TrunkPolicy(model, self._temperature)
-        return Evaluation(greedy, collect_rollout(self._env, policy, generator, options))
+        return Evaluation(greedy, collect_rollout(self._env, policy, generator, options).to(model.device))

@@ -26,6 +26,9 @@ from worldmtp.dynamics.rollout import as_sampled, check_horizon
 from worldmtp.returns import value_expansion
 from worldmtp.trajectory import Rollout
 
+_LEAST_RIDGE = 1e-30
+"""Keeps horizons without any error solvable."""
+
 
 @torch.no_grad()
 def imagined_expansions(
@@ -80,7 +83,7 @@ class StackedHorizons:
             for support in combinations(skilled, count):
                 index = torch.tensor(support)
                 block = self._moments[index][:, index]
-                ridge = 1e-9 * float(block.diagonal().mean()) * torch.eye(count, dtype=torch.float64)
+                ridge = max(1e-9 * float(block.diagonal().mean()), _LEAST_RIDGE) * torch.eye(count, dtype=torch.float64)
                 solved = torch.linalg.solve(block + ridge, torch.ones(count, dtype=torch.float64))
                 candidate = torch.zeros(size, dtype=torch.float64)
                 candidate[index] = solved / solved.sum()
@@ -91,7 +94,7 @@ class StackedHorizons:
 
     def update(self, expansions: Float[Tensor, "state horizon_plus_1"], returns: Float[Tensor, " state"]) -> None:
         """Take a batch in."""
-        errors = (expansions - returns[:, None]).double()
+        errors = (expansions - returns[:, None]).cpu().double()
         self._moments = self._decay * self._moments + errors.T @ errors / len(errors)
         self._num_batches += 1
 
@@ -101,7 +104,7 @@ class StackedHorizons:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
-        self._moments = state["moments"]
+        self._moments = state["moments"].cpu()
         self._num_batches = int(state["num_batches"])
 
 
@@ -133,7 +136,7 @@ class ExpansionAdvantages:
             self._generator,
         )
         weights, skills = self._stack.weights(), self._stack.skills()
-        baseline = expansions @ weights.to(expansions.dtype)
+        baseline = expansions @ weights.to(expansions)
         critic_error = realized - expansions[:, 0]
         metrics = {
             "imagination/r2": explained_share(realized - baseline, critic_error),

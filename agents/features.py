@@ -39,8 +39,9 @@ def surprisal_features(
     The past enters through the actions really taken before t, so a feature of (s_t, a) never looks at a_t or later.
     """
     taken = torch.where(rollout.step_mask, rollout.logprobs, 0.0)
-    before = taken.cumsum(dim=1) - taken
-    least = torch.cat([torch.zeros_like(taken[:, :1]), taken.cummin(dim=1).values[:, :-1]], dim=1)
+    zeros = torch.zeros_like(taken[:, :1])
+    before = torch.cat([zeros, taken.cumsum(dim=1)[:, :-1]], dim=1)  # no subtraction: its rounding would look at a_t
+    least = torch.cat([zeros, taken.cummin(dim=1).values[:, :-1]], dim=1)
     entropy = torch.special.entr(log_policy.exp()).sum(dim=-1)
     steps = rollout.actions.shape[1]
     progress = torch.arange(steps, dtype=taken.dtype, device=taken.device) / steps

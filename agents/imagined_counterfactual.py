@@ -37,6 +37,7 @@ class CounterfactualAdvantages:
         config: ImaginationConfig,
         ppo: PPOConfig,
         generator: torch.Generator,
+        device: torch.device | str = "cpu",
     ) -> None:
         if config.max_rung > 0:
             check_horizon(world_model, config.horizon)
@@ -55,6 +56,7 @@ class CounterfactualAdvantages:
                 config.critic_replay_iterations,
                 config.slope_decay,
                 generator,
+                device,
             )
             for rung in range(config.max_rung + 1)
         ]
@@ -103,19 +105,19 @@ class CounterfactualAdvantages:
         self, rollout: Rollout, stats: PolicyStats, live: LiveTokens, metrics: dict[str, float]
     ) -> Float[Tensor, "candidate features"]:
         """Features of every live candidate, rung by rung along the last axis."""
-        features = surprisal_features(stats.log_policy, live, rollout)[live.mask]
+        features = surprisal_features(stats.log_policy, live, rollout)[live.mask].float()
         if self._config.max_rung == 0:
             return features
         imagined = imagined_features(self._world_model, rollout, live, self._config.horizon, self._config.chunk_states)
         metrics["imagination/imagined_tokens"] = float(imagined.num_steps)
         columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
-        return torch.cat(columns, dim=-1)
+        return torch.cat([column.float() for column in columns], dim=-1)
 
     @torch.no_grad()
     def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch time live"]:
         low, high = self._range
         q_values = torch.zeros_like(live.logprobs)
-        q_values[live.mask] = low + (high - low) * torch.sigmoid(rung.critic(features))
+        q_values[live.mask] = (low + (high - low) * torch.sigmoid(rung.critic(features))).to(q_values.dtype)
         return centred_advantages(q_values, live)
 
     def _remember(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmtp.decoding import DecodingSession
+from worldmtp.dynamics.rollout import draw
 from worldmtp.model import MTPModel
 
 
@@ -37,10 +38,7 @@ class ActingPolicy(Protocol):
 def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generator: torch.Generator | None) -> ActedStep:
     """Draw from softmax(logits / temperature), or take the most likely token where there is no generator."""
     log_policy = (logits / temperature).log_softmax(dim=-1)
-    if generator is None:
-        actions = log_policy.argmax(dim=-1)
-    else:
-        actions = torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]
+    actions = draw(log_policy, generator)
     return ActedStep(
         actions=actions,
         logprobs=log_policy.gather(1, actions[:, None])[:, 0],
@@ -61,7 +59,9 @@ class TrunkPolicy:
         self._session = DecodingSession(model)
         self._temperature = temperature
         self._device = model.device
-        self._lengths: np.ndarray | None = None
+        self._tokens = np.zeros((0, 0), dtype=np.int64)
+        self._lengths = np.zeros(0, dtype=np.int64)
+        self._ahead = np.zeros(0, dtype=bool)  # rows that stood still while the session, which steps all, went on
         self._chosen: Tensor | None = None
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
@@ -74,22 +74,29 @@ class TrunkPolicy:
             input_ids = torch.from_numpy(obs["tokens"][:, :width]).to(self._device)
             mask = torch.arange(width)[None] < torch.from_numpy(lengths)[:, None]
             logits = self._session.prefill(input_ids, mask.to(self._device))
+            self._ahead = np.zeros(len(lengths), dtype=bool)
         step = sample_step(logits, self._temperature, generator)
-        self._lengths, self._chosen = lengths.copy(), step.actions
+        self._tokens, self._lengths, self._chosen = obs["tokens"].copy(), lengths.copy(), step.actions
         return step
 
     def _only_grew_by_choice(self, obs: dict[str, np.ndarray], lengths: np.ndarray) -> bool:
-        """Whether every row that moved grew by exactly the token chosen; rows that ended stand still."""
-        assert self._lengths is not None
+        """Whether every row that moved grew by exactly the token chosen; rows that ended stand still for good."""
         assert self._chosen is not None
-        if len(lengths) != len(self._lengths):
+        if obs["tokens"].shape != self._tokens.shape:
             return False
         grown = lengths - self._lengths
         moved = grown == 1
+        self._ahead |= grown == 0
         rows = np.nonzero(moved)[0]
         written = obs["tokens"][rows, self._lengths[rows]]
-        stands = (grown == 0) | moved
-        return bool(moved.any() and stands.all() and (written == self._chosen.cpu().numpy()[rows]).all())
+        before = np.arange(self._tokens.shape[1]) < self._lengths[:, None]
+        return bool(
+            moved.any()
+            and ((grown == 0) | moved).all()
+            and not (moved & self._ahead).any()
+            and (written == self._chosen.cpu().numpy()[rows]).all()
+            and (obs["tokens"] == self._tokens)[before].all()
+        )
 
 
 class LatentPolicy:

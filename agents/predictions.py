@@ -72,33 +72,47 @@ def _read_depth(
 
 
 @dataclass(frozen=True)
-class RootReturns:
-    """Imagined and realized return-to-go of each state acted in, at the last token of its prefix; NaN elsewhere."""
+class RootImaginations:
+    """What was imagined at each state acted in, at the last token of its prefix; NaN (ids: 0) elsewhere.
+
+    Imagined and realized return-to-go, and the most likely imagined continuation with its probabilities.
+    """
 
     imagined: Float[Tensor, "batch length"]
     realized: Float[Tensor, "batch length"]
+    tokens: Int[Tensor, "batch length horizon"]
+    token_probs: Float[Tensor, "batch length horizon"]
 
 
 @torch.no_grad()
-def root_returns(
+def root_imaginations(
     world_model: WorldModel[Any],
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
     ppo: PPOConfig,
     generator: torch.Generator,
-) -> RootReturns:
-    """At every state of a rollout: the mean imagined expansion T_horizon, and what really followed."""
+) -> RootImaginations:
+    """Imagine from every state of a rollout: the mean of ``num_rollouts`` expansions T_horizon, and greedily once."""
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
-    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps])
+    at = (rows, state_index(rollout)[rows, steps])
+    root = world_model.encode(rollout.input_ids, rollout.attention_mask, *at)
     branches = root.select(torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts))
     rolled = world_model.imagine(branches, horizon, as_sampled, generator)
     expanded = value_expansion(rolled.rewards, ppo.gamma * rolled.continuations, rolled.values)[:, -1]
+    likeliest = world_model.imagine(root, horizon, as_sampled, None)
     zeros = torch.zeros_like(rollout.rewards)
     to_go = lambda_returns(rollout.rewards, discounts_of(rollout, ppo), zeros, lambdas_of(rollout, 1.0))
-    at = (rows, state_index(rollout)[rows, steps])
-    imagined = torch.full_like(rollout.input_ids, float("nan"), dtype=to_go.dtype)
-    realized = imagined.clone()
-    imagined[at] = expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype)
-    realized[at] = to_go[rows, steps]
-    return RootReturns(imagined, realized)
+
+    def placed(values: Tensor, missing: float) -> Tensor:
+        shape = (*rollout.input_ids.shape, *values.shape[1:])
+        whole = torch.full(shape, missing, dtype=values.dtype, device=values.device)
+        whole[at] = values
+        return whole
+
+    return RootImaginations(
+        imagined=placed(expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype), float("nan")),
+        realized=placed(to_go[rows, steps], float("nan")),
+        tokens=placed(likeliest.actions, 0),
+        token_probs=placed(likeliest.logprobs.exp(), float("nan")),
+    )

@@ -10,7 +10,7 @@ from worldmtp.trajectory import Rollout
 
 
 class EpisodeReplay:
-    """The last ``capacity`` rollouts; draws are uniform over episodes. Memory is O(length) ids per episode."""
+    """The last ``capacity`` rollouts, on the host; draws are uniform over episodes. O(length) ids an episode."""
 
     def __init__(self, capacity: int) -> None:
         self._rollouts: deque[Rollout] = deque(maxlen=capacity)
@@ -20,7 +20,7 @@ class EpisodeReplay:
 
     def add(self, rollout: Rollout) -> None:
         """Keep a rollout, dropping the oldest beyond capacity."""
-        self._rollouts.append(rollout)
+        self._rollouts.append(rollout.to("cpu"))
 
     def sample(self, num_episodes: int, generator: torch.Generator) -> Rollout:
         """Episodes drawn with replacement.
@@ -49,4 +49,4 @@ class EpisodeReplay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
         self._rollouts.clear()
-        self._rollouts.extend(Rollout(**kept) for kept in state["rollouts"])
+        self._rollouts.extend(Rollout(**kept).to("cpu") for kept in state["rollouts"])

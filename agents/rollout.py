@@ -72,7 +72,7 @@ def collect_rollout(
         acted_at = obs["length"][:, 0].copy()
         with clock.phase("env"):
             obs, rewards, terminated, truncated, infos = env.step(actions)
-        recorder.record(acted_at, actions, step.logprobs.cpu().numpy(), rewards, terminated, truncated, infos)
+        recorder.record(acted_at, actions, step.logprobs.float().cpu().numpy(), rewards, terminated, truncated, infos)
     return recorder.rollout(obs)
 
 

@@ -28,6 +28,7 @@ from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.dynamics import WorldModel, make_world_model
+from worldmtp.dynamics.rollout import check_horizon
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
@@ -66,6 +67,8 @@ class ImaginationTrainer:
         self.agent = PPOAgent(model, ppo, rollout.temperature)
         self._learner = WorldModelLearner(model, world_model, ppo)
         self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
+        if self.imagines:
+            check_horizon(self._world_model, imagination.horizon)
         self._estimator = make_estimator(model, self._world_model, imagination, ppo, self._generators["imagination"])
         self.clock = PhaseClock()
         self.iteration = 0
@@ -114,7 +117,8 @@ class ImaginationTrainer:
     def _collect(self) -> Rollout:
         options = {"split": "train", "group_size": self._config.group_size}
         policy = TrunkPolicy(self.model, self._config.temperature)
-        return collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+        rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+        return rollout.to(self.model.device)
 
     @torch.no_grad()
     def _root_agreement(self, rollout: Rollout) -> dict[str, float]:
@@ -179,7 +183,7 @@ class ImaginationTrainer:
         self._estimator.load_state_dict(state["estimator"])
         self._env.load_state(state["env"])
         for name, saved in state["generators"].items():
-            self._generators[name].set_state(saved)
+            self._generators[name].set_state(saved.cpu())
         self.iteration = int(state["iteration"])
         self.totals = {name: float(value) for name, value in state["totals"].items()}
 
@@ -196,7 +200,8 @@ def make_estimator(
         low, high = model.config.value_range
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it
-        return CounterfactualAdvantages(world_model, hidden_size, (low, high), imagination, ppo, generator)
+        device = model.device
+        return CounterfactualAdvantages(world_model, hidden_size, (low, high), imagination, ppo, generator, device)
     if imagination.use == "baseline":
         return ExpansionAdvantages(world_model, imagination, ppo, generator)
     return PlainAdvantages(ppo)

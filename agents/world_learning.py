@@ -11,6 +11,7 @@ k - 1 for depth k.
     return from there on   G_0     G_1       G_2      0
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,12 +52,15 @@ class StateTargets:
 def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
     """Lay a rollout's step axis out on its length axis.
 
-    A truncated episode that is said to go on has an unknown return after its last token; it is masked.
+    A truncated episode that is said to go on has an unknown return after its last token; it is masked. Where the
+    environment writes tokens after an action, the return from that action on is the one from the next state on.
     """
     discounts = discounts_of(rollout, config)
     zeros = torch.zeros_like(rollout.rewards)
     to_go = lambda_returns(rollout.rewards, discounts, zeros, lambdas_of(rollout, 1.0))
     goes_on = rollout.truncated & config.bootstrap_truncated
+    ends = rollout.terminated | (rollout.truncated & ~goes_on)
+    after = torch.cat([to_go[:, 1:], zeros[:, :1]], dim=1)
     known = ~goes_on.any(dim=1)
     length = rollout.input_ids.shape[1]
     shape = (len(rollout), length + 1)
@@ -71,8 +75,8 @@ def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
     departed = laid_out(rollout.step_mask, depart)
     return StateTargets(
         rewards=laid_out(rollout.rewards, arrive),
-        continues=laid_out(discounts > 0, arrive),
-        returns=laid_out(to_go, depart),
+        continues=laid_out(~ends, arrive),
+        returns=torch.where(departed, laid_out(to_go, depart), laid_out(after, arrive)),
         arrived_mask=arrived,
         return_mask=(departed | arrived) & known[:, None],
     )
@@ -93,19 +97,21 @@ class WorldModelLearner:
         """Take a rollout into the replay and train; metrics are means over the updates.
 
         Raises:
-            FloatingPointError: a loss is not finite; the model is left as it was before that step.
+            FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
         """
         self._replay.add(rollout)
         sums: dict[str, float] = {}
         for _ in range(self._config.num_updates):
-            episodes = self._replay.sample(self._config.batch_size_episodes, generator)
+            episodes = self._replay.sample(self._config.batch_size_episodes, generator).to(self._model.device)
             with frozen(self._model.trunk):
                 loss, metrics = self.losses(episodes)
             if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"world_model/loss is {float(loss)} ({metrics}); the update was not applied.")
+                raise FloatingPointError(f"world_model/loss is not finite ({metrics}); the update was not applied.")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm)
+            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm))
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"world_model/grad_norm is {norm}; the update was not applied.")
             self.optimizer.step()
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value

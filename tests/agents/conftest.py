@@ -1,15 +1,20 @@
-"""A tiny task, environment and model that the agent's tests share."""
+"""What the agent's tests share: tiny tasks, environments and models, and rollouts laid out by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from worldmtp.config import MTPConfig
+from worldmtp.dynamics import ImaginedRollout, Prediction, imagine
 from worldmtp.envs import Example, Score, TextGenVectorEnv
 from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
 
 ALPHABET = "abcd="
 
@@ -65,3 +70,148 @@ def text_env() -> Callable[[int], TextGenVectorEnv]:
 @pytest.fixture
 def tiny_model() -> Callable[..., MTPModel]:
     return make_tiny_model
+
+
+def make_rollout(rows: Sequence[dict[str, Any]], steps: int, length: int) -> Rollout:
+    """Rollouts laid out by hand: each row its ``prompt``, ``actions``, ``rewards`` and ``end``.
+
+    Optional: ``wrote[t]``, tokens of the environment's own after action t; ``logprobs``; ``group``.
+    """
+    shape = (len(rows), steps)
+    input_ids = torch.zeros((len(rows), length), dtype=torch.long)
+    attention_mask, step_mask = torch.zeros_like(input_ids, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    terminated, truncated = step_mask.clone(), step_mask.clone()
+    action_index, actions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    rewards, logprobs = torch.zeros(shape), torch.zeros(shape)
+    for b, row in enumerate(rows):
+        text, count = list(row["prompt"]), len(row["actions"])
+        for t, action in enumerate(row["actions"]):
+            action_index[b, t], actions[b, t] = len(text), action
+            text += [action, *row.get("wrote", [[]] * count)[t]]
+        step_mask[b, :count] = True
+        rewards[b, :count] = torch.tensor(row["rewards"])
+        logprobs[b, :count] = torch.tensor(row.get("logprobs", [-1.0] * count))
+        (terminated if row["end"] == "terminated" else truncated)[b, count - 1] = True
+        input_ids[b, : len(text)], attention_mask[b, : len(text)] = torch.tensor(text), True
+    return Rollout(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        prompt_length=torch.tensor([len(row["prompt"]) for row in rows]),
+        action_index=action_index,
+        actions=actions,
+        step_mask=step_mask,
+        logprobs=logprobs,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        group=torch.tensor([row.get("group", b) for b, row in enumerate(rows)]),
+        exact=torch.zeros(len(rows), dtype=torch.bool),
+    )
+
+
+class ReplyingEnv:
+    """Text rows that take actions until token 1, or ``max_new`` of them; after each but the last, ``reply`` writes.
+
+    ``pay`` gets the text after the action (replies included) and the action.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new: int,
+        reply: Callable[[int], list[int]] = lambda action: [],
+        pay: Callable[[list[int], int], float] = lambda text, action: 0.0,
+        length: int = 16,
+    ) -> None:
+        self.num_envs, self.max_new, self._length = len(prompts), max_new, length
+        self.metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}
+        self._prompts, self._reply, self._pay = prompts, reply, pay
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+        self._texts = [list(prompt) for prompt in self._prompts]
+        self._taken = [0] * self.num_envs
+        self._done = np.zeros(self.num_envs, dtype=bool)
+        return self._observation(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, Any]:
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        for row in np.flatnonzero(~self._done):
+            action = int(actions[row])
+            self._texts[row].append(action)
+            self._taken[row] += 1
+            terminated[row] = action == 1
+            truncated[row] = action != 1 and self._taken[row] == self.max_new
+            if not (terminated[row] or truncated[row]):
+                self._texts[row] += self._reply(action)
+            rewards[row] = self._pay(self._texts[row], action)
+        self._done |= terminated | truncated
+        return self._observation(), rewards, terminated, truncated, {"final_info": {}}
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        tokens = np.zeros((self.num_envs, self._length), dtype=np.int64)
+        for row, text in enumerate(self._texts):
+            tokens[row, : len(text)] = text
+        return {
+            "tokens": tokens,
+            "length": np.array([[len(text)] for text in self._texts]),
+            "prompt_length": np.array([[len(prompt)] for prompt in self._prompts]),
+        }
+
+
+@dataclass(frozen=True)
+class TotalState:
+    """A text by the sum of its tokens and its last token."""
+
+    total: torch.Tensor
+    last: torch.Tensor
+
+    @property
+    def latent(self) -> torch.Tensor:
+        return torch.stack([self.total, self.last], dim=1).float()
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    def select(self, rows: torch.Tensor) -> "TotalState":
+        return TotalState(self.total[rows], self.last[rows])
+
+
+class TotalWorld:
+    """A world whose answers can be worked in the head; a token is paid a tenth of its id.
+
+    It continues with probability 1/2, a text is worth its total, and the next token is (total mod 7), of logit 5.
+    """
+
+    action_conditional = True
+    max_horizon = None
+
+    def encode(self, input_ids: Any, attention_mask: Any, root_rows: Any = None, root_positions: Any = None) -> Any:
+        seen = torch.arange(input_ids.shape[1]) <= root_positions[:, None]
+        return TotalState((input_ids[root_rows] * seen).sum(1), input_ids[root_rows, root_positions])
+
+    def step(self, state: TotalState, actions: torch.Tensor) -> TotalState:
+        return TotalState(state.total + actions, actions)
+
+    def predict(self, state: TotalState, with_logits: bool = True) -> Prediction:
+        logits = 5.0 * torch.nn.functional.one_hot(state.total % 7, 7).float()
+        half = torch.full(state.total.shape, 0.5)
+        return Prediction(logits if with_logits else None, state.last / 10, half, state.total.float())
+
+    def imagine(self, state: Any, horizon: int, policy: Any, generator: Any) -> ImaginedRollout:
+        return imagine(self, state, horizon, policy, generator)
+
+
+@pytest.fixture
+def hand_rollout() -> Callable[..., Rollout]:
+    return make_rollout
+
+
+@pytest.fixture
+def replying_env() -> type[ReplyingEnv]:
+    return ReplyingEnv
+
+
+@pytest.fixture
+def total_world() -> TotalWorld:
+    return TotalWorld()

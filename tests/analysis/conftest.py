@@ -66,6 +66,8 @@ def markov_artefact(heads, **changes):
         "head_top1_prob": confidence,
         "imagined_return": unknown,
         "realized_return": unknown.copy(),
+        "imagined_tokens": np.zeros((batch, length, 2), dtype=np.int64),
+        "imagined_token_prob": np.full((batch, length, 2), np.nan),
         "imagined_horizon": 2,
         "tokens_text": ("a", "b"),
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from worldmtp.analysis import ArtefactError, artefact_names, load_artefact, save_artefact
+from worldmtp.analysis.token_strips import imagined_strip
 
 
 def test_round_trip(tmp_path, make_artefact, marginal_heads):
@@ -93,3 +94,16 @@ def test_invalid_content_is_refused(make_artefact, marginal_heads):
         dataclasses.replace(good, head_top1=good.head_top1 + 2)
     with pytest.raises(ValueError, match=r"prompt_length leaves 0..4"):
         dataclasses.replace(good, prompt_length=good.prompt_length + 9)
+
+
+def test_an_imagined_strip_places_steps_after_their_root(make_artefact):
+    """Imagined after the prompt's one token: "b", "a" at places 1 and 2; from the end of the text nothing fits."""
+    tokens = np.zeros((128, 4, 2), dtype=np.int64)
+    probabilities = np.full((128, 4, 2), np.nan)
+    tokens[0, 0], probabilities[0, 0] = (1, 0), (0.9, 0.5)
+    tokens[0, 3], probabilities[0, 3] = (1, 1), (0.9, 0.9)
+    artefact = make_artefact([None], imagined_tokens=tokens, imagined_token_prob=probabilities)
+    strip = imagined_strip(artefact, 0)
+    assert [row.label for row in strip.rows] == ["after 0"]
+    assert strip.rows[0].tokens == (None, "b", "a", None)
+    assert strip.rows[0].probabilities == (0.0, 0.9, 0.5, 0.0)

@@ -15,7 +15,7 @@ def interval(estimate):
 SUMMARY = RunSummary(
     arms=(
         ArmSummary("SFT", interval(0.4), (1.0, 0.81), seconds=60.4),
-        ArmSummary("PPO + imagination", interval(0.75), (1.0, 0.9, 0.7), 0.71, 0.74, 180.0, artefact="ppo"),
+        ArmSummary("PPO + imagination", interval(0.75), (1.0, 0.9, 0.7), 0.71, 0.74, 180.0, "ppo", interval(0.6)),
     ),
     wall_clock_seconds=250.0,
     machine="2 cores",
@@ -36,7 +36,8 @@ def test_the_table_is_aligned_and_says_what_was_not_measured():
     assert "accept d1" not in header
     assert set(rule) == {"-"}
     assert len(first) == len(second) == len(header)
-    assert first.split() == ["SFT", "0.400", "[0.350,", "0.450]", "0.810", "-", "-", "-", "60"]
+    assert first.split() == ["SFT", "-", "0.400", "[0.350,", "0.450]", "0.810", "-", "-", "-", "60"]
+    assert "0.600 [0.550, 0.650]" in second
     assert second.endswith("0.750 [0.700, 0.800]      0.900      0.700            0.710            0.740      180")
 
 

@@ -3,7 +3,8 @@
 Two axes: ``length`` runs over tokens of the text (prompt first, right-padded) and ``depth`` over k = 1 .. K, index 0
 being depth 1, the trunk's own head. Everything said *of* a token stands at that token's place i, whoever said it from
 where: ``chain_logprob[b, i]`` is log p of token i by the trunk at i - 1, ``head_logprob[b, i, k-1]`` is log q_k of the
-same token by depth k at i - k. A return stands at its root: entry i belongs to the prefix that ends with token i.
+same token by depth k at i - k. A return stands at its root: entry i belongs to the prefix that ends with token i. So
+does what was imagined: ``imagined_tokens[b, i, h]`` is step h of the most likely continuation imagined from there.
 NaN means "not there": before the first token, or not computed.
 
 No pickle. The JSON carries the checksum of the npz and is written last, so a pair that loads is a whole one.
@@ -51,6 +52,8 @@ class EvalArtefact:
     head_top1_prob: Float[np.ndarray, "batch length depth"]
     imagined_return: Float[np.ndarray, "batch length"]
     realized_return: Float[np.ndarray, "batch length"]
+    imagined_tokens: Int[np.ndarray, "batch length horizon"]
+    imagined_token_prob: Float[np.ndarray, "batch length horizon"]
     imagined_horizon: int
     tokens_text: tuple[str, ...]
 
@@ -123,6 +126,8 @@ def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
     expected |= dict.fromkeys(
         ("head_logprob", "head_entropy", "head_top1", "head_top1_prob"), (*tokens, predictions[2])
     )
+    imagined = (*tokens, arrays["imagined_tokens"].shape[-1])
+    expected |= dict.fromkeys(("imagined_tokens", "imagined_token_prob"), imagined)
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}; input_ids and head_logprob ask for {shape}.")

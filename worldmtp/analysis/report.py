@@ -19,7 +19,7 @@ from worldmtp.analysis.return_agreement import ReturnAgreement, return_agreement
 from worldmtp.analysis.rooted import RootedPredictions, rooted_predictions
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import header_cells, row_cells
-from worldmtp.analysis.token_strips import strip_data_uri, token_strip
+from worldmtp.analysis.token_strips import imagined_strip, strip_data_uri, token_strip
 from worldmtp.statistics import Interval
 from worldmtp.tracking.progress import format_seconds
 from worldmtp.tracking.tensorboard import tensorboard_command
@@ -234,6 +234,19 @@ def _strips(artefact: EvalArtefact, rooted: RootedPredictions) -> list[str]:
         outcome = "exact" if artefact.exact[row] else "not exact"
         caption = f"Sequence {row}, {rank}: return {artefact.returns[row]:.3g}, {outcome}."
         body.append(html.figure(uri, f"Token strip of sequence {row}", caption, width_pixels=width))
+    imagined = [(row, rank) for row, rank in _chosen(rooted) if np.isfinite(artefact.imagined_token_prob[row]).any()]
+    if imagined:
+        body.append(html.heading("Texts, as imagined and as they came", level=3))
+        body.append(
+            html.paragraph(
+                f"A row goes on from the realized prefix, {artefact.imagined_horizon} tokens in imagination, each time "
+                "by the token it holds most likely itself: after the first disagreement it follows another text."
+            )
+        )
+    for row, rank in imagined:
+        uri, width = strip_data_uri(imagined_strip(artefact, row))
+        caption = f"Sequence {row}, {rank}. Row n was imagined after n realized tokens of the answer."
+        body.append(html.figure(uri, f"Imagined continuations of sequence {row}", caption, width_pixels=width))
     return body
 
 

@@ -16,7 +16,8 @@ SUMMARY_FILE = "summary.json"
 class ArmSummary:
     """One row: a policy and how it did on held-out prompts. None is "not measured".
 
-    ``acceptance[k-1]`` is that of depth k; ``artefact`` the name of the saved evaluation behind the row, if any.
+    ``exact`` is of greedy answers, ``exact_sampled`` of the policy as it acts, one sample a prompt. ``acceptance[k-1]``
+    is that of depth k; ``artefact`` the name of the saved evaluation behind the row, if any.
     """
 
     arm: str
@@ -26,6 +27,7 @@ class ArmSummary:
     realized_return: float | None = None
     seconds: float | None = None
     artefact: str = ""
+    exact_sampled: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def header_cells(summary: RunSummary) -> list[str]:
     """Column titles; one acceptance column per depth that any arm has, from depth 2: depth 1 is the trunk itself."""
     depths = [f"accept d{k}" for k in range(2, _num_depths(summary) + 1)]
     last = ["seconds"] if _has_seconds(summary) else []
-    return ["arm", "exact match [90 % interval]", *depths, "imagined return", "realized return", *last]
+    return ["arm", "exact match, sampled [90 %]", "greedy [90 %]", *depths, "imagined return", "realized return", *last]
 
 
 def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
@@ -94,7 +96,16 @@ def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
     ]
     seconds = "-" if arm.seconds is None else f"{arm.seconds:.0f}"
     last = [seconds] if _has_seconds(summary) else []
-    return [arm.arm, str(arm.exact), *accept, _number(arm.imagined_return), _number(arm.realized_return), *last]
+    sampled = "-" if arm.exact_sampled is None else str(arm.exact_sampled)
+    return [
+        arm.arm,
+        sampled,
+        str(arm.exact),
+        *accept,
+        _number(arm.imagined_return),
+        _number(arm.realized_return),
+        *last,
+    ]
 
 
 def _num_depths(summary: RunSummary) -> int:
@@ -110,4 +121,12 @@ def _number(value: float | None) -> str:
 
 
 def _arm(row: Mapping[str, Any]) -> ArmSummary:
-    return ArmSummary(**{**row, "exact": Interval(**row["exact"]), "acceptance": tuple(row["acceptance"])})
+    sampled = row.get("exact_sampled")
+    return ArmSummary(
+        **{
+            **row,
+            "exact": Interval(**row["exact"]),
+            "exact_sampled": None if sampled is None else Interval(**sampled),
+            "acceptance": tuple(row["acceptance"]),
+        }
+    )

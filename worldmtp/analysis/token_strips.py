@@ -42,6 +42,28 @@ def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStr
     )
 
 
+def imagined_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStrip:
+    """Sequence ``row`` with what was imagined from each of its prefixes: the most likely tokens, one row a prefix.
+
+    Unlike a row of ``token_strip``, which reads the realized tokens in between, a row here goes on from its own.
+    """
+    length, start = int(artefact.attention_mask[row].sum()), int(artefact.prompt_length[row])
+    texts = artefact.tokens_text
+    rows = []
+    for root in range(length - 1):
+        probabilities = artefact.imagined_token_prob[row, root]
+        steps = [h for h, p in enumerate(probabilities) if p == p and root + 1 + h < length]
+        if not steps:
+            continue
+        tokens: list[str | None] = [None] * length
+        shades = [0.0] * length
+        for h in steps:
+            tokens[root + 1 + h] = texts[artefact.imagined_tokens[row, root, h]]
+            shades[root + 1 + h] = float(probabilities[h])
+        rows.append(StripRow(f"after {root + 1 - start}", tuple(tokens), tuple(shades)))
+    return TokenStrip(tuple(texts[token] for token in artefact.input_ids[row, :length]), start, tuple(rows), caption)
+
+
 def strip_data_uri(strip: TokenStrip) -> tuple[str, int]:
     """The strip as a ``data:`` address, drawn at twice its size for sharp screens, and the width to show it at."""
     from PIL import Image

@@ -11,11 +11,11 @@ import torch
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.forward import action_mask, episode_returns
-from worldmtp.agents.predictions import depth_predictions, root_returns
+from worldmtp.agents.predictions import depth_predictions, root_imaginations
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
-from worldmtp.analysis.token_strips import token_strip
+from worldmtp.analysis.token_strips import imagined_strip, token_strip
 from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
 from worldmtp.statistics import Interval, wilson_interval
@@ -32,6 +32,7 @@ class Judgement:
     evaluation: Evaluation
     artefact: EvalArtefact
     exact: Interval
+    exact_sampled: Interval
     metrics: dict[str, float]
 
 
@@ -50,7 +51,9 @@ def judge(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     artefact = make_artefact(model, world_model, evaluation.sampled, horizon, num_rollouts, ppo, tokens_text, generator)
     greedy = evaluation.greedy.exact
+    sampled = evaluation.sampled.exact
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
+    exact_sampled = wilson_interval(int(sampled.sum()), len(sampled), unit="prompt")
     agreement = return_agreement(artefact, generator=seed)
     metrics = evaluation.metrics() | depth_scalars(artefact)
     metrics |= dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
@@ -59,7 +62,7 @@ def judge(
     metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
-    return Judgement(evaluation, artefact, exact, metrics)
+    return Judgement(evaluation, artefact, exact, exact_sampled, metrics)
 
 
 def make_artefact(
@@ -74,7 +77,7 @@ def make_artefact(
 ) -> EvalArtefact:
     """What the analysis needs to know of sampled answers."""
     said = depth_predictions(model, rollout)
-    roots = root_returns(world_model, rollout, horizon, num_rollouts, ppo, generator)
+    roots = root_imaginations(world_model, rollout, horizon, num_rollouts, ppo, generator)
     arrays: dict[str, Any] = {
         "input_ids": rollout.input_ids,
         "attention_mask": rollout.attention_mask,
@@ -90,6 +93,8 @@ def make_artefact(
         "head_top1_prob": said.top1_probs,
         "imagined_return": roots.imagined,
         "realized_return": roots.realized,
+        "imagined_tokens": roots.tokens,
+        "imagined_token_prob": roots.token_probs,
     }
     return EvalArtefact(
         **{name: value.cpu().numpy() for name, value in arrays.items()},
@@ -108,6 +113,7 @@ def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
         imagined_return=metrics["eval/return_imagined"],
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,
+        exact_sampled=judgement.exact_sampled,
     )
 
 
@@ -118,8 +124,9 @@ def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: Metr
 
 
 def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:
-    """The first texts as pictures: realized, and below it what each depth had said."""
+    """The first texts as pictures: realized, and below it what each depth had said, or what was imagined from where."""
     artefact = judgement.artefact
     for row in range(min(num_strips, len(artefact))):
-        strip = token_strip(artefact, row, f"return {artefact.returns[row]:.2f}")
-        writer.image(f"imagination/tokens_{row}", render_strip(strip), step)
+        caption = f"return {artefact.returns[row]:.2f}"
+        writer.image(f"imagination/predicted_{row}", render_strip(token_strip(artefact, row, caption)), step)
+        writer.image(f"imagination/imagined_{row}", render_strip(imagined_strip(artefact, row, caption)), step)

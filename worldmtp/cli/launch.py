@@ -1,4 +1,7 @@
-"""How the console scripts start: the config tree, the user's own directories before it, errors without a traceback."""
+"""How the console scripts start: the config tree, the user's own directories before it, errors without a traceback.
+
+Nothing here imports torch before a task runs, so that ``--help`` and ``--cfg job`` answer at once.
+"""
 
 import os
 import sys
@@ -14,34 +17,32 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from worldmtp.analysis import ArtefactError
-from worldmtp.checkpoint import CheckpointError
-from worldmtp.cli.hints import flat_keys, nearest_hint
+from worldmtp.cli.hints import explain, flat_keys
 from worldmtp.cli.schema import TrainConfig, twin
 
 CONFIG_TREE = "pkg://worldmtp.configs"
 CONFIG_PATH_VARIABLE = "WORLDMTP_CONFIG_PATH"
-
-EXPECTED_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    FloatingPointError,
-    CheckpointError,
-    ArtefactError,
-    OmegaConfBaseException,
-)
-"""Errors whose message is written for the user; anything else is a defect and keeps its traceback."""
+TRACEBACK_VARIABLE = "HYDRA_FULL_ERROR"
 
 
 class UserConfigDirectories(SearchPathPlugin):
     """Directories of $WORLDMTP_CONFIG_PATH come first, so that a file there replaces the shipped one of its name."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Prepend them, the first named the first searched."""
-        for directory in reversed(os.environ.get(CONFIG_PATH_VARIABLE, "").split(os.pathsep)):
-            if directory:
-                search_path.prepend(provider=CONFIG_PATH_VARIABLE, path=f"file://{Path(directory).resolve()}")
+        """Prepend them, the first named the first searched.
+
+        Raises:
+            ValueError: one is not a directory.
+        """
+        named = [name for name in os.environ.get(CONFIG_PATH_VARIABLE, "").split(os.pathsep) if name]
+        for name in reversed(named):
+            directory = Path(name).expanduser().resolve()
+            if not directory.is_dir():
+                raise ValueError(
+                    f"{CONFIG_PATH_VARIABLE} names {name!r}, which is not a directory; expected directories of config "
+                    f"groups, separated by {os.pathsep!r}."
+                )
+            search_path.prepend(provider=CONFIG_PATH_VARIABLE, path=f"file://{directory}")
 
 
 def register() -> None:
@@ -55,46 +56,48 @@ def register() -> None:
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Run ``task`` under Hydra with this process's arguments; an expected error ends with its message and code 1."""
     register()
-    shows_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    shows_traceback = bool(os.environ.get(TRACEBACK_VARIABLE))
     # Else Hydra prints and exits by itself, and nobody can add what was probably meant.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ[TRACEBACK_VARIABLE] = "1"
     decorated = hydra.main(version_base="1.3", config_path=CONFIG_TREE, config_name=config_name)(task)
-    try:
-        decorated()
-    except HydraException as error:
-        if shows_tracebacks:
+
+    def start() -> None:
+        try:
+            decorated()
+        except OSError as error:
+            if not hasattr(error, "__notes__"):  # not from a run, which says how it is taken up again
+                error.add_note("Output goes where hydra.run.dir=... and hydra.sweep.dir=... choose.")
             raise
-        hint = nearest_hint(str(error), sys.argv[1:], _known_keys(config_name))
-        _exit(f"{error}\n{hint}" if hint else str(error))
-    except EXPECTED_ERRORS as error:
-        if shows_tracebacks:
-            raise
-        _exit(str(error))
+
+    fail_cleanly(start, shows_traceback)
 
 
-def fail_cleanly(action: Callable[[], None]) -> None:
-    """Run ``action``; an expected error ends with its message and code 1, as under ``launch``."""
+def fail_cleanly(action: Callable[[], object], shows_traceback: bool | None = None) -> None:
+    """Run ``action``; an error whose message is written for the user ends with that message and code 1.
+
+    Anything else is a defect and keeps its traceback; $HYDRA_FULL_ERROR, the default, keeps all of them.
+    """
+    if shows_traceback is None:
+        shows_traceback = bool(os.environ.get(TRACEBACK_VARIABLE))
     try:
         action()
-    except EXPECTED_ERRORS as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
+    except Exception as error:
+        if shows_traceback or not isinstance(error, _expected_errors()):
             raise
-        _exit(str(error))
+        print(f"error: {_describe(error)}\n({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
+        sys.exit(1)
 
 
-def _known_keys(config_name: str) -> list[str]:
-    from hydra.core.global_hydra import GlobalHydra
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from worldmtp.analysis import ArtefactError
+    from worldmtp.checkpoint import CheckpointError
 
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_module("worldmtp.configs", version_base="1.3"):
-        return flat_keys(hydra.compose(config_name))
-
-
-def _exit(message: str) -> None:
-    print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows the traceback.)", file=sys.stderr)
-    sys.exit(1)
+    checks = (ValueError, TypeError, OSError, FloatingPointError, CheckpointError, ArtefactError)
+    return (*checks, HydraException, OmegaConfBaseException)
 
 
-def as_yaml(config: DictConfig) -> str:
-    """The resolved config as text."""
-    return OmegaConf.to_yaml(config, resolve=True)
+def _describe(error: Exception) -> str:
+    if isinstance(error, HydraException):
+        keys = flat_keys(OmegaConf.structured(twin(TrainConfig)))
+        return explain(error, sys.argv[1:], keys)
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])

@@ -1,17 +1,20 @@
-"""Environment, trunk and model of a training config."""
+"""Environment, trunk and model of a training config, and whether they fit each other."""
 
+import difflib
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
+from worldmtp.dynamics import make_world_model
 from worldmtp.envs import TextGenVectorEnv, Tokenizer
 from worldmtp.model import MTPModel
 
@@ -20,34 +23,48 @@ def import_user_modules(modules: Sequence[str]) -> None:
     """Import modules and ``./files.py`` whose environments register themselves; the current directory is searched.
 
     Raises:
-        ValueError: a module or a file cannot be imported.
+        ValueError: a module or a file cannot be imported, or a file's name hides that of a module.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    _search(Path.cwd())
     for name in modules:
-        module = name
-        if name.endswith(".py"):
-            path = Path(name).resolve()
-            sys.path.insert(0, str(path.parent))
-            module = path.stem
         try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
+            if name.endswith(".py"):
+                _import_file(Path(name).resolve())
+            else:
+                importlib.import_module(name)
+        except ImportError as error:
             raise ValueError(
                 f"imports={name!r} cannot be imported: {error}. Give a module on the path or a file as ./my_envs.py."
             ) from error
+
+
+def _import_file(path: Path) -> None:
+    """By its stem, so that another process can import it too; the name must be free."""
+    if not path.is_file():
+        raise ImportError(f"there is no file {path}")
+    _search(path.parent)
+    module = importlib.import_module(path.stem)
+    found = getattr(module, "__file__", None)
+    if found is None or Path(found).resolve() != path:
+        raise ImportError(f"there is another module {path.stem!r}, {found or 'built in'}; rename the file")
+
+
+def _search(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+        importlib.invalidate_caches()
 
 
 def make_env(config: EnvConfig, num_envs: int) -> TextGenVectorEnv:
     """A batch-synchronous vector environment of ``num_envs`` rows.
 
     Raises:
-        ValueError: the id is unknown (gymnasium's message names the nearest), or is no text environment.
+        ValueError: the id is unknown (gymnasium's message names the nearest), its module cannot be imported, or it is
+            no text environment.
     """
     try:
         env = gymnasium.make_vec(config.id, num_envs=num_envs, autoreset_mode="disabled", **config.kwargs)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"env.id={config.id!r} cannot be made: {error}") from error
     if not isinstance(env.unwrapped, TextGenVectorEnv):
         raise ValueError(
@@ -57,43 +74,37 @@ def make_env(config: EnvConfig, num_envs: int) -> TextGenVectorEnv:
     return env.unwrapped
 
 
-_ARCHITECTURES = ("llama", "qwen3", "gpt2", "gpt_neox")
-
-
 def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generator: torch.Generator) -> PreTrainedModel:
     """The causal LM: from ``path``, or fresh from a transformers config.
 
     Raises:
-        ValueError: neither or both are given, or the vocabulary or the context is too small for the environment.
+        ValueError: neither or both are given, or what is given does not exist.
     """
     if (config.path is None) == (config.architecture is None):
         raise ValueError(
             f"model.path={config.path!r} and model.architecture={config.architecture!r}: give exactly one of them."
         )
-    if config.path is not None:
-        if not Path(config.path).is_dir():
-            raise ValueError(f"model.path={config.path!r} is not a directory; give one written by save_pretrained.")
-        trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.path)
-    else:
-        trunk = _fresh_trunk(config, tokenizer, context, generator)
-    known, vocab_size = trunk.config.get_text_config().vocab_size, tokenizer.vocab_size
-    if vocab_size > known:
-        raise ValueError(
-            f"the environment's tokenizer has {vocab_size} ids and the model a vocabulary of {known}; resize the "
-            "model's embeddings or give the environment the model's own tokenizer (env.kwargs.tokenizer)."
-        )
-    limit = getattr(trunk.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and context > limit:
-        raise ValueError(
-            f"the environment's texts have up to {context} tokens and the model a context of {limit}; lower "
-            "env.kwargs.max_prompt or max_new."
-        )
+    if config.architecture is not None:
+        return _fresh_trunk(config.architecture, config.config, tokenizer, context, generator)
+    path = str(config.path)
+    if not Path(path).is_dir():
+        raise ValueError(f"model.path={path!r} is not a directory; give one written by save_pretrained.")
+    trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path)
     return trunk
 
 
 def _fresh_trunk(
-    config: ModelConfig, tokenizer: Tokenizer, context: int, generator: torch.Generator
+    architecture: str, given: Mapping[str, Any], tokenizer: Tokenizer, context: int, generator: torch.Generator
 ) -> PreTrainedModel:
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"model.architecture={architecture!r} is no causal LM of transformers"
+            f"{_nearest(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+        )
+    known = AutoConfig.for_model(architecture)
+    for name in given:
+        if not hasattr(known, name):
+            raise ValueError(f"model.config.{name} is no field of {type(known).__name__}{_nearest(name, dir(known))}")
     values: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
         "max_position_embeddings": context,
@@ -101,11 +112,16 @@ def _fresh_trunk(
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    trunk_config = AutoConfig.for_model(config.architecture or "", **{**values, **config.config})
+    trunk_config = AutoConfig.for_model(architecture, **{**values, **given})
     # Hugging Face draws initial weights from the global state; it is lent a seed and restored.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return AutoModelForCausalLM.from_config(trunk_config)
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def make_model(config: ModelConfig, env: TextGenVectorEnv, seed: int, reward_range: tuple[float, float]) -> MTPModel:
@@ -123,13 +139,52 @@ def make_model(config: ModelConfig, env: TextGenVectorEnv, seed: int, reward_ran
     return MTPModel.from_trunk(trunk, heads, generator)
 
 
+def check_fits(config: PreTrainedConfig, env: TextGenVectorEnv) -> None:
+    """See that a model has the environment's tokens and its lengths.
+
+    Raises:
+        ValueError: the model's vocabulary is smaller than the tokenizer's, or its context than the texts.
+    """
+    text_config = config.get_text_config()
+    if env.tokenizer.vocab_size > text_config.vocab_size:
+        raise ValueError(
+            f"the environment's tokenizer has {env.tokenizer.vocab_size} ids and the model a vocabulary of "
+            f"{text_config.vocab_size}; resize the model's embeddings or give the environment the model's own "
+            "tokenizer (env.kwargs.tokenizer)."
+        )
+    context = env.problem.max_prompt + env.problem.max_new
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if limit is not None and context > limit:
+        raise ValueError(
+            f"the environment's texts have up to {context} tokens and the model a context of {limit}; lower "
+            "env.kwargs.max_prompt or max_new."
+        )
+
+
+def check_horizon(model: MTPModel, backend: str, horizon: int) -> None:
+    """See that a world model on ``model`` can imagine that far, before anything is trained for it.
+
+    Raises:
+        ValueError: there is no such back-end, or the horizon is beyond it.
+    """
+    limit = make_world_model(backend, model, torch.Generator()).max_horizon
+    if limit is not None and horizon > limit:
+        raise ValueError(
+            f"imagination.horizon={horizon} exceeds the {limit} steps that world_model={backend} can take with "
+            f"model.depth={model.config.depth}; lower imagination.horizon, or raise model.depth to {horizon + 1}."
+        )
+
+
 def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:
     """The model on the profile's device, in evaluation mode: no dropout while acting or reading.
 
     Raises:
         ValueError: there is no such device.
     """
-    device = torch.device(profile.device)
+    try:
+        device = torch.device(profile.device)
+    except RuntimeError as error:
+        raise ValueError(f"profile.device={profile.device!r} is no device: {error}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"profile.device={profile.device!r}, and torch sees no CUDA device; use profile=cpu.")
     torch.nn.Module.to(model, device)

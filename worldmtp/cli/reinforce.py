@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from worldmtp.agents.trainer import ImaginationTrainer
-from worldmtp.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from worldmtp.cli.schema import CheckpointConfig
-from worldmtp.tracking import MetricWriter
+from worldmtp.model import MTPModel
+from worldmtp.tracking import METRICS_FILE, MetricWriter, read_records
 
 CHECKPOINTS = "checkpoints"
 
@@ -25,17 +28,34 @@ class SavedRun:
     step: int
 
 
-def load_last(run_dir: Path) -> SavedRun | None:
+def load_last(run_dir: Path, config: CheckpointConfig) -> SavedRun | None:
     """The newest checkpoint of a run, or None where it has none yet.
 
     Raises:
-        CheckpointError: it is corrupt; the message names the newest intact one.
+        CheckpointError: it is corrupt, and the message names the newest intact one; or the log shows that there were
+            some and there is none.
     """
-    last = latest_checkpoint(run_dir / CHECKPOINTS)
+    directory = run_dir / CHECKPOINTS
+    last = latest_checkpoint(directory)
     if last is None:
+        num_logged = _logged_iterations(run_dir)
+        # The iteration after the first checkpoint is logged only when that is written.
+        if num_logged > config.every_iterations:
+            raise CheckpointError(
+                f"{run_dir} has logged {num_logged} iterations and {directory} holds no checkpoint. Put the newest "
+                f"checkpoint-*.pt back, or delete {METRICS_FILE} to begin anew from the warm start."
+            )
         return None
-    saved = load_checkpoint(last)
+    try:
+        saved = load_checkpoint(last)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} To go on from there, remove the corrupt file and resume again.") from error
     return SavedRun(trainer=saved["trainer"], step=int(saved["step"]))
+
+
+def _logged_iterations(run_dir: Path) -> int:
+    path = run_dir / METRICS_FILE
+    return sum("rollout/return_mean" in record for record in read_records(path)) if path.exists() else 0
 
 
 def reinforce(
@@ -49,11 +69,13 @@ def reinforce(
 ) -> None:
     """Run to ``num_iterations`` from where ``trainer`` is.
 
-    The x axis is environment tokens. A checkpoint of iteration n is
-    written when n iterations are done and before anything later is logged, so metrics after it can be dropped.
+    The x axis is environment tokens. A checkpoint of iteration n is written when n iterations are done and logged, and
+    before anything later is, so that metrics after it can be dropped.
 
     Raises:
-        FloatingPointError: a loss is not finite; the message names the iteration, the term and the last checkpoint.
+        FloatingPointError: a loss or a weight is not finite; the message names the iteration, the term and the last
+            good checkpoint.
+        StoppedEarly: ``config.stop_after`` was reached.
     """
     directory = run_dir / CHECKPOINTS
     while trainer.iteration < num_iterations:
@@ -61,6 +83,7 @@ def reinforce(
             raise StoppedEarly(f"stopped after iteration {trainer.iteration}; go on with resume={run_dir}")
         try:
             metrics, _ = trainer.step()
+            _check_weights(trainer.model, trainer.iteration)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} {_way_back(directory, run_dir)}") from error
         step = int(trainer.totals["env/tokens"])
@@ -68,17 +91,26 @@ def reinforce(
         evaluate(step)
         if trainer.iteration % config.every_iterations == 0 or trainer.iteration == num_iterations:
             writer.flush()
-            save_checkpoint(
-                directory, trainer.iteration, {"trainer": trainer.state_dict(), "step": step}, config.keep_last
-            )
+            payload = {"trainer": trainer.state_dict(), "step": step}
+            save_checkpoint(directory, trainer.iteration, payload, config.keep_last)
         report(
             trainer.iteration / num_iterations,
             f"iteration {trainer.iteration}/{num_iterations} exact {metrics['rollout/exact_mean']:.3f}",
         )
 
 
+def _check_weights(model: MTPModel, iteration: int) -> None:
+    """No checkpoint ever holds a weight that is not finite."""
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise FloatingPointError(f"iteration {iteration}: the weights of {name} are not finite.")
+
+
 def _way_back(directory: Path, run_dir: Path) -> str:
     last = latest_checkpoint(directory)
     if last is None:
-        return "There is no checkpoint yet; lower agent.ppo.learning_rate and start again."
-    return f"The last good checkpoint is {last}; resume={run_dir} goes on from there."
+        return "There is no checkpoint yet; start a new run with a lower agent.ppo.learning_rate."
+    return (
+        f"The last good checkpoint is {last}. resume={run_dir} repeats what followed it, to the bit on one machine; "
+        "if that fails again, start a new run with a lower agent.ppo.learning_rate."
+    )

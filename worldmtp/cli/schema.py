@@ -5,10 +5,12 @@ the schema is an unfrozen twin of each, made by ``twin``. ``build`` goes back: p
 whose ``__post_init__`` checks them. No DictConfig leaves this package.
 """
 
+import dataclasses
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+import omegaconf
+from omegaconf import DictConfig, OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 
@@ -22,16 +24,16 @@ def twin(frozen: type) -> type:
         if isinstance(column.type, type) and is_dataclass(column.type):
             nested = twin(column.type)
             columns.append((column.name, nested, field(default_factory=nested)))
-        elif column.default_factory is not field().default_factory:
+        elif column.default_factory is not dataclasses.MISSING:
             columns.append((column.name, column.type, field(default_factory=column.default_factory)))
         else:
-            default = MISSING if column.default is field().default else column.default
+            default = omegaconf.MISSING if column.default is dataclasses.MISSING else column.default
             columns.append((column.name, column.type, field(default=default)))
     return make_dataclass(f"{frozen.__name__}Schema", columns)
 
 
-def build(frozen: type[Config], node: DictConfig) -> Config:
-    """The frozen dataclass of a composed config node.
+def build(frozen: type[Config], node: DictConfig, place: str = "") -> Config:
+    """The frozen dataclass of a composed config node; ``place`` is where that stands in the whole.
 
     Raises:
         ValueError: a value is missing or out of range; the message names it.
@@ -45,11 +47,26 @@ def build(frozen: type[Config], node: DictConfig) -> Config:
     for column in fields(frozen):  # type: ignore[arg-type]
         value = node[column.name]
         if isinstance(column.type, type) and is_dataclass(column.type):
-            values[column.name] = build(column.type, value)
+            values[column.name] = build(column.type, value, f"{place}.{column.name}".lstrip("."))
         else:
-            plain = OmegaConf.is_config(value)
-            values[column.name] = OmegaConf.to_container(value, resolve=True) if plain else value
-    return frozen(**values)
+            is_node = OmegaConf.is_config(value)
+            values[column.name] = OmegaConf.to_container(value, resolve=True) if is_node else value
+    try:
+        return frozen(**values)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}" if place else str(error)) from error
+
+
+def _at_least(smallest: int, **values: int | float) -> None:
+    for name, value in values.items():
+        if not value >= smallest:
+            raise ValueError(f"{name}={value} must be at least {smallest}.")
+
+
+def _positive(**values: int | float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be positive.")
 
 
 @dataclass(frozen=True)
@@ -82,14 +99,20 @@ class SFTStageConfig:
     learning_rate: float = 2e-3
     warmup_steps: int = 20
     mtp_coef: float = 0.3
+    log_steps: int = 20
+    """Steps a logged mean is over."""
     save_steps: int = 100
+    """Steps between two checkpoints; a multiple of ``log_steps``, so that no mean is cut by a resumption."""
     load: str | None = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 0 or self.num_demonstrations < 1 or self.batch_size < 1:
+        _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps, mtp_coef=self.mtp_coef)
+        _at_least(1, num_demonstrations=self.num_demonstrations, batch_size=self.batch_size, log_steps=self.log_steps)
+        _positive(learning_rate=self.learning_rate)
+        if self.save_steps < 1 or self.save_steps % self.log_steps:
             raise ValueError(
-                f"sft needs num_steps >= 0, num_demonstrations >= 1 and batch_size >= 1, got {self.num_steps}, "
-                f"{self.num_demonstrations} and {self.batch_size}."
+                f"save_steps={self.save_steps} must be a multiple of log_steps={self.log_steps}; else a resumed run "
+                "would log other means."
             )
 
 
@@ -100,14 +123,11 @@ class EvalConfig:
     num_prompts: int = 512
     every_iterations: int = 10
     num_imagined: int = 8
-    """Imagined rollouts a root, in the final comparison with what was realized."""
+    """Imagined rollouts a root, in the comparison with what was realized."""
 
     def __post_init__(self) -> None:
-        if self.num_prompts < 2 or self.every_iterations < 1 or self.num_imagined < 1:
-            raise ValueError(
-                f"eval needs num_prompts >= 2, every_iterations >= 1 and num_imagined >= 1, got {self.num_prompts}, "
-                f"{self.every_iterations} and {self.num_imagined}."
-            )
+        _at_least(2, num_prompts=self.num_prompts)
+        _at_least(1, every_iterations=self.every_iterations, num_imagined=self.num_imagined)
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,9 @@ class ProfileConfig:
     device: str = "cpu"
     num_threads: int = 2
 
+    def __post_init__(self) -> None:
+        _at_least(1, num_threads=self.num_threads)
+
 
 @dataclass(frozen=True)
 class LoggerConfig:
@@ -132,6 +155,9 @@ class LoggerConfig:
 
     tensorboard: bool = True
     num_strips: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least(0, num_strips=self.num_strips)
 
 
 @dataclass(frozen=True)
@@ -141,6 +167,9 @@ class CheckpointConfig:
     every_iterations: int = 10
     keep_last: int = 2
     stop_after: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(1, every_iterations=self.every_iterations, keep_last=self.keep_last)
 
 
 @dataclass(frozen=True)
@@ -163,3 +192,6 @@ class TrainConfig:
     """Modules or ``./files.py`` to import first: where your own environments register themselves."""
     resume: str | None = None
     """A run directory to go on with; everything else is then taken from its own config."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed)

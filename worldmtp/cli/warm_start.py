@@ -1,12 +1,14 @@
 """The warm start: TRL's SFT with the MTP heads, on the task's own answers to training prompts."""
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -15,7 +17,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from worldmtp.cli.schema import SFTStageConfig
 from worldmtp.envs import CharTokenizer, Example, TextGenVectorEnv, TransformersTokenizer
@@ -30,6 +33,25 @@ class _ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._report(state.global_step / state.max_steps, f"step {state.global_step}/{state.max_steps}")
+
+
+class _LogCallback(MetricWriterCallback):
+    """Leaves out what the trainer counts from its last start on, which a resumed run would state wrongly."""
+
+    _OF_THIS_PROCESS = frozenset(
+        {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kept = {name: value for name, value in (logs or {}).items() if name not in self._OF_THIS_PROCESS}
+        super().on_log(args, state, control, kept, **kwargs)
 
 
 def demonstrations(env: TextGenVectorEnv, config: SFTStageConfig, seed: int) -> list[Example]:
@@ -59,7 +81,7 @@ def warm_start(
 ) -> None:
     """Train ``model`` in place and leave it in ``directory/model``.
 
-    A run that was killed goes on from the trainer's last checkpoint, to the bit.
+    A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
     """
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
@@ -76,7 +98,7 @@ def warm_start(
         warmup_steps=config.warmup_steps,
         weight_decay=0.01,
         mtp_coef=config.mtp_coef,
-        logging_steps=20,
+        logging_steps=config.log_steps,
         save_steps=config.save_steps,
         save_total_limit=1,
         report_to="none",
@@ -89,15 +111,49 @@ def warm_start(
         args,
         train_dataset=dataset,
         processing_class=transformers_tokenizer(env),
-        callbacks=[MetricWriterCallback(writer, prefix="sft/"), _ProgressCallback(report)],
+        callbacks=[_LogCallback(writer, prefix="sft/"), _ProgressCallback(report)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    writer.resume_at(-1 if last is None else int(Path(last).name.rpartition("-")[2]))
-    trainer.train(resume_from_checkpoint=last)
+    last = last_whole_checkpoint(checkpoints)
+    writer.resume_at(-1 if last is None else _step_of(last))
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.release_model()
     save_model(model, directory / "model")
     shutil.rmtree(checkpoints)
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The trainer's newest checkpoint that was written to its end; those that a kill cut short are removed.
+
+    The trainer writes into the final place, the state file last, so a state file that can be read tells.
+    """
+    whole: list[Path] = []
+    for checkpoint in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            whole.append(checkpoint)
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def load_model(directory: Path) -> MTPModel:
+    """A model that ``save_model`` wrote.
+
+    Raises:
+        ValueError: its files are missing or damaged.
+    """
+    try:
+        return MTPModel.from_pretrained(directory)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the model in {directory} cannot be read: {error}. Delete that directory to train the warm start again."
+        ) from error
 
 
 def save_model(model: MTPModel, directory: Path) -> None:

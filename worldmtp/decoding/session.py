@@ -53,7 +53,13 @@ class DecodingSession:
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
-        """Append one token to every row; the logits of the next."""
+        """Append one token to every row; the logits of the next.
+
+        Raises:
+            RuntimeError: there is no prompt yet.
+        """
+        if not len(self._attention_mask):
+            raise RuntimeError("the session is empty; call prefill before step.")
         seen = torch.ones_like(self._attention_mask[:, :1])
         self._attention_mask = torch.cat([self._attention_mask, seen], dim=1)
         hidden = self._model.base_model(

@@ -109,8 +109,8 @@ class ShuffledWorldModel(Generic[State]):
 
     def step(self, state: State, actions: Int[Tensor, " state"]) -> State:
         """Step by permuted actions."""
-        permutation = torch.randperm(len(actions), generator=self._generator, device=actions.device)
-        return self._inner.step(state, actions[permutation])
+        permutation = torch.randperm(len(actions), generator=self._generator, device=self._generator.device)
+        return self._inner.step(state, actions[permutation.to(actions.device)])
 
     def predict(self, state: State, with_logits: bool = True) -> Prediction:
         """As the dynamics inside."""

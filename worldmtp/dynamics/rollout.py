@@ -78,7 +78,23 @@ def check_horizon(world_model: WorldModel[Any], horizon: int) -> None:
 
 
 def draw(log_policy: Float[Tensor, "state vocab"], generator: torch.Generator | None) -> Int[Tensor, " state"]:
-    """One action a state from log-probabilities; the most likely where there is no generator."""
+    """One action a state from log-probabilities; the most likely where there is no generator.
+
+    A generator of another device than the model's (the host's, so that its state is portable) sends one uniform number
+    a state across, which the distribution function turns into an action.
+    """
     if generator is None:
         return log_policy.argmax(dim=-1)
-    return torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]
+    if generator.device.type == log_policy.device.type:
+        return torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]
+    uniform = torch.rand(len(log_policy), generator=generator, dtype=torch.float64, device=generator.device)
+    return inverse_distribution(log_policy.exp(), uniform.to(log_policy.device))
+
+
+def inverse_distribution(
+    probs: Float[Tensor, "state vocab"], uniform: Float[Tensor, " state"]
+) -> Int[Tensor, " state"]:
+    """The first action whose cumulated probability exceeds ``uniform``, in [0, 1); improbable actions never."""
+    cumulated = probs.double().cumsum(dim=-1)
+    at = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)[:, 0]
+    return at.clamp_max(probs.shape[-1] - 1)

@@ -218,7 +218,8 @@ _SFT = _rows(
 )
 
 _RECORDS = (
-    TagRow("imagination/tokens", "realized row and one predicted row per depth, aligned by target", "-", "image"),
+    TagRow("imagination/predicted_{i}", "text i, and what each depth predicted, aligned by target", "-", "image"),
+    TagRow("imagination/imagined_{i}", "text i, and what was imagined from each of its prefixes", "-", "image"),
     TagRow("imagination/{figure}", "any other picture of imagined against realized trajectories", "-", "image"),
     TagRow("samples/{split}", "prompts with the policy's answers and scores", "-", "text"),
     TagRow("imagination/rollout", "an imagined beside a realized answer", "-", "text"),

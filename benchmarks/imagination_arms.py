@@ -1,0 +1,153 @@
+"""Does imagination pay on the quickstart task? The same environment, seeds and budget, one table.
+
+    python benchmarks/imagination_arms.py --seeds 0 1 2 --jobs 2 --out runs/arms
+
+Each seed has one warm start, shared by its arms, so arms are paired. A run that is already done is not repeated. The
+unit of resampling is the seed; three of them give wide t intervals, and the table shows every seed beside them.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worldmtp.statistics import paired_difference
+from worldmtp.tracking import read_records
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "off (GAE)": ("imagination=off",),
+    "off (shrunk group baseline)": ("imagination=off", "agent=ppo_group"),
+    "counterfactual": ("imagination=counterfactual",),
+    "counterfactual, rung 0 only": ("imagination=counterfactual", "imagination.max_rung=0"),
+    "counterfactual, shuffled": ("imagination=counterfactual", "world_model=shuffled"),
+    "baseline": ("imagination=baseline",),
+}
+"""Name to overrides. Rung 0 of the critic imagines nothing: it reads the surprisals of the real forward."""
+
+LAST_ITERATIONS = 40
+"""r2 and slope are means over the last iterations."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm and seed, on the held-out prompts."""
+
+    exact_before: float
+    exact: float
+    sampled_before: float
+    sampled: float
+    r2: float | None
+    slope: float | None
+    seconds: float
+    overlap: float
+
+
+def train(run_dir: Path, overrides: tuple[str, ...], extra: tuple[str, ...]) -> None:
+    """One run, unless it is done; its output goes to a log beside it."""
+    if (run_dir / "DONE").exists():
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    start = "from worldmtp.cli.train import main; main()"
+    command = [sys.executable, "-c", start, "experiment=quickstart", "profile=cpu_smoke"]
+    command += [f"hydra.run.dir={run_dir}", *overrides, *extra]
+    with (run_dir / "log.txt").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def outcome(run_dir: Path) -> Outcome:
+    """What a run measured."""
+    records = read_records(run_dir / "metrics.jsonl")
+    judged = [record for record in records if "eval/exact_lo90" in record]
+    steps = [record for record in records if "time/total_seconds" in record]
+    last = steps[-LAST_ITERATIONS:]
+
+    def mean(tag: str) -> float | None:
+        values = [record[tag] for record in last if record.get(tag) is not None]
+        return float(np.mean(values)) if values else None
+
+    return Outcome(
+        exact_before=judged[0]["eval/exact"],
+        exact=judged[-1]["eval/exact"],
+        sampled_before=judged[0]["eval/exact_sampled"],
+        sampled=judged[-1]["eval/exact_sampled"],
+        r2=mean("imagination/r2"),
+        slope=mean("imagination/slope"),
+        seconds=sum(record["time/total_seconds"] for record in steps),
+        overlap=next(record["eval/prompt_overlap"] for record in records if "eval/prompt_overlap" in record),
+    )
+
+
+def main() -> None:
+    """Run all arms and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/arms"))
+    parser.add_argument("overrides", nargs="*", help="further overrides of every run")
+    arguments = parser.parse_args()
+    out, extra = arguments.out.resolve(), tuple(arguments.overrides)
+    start = time.monotonic()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        warm = {seed: out / "warm_start" / f"seed{seed}" for seed in arguments.seeds}
+        nothing = ("imagination=off", "agent.rollout.num_iterations=0")
+        list(pool.map(lambda seed: train(warm[seed], nothing, (f"seed={seed}", *extra)), arguments.seeds))
+        jobs = [(arm, seed) for seed in arguments.seeds for arm in ARMS]
+        runs = {(arm, seed): out / re.sub(r"\W+", "_", arm).strip("_") / f"seed{seed}" for arm, seed in jobs}
+        list(
+            pool.map(
+                lambda job: train(
+                    runs[job], ARMS[job[0]], (f"seed={job[1]}", f"sft.load={warm[job[1]]}/sft/model", *extra)
+                ),
+                jobs,
+            )
+        )
+    outcomes = {job: outcome(run_dir) for job, run_dir in runs.items()}
+    print(table(outcomes, arguments.seeds))
+    print(f"\n{time.monotonic() - start:.0f} s, prompt overlap {max(o.overlap for o in outcomes.values())}")
+    (out / "outcomes.json").write_text(
+        json.dumps([{"arm": arm, "seed": seed, **vars(value)} for (arm, seed), value in outcomes.items()], indent=2)
+    )
+
+
+def table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
+    """A Markdown table, one row an arm."""
+    header = "| arm | sampled: per seed | gain over SFT | greedy: per seed | gain over SFT | r2 | slope | s |"
+    lines = [header, "|---|---|---|---|---|---|---|---|"]
+    warm = [outcomes[next(iter(ARMS)), seed] for seed in seeds]
+    lines.append(f"| SFT | {_each([o.sampled_before for o in warm])} | | {_each([o.exact_before for o in warm])} | | | | |")
+    for arm in ARMS:
+        row = [outcomes[arm, seed] for seed in seeds]
+        sampled = _gain([o.sampled for o in row], [o.sampled_before for o in row])
+        greedy = _gain([o.exact for o in row], [o.exact_before for o in row])
+        lines.append(
+            f"| {arm} | {_each([o.sampled for o in row])} | {sampled} | {_each([o.exact for o in row])} | {greedy} | "
+            f"{_mean([o.r2 for o in row])} | {_mean([o.slope for o in row])} | {np.mean([o.seconds for o in row]):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _each(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.2f}" if known else ""
+
+
+def _gain(after: list[float], before: list[float]) -> str:
+    if len(after) < 2:
+        return f"{after[0] - before[0]:+.3f}"
+    interval = paired_difference(np.array(after), np.array(before), generator=0, unit="seed")
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What depths said of realized tokens, and imagined beside realized returns, by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.predictions import depth_predictions, root_returns
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+MakeRollout = Callable[..., Rollout]
+
+
+def two_rows(make: MakeRollout) -> Rollout:
+    rows = [
+        {"prompt": [2, 3, 6], "actions": [4, 5, 1], "rewards": [0.0, 0.25, 1.0], "end": "terminated"},
+        {"prompt": [2], "actions": [3, 4], "rewards": [0.5, 0.25], "end": "truncated"},
+    ]
+    return make(rows, steps=3, length=7)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@torch.no_grad()
+def test_of_token_i_depth_k_spoke_at_i_minus_k(
+    temperature: float, hand_rollout: MakeRollout, tiny_model: Callable[..., MTPModel]
+) -> None:
+    model, rollout = tiny_model(depth=3), two_rows(hand_rollout)
+    said = depth_predictions(model, rollout, temperature)
+    logits = model(rollout.input_ids, rollout.attention_mask.long()).depth_logits
+    for b, length in enumerate((6, 3)):
+        for i in range(7):
+            for k in (1, 2, 3):
+                place = (b, i, k - 1)
+                if i < k or i >= length:
+                    assert torch.isnan(torch.stack([said.logprobs[place], said.entropies[place]])).all()
+                    assert torch.isnan(said.top1_probs[place])
+                    assert int(said.top1_ids[place]) == 0
+                    continue
+                log_policy = (logits[k - 1][b, i - k] / temperature).log_softmax(-1)
+                token = rollout.input_ids[b, i]
+                torch.testing.assert_close(said.logprobs[place], log_policy[token], atol=1e-5, rtol=0)
+                entropy = -(log_policy.exp() * log_policy).sum()
+                torch.testing.assert_close(said.entropies[place], entropy, atol=1e-5, rtol=0)
+                assert int(said.top1_ids[place]) == int(log_policy.argmax())
+                torch.testing.assert_close(said.top1_probs[place], log_policy.max().exp(), atol=1e-5, rtol=0)
+
+
+def test_depth_one_is_the_policy_that_wrote_the_text(
+    hand_rollout: MakeRollout, tiny_model: Callable[..., MTPModel]
+) -> None:
+    """On its own text its log-probabilities do not depend on what follows."""
+    model, rollout = tiny_model(depth=2), two_rows(hand_rollout)
+    whole = depth_predictions(model, rollout).logprobs[0, :5, 0]
+    rollout.input_ids[0, 5] = 3
+    torch.testing.assert_close(depth_predictions(model, rollout).logprobs[0, :5, 0], whole, equal_nan=True)
+
+
+def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
+    """At gamma 0 nothing but the first imagined reward counts, a tenth of a token of 0 .. 6; realized: r_t itself.
+
+    Roots stand at the last token of each prefix: row 0 at 2, 3, 4; row 1 at 0, 1.
+    """
+    rollout = two_rows(hand_rollout)
+    roots = root_returns(total_world, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0))
+    nan = float("nan")
+    expected = torch.tensor([[nan, nan, 0.0, 0.25, 1.0, nan, nan], [0.5, 0.25, nan, nan, nan, nan, nan]])
+    torch.testing.assert_close(roots.realized, expected, equal_nan=True)
+    assert torch.equal(roots.imagined.isnan(), expected.isnan())
+    # Totals 11, 15, 20 and 2, 5 make 4, 1, 6 and 2, 5 the mode, of probability e^5 / (e^5 + 6); the mean of the rest.
+    p, q = torch.tensor([5.0] + [0.0] * 6).softmax(0)[:2].tolist()
+    mean = torch.tensor([p * mode + q * (21 - mode) for mode in (4, 1, 6, 2, 5)]) / 10
+    # Standard error below .6 / 20 * sqrt(6 q) = .006; six of them: false alarm below 1e-8, and the seed is fixed.
+    torch.testing.assert_close(roots.imagined[~expected.isnan()], mean, atol=0.036, rtol=0)
+
+
+def test_realized_returns_to_go(hand_rollout: MakeRollout, total_world: Any) -> None:
+    rollout = two_rows(hand_rollout)
+    roots = root_returns(total_world, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    assert roots.realized[0, 2:5].tolist() == [0.375, 0.75, 1.0]
+    assert roots.realized[1, :2].tolist() == [0.625, 0.25]

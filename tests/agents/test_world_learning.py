@@ -1,0 +1,168 @@
+"""Targets of the world model, laid out by hand, and what its losses train."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldmtp.agents.config import PPOConfig, WorldModelConfig
+from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+MakeRollout = Callable[..., Rollout]
+MakeModel = Callable[..., MTPModel]
+GAMMA = 0.5
+
+
+def two_rows(make: MakeRollout) -> Rollout:
+    """Prompts of three tokens and of one; the first terminates, the second is truncated."""
+    return make(
+        [
+            {"prompt": [2, 3, 6], "actions": [4, 5, 1], "rewards": [0.0, 0.25, 1.0], "end": "terminated"},
+            {"prompt": [2], "actions": [3, 4], "rewards": [0.5, 0.25], "end": "truncated"},
+        ],
+        steps=3,
+        length=7,
+    )
+
+
+def bits(mask: Tensor) -> list[str]:
+    return ["".join(str(int(bit)) for bit in row) for row in mask]
+
+
+def test_targets_by_hand(hand_rollout: MakeRollout) -> None:
+    """G of row 0: 1; .25 + .5 = .75; .375. Of row 1, where truncation ends: .25; .5 + .125 = .625."""
+    targets = state_targets(two_rows(hand_rollout), PPOConfig(gamma=GAMMA))
+    #  row 0   p  p  p      a_0    a_1   EOS   -         row 1   p      a_0   a_1
+    assert targets.rewards.tolist() == [[0, 0, 0, 0, 0.25, 1, 0], [0, 0.5, 0.25, 0, 0, 0, 0]]
+    assert targets.returns.tolist() == [[0, 0, 0.375, 0.75, 1, 0, 0], [0.625, 0.25, 0, 0, 0, 0, 0]]
+    assert bits(targets.continues) == ["0001100", "0100000"]
+    assert bits(targets.arrived_mask) == ["0001110", "0110000"]
+    assert bits(targets.return_mask) == ["0011110", "1110000"]
+
+
+def test_a_truncation_that_goes_on_has_no_known_return(hand_rollout: MakeRollout) -> None:
+    targets = state_targets(two_rows(hand_rollout), PPOConfig(gamma=GAMMA, bootstrap_truncated=True))
+    assert bits(targets.continues) == ["0001100", "0110000"]
+    assert bits(targets.arrived_mask) == ["0001110", "0110000"]
+    assert bits(targets.return_mask) == ["0011110", "0000000"]
+
+
+def test_going_on_is_not_a_matter_of_discounts(hand_rollout: MakeRollout) -> None:
+    assert bits(state_targets(two_rows(hand_rollout), PPOConfig(gamma=0.0)).continues) == ["0001100", "0100000"]
+
+
+def test_targets_around_tokens_of_the_environment(hand_rollout: MakeRollout) -> None:
+    """It writes 5 5 after the first action: the return from that action on is the next state's, 1; between, unknown."""
+    row = {"prompt": [2, 3], "actions": [4, 1], "rewards": [0.25, 1.0], "end": "terminated", "wrote": [[5, 5], []]}
+    targets = state_targets(hand_rollout([row], steps=2, length=7), PPOConfig())
+    #       text               p     p   a_0    5    5  EOS    -
+    assert targets.rewards.tolist() == [[0, 0, 0.25, 0, 0, 1, 0]]
+    assert targets.returns.tolist() == [[0, 1.25, 1, 0, 1, 0, 0]]
+    assert bits(targets.continues) == ["0010000"]
+    assert bits(targets.arrived_mask) == ["0010010"]
+    assert bits(targets.return_mask) == ["0110110"]
+
+
+
+def perfect_world_losses(
+    learner: WorldModelLearner, model: MTPModel, rollout: Rollout, targets: StateTargets
+) -> dict[str, float]:
+    """Losses of world heads at latents that hold the position, trained on ``targets`` until they know them."""
+    latent = torch.zeros((*rollout.input_ids.shape, 32))
+    latent[..., :7] = torch.eye(7)
+    latent[1, :, 8] = 1.0
+    optimizer = torch.optim.Adam(model.world_heads.parameters(), lr=0.03)
+    losses: dict[str, Tensor] = {}
+    for _ in range(150):
+        losses = learner._world_losses(latent, targets)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+def test_the_world_losses_reach_their_floor(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    """Rewards and ends are learnt as they stand in the text: the two-hot's own entropy is all that is left.
+
+    Bins are 0, .1 .. 1: of the rewards 0, .25, 1, .5, .25 two lie between bins, of entropy ln 2: 2 / 5 ln 2 = .277.
+    """
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(gamma=GAMMA))
+    losses = perfect_world_losses(learner, model, rollout, state_targets(rollout, PPOConfig(gamma=GAMMA)))
+    assert losses["reward"] == pytest.approx(0.277, abs=0.02)
+    assert losses["continuation"] < 0.02
+
+
+def test_depth_two_is_asked_about_the_state_one_token_later(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    """The heads see h^2_i = e_{i+1}: a world model whose latents know their own place must be trained without conflict."""
+    model, rollout = tiny_model(depth=2), two_rows(hand_rollout)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    place = torch.zeros((2, 7, 32))
+    place[..., :7], place[1, :, 8] = torch.eye(7), 1.0
+    later = torch.cat([place[:, 1:], torch.zeros_like(place[:, :1])], dim=1)
+    asked: list[tuple[Tensor, StateTargets]] = []
+    learner._latents = lambda *_: [place, later]  # type: ignore[method-assign]
+    learner._next_token_losses = lambda *_: []  # type: ignore[method-assign]
+    learner._world_losses = lambda latent, targets: (  # type: ignore[method-assign]
+        asked.append((latent, targets)) or {name: torch.zeros(()) for name in ("reward", "continuation", "value")}
+    )
+    learner.losses(rollout)
+    (_, first), (_, second) = asked
+    for b, i in torch.nonzero(second.arrived_mask).tolist():
+        assert float(second.rewards[b, i]) == float(first.rewards[b, i + 1])
+        assert float(second.returns[b, i]) == float(first.returns[b, i + 1])
+        assert bool(second.continues[b, i]) == bool(first.continues[b, i + 1])
+    assert bits(second.arrived_mask) == ["0011100", "1100000"]
+    assert bits(second.return_mask) == ["0111100", "1100000"]
+
+
+def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(
+    hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    before = [parameter.clone() for parameter in model.trunk.parameters()]
+    learner = WorldModelLearner(model, WorldModelConfig(num_updates=30, learning_rate=3e-3), PPOConfig())
+    start = float(learner.losses(rollout)[0].detach())
+    metrics = learner.learn(rollout, torch.Generator().manual_seed(0))
+    assert float(learner.losses(rollout)[0].detach()) < 0.8 * start
+    assert {"world_model/loss", "world_model/depth_2/ce", "world_model/depth_3/ce"} <= metrics.keys()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.trunk.parameters(), strict=True))
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.trunk.parameters())
+
+
+def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    name = "world_model/action_shuffle_loss_ratio"
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    assert any(abs(learner.action_sensitivity(rollout, seed)[name] - 1) > 1e-3 for seed in seeds)
+    twins = replace(rollout, input_ids=rollout.input_ids[[0, 0]], attention_mask=rollout.attention_mask[[0, 0]])
+    assert learner.action_sensitivity(twins, seeds[0])[name] == pytest.approx(1.0)
+    assert WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig()).action_sensitivity(
+        rollout, seeds[0]
+    ) == {}
+
+
+def test_a_loss_that_is_not_finite_is_not_applied(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    with torch.no_grad():
+        model.world_heads.reward[-1].bias.fill_(float("nan"))
+    before = [parameter.clone() for parameter in model.heads.parameters()]
+    with pytest.raises(FloatingPointError, match=r"world_model/loss is not finite .*reward_loss.: nan.*; the update was not applied"):
+        learner.learn(rollout, torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.heads.parameters(), strict=True))
+
+
+def test_frozen_restores_also_after_an_error(tiny_model: MakeModel) -> None:
+    trunk = tiny_model().trunk
+    first = next(trunk.parameters()).requires_grad_(False)
+    with pytest.raises(KeyError), frozen(trunk):
+        assert not any(parameter.requires_grad for parameter in trunk.parameters())
+        raise KeyError
+    assert not first.requires_grad
+    assert sum(parameter.requires_grad for parameter in trunk.parameters()) == len(list(trunk.parameters())) - 1

@@ -1,0 +1,100 @@
+"""Composed configs of a run that takes a second: the built-in reversal task, a model of a few thousand weights."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from worldmtp.cli.launch import register
+
+TINY = (
+    "env=reverse",
+    "model.config.hidden_size=16",
+    "model.config.intermediate_size=32",
+    "model.config.num_hidden_layers=1",
+    "model.config.num_attention_heads=2",
+    "model.config.num_key_value_heads=2",
+    "model.config.head_dim=8",
+    "sft.num_steps=3",
+    "sft.num_demonstrations=64",
+    "sft.batch_size=8",
+    "sft.log_steps=1",
+    "sft.save_steps=1",
+    "agent.rollout.num_iterations=2",
+    "agent.rollout.num_prompts=4",
+    "agent.rollout.group_size=2",
+    "world_model.num_updates=1",
+    "eval.num_prompts=8",
+    "checkpoint.every_iterations=1",
+    "profile=cpu_smoke",
+    "logger=jsonl",
+)
+
+_TIME = ("time_seconds", "time/")
+
+
+@pytest.fixture
+def tiny_overrides() -> tuple[str, ...]:
+    """The command line of the run."""
+    return TINY
+
+
+@pytest.fixture
+def compose() -> Callable[..., DictConfig]:
+    """Composes as the command line does."""
+    register()
+
+    def composed(*overrides: str, config_name: str = "train") -> DictConfig:
+        with hydra.initialize_config_module("worldmtp.configs", version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+
+    return composed
+
+
+@pytest.fixture
+def compose_tiny(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """The tiny run with further overrides."""
+    return lambda *overrides: compose(*TINY, *overrides)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """A run sets the number of threads of its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def results_of() -> Callable[[Path], dict[str, Any]]:
+    """Everything a run found: both logs without times, every array of the artefacts, every weight of both models."""
+    return _results_of
+
+
+def _results_of(run_dir: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {name: _records(run_dir / name) for name in ("metrics.jsonl", "sft/metrics.jsonl")}
+    for path in sorted((run_dir / "artefacts").glob("*.npz")):
+        with np.load(path) as arrays:
+            found[path.name] = {key: arrays[key].tobytes() for key in sorted(arrays.files)}
+    for name in ("sft/model", "model"):
+        weights = load_file(run_dir / name / "model.safetensors")
+        found[name] = {key: weights[key].numpy().tobytes() for key in sorted(weights)}
+    assert len(found) == 6  # two logs, the artefacts of warm start and end, two models
+    return found
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        # The text of the config names nothing that differs; times do.
+        {key: value for key, value in record.items() if not key.startswith(_TIME)}
+        for record in records
+    ]

@@ -1,0 +1,58 @@
+"""What was probably meant, from the messages that Hydra really gives."""
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from worldmtp.cli.hints import explain, flat_keys, nearest_hint
+from worldmtp.cli.schema import TrainConfig, twin
+
+KEYS = flat_keys(OmegaConf.structured(twin(TrainConfig)))
+
+
+def explanation(compose, *overrides):
+    with pytest.raises(HydraException) as caught:
+        compose(*overrides)
+    return explain(caught.value, overrides, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("agent.ppo.lerning_rate=1", "agent.ppo.learning_rate"),
+        ("env=chain_sm", "chain_sum"),
+        ("imagination=counterfactal", "counterfactual"),
+        ("experiment=quickstrt", "quickstart"),
+        ("world_modle=mtp", "world_model"),
+        ("imagination.horizn=2", "imagination.horizon"),
+        ("~env.idd", "env.id"),
+    ],
+)
+def test_a_typo_names_the_nearest(compose, override, meant):
+    assert f"Did you mean {meant!r}?" in explanation(compose, override)
+
+
+def test_a_wrong_type_names_its_cause(compose):
+    text = explanation(compose, "seed=abc")
+    assert "seed=abc" in text
+    assert "'abc' of type 'str' could not be converted to Integer" in text
+
+
+@pytest.mark.parametrize("override", ["qqqqqqqq=1", "env=zzzzzzzz", "env.kwargs.max_new=3", "model.config.depht=1"])
+def test_nothing_near_gives_no_hint(compose, override):
+    assert "Did you mean" not in explanation(compose, override)
+
+
+def test_a_typo_in_a_file_is_found_without_an_override():
+    message = "In 'experiment/x': ConfigKeyError\nKey 'sead' not in 'TrainConfigSchema'\n    full_key: sead\n"
+    assert nearest_hint(message, [], KEYS) == "Did you mean 'seed'?"
+
+
+def test_only_the_override_in_the_message_is_blamed():
+    message = "Could not override 'agent.ppo.gama'."
+    assert nearest_hint(message, ["naem=x", "agent.ppo.gama=1"], KEYS) == "Did you mean 'agent.ppo.gamma'?"
+
+
+def test_flat_keys_are_dotted_and_hold_the_nodes_themselves():
+    config = OmegaConf.create({"a": {"b": {"c": 1}}, "d": "???"})
+    assert flat_keys(config) == ["a", "a.b", "a.b.c", "d"]

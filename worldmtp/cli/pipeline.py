@@ -1,0 +1,245 @@
+"""A training run, stage by stage, in a directory from which it can be taken up again.
+
+    config.yaml -> sft/model -> checkpoints/ -> artefacts/ -> model/ -> summary.json -> report.html -> DONE
+
+Each stage leaves its result whole before the next one starts, so that a run that was killed goes on where it was, and
+ends with the numbers of a run that was not. What a config gets wrong is found in the constructor, before any training.
+"""
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.analysis import write_report
+from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
+from worldmtp.checkpoint import CheckpointError
+from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
+from worldmtp.cli.make import (
+    check_fits,
+    check_horizon,
+    import_user_modules,
+    make_env,
+    make_model,
+    on_device,
+    vocabulary,
+)
+from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
+from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
+from worldmtp.cli.schema import TrainConfig
+from worldmtp.cli.warm_start import demonstrations, load_model, save_model, warm_start
+from worldmtp.dynamics import make_world_model
+from worldmtp.envs import prompt_overlap
+from worldmtp.model import MTPModel
+from worldmtp.tracking import (
+    METRICS_FILE,
+    JsonlWriter,
+    MultiWriter,
+    ProgressReporter,
+    Stage,
+    default_layout,
+    read_records,
+    tensorboard_command,
+)
+
+RETURN_RANGE = (0.0, 1.0)
+"""Scores of a text environment lie in [0, 1], and an episode is paid once."""
+
+_STAGES = (Stage("warm start", 25), Stage("reinforce", 73), Stage("report", 2))
+
+
+def execute(config: TrainConfig, run_dir: Path) -> float:
+    """Run all stages that ``run_dir`` does not hold yet; the held-out exact match."""
+    torch.set_num_threads(config.profile.num_threads)
+    import_user_modules(config.imports)
+    way_back = f"What is saved stays; go on with resume={run_dir}"
+    try:
+        with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
+            pipeline = Pipeline(config, run_dir, writer, progress)
+            exact = pipeline.run()
+    except StoppedEarly as stop:
+        print(stop)
+        return float("nan")
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. {way_back}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (OSError, CheckpointError) as error:
+        error.add_note(way_back)
+        raise
+    print(f"\n{pipeline.closing}")
+    return exact
+
+
+def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
+    directory.mkdir(parents=True, exist_ok=True)
+    return MultiWriter(directory) if config.logger.tensorboard else MultiWriter(directory, [JsonlWriter(directory)])
+
+
+class Pipeline:
+    """The stages of one run, in order.
+
+    Raises:
+        ValueError: environment, model and imagination do not fit each other, or the task cannot fill a split.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: Path, writer: MultiWriter, progress: ProgressReporter) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._writer = writer
+        self._progress = progress
+        rollout = config.agent.rollout
+        self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
+        self._is_warm, self._model = self._first_model()
+        check_fits(self._model.config, self._env)
+        check_horizon(self._model, config.world_model.backend, config.imagination.horizon)
+        held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
+        self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
+        self._examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
+        self._tokens_text = vocabulary(self._env)
+        self._after: Judgement | None = None
+        self.closing = ""
+
+    def run(self) -> float:
+        """All stages."""
+        saved = load_last(self._run_dir, self._config.checkpoint)
+        (self._run_dir / DONE_FILE).unlink(missing_ok=True)
+        self._writer.resume_at(-1 if saved is None else saved.step)
+        self._warm_start()
+        before = self._judge()
+        if saved is None:
+            self._open_log(before)
+        trainer = self._trainer()
+        if saved is not None:
+            trainer.load_state_dict(saved.trainer)
+        reinforce(
+            trainer,
+            self._config.agent.rollout.num_iterations,
+            self._run_dir,
+            self._config.checkpoint,
+            self._writer,
+            lambda step: self._evaluate(trainer, step),
+            lambda fraction, note: self._progress.update("reinforce", fraction, note),
+        )
+        if self._after is None:
+            # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
+            self._after = self._judge()
+            if saved is None:
+                self._write_final(self._after, 0)
+        save_model(self._model, self._run_dir / "model")
+        self._close(before, self._after)
+        return self._after.exact.estimate
+
+    def _first_model(self) -> tuple[bool, MTPModel]:
+        """The model after its warm start where that was done, here or in the run that ``sft.load`` names."""
+        config, done = self._config, self._run_dir / "sft" / "model"
+        if config.sft.load is not None:
+            done = Path(config.sft.load)
+            if not done.is_dir():
+                raise ValueError(f"sft.load={config.sft.load!r} is not a directory; give the sft/model of a run.")
+        if done.is_dir():
+            return True, on_device(load_model(done), config.profile)
+        return False, on_device(make_model(config.model, self._env, config.seed, RETURN_RANGE), config.profile)
+
+    def _warm_start(self) -> None:
+        config, directory = self._config, self._run_dir / "sft"
+        if self._is_warm or not config.sft.num_steps:
+            return
+        with _writer(directory, config) as writer:
+            warm_start(
+                self._model,
+                self._env,
+                self._examples,
+                config.sft,
+                directory,
+                config.seed,
+                writer,
+                lambda fraction, note: self._progress.update("warm start", fraction, note),
+            )
+        on_device(self._model, config.profile)
+
+    def _open_log(self, before: Judgement) -> None:
+        """What is known before the first iteration, at step 0."""
+        if self._config.logger.tensorboard:
+            self._writer.custom_layout(default_layout())
+        config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
+        self._writer.text("run/config", f"```yaml\n{config}\n```", 0)
+        overlap = max(prompt_overlap(self._examples, self._evaluator.examples), self._env.overlap())
+        self._writer.scalars({"eval/prompt_overlap": overlap}, 0)
+        write_judgement(before, self._run_dir, "warm_start", self._writer, 0)
+
+    def _trainer(self) -> ImaginationTrainer:
+        config = self._config
+        return ImaginationTrainer(
+            self._model,
+            self._env,
+            config.agent.rollout,
+            config.agent.ppo,
+            config.world_model,
+            config.imagination,
+            config.seed,
+        )
+
+    def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
+        """After an iteration and before its checkpoint, so that a resumed log holds it once."""
+        config = self._config
+        if trainer.iteration == config.agent.rollout.num_iterations:
+            self._after = self._judge()
+            self._write_final(self._after, step)
+        elif trainer.iteration % config.eval.every_iterations == 0:
+            start = time.perf_counter()
+            metrics = self._evaluator.run(trainer.model).metrics()
+            self._writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
+
+    def _write_final(self, after: Judgement, step: int) -> None:
+        write_judgement(after, self._run_dir, "final", self._writer, step)
+        write_strips(after, self._writer, step, self._config.logger.num_strips)
+
+    def _judge(self) -> Judgement:
+        config = self._config
+        generator = torch.Generator().manual_seed(config.seed)
+        return judge(
+            self._model,
+            self._evaluator,
+            make_world_model(config.world_model.backend, self._model, generator),
+            config.imagination.horizon,
+            config.eval.num_imagined,
+            config.agent.ppo,
+            self._tokens_text,
+            config.seed,
+        )
+
+    def _close(self, before: Judgement, after: Judgement) -> None:
+        """The closing table, the report, and the mark that all is done."""
+        config, use = self._config, self._config.imagination.use
+        arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
+        self._writer.flush()
+        summary = RunSummary(
+            arms=(summarize(before, "SFT", "warm_start"), summarize(after, arm, "final")),
+            # Of the log, whose clock goes on over a resumption.
+            wall_clock_seconds=round(read_records(self._run_dir / METRICS_FILE)[-1]["time_seconds"], 1),
+            machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
+            notes=(
+                f"{config.eval.num_prompts} held-out prompts, greedy; sampled exact match "
+                f"{before.metrics['eval/exact_sampled']:.3f} (SFT), {after.metrics['eval/exact_sampled']:.3f} (PPO)",
+                f"{config.env.id}, seed {config.seed}",
+            ),
+        )
+        write_summary(summary, self._run_dir)
+        self._progress.update("report", 0.1)
+        report = write_report(self._run_dir)
+        (self._run_dir / DONE_FILE).touch()
+        self._progress.update("report", 1.0)
+        self.closing = "\n".join(
+            [
+                summary_table(summary),
+                *summary.notes,
+                f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
+                f"report:      {report}",
+                f"tensorboard: {tensorboard_command(self._run_dir)}",
+            ]
+        )

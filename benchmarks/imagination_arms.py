@@ -121,14 +121,18 @@ def table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
     header = "| arm | sampled: per seed | gain over SFT | greedy: per seed | gain over SFT | r2 | slope | s |"
     lines = [header, "|---|---|---|---|---|---|---|---|"]
     warm = [outcomes[next(iter(ARMS)), seed] for seed in seeds]
-    lines.append(f"| SFT | {_each([o.sampled_before for o in warm])} | | {_each([o.exact_before for o in warm])} | | | | |")
+    lines.append(
+        f"| SFT | {_each([o.sampled_before for o in warm])} | | {_each([o.exact_before for o in warm])} | | | | |"
+    )
     for arm in ARMS:
         row = [outcomes[arm, seed] for seed in seeds]
         sampled = _gain([o.sampled for o in row], [o.sampled_before for o in row])
         greedy = _gain([o.exact for o in row], [o.exact_before for o in row])
+        skill = f"{_mean([o.r2 for o in row])} | {_mean([o.slope for o in row])}"
+        seconds = np.mean([o.seconds for o in row])
         lines.append(
             f"| {arm} | {_each([o.sampled for o in row])} | {sampled} | {_each([o.exact for o in row])} | {greedy} | "
-            f"{_mean([o.r2 for o in row])} | {_mean([o.slope for o in row])} | {np.mean([o.seconds for o in row]):.0f} |"
+            f"{skill} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 

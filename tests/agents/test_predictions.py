@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.predictions import depth_predictions, root_returns
+from worldmtp.agents.predictions import depth_predictions, root_imaginations
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -64,7 +64,7 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
     Roots stand at the last token of each prefix: row 0 at 2, 3, 4; row 1 at 0, 1.
     """
     rollout = two_rows(hand_rollout)
-    roots = root_returns(total_world, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0))
+    roots = root_imaginations(total_world, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0))
     nan = float("nan")
     expected = torch.tensor([[nan, nan, 0.0, 0.25, 1.0, nan, nan], [0.5, 0.25, nan, nan, nan, nan, nan]])
     torch.testing.assert_close(roots.realized, expected, equal_nan=True)
@@ -76,8 +76,16 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
     torch.testing.assert_close(roots.imagined[~expected.isnan()], mean, atol=0.036, rtol=0)
 
 
-def test_realized_returns_to_go(hand_rollout: MakeRollout, total_world: Any) -> None:
+def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
+    """From totals 11, 15, 20 and 2, 5: total mod 7 is appended, twice."""
     rollout = two_rows(hand_rollout)
-    roots = root_returns(total_world, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    roots = root_imaginations(total_world, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
     assert roots.realized[0, 2:5].tolist() == [0.375, 0.75, 1.0]
     assert roots.realized[1, :2].tolist() == [0.625, 0.25]
+    assert roots.tokens[0, 2:5].tolist() == [[4, 1], [1, 2], [6, 5]]
+    assert roots.tokens[1, :2].tolist() == [[2, 4], [5, 3]]
+    known = ~roots.token_probs.isnan().any(dim=-1)
+    assert known.tolist() == (~roots.realized.isnan()).tolist()
+    p = float(torch.tensor([5.0] + [0.0] * 6).softmax(0)[0])
+    torch.testing.assert_close(roots.token_probs[known], torch.full((5, 2), p))
+    assert not roots.tokens[~known].any()

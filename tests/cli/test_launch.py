@@ -1,5 +1,6 @@
 """The console script as a user meets it: help, typos, own config directories, sweeps, exit codes."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ def command_line(monkeypatch, tmp_path, capsys):
     """Runs ``worldmtp-train`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # and restored afterwards: the script sets it
+    handlers = logging.root.handlers[:]
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["worldmtp-train", *arguments])
@@ -26,6 +28,7 @@ def command_line(monkeypatch, tmp_path, capsys):
             train.main()
         except SystemExit as stop:
             code = stop.code or 0
+        logging.root.handlers[:] = handlers  # Hydra's write to the stream of this test
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -219,3 +219,9 @@ def test_parallel_dynamics_cannot_answer_what_if() -> None:
 def test_an_unknown_backend_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"world model 'orcale' is unknown.*Did you mean 'oracle'"):
         make_world_model("orcale", make_model("llama"), torch.Generator())
+
+
+def test_half_of_a_root_is_refused() -> None:
+    input_ids, mask, _ = make_text("right")
+    with pytest.raises(ValueError, match="root_rows and root_positions go together"):
+        MTPWorldModel(make_model("llama")).encode(input_ids, mask, torch.tensor([0]))

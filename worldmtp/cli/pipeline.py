@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
+from worldmtp.analysis.timing import time_breakdown
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
 from worldmtp.cli.make import (
@@ -50,7 +52,7 @@ from worldmtp.tracking import (
 RETURN_RANGE = (0.0, 1.0)
 """Scores of a text environment lie in [0, 1], and an episode is paid once."""
 
-_STAGES = (Stage("warm start", 25), Stage("reinforce", 73), Stage("report", 2))
+_STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
 def execute(config: TrainConfig, run_dir: Path) -> float:
@@ -218,15 +220,21 @@ class Pipeline:
         config, use = self._config, self._config.imagination.use
         arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
         self._writer.flush()
+        records = read_records(self._run_dir / METRICS_FILE)
+        trained = summarize(after, arm, "final")
         summary = RunSummary(
-            arms=(summarize(before, "SFT", "warm_start"), summarize(after, arm, "final")),
+            arms=(
+                # Before the first iteration the world heads know nothing, and without imagination they never learn.
+                replace(summarize(before, "SFT", "warm_start"), imagined_return=None),
+                trained if use != "off" else replace(trained, imagined_return=None),
+            ),
             # Of the log, whose clock goes on over a resumption.
-            wall_clock_seconds=round(read_records(self._run_dir / METRICS_FILE)[-1]["time_seconds"], 1),
+            wall_clock_seconds=round(records[-1]["time_seconds"], 1),
             machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
             notes=(
-                f"{config.eval.num_prompts} held-out prompts, greedy; sampled exact match "
-                f"{before.metrics['eval/exact_sampled']:.3f} (SFT), {after.metrics['eval/exact_sampled']:.3f} (PPO)",
-                f"{config.env.id}, seed {config.seed}",
+                f"{config.eval.num_prompts} held-out prompts of {config.env.id}, seed {config.seed}; "
+                "sampled is the policy as it acts, one answer a prompt",
+                *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
             ),
         )
         write_summary(summary, self._run_dir)

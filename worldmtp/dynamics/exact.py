@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
 from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics.roots import resolve_roots
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,7 @@ class ExactWorldModel:
         root_positions: Int[Tensor, " root"] | None = None,
     ) -> PrefixState:
         """States of prefixes; position -1 is the empty prefix. See ``WorldModel.encode``."""
-        if root_rows is None or root_positions is None:
-            root_rows = torch.arange(len(input_ids))
-            root_positions = attention_mask.sum(dim=1) - 1
+        root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         prefixes = torch.zeros_like(root_rows)
         for position in range(input_ids.shape[1]):
             longer = self._mdp.child(prefixes, input_ids[root_rows, position])

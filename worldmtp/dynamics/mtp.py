@@ -26,6 +26,7 @@ from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
@@ -104,9 +105,7 @@ class MTPWorldModel:
         root_positions: Int[Tensor, " root"] | None = None,
     ) -> ChainedState:
         """One trunk forward and one teacher-forced pass of each depth, which keeps the depth's keys and values."""
-        if root_rows is None or root_positions is None:
-            root_rows = torch.arange(len(input_ids), device=input_ids.device)
-            root_positions = last_positions(attention_mask)
+        root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         context = self._context(input_ids, attention_mask)
         return ChainedState(
             context=context,
@@ -179,9 +178,3 @@ class MTPWorldModel:
     ) -> ImaginedRollout:
         """See ``worldmtp.dynamics.rollout.imagine``."""
         return imagine(self, state, horizon, policy, generator)
-
-
-def last_positions(attention_mask: Bool[Tensor, "batch length"]) -> Int[Tensor, " batch"]:
-    """Index of the last real token of each row, whichever side the padding is on."""
-    index = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return torch.where(attention_mask, index, -1).amax(dim=1)

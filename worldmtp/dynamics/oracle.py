@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
-from worldmtp.dynamics.mtp import last_positions
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
 
@@ -65,9 +65,7 @@ class OracleWorldModel:
         root_positions: Int[Tensor, " root"] | None = None,
     ) -> CachedState:
         """One trunk forward that keeps its cache; roots share it."""
-        if root_rows is None or root_positions is None:
-            root_rows = torch.arange(len(input_ids), device=input_ids.device)
-            root_positions = last_positions(attention_mask)
+        root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         position_ids = position_ids_from_attention_mask(attention_mask)
         cache = DynamicCache()
         hidden = self._model.base_model(

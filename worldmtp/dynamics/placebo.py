@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.mtp import last_positions
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction, State, WorldModel
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
 
@@ -54,9 +54,7 @@ class IdentityWorldModel:
         root_positions: Int[Tensor, " root"] | None = None,
     ) -> FrozenState:
         """One trunk forward."""
-        if root_rows is None or root_positions is None:
-            root_rows = torch.arange(len(input_ids), device=input_ids.device)
-            root_positions = last_positions(attention_mask)
+        root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         hidden = self._model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask.long(),

@@ -1,0 +1,126 @@
+"""Who acts: the cached trunk says what a full forward says, whatever the environment does to the text."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worldmtp.agents.policies import ActingPolicy, LatentPolicy, TrunkPolicy, sample_step
+from worldmtp.agents.rollout import collect_rollout
+from worldmtp.dynamics import OracleWorldModel
+from worldmtp.envs import ImaginedVectorEnv
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+MakeModel = Callable[..., MTPModel]
+PROMPTS = [[2], [3, 4], [5, 6, 2], [4]]
+
+
+def widths(model: MTPModel) -> list[int]:
+    """Fills itself with the number of tokens a row of every later trunk forward: more than one is a prefill."""
+    seen: list[int] = []
+    hook = lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1])  # noqa: E731
+    model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    return seen
+
+
+def full_logprobs(model: MTPModel, rollout: Rollout, temperature: float) -> torch.Tensor:
+    """Of the actions taken, from uncached forwards of each text alone."""
+    logprobs = torch.zeros_like(rollout.logprobs)
+    for b, t in torch.nonzero(rollout.step_mask).tolist():
+        prefix = rollout.input_ids[b : b + 1, : rollout.action_index[b, t]]
+        logits = model.trunk(input_ids=prefix).logits[0, -1]
+        logprobs[b, t] = (logits / temperature).log_softmax(-1)[rollout.actions[b, t]]
+    return logprobs
+
+
+@pytest.mark.parametrize(("reply", "prefills"), [([], 1), ([6], 4), ([2, 5], 4)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@torch.no_grad()
+def test_cached_logprobs_are_those_of_the_full_forward(
+    temperature: float, reply: list[int], prefills: int, replying_env: Any, tiny_model: MakeModel
+) -> None:
+    """One prefill while the text grows by choice; where the environment writes too, one at each act."""
+    model = tiny_model()
+    env = replying_env(PROMPTS, 4, lambda _: reply)
+    seen = widths(model)
+    rollout = collect_rollout(env, TrunkPolicy(model, temperature), torch.Generator().manual_seed(0), {})
+    assert len(seen) == 4
+    assert sum(width > 1 for width in seen) == prefills
+    assert 4 < rollout.num_tokens < 16  # some rows end early and stand still
+    torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, temperature), atol=1e-5, rtol=0)
+
+
+def observe(texts: list[list[int]]) -> dict[str, np.ndarray]:
+    tokens = np.zeros((len(texts), 8), dtype=np.int64)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+    return {"tokens": tokens, "length": np.array([[len(text)] for text in texts])}
+
+
+@pytest.mark.parametrize("event", ["grew", "reset", "another_prompt", "paused"])
+@torch.no_grad()
+def test_the_session_is_filled_anew_where_the_text_is_not_its_own(event: str, tiny_model: MakeModel) -> None:
+    """A prompt that looks like the old text plus the chosen token, and a row that moves on after standing still."""
+    model = tiny_model()
+    policy, seen = TrunkPolicy(model), widths(model)
+    texts = [[2, 3], [4, 5, 6]]
+    for _ in range(2):
+        chosen = policy.act(observe(texts), {}, None).actions.tolist()
+        texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
+    expected = [3, 1, 1]
+    if event == "reset":
+        texts[1], expected = [4], [3, 1, 4]
+    if event == "another_prompt":
+        texts[0][0], expected = 6, [3, 1, 5]
+    if event == "paused":
+        paused = [texts[0], texts[1][:-1]]
+        chosen = policy.act(observe(paused), {}, None).actions.tolist()
+        texts = [[*paused[0], chosen[0]], [*paused[1], chosen[1]]]
+        expected = [3, 1, 1, 5]
+    step = policy.act(observe(texts), {}, None)
+    assert seen == expected
+    for row, text in enumerate(texts):
+        logits = model.trunk(input_ids=torch.tensor([text])).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(step.logprobs[row], logits.max(), atol=1e-5, rtol=0)
+
+
+def test_sampling_by_hand() -> None:
+    """Logits ln 1, ln 3 at temperature 1/2: probabilities 1/10 and 9/10."""
+    logits = torch.tensor([[0.0, math.log(3.0)]]).expand(4000, 2)
+    step = sample_step(logits, 0.5, torch.Generator().manual_seed(0))
+    taken = step.actions.float().mean()
+    # Standard deviation sqrt(.09 / 4000) = .0047; six of them: false alarm below 1e-8, and the seed is fixed.
+    assert float(taken) == pytest.approx(0.9, abs=0.0285)
+    torch.testing.assert_close(step.logprobs.exp(), torch.where(step.actions == 1, 0.9, 0.1))
+    entropy = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    torch.testing.assert_close(step.entropies, torch.full((4000,), entropy))
+    greedy = sample_step(logits, 0.5, None)
+    assert bool((greedy.actions == 1).all())
+
+
+def test_a_latent_policy_acts_by_what_is_imagined(tiny_model: MakeModel) -> None:
+    """In an imagined environment of the oracle the policy logits are the trunk's own on the imagined text."""
+    model = tiny_model()
+    env = ImaginedVectorEnv(
+        OracleWorldModel(model), PROMPTS, pad_id=0, eos_id=1, vocab_size=7, max_prompt=3, max_new=3,
+        continuation_threshold=None,
+    )  # fmt: skip
+    rollout = collect_rollout(env, LatentPolicy(0.7), torch.Generator().manual_seed(0), {})
+    with torch.no_grad():
+        torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, 0.7), atol=1e-5, rtol=0)
+    assert rollout.num_tokens > 4
+
+
+def test_a_latent_policy_needs_imagined_logits() -> None:
+    with pytest.raises(KeyError, match=r"no 'policy_logits': LatentPolicy acts in an ImaginedVectorEnv; use TrunkPolicy"):
+        LatentPolicy().act(observe([[2]]), {}, None)
+
+
+def test_a_temperature_of_zero_is_refused(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"temperature=0.0 must be positive; for greedy acting pass no generator"):
+        TrunkPolicy(tiny_model(), 0.0)
+    assert isinstance(LatentPolicy(), ActingPolicy)

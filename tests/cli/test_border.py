@@ -1,0 +1,179 @@
+"""What a config gets wrong is said before anything is trained, and nothing that was there is lost."""
+
+import pytest
+import torch
+
+from worldmtp.cli.make import make_env
+from worldmtp.cli.schema import EnvConfig
+from worldmtp.cli.train import run
+from worldmtp.model import MTPModel
+
+
+@pytest.fixture
+def refused(compose_tiny, tmp_path, monkeypatch):
+    """Asserts that a run is refused with a message, before its warm start."""
+
+    def started(*args, **kwargs):
+        raise AssertionError("the warm start has begun")
+
+    def check(message, *overrides):
+        monkeypatch.setattr("worldmtp.cli.pipeline.warm_start", started)
+        with pytest.raises(ValueError, match=message):
+            run(compose_tiny(*overrides), tmp_path / "run")
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        assert not (tmp_path / "run" / "sft").exists()
+
+    return check
+
+
+def test_unknown_environment(refused):
+    refused(r"env\.id='worldmtp/ChainSm-v0' cannot be made: .*Did you mean: `ChainSum`", "env.id=worldmtp/ChainSm-v0")
+
+
+def test_module_of_an_environment_that_does_not_exist(refused):
+    refused(r"env\.id='no_such_module:My-v0' cannot be made: No module named", "env.id=no_such_module:My-v0")
+
+
+def test_environment_that_is_no_text_environment(refused):
+    refused(r"env\.id='CartPole-v1' makes a .*; training needs a TextGenVectorEnv", "env.id=CartPole-v1")
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "./no_such_file.py"])
+def test_import_that_does_not_exist(refused, name):
+    refused(rf"imports='{name}' cannot be imported: .*no_such_", f"imports=[{name}]")
+
+
+def test_file_with_the_name_of_a_module(refused, tmp_path):
+    (tmp_path / "json.py").write_text("")
+    refused("there is another module 'json', .*; rename the file", f"imports=[{tmp_path / 'json.py'}]")
+
+
+def test_unknown_world_model(refused):
+    refused("world model 'mpt' is unknown.*Did you mean 'mtp'", "world_model.backend=mpt")
+
+
+@pytest.mark.parametrize("backend", ["mtp", "shuffled"])
+def test_horizon_beyond_the_heads(refused, backend):
+    # Depth 4: depth 1 is the state itself, the other three are one step each.
+    refused(
+        rf"imagination\.horizon=9 exceeds the 3 steps that world_model={backend} can take with model\.depth=4; lower "
+        r"imagination\.horizon, or raise model\.depth to 10",
+        "imagination.horizon=9",
+        f"world_model={backend}",
+    )
+
+
+def test_empty_dataset(refused):
+    # Reversal over its alphabet has many prompts; of the 100 first digits and below only a few are left.
+    refused(r"'train' of \w+ has no new prompt in 1000 draws", "sft.num_demonstrations=100", SMALL_WORLD)
+
+
+def test_too_few_held_out_prompts(refused):
+    refused(r"'heldout' of \w+ has no new prompt in 1000 draws", "eval.num_prompts=100", SMALL_WORLD)
+
+
+SMALL_WORLD = "+env.kwargs.task_kwargs={min_length: 1, max_length: 1}"
+
+
+def test_nothing_held_out(refused):
+    refused("'heldout' of .* heldout_fraction=0.0", "+env.kwargs.heldout_fraction=0.0")
+
+
+def test_task_without_answers(refused):
+    refused(
+        "prompts without an answer, so there is nothing to imitate; set sft.num_steps=0",
+        "env.id=worldmtp/RandomDigits-v0",
+    )
+
+
+def test_unknown_architecture(refused):
+    refused("model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3")
+
+
+def test_unknown_field_of_the_trunk(refused):
+    refused(
+        "model.config.hiden_size is no field of Qwen3Config; did you mean 'hidden_size'", "+model.config.hiden_size=8"
+    )
+
+
+@pytest.mark.parametrize("overrides", [["model.path=somewhere"], ["model.architecture=null"]])
+def test_trunk_given_twice_or_not_at_all(refused, overrides):
+    refused("give exactly one of them", *overrides)
+
+
+def test_path_that_is_no_directory(refused):
+    refused("model.path='nowhere' is not a directory", "model=pretrained", "model.path=nowhere")
+
+
+def test_warm_start_that_is_no_directory(refused):
+    refused("sft.load='nowhere' is not a directory", "sft.load=nowhere")
+
+
+def test_warm_start_that_is_no_model(refused, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    refused("the model in .* cannot be read", f"sft.load={tmp_path / 'model'}")
+
+
+def test_device_that_is_not_there(refused):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    refused("profile.device='cuda', and torch sees no CUDA device; use profile=cpu", "profile=gpu")
+
+
+def test_device_that_does_not_exist(refused):
+    refused("profile.device='cpuu' is no device", "profile.device=cpuu")
+
+
+def test_tokenizer_larger_than_the_vocabulary(refused, tiny_trunk, tmp_path):
+    tiny_trunk("llama", vocab_size=7).save_pretrained(tmp_path / "small")
+    # The built-in reversal has ten letters, "=", padding and EOS: 13 ids.
+    refused(
+        "the environment's tokenizer has 13 ids and the model a vocabulary of 7",
+        "model=pretrained",
+        f"model.path={tmp_path / 'small'}",
+    )
+
+
+def test_tokenizer_larger_than_the_vocabulary_of_a_loaded_warm_start(refused, tiny_trunk, tmp_path):
+    from worldmtp.config import MTPConfig
+
+    model = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=7), MTPConfig(depth=4))
+    model.save_pretrained(tmp_path / "small")
+    refused("has 13 ids and the model a vocabulary of 7", f"sft.load={tmp_path / 'small'}")
+
+
+def test_texts_longer_than_the_context(refused, tiny_trunk, tmp_path):
+    tiny_trunk("llama", vocab_size=13).save_pretrained(tmp_path / "short")  # a context of 128
+    refused(
+        "texts have up to 209 tokens and the model a context of 128; lower env.kwargs.max_prompt or max_new",
+        "model=pretrained",
+        f"model.path={tmp_path / 'short'}",
+        "+env.kwargs.max_new=200",  # beside prompts of up to 9
+    )
+
+
+def test_pretrained_trunk_that_fits_is_trained(compose_tiny, tiny_trunk, tmp_path):
+    tiny_trunk("gpt_neox", vocab_size=13).save_pretrained(tmp_path / "trunk")
+    run(compose_tiny("model=pretrained", f"model.path={tmp_path / 'trunk'}"), tmp_path / "run")
+    assert MTPModel.from_pretrained(tmp_path / "run" / "model").trunk.config.model_type == "gpt_neox"
+
+
+def test_directory_below_a_file(compose_tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"the run directory .* cannot be written .*choose another with hydra\.run\.dir"):
+        run(compose_tiny(), tmp_path / "file" / "run")
+
+
+def test_directory_of_another_run(compose_tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    run(compose_tiny("sft.num_steps=0", "agent.rollout.num_iterations=0"), run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="already holds a run with another config. Go on with that one by resume="):
+        run(compose_tiny("seed=1"), run_dir)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_made_environment_has_its_rows():
+    env = make_env(EnvConfig("worldmtp/Reverse-v0", {"max_new": 7}), 3)
+    assert (env.num_envs, env.problem.max_new) == (3, 7)

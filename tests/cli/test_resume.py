@@ -1,0 +1,84 @@
+"""What may differ when a run is taken up again, and what a run directory is held to."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from worldmtp.cli.resume import resume_argument, resumed_config
+from worldmtp.cli.run_dir import claim, is_done
+
+
+@pytest.fixture
+def run_dir(compose_tiny, tmp_path):
+    claim(tmp_path / "run", compose_tiny("checkpoint.stop_after=1", "seed=3"), resumes=False)
+    return tmp_path / "run"
+
+
+def test_config_of_the_run_with_what_may_differ(run_dir):
+    config = resumed_config(
+        run_dir, ["agent.rollout.num_iterations=9", "profile.num_threads=2", "imports=[a,b]", "logger.num_strips=1"]
+    )
+    assert (config.seed, config.env.id) == (3, "worldmtp/Reverse-v0")
+    assert config.agent.rollout.num_iterations == 9
+    assert config.profile.num_threads == 2
+    assert list(config.imports) == ["a", "b"]
+    assert config.checkpoint.stop_after is None  # a stop is not repeated
+
+
+def test_a_new_stop_can_be_given(run_dir):
+    assert resumed_config(run_dir, ["checkpoint.stop_after=2"]).checkpoint.stop_after == 2
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "env=copy", "profile=gpu", "importsx=1", "agent.rollout.num_iterationss=1", "--cfg", "-m"]
+)
+def test_what_would_be_another_run_is_refused(run_dir, override):
+    with pytest.raises(ValueError, match=r"goes on with the run as it was, so \['" + override):
+        resumed_config(run_dir, [override])
+
+
+@pytest.mark.parametrize("override", ["profile.num_threads=many", "checkpoint.evry=1"])
+def test_overrides_are_held_to_the_schema(run_dir, override):
+    with pytest.raises(OmegaConfBaseException):
+        resumed_config(run_dir, [override])
+
+
+def test_there_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.yaml there; give the directory of a run"):
+        resumed_config(tmp_path / "nowhere", [])
+
+
+def test_a_run_that_is_done(run_dir):
+    (run_dir / "DONE").touch()
+    assert is_done(run_dir)
+    with pytest.raises(ValueError, match=r"this run is done; raise agent\.rollout\.num_iterations to go further"):
+        resumed_config(run_dir, [])
+    assert resumed_config(run_dir, ["agent.rollout.num_iterations=9"]).agent.rollout.num_iterations == 9
+
+
+def test_the_argument_is_found_among_others():
+    assert resume_argument(["seed=1", "resume=runs/a=b", "logger.num_strips=0"]) == (
+        Path("runs/a=b"),
+        ["seed=1", "logger.num_strips=0"],
+    )
+
+
+@pytest.mark.parametrize("arguments", [["seed=1"], ["resume=null"], ["resume="], []])
+def test_no_argument(arguments):
+    assert resume_argument(arguments) is None
+
+
+def test_a_claim_is_whole_or_not_at_all(run_dir, compose_tiny, monkeypatch):
+    before = (run_dir / "config.yaml").read_text()
+
+    def dies(*args):
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("worldmtp.cli.run_dir.os.replace", dies)
+        claim(run_dir, compose_tiny("seed=4"), resumes=True)
+    assert (run_dir / "config.yaml").read_text() == before
+    claim(run_dir, compose_tiny("seed=4"), resumes=True)
+    assert OmegaConf.load(run_dir / "config.yaml").seed == 4

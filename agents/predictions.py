@@ -104,7 +104,7 @@ def root_imaginations(
     zeros = torch.zeros_like(rollout.rewards)
     to_go = lambda_returns(rollout.rewards, discounts_of(rollout, ppo), zeros, lambdas_of(rollout, 1.0))
 
-    def placed(values: Tensor, missing: float) -> Tensor:
+    def placed(values: Tensor, missing: float | int) -> Tensor:
         shape = (*rollout.input_ids.shape, *values.shape[1:])
         whole = torch.full(shape, missing, dtype=values.dtype, device=values.device)
         whole[at] = values

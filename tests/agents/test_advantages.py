@@ -116,7 +116,9 @@ def test_shift_canaries(pay: Callable[[list[int], int], float], reply: list[int]
     assert torch.equal(_at(targets.returns, places, rollout), torch.where(rollout.step_mask, to_go[:, 1:], 0.0))
     assert int(targets.arrived_mask.sum()) == rollout.num_tokens
     moved = torch.where(rollout.step_mask, rewards.roll(1, dims=1), 0.0)
-    assert not torch.equal(_at(state_targets(replace(rollout, rewards=moved), PPOConfig()).rewards, places, rollout), rewards)
+    assert not torch.equal(
+        _at(state_targets(replace(rollout, rewards=moved), PPOConfig()).rewards, places, rollout), rewards
+    )
 
 
 def _at(values: Tensor, places: Tensor, rollout: Rollout) -> Tensor:

@@ -50,7 +50,10 @@ def test_independent_errors_share_by_their_precision() -> None:
 
 def test_weights_stay_on_the_simplex() -> None:
     """Errors (1, 1) and (1.9, 2.1) about one direction: unconstrained, least squares would extrapolate."""
-    for errors in ([[1.0, 1.0, 1.0, 1.2], [0.5, 0.5, 0.5, 0.4]], [[3, 1, 2, 0.5], [1, 0.5, 1, 0.1], [0.2, 0.1, 0.3, 0]]):
+    for errors in (
+        [[1.0, 1.0, 1.0, 1.2], [0.5, 0.5, 0.5, 0.4]],
+        [[3, 1, 2, 0.5], [1, 0.5, 1, 0.1], [0.2, 0.1, 0.3, 0]],
+    ):
         weights = stacked(*errors).weights()
         assert bool((weights >= 0).all())
         assert float(weights.sum()) == pytest.approx(1.0)

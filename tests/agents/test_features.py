@@ -19,7 +19,13 @@ MakeRollout = Callable[..., Rollout]
 def two_rows(make: MakeRollout) -> Rollout:
     return make(
         [
-            {"prompt": [2, 3, 6], "actions": [4, 5, 1], "rewards": [0, 0, 1], "end": "terminated", "logprobs": [-1, -3, -2]},
+            {
+                "prompt": [2, 3, 6],
+                "actions": [4, 5, 1],
+                "rewards": [0, 0, 1],
+                "end": "terminated",
+                "logprobs": [-1, -3, -2],
+            },
             {"prompt": [2], "actions": [3, 4], "rewards": [0, 0], "end": "truncated", "logprobs": [-0.5, -0.25]},
         ],
         steps=3,
@@ -87,7 +93,7 @@ def test_readings_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     mask = torch.tensor([[[True, True], [False, False]]])
     live = LiveTokens(ids=ids, logprobs=torch.zeros((1, 2, 2)), mask=mask)
     imagined = imagined_features(total_world, rollout, live, 2, 100)
-    # Candidate 4: total 9, paid .4, next 9 mod 7 = 2 -> total 11, paid .2. Candidate 1: total 6, paid .1, next 6 -> 12, .6.
+    # Candidate 4: total 9, paid .4, next 9 mod 7 = 2 -> total 11, paid .2. Candidate 1: total 6, .1, next 6 -> 12, .6.
     # Logit 5 beside six of 0: log p = 5 - ln(e^5 + 6); entropy = -p ln p - 6 q ln q with q = 1 / (e^5 + 6).
     log_p, log_q = (torch.tensor([5.0] + [0.0] * 6).log_softmax(0)[[0, 1]]).tolist()
     entropy = -(torch.tensor(log_p).exp().item() * log_p + 6 * torch.tensor(log_q).exp().item() * log_q)

@@ -116,7 +116,9 @@ def test_a_latent_policy_acts_by_what_is_imagined(tiny_model: MakeModel) -> None
 
 
 def test_a_latent_policy_needs_imagined_logits() -> None:
-    with pytest.raises(KeyError, match=r"no 'policy_logits': LatentPolicy acts in an ImaginedVectorEnv; use TrunkPolicy"):
+    with pytest.raises(
+        KeyError, match=r"no 'policy_logits': LatentPolicy acts in an ImaginedVectorEnv; use TrunkPolicy"
+    ):
         LatentPolicy().act(observe([[2]]), {}, None)
 
 

@@ -14,9 +14,7 @@ MakeRollout = Callable[..., Rollout]
 
 def numbered(make: MakeRollout, *groups: int) -> Rollout:
     """Rollouts whose episodes are told apart by their group and their only action."""
-    rows = [
-        {"prompt": [2], "actions": [g % 5 + 2], "rewards": [g], "end": "terminated", "group": g} for g in groups
-    ]
+    rows = [{"prompt": [2], "actions": [g % 5 + 2], "rewards": [g], "end": "terminated", "group": g} for g in groups]
     return make(rows, steps=1, length=2)
 
 

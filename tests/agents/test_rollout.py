@@ -114,7 +114,9 @@ class ExactFirstLetter:
 
     action_conditional, max_horizon = True, None
 
-    def encode(self, input_ids: Any, attention_mask: Any, root_rows: Any = None, root_positions: Any = None) -> ExactText:
+    def encode(
+        self, input_ids: Any, attention_mask: Any, root_rows: Any = None, root_positions: Any = None
+    ) -> ExactText:
         at = zip(root_rows.tolist(), root_positions.tolist(), strict=True)
         texts = tuple(tuple(input_ids[row, : position + 1].tolist()) for row, position in at)
         return ExactText(texts, torch.zeros(len(texts)), torch.zeros(len(texts), dtype=torch.bool))

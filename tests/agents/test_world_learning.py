@@ -67,7 +67,6 @@ def test_targets_around_tokens_of_the_environment(hand_rollout: MakeRollout) -> 
     assert bits(targets.return_mask) == ["0110110"]
 
 
-
 def perfect_world_losses(
     learner: WorldModelLearner, model: MTPModel, rollout: Rollout, targets: StateTargets
 ) -> dict[str, float]:
@@ -98,20 +97,14 @@ def test_the_world_losses_reach_their_floor(hand_rollout: MakeRollout, tiny_mode
 
 
 def test_depth_two_is_asked_about_the_state_one_token_later(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
-    """The heads see h^2_i = e_{i+1}: a world model whose latents know their own place must be trained without conflict."""
-    model, rollout = tiny_model(depth=2), two_rows(hand_rollout)
-    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
-    place = torch.zeros((2, 7, 32))
-    place[..., :7], place[1, :, 8] = torch.eye(7), 1.0
-    later = torch.cat([place[:, 1:], torch.zeros_like(place[:, :1])], dim=1)
-    asked: list[tuple[Tensor, StateTargets]] = []
-    learner._latents = lambda *_: [place, later]  # type: ignore[method-assign]
-    learner._next_token_losses = lambda *_: []  # type: ignore[method-assign]
-    learner._world_losses = lambda latent, targets: (  # type: ignore[method-assign]
-        asked.append((latent, targets)) or {name: torch.zeros(()) for name in ("reward", "continuation", "value")}
-    )
+    """Whatever depth 2 is asked at position i, depth 1 is asked at i + 1; the last token has no such state."""
+    rollout = two_rows(hand_rollout)
+    learner = WorldModelLearner(tiny_model(depth=2), WorldModelConfig(), PPOConfig())
+    asked: list[StateTargets] = []
+    nothing = {name: torch.zeros(()) for name in ("reward", "continuation", "value")}
+    learner._world_losses = lambda latent, targets: asked.append(targets) or nothing  # type: ignore[method-assign]
     learner.losses(rollout)
-    (_, first), (_, second) = asked
+    first, second = asked
     for b, i in torch.nonzero(second.arrived_mask).tolist():
         assert float(second.rewards[b, i]) == float(first.rewards[b, i + 1])
         assert float(second.returns[b, i]) == float(first.returns[b, i + 1])
@@ -120,9 +113,7 @@ def test_depth_two_is_asked_about_the_state_one_token_later(hand_rollout: MakeRo
     assert bits(second.return_mask) == ["0111100", "1100000"]
 
 
-def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(
-    hand_rollout: MakeRollout, tiny_model: MakeModel
-) -> None:
+def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
     model, rollout = tiny_model(), two_rows(hand_rollout)
     before = [parameter.clone() for parameter in model.trunk.parameters()]
     learner = WorldModelLearner(model, WorldModelConfig(num_updates=30, learning_rate=3e-3), PPOConfig())
@@ -142,9 +133,10 @@ def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_m
     assert any(abs(learner.action_sensitivity(rollout, seed)[name] - 1) > 1e-3 for seed in seeds)
     twins = replace(rollout, input_ids=rollout.input_ids[[0, 0]], attention_mask=rollout.attention_mask[[0, 0]])
     assert learner.action_sensitivity(twins, seeds[0])[name] == pytest.approx(1.0)
-    assert WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig()).action_sensitivity(
-        rollout, seeds[0]
-    ) == {}
+    assert (
+        WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig()).action_sensitivity(rollout, seeds[0])
+        == {}
+    )
 
 
 def test_a_loss_that_is_not_finite_is_not_applied(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
@@ -153,7 +145,9 @@ def test_a_loss_that_is_not_finite_is_not_applied(hand_rollout: MakeRollout, tin
     with torch.no_grad():
         model.world_heads.reward[-1].bias.fill_(float("nan"))
     before = [parameter.clone() for parameter in model.heads.parameters()]
-    with pytest.raises(FloatingPointError, match=r"world_model/loss is not finite .*reward_loss.: nan.*; the update was not applied"):
+    with pytest.raises(
+        FloatingPointError, match=r"world_model/loss is not finite .*reward_loss.: nan.*; the update was not applied"
+    ):
         learner.learn(rollout, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(before, model.heads.parameters(), strict=True))
 
@@ -161,8 +155,9 @@ def test_a_loss_that_is_not_finite_is_not_applied(hand_rollout: MakeRollout, tin
 def test_frozen_restores_also_after_an_error(tiny_model: MakeModel) -> None:
     trunk = tiny_model().trunk
     first = next(trunk.parameters()).requires_grad_(False)
-    with pytest.raises(KeyError), frozen(trunk):
+    with frozen(trunk):
         assert not any(parameter.requires_grad for parameter in trunk.parameters())
+    with pytest.raises(KeyError), frozen(trunk):
         raise KeyError
     assert not first.requires_grad
     assert sum(parameter.requires_grad for parameter in trunk.parameters()) == len(list(trunk.parameters())) - 1

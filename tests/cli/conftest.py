@@ -15,6 +15,7 @@ from worldmtp.cli.launch import register
 
 TINY = (
     "env=reverse",
+    "+env.kwargs.pool_size=64",
     "model.config.hidden_size=16",
     "model.config.intermediate_size=32",
     "model.config.num_hidden_layers=1",
@@ -59,8 +60,19 @@ def compose() -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def compose_tiny(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    """The tiny run with further overrides."""
-    return lambda *overrides: compose(*TINY, *overrides)
+    """The tiny run with further overrides; a model that is not made from a config is not given one."""
+
+    def composed(*overrides: str) -> DictConfig:
+        made = not any(override.startswith("model=") for override in overrides)
+        return compose(*(value for value in TINY if made or not value.startswith("model.config.")), *overrides)
+
+    return composed
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the report, which takes longer than the run and has tests of its own."""
+    monkeypatch.setattr("worldmtp.cli.pipeline.write_report", lambda run_dir: run_dir / "report.html")
 
 
 @pytest.fixture(autouse=True)

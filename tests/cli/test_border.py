@@ -1,5 +1,7 @@
 """What a config gets wrong is said before anything is trained, and nothing that was there is lost."""
 
+import sys
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from worldmtp.cli.make import make_env
 from worldmtp.cli.schema import EnvConfig
 from worldmtp.cli.train import run
 from worldmtp.model import MTPModel
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture
@@ -35,7 +39,19 @@ def test_module_of_an_environment_that_does_not_exist(refused):
 
 
 def test_environment_that_is_no_text_environment(refused):
-    refused(r"env\.id='CartPole-v1' makes a .*; training needs a TextGenVectorEnv", "env.id=CartPole-v1")
+    refused(r"env\.id='CartPole-v1' cannot be made with .*Training needs a TextGenVectorEnv", "env.id=CartPole-v1")
+
+
+def test_vector_environment_of_another_kind(refused, monkeypatch):
+    class Other:
+        unwrapped = property(lambda self: self)
+
+    monkeypatch.setattr("worldmtp.cli.make.gymnasium.make_vec", lambda *args, **kwargs: Other())
+    refused(r"env\.id='worldmtp/Reverse-v0' makes a Other; training needs a TextGenVectorEnv")
+
+
+def test_unknown_keyword_of_the_environment(refused):
+    refused(r"with env\.kwargs=\{.*unexpected keyword argument 'max_nwe'", "+env.kwargs.max_nwe=3")
 
 
 @pytest.mark.parametrize("name", ["no_such_module", "./no_such_file.py"])
@@ -64,30 +80,53 @@ def test_horizon_beyond_the_heads(refused, backend):
 
 
 def test_empty_dataset(refused):
-    # Reversal over its alphabet has many prompts; of the 100 first digits and below only a few are left.
-    refused(r"'train' of \w+ has no new prompt in 1000 draws", "sft.num_demonstrations=100", SMALL_WORLD)
+    refused(r"'train' of Reverse has no new prompt in 1000 draws", *SMALL_WORLD)
 
 
 def test_too_few_held_out_prompts(refused):
-    refused(r"'heldout' of \w+ has no new prompt in 1000 draws", "eval.num_prompts=100", SMALL_WORLD)
+    refused(r"'heldout' of Reverse has no new prompt in 1000 draws", "eval.num_prompts=100", *SMALL_WORLD)
 
 
-SMALL_WORLD = "+env.kwargs.task_kwargs={min_length: 1, max_length: 1}"
+# 110 words of one or two of ten letters, in two halves: some 55, fewer than the 64 demonstrations.
+SMALL_WORLD = ("+env.kwargs.task_kwargs={min_length: 1, max_length: 2}", "+env.kwargs.heldout_fraction=0.5")
 
 
 def test_nothing_held_out(refused):
     refused("'heldout' of .* heldout_fraction=0.0", "+env.kwargs.heldout_fraction=0.0")
 
 
-def test_task_without_answers(refused):
+def test_task_without_answers(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "answerless_envs.py").write_text(
+        "import worldmtp\n"
+        "@worldmtp.register_task('Answerless', max_prompt=5, max_new=5)\n"
+        "def task(rng):\n"
+        "    return worldmtp.envs.Example(prompt=str(rng.integers(10_000)))\n"
+    )
     refused(
         "prompts without an answer, so there is nothing to imitate; set sft.num_steps=0",
-        "env.id=worldmtp/RandomDigits-v0",
+        f"imports=[{tmp_path / 'answerless_envs.py'}]",
+        "env.id=worldmtp/Answerless-v0",
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
+        ("+env.kwargs.max_prompt=5", r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt"),
+        ("+env.kwargs.max_new=5", r"tokens and EOS, but max_new=5; raise max_new"),
+        ("+env.kwargs.tokenizer={kind: char, alphabet: abc=}", r"'[d-j]'"),
+    ],
+)
+def test_prompts_that_the_environment_cannot_hold(refused, override, message):
+    refused(message, override)
+
+
 def test_unknown_architecture(refused):
-    refused("model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3")
+    refused(
+        "model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3"
+    )
 
 
 def test_unknown_field_of_the_trunk(refused):
@@ -161,7 +200,7 @@ def test_pretrained_trunk_that_fits_is_trained(compose_tiny, tiny_trunk, tmp_pat
 
 def test_directory_below_a_file(compose_tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"the run directory .* cannot be written .*choose another with hydra\.run\.dir"):
+    with pytest.raises(ValueError, match=r"the run directory .* cannot be written .*choose another with hydra"):
         run(compose_tiny(), tmp_path / "file" / "run")
 
 
@@ -169,7 +208,7 @@ def test_directory_of_another_run(compose_tiny, tmp_path):
     run_dir = tmp_path / "run"
     run(compose_tiny("sft.num_steps=0", "agent.rollout.num_iterations=0"), run_dir)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="already holds a run with another config. Go on with that one by resume="):
+    with pytest.raises(ValueError, match=r"already holds a run with another config\. Go on with that one by resume="):
         run(compose_tiny("seed=1"), run_dir)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 

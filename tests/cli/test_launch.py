@@ -112,13 +112,13 @@ def test_multirun_gives_each_job_its_own_directory(command_line, monkeypatch, tm
     assert {run_dir.parent for _, run_dir in seen} == {tmp_path / "sweep"}
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.usefixtures("no_report")
 def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
     code, out, err = command_line("-m", "seed=0,1", "hydra.sweep.dir=sweep", *tiny_overrides, *QUIET)
     assert code == 0, err
     runs = [tmp_path / "sweep" / name for name in ("0_seed0", "1_seed1")]
-    assert all((run / "DONE").exists() and (run / "report.html").exists() for run in runs)
-    assert out.count("exact match [90 % interval]") == 2
+    assert all((run / "DONE").exists() for run in runs)
+    assert out.count("exact match") == 2
     # Started once more, a sweep that is done trains nothing.
     code, out, err = command_line("-m", "seed=0,1", "hydra.sweep.dir=sweep", *tiny_overrides, *QUIET)
     assert code == 0, err
@@ -183,5 +183,3 @@ def test_analyze_names_what_is_missing(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "nowhere" in done.stderr
-
-

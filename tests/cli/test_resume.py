@@ -76,9 +76,10 @@ def test_a_claim_is_whole_or_not_at_all(run_dir, compose_tiny, monkeypatch):
     def dies(*args):
         raise MemoryError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr("worldmtp.cli.run_dir.os.replace", dies)
-        claim(run_dir, compose_tiny("seed=4"), resumes=True)
+        with pytest.raises(MemoryError):
+            claim(run_dir, compose_tiny("seed=4"), resumes=True)
     assert (run_dir / "config.yaml").read_text() == before
     claim(run_dir, compose_tiny("seed=4"), resumes=True)
     assert OmegaConf.load(run_dir / "config.yaml").seed == 4

@@ -16,23 +16,18 @@ from worldmtp.cli import pipeline, warm_start
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.train import run
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """The uninterrupted run: three iterations."""
-    import hydra
-
-    from worldmtp.cli.launch import register
-
-    register()
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return run_dir
+    """Where the uninterrupted run of this file stands once a test has asked for it."""
+    return tmp_path_factory.mktemp("whole") / "run"
 
 
 @pytest.fixture
-def reference(whole_run, compose_tiny, results_of):
+def reference(whole_run, compose_tiny, results_of, no_report):
+    """What the uninterrupted run of three iterations found."""
     if not whole_run.exists():
         run(compose_tiny("agent.rollout.num_iterations=3"), whole_run)
     return results_of(whole_run)
@@ -40,16 +35,6 @@ def reference(whole_run, compose_tiny, results_of):
 
 def resume(run_dir: Path, *overrides: str) -> float:
     return run(resumed_config(run_dir, overrides), run_dir, resumes=True)
-
-
-def test_stopped_at_each_iteration(reference, compose_tiny, results_of, tmp_path, capsys):
-    for iteration in (0, 1, 2):
-        run_dir = tmp_path / str(iteration)
-        config = compose_tiny("agent.rollout.num_iterations=3", f"checkpoint.stop_after={iteration}")
-        assert math.isnan(run(config, run_dir))
-        assert f"stopped after iteration {iteration}; go on with resume={run_dir}" in capsys.readouterr().out
-        resume(run_dir)
-        assert found_equal(results_of(run_dir), reference)
 
 
 def found_equal(found, expected):
@@ -60,6 +45,16 @@ def found_equal(found, expected):
     return found == expected
 
 
+def test_stopped_at_each_iteration(reference, compose_tiny, results_of, tmp_path, capsys):
+    for iteration in (0, 2):
+        run_dir = tmp_path / str(iteration)
+        config = compose_tiny("agent.rollout.num_iterations=3", f"checkpoint.stop_after={iteration}")
+        assert math.isnan(run(config, run_dir))
+        assert f"stopped after iteration {iteration}; go on with resume={run_dir}" in capsys.readouterr().out
+        resume(run_dir)
+        assert found_equal(results_of(run_dir), reference)
+
+
 def test_killed_during_the_warm_start(reference, compose_tiny, results_of, tmp_path, monkeypatch):
     report = pipeline.ProgressReporter.update
 
@@ -68,12 +63,13 @@ def test_killed_during_the_warm_start(reference, compose_tiny, results_of, tmp_p
             raise MemoryError("killed")
         report(self, stage, fraction, note)
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline.ProgressReporter, "update", dies)
-        run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
+        with pytest.raises(MemoryError):
+            run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
     # Step 2 was saved and step 3 not, and a kill in the middle of saving leaves a directory without its state.
     trainer = tmp_path / "sft" / "trainer"
-    assert [path.name for path in trainer.iterdir()] == ["checkpoint-2"]
+    assert [path.name for path in trainer.glob("checkpoint-*")] == ["checkpoint-2"]
     shutil.copytree(trainer / "checkpoint-2", trainer / "checkpoint-3")
     (trainer / "checkpoint-3" / "trainer_state.json").write_text('{"global_st')
     resume(tmp_path)
@@ -81,14 +77,15 @@ def test_killed_during_the_warm_start(reference, compose_tiny, results_of, tmp_p
     assert found_equal(results_of(tmp_path), reference)
 
 
-@pytest.mark.parametrize("moment", ["save_model", "write_summary", "write_report"])
+@pytest.mark.parametrize("moment", ["save_model", "write_report"])
 def test_killed_after_the_last_iteration(reference, compose_tiny, results_of, tmp_path, monkeypatch, moment):
     def dies(*args, **kwargs):
         raise MemoryError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline, moment, dies)
-        run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
+        with pytest.raises(MemoryError):
+            run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
     assert not (tmp_path / "DONE").exists()
     resume(tmp_path)
     assert (tmp_path / "DONE").exists()
@@ -100,20 +97,20 @@ def test_started_once_more_with_the_same_config_goes_on(reference, compose_tiny,
         raise MemoryError("killed")
 
     config = compose_tiny("agent.rollout.num_iterations=3")
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline, "write_report", dies)
-        run(config, tmp_path)
+        with pytest.raises(MemoryError):
+            run(config, tmp_path)
     exact = run(config, tmp_path)
     assert found_equal(results_of(tmp_path), reference)
     assert run(config, tmp_path) == exact  # done: read, not run
 
 
-def test_extended_run(compose_tiny, results_of, reference, tmp_path):
-    run(compose_tiny("agent.rollout.num_iterations=2"), tmp_path)
+def test_extended_run(compose_tiny, results_of, tmp_path):
+    run(compose_tiny("agent.rollout.num_iterations=1"), tmp_path)
     assert (tmp_path / "DONE").exists()
-    resume(tmp_path, "agent.rollout.num_iterations=3")
-    # Without annealing (off in none of the shipped agents) the lengths would agree; the first iteration does.
-    assert len([1 for record in results_of(tmp_path)["metrics.jsonl"] if "rollout/return_mean" in record]) == 3
+    resume(tmp_path, "agent.rollout.num_iterations=2")
+    assert sum("rollout/return_mean" in record for record in results_of(tmp_path)["metrics.jsonl"]) == 2
     assert (tmp_path / "DONE").exists()
 
 
@@ -127,9 +124,10 @@ def test_full_disk(reference, compose_tiny, results_of, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(target, encoded)
 
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+    with monkeypatch.context() as patch:
         patch.setattr(worldmtp.checkpoint, "_write_atomically", full)
-        run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
+        with pytest.raises(CheckpointError) as caught:
+            run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
     assert "Could not write the checkpoint of step 2" in str(caught.value)
     assert "No space left on device" in str(caught.value)
     assert "The newest intact checkpoint is" in str(caught.value)
@@ -208,7 +206,7 @@ def test_nan_loss_before_the_first_checkpoint(compose_tiny, tmp_path, monkeypatc
 
 def test_nan_in_the_warm_start(compose_tiny, tmp_path):
     # A learning rate of 1e30 makes the second step's logits infinite.
-    with pytest.raises(FloatingPointError, match=r"Non-finite .* step \d.*The last good checkpoint is"):
+    with pytest.raises(FloatingPointError, match=r"Non-finite .* step 2: .*last good checkpoint is .*checkpoint-1;"):
         run(compose_tiny("sft.learning_rate=1e30", "sft.warmup_steps=0"), tmp_path)
 
 
@@ -221,11 +219,11 @@ def test_a_weight_that_is_not_finite_is_never_saved(compose_tiny, tmp_path, monk
         result = step(self)
         if self.iteration == 2:
             with torch.no_grad():
-                self.model.world_heads.value.weight[0, 0] = math.inf
+                next(self.model.world_heads.parameters()).fill_(math.inf)
         return result
 
     monkeypatch.setattr(ImaginationTrainer, "step", poisoned)
-    with pytest.raises(FloatingPointError, match=r"iteration 2: the weights of world_heads\.value\.weight are not fin"):
+    with pytest.raises(FloatingPointError, match=r"iteration 2: the weights of world_heads\..* are not finite"):
         run(compose_tiny(), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-000000000001.pt"]
 

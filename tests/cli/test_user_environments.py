@@ -8,6 +8,8 @@ import pytest
 from worldmtp.cli.make import import_user_modules
 from worldmtp.cli.train import run
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 OWN = """\
 import worldmtp
 

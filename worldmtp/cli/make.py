@@ -66,6 +66,11 @@ def make_env(config: EnvConfig, num_envs: int) -> TextGenVectorEnv:
         env = gymnasium.make_vec(config.id, num_envs=num_envs, autoreset_mode="disabled", **config.kwargs)
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"env.id={config.id!r} cannot be made: {error}") from error
+    except TypeError as error:
+        raise ValueError(
+            f"env.id={config.id!r} cannot be made with env.kwargs={config.kwargs}: {error}. Training needs a "
+            "TextGenVectorEnv, which worldmtp.register_task makes of any task."
+        ) from error
     if not isinstance(env.unwrapped, TextGenVectorEnv):
         raise ValueError(
             f"env.id={config.id!r} makes a {type(env.unwrapped).__name__}; training needs a TextGenVectorEnv, which "

@@ -102,6 +102,8 @@ class Pipeline:
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
         self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
         self._examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
+        self._env.problem.encode([*held_out, *self._examples])
+        self._overlap = max(prompt_overlap(self._examples, held_out), self._env.overlap())
         self._tokens_text = vocabulary(self._env)
         self._after: Judgement | None = None
         self.closing = ""
@@ -170,8 +172,7 @@ class Pipeline:
             self._writer.custom_layout(default_layout())
         config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
         self._writer.text("run/config", f"```yaml\n{config}\n```", 0)
-        overlap = max(prompt_overlap(self._examples, self._evaluator.examples), self._env.overlap())
-        self._writer.scalars({"eval/prompt_overlap": overlap}, 0)
+        self._writer.scalars({"eval/prompt_overlap": self._overlap}, 0)
         write_judgement(before, self._run_dir, "warm_start", self._writer, 0)
 
     def _trainer(self) -> ImaginationTrainer:

@@ -69,7 +69,7 @@ def policy_stats(
     ref_logprobs = rollout.logprobs
     if reference is not None:
         hidden = hidden_states(reference, rollout.input_ids, rollout.attention_mask)
-        logits = reference.get_output_embeddings()(gather_states(hidden, index[:, :-1]))
+        logits = model.final_logits(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
         log_reference = (logits / temperature).log_softmax(dim=-1)
         ref_logprobs = log_reference.gather(2, rollout.actions[..., None])[..., 0]
     world = model.world_heads(states)

@@ -100,8 +100,10 @@ class ImaginationTrainer:
                 stats = policy_stats(self.model, self.reference, rollout, self._config.temperature)
             with clock.phase("imagination"):
                 plan, metrics = self._estimator.estimate(rollout, stats)
+                metrics.setdefault("imagination/imagined_tokens", 0.0)
                 if self.imagines:
                     metrics |= self._root_agreement(rollout)
+                    metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
             with clock.phase("update"):
                 remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
                 metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)

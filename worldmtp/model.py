@@ -217,9 +217,9 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """Logits of a latent of any depth, through the trunk's LM head; with ``detach_lm_head`` it gets no gradient."""
         lm_head = self.get_output_embeddings()
         if not detach_lm_head:
-            return self._final_logits(lm_head(latent))
+            return self.final_logits(lm_head(latent))
         bias = None if lm_head.bias is None else lm_head.bias.detach()
-        return self._final_logits(functional.linear(latent, lm_head.weight.detach(), bias))
+        return self.final_logits(functional.linear(latent, lm_head.weight.detach(), bias))
 
     def depth_losses(self, latents: Sequence[Float[Tensor, "batch time hidden"]], targets: DepthTargets) -> DepthLosses:
         """Cross-entropy of every depth, one depth's logits in memory at a time."""
@@ -229,7 +229,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             targets,
             lm_head.weight,
             lm_head.bias,
-            transform=self._final_logits,
+            transform=self.final_logits,
             detach_lm_head=self.config.detach_lm_head,
         )
 
@@ -316,8 +316,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             document_ids=document_ids,
         )
 
-    def _final_logits(self, logits: Tensor) -> Tensor:
-        """What some trunks do to logits after the LM head: Cohere and Granite scale, Gemma caps."""
+    def final_logits(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """What some trunks do to the LM head's logits: Cohere and Granite scale, Gemma caps."""
         config = self.trunk.config.get_text_config()
         scale = getattr(config, "logit_scale", None)
         divisor = getattr(config, "logits_scaling", None)

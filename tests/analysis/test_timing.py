@@ -6,7 +6,7 @@ from worldmtp.analysis.timing import time_breakdown
 
 
 def test_shares_are_means_over_iterations() -> None:
-    # Two iterations of 2 s and 4 s, mean 3 s; update 1 s and 2 s, mean 1.5 s, half. The evaluation's record has no total.
+    # Two iterations of 2 s and 4 s, mean 3 s; update 1 s and 2 s, mean 1.5 s, half. An evaluation has no total.
     records = [
         {"step": 1, "time/total_seconds": 2.0, "time/update_seconds": 1.0, "time/env_seconds": 0.0},
         {"step": 1, "time/eval_seconds": 9.0},

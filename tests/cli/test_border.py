@@ -116,7 +116,7 @@ def test_task_without_answers(refused, monkeypatch, tmp_path):
         # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
         ("+env.kwargs.max_prompt=5", r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt"),
         ("+env.kwargs.max_new=5", r"tokens and EOS, but max_new=5; raise max_new"),
-        ("+env.kwargs.tokenizer={kind: char, alphabet: abc=}", r"'[d-j]'"),
+        ("+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}", r"'[d-j]'"),
     ],
 )
 def test_prompts_that_the_environment_cannot_hold(refused, override, message):

@@ -18,6 +18,9 @@ from worldmtp.cli.train import run
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
+COLD = ("sft.num_steps=0",)
+"""Without a warm start, where it is not what is tested."""
+
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
@@ -164,7 +167,7 @@ def test_corrupt_checkpoint(reference, compose_tiny, results_of, tmp_path):
 
 
 def test_missing_checkpoints(compose_tiny, tmp_path):
-    run(compose_tiny("agent.rollout.num_iterations=3", "checkpoint.stop_after=2"), tmp_path)
+    run(compose_tiny(*COLD, "agent.rollout.num_iterations=3", "checkpoint.stop_after=2"), tmp_path)
     log = (tmp_path / "metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match=r"has logged 2 iterations and .*checkpoints holds no checkpoint"):
@@ -190,7 +193,7 @@ def test_nan_loss_names_iteration_term_and_checkpoint(compose_tiny, tmp_path, mo
 
     monkeypatch.setattr(worldmtp.agents.ppo, "policy_loss_per_token", broken)
     with pytest.raises(FloatingPointError) as caught:
-        run(compose_tiny(), tmp_path)
+        run(compose_tiny(*COLD), tmp_path)
     checkpoint = tmp_path / "checkpoints" / "checkpoint-000000000001.pt"
     assert "iteration 1: losses/policy is nan; the update was not applied." in str(caught.value)
     assert f"The last good checkpoint is {checkpoint}." in str(caught.value)
@@ -201,7 +204,7 @@ def test_nan_loss_before_the_first_checkpoint(compose_tiny, tmp_path, monkeypatc
     loss = worldmtp.agents.ppo.policy_loss_per_token
     monkeypatch.setattr(worldmtp.agents.ppo, "policy_loss_per_token", lambda *args: loss(*args) * math.nan)
     with pytest.raises(FloatingPointError, match=r"iteration 0: .*There is no checkpoint yet; start a new run"):
-        run(compose_tiny(), tmp_path)
+        run(compose_tiny(*COLD), tmp_path)
 
 
 def test_nan_in_the_warm_start(compose_tiny, tmp_path):
@@ -224,7 +227,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(compose_tiny, tmp_path, monk
 
     monkeypatch.setattr(ImaginationTrainer, "step", poisoned)
     with pytest.raises(FloatingPointError, match=r"iteration 2: the weights of world_heads\..* are not finite"):
-        run(compose_tiny(), tmp_path)
+        run(compose_tiny(*COLD), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-000000000001.pt"]
 
 
@@ -234,19 +237,19 @@ def test_interrupted_by_the_keyboard(compose_tiny, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(pipeline, "reinforce", interrupted)
     with pytest.raises(SystemExit) as caught:
-        run(compose_tiny(), tmp_path)
+        run(compose_tiny(*COLD), tmp_path)
     assert caught.value.code == 130
     assert f"go on with resume={tmp_path}" in capsys.readouterr().err
 
 
 def test_run_without_iterations_logs_its_end_once(compose_tiny, tmp_path):
-    run(compose_tiny("agent.rollout.num_iterations=0"), tmp_path)
+    run(compose_tiny(*COLD, "agent.rollout.num_iterations=0"), tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum("eval/exact" in record for record in records) == 2  # the warm start's and the end's
 
 
 def test_wall_clock_goes_on_over_a_resumption(compose_tiny, tmp_path):
-    run(compose_tiny("checkpoint.stop_after=1"), tmp_path)
+    run(compose_tiny(*COLD, "checkpoint.stop_after=1"), tmp_path)
     log = tmp_path / "metrics.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()]
     log.write_text("".join(json.dumps(record | {"time_seconds": 1000.0}) + "\n" for record in records))

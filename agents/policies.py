@@ -36,8 +36,14 @@ class ActingPolicy(Protocol):
 
 
 def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generator: torch.Generator | None) -> ActedStep:
-    """Draw from softmax(logits / temperature), or take the most likely token where there is no generator."""
+    """Draw from softmax(logits / temperature), or take the most likely token where there is no generator.
+
+    Raises:
+        FloatingPointError: a row's logits are NaN or all infinite.
+    """
     log_policy = (logits / temperature).log_softmax(dim=-1)
+    if bool(torch.isnan(log_policy).any()):
+        raise FloatingPointError("the policy's logits are not finite while acting; its weights have overflowed.")
     actions = draw(log_policy, generator)
     return ActedStep(
         actions=actions,

@@ -120,6 +120,12 @@ class ImaginationTrainer:
         options = {"split": "train", "group_size": self._config.group_size}
         policy = TrunkPolicy(self.model, self._config.temperature)
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+        returns, (low, high) = episode_returns(rollout), self.model.config.value_range
+        if float(returns.min()) < low or float(returns.max()) > high:
+            raise ValueError(
+                f"an episode's return of {float(returns.min())} .. {float(returns.max())} lies outside the model's "
+                f"value_range ({low}, {high}), so its value bins cannot hold it; scale the task's score."
+            )
         return rollout.to(self.model.device)
 
     @torch.no_grad()

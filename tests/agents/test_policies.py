@@ -126,3 +126,8 @@ def test_a_temperature_of_zero_is_refused(tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"temperature=0.0 must be positive; for greedy acting pass no generator"):
         TrunkPolicy(tiny_model(), 0.0)
     assert isinstance(LatentPolicy(), ActingPolicy)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(FloatingPointError, match="logits are not finite while acting"):
+        sample_step(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 1.0, torch.Generator())

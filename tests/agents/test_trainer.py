@@ -200,3 +200,11 @@ def test_a_horizon_beyond_the_heads_is_refused_at_the_start(text_env: MakeEnv, t
         ImaginationTrainer(
             tiny_model(), text_env(16), ROLLOUT, PPOConfig(), WORLD, ImaginationConfig(horizon=3), seed=0
         )
+
+
+def test_returns_outside_the_value_range_are_refused(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    trainer = make_trainer(text_env, model, "off")
+    model.config.value_range = (0.5, 1.0)
+    with pytest.raises(ValueError, match=r"return of 0.0 .. [01].0 lies outside the model's value_range \(0.5, 1.0\)"):
+        trainer.step()

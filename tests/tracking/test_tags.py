@@ -1,13 +1,9 @@
 """The table of tags, and the document made from it."""
 
-from pathlib import Path
-
 import pytest
 
 from worldmtp.tracking.tag_docs import metrics_markdown
 from worldmtp.tracking.tags import TAGS, TagRow, TagTable
-
-REPOSITORY = Path(__file__).parents[2]
 
 DOCUMENTED = """
 rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction rollout/entropy losses/policy
@@ -70,10 +66,8 @@ def test_rows_are_unique_and_complete():
     assert all(row.estimator and row.unit for row in TAGS.rows)
 
 
-def test_the_document_is_made_from_the_table():
-    document = REPOSITORY / "docs" / "metrics.md"
-    if not (REPOSITORY / "pyproject.toml").exists():
-        pytest.skip("docs are part of the source tree, not of the wheel")
+def test_the_document_is_made_from_the_table(project_root):
+    document = project_root / "docs" / "metrics.md"
     assert document.read_text(encoding="utf-8") == metrics_markdown(), "remake it as worldmtp/tracking/tag_docs.py says"
 
 

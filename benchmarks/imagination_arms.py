@@ -47,6 +47,14 @@ class Outcome:
     slope: float | None
     seconds: float
     overlap: float
+    rungs: tuple[float, ...]
+    """r2 of each rung of the critic ladder on fresh batches, mean over the second half of the run."""
+    action_shuffle_ratio: float | None
+    accept: tuple[float, ...]
+    """Acceptance of depths 2 .. K on held-out answers, after training."""
+    imagined: float
+    realized: float
+    correlation: float | None
 
 
 def train(run_dir: Path, overrides: tuple[str, ...], extra: tuple[str, ...]) -> None:
@@ -66,11 +74,13 @@ def outcome(run_dir: Path) -> Outcome:
     records = read_records(run_dir / "metrics.jsonl")
     judged = [record for record in records if "eval/exact_lo90" in record]
     steps = [record for record in records if "time/total_seconds" in record]
-    last = steps[-LAST_ITERATIONS:]
 
-    def mean(tag: str) -> float | None:
-        values = [record[tag] for record in last if record.get(tag) is not None]
+    def mean(tag: str, num_last: int = LAST_ITERATIONS) -> float | None:
+        values = [record[tag] for record in steps[-num_last:] if record.get(tag) is not None]
         return float(np.mean(values)) if values else None
+
+    rungs = [mean(f"imagination/rung_{rung}/r2", len(steps) // 2) for rung in range(3)]
+    depths = sorted(tag for tag in judged[-1] if re.fullmatch(r"world_model/depth_[2-9]/accept", tag))
 
     return Outcome(
         exact_before=judged[0]["eval/exact"],
@@ -81,6 +91,12 @@ def outcome(run_dir: Path) -> Outcome:
         slope=mean("imagination/slope"),
         seconds=sum(record["time/total_seconds"] for record in steps),
         overlap=next(record["eval/prompt_overlap"] for record in records if "eval/prompt_overlap" in record),
+        rungs=tuple(r2 for r2 in rungs if r2 is not None),
+        action_shuffle_ratio=mean("world_model/action_shuffle_loss_ratio", len(steps)),
+        accept=tuple(judged[-1][tag] for tag in depths),
+        imagined=judged[-1]["eval/return_imagined"],
+        realized=judged[-1]["eval/return_realized"],
+        correlation=judged[-1].get("eval/return_corr"),
     )
 
 
@@ -110,6 +126,7 @@ def main() -> None:
         )
     outcomes = {job: outcome(run_dir) for job, run_dir in runs.items()}
     print(table(outcomes, arguments.seeds))
+    print(f"\n{world_model_table(outcomes, arguments.seeds)}")
     print(f"\n{time.monotonic() - start:.0f} s, prompt overlap {max(o.overlap for o in outcomes.values())}")
     (out / "outcomes.json").write_text(
         json.dumps([{"arm": arm, "seed": seed, **vars(value)} for (arm, seed), value in outcomes.items()], indent=2)
@@ -134,6 +151,21 @@ def table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
             f"| {arm} | {_each([o.sampled for o in row])} | {sampled} | {_each([o.exact for o in row])} | {greedy} | "
             f"{skill} | {seconds:.0f} |"
         )
+    return "\n".join(lines)
+
+
+def world_model_table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
+    """What each arm's world model knows, one row an arm and seed."""
+    header = "| arm | seed | r2 of rungs 0 1 2 | action-shuffle ratio | accept d2 d3 d4 | imagined / realized (r) |"
+    lines = [header, "|---|---|---|---|---|---|"]
+    for arm in ARMS:
+        for seed in seeds:
+            row = outcomes[arm, seed]
+            correlation = "" if row.correlation is None else f" ({row.correlation:.2f})"
+            lines.append(
+                f"| {arm} | {seed} | {_each(list(row.rungs))} | {_mean([row.action_shuffle_ratio])} | "
+                f"{_each(list(row.accept))} | {row.imagined:.2f} / {row.realized:.2f}{correlation} |"
+            )
     return "\n".join(lines)
 
 

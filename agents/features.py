@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmtp.agents.counterfactual import LiveTokens
 from worldmtp.agents.forward import state_index
 from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.dynamics.rollout import as_sampled, check_action_conditional
 from worldmtp.trajectory import Rollout
 
 NUM_SURPRISALS = 6
@@ -64,7 +64,12 @@ def surprisal_features(
 def imagined_features(
     world_model: WorldModel[Any], rollout: Rollout, live: LiveTokens, horizon: int, chunk_states: int
 ) -> ImaginedFeatures:
-    """Step by each live token, then greedily on to ``horizon``; what is read at every imagined state."""
+    """Step by each live token, then greedily on to ``horizon``; what is read at every imagined state.
+
+    Raises:
+        TypeError: the world model is blind to actions.
+    """
+    check_action_conditional(world_model)
     rows, steps, _ = torch.nonzero(live.mask, as_tuple=True)
     positions = state_index(rollout)[rows, steps]
     candidates = live.ids[live.mask]

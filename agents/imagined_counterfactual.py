@@ -20,14 +20,19 @@ from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_read
 from worldmtp.agents.forward import PolicyStats, episode_returns
 from worldmtp.agents.regression import RunningSlope, correlation, explained_share
 from worldmtp.dynamics.protocol import WorldModel
-from worldmtp.dynamics.rollout import check_horizon
+from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
 from worldmtp.trajectory import Rollout
 
 _CRITIC_BATCH = 4096
 
 
 class CounterfactualAdvantages:
-    """An ``AdvantageEstimator`` that asks what the untaken tokens were worth."""
+    """An ``AdvantageEstimator`` that asks what the untaken tokens were worth.
+
+    Raises:
+        TypeError: the world model, where a rung reads it, is blind to actions.
+        ValueError: the horizon is beyond it.
+    """
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class CounterfactualAdvantages:
         device: torch.device | str = "cpu",
     ) -> None:
         if config.max_rung > 0:
+            check_action_conditional(world_model)
             check_horizon(world_model, config.horizon)
         self._world_model = world_model
         self._range = return_range

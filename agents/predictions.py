@@ -52,7 +52,7 @@ def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float = 1.
 def _read_depth(
     model: MTPModel, latent: Tensor, rollout: Rollout, depth: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    log_policy = (model.logits_of(latent) / temperature).log_softmax(dim=-1)
+    log_policy = (model.logits_of(latent, depth) / temperature).log_softmax(dim=-1)
     realized = rollout.input_ids[:, depth:]
     said = log_policy[:, :-depth]
     top1_probs, top1_ids = said.exp().max(dim=-1)
@@ -86,21 +86,19 @@ class RootImaginations:
 
 @torch.no_grad()
 def root_imaginations(
-    world_model: WorldModel[Any],
+    world_model: WorldModel[Any] | None,
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
     ppo: PPOConfig,
     generator: torch.Generator,
 ) -> RootImaginations:
-    """Imagine from every state of a rollout: the mean of ``num_rollouts`` expansions T_horizon, and greedily once."""
+    """Imagine from every state of a rollout: the mean of ``num_rollouts`` expansions T_horizon, and greedily once.
+
+    Without a world model only what was realized is known.
+    """
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
     at = (rows, state_index(rollout)[rows, steps])
-    root = world_model.encode(rollout.input_ids, rollout.attention_mask, *at)
-    branches = root.select(torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts))
-    rolled = world_model.imagine(branches, horizon, as_sampled, generator)
-    expanded = value_expansion(rolled.rewards, ppo.gamma * rolled.continuations, rolled.values)[:, -1]
-    likeliest = world_model.imagine(root, horizon, as_sampled, None)
     zeros = torch.zeros_like(rollout.rewards)
     to_go = lambda_returns(rollout.rewards, discounts_of(rollout, ppo), zeros, lambdas_of(rollout, 1.0))
 
@@ -110,9 +108,19 @@ def root_imaginations(
         whole[at] = values
         return whole
 
+    realized = placed(to_go[rows, steps], float("nan"))
+    if world_model is None:
+        unknown = torch.full_like(realized, float("nan"))
+        tokens = rollout.input_ids.new_zeros((*rollout.input_ids.shape, horizon))
+        return RootImaginations(unknown, realized, tokens, torch.full_like(tokens, float("nan"), dtype=unknown.dtype))
+    root = world_model.encode(rollout.input_ids, rollout.attention_mask, *at)
+    branches = root.select(torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts))
+    rolled = world_model.imagine(branches, horizon, as_sampled, generator)
+    expanded = value_expansion(rolled.rewards, ppo.gamma * rolled.continuations, rolled.values)[:, -1]
+    likeliest = world_model.imagine(root, horizon, as_sampled, None)
     return RootImaginations(
         imagined=placed(expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype), float("nan")),
-        realized=placed(to_go[rows, steps], float("nan")),
+        realized=realized,
         tokens=placed(likeliest.actions, 0),
         token_probs=placed(likeliest.logprobs.exp(), float("nan")),
     )

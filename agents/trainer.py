@@ -66,8 +66,10 @@ class ImaginationTrainer:
         }
         self.agent = PPOAgent(model, ppo, rollout.temperature)
         self._learner = WorldModelLearner(model, world_model, ppo)
-        self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
+        # Without imagination there need be none: these heads may not have the back-end of the config.
+        self._world_model: WorldModel[Any] | None = None
         if self.imagines:
+            self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
             check_horizon(self._world_model, imagination.horizon)
         self._estimator = make_estimator(model, self._world_model, imagination, ppo, self._generators["imagination"])
         self.clock = PhaseClock()
@@ -131,6 +133,7 @@ class ImaginationTrainer:
     @torch.no_grad()
     def _root_agreement(self, rollout: Rollout) -> dict[str, float]:
         """What the world model imagines at the first state of each episode, beside what the episode brought."""
+        assert self._world_model is not None  # who imagines has one
         imagined = imagined_root_returns(
             self._world_model, rollout, self._imagination.horizon, self._ppo.gamma, self._generators["imagination"]
         )
@@ -198,18 +201,19 @@ class ImaginationTrainer:
 
 def make_estimator(
     model: MTPModel,
-    world_model: WorldModel[Any],
+    world_model: WorldModel[Any] | None,
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
 ) -> AdvantageEstimator:
-    """The advantage estimator that ``imagination.use`` names."""
+    """The advantage estimator that ``imagination.use`` names; plain ones need no world model."""
+    if imagination.use == "off":
+        return PlainAdvantages(ppo)
+    assert world_model is not None
     if imagination.use == "counterfactual":
         low, high = model.config.value_range
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it
         device = model.device
         return CounterfactualAdvantages(world_model, hidden_size, (low, high), imagination, ppo, generator, device)
-    if imagination.use == "baseline":
-        return ExpansionAdvantages(world_model, imagination, ppo, generator)
-    return PlainAdvantages(ppo)
+    return ExpansionAdvantages(world_model, imagination, ppo, generator)

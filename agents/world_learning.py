@@ -157,8 +157,8 @@ class WorldModelLearner:
     def _latents(self, rollout: Rollout, actions_from: Int[Tensor, "batch length"]) -> list[Tensor]:
         """Latents of depths 1..K; the heads read their tokens from ``actions_from``, the trunk reads the real text."""
         with torch.no_grad():
-            trunk_hidden = self._model.latents(rollout.input_ids, rollout.attention_mask, depths=1)[0]
-        return self._model.latents(actions_from, rollout.attention_mask, trunk_hidden=trunk_hidden)
+            features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+        return self._model.latents(actions_from, rollout.attention_mask, features=features)
 
     def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
         """Cross-entropy of the policy's own tokens at depths 2..K."""
@@ -166,7 +166,7 @@ class WorldModelLearner:
         losses = []
         for depth in range(2, len(latents) + 1):
             mask = aims.mask[..., depth - 1]
-            logits = self._model.logits_of(latents[depth - 1][mask])
+            logits = self._model.logits_of(latents[depth - 1][mask], depth)
             ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
             losses.append(ce / mask.sum().clamp(min=1))
         return losses

@@ -10,6 +10,7 @@ from worldmtp.envs.registry import register_builtin, register_env
 
 _COPY = "worldmtp.envs.tasks.copy:Copy"
 _REVERSE = "worldmtp.envs.tasks.copy:Reverse"
+_PATH_STAR = "worldmtp.envs.tasks.path_star:PathStar"
 _RANDOM_DIGITS = "worldmtp.envs.tasks.random_digits:RandomDigits"
 _REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym:ReasoningGymTask"
 
@@ -22,6 +23,15 @@ BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Copy": (_COPY, {"tokenizer": _alphabet("abcdefghij="), "max_prompt": 9, "max_new": 9}),
     "Reverse": (_REVERSE, {"tokenizer": _alphabet("abcdefghij="), "max_prompt": 9, "max_new": 9}),
     "RandomDigits": (_RANDOM_DIGITS, {"tokenizer": _alphabet("0123456789="), "max_prompt": 5, "max_new": 9}),
+    "PathStar": (
+        _PATH_STAR,
+        {
+            "task_kwargs": {"degree": 2, "length": 5, "num_names": 9},
+            "tokenizer": _alphabet("abcdefghi="),
+            "max_prompt": 19,
+            "max_new": 5,
+        },
+    ),
     "SpellBackward": (
         _REASONING_GYM,
         {

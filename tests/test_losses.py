@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worldmtp.losses import DepthLosses, combine_depth_losses, depth_cross_entropy, depth_losses_from_latents
+from worldmtp.losses import DepthLosses, combination_weights, combine_depth_losses, depth_cross_entropy
 from worldmtp.targets import DepthTargets, depth_targets
 
 TIGHT = {"rtol": 0.0, "atol": 1e-12}
@@ -59,80 +59,16 @@ def test_sums_equal_a_loop_over_positions(problem):
     # Rows of 7 and 5 tokens with prompts of 2: 5 + 3 answer tokens, all within reach of depths 1 and 2; at depth 3 the
     # first of each row would be predicted from before the row.
     whole = depth_cross_entropy([latent @ weight.T + bias for latent in latents], targets.targets, targets.mask)
-    lean = depth_losses_from_latents(latents, targets, weight, bias)
-    for losses in (whole, lean):
-        assert losses.counts.tolist() == [8, 8, 6]
-        torch.testing.assert_close(losses.sums, expected, **TIGHT)
+    assert whole.counts.tolist() == [8, 8, 6]
+    torch.testing.assert_close(whole.sums, expected, **TIGHT)
 
 
-def test_gradients_of_the_lean_loss_equal_the_loops(problem):
-    latents, _, weight, bias = problem
-    inputs = [*latents, weight, bias]
-    coefficients = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
-    expected = torch.autograd.grad((by_loop(*problem) * coefficients).sum(), inputs)
-    actual = torch.autograd.grad((depth_losses_from_latents(*problem).sums * coefficients).sum(), inputs)
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, **TIGHT)
-
-
-def test_a_detached_lm_head_learns_from_depth_one_only(problem):
-    latents, targets, weight, bias = problem
-    losses = depth_losses_from_latents(latents, targets, weight, bias, detach_lm_head=True)
-    deep = torch.autograd.grad(losses.sums[1:].sum(), [weight, bias, *latents], retain_graph=True)
-    assert [bool(gradient.any()) for gradient in deep] == [False, False, False, True, True]
-    shallow = torch.autograd.grad(losses.sums[0], [weight, bias])
-    assert [bool(gradient.any()) for gradient in shallow] == [True, True]
-
-
-def test_the_transform_is_applied_to_the_logits(problem):
-    latents, targets, weight, bias = problem
-    capped = depth_losses_from_latents(latents, targets, weight, bias, transform=lambda logits: torch.tanh(logits))
-    expected = depth_cross_entropy(
-        [torch.tanh(latent @ weight.T + bias) for latent in latents], targets.targets, targets.mask
-    )
-    torch.testing.assert_close(capped.sums, expected.sums, **TIGHT)
-
-
-def test_no_depths_logits_are_kept_for_the_backward_pass(problem):
-    latents, targets, weight, bias = problem
-
-    def logits_kept(make_losses):
-        kept = []
-        num_valid = targets.mask.sum(dim=(0, 1)).tolist()
-
-        def pack(tensor):
-            if tensor.ndim >= 2 and tensor.shape[-1] == 13 and tensor.shape[:-1].numel() in (*num_valid, 14):
-                kept.append(tuple(tensor.shape))
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            make_losses()
-        return len(kept)
-
-    whole = logits_kept(
-        lambda: depth_cross_entropy([latent @ weight.T + bias for latent in latents], targets.targets, targets.mask)
-    )
-    assert whole >= 3
-    assert logits_kept(lambda: depth_losses_from_latents(*problem)) == 0
-
-
-def test_only_valid_positions_are_unembedded(problem):
-    latents, targets, weight, bias = problem
-    seen = []
-    depth_losses_from_latents(latents, targets, weight, bias, transform=lambda x: (seen.append(tuple(x.shape)), x)[1])
-    assert seen == [(8, 13), (8, 13), (6, 13)]
-
-
-@pytest.mark.parametrize("lean", [False, True])
-def test_no_valid_target_is_a_loss_of_zero_with_gradients_of_zero(problem, lean):
+def test_no_valid_target_is_a_loss_of_zero_with_gradients_of_zero(problem):
     latents, targets, weight, bias = problem
     mask = targets.mask.clone()
     mask[:, :, 2] = False
     some = DepthTargets(targets.targets, mask)
-    if lean:
-        losses = depth_losses_from_latents(latents, some, weight, bias)
-    else:
-        losses = depth_cross_entropy([latent @ weight.T + bias for latent in latents], some.targets, some.mask)
+    losses = depth_cross_entropy([latent @ weight.T + bias for latent in latents], some.targets, some.mask)
     assert losses.counts.tolist() == [8, 8, 0]
     assert losses.means[2] == 0.0
     total = combine_depth_losses(losses, 0.3)
@@ -167,14 +103,22 @@ def test_no_items_at_all_is_zero_not_nan():
 
 def test_micro_batches_with_the_number_of_items_sum_to_the_whole(problem):
     latents, targets, weight, bias = problem
-    whole = depth_losses_from_latents(latents, targets, weight, bias)
-    total = combine_depth_losses(whole, 0.3)
+    logits = [latent @ weight.T + bias for latent in latents]
+    whole = depth_cross_entropy(logits, targets.targets, targets.mask)
     parts = []
     for n in range(2):
         row = DepthTargets(targets.targets[n : n + 1], targets.mask[n : n + 1])
-        losses = depth_losses_from_latents([latent[n : n + 1] for latent in latents], row, weight, bias)
+        losses = depth_cross_entropy([each[n : n + 1] for each in logits], row.targets, row.mask)
         parts.append(combine_depth_losses(losses, 0.3, num_items=whole.counts))
-    torch.testing.assert_close(parts[0] + parts[1], total, **TIGHT)
+    torch.testing.assert_close(parts[0] + parts[1], combine_depth_losses(whole, 0.3), **TIGHT)
+
+
+def test_weights_of_the_sums_by_hand():
+    counts = torch.tensor([4, 2, 0])
+    # Depth 1 counts one over its targets; the others share 0.3 in halves; a depth without targets divides by one.
+    assert combination_weights(counts, 0.3).tolist() == pytest.approx([0.25, 0.15 / 2, 0.15])
+    assert combination_weights(counts, 0.3, num_items=10).tolist() == pytest.approx([0.1, 0.015, 0.015])
+    assert combination_weights(counts[:1], 5.0).tolist() == [0.25]
 
 
 def test_half_precision_logits_are_summed_in_single_precision():
@@ -188,9 +132,7 @@ def test_half_precision_logits_are_summed_in_single_precision():
 
 
 def test_depths_that_do_not_match_the_targets_are_refused(problem):
-    latents, targets, weight, bias = problem
+    latents, targets, weight, _ = problem
     message = "2 depths were given for targets of 3 depths; they must agree"
-    with pytest.raises(ValueError, match=message):
-        depth_losses_from_latents(latents[:2], targets, weight, bias)
     with pytest.raises(ValueError, match=message):
         depth_cross_entropy([latent @ weight.T for latent in latents[:2]], targets.targets, targets.mask)

@@ -97,7 +97,7 @@ def test_targets_beyond_the_row_are_zero():
 
 
 def test_no_depth_is_refused():
-    with pytest.raises(ValueError, match="num_depths=0 must be at least 1"):
+    with pytest.raises(ValueError, match="depths=0 must be at least 1"):
         depth_targets(torch.tensor([[5]]), torch.tensor([[True]]), 0)
 
 

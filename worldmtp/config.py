@@ -10,25 +10,43 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from worldmtp.heads.registry import check_head
+from worldmtp.heads.registry import check_head, head_class
 
 CONCAT_ORDERS = ("embedding_first", "hidden_first")
-HIDDEN_STAGES = ("post_norm",)
+HIDDEN_STAGES = ("post_norm", "pre_norm")
 HEAD_BLOCKS = ("auto", "trunk", "llama")
+OUTPUT_NORMS = ("own", "shared", "none")
+UNEMBEDDINGS = ("own", "shared")
+HEAD_INITS = ("family", "random", "copy_trunk")
 
 
 class MTPConfig(PreTrainedConfig):
     """Heads for depths 1 .. ``depth`` on a causal LM. Depth k predicts token t+k; depth 1 is the trunk's own LM head.
 
+    Fields that default to None follow the family: its paper's choice is written into the config when heads are made,
+    so that a saved one says all.
+
     Attributes:
         head: family of the heads; see ``worldmtp.heads.available_heads()``.
         depth: K. A paper's D additional modules are K = D + 1; DeepSeek-V3 has D = 1.
         share_depths: one set of weights for all depths 2 .. K, applied recursively (FastMTP, arXiv 2509.18362).
+        stride: depth k predicts token t + 1 + stride (k - 1); more than 1 for parallel heads only (L-MTP, arXiv
+            2505.17505).
         concat_order: which half of the head's input comes first. The released DeepSeek-V3 weights put the embedding
             first, whatever eq. 21 of the paper writes; MiMo-7B puts the hidden state first.
-        hidden_stage: which hidden state is read and recycled; ``"post_norm"`` is the one the LM head reads.
+        hidden_stage: which hidden state of the trunk is read: ``"post_norm"`` is the one the LM head reads,
+            ``"pre_norm"`` the one before the final norm. The wrong one costs acceptance in released models.
+        recycle_stage: which one a depth hands to the next, of its own output norm.
+        output_norm: the norm before the unembedding: each depth's ``"own"``, the trunk's final one (``"shared"``), or
+            ``"none"``.
+        unembedding: each depth's ``"own"``, or the trunk's LM head (``"shared"``).
+        feature_layers: trunk layers whose outputs are read, for families that read any; -1 is the last.
         head_block: class of the heads' decoder layer: the trunk's own, a Llama layer of the trunk's width and head
             count, or ``"auto"``, which takes the trunk's where it can serve and is replaced by what it chose.
+        head_width: inner width of the families made of MLPs.
+        head_layers: their number of residual layers a depth.
+        head_init: ``"family"`` is the paper's (zero residual branches, copies of the LM head), ``"random"`` draws all
+            weights, ``"copy_trunk"`` also copies the trunk's last layer into the heads' decoder layers.
         detach_trunk: the losses of depths 2 .. K do not reach the trunk's hidden states.
         detach_embedding: nor the input embedding.
         detach_lm_head: nor the LM head.
@@ -52,10 +70,18 @@ class MTPConfig(PreTrainedConfig):
 
     head: str = "sequential"
     depth: int = 2
-    share_depths: bool = False
+    share_depths: bool | None = None
+    stride: int = 1
     concat_order: str = "embedding_first"
     hidden_stage: str = "post_norm"
+    recycle_stage: str | None = None
+    output_norm: str | None = None
+    unembedding: str | None = None
+    feature_layers: tuple[int, ...] | None = None
     head_block: str = "auto"
+    head_width: int | None = None
+    head_layers: int | None = None
+    head_init: str = "family"
     detach_trunk: bool = False
     detach_embedding: bool = False
     detach_lm_head: bool = False
@@ -82,7 +108,15 @@ class MTPConfig(PreTrainedConfig):
         check_head(self.head)
         _check_choice("concat_order", self.concat_order, CONCAT_ORDERS)
         _check_choice("hidden_stage", self.hidden_stage, HIDDEN_STAGES)
+        _check_choice("recycle_stage", self.recycle_stage, HIDDEN_STAGES)
+        _check_choice("output_norm", self.output_norm, OUTPUT_NORMS)
+        _check_choice("unembedding", self.unembedding, UNEMBEDDINGS)
         _check_choice("head_block", self.head_block, HEAD_BLOCKS)
+        _check_choice("head_init", self.head_init, HEAD_INITS)
+        if self.feature_layers is not None:
+            self.feature_layers = tuple(self.feature_layers)
+        for name in ("stride", "head_width", "head_layers"):
+            _check_count(name, getattr(self, name))
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise ValueError(f"depth={self.depth!r} must be an integer of at least 1; depth=1 is the trunk alone.")
         if not self.mtp_loss_coef >= 0:
@@ -114,19 +148,46 @@ class MTPConfig(PreTrainedConfig):
             return self
         return self.trunk_config.get_text_config(decoder=decoder, encoder=encoder)
 
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """How many tokens ahead each depth 1 .. K predicts."""
+        return tuple(1 + self.stride * (depth - 1) for depth in range(1, self.depth + 1))
+
     def for_trunk(self, trunk_config: PreTrainedConfig, head_block: str) -> "MTPConfig":
-        """A copy that describes these heads on that trunk."""
+        """A copy that describes these heads on that trunk: sizes filled in, and what follows the family."""
         bound = copy.deepcopy(self)
+        text_config = trunk_config.get_text_config()
         bound.trunk_config = trunk_config
-        bound.vocab_size = trunk_config.get_text_config().vocab_size
-        bound.hidden_size = trunk_config.get_text_config().hidden_size
+        bound.vocab_size = text_config.vocab_size
+        bound.hidden_size = text_config.hidden_size
         bound.head_block = head_block
+        for name, value in vars(head_class(self.head).defaults(text_config)).items():
+            if getattr(bound, name) is None:
+                setattr(bound, name, value)
+        assert bound.feature_layers is not None
+        bound.feature_layers = _resolve_layers(bound.feature_layers, text_config.num_hidden_layers)
         return bound
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose from {list(choices)}.")
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+
+
+def _resolve_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Indices counted from the first layer."""
+    for index in layers:
+        if not -num_layers <= index < num_layers:
+            raise ValueError(
+                f"feature_layers={list(layers)} names layer {index}, and the trunk has {num_layers}; "
+                f"choose from {-num_layers} .. {num_layers - 1}."
+            )
+    return tuple(index % num_layers for index in layers)
 
 
 def _check_range(name: str, value: Sequence[float]) -> tuple[float, float]:

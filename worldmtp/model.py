@@ -12,7 +12,8 @@ Left out: heads over a cached trunk pass (the decoding session and the world mod
 themselves), and encoder-decoder trunks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,20 +26,25 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from worldmtp.config import MTPConfig
-from worldmtp.heads.base import ActionConditionalHead
+from worldmtp.fused_losses import LossTerms, summed_depth_losses
 from worldmtp.heads.block import resolve_head_block
+from worldmtp.heads.chain import head_latents
+from worldmtp.heads.features import Recording, TrunkFeatures, record_features
 from worldmtp.heads.masks import additive_mask, causal_mask
 from worldmtp.heads.registry import make_head
-from worldmtp.losses import DepthLosses, combine_depth_losses, depth_cross_entropy, depth_losses_from_latents
+from worldmtp.heads.zero import ZeroLinear
+from worldmtp.losses import combination_weights, combine_depth_losses, depth_cross_entropy
 from worldmtp.targets import (
     DepthTargets,
     depth_targets,
     document_ids_from_position_ids,
     position_ids_from_attention_mask,
 )
-from worldmtp.world_heads import WorldHeads, ZeroLinear
+from worldmtp.world_heads import WorldHeads
 
 IGNORE_INDEX = -100
+CHUNK_SIZE = 1024
+"""Positions unembedded at a time where logits are not asked for."""
 
 
 @dataclass
@@ -65,7 +71,6 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
         if config.trunk_config is None:
             raise ValueError("MTPConfig has no trunk_config; use MTPModel.from_trunk(trunk, config).")
         if trunk is None:
@@ -73,7 +78,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         else:
             for module in trunk.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]  # a flag of Hugging Face's
-        config.head_block = resolve_head_block(config.head_block, trunk)
+        config = config.for_trunk(config.trunk_config, resolve_head_block(config.head_block, trunk))
+        super().__init__(config)
         self.trunk = trunk
         self.heads = make_head(config, trunk)
         self.world_heads = WorldHeads(config)
@@ -110,6 +116,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             # Weights only: rotary frequencies keep their precision, as they do in a trunk loaded in half precision.
             for weight in fresh.parameters():
                 weight.data = weight.data.to(trunk.dtype)
+        # In the trunk's precision, so that copies are exact.
+        model.heads.initialize_from(trunk)
         model.train(trunk.training)
         return model
 
@@ -140,29 +148,41 @@ class MTPModel(PreTrainedModel, GenerationMixin):
                 "compute_depth_logits=False and no labels, or no past_key_values."
             )
         kwargs.setdefault("use_cache", past_key_values is not None)
-        hidden, cache = self._run_trunk(
+        features, cache = self._run_trunk(
             input_ids, attention_mask, position_ids, past_key_values=past_key_values, **kwargs
         )
-        logits = self.logits_of(hidden)
+        logits = self.logits_of(features.post_norm)
         if not needs_heads:
-            return MTPOutput(logits=logits, hidden_states=(hidden,), past_key_values=cache)
-        latents = self.latents(input_ids, attention_mask, position_ids, trunk_hidden=hidden)
+            return MTPOutput(logits=logits, hidden_states=(features.post_norm,), past_key_values=cache)
+        latents = self.latents(input_ids, attention_mask, position_ids, features=features)
         depth_logits = None
         if compute_depth_logits:
-            detach = self.config.detach_lm_head
-            depth_logits = (logits, *(self.logits_of(latent, detach_lm_head=detach) for latent in latents[1:]))
+            later = [
+                self.logits_of(latent, depth, self.config.detach_lm_head)
+                for depth, latent in enumerate(latents[1:], start=2)
+            ]
+            depth_logits = (logits, *later)
         output = MTPOutput(
             logits=logits, depth_logits=depth_logits, hidden_states=tuple(latents), past_key_values=cache
         )
         if labels is not None:
-            targets = self._targets(input_ids, attention_mask, position_ids, labels)
+            targets = self.targets(input_ids, attention_mask, position_ids, labels)
             if depth_logits is None:
-                losses = self.depth_losses(latents, targets)
+                output.loss, output.depth_losses = self._lean_loss(latents, targets, num_items_in_batch)
             else:
                 losses = depth_cross_entropy(depth_logits, targets.targets, targets.mask)
-            output.loss = combine_depth_losses(losses, self.config.mtp_loss_coef, num_items_in_batch)
-            output.depth_losses = losses.means.detach()
+                output.loss = combine_depth_losses(losses, self.config.mtp_loss_coef, num_items_in_batch)
+                output.depth_losses = losses.means
         return output
+
+    def trunk_features(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        attention_mask: Shaped[Tensor, "batch time"] | None = None,
+        position_ids: Int[Tensor, "_ time"] | None = None,
+    ) -> TrunkFeatures:
+        """One pass of the trunk over text: all that the heads read of it."""
+        return self._run_trunk(input_ids, attention_mask, position_ids, use_cache=False)[0]
 
     def latents(
         self,
@@ -170,12 +190,12 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         attention_mask: Shaped[Tensor, "batch time"] | None = None,
         position_ids: Int[Tensor, "_ time"] | None = None,
         depths: int | None = None,
-        trunk_hidden: Float[Tensor, "batch time hidden"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> list[Float[Tensor, "batch time hidden"]]:
         """Latents of depths 1 .. ``depths`` (all K by default), teacher-forced; the first is the trunk's.
 
-        ``trunk_hidden`` saves the trunk's forward where its hidden states are at hand. The config's detach switches
-        apply to what depths 2 .. K read, never to the first entry.
+        ``features`` saves the trunk's forward where they are at hand. The config's detach switches apply to what depths
+        2 .. K read, never to the first entry.
 
         Raises:
             ValueError: more depths than the model has.
@@ -185,8 +205,21 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"depths={num_depths} is outside 1 .. {self.config.depth}; train a model with MTPConfig(depth=...)."
             )
-        if trunk_hidden is None:
-            trunk_hidden, _ = self._run_trunk(input_ids, attention_mask, position_ids, use_cache=False)
+        if features is None:
+            features = self.trunk_features(input_ids, attention_mask, position_ids)
+        chosen = range(2, num_depths + 1)
+        later = self.head_latents(features, input_ids, attention_mask, position_ids, chosen)
+        return [features.post_norm, *(later[depth] for depth in chosen)]
+
+    def head_latents(
+        self,
+        features: TrunkFeatures,
+        input_ids: Int[Tensor, "batch time"],
+        attention_mask: Shaped[Tensor, "batch time"] | None,
+        position_ids: Int[Tensor, "_ time"] | None,
+        depths: Iterable[int],
+    ) -> dict[int, Float[Tensor, "batch time hidden"]]:
+        """Teacher-forced latents of some depths of 2 .. K; parallel heads compute no other."""
         real = _real_tokens(input_ids, attention_mask)
         document_ids = None
         if position_ids is None:
@@ -194,44 +227,54 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         else:
             position_ids = position_ids.expand(input_ids.shape)
             document_ids = document_ids_from_position_ids(position_ids)
-        allowed = causal_mask(real, document_ids)
-        source = trunk_hidden.detach() if self.config.detach_trunk else trunk_hidden
-        latents, previous = [trunk_hidden], source
-        for depth in range(2, num_depths + 1):
-            if isinstance(self.heads, ActionConditionalHead):
-                ahead = self.embed(torch.roll(input_ids, 1 - depth, dims=1))
-                ahead = ahead.detach() if self.config.detach_embedding else ahead
-                previous = self.heads.forward_depth(depth, previous, ahead, allowed, position_ids)
-            else:
-                previous = self.heads.forward_depth(depth, source, allowed, position_ids)
-            latents.append(previous)
-        return latents
+
+        def embed_ahead(num_tokens: int) -> Tensor:
+            embeds = self.embed(torch.roll(input_ids, -num_tokens, dims=1))
+            return embeds.detach() if self.config.detach_embedding else embeds
+
+        source = features.detach() if self.config.detach_trunk else features
+        return head_latents(self.heads, source, embed_ahead, causal_mask(real, document_ids), position_ids, depths)
 
     def embed(self, input_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch hidden"]:
         """The trunk's input embeddings."""
         return self.get_input_embeddings()(input_ids)
 
-    def logits_of(
-        self, latent: Float[Tensor, "*batch hidden"], detach_lm_head: bool = False
-    ) -> Float[Tensor, "*batch vocab"]:
-        """Logits of a latent of any depth, through the trunk's LM head; with ``detach_lm_head`` it gets no gradient."""
-        lm_head = self.get_output_embeddings()
-        if not detach_lm_head:
-            return self.final_logits(lm_head(latent))
-        bias = None if lm_head.bias is None else lm_head.bias.detach()
-        return self.final_logits(functional.linear(latent, lm_head.weight.detach(), bias))
+    def output_layer(self, depth: int) -> nn.Linear:
+        """What makes logits of a depth's latents: the trunk's LM head, or the head's own."""
+        own = self.heads.unembedding(depth) if depth > 1 else None
+        return self.get_output_embeddings() if own is None else own
 
-    def depth_losses(self, latents: Sequence[Float[Tensor, "batch time hidden"]], targets: DepthTargets) -> DepthLosses:
-        """Cross-entropy of every depth, one depth's logits in memory at a time."""
+    def logits_of(
+        self, latent: Float[Tensor, "*batch hidden"], depth: int = 1, detach_lm_head: bool = False
+    ) -> Float[Tensor, "*batch vocab"]:
+        """Logits of a depth's latents; with ``detach_lm_head`` the trunk's LM head gets no gradient."""
+        layer = self.output_layer(depth)
+        if not detach_lm_head or layer is not self.get_output_embeddings():
+            return self.final_logits(layer(latent))
+        bias = None if layer.bias is None else layer.bias.detach()
+        return self.final_logits(functional.linear(latent, layer.weight.detach(), bias))
+
+    def _lean_loss(
+        self, latents: Sequence[Tensor], targets: DepthTargets, num_items: int | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of all depths and its means per target, one chunk of one depth's logits in memory at a time."""
+        counts = targets.mask.sum(dim=(0, 1))
+        layers = [self.output_layer(depth) for depth in range(1, len(latents) + 1)]
         lm_head = self.get_output_embeddings()
-        return depth_losses_from_latents(
+        loss, sums = summed_depth_losses(
             latents,
-            targets,
-            lm_head.weight,
-            lm_head.bias,
-            transform=self.final_logits,
-            detach_lm_head=self.config.detach_lm_head,
+            layers,
+            targets.targets,
+            targets.mask,
+            weights=list(combination_weights(counts, self.config.mtp_loss_coef, num_items)),
+            terms=LossTerms(),
+            teacher=None,
+            transform=self.final_logits if self.transforms_logits else None,
+            detach_output=[self.config.detach_lm_head and k > 0 and layer is lm_head for k, layer in enumerate(layers)],
+            chunk_size=CHUNK_SIZE,
+            with_acceptance=False,
         )
+        return loss, sums.ce / counts.clamp_min(1)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generation of the trunk, with this model's ``generation_config``; the heads are not used."""
@@ -260,7 +303,16 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         self.trunk.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize the trunk's vocabulary; the heads have none of their own."""
+        """Resize the trunk's vocabulary.
+
+        Raises:
+            ValueError: the heads have output layers of their own, which would keep the old one.
+        """
+        if self.config.unembedding == "own" and self.config.depth > 1:
+            raise ValueError(
+                f"head={self.config.head!r} has unembeddings of its own; resize the trunk, then add heads with "
+                "MTPModel.from_trunk(model.trunk, config)."
+            )
         embeddings = self.trunk.resize_token_embeddings(*args, **kwargs)
         self.config.vocab_size = self.trunk.config.get_text_config().vocab_size
         return embeddings
@@ -268,7 +320,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif type(module).__module__.startswith("torch.nn") or self.config.head_block != "trunk":
             super()._init_weights(module)
         else:
@@ -277,17 +330,29 @@ class MTPModel(PreTrainedModel, GenerationMixin):
 
     def _run_trunk(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Cache | None]:
+    ) -> tuple[TrunkFeatures, Cache | None]:
+        with self.recording() as recorded:
+            output = self.base_model(**self.trunk_inputs(input_ids, attention_mask, position_ids), **kwargs)
+        return recorded.features(), output.past_key_values
+
+    def trunk_inputs(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        attention_mask: Shaped[Tensor, "batch _"] | None = None,
+        position_ids: Int[Tensor, "_ time"] | None = None,
+    ) -> dict[str, Any]:
+        """What the backbone is called with: positions that count real tokens, a mask that keeps documents apart."""
         if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
             real = attention_mask.bool()
             if position_ids is None:
                 position_ids = position_ids_from_attention_mask(real)
             else:
                 attention_mask = self._packed_mask(real, position_ids.expand(input_ids.shape), attention_mask)
-        output = self.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
-        )
-        return output.last_hidden_state, output.past_key_values
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+    def recording(self) -> AbstractContextManager[Recording]:
+        """Record what the heads read of the passes that the trunk's backbone makes inside."""
+        return record_features(self.base_model, self.heads.feature_layers, self.heads.reads_pre_norm)
 
     def _packed_mask(self, real: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Backbones see document boundaries in position_ids only where there is no mask; else they are told."""
@@ -302,26 +367,41 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             )
         return additive_mask(causal_mask(real, document_ids), self.trunk.dtype)
 
-    def _targets(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, labels: Tensor
+    def targets(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        attention_mask: Shaped[Tensor, "batch time"] | None,
+        position_ids: Int[Tensor, "_ time"] | None,
+        labels: Int[Tensor, "batch time"],
     ) -> DepthTargets:
+        """What each depth is to predict of Hugging Face's labels: not shifted, -100 where a token does not count."""
         document_ids = None
         if position_ids is not None:
             document_ids = document_ids_from_position_ids(position_ids.expand(input_ids.shape))
+        counted = labels != IGNORE_INDEX
         return depth_targets(
-            labels,
+            torch.where(counted, labels, input_ids),
             _real_tokens(input_ids, attention_mask),
-            self.config.depth,
-            loss_mask=labels != IGNORE_INDEX,
+            self.config.offsets,
+            loss_mask=counted,
             document_ids=document_ids,
         )
 
+    @property
+    def transforms_logits(self) -> bool:
+        """Whether ``final_logits`` changes anything."""
+        return any(change is not None for change in self._logit_changes)
+
+    @property
+    def _logit_changes(self) -> tuple[float | None, float | None, float | None]:
+        config = self.trunk.config.get_text_config()
+        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        scale, divisor, cap = (getattr(config, name, None) for name in names)
+        return scale, divisor, cap
+
     def final_logits(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What some trunks do to the LM head's logits: Cohere and Granite scale, Gemma caps."""
-        config = self.trunk.config.get_text_config()
-        scale = getattr(config, "logit_scale", None)
-        divisor = getattr(config, "logits_scaling", None)
-        cap = getattr(config, "final_logit_softcapping", None)
+        scale, divisor, cap = self._logit_changes
         if scale is not None:
             logits = logits * scale
         if divisor is not None:

@@ -7,6 +7,7 @@ Depth 2 of a prompt ``p q`` with the answer ``a b EOS``:
     target     a    b   EOS   -    -    -
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,23 +26,26 @@ class DepthTargets:
 def depth_targets(
     input_ids: Int[Tensor, "batch time"],
     attention_mask: Bool[Tensor, "batch time"],
-    num_depths: int,
+    depths: int | Sequence[int],
     loss_mask: Bool[Tensor, "batch time"] | None = None,
     document_ids: Int[Tensor, "batch time"] | None = None,
 ) -> DepthTargets:
-    """Token t+k for every position t and depth k in 1 .. ``num_depths``, and whether it counts.
+    """Token t+k for every position t and depth k in 1 .. ``depths``, and whether it counts.
+
+    Where depths leap (a stride), ``depths`` lists how far ahead each looks instead.
 
     It counts when t and t+k are real tokens of the same document with no padding between, and the *predicted* token
     t+k is in ``loss_mask``: a prompt's last positions predict the answer, nobody predicts the prompt.
 
     Raises:
-        ValueError: ``num_depths`` is not positive.
+        ValueError: there is no depth, or one that does not look ahead.
     """
-    if num_depths < 1:
-        raise ValueError(f"num_depths={num_depths} must be at least 1.")
+    offsets = range(1, depths + 1) if isinstance(depths, int) else depths
+    if not len(offsets) or min(offsets) < 1:
+        raise ValueError(f"depths={depths} must be at least 1, or a list of offsets of at least 1.")
     length = input_ids.shape[1]
-    depths = torch.arange(1, num_depths + 1, device=input_ids.device)
-    ahead = torch.arange(length, device=input_ids.device)[:, None] + depths  # (T, K)
+    steps = torch.tensor([*offsets], device=input_ids.device)
+    ahead = torch.arange(length, device=input_ids.device)[:, None] + steps  # (T, K)
     inside = ahead < length
     ahead = ahead.clamp_max(length - 1)
     num_padding = (~attention_mask).long().cumsum(dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from worldmtp.config import MTPConfig
 from worldmtp.distributions import make_bins
+from worldmtp.heads.zero import ZeroLinear
 
 NORM_EPS = 1e-6
 
@@ -29,16 +30,6 @@ class WorldPrediction:
     def continuation_probs(self) -> Float[Tensor, "*batch"]:
         """Probability that the episode went on."""
         return self.continuation_logits.softmax(dim=-1)[..., 1]
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: its prediction starts uniform, whatever it reads."""
-
-    def reset_parameters(self) -> None:
-        """Zero weight and bias."""
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
 
 class WorldHeads(nn.Module):

@@ -136,3 +136,14 @@ def test_a_restored_estimator_goes_on_to_the_bit(hand_rollout: MakeRollout, tota
     plans = [estimator.estimate(rollout, stats_of(rollout)) for estimator in (first, second)]
     assert plans[0][1] == plans[1][1]
     assert torch.equal(plans[0][0].advantages, plans[1][0].advantages)
+
+
+def test_a_world_model_that_is_blind_to_actions_is_refused(hand_rollout: MakeRollout, total_world: Any) -> None:
+    total_world.action_conditional = False
+    with pytest.raises(
+        TypeError, match="TotalWorld predicts the policy's average future and cannot answer what follows"
+    ):
+        make_estimator(total_world, max_rung=1)
+    # Rung 0 asks no world model.
+    rollout = make_rollout(hand_rollout)
+    assert make_estimator(total_world).estimate(rollout, stats_of(rollout))

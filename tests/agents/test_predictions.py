@@ -89,3 +89,16 @@ def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_wor
     p = float(torch.tensor([5.0] + [0.0] * 6).softmax(0)[0])
     torch.testing.assert_close(roots.token_probs[known], torch.full((5, 2), p))
     assert not roots.tokens[~known].any()
+
+
+def test_without_a_world_model_only_what_was_realized_is_known(hand_rollout: MakeRollout, total_world: Any) -> None:
+    rollout = two_rows(hand_rollout)
+    known, nothing = (
+        root_imaginations(world, rollout, 2, 1, PPOConfig(), torch.Generator().manual_seed(0))
+        for world in (total_world, None)
+    )
+    torch.testing.assert_close(nothing.realized, known.realized, equal_nan=True)
+    assert nothing.imagined.isnan().all()
+    assert nothing.token_probs.isnan().all()
+    assert nothing.tokens.shape == known.tokens.shape
+    assert not nothing.tokens.any()

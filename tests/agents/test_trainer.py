@@ -1,6 +1,7 @@
 """The loop: plain PPO to the bit without imagination, resumption to the bit with it, and learning."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
+from worldmtp.config import MTPConfig
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
@@ -200,6 +202,31 @@ def test_a_horizon_beyond_the_heads_is_refused_at_the_start(text_env: MakeEnv, t
         ImaginationTrainer(
             tiny_model(), text_env(16), ROLLOUT, PPOConfig(), WORLD, ImaginationConfig(horizon=3), seed=0
         )
+
+
+def parallel_model(tiny_model: MakeModel) -> MTPModel:
+    heads = MTPConfig(head="medusa", depth=3, value_range=(0.0, 1.0), reward_range=(0.0, 1.0), num_value_bins=11)
+    return MTPModel.from_trunk(tiny_model().trunk, heads, torch.Generator().manual_seed(0)).eval()
+
+
+def test_without_imagination_no_backend_is_asked_for(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Plain PPO trains a model whose heads cannot have the config's back-end, and none with so long a horizon."""
+    trainer = make_trainer(text_env, parallel_model(tiny_model), "off")
+    metrics, _ = trainer.step()
+    assert "imagination/return_imagined" not in metrics
+    long = ImaginationConfig(use="off", horizon=99)
+    ImaginationTrainer(tiny_model(), text_env(16), ROLLOUT, PPOConfig(), WORLD, long, seed=0).step()
+
+
+def test_parallel_heads_serve_a_baseline_and_no_counterfactual(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    model, blind = parallel_model(tiny_model), WorldModelConfig(backend="mtp_parallel", num_updates=1)
+    with pytest.raises(TypeError, match=r"head='medusa' gives .*'mtp_parallel' for action-blind imagination"):
+        make_trainer(text_env, model, "baseline")
+    with pytest.raises(TypeError, match="ParallelWorldModel predicts the policy's average future and cannot answer"):
+        make_trainer(text_env, model, "counterfactual", world=blind)
+    metrics, _ = make_trainer(text_env, model, "baseline", world=blind).step()
+    assert math.isfinite(metrics["imagination/return_imagined"])
+    assert math.isfinite(metrics["world_model/loss"])
 
 
 def test_returns_outside_the_value_range_are_refused(text_env: MakeEnv, tiny_model: MakeModel) -> None:

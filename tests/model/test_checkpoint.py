@@ -28,11 +28,15 @@ def test_a_checkpoint_is_bit_exact(family, make_model, tokens, tmp_path, tied, d
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert loaded.dtype == dtype
     assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+    # Weights to the bit, outputs to rounding: loaded weights lie elsewhere, and kernels round by alignment.
+    rounding = {"rtol": 0.0, "atol": 64 * torch.finfo(dtype).eps}
     before, after = model(tokens), loaded(tokens)
     for one, other in zip(before.depth_logits, after.depth_logits, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, **rounding)
     latent = before.hidden_states[1]
-    assert torch.equal(model.world_heads(latent).value_logits, loaded.world_heads(latent).value_logits)
+    torch.testing.assert_close(
+        model.world_heads(latent).value_logits, loaded.world_heads(latent).value_logits, **rounding
+    )
 
 
 def test_a_checkpoint_of_a_model_cast_after_it_was_made_keeps_its_precision(make_model, tmp_path):

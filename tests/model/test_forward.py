@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, CohereConfig, DynamicCache, Gemma2Config, GraniteConfig
 
 from worldmtp.config import MTPConfig
+from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -238,7 +239,7 @@ def test_latents_of_fewer_depths_and_of_given_trunk_states(make_model, tokens):
     model = make_model("gpt_neox")
     latents = model.latents(tokens)
     hidden = model.base_model(tokens).last_hidden_state
-    given = model.latents(tokens, trunk_hidden=hidden)
+    given = model.latents(tokens, features=TrunkFeatures(hidden))
     fewer = model.latents(tokens, depths=2)
     assert len(latents) == len(given) == 4
     assert len(fewer) == 2
@@ -258,7 +259,7 @@ def test_heads_learn_a_periodic_text(make_model, kind, share_depths):
     phase = torch.arange(5)[:, None]
     input_ids = period[(torch.arange(12) + phase) % 5]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    initial = model(input_ids, labels=input_ids).depth_losses
+    initial = model(input_ids, labels=input_ids).depth_losses.detach()
     # At position 0 depth 1 cannot tell the two 4s apart; depths 2 and 3 have read the token in between. They have 50
     # and 45 targets, and one wrong answer costs at least log 2: below log(2) / 50 on average none is wrong.
     goal = torch.tensor([0.1 * initial[0], math.log(2) / 50, math.log(2) / 50])

@@ -3,20 +3,22 @@
 import pytest
 import torch
 
-from worldmtp.targets import depth_targets
+from worldmtp.mtp_loss import evaluation_plan, multi_token_loss
+from worldmtp.objective import MTPObjective
 
 
 def deep_gradients(model, tokens, chunked):
     """Gradients of the losses of depths 2 .. K alone, by parameter; None where there is no path."""
     latents = model.latents(tokens)
-    targets = depth_targets(tokens, torch.ones_like(tokens, dtype=torch.bool), len(latents))
     if chunked:
-        loss = model.depth_losses(latents, targets).sums[1:].sum()
+        features = model.trunk_features(tokens)
+        plan = evaluation_plan(model.config.depth)
+        loss = multi_token_loss(model, features, tokens, tokens, MTPObjective(), plan).total
     else:
         loss = torch.stack(
             [
                 torch.nn.functional.cross_entropy(
-                    model.logits_of(latents[k - 1], model.config.detach_lm_head)[:, :-k].flatten(0, 1),
+                    model.logits_of(latents[k - 1], k, model.config.detach_lm_head)[:, :-k].flatten(0, 1),
                     tokens[:, k:].flatten(),
                     reduction="sum",
                 )

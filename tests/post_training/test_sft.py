@@ -38,8 +38,8 @@ def test_the_loss_is_trls_plus_the_coefficient_times_the_mean_of_the_depths(make
 
 
 def test_the_coefficient_defaults_to_the_models(make_trainer, make_model):
-    assert make_trainer(make_model(mtp_loss_coef=0.7)).mtp_coef == 0.7
-    assert make_trainer(make_model(mtp_loss_coef=0.7), mtp_coef=0.2).mtp_coef == 0.2
+    assert make_trainer(make_model(mtp_loss_coef=0.7)).mtp_forward.objective.coef.start == 0.7
+    assert make_trainer(make_model(mtp_loss_coef=0.7), mtp_coef=0.2).mtp_forward.objective.coef.start == 0.2
 
 
 def test_with_coefficient_zero_the_heads_are_measured_and_not_trained(make_trainer, make_model):
@@ -207,7 +207,7 @@ def test_a_nan_stops_with_step_term_and_the_last_good_checkpoint(make_trainer, m
     trainer = make_trainer(
         make_model(), callbacks=[_BreakHeads(step=3)], max_steps=6, save_strategy="steps", save_steps=2
     )
-    expected = f"step 4: term mtp/loss_depth_3=nan. The last good checkpoint is {tmp_path / 'run' / 'checkpoint-2'};"
+    expected = f"step 4: term mtp/loss=nan, mtp/loss_depth_3=nan. The last good checkpoint is {tmp_path / 'run' / 'checkpoint-2'};"
     with pytest.raises(FloatingPointError, match=expected):
         trainer.train()
 

@@ -39,14 +39,17 @@ class Judgement:
 def judge(
     model: MTPModel,
     evaluator: Evaluator,
-    world_model: WorldModel[Any],
+    world_model: WorldModel[Any] | None,
     horizon: int,
     num_rollouts: int,
     ppo: PPOConfig,
     tokens_text: Sequence[str],
     seed: int,
 ) -> Judgement:
-    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training."""
+    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training.
+
+    Without a world model nothing is imagined.
+    """
     evaluation = evaluator.run(model)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     artefact = make_artefact(model, world_model, evaluation.sampled, horizon, num_rollouts, ppo, tokens_text, generator)
@@ -57,8 +60,9 @@ def judge(
     agreement = return_agreement(artefact, generator=seed)
     metrics = evaluation.metrics() | depth_scalars(artefact)
     metrics |= dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
-    known = np.isfinite(artefact.imagined_return)
-    metrics["eval/return_imagined"] = float(artefact.imagined_return[known].mean())
+    known = np.isfinite(artefact.realized_return)
+    if world_model is not None:
+        metrics["eval/return_imagined"] = float(artefact.imagined_return[known].mean())
     metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
@@ -67,7 +71,7 @@ def judge(
 
 def make_artefact(
     model: MTPModel,
-    world_model: WorldModel[Any],
+    world_model: WorldModel[Any] | None,
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
@@ -110,7 +114,7 @@ def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
         arm=arm,
         exact=judgement.exact,
         acceptance=tuple(metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)),
-        imagined_return=metrics["eval/return_imagined"],
+        imagined_return=metrics.get("eval/return_imagined"),
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,
         exact_sampled=judgement.exact_sampled,
@@ -129,4 +133,5 @@ def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_stri
     for row in range(min(num_strips, len(artefact))):
         caption = f"return {artefact.returns[row]:.2f}"
         writer.image(f"imagination/predicted_{row}", render_strip(token_strip(artefact, row, caption)), step)
-        writer.image(f"imagination/imagined_{row}", render_strip(imagined_strip(artefact, row, caption)), step)
+        if np.isfinite(artefact.imagined_token_prob[row]).any():
+            writer.image(f"imagination/imagined_{row}", render_strip(imagined_strip(artefact, row, caption)), step)

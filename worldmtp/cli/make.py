@@ -12,9 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from worldmtp.agents.config import ImaginationConfig
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
-from worldmtp.dynamics import make_world_model
+from worldmtp.dynamics import check_backend, make_world_model
+from worldmtp.dynamics.rollout import check_action_conditional
 from worldmtp.envs import TextGenVectorEnv, Tokenizer
 from worldmtp.model import MTPModel
 
@@ -166,13 +168,32 @@ def check_fits(config: PreTrainedConfig, env: TextGenVectorEnv) -> None:
         )
 
 
-def check_horizon(model: MTPModel, backend: str, horizon: int) -> None:
-    """See that a world model on ``model`` can imagine that far, before anything is trained for it.
+def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig) -> bool:
+    """Whether a world model on ``model`` can imagine what is asked; where it is to be trained for, it must.
 
     Raises:
-        ValueError: there is no such back-end, or the horizon is beyond it.
+        ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
+            far, or it is blind to the actions that counterfactuals compare.
     """
-    limit = make_world_model(backend, model, torch.Generator()).max_horizon
+    check_backend(backend)
+    try:
+        _check_imagination(model, backend, imagination)
+    except ValueError:
+        if imagination.use != "off":
+            raise
+        return False
+    return True
+
+
+def _check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig) -> None:
+    horizon = imagination.horizon
+    try:
+        world_model = make_world_model(backend, model, torch.Generator())
+        if imagination.use == "counterfactual" and imagination.max_rung > 0:
+            check_action_conditional(world_model)
+    except TypeError as error:
+        raise ValueError(f"world_model={backend} with imagination={imagination.use}: {error}") from error
+    limit = world_model.max_horizon
     if limit is not None and horizon > limit:
         raise ValueError(
             f"imagination.horizon={horizon} exceeds the {limit} steps that world_model={backend} can take with "

@@ -24,7 +24,7 @@ from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
 from worldmtp.cli.make import (
     check_fits,
-    check_horizon,
+    check_imagination,
     import_user_modules,
     make_env,
     make_model,
@@ -98,7 +98,7 @@ class Pipeline:
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
-        check_horizon(self._model, config.world_model.backend, config.imagination.horizon)
+        self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
         self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
         self._examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
@@ -205,10 +205,11 @@ class Pipeline:
     def _judge(self) -> Judgement:
         config = self._config
         generator = torch.Generator().manual_seed(config.seed)
+        backend = config.world_model.backend
         return judge(
             self._model,
             self._evaluator,
-            make_world_model(config.world_model.backend, self._model, generator),
+            make_world_model(backend, self._model, generator) if self._can_imagine else None,
             config.imagination.horizon,
             config.eval.num_imagined,
             config.agent.ppo,

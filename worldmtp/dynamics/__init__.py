@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmtp.dynamics.backends import WORLD_MODELS, make_world_model
+    from worldmtp.dynamics.backends import WORLD_MODELS, check_backend, make_world_model
     from worldmtp.dynamics.exact import ExactWorldModel, TokenMDP
     from worldmtp.dynamics.mtp import MTPWorldModel
     from worldmtp.dynamics.oracle import OracleWorldModel
+    from worldmtp.dynamics.parallel import ParallelWorldModel
     from worldmtp.dynamics.placebo import IdentityWorldModel, ShuffledWorldModel
     from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Prediction, WorldModel
     from worldmtp.dynamics.rollout import imagine
@@ -23,10 +24,12 @@ __all__ = [
     "LatentState",
     "MTPWorldModel",
     "OracleWorldModel",
+    "ParallelWorldModel",
     "Prediction",
     "ShuffledWorldModel",
     "TokenMDP",
     "WorldModel",
+    "check_backend",
     "imagine",
     "make_world_model",
 ]
@@ -39,10 +42,12 @@ _MODULE_OF = {
     "LatentState": "protocol",
     "MTPWorldModel": "mtp",
     "OracleWorldModel": "oracle",
+    "ParallelWorldModel": "parallel",
     "Prediction": "protocol",
     "ShuffledWorldModel": "placebo",
     "TokenMDP": "exact",
     "WorldModel": "protocol",
+    "check_backend": "backends",
     "imagine": "rollout",
     "make_world_model": "backends",
 }

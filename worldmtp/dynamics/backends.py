@@ -8,12 +8,14 @@ import torch
 
 from worldmtp.dynamics.mtp import MTPWorldModel
 from worldmtp.dynamics.oracle import OracleWorldModel
+from worldmtp.dynamics.parallel import ParallelWorldModel
 from worldmtp.dynamics.placebo import IdentityWorldModel, ShuffledWorldModel
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.model import MTPModel
 
 WORLD_MODELS: dict[str, Callable[[MTPModel, torch.Generator], WorldModel[Any]]] = {
     "mtp": lambda model, generator: MTPWorldModel(model),
+    "mtp_parallel": lambda model, generator: ParallelWorldModel(model),
     "oracle": lambda model, generator: OracleWorldModel(model),
     "identity": lambda model, generator: IdentityWorldModel(model),
     "shuffled": lambda model, generator: ShuffledWorldModel(MTPWorldModel(model), generator),
@@ -25,10 +27,20 @@ def make_world_model(backend: str, model: MTPModel, generator: torch.Generator) 
     """A world model back-end on ``model``.
 
     Raises:
-        ValueError: no such back-end; the nearest name is suggested.
+        ValueError: no such back-end, or heads whose depths leap over tokens.
+        TypeError: the model's heads are of the other kind; the message names the back-end for them.
+    """
+    check_backend(backend)
+    return WORLD_MODELS[backend](model, generator)
+
+
+def check_backend(backend: str) -> None:
+    """Whether there is a back-end of that name.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
     """
     if backend not in WORLD_MODELS:
         near = difflib.get_close_matches(backend, WORLD_MODELS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"world model {backend!r} is unknown; choose from {sorted(WORLD_MODELS)}.{hint}")
-    return WORLD_MODELS[backend](model, generator)

@@ -1,4 +1,4 @@
-"""Reading a latent: logits through the trunk's LM head, reward, continuation and value through the world heads."""
+"""Reading a latent: logits through its depth's output layer; reward, continuation and value through the world heads."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,11 +8,13 @@ from worldmtp.dynamics.protocol import Prediction
 from worldmtp.model import MTPModel
 
 
-def read_latent(model: MTPModel, latent: Float[Tensor, "state hidden"], with_logits: bool) -> Prediction:
-    """What ``model`` reads off latents of any depth; expectations, not samples."""
+def read_latent(
+    model: MTPModel, latent: Float[Tensor, "state hidden"], with_logits: bool, depth: int = 1
+) -> Prediction:
+    """What ``model`` reads off latents of a depth; expectations, not samples."""
     world = model.world_heads(latent)
     return Prediction(
-        logits=model.logits_of(latent) if with_logits else None,
+        logits=model.logits_of(latent, depth) if with_logits else None,
         reward=binned_mean(world.reward_logits, model.world_heads.reward_bins),
         continuation=world.continuation_logits.softmax(dim=-1)[..., 1],
         value=binned_mean(world.value_logits, model.world_heads.value_bins),

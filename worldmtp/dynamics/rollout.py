@@ -25,9 +25,10 @@ def imagine(
 
     The last state is read without logits: nobody acts there.
 
+    A world model that is blind to actions foresees what comes on average; its actions are drawn each by itself.
+
     Raises:
         ValueError: ``horizon`` is not positive, or beyond what the dynamics can do.
-        TypeError: the dynamics does not depend on actions.
     """
     check_horizon(world_model, horizon)
     prediction = world_model.predict(state)
@@ -56,18 +57,26 @@ def imagine(
     )
 
 
-def check_horizon(world_model: WorldModel[Any], horizon: int) -> None:
-    """Whether ``world_model`` can be stepped ``horizon`` times by actions.
+def check_action_conditional(world_model: WorldModel[Any]) -> None:
+    """Whether ``world_model`` can answer "what if"; who compares what follows different tokens must ask.
 
     Raises:
-        ValueError: it cannot go that far.
-        TypeError: it cannot be stepped by actions at all.
+        TypeError: it cannot.
     """
     if not world_model.action_conditional:
         raise TypeError(
             f"{type(world_model).__name__} predicts the policy's average future and cannot answer what follows a given "
-            "token; use action-conditional heads (head='sequential') for imagination."
+            "token, as counterfactuals need; use action-conditional heads, such as head='sequential', with world model "
+            "'mtp'."
         )
+
+
+def check_horizon(world_model: WorldModel[Any], horizon: int) -> None:
+    """Whether ``world_model`` can be stepped ``horizon`` times.
+
+    Raises:
+        ValueError: it cannot go that far.
+    """
     if horizon < 1:
         raise ValueError(f"horizon={horizon} must be at least 1.")
     if world_model.max_horizon is not None and horizon > world_model.max_horizon:

@@ -14,6 +14,10 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from worldmtp.heads.features import final_norm, layer_list
+
+NORM_EPS = 1e-6
+
 _LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_ids", "past_key_values", "position_embeddings"}
 
 
@@ -54,21 +58,53 @@ def resolve_head_block(head_block: str, trunk: PreTrainedModel) -> str:
 def make_block_spec(head_block: str, trunk: PreTrainedModel) -> BlockSpec:
     """What the heads' decoder layers are made of."""
     if head_block == "trunk":
-        spec = BlockSpec(*_trunk_classes(trunk), _one_layer_config(trunk.config))
+        spec = BlockSpec(*_trunk_classes(trunk), _one_layer_config(trunk.config.get_text_config()))
     else:
-        spec = BlockSpec(LlamaDecoderLayer, LlamaRotaryEmbedding, _llama_config(trunk.config))
+        spec = BlockSpec(LlamaDecoderLayer, LlamaRotaryEmbedding, _llama_config(trunk.config.get_text_config()))
     # Heads get explicit four-dimensional masks, which flash kernels do not take.
     eager = trunk.config._attn_implementation == "eager"
     spec.config._attn_implementation = "eager" if eager else "sdpa"
     return spec
 
 
+def make_norm(head_block: str, trunk: PreTrainedModel) -> nn.Module:
+    """A norm of the trunk's class: some trunks' are centred on zero, and checkpoints carry their weights.
+
+    The final norm tells the class. A layer's first norm, which transformers' own MTP layers go by, is a gated one of
+    another interface where the trunk ends in linear attention.
+    """
+    config = trunk.config.get_text_config()
+    if head_block != "trunk" or not hasattr(config, "rms_norm_eps"):
+        return nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
+    norm_class = type(final_norm(trunk.base_model))
+    return norm_class(config.hidden_size, eps=config.rms_norm_eps)
+
+
+def copy_last_layer(trunk: PreTrainedModel, layer: nn.Module) -> None:
+    """Start a decoder layer as a copy of the trunk's last one of the same form.
+
+    Raises:
+        ValueError: no layer of the trunk has that form.
+    """
+    wanted = {name: value.shape for name, value in layer.state_dict().items()}
+    for candidate in reversed(list(layer_list(trunk.base_model).children())):
+        state = candidate.state_dict()
+        if {name: value.shape for name, value in state.items()} == wanted:
+            layer.load_state_dict(state)
+            return
+    raise ValueError(
+        "head_init='copy_trunk' needs a layer in the trunk of the heads' form, and there is none; use "
+        "head_block='trunk', or head_init='family'."
+    )
+
+
 def _trunk_layer_serves(trunk: PreTrainedModel) -> bool:
     backbone = trunk.base_model
     if not hasattr(backbone, "layers") or not hasattr(backbone, "rotary_emb"):
         return False
-    layer_types = getattr(trunk.config, "layer_types", None) or ["full_attention"]
-    if set(layer_types) - {"full_attention", "sliding_attention"}:
+    # The heads' own layer attends to everything; hybrid trunks have such layers among others.
+    layer_types = getattr(trunk.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    if "full_attention" not in layer_types and set(layer_types) != {"sliding_attention"}:
         return False
     layer, rotary = (inspect.signature(part.forward).parameters for part in _trunk_classes(trunk))
     return set(layer) >= _LAYER_ARGUMENTS and list(rotary) == ["self", "x", "position_ids"]
@@ -83,6 +119,17 @@ def _one_layer_config(trunk_config: PreTrainedConfig) -> PreTrainedConfig:
     config = copy.deepcopy(trunk_config)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = ["full_attention"]
+    if getattr(config, "mlp_layer_types", None) is not None:
+        config.mlp_layer_types = [config.mlp_layer_types[-1]]
+    if getattr(config, "first_k_dense_replace", None) is not None:
+        # Dense layers come first; the heads' is of the last layer's kind.
+        config.first_k_dense_replace = int(config.first_k_dense_replace >= config.num_hidden_layers)
+    if getattr(config, "mlp_only_layers", None) is not None:
+        # Sparse layers every so many, but for those named (Qwen): likewise the last layer's kind, at index 0.
+        last = config.num_hidden_layers - 1
+        is_dense = last in config.mlp_only_layers or (last + 1) % config.decoder_sparse_step != 0
+        config.mlp_only_layers = [0] if is_dense else []
+        config.decoder_sparse_step = 1
     config.num_hidden_layers = 1
     return config
 

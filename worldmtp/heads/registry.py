@@ -1,7 +1,7 @@
 """Head families by name. Torch-free: a family's module is imported when a head of it is made.
 
-A family is a class made as ``Head(config, trunk)`` that subclasses ``ActionConditionalHead`` or ``ParallelHead``; which
-of the two is what the rest of the code asks about, never the name.
+A family is a class made as ``Family(config, trunk)`` that subclasses ``ActionConditionalHead`` or ``ParallelHead``;
+which of the two is what the rest of the code asks about, never the name.
 """
 
 import difflib
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from worldmtp.config import MTPConfig
     from worldmtp.heads.base import ActionConditionalHead, ParallelHead
 
-_FAMILIES: dict[str, str] = {"sequential": "worldmtp.heads.sequential:SequentialHead"}
+_FAMILIES: dict[str, str] = {
+    "blockwise": "worldmtp.heads.blockwise:BlockwiseHead",
+    "eagle": "worldmtp.heads.eagle:EagleHead",
+    "hydra": "worldmtp.heads.hydra:HydraHead",
+    "latent": "worldmtp.heads.latent:LatentHead",
+    "linear": "worldmtp.heads.linear:LinearHead",
+    "medusa": "worldmtp.heads.medusa:MedusaHead",
+    "modulated": "worldmtp.heads.modulated:ModulatedHead",
+    "parallel": "worldmtp.heads.parallel:GloeckleHead",
+    "sequential": "worldmtp.heads.sequential:SequentialHead",
+}
 
 
 def available_heads() -> list[str]:
@@ -47,8 +57,8 @@ def check_head(name: str) -> None:
         raise ValueError(f"head={name!r} is unknown; choose from {available_heads()}.{hint}")
 
 
-def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionConditionalHead | ParallelHead":
-    """The heads that ``config`` describes, for ``trunk``.
+def head_class(name: str) -> "type[ActionConditionalHead] | type[ParallelHead]":
+    """The class of a family.
 
     Raises:
         ValueError: no such family.
@@ -56,12 +66,37 @@ def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionCondition
     """
     from worldmtp.heads.base import ActionConditionalHead, ParallelHead
 
-    check_head(config.head)
-    module, _, class_name = _FAMILIES[config.head].partition(":")
-    head = getattr(import_module(module), class_name)(config, trunk)
-    if not isinstance(head, (ActionConditionalHead, ParallelHead)):
+    check_head(name)
+    module, _, class_name = _FAMILIES[name].partition(":")
+    family = getattr(import_module(module), class_name)
+    if not (isinstance(family, type) and issubclass(family, (ActionConditionalHead, ParallelHead))):
         raise TypeError(
-            f"head={config.head!r} made a {type(head).__name__}; subclass ActionConditionalHead, whose depths are "
-            "chained by tokens, or ParallelHead, whose depths read the trunk alone."
+            f"head={name!r} is {family!r}; subclass ActionConditionalHead, whose depths are chained by tokens, or "
+            "ParallelHead, whose depths read the trunk alone."
         )
+    return family
+
+
+def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionConditionalHead | ParallelHead":
+    """The heads that ``config``, bound to its trunk, describes.
+
+    Raises:
+        ValueError: no such family, or one that cannot be had that way.
+        TypeError: the registered class is of neither kind of head.
+    """
+    from worldmtp.heads.base import ActionConditionalHead, ParallelHead
+
+    family = head_class(config.head)
+    if config.share_depths and not family.shareable:
+        raise ValueError(
+            f"share_depths=True with head={config.head!r}: its depths differ by their weights alone, or in their "
+            "inputs' widths; choose a family with one recursive step, such as 'sequential'."
+        )
+    if config.stride != 1 and issubclass(family, ActionConditionalHead):
+        raise ValueError(
+            f"stride={config.stride} with head={config.head!r}: a chain needs every token in between; choose a "
+            "parallel family, or stride=1."
+        )
+    head = family(config, trunk)  # type: ignore[call-arg]  # what is registered is made of these two
+    assert isinstance(head, (ActionConditionalHead, ParallelHead))
     return head

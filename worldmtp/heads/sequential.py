@@ -1,40 +1,44 @@
 """Sequential heads, DeepSeek-V3 form (arXiv 2412.19437, eq. 21-25).
 
-For depths k = 2 .. K and positions i, with h^1 the trunk's hidden states after its final norm:
+For depths k = 2 .. K and positions i, with h^1 the trunk's hidden states:
 
-    h^k_i = norm_out(Block_k(P_k [norm(E(x_{i+k-1})); norm(h^{k-1}_i)]))        logits of x_{i+k} = U h^k_i
+    g^k_i = Block_k(P_k [norm(E(x_{i+k-1})); norm(h^{k-1}_i)])        h^k_i = norm_k(g^k_i)
+    logits of x_{i+k} = U h^k_i
 
 E and U are the trunk's embedding and LM head. Block_k is one decoder layer, causal over positions i, so h^k_i depends
-on x_1 .. x_{i+k-1} and nothing later. What is recycled into depth k+1 is the latent *after* norm_out, the one U reads;
-recycling the one before it costs acceptance in released models.
+on x_1 .. x_{i+k-1} and nothing later. What is recycled into depth k+1 is the latent *after* norm_k, the one U reads;
+recycling g^k (``recycle_stage="pre_norm"``) costs acceptance in released models that were trained the other way.
+``share_depths`` is FastMTP's recursion (arXiv 2509.18362): one block, applied at every depth.
 
 Left out: feeding a head its own drafts in training; the embedding is that of the real token (teacher forcing).
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
-from worldmtp.heads.base import ActionConditionalHead
-from worldmtp.heads.block import BlockSpec, make_block_spec
+from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
+from worldmtp.heads.block import BlockSpec, copy_last_layer, make_block_spec, make_norm
 from worldmtp.heads.masks import additive_mask
-
-NORM_EPS = 1e-6
+from worldmtp.heads.output import OutputLayers
+from worldmtp.heads.unused import refuse_unused
 
 
 class SequentialLayer(nn.Module):
-    """One depth: two norms, a projection 2D -> D, a decoder layer, a norm."""
+    """One depth up to its output norm: two norms, a projection 2D -> D, a decoder layer."""
 
-    def __init__(self, hidden_size: int, block: BlockSpec, concat_order: str) -> None:
+    def __init__(self, config: MTPConfig, trunk: PreTrainedModel, block: BlockSpec) -> None:
         super().__init__()
-        self.concat_order = concat_order
-        self.embedding_norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
-        self.hidden_norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
-        self.projection = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        assert config.hidden_size is not None
+        self.concat_order = config.concat_order
+        self.embedding_norm = make_norm(config.head_block, trunk)
+        self.hidden_norm = make_norm(config.head_block, trunk)
+        self.projection = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.block = block.make_layer()
-        self.output_norm = nn.RMSNorm(hidden_size, eps=NORM_EPS)
 
     def forward(
         self,
@@ -45,7 +49,7 @@ class SequentialLayer(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         cache: DynamicCache | None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the equation above."""
+        """g^k of the equation above."""
         halves = [self.embedding_norm(token_embeds), self.hidden_norm(previous_latent)]
         if self.concat_order == "hidden_first":
             halves.reverse()
@@ -57,21 +61,32 @@ class SequentialLayer(nn.Module):
             use_cache=cache is not None,
             position_embeddings=position_embeddings,
         )
-        return self.output_norm(hidden)
+        return hidden[0] if isinstance(hidden, tuple) else hidden
 
 
 class SequentialHead(ActionConditionalHead):
     """Depths 2 .. K; one layer each, or one for all with ``share_depths``."""
 
+    attention: ClassVar[str] = "depth"
+    shareable: ClassVar[bool] = True
+
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
         super().__init__()
+        refuse_unused(config, "feature_layers", "head_layers", "head_width")
         self.depths = range(2, config.depth + 1)
+        self.reads_pre_norm = config.hidden_stage == "pre_norm"
+        self.recycles_pre_norm = config.recycle_stage == "pre_norm"
+        self.copies_trunk = config.head_init == "copy_trunk"
         block = make_block_spec(config.head_block, trunk)
         num_layers = min(1, len(self.depths)) if config.share_depths else len(self.depths)
-        self.layers = nn.ModuleList(
-            SequentialLayer(trunk.config.hidden_size, block, config.concat_order) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(SequentialLayer(config, trunk, block) for _ in range(num_layers))
+        self.output: OutputLayers = OutputLayers(config, trunk)
         self.rotary_emb = block.make_rotary()
+
+    @classmethod
+    def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
+        """A norm of its own before the shared unembedding."""
+        return FamilyDefaults(output_norm="own")
 
     def layer(self, depth: int) -> nn.Module:
         """The layer of a depth.
@@ -79,28 +94,37 @@ class SequentialHead(ActionConditionalHead):
         Raises:
             ValueError: there is none; depth 1 is the trunk.
         """
-        if depth not in self.depths:
-            raise ValueError(
-                f"depth={depth} is not one of these heads' depths {self.depths.start} .. {self.depths.stop - 1}; "
-                "depth 1 is the trunk itself, more depths need MTPConfig(depth=...)."
-            )
+        self.check_depth(depth)
         return self.layers[(depth - 2) % len(self.layers)]
 
     def forward_depth(
         self,
         depth: int,
-        previous_latent: Float[Tensor, "batch query hidden"],
+        carry: Float[Tensor, "batch query hidden"],
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
         cache: DynamicCache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class."""
-        return self.layer(depth)(
-            previous_latent,
+        """See the base class; the carry is what is recycled."""
+        hidden = self.layer(depth)(
+            carry,
             token_embeds,
-            additive_mask(attention_mask, previous_latent.dtype),
+            additive_mask(attention_mask, carry.dtype),
             position_ids,
-            self.rotary_emb(previous_latent, position_ids),
+            self.rotary_emb(carry, position_ids),
             cache,
         )
+        return hidden if self.recycles_pre_norm else self.output.norm(depth, hidden)
+
+    def read(self, depth: int, carry: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
+        """After the output norm, which comes here where it is not recycled."""
+        return self.output.norm(depth, carry) if self.recycles_pre_norm else carry
+
+    def initialize_from(self, trunk: nn.Module) -> None:
+        """Blocks as copies of the trunk's last layer, where asked for."""
+        super().initialize_from(trunk)
+        assert isinstance(trunk, PreTrainedModel)
+        for layer in self.layers if self.copies_trunk else ():
+            assert isinstance(layer, SequentialLayer)
+            copy_last_layer(trunk, layer.block)

@@ -39,6 +39,9 @@ SEAMS = (
     Seam(trl.SFTTrainer, "log", ("self", "logs", "start_time")),
     Seam(trl.SFTTrainer, "_save_checkpoint", ("self", "model", "trial")),
     Seam(trl.SFTTrainer, "_send_telemetry", ("self",)),
+    Seam(trl.SFTTrainer, "_clip_grad_norm", ("self", "model")),
+    Seam(trl.SFTTrainer, "_load_from_checkpoint", ("self", "resume_from_checkpoint", "model")),
+    Seam(trl.SFTTrainer, "_get_output_dir", ("self", "trial")),
     Seam(transformers.Trainer, "get_tp_size", ("self",)),
 )
 

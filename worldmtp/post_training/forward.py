@@ -1,9 +1,9 @@
 """The heads inside the model's forward, on the hidden states of the one trunk pass that TRL makes there.
 
 TRL patches ``model.forward`` so that ``fused_lm_head=True`` runs the backbone and returns per-token log-probs, without
-logits and without hidden states. Here that forward is wrapped once more: a hook on ``model.base_model`` keeps the last
-hidden states, and depths 2 .. K are computed from them before the forward returns. Inside, because only there are a
-sharded model's weights whole, and DistributedDataParallel sees only what a forward returns.
+logits and without hidden states. Here that forward is wrapped once more: what the heads read of the trunk is recorded
+during it, and the depths planned for the step are computed from that before the forward returns. Inside, because only
+there are a sharded model's weights whole, and DistributedDataParallel sees only what a forward returns.
 
 Without ``fused_lm_head`` the forward is the class's own, so generation and a deep copy (a frozen reference) know
 nothing of this.
@@ -14,56 +14,71 @@ import types
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from worldmtp.model import MTPModel
+from worldmtp.mtp_loss import MultiTokenLoss, evaluation_plan, multi_token_loss
+from worldmtp.objective import MTPObjective
 from worldmtp.post_training.compat import IncompatibleTRLError
-from worldmtp.post_training.depth_sums import DepthSums, sum_depths, targets_from_labels
+from worldmtp.step_plan import StepPlan
 
 
 # accelerate rebuilds an output under autocast from one dict in the place of the first field.
 @no_type_check
 @dataclass
 class MTPFusedOutput(FusedCausalLMOutput):
-    """TRL's output with the sums of depths 2 .. K (see ``DepthSums``)."""
+    """TRL's output with the summed loss of the later depths, without lambda."""
 
-    depth_losses: Float[Tensor, " later_depth"] | None = None
-    depth_top1_hits: Int[Tensor, " later_depth"] | None = None
-    depth_counts: Int[Tensor, " later_depth"] | None = None
+    mtp_loss: Float[Tensor, ""] | None = None
 
 
 class MTPForward:
-    """The wrapped forward of one model; it keeps the sums of the last fused call until they are taken."""
+    """The wrapped forward of one model; it keeps the loss of the last fused call until it is taken."""
 
-    def __init__(self, model: MTPModel) -> None:
+    def __init__(self, model: MTPModel, objective: MTPObjective) -> None:
         self.model = model
+        self.objective = objective
         self._fused_forward = model.forward
-        self._is_capturing = False
-        self._trunk_hidden: Tensor | None = None
-        self._sums: DepthSums | None = None
-        self._hook = model.base_model.register_forward_hook(self._capture)
+        self._plan = evaluation_plan(model.config.depth)
+        self._with_acceptance = False
+        self._trains = True
+        self._teacher_hidden: Tensor | None = None
+        self._loss: MultiTokenLoss | None = None
 
-    def take(self) -> DepthSums:
-        """The sums of the last fused call, once.
+    def prepare(
+        self,
+        plan: StepPlan,
+        with_acceptance: bool = False,
+        teacher_hidden: Float[Tensor, "batch time hidden"] | None = None,
+        trains: bool = True,
+    ) -> None:
+        """What the next fused calls compute; the teacher's states serve one call. Else it is only measured."""
+        self._trains = trains
+        self._plan = plan
+        self._with_acceptance = with_acceptance
+        self._teacher_hidden = teacher_hidden
+
+    def take(self) -> MultiTokenLoss:
+        """The loss of the last fused call, once.
 
         TRL does not hand its trainers' outputs on, hence this way around.
 
         Raises:
             RuntimeError: there was no fused call since the last take.
         """
-        if self._sums is None:
+        if self._loss is None:
             raise RuntimeError(
                 "no depth sums: the model's fused forward was not called since they were last taken, so the heads "
                 "would not be trained. Is the trainer's model another one than its forward was wrapped for?"
             )
-        sums, self._sums = self._sums, None
-        return sums
+        loss, self._loss = self._loss, None
+        return loss
 
     def remove(self) -> None:
-        """Give the model its class's forward back, without TRL's fused LM head and without the hook."""
-        self._hook.remove()
+        """Give the model its class's forward back, without TRL's fused LM head."""
         vars(self.model).pop("forward", None)
 
     def fused(self, module: nn.Module, **inputs: Any) -> MTPFusedOutput:
@@ -84,44 +99,32 @@ class MTPForward:
                 f"the fused forward needs labels and got {sorted(inputs)}; sequence parallelism, which passes "
                 "shift_labels, is not supported with MTP heads."
             )
-        self._is_capturing = True
-        try:
+        with self.model.recording() as recorded:
             output = self._fused_forward(fused_lm_head=True, **inputs)
-        finally:
-            self._is_capturing = False
-        trunk_hidden, self._trunk_hidden = self._trunk_hidden, None
-        if trunk_hidden is None:
+        try:
+            features = recorded.features()
+        except RuntimeError as error:
             raise IncompatibleTRLError(
                 "TRL's fused forward did not run model.base_model; the heads have nothing to read."
+            ) from error
+        teacher_hidden, self._teacher_hidden = self._teacher_hidden, None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains):
+            self._loss = multi_token_loss(
+                self.model,
+                features,
+                inputs["input_ids"],
+                inputs["labels"],
+                self.objective,
+                self._plan,
+                attention_mask=inputs.get("attention_mask"),
+                position_ids=inputs.get("position_ids"),
+                teacher_hidden=teacher_hidden,
+                with_acceptance=self._with_acceptance,
             )
-        self._sums = self._sum_depths(trunk_hidden, **inputs)
-        return MTPFusedOutput(
-            **output,
-            depth_losses=self._sums.losses,
-            depth_top1_hits=self._sums.top1_hits,
-            depth_counts=self._sums.counts,
-        )
-
-    def _sum_depths(
-        self,
-        trunk_hidden: Tensor,
-        input_ids: Tensor,
-        labels: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **_: Any,
-    ) -> DepthSums:
-        model = self.model
-        latents = model.latents(input_ids, attention_mask, position_ids, trunk_hidden=trunk_hidden)
-        targets = targets_from_labels(labels, input_ids, attention_mask, position_ids, model.config.depth)
-        return sum_depths(model, latents, targets)
-
-    def _capture(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._is_capturing:
-            self._trunk_hidden = output.last_hidden_state
+        return MTPFusedOutput(**output, mtp_loss=self._loss.total)
 
 
-def add_mtp_forward(model: MTPModel) -> MTPForward:
+def add_mtp_forward(model: MTPModel, objective: MTPObjective | None = None) -> MTPForward:
     """Wrap the forward that TRL has patched; call it once, after TRL's trainer is constructed.
 
     Raises:
@@ -132,7 +135,7 @@ def add_mtp_forward(model: MTPModel) -> MTPForward:
             f"{type(model).__name__} has its class's own forward, expected TRL's fused one; call add_mtp_forward after "
             "the trainer's __init__ (trl.trainer.utils.add_fused_lm_head)."
         )
-    handle = MTPForward(model)
+    handle = MTPForward(model, MTPObjective() if objective is None else objective)
 
     @functools.wraps(type(model).forward)
     def forward(self: nn.Module, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:

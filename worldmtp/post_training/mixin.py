@@ -1,35 +1,60 @@
-"""What MTP adds to a TRL trainer: the auxiliary loss, its metrics, and a stop at what is not finite.
+"""What MTP adds to a TRL trainer: the multi-token loss, its metrics, and a stop at what is not finite.
 
-    loss = TRL's loss + mtp_coef * 1/(K-1) * sum_{k=2..K} (sum of depth k's cross-entropies) / N
+    loss = TRL's loss + lambda * (sum over depths and valid positions, by the objective's plan of the step) / N
 
 N is TRL's own denominator, the depth 1 targets of the whole accumulated batch on all processes: a token weighs the
 same at every depth and in every micro-batch, and depth k, which has up to k - 1 targets fewer per document, is not
 blown up for it (DeepSeek-V3 2024, eq. 24-25, divides by the length of the sequence too).
 
+Gradients are clipped in two groups, the trunk's and the heads'. In one, a large gradient of fresh heads would shrink
+the trunk's steps even where the heads are detached from it.
+
 As little of TRL as possible is overridden; ``compat`` lists what is.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from worldmtp.ema import EMATrunk
 from worldmtp.model import IGNORE_INDEX, MTPModel
-from worldmtp.post_training.depth_sums import DepthSums
+from worldmtp.mtp_loss import MultiTokenLoss, evaluation_plan
 from worldmtp.post_training.finite import check_finite, check_finite_weights
 from worldmtp.post_training.forward import MTPForward
+from worldmtp.schedules import Progress
+from worldmtp.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from trl import SFTTrainer as _Trainer
 else:
     _Trainer = object
 
+EMA_FILE = "ema_trunk.pt"
+
+
+class EMACallback(TrainerCallback):
+    """Moves the average of the trunk after each optimiser step."""
+
+    def __init__(self, ema: EMATrunk, backbone: nn.Module) -> None:
+        self._ema = ema
+        self._backbone = backbone
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The weights have just been updated, and no checkpoint has been written since."""
+        self._ema.update(self._backbone)
+
 
 class MTPTrainerMixin(_Trainer):
     """To be put before a TRL trainer whose model has been given ``add_mtp_forward``."""
 
     mtp_forward: MTPForward
-    mtp_coef: float
+    mtp_ema: EMATrunk | None = None
+    _planned: tuple[int, StepPlan] | None = None
 
     def compute_loss(
         self,
@@ -38,7 +63,7 @@ class MTPTrainerMixin(_Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """TRL's loss and, in training, the auxiliary one.
+        """TRL's loss and, in training, the multi-token one.
 
         In evaluation the loss is TRL's alone, so that ``eval_loss`` compares with a run without heads; the depths are
         logged beside it.
@@ -47,22 +72,46 @@ class MTPTrainerMixin(_Trainer):
             FloatingPointError: a term is NaN or infinite.
         """
         num_targets = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
+        trains = self.mtp_forward.model.training
+        plan = self._plan()
+        adds_loss = trains and plan.coef > 0
+        if not adds_loss:
+            plan = evaluation_plan(self.mtp_forward.model.config.depth)
+        self.mtp_forward.prepare(plan, not trains, self._teacher_hidden(inputs), trains=adds_loss)
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         loss = result[0] if return_outputs else result
-        sums = self.mtp_forward.take()
-        terms = {"loss": loss, **{f"mtp/loss_depth_{k}": sums.losses[k - 2] for k in self._later_depths(sums)}}
+        later = self.mtp_forward.take()
+        terms = {"loss": loss, "mtp/loss": later.total}
+        terms |= {f"mtp/loss_depth_{k}": ce for k, ce in zip(later.depths, later.sums.ce, strict=True)}
         check_finite(terms, self.state.global_step, str(self.args.output_dir))
-        self._log_depths(sums)
-        if self.mtp_forward.model.training and self.mtp_coef > 0 and len(sums.losses) > 0:
-            loss = loss + self.mtp_coef * self._normalised(sums.losses.mean(), num_targets, num_items_in_batch)
+        self._log_depths(later)
+        if adds_loss and later.depths:
+            loss = loss + plan.coef * self._normalised(later.total, num_targets, num_items_in_batch)
         return (loss, result[1]) if return_outputs else loss
 
     def release_model(self) -> MTPModel:
         """The model with its class's forward: nothing of TRL or of this trainer is left in it. Ends the training."""
         self.mtp_forward.remove()
         return self.mtp_forward.model
+
+    def _plan(self) -> StepPlan:
+        """One for all micro-batches of a step, though they move the token count."""
+        step = self.state.global_step
+        if self._planned is None or self._planned[0] != step:
+            progress = Progress(
+                step=step, max_steps=self.state.max_steps or None, tokens=self.state.num_input_tokens_seen
+            )
+            model = self.mtp_forward.model
+            self._planned = step, self.mtp_forward.objective.plan(model.config.depth, progress, self.args.seed)
+        return self._planned[1]
+
+    def _teacher_hidden(self, inputs: dict[str, Any]) -> Tensor | None:
+        if self.mtp_ema is None:
+            return None
+        texts = (inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
+        return self.mtp_ema.hidden(**self.mtp_forward.model.trunk_inputs(*texts))
 
     def _normalised(self, total: Tensor, num_targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """As TRL's SFT does with its own sum: its denominator, and its undoing of the mean over processes."""
@@ -73,24 +122,54 @@ class MTPTrainerMixin(_Trainer):
             mean = mean * (self.accelerator.num_processes // self.get_tp_size())
         return mean
 
-    def _log_depths(self, sums: DepthSums) -> None:
-        """Mean cross-entropy and top-1 accuracy per target of this micro-batch, over all processes."""
-        local = torch.stack([sums.losses.detach().double(), sums.top1_hits.double(), sums.counts.double()])
-        losses, hits, counts = self.accelerator.gather(local[None]).sum(dim=0).tolist()
-        metrics = self._metrics["train" if self.mtp_forward.model.training else "eval"]
-        for k in self._later_depths(sums):
-            if counts[k - 2] > 0:
-                metrics[f"mtp/loss_depth_{k}"].append(losses[k - 2] / counts[k - 2])
-                metrics[f"mtp/top1_depth_{k}"].append(hits[k - 2] / counts[k - 2])
+    def _log_depths(self, later: MultiTokenLoss) -> None:
+        """Means per target of this micro-batch, over all processes."""
+        sums = later.sums
+        rows = [sums.ce, sums.top1_hits, sums.accepted, sums.counts]
+        local = torch.stack([row.double() for row in rows])
+        ce, hits, accepted, counts = self.accelerator.gather(local[None]).sum(dim=0).tolist()
+        trains = self.mtp_forward.model.training
+        metrics = self._metrics["train" if trains else "eval"]
+        if trains:
+            metrics["mtp/coef"].append(self._plan().coef)
+        measures_acceptance = not trains or self.mtp_forward.objective.terms.on_teacher_logits
+        for index, k in enumerate(later.depths):
+            if counts[index] == 0:
+                continue
+            metrics[f"mtp/loss_depth_{k}"].append(ce[index] / counts[index])
+            metrics[f"mtp/top1_depth_{k}"].append(hits[index] / counts[index])
+            if measures_acceptance:
+                metrics[f"mtp/acceptance_depth_{k}"].append(accepted[index] / counts[index])
 
-    @staticmethod
-    def _later_depths(sums: DepthSums) -> range:
-        return range(2, 2 + len(sums.losses))
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Two groups: the trunk, as it would be clipped without heads, and the heads. The trunk's norm is returned.
+
+        Sharded training clips all weights together: its norms are its engine's business.
+        """
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return super()._clip_grad_norm(model)
+        heads = list(self.mtp_forward.model.heads.parameters())
+        in_heads = {id(parameter) for parameter in heads}
+        trunk = [parameter for parameter in model.parameters() if id(parameter) not in in_heads]
+        norm = self.accelerator.clip_grad_norm_(trunk, self.args.max_grad_norm)  # unscales all gradients in fp16
+        if heads:
+            torch.nn.utils.clip_grad_norm_(heads, self.args.max_grad_norm)
+        return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         weights = self.mtp_forward.model.named_parameters()
         check_finite_weights(weights, self.state.global_step, str(self.args.output_dir))
+        if self.mtp_ema is not None and self.args.should_save:
+            # First: the trainer's own state file, written last, tells that a checkpoint is whole.
+            checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            torch.save(self.mtp_ema.state_dict(), checkpoint / EMA_FILE)
         super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.mtp_ema is not None:
+            self.mtp_ema.load_state_dict(torch.load(Path(resume_from_checkpoint) / EMA_FILE, weights_only=True))
 
     def _send_telemetry(self) -> None:
         """Nothing: TRL reports every trainer's construction to a server, and training here needs no network."""

@@ -1,8 +1,9 @@
 """Supervised fine-tuning with MTP heads: TRL's SFTTrainer, its data handling, its loss, and depths 2 .. K beside it.
 
-One trunk forward per micro-batch. The depth, the detach switches and the coefficient's default are the model's config.
-Left out: adapters (PEFT would freeze the heads), ``compute_loss_func`` and label smoothing (TRL runs the fused forward
-without gradients for them), sequence parallelism.
+One trunk forward per micro-batch. The depth, the detach switches and the coefficient's default are the model's config;
+the losses, their weights and schedules are the training config's objective. Left out: PEFT's own wrapper (it would
+freeze the heads; ``worldmtp.lora`` puts adapters into the trunk), ``compute_loss_func`` and label smoothing (TRL runs
+the fused forward without gradients for them), sequence parallelism.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,22 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
+from worldmtp.ema import EMATrunk
 from worldmtp.model import MTPModel
 from worldmtp.post_training.checks import check_config, check_model, check_not_empty, check_vocabulary
 from worldmtp.post_training.compat import check_seams, check_trainer
 from worldmtp.post_training.forward import add_mtp_forward
-from worldmtp.post_training.mixin import MTPTrainerMixin
+from worldmtp.post_training.mixin import EMACallback, MTPTrainerMixin
 from worldmtp.post_training.sft_config import MTPSFTConfig
 
 
 class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     """TRL's SFTTrainer for an ``MTPModel``.
 
-    Logs, beside TRL's own metrics, ``mtp/loss_depth_k`` and ``mtp/top1_depth_k`` for k = 2 .. K (``eval_`` in front in
-    evaluation), each a mean per target and then over the micro-batches since the last log.
+    Logs, beside TRL's own metrics, ``mtp/coef`` and, for the depths k that ran, ``mtp/loss_depth_k``,
+    ``mtp/top1_depth_k`` and, in evaluation or where the objective has a teacher, ``mtp/acceptance_depth_k`` (sum_v
+    min(p, q) with the trunk's p), each a mean per target and then over the micro-batches since the last log. In
+    evaluation ``eval_`` stands in front.
 
     Args:
         model: made in memory or by ``MTPModel.from_pretrained``; never loaded by name here.
@@ -79,5 +83,8 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         # and divides by the targets of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
-        self.mtp_coef = model.config.mtp_loss_coef if args.mtp_coef is None else args.mtp_coef
-        self.mtp_forward = add_mtp_forward(model)
+        objective = args.objective(model.config.mtp_loss_coef)
+        if objective.needs_ema:
+            self.mtp_ema = EMATrunk(model.base_model, objective.ema_decay)
+            self.add_callback(EMACallback(self.mtp_ema, model.base_model))
+        self.mtp_forward = add_mtp_forward(model, objective)

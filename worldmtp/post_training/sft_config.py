@@ -6,10 +6,12 @@ user did not set follows the machine; what the user set stays. The depth is the 
 
 import math
 from dataclasses import dataclass, field
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import torch
 from trl import SFTConfig
+
+from worldmtp.objective import MTPObjective
 
 
 # Run-time type checks (under pytest) would refuse every int given to one of TRL's floats, logging_steps=1 for one.
@@ -22,6 +24,8 @@ class MTPSFTConfig(SFTConfig):
         mtp_coef: lambda in loss = TRL's loss + lambda * mean over depths 2..K of their cross-entropies. None is the
             model's ``mtp_loss_coef``, which is 0.3 by default, that of most of DeepSeek-V3's training
             (https://arxiv.org/abs/2412.19437, sec. 4.2). With 0 the heads are measured and not trained.
+        mtp_objective: ``MTPObjective.to_dict()`` or a part of it: losses, weights of the depths, lambda over training,
+            window, frequency. None is cross-entropy and DeepSeek-V3's mean over depths.
         bf16: None is on with an accelerator (TRL's default) and off without.
         gradient_checkpointing: None is on with an accelerator (TRL's default) and off without.
         dataloader_pin_memory: None is on with an accelerator and off without.
@@ -32,6 +36,9 @@ class MTPSFTConfig(SFTConfig):
 
     mtp_coef: float | None = field(
         default=None, metadata={"help": "Weight of the mean loss of depths 2..K. None: the model's mtp_loss_coef."}
+    )
+    mtp_objective: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Fields of MTPObjective. None: cross-entropy, the mean over depths."}
     )
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment] # None until the machine is known
         default=None, metadata={"help": "None: on with an accelerator, off without."}
@@ -54,6 +61,14 @@ class MTPSFTConfig(SFTConfig):
             self.ddp_find_unused_parameters = True
         super().__post_init__()
 
+    def objective(self, mtp_loss_coef: float) -> MTPObjective:
+        """The objective asked for; ``mtp_loss_coef`` is the model's, for where nothing else says lambda."""
+        values = dict(self.mtp_objective or {})
+        if "coef" not in values:
+            start = mtp_loss_coef if self.mtp_coef is None else self.mtp_coef
+            values["coef"] = {"kind": "constant", "start": start}
+        return MTPObjective.from_dict(values)
+
     def _resolve_checkpointing(self, has_accelerator: bool) -> None:
         # transformers renamed gradient_checkpointing to activation_checkpointing and warns about the old name, so only
         # the new one is set where it exists; off is what both mean when left out.
@@ -68,6 +83,10 @@ class MTPSFTConfig(SFTConfig):
     def _check(self) -> None:
         if self.mtp_coef is not None and not (math.isfinite(self.mtp_coef) and self.mtp_coef >= 0):
             raise ValueError(f"mtp_coef={self.mtp_coef}, expected a finite number >= 0, or None for the model's.")
+        if self.mtp_coef is not None and "coef" in (self.mtp_objective or {}):
+            raise ValueError(f"mtp_coef={self.mtp_coef} and mtp_objective['coef'] both say lambda; give one of them.")
+        if self.objective(0.0).coef.unit == "tokens" and self.include_num_input_tokens_seen in ("no", False):
+            self.include_num_input_tokens_seen = "non_padding"  # the schedule counts them, and so must a checkpoint
         if self.packing_strategy == "wrapped" and (self.packing or self.eval_packing):
             raise ValueError(
                 "packing_strategy='wrapped' cuts documents without marking where they begin, so targets of depth 2 "

@@ -1,0 +1,1 @@
+"""Config group ``objective``: each file holds what differs from the defaults of ``MTPObjective``."""

@@ -1,0 +1,107 @@
+"""Parallel heads as a world model that is blind to actions: what comes on average, whatever is done.
+
+Depth k of a parallel head is the policy's own marginal of token p + k, averaged over the tokens in between. So all of a
+root's future is known when it is encoded, a step only moves on to the next depth, and ``action_conditional`` is False:
+such a model can serve as a state-only expectation, such as a baseline, and never says what another token would have
+brought. In a rollout of it the actions are drawn from the marginals, each by itself.
+
+Left out: strides. Heads that leap have no prediction of the tokens in between.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
+from worldmtp.dynamics.readout import read_latent
+from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics.roots import resolve_roots
+from worldmtp.heads.base import ParallelHead
+from worldmtp.model import MTPModel
+
+
+@dataclass(frozen=True)
+class ForeseenState:
+    """Roots with the latents of all their depths, and the depth they have come to."""
+
+    depth: int
+    latents: Float[Tensor, "state depths hidden"]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def latent(self) -> Float[Tensor, "state hidden"]:
+        """That of the current depth."""
+        return self.latents[:, self.depth - 1]
+
+    def select(self, rows: Int[Tensor, " selected"]) -> "ForeseenState":
+        """States by row."""
+        return replace(self, latents=self.latents[rows])
+
+
+class ParallelWorldModel:
+    """World model back-end ``mtp_parallel``.
+
+    Raises:
+        TypeError: the heads are chained by tokens.
+        ValueError: their depths leap over tokens.
+    """
+
+    action_conditional = False
+
+    def __init__(self, model: MTPModel) -> None:
+        if not isinstance(model.heads, ParallelHead):
+            raise TypeError(
+                f"head={model.config.head!r} is action-conditional, and 'mtp_parallel' would hide that from it; use "
+                "world model 'mtp'."
+            )
+        if model.config.stride != 1:
+            raise ValueError(
+                f"stride={model.config.stride}: depth k foresees token t + 1 + {model.config.stride} (k - 1), and a "
+                "step of imagination is one token; use heads with stride=1."
+            )
+        self._model = model
+
+    @property
+    def max_horizon(self) -> int | None:
+        """Depth 1 is the state itself; each further depth is one step."""
+        return self._model.config.depth - 1
+
+    def encode(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"],
+        root_rows: Int[Tensor, " root"] | None = None,
+        root_positions: Int[Tensor, " root"] | None = None,
+    ) -> ForeseenState:
+        """One trunk forward and all depths."""
+        root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
+        # No depth reads a token, so what the text says after a root does not matter.
+        latents = self._model.latents(input_ids, attention_mask)
+        return ForeseenState(1, torch.stack([latent[root_rows, root_positions] for latent in latents], dim=1))
+
+    def step(self, state: ForeseenState, actions: Int[Tensor, " state"]) -> ForeseenState:
+        """The next depth, whatever the actions.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if state.depth == self._model.config.depth:
+            raise ValueError(
+                f"step {state.depth} exceeds the {self.max_horizon} steps these heads can take; "
+                f"train a model with depth={state.depth + 1}."
+            )
+        return replace(state, depth=state.depth + 1)
+
+    def predict(self, state: ForeseenState, with_logits: bool = True) -> Prediction:
+        """Read the depth's latent through its output layer."""
+        return read_latent(self._model, state.latent, with_logits, state.depth)
+
+    def imagine(
+        self, state: ForeseenState, horizon: int, policy: Policy, generator: torch.Generator | None
+    ) -> ImaginedRollout:
+        """See ``worldmtp.dynamics.rollout.imagine``."""
+        return imagine(self, state, horizon, policy, generator)

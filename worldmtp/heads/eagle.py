@@ -1,0 +1,231 @@
+"""EAGLE-3 heads (Li et al. 2025, arXiv 2503.01840): one decoder layer fed back its own output, trained that way.
+
+With l, m, h the outputs of a low, a middle and a high layer of the trunk, and for depths k = 2 .. K:
+
+    g^1_i = F [l_i; m_i; h_i]
+    u     = [norm(E(x_{i+k-1})); norm(g^{k-1}_i)]                          (2 D wide: what queries, keys, values read)
+    a     = g^{k-1}_i + Attention(u)        g^k_i = a + MLP(norm(a))
+    logits of x_{i+k} = U norm_out(g^k_i)
+
+The paper's "training-time test" is this recursion, unrolled: beyond depth 2 there are no real features to attend to, so
+depth k at position i attends to depth 2's keys at positions up to i, then to those of its own branch, depths 3 .. k at
+the same i. A key of depth k at i stands in slot i + k - 1 and is rotated to position i + k - 2 (the trunk's first token
+is position 0; only differences matter). One layer serves all depths; ``share_depths=False`` gives each its own.
+
+``feature_layers=()`` reads the trunk's last hidden state through F instead (EAGLE-1, arXiv 2401.15077, feeds that in
+without F). What is fed back is g, before the output norm, as in the released code; ``recycle_stage="post_norm"`` feeds
+back what U reads. ``unembedding="own"`` is drawn, not copied, as the paper's.
+
+Left out: the reduced vocabulary of the paper's unembedding, and the tree of drafts, which belongs to decoding.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from worldmtp.config import MTPConfig
+from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
+from worldmtp.heads.block import make_norm
+from worldmtp.heads.features import TrunkFeatures
+from worldmtp.heads.output import OutputLayers
+from worldmtp.heads.unused import refuse_unused
+
+_MIN_LAYERS_OF_PAPER = 8
+_DEFAULT_ROPE_THETA = 10_000.0
+
+
+class BranchAttention(nn.Module):
+    """Grouped-query attention whose queries, keys and values read vectors twice as wide as what it adds to."""
+
+    def __init__(self, sizes: LlamaConfig) -> None:
+        super().__init__()
+        assert sizes.num_key_value_heads is not None
+        assert sizes.head_dim is not None
+        self.head_dim = sizes.head_dim
+        self.num_groups = sizes.num_attention_heads // sizes.num_key_value_heads
+        inner, grouped = sizes.num_attention_heads * self.head_dim, sizes.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(2 * sizes.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(2 * sizes.hidden_size, grouped, bias=False)
+        self.v_proj = nn.Linear(2 * sizes.hidden_size, grouped, bias=False)
+        self.o_proj = nn.Linear(inner, sizes.hidden_size, bias=False)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "batch query two_hidden"],
+        rotation: tuple[Float[Tensor, "batch query head_dim"], Float[Tensor, "batch query head_dim"]],
+        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
+        cache: DynamicCache | None,
+    ) -> Float[Tensor, "batch query hidden"]:
+        """What the values say; every query must be allowed one key at least."""
+        queries, keys, values = (
+            projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, query, head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        queries, keys = apply_rotary_pos_emb(queries, keys, *rotation)
+        if cache is not None:
+            keys, values = cache.update(keys, values, 0)
+        keys, values = (part.repeat_interleave(self.num_groups, dim=1) for part in (keys, values))
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=attention_mask)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class GatedMLP(nn.Module):
+    """SiLU(gate) * up, then down."""
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        """Apply it."""
+        return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class EagleLayer(nn.Module):
+    """g^k from g^{k-1} and the embeddings."""
+
+    def __init__(self, config: MTPConfig, trunk: PreTrainedModel, sizes: LlamaConfig) -> None:
+        super().__init__()
+        self.hidden_first = config.concat_order == "hidden_first"
+        self.embedding_norm = make_norm(config.head_block, trunk)
+        self.hidden_norm = make_norm(config.head_block, trunk)
+        self.attention = BranchAttention(sizes)
+        self.mlp_norm = make_norm(config.head_block, trunk)
+        self.mlp = GatedMLP(sizes.hidden_size, sizes.intermediate_size)
+
+    def forward(
+        self,
+        carry: Float[Tensor, "batch query hidden"],
+        token_embeds: Float[Tensor, "batch query hidden"],
+        rotation: tuple[Float[Tensor, "batch query head_dim"], Float[Tensor, "batch query head_dim"]],
+        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
+        cache: DynamicCache | None,
+    ) -> Float[Tensor, "batch query hidden"]:
+        """The equation above."""
+        halves = [self.embedding_norm(token_embeds), self.hidden_norm(carry)]
+        if self.hidden_first:
+            halves.reverse()
+        attended = carry + self.attention(torch.cat(halves, dim=-1), rotation, attention_mask, cache)
+        return attended + self.mlp(self.mlp_norm(attended))
+
+
+class EagleHead(ActionConditionalHead):
+    """Depths 2 .. K by one decoder layer, or by one each."""
+
+    attention: ClassVar[str] = "branch"
+    shareable: ClassVar[bool] = True
+
+    def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
+        super().__init__()
+        refuse_unused(config, "head_layers")
+        _check_can_be_had(config)
+        assert config.hidden_size is not None
+        assert config.feature_layers is not None
+        self.depths = range(2, config.depth + 1)
+        # The trunk alone reads nothing.
+        self.feature_layers = config.feature_layers if len(self.depths) else ()
+        self.reads_pre_norm = config.hidden_stage == "pre_norm" and len(self.depths) > 0
+        self.recycles_pre_norm = config.recycle_stage == "pre_norm"
+        sizes = _layer_sizes(config, trunk.config.get_text_config())
+        self.fuse: nn.Linear | None = None
+        if len(self.depths):
+            self.fuse = nn.Linear(max(1, len(self.feature_layers)) * config.hidden_size, config.hidden_size, bias=False)
+        num_layers = min(1, len(self.depths)) if config.share_depths else len(self.depths)
+        self.layers = nn.ModuleList(EagleLayer(config, trunk, sizes) for _ in range(num_layers))
+        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=False)
+        self.rotary_emb = LlamaRotaryEmbedding(sizes)
+
+    @classmethod
+    def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
+        """One layer for all depths, fed back before its own output norm, over three layers of the trunk."""
+        return FamilyDefaults(
+            share_depths=True,
+            recycle_stage="pre_norm",
+            output_norm="own",
+            feature_layers=_three_layers(trunk_config.num_hidden_layers),
+            head_width=_inner_width(trunk_config),
+        )
+
+    def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time hidden"]:
+        """g^1 of the equation above."""
+        if self.fuse is None:
+            return super().begin(features)
+        read = torch.cat(features.layers, dim=-1) if self.feature_layers else super().begin(features)
+        return self.fuse(read)
+
+    def forward_depth(
+        self,
+        depth: int,
+        carry: Float[Tensor, "batch query hidden"],
+        token_embeds: Float[Tensor, "batch query hidden"],
+        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
+        position_ids: Int[Tensor, "batch query"],
+        cache: DynamicCache | None = None,
+    ) -> Float[Tensor, "batch query hidden"]:
+        """See the base class; ``cache`` holds the keys of depth 2, then one of each depth of the branch."""
+        self.check_depth(depth)
+        rotation = self.rotary_emb(carry, position_ids + depth - 2)
+        hidden = self.layers[(depth - 2) % len(self.layers)](carry, token_embeds, rotation, attention_mask, cache)
+        return hidden if self.recycles_pre_norm else self.output.norm(depth, hidden)
+
+    def read(self, depth: int, carry: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
+        """After the output norm, which comes here where it is not recycled."""
+        return self.output.norm(depth, carry) if self.recycles_pre_norm else carry
+
+
+def _three_layers(num_layers: int) -> tuple[int, ...]:
+    """The released code reads what *enters* layers 2, L/2 and L - 3; small trunks give first, middle and last."""
+    if num_layers >= _MIN_LAYERS_OF_PAPER:
+        return (1, num_layers // 2 - 1, num_layers - 4)
+    return tuple(sorted({0, num_layers // 2, num_layers - 1}))
+
+
+def _inner_width(trunk_config: PreTrainedConfig) -> int:
+    given = getattr(trunk_config, "intermediate_size", None) or getattr(trunk_config, "n_inner", None)
+    return given or 4 * trunk_config.hidden_size
+
+
+def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConfig:
+    """Heads, groups and rotation as the trunk's where it has them, in the names of a Llama config."""
+    num_heads = trunk_config.num_attention_heads
+    head_dim = getattr(trunk_config, "head_dim", None) or trunk_config.hidden_size // num_heads
+    if head_dim % 2:
+        raise ValueError(
+            f"head='eagle' rotates pairs of channels, and hidden_size={trunk_config.hidden_size} over "
+            f"num_attention_heads={num_heads} gives {head_dim} channels per attention head; choose another trunk."
+        )
+    rope = getattr(trunk_config, "rope_parameters", None) or {}
+    return LlamaConfig(
+        hidden_size=trunk_config.hidden_size,
+        intermediate_size=config.head_width or _inner_width(trunk_config),
+        num_attention_heads=num_heads,
+        num_key_value_heads=getattr(trunk_config, "num_key_value_heads", None) or num_heads,
+        head_dim=head_dim,
+        max_position_embeddings=trunk_config.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": rope.get("rope_theta", _DEFAULT_ROPE_THETA)},
+    )
+
+
+def _check_can_be_had(config: MTPConfig) -> None:
+    if config.head_init == "copy_trunk":
+        raise ValueError(
+            "head_init='copy_trunk' with head='eagle': its attention reads vectors twice as wide as the trunk's layers "
+            "do, so there is nothing to copy; use head_init='family'."
+        )
+    if config.feature_layers and config.hidden_stage == "pre_norm":
+        raise ValueError(
+            f"hidden_stage='pre_norm' with feature_layers={list(config.feature_layers)}: the heads read the outputs of "
+            "those layers, not the last hidden state; pass feature_layers=() to read the latter."
+        )
+    if config.output_norm == "none" and config.unembedding == "shared":
+        raise ValueError(
+            "output_norm='none' with head='eagle': the LM head's weights expect normed states, which a decoder layer's "
+            "output is not; use output_norm='own' or 'shared', or unembedding='own'."
+        )

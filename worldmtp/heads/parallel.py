@@ -1,0 +1,105 @@
+"""Parallel transformer heads (Gloeckle et al. 2024, arXiv 2404.19737, section 2).
+
+For depths k = 2 .. K, with z the output of the trunk's last layer but one:
+
+    h^k = norm(Block_k(z))                                        logits of x_{t+k} = U h^k
+
+Block_k is one decoder layer of the trunk's class, causal over positions, and a sibling of the trunk's last layer, which
+is the paper's head of depth 1; norm and U are the trunk's final norm and LM head. The weights released with the paper
+are of this form. ``feature_layers=()`` branches off after the trunk instead, from its last hidden state before or
+after the final norm (``hidden_stage``), as a trunk of one layer must. Blocks are drawn, as the paper trains from
+scratch; ``head_init="copy_trunk"`` starts each as a copy of the last layer, so that with the branch at the last layer
+but one every depth starts as the trunk's own next-token prediction.
+
+Left out: the paper's order of forward and backward passes, one head's logits in memory at a time, which the losses
+have; giving up K - 1 of the trunk's layers so that models of all K have as many weights.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from worldmtp.config import MTPConfig
+from worldmtp.heads.base import FamilyDefaults, ParallelHead
+from worldmtp.heads.block import copy_last_layer, make_block_spec
+from worldmtp.heads.features import TrunkFeatures
+from worldmtp.heads.masks import additive_mask
+from worldmtp.heads.output import OutputLayers
+from worldmtp.heads.unused import refuse_unused
+
+
+class GloeckleHead(ParallelHead):
+    """One decoder layer for each of depths 2 .. K."""
+
+    def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
+        super().__init__()
+        refuse_unused(config, "concat_order", "head_layers", "head_width", "recycle_stage")
+        assert config.feature_layers is not None
+        _check_source(config.feature_layers, config.hidden_stage)
+        _check_norm(config)
+        self.depths = range(2, config.depth + 1)
+        # The trunk alone reads nothing.
+        self.feature_layers = config.feature_layers if len(self.depths) else ()
+        self.reads_pre_norm = config.hidden_stage == "pre_norm"
+        self.copies_trunk = config.head_init == "copy_trunk"
+        block = make_block_spec(config.head_block, trunk)
+        self.blocks = nn.ModuleList(block.make_layer() for _ in self.depths)
+        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=config.head_init != "random")
+        self.rotary_emb = block.make_rotary()
+
+    @classmethod
+    def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
+        """The trunk's norm, and the layer before its last where it has one."""
+        return FamilyDefaults(output_norm="shared", feature_layers=(-2,) if trunk_config.num_hidden_layers > 1 else ())
+
+    def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time hidden"]:
+        """Where the heads branch off."""
+        return features.layers[0] if self.feature_layers else super().begin(features)
+
+    def forward_depth(
+        self,
+        depth: int,
+        trunk_hidden: Float[Tensor, "batch query hidden"],
+        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
+        position_ids: Int[Tensor, "batch query"],
+    ) -> Float[Tensor, "batch query hidden"]:
+        """See the base class."""
+        self.check_depth(depth)
+        hidden = self.blocks[depth - 2](
+            trunk_hidden,
+            attention_mask=additive_mask(attention_mask, trunk_hidden.dtype),
+            position_ids=position_ids,
+            past_key_values=None,
+            use_cache=False,
+            position_embeddings=self.rotary_emb(trunk_hidden, position_ids),
+        )
+        return self.output.norm(depth, hidden[0] if isinstance(hidden, tuple) else hidden)
+
+    def initialize_from(self, trunk: nn.Module) -> None:
+        """Blocks as copies of the trunk's last layer, where asked for."""
+        super().initialize_from(trunk)
+        assert isinstance(trunk, PreTrainedModel)
+        for block in self.blocks if self.copies_trunk else ():
+            copy_last_layer(trunk, block)
+
+
+def _check_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
+    if len(feature_layers) > 1:
+        raise ValueError(
+            f"feature_layers={list(feature_layers)} with head='parallel': the heads branch off at one place; name one "
+            "layer, or none for the trunk's last hidden state."
+        )
+    if feature_layers and hidden_stage == "pre_norm":
+        raise ValueError(
+            f"hidden_stage='pre_norm' with feature_layers={list(feature_layers)}: the heads read that layer's output, "
+            "not the last hidden state; pass feature_layers=() to read the latter."
+        )
+
+
+def _check_norm(config: MTPConfig) -> None:
+    """A block's output is the sum of residuals: a norm must follow before the LM head or a copy of it."""
+    if config.output_norm == "none" and (config.unembedding == "shared" or config.head_init != "random"):
+        raise ValueError(
+            "output_norm='none' with head='parallel': the LM head's weights expect normed states, which a decoder "
+            "layer's output is not; use output_norm='shared' or 'own'."
+        )

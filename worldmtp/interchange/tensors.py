@@ -1,0 +1,116 @@
+"""Weights and configs as they lie on disk: safetensors, one file or many with an index, and Llama's ``.pth``.
+
+``.pth`` files are read with ``weights_only=True``: nothing in them can run code. Safetensors are mapped into memory,
+so a weight costs memory when it is used.
+
+Left out: ``pytorch_model.bin``, and Llama checkpoints cut into parts for model parallelism.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldmtp.interchange.problems import LayoutError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PTH = "consolidated.pth"
+PARAMS = "params.json"
+CONFIG = "config.json"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json``, or ``params.json`` where there is no other.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for name in (CONFIG, PARAMS):
+        if (directory / name).is_file():
+            config: dict[str, Any] = json.loads((directory / name).read_text())
+            return config
+    raise FileNotFoundError(f"{directory} has neither {CONFIG} nor {PARAMS}; pass the folder of a checkpoint.")
+
+
+def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
+    """All weights of a checkpoint by their names in the file.
+
+    Raises:
+        FileNotFoundError: no file of a known form, or one that the index names is not there.
+        LayoutError: the index and its files disagree, or a ``.pth`` holds something else than tensors.
+    """
+    if (directory / INDEX).is_file():
+        return _read_shards(directory)
+    if (directory / SINGLE).is_file():
+        return _read_safetensors(directory / SINGLE)
+    parts = sorted(directory.glob("consolidated*.pth"))
+    if len(parts) == 1:
+        return _read_pth(parts[0])
+    if parts:
+        raise LayoutError(
+            f"{directory} is cut into {len(parts)} parts {[part.name for part in parts]}, for model parallelism; join "
+            f"them into one {PTH} first."
+        )
+    raise FileNotFoundError(f"{directory} has none of {INDEX}, {SINGLE}, {PTH}; pass the folder of a checkpoint.")
+
+
+def _read_shards(directory: Path) -> dict[str, Tensor]:
+    weight_map: dict[str, str] = json.loads((directory / INDEX).read_text())["weight_map"]
+    files = sorted(set(weight_map.values()))
+    absent = [name for name in files if not (directory / name).is_file()]
+    if absent:
+        raise FileNotFoundError(f"{directory} lacks {absent}, which its index names; copy the whole checkpoint.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _read_safetensors(directory / file)
+    if set(tensors) != set(weight_map):
+        raise LayoutError(
+            f"{directory / INDEX} and its files disagree: only in the index {sorted(set(weight_map) - set(tensors))}, "
+            f"only in the files {sorted(set(tensors) - set(weight_map))}."
+        )
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    odd = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise LayoutError(f"{path} holds entries that are no tensors: {odd}.")
+    return dict(state)
+
+
+def append_shard(directory: Path, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
+    """Add a file of weights to a checkpoint of one or more safetensors files.
+
+    The files are renamed into one numbered series, and the index names every weight.
+    """
+    index_path = directory / INDEX
+    if index_path.is_file():
+        index: dict[str, Any] = json.loads(index_path.read_text())
+    else:
+        names = _read_safetensors(directory / SINGLE)
+        size = sum(tensor.nbytes for tensor in names.values())
+        index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, SINGLE)}
+    old = sorted(set(index["weight_map"].values()))
+    total = len(old) + 1
+    renamed = {file: f"model-{number:05d}-of-{total:05d}.safetensors" for number, file in enumerate(old, start=1)}
+    added = f"model-{total:05d}-of-{total:05d}.safetensors"
+    for file, name in renamed.items():
+        (directory / file).rename(directory / name)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / added, {"format": "pt"})
+    index["weight_map"] = {name: renamed[file] for name, file in index["weight_map"].items()}
+    index["weight_map"] |= dict.fromkeys(tensors, added)
+    index["metadata"]["total_size"] += sum(tensor.nbytes for tensor in tensors.values())
+    index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,104 @@
+"""How many of the heads' drafts the trunk would accept, on text that the trunk itself wrote.
+
+Two conventions are in use and named here: *cumulative* a_k, the probability that depth k and all before it are
+accepted, and *conditional* c_k = a_k / a_{k-1}. tau = 1 + sum_k a_k is the tokens a trunk forward yields.
+
+Greedy: a draft is accepted where it is the trunk's own greedy token. Up to the first rejection the drafts equal the
+trunk's text, so reading the heads teacher-forced over that text is the same as drafting. Sampled: a draft x ~ q is
+accepted with probability min(1, p(x)/q(x)), on average sum_v min(p, q) (Leviathan et al. 2023, arXiv 2211.17192). What
+has been accepted so far is distributed as min(p, q), not as p; on p's own samples x that is a weight min(1, q(x)/p(x)):
+
+    a_k = E_{x ~ p} [ prod_{j<k} min(1, q_j(x_j) / p_j(x_j)) * sum_v min(p_k, q_k) ]
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.decoding.session import DecodingSession
+from worldmtp.model import MTPModel
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Per text, means over its positions of the cumulative acceptance of depths 2 .. K."""
+
+    cumulative: Float[Tensor, "text later_depth"]
+
+    @property
+    def mean(self) -> Float[Tensor, " later_depth"]:
+        """Over texts."""
+        return self.cumulative.mean(dim=0)
+
+    @property
+    def conditional(self) -> Float[Tensor, " later_depth"]:
+        """Given that the depth before was accepted; of the first, as it stands."""
+        before = torch.cat([torch.ones(1), self.mean[:-1]])
+        return self.mean / before.clamp_min(1e-12)
+
+    @property
+    def tokens_per_forward(self) -> Float[Tensor, " text"]:
+        """The length tau per text; the trunk's own next token is always had."""
+        return 1 + self.cumulative.sum(dim=1)
+
+
+@torch.no_grad()
+def write_texts(
+    model: MTPModel, prompts: Int[Tensor, "text prompt"], num_tokens: int, generator: torch.Generator | None = None
+) -> Int[Tensor, "text time"]:
+    """Prompts and what the trunk writes after them: greedily without a generator, else sampled at temperature 1."""
+    session = DecodingSession(model)
+    logits = session.prefill(prompts, torch.ones_like(prompts, dtype=torch.bool))
+    written = [prompts]
+    for _ in range(num_tokens):
+        if generator is None:
+            tokens = logits.argmax(dim=-1)
+        else:
+            tokens = torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
+        written.append(tokens[:, None])
+        logits = session.step(tokens)
+    return torch.cat(written, dim=1)
+
+
+@torch.no_grad()
+def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
+    """Acceptance on greedy texts, at the positions whose drafts all lie in what the trunk wrote."""
+    depth = model.config.depth
+    latents = model.latents(texts)
+    roots = _roots(texts, prompt_length, depth)
+    accepted, per_depth = torch.ones(len(texts), len(roots), dtype=torch.bool), []
+    for k in range(2, depth + 1):
+        drafts = model.logits_of(latents[k - 1][:, roots], k).argmax(dim=-1)
+        accepted = accepted & (drafts == texts[:, roots + k])
+        per_depth.append(accepted.float().mean(dim=1))
+    return Acceptance(torch.stack(per_depth, dim=1))
+
+
+@torch.no_grad()
+def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
+    """Expected acceptance at temperature 1 on the trunk's own samples; see the equation above."""
+    depth = model.config.depth
+    latents = model.latents(texts)
+    roots = _roots(texts, prompt_length, depth)
+    target = model.logits_of(latents[0]).float().softmax(dim=-1)
+    accepted, per_depth = torch.ones(len(texts), len(roots)), []
+    for k in range(2, depth + 1):
+        draft = model.logits_of(latents[k - 1][:, roots], k).float().softmax(dim=-1)
+        true = target[:, roots + k - 1]
+        per_depth.append((accepted * torch.minimum(draft, true).sum(dim=-1)).mean(dim=1))
+        written = texts[:, roots + k, None]
+        accepted = accepted * (draft.gather(2, written) / true.gather(2, written)).clamp_max(1.0)[..., 0]
+    return Acceptance(torch.stack(per_depth, dim=1))
+
+
+def _roots(texts: Tensor, prompt_length: int, depth: int) -> Tensor:
+    """Positions t whose tokens t+1 .. t+K were all written by the trunk."""
+    first, last = prompt_length - 1, texts.shape[1] - depth
+    if first >= last:
+        raise ValueError(
+            f"texts of {texts.shape[1]} tokens with prompts of {prompt_length} leave no position with {depth} tokens "
+            "after it; write more."
+        )
+    return torch.arange(first, last, device=texts.device)

@@ -83,9 +83,18 @@ def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
 
 
 class WorldModelLearner:
-    """Replay, optimiser and losses of the heads that imagine."""
+    """Replay, optimiser and losses of the heads that imagine.
+
+    Raises:
+        ValueError: depths leap over tokens, so a latent stands for no state that ends in a known token.
+    """
 
     def __init__(self, model: MTPModel, config: WorldModelConfig, ppo: PPOConfig) -> None:
+        if model.config.stride != 1:
+            raise ValueError(
+                f"stride={model.config.stride}: reward and value of the states in between would have no latent; use "
+                "heads with stride=1 in reinforcement."
+            )
         self._model = model
         self._config = config
         self._ppo = ppo

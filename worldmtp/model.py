@@ -30,9 +30,10 @@ from worldmtp.fused_losses import LossTerms, summed_depth_losses
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.heads.chain import head_latents
 from worldmtp.heads.features import Recording, TrunkFeatures, record_features
-from worldmtp.heads.masks import additive_mask, causal_mask
+from worldmtp.heads.masks import causal_mask
 from worldmtp.heads.registry import make_head
 from worldmtp.heads.zero import ZeroLinear
+from worldmtp.logit_changes import LogitChanges
 from worldmtp.losses import combination_weights, combine_depth_losses, depth_cross_entropy
 from worldmtp.targets import (
     DepthTargets,
@@ -40,6 +41,7 @@ from worldmtp.targets import (
     document_ids_from_position_ids,
     position_ids_from_attention_mask,
 )
+from worldmtp.trunk_inputs import real_tokens, trunk_inputs
 from worldmtp.world_heads import WorldHeads
 
 IGNORE_INDEX = -100
@@ -220,7 +222,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         depths: Iterable[int],
     ) -> dict[int, Float[Tensor, "batch time hidden"]]:
         """Teacher-forced latents of some depths of 2 .. K; parallel heads compute no other."""
-        real = _real_tokens(input_ids, attention_mask)
+        real = real_tokens(input_ids, attention_mask)
         document_ids = None
         if position_ids is None:
             position_ids = position_ids_from_attention_mask(real)
@@ -317,6 +319,19 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         self.config.vocab_size = self.trunk.config.get_text_config().vocab_size
         return embeddings
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As Hugging Face's, of the trunk with its heads.
+
+        Raises:
+            ValueError: the trunk has adapters, without which the weights beside them would not be found again.
+        """
+        if hasattr(self.trunk, "peft_config"):
+            raise ValueError(
+                "the trunk has adapters, and a checkpoint would be loaded without them and without the weights they "
+                "stand beside; use worldmtp.lora.save_lora(model, directory), or merge_lora(model) first."
+            )
+        super().save_pretrained(*args, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
@@ -342,30 +357,11 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         position_ids: Int[Tensor, "_ time"] | None = None,
     ) -> dict[str, Any]:
         """What the backbone is called with: positions that count real tokens, a mask that keeps documents apart."""
-        if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
-            real = attention_mask.bool()
-            if position_ids is None:
-                position_ids = position_ids_from_attention_mask(real)
-            else:
-                attention_mask = self._packed_mask(real, position_ids.expand(input_ids.shape), attention_mask)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return trunk_inputs(self.trunk, input_ids, attention_mask, position_ids)
 
     def recording(self) -> AbstractContextManager[Recording]:
         """Record what the heads read of the passes that the trunk's backbone makes inside."""
         return record_features(self.base_model, self.heads.feature_layers, self.heads.reads_pre_norm)
-
-    def _packed_mask(self, real: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Backbones see document boundaries in position_ids only where there is no mask; else they are told."""
-        document_ids = document_ids_from_position_ids(position_ids)
-        boundary = document_ids[:, 1:] != document_ids[:, :-1]
-        if not (boundary & real[:, 1:] & real[:, :-1]).any():
-            return attention_mask
-        if "sliding_attention" in (getattr(self.trunk.config, "layer_types", None) or []):
-            raise ValueError(
-                "packed documents with an attention_mask are not supported for a trunk with sliding attention; pack "
-                "without padding and pass no attention_mask."
-            )
-        return additive_mask(causal_mask(real, document_ids), self.trunk.dtype)
 
     def targets(
         self,
@@ -381,7 +377,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         counted = labels != IGNORE_INDEX
         return depth_targets(
             torch.where(counted, labels, input_ids),
-            _real_tokens(input_ids, attention_mask),
+            real_tokens(input_ids, attention_mask),
             self.config.offsets,
             loss_mask=counted,
             document_ids=document_ids,
@@ -390,29 +386,11 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     @property
     def transforms_logits(self) -> bool:
         """Whether ``final_logits`` changes anything."""
-        return any(change is not None for change in self._logit_changes)
-
-    @property
-    def _logit_changes(self) -> tuple[float | None, float | None, float | None]:
-        config = self.trunk.config.get_text_config()
-        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-        scale, divisor, cap = (getattr(config, name, None) for name in names)
-        return scale, divisor, cap
+        return bool(LogitChanges.of(self.trunk.config))
 
     def final_logits(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What some trunks do to the LM head's logits: Cohere and Granite scale, Gemma caps."""
-        scale, divisor, cap = self._logit_changes
-        if scale is not None:
-            logits = logits * scale
-        if divisor is not None:
-            logits = logits / divisor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    if attention_mask is None:
-        return torch.ones_like(input_ids, dtype=torch.bool)
-    return attention_mask.bool()
+        return LogitChanges.of(self.trunk.config)(logits)
 
 
 AutoModelForCausalLM.register(MTPConfig, MTPModel, exist_ok=True)

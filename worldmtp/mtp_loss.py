@@ -53,6 +53,9 @@ def multi_token_loss(
     latents = model.head_latents(features, input_ids, attention_mask, position_ids, depths)
     targets = model.targets(input_ids, attention_mask, position_ids, labels)
     chosen = [depth - 1 for depth in depths]
+    mask = targets.mask[..., chosen]
+    if plan.answers_only:
+        mask = mask & targets.mask[..., :1]
     lm_head = model.get_output_embeddings()
     layers = [model.output_layer(depth) for depth in depths]
     teacher = None
@@ -67,7 +70,7 @@ def multi_token_loss(
         [latents[depth] for depth in depths],
         layers,
         targets.targets[..., chosen],
-        position_mask(plan, targets.mask[..., chosen]),
+        position_mask(plan, mask),
         weights=[plan.weights[depth - 2] * plan.position_scale for depth in depths],
         terms=objective.terms,
         teacher=teacher,

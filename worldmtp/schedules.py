@@ -155,6 +155,8 @@ class Frequency:
         every_steps: the term exists in steps divisible by this. Not made up for: the others lack it.
         position_fraction: each position is kept with this probability; what is kept counts 1/fraction.
         position_stride: every n-th position of a row is kept, from a random one on; what is kept counts n-fold.
+        answers_only: depths are trained at positions whose next token counts too: from a prompt's last token on, where
+            drafting begins. Otherwise the tokens before it are trained to see the answer ahead as well.
         one_random_depth: one depth a step, drawn evenly (Stern et al. 2018, Blockwise Parallel Decoding, arXiv
             1811.03115), its weight multiplied by the number of depths it was drawn from.
     """
@@ -162,6 +164,7 @@ class Frequency:
     every_steps: int = 1
     position_fraction: float = 1.0
     position_stride: int = 1
+    answers_only: bool = False
     one_random_depth: bool = False
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ class StepPlan:
         position_fraction: see ``Frequency``.
         position_stride: see ``Frequency``.
         position_seed: of the draw of positions.
+        answers_only: see ``Frequency``.
     """
 
     coef: float
@@ -35,6 +36,7 @@ class StepPlan:
     position_fraction: float
     position_stride: int
     position_seed: int
+    answers_only: bool = False
 
     @property
     def is_active(self) -> bool:
@@ -88,6 +90,7 @@ def plan_step(
         position_fraction=frequency.position_fraction,
         position_stride=frequency.position_stride,
         position_seed=position_seed,
+        answers_only=frequency.answers_only,
     )
 
 

@@ -21,6 +21,7 @@ def refused(compose_tiny, tmp_path, monkeypatch):
         raise AssertionError("the warm start has begun")
 
     def check(message, *overrides):
+        monkeypatch.setattr(sys, "path", sys.path[:])  # imports put directories there
         monkeypatch.setattr("worldmtp.cli.pipeline.warm_start", started)
         with pytest.raises(ValueError, match=message):
             run(compose_tiny(*overrides), tmp_path / "run")
@@ -138,6 +139,53 @@ def test_unknown_field_of_the_trunk(refused):
 @pytest.mark.parametrize("overrides", [["model.path=somewhere"], ["model.architecture=null"]])
 def test_trunk_given_twice_or_not_at_all(refused, overrides):
     refused("give exactly one of them", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.head=latnt", r"model\.head=latnt with .*: head='latnt' is unknown; .*Did you mean 'latent'"),
+        (
+            "model.head_spec.output_norm=mine",
+            r"model\.head_spec=\{'output_norm': 'mine'\}: output_norm='mine' is unknown",
+        ),
+        ("model.head_spec.head_width=8", r"model\.head=sequential with .*head_width"),
+        ("model.head_spec.stride=2", r"stride=2 with head='sequential': a chain needs every token in between"),
+    ],
+)
+def test_heads_that_cannot_be(refused, override, message):
+    refused(message, override)
+
+
+def test_heads_that_leap(refused):
+    # Depth k foresees t + 1 + 2 (k - 1): depth 2 the third token.
+    refused(
+        r"model\.head_spec\.stride=2: depth 2 foresees token t \+ 3, and what is imagined and evaluated goes token by",
+        "head=medusa",
+        "model.head_spec.stride=2",
+    )
+
+
+def test_parallel_heads_with_counterfactuals(refused):
+    refused(r"world_model=mtp with imagination=counterfactual: head='medusa'", "head=medusa")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.depth_weighting=meen"], r"objective: depth_weighting='meen' is unknown; did you mean 'mean'"),
+        (["objective.coef.kind=linear"], r"objective: coef\.kind='linear' goes from start to end; give coef\.end"),
+        (["objective.terms.ce=0"], r"objective: all terms are 0"),
+        (
+            ["objective=window_4", "model.depth=3", "imagination.horizon=2"],
+            r"objective: window 2 \.\. 4 reaches beyond",
+        ),
+        (["objective.frequency.every_steps=0"], r"objective: frequency\.every_steps=0 .* must be at least 1"),
+        (["objective=bebop", "objective.frequency.one_random_depth=true"], r"objective: terms\.e2e_tv multiplies"),
+    ],
+)
+def test_objectives_that_cannot_be(refused, overrides, message):
+    refused(message, *overrides)
 
 
 def test_path_that_is_no_directory(refused):

@@ -1,6 +1,6 @@
 """Every file of the shipped tree composes and builds the frozen dataclasses; wrong names and types do not compose."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, is_dataclass
 from importlib import resources
 
 import pytest
@@ -8,6 +8,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig, given
 from worldmtp.cli.schema import CheckpointConfig, SFTStageConfig, TrainConfig, build, twin
 
 TREE = resources.files("worldmtp.configs")
@@ -22,8 +23,9 @@ MANDATORY = {"env=custom": ["env.id=worldmtp/Reverse-v0"], "model=pretrained": [
 
 
 def test_groups_are_these():
-    expected = ["agent", "env", "experiment", "imagination", "logger", "model", "profile", "world_model"]
-    assert expected == GROUPS
+    assert " ".join(GROUPS) == (
+        "agent env experiment head imagination logger model objective profile study world_model"
+    )
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -71,6 +73,10 @@ def test_schema_has_the_defaults_of_the_dataclass():
         "agent.ppo.learning_rate=fast",
         "logger.tensorboard=3.7",
         "imports=1",
+        "objective.terms.kl=lots",
+        "objective.window.last=2.5",
+        "model.head_spec.head_width=wide",
+        "model.head_spec.feature_layers=3",
     ],
 )
 def test_wrong_type_does_not_compose(compose, override):
@@ -90,6 +96,8 @@ def test_wrong_type_does_not_compose(compose, override):
         ("logger.num_strips=-1", r"logger: num_strips=-1 must be at least 0"),
         ("checkpoint.every_iterations=0", r"checkpoint: every_iterations=0 must be at least 1"),
         ("sft.learning_rate=0", r"sft: learning_rate=0\.0 must be positive"),
+        ("sft.mtp_coef=-0.1", r"sft: mtp_coef=-0\.1 must be at least 0"),
+        ("profile.num_jobs=0", r"profile: num_jobs=0 must be at least 1"),
         ("env=custom", r"the config lacks env\.id; give a value on the command line, as env\.id=\.\.\."),
     ],
 )
@@ -119,3 +127,77 @@ def test_a_missing_value_of_a_nested_node_is_named_in_full():
 def test_plain_dataclass_of_agents_builds(compose):
     node = compose("agent.ppo.gamma=0.5").agent.ppo
     assert build(PPOConfig, node).gamma == 0.5
+
+
+def test_an_objective_is_its_file_and_single_fields(compose):
+    # The file says depth_weighting and the coefficient; what it does not list can be given all the same.
+    built = build(
+        TrainConfig,
+        compose("objective=gloeckle", "objective.terms.kl=1", "objective.window.last=3", "objective.coef.start=0.5"),
+    )
+    assert given(built.objective) == {
+        "terms": {"kl": 1.0},
+        "depth_weighting": "uniform",
+        "coef": {"start": 0.5},
+        "window": {"last": 3},
+    }
+
+
+def test_the_default_objective_and_head_say_nothing(compose):
+    built = build(TrainConfig, compose())
+    assert (given(built.objective), built.sft.mtp_coef) == ({}, None)
+    assert (built.model.head, given(built.model.head_spec)) == ("sequential", {})
+
+
+def test_a_head_is_its_file_and_single_fields(compose):
+    built = build(TrainConfig, compose("head=fastmtp", "model.depth=6", "model.head_spec.feature_layers=[-1,0]"))
+    assert (built.model.head, built.model.depth) == ("sequential", 6)
+    assert given(built.model.head_spec) == {"share_depths": True, "feature_layers": [-1, 0]}
+
+
+def test_false_and_zero_are_given(compose):
+    built = build(TrainConfig, compose("head=latent", "model.head_spec.share_depths=false", "objective.terms.ce=0"))
+    assert given(built.model.head_spec) == {"share_depths": False}
+    assert given(built.objective) == {"terms": {"ce": 0.0}}
+
+
+def test_lambda_is_said_once(compose):
+    message = r"sft\.mtp_coef=0\.5 and objective\.coef=\{'start': 1\.0\} both say lambda; leave sft\.mtp_coef out"
+    with pytest.raises(ValueError, match=message):
+        build(TrainConfig, compose("objective=gloeckle", "sft.mtp_coef=0.5"))
+    assert build(TrainConfig, compose("objective=loss_kl", "sft.mtp_coef=0.5")).sft.mtp_coef == 0.5
+
+
+def test_the_command_line_knows_every_field_of_an_objective():
+    from worldmtp.objective import MTPObjective
+
+    def shape(config):
+        """Names and types, all the way down; None, which here is "not given", left out."""
+        return {
+            column.name: shape(column.type) if is_dataclass(column.type) else column.type | None
+            for column in fields(config)
+        }
+
+    assert shape(ObjectiveConfig) == shape(MTPObjective)
+
+
+def test_the_command_line_knows_every_field_of_a_head():
+    from worldmtp.config import MTPConfig
+
+    elsewhere = {"head", "depth", "num_value_bins"}  # of ModelConfig
+    derived = {"value_range", "reward_range", "trunk_config", "vocab_size", "hidden_size"}
+    training = {"mtp_loss_coef", "initializer_range"}
+    own = {column.name for column in fields(MTPConfig) if column.name in MTPConfig.__annotations__}
+    assert {column.name for column in fields(HeadSpecConfig)} == own - elsewhere - derived - training
+
+
+@pytest.mark.parametrize("family", sorted(name for group, name in OPTIONS if group == "head"))
+def test_a_family_is_chosen_by_its_name(compose, family):
+    head = build(TrainConfig, compose(f"head={family}")).model.head
+    assert head == {"fastmtp": "sequential"}.get(family, family)
+
+
+def test_every_family_has_a_file():
+    from worldmtp.heads import available_heads
+
+    assert set(available_heads()) <= {name for group, name in OPTIONS if group == "head"}

@@ -26,6 +26,12 @@ def explanation(compose, *overrides):
         ("world_modle=mtp", "world_model"),
         ("imagination.horizn=2", "imagination.horizon"),
         ("~env.idd", "env.id"),
+        ("head=latnt", "latent"),
+        ("objective=deepseek", "deepseek_v3"),
+        ("objective.terms.k1=1", "objective.terms.kl"),
+        ("objective.windw.last=2", "objective.window.last"),
+        ("model.head_spec.strid=2", "model.head_spec.stride"),
+        ("study=path_sta", "path_star"),
     ],
 )
 def test_a_typo_names_the_nearest(compose, override, meant):

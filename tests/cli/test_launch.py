@@ -52,6 +52,7 @@ def test_help_names_groups_and_the_way_to_resume(command_line):
     assert code == 0
     assert "worldmtp-train resume=<run directory>" in out
     assert "imagination: baseline, counterfactual, off" in out
+    assert "head: blockwise, eagle" in out
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,13 @@ def test_typo_ends_with_code_1_and_the_nearest_name(command_line, argument, mean
     assert err.startswith("error: ")
     assert f"Did you mean {meant!r}?" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("study", ["experiment=head_families", "study=head_families"])
+def test_typo_in_a_field_of_a_study_names_the_nearest_of_that_study(command_line, study):
+    code, _, err = command_line(study, "study.heads_steps=1")
+    assert code == 1
+    assert "Did you mean 'study.head_steps'?" in err
 
 
 def test_config_dir_adds_options(command_line, tmp_path):

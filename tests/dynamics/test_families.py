@@ -15,6 +15,7 @@ FAMILIES = {
     "latent, a step for each depth": {
         "head": "latent",
         "share_depths": False,
+        "hidden_stage": "pre_norm",
         "output_norm": "own",
         "recycle_stage": "pre_norm",
     },

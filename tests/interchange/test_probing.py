@@ -123,6 +123,11 @@ def test_import_measures_what_the_layout_leaves_open(trained, tmp_path):
     assert (read.config.concat_order, read.config.hidden_stage) == ("hidden_first", "pre_norm")
     with torch.no_grad():
         assert torch.equal(read(text(2)).depth_logits[1], model(text(2)).depth_logits[1])
+    drawn = [
+        import_checkpoint(tmp_path, generator=torch.Generator().manual_seed(5), **options).world_heads.state_dict()
+        for options in ({"probe_ids": text(1)}, {"hidden_stage": "pre_norm"})
+    ]
+    assert all(torch.equal(weight, drawn[1][name]) for name, weight in drawn[0].items())
     said = import_checkpoint(tmp_path, probe_ids=text(1), hidden_stage="post_norm", concat_order="hidden_first")
     assert said.config.hidden_stage == "post_norm"
 

@@ -173,3 +173,13 @@ def test_an_imported_model_is_saved_and_loaded_as_our_own_checkpoint(publish, tm
         assert torch.equal(again(input_ids).depth_logits[1], model(input_ids).depth_logits[1])
     export_checkpoint(again, tmp_path / "out", layout)
     assert same_tensors(written(tmp_path / "out"), published.tensors)
+
+
+def test_experts_are_written_one_by_one_whatever_file_the_trunk_came_from(publish, tmp_path):
+    """Loaded from a file that holds them together, a trunk would be saved that way by transformers."""
+    published = publish("glm4_moe")
+    model = read(published)
+    state = published.trunk.state_dict()
+    model.trunk = type(published.trunk).from_pretrained(None, config=published.trunk.config, state_dict=state)
+    export_checkpoint(model, tmp_path / "out", "glm4_moe")
+    assert same_tensors(written(tmp_path / "out"), published.tensors)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worldmtp import fused_losses
+from worldmtp import depth_sweep, fused_losses, token_losses
 from worldmtp.fused_losses import LossTerms, Teacher, summed_depth_losses
 
 BATCH, TIME, HIDDEN, VOCAB, DEPTHS = 2, 7, 5, 11, 3
@@ -596,29 +596,29 @@ def test_mutant_product_runs_on_past_an_invalid_depth():
     ("owner", "name", "mutate"),
     [
         # The derivative by a_j without what stands before it.
-        (fused_losses, "acceptance_gradient", lambda right: lambda a: torch.ones_like(a)),
+        (depth_sweep, "acceptance_gradient", lambda right: lambda a: torch.ones_like(a)),
         # The gradient of a second depth replaces that of the first.
         (
-            fused_losses._Sweep,
+            depth_sweep.DepthSweep,
             "add_product_",
             lambda right: lambda self, total, *rest: right(self, total.zero_(), *rest),
         ),
         # Only the first chunk teaches the output layer.
         (
-            fused_losses._Sweep,
+            depth_sweep.DepthSweep,
             "add_product_",
             lambda right: lambda self, total, *rest: None if total.any() else right(self, total, *rest),
         ),
         # The teacher stands where the student does.
         (
-            fused_losses._Depth,
+            depth_sweep.SweptDepth,
             "chunks",
             lambda right: lambda self, size: ((rows, rows) for rows, _ in right(self, size)),
         ),
-        (fused_losses, "_smooth_l1_gradient", lambda right: lambda *a: right(*a) * HIDDEN),
+        (depth_sweep, "smooth_l1_gradient", lambda right: lambda *a: right(*a) * HIDDEN),
         # The label's logit gets no push up.
         (
-            fused_losses._Tokens,
+            token_losses.TokenLosses,
             "student_gradient_",
             lambda right: lambda self, w: right(self, replace(w, ce=0.0)),
         ),

@@ -201,6 +201,7 @@ def test_file_of_a_preset_is_the_preset(name):
         ("positions_half", MTPObjective(frequency=Frequency(position_fraction=0.5))),
         ("positions_quarter", MTPObjective(frequency=Frequency(position_fraction=0.25))),
         ("positions_stride_4", MTPObjective(frequency=Frequency(position_stride=4))),
+        ("answers_only", MTPObjective(frequency=Frequency(answers_only=True))),
         ("every_2_steps", MTPObjective(frequency=Frequency(every_steps=2))),
         ("every_4_steps", MTPObjective(frequency=Frequency(every_steps=4))),
         ("one_random_depth", MTPObjective(frequency=Frequency(one_random_depth=True))),

@@ -31,7 +31,7 @@ def tokenizer():
 
 @pytest.fixture
 def make_trunk():
-    def make(seed=0):
+    def make(seed=0, tied=True):
         torch.manual_seed(seed)
         config = Qwen3Config(
             vocab_size=len(CHARACTERS),
@@ -41,7 +41,7 @@ def make_trunk():
             num_attention_heads=2,
             num_key_value_heads=2,
             head_dim=16,
-            tie_word_embeddings=True,
+            tie_word_embeddings=tied,
             max_position_embeddings=64,
             pad_token_id=0,
             eos_token_id=1,
@@ -55,9 +55,9 @@ def make_trunk():
 
 @pytest.fixture
 def make_model(make_trunk):
-    def make(depth=3, seed=0, **options):
+    def make(depth=3, seed=0, tied=True, **options):
         generator = torch.Generator().manual_seed(seed)
-        return MTPModel.from_trunk(make_trunk(seed), MTPConfig(depth=depth, **options), generator)
+        return MTPModel.from_trunk(make_trunk(seed, tied), MTPConfig(depth=depth, **options), generator)
 
     return make
 

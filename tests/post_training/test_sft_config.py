@@ -37,3 +37,42 @@ def test_a_coefficient_below_zero_or_not_finite_is_refused(tmp_path, coef):
 def test_label_smoothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1"):
         MTPSFTConfig(str(tmp_path), label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ({"term": {"kl": 1.0}}, r"a key of the objective='term' is unknown.*[Dd]id you mean 'terms'\?"),
+        ({"terms": {"latnt": 1.0}}, r"a key of terms='latnt' is unknown.*[Dd]id you mean 'latent'\?"),
+        ({"latent_target": "emma", "terms": {"latent": 1.0}}, r"latent_target='emma' is unknown.*'ema'"),
+        ({"window": {"first": 1}}, r"window\.first=1 must be at least 2"),
+    ],
+)
+def test_an_objective_that_is_none_is_refused_when_it_is_configured(tmp_path, objective, message):
+    with pytest.raises(ValueError, match=message):
+        MTPSFTConfig(str(tmp_path), mtp_objective=objective)
+
+
+@pytest.mark.parametrize("objective", ["nextlat", ["kl"]])
+def test_an_objective_is_a_mapping(tmp_path, objective):
+    with pytest.raises(TypeError, match=r"mtp_objective=.* must be a mapping of MTPObjective's fields, or None"):
+        MTPSFTConfig(str(tmp_path), mtp_objective=objective)
+
+
+def test_lambda_is_given_once(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"mtp_coef=0\.2 and mtp_objective\['coef'\] both say lambda; give one of them"
+    ):
+        MTPSFTConfig(str(tmp_path), mtp_coef=0.2, mtp_objective={"coef": {"start": 0.3}})
+    config = MTPSFTConfig(str(tmp_path), mtp_coef=0.2, mtp_objective={"terms": {"kl": 1.0}})
+    assert config.objective(0.7).coef.start == 0.2
+    assert MTPSFTConfig(str(tmp_path), mtp_objective={"terms": {"kl": 1.0}}).objective(0.7).coef.start == 0.7
+    assert MTPSFTConfig(str(tmp_path), mtp_objective={"coef": {"start": 0.3}}).objective(0.7).coef.start == 0.3
+
+
+def test_a_schedule_by_tokens_has_them_counted(tmp_path):
+    by_tokens = {"coef": {"kind": "step", "start": 0.3, "end": 0.1, "begin": 100, "unit": "tokens"}}
+    assert MTPSFTConfig(str(tmp_path), mtp_objective=by_tokens).include_num_input_tokens_seen == "non_padding"
+    chosen = MTPSFTConfig(str(tmp_path), mtp_objective=by_tokens, include_num_input_tokens_seen="all")
+    assert chosen.include_num_input_tokens_seen == "all"
+    assert MTPSFTConfig(str(tmp_path)).include_num_input_tokens_seen == "no"

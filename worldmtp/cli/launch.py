@@ -5,7 +5,8 @@ Nothing here imports torch before a task runs, so that ``--help`` and ``--cfg jo
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 
 import hydra
@@ -91,13 +92,25 @@ def fail_cleanly(action: Callable[[], object], shows_traceback: bool | None = No
 def _expected_errors() -> tuple[type[Exception], ...]:
     from worldmtp.analysis import ArtefactError
     from worldmtp.checkpoint import CheckpointError
+    from worldmtp.studies.runner import StudyError
 
-    checks = (ValueError, TypeError, OSError, FloatingPointError, CheckpointError, ArtefactError)
+    checks = (ValueError, TypeError, OSError, FloatingPointError, CheckpointError, ArtefactError, StudyError)
     return (*checks, HydraException, OmegaConfBaseException)
+
+
+def known_keys(arguments: Sequence[str]) -> list[str]:
+    """Every dotted key of the schema, and those of a shipped study that is chosen, which the schema leaves open."""
+    keys = flat_keys(OmegaConf.structured(twin(TrainConfig)))
+    chosen = {argument.rpartition("=")[2] for argument in arguments}
+    for entry in (resources.files("worldmtp.configs") / "study").iterdir():
+        if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
+            study = OmegaConf.create(entry.read_text(encoding="utf-8"))
+            assert isinstance(study, DictConfig)  # a mapping, not a list
+            keys += flat_keys(study, "study.")
+    return keys
 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, HydraException):
-        keys = flat_keys(OmegaConf.structured(twin(TrainConfig)))
-        return explain(error, sys.argv[1:], keys)
+        return explain(error, sys.argv[1:], known_keys(sys.argv[1:]))
     return "\n".join([str(error), *getattr(error, "__notes__", [])])

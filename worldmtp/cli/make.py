@@ -9,10 +9,11 @@ from typing import Any
 
 import gymnasium
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.agents.config import ImaginationConfig
+from worldmtp.cli.given import given
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
 from worldmtp.dynamics import check_backend, make_world_model
@@ -132,26 +133,40 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def make_model(config: ModelConfig, env: TextGenVectorEnv, seed: int, reward_range: tuple[float, float]) -> MTPModel:
-    """The trunk with fresh heads, for the environment's vocabulary and lengths."""
+    """The trunk with fresh heads, for the environment's vocabulary and lengths.
+
+    Raises:
+        ValueError: no such family of heads (the nearest is suggested), or one that cannot be had that way.
+    """
     generator = torch.Generator().manual_seed(seed)
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
-    heads = MTPConfig(
-        depth=config.depth,
-        share_depths=config.share_depths,
-        num_value_bins=config.num_value_bins,
-        value_range=reward_range,
-        reward_range=reward_range,
-    )
-    return MTPModel.from_trunk(trunk, heads, generator)
+    try:
+        heads = MTPConfig(
+            head=config.head,
+            depth=config.depth,
+            num_value_bins=config.num_value_bins,
+            value_range=reward_range,
+            reward_range=reward_range,
+            **given(config.head_spec),
+        )
+        return MTPModel.from_trunk(trunk, heads, generator)
+    except ValueError as error:
+        raise ValueError(f"model.head={config.head} with model.head_spec={given(config.head_spec)}: {error}") from error
 
 
-def check_fits(config: PreTrainedConfig, env: TextGenVectorEnv) -> None:
-    """See that a model has the environment's tokens and its lengths.
+def check_fits(config: MTPConfig, env: TextGenVectorEnv) -> None:
+    """See that a model has the environment's tokens and its lengths, and reads it token by token.
 
     Raises:
-        ValueError: the model's vocabulary is smaller than the tokenizer's, or its context than the texts.
+        ValueError: the model's vocabulary is smaller than the tokenizer's, its context than the texts, or its depths
+            leap.
     """
+    if config.stride != 1:
+        raise ValueError(
+            f"model.head_spec.stride={config.stride}: depth 2 foresees token t + {config.offsets[1]}, and what is "
+            "imagined and evaluated goes token by token; set it to 1. Strides are for MTPSFTTrainer and for studies."
+        )
     text_config = config.get_text_config()
     if env.tokenizer.vocab_size > text_config.vocab_size:
         raise ValueError(

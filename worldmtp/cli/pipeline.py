@@ -31,6 +31,7 @@ from worldmtp.cli.make import (
     on_device,
     vocabulary,
 )
+from worldmtp.cli.objective import checked_objective
 from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
 from worldmtp.cli.schema import TrainConfig
@@ -86,7 +87,7 @@ class Pipeline:
     """The stages of one run, in order.
 
     Raises:
-        ValueError: environment, model and imagination do not fit each other, or the task cannot fill a split.
+        ValueError: environment, model, objective and imagination do not fit, or the task cannot fill a split.
     """
 
     def __init__(self, config: TrainConfig, run_dir: Path, writer: MultiWriter, progress: ProgressReporter) -> None:
@@ -98,6 +99,7 @@ class Pipeline:
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
+        self._objective = checked_objective(config.objective, self._model.config.depth)
         self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
         self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
@@ -159,6 +161,7 @@ class Pipeline:
                 self._env,
                 self._examples,
                 config.sft,
+                self._objective,
                 directory,
                 config.seed,
                 writer,

@@ -21,7 +21,7 @@ def resume_argument(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
 
 
 def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
-    """The config of ``run_dir`` with ``overrides``.
+    """The config of ``run_dir`` with ``overrides``. A study that is done may be resumed: it is summarised anew.
 
     Raises:
         ValueError: there is no run, it is done, or an override would make it another run.
@@ -31,7 +31,9 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
         raise ValueError(
             f"resume={run_dir}: no {CONFIG_FILE} there; give the directory of a run, as printed at its end."
         )
-    if is_done(run_dir) and not overrides:
+    saved = OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)  # as ``claim`` wrote it
+    if is_done(run_dir) and not overrides and not saved.get("study"):
         raise ValueError(
             f"resume={run_dir}: this run is done; raise agent.rollout.num_iterations to go further, or read its "
             "report.html."
@@ -43,7 +45,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
             f"{', '.join(_MAY_DIFFER)} may differ. Start a new run instead."
         )
     given = OmegaConf.from_dotlist(list(overrides))
-    config = OmegaConf.merge(OmegaConf.structured(twin(TrainConfig)), OmegaConf.load(path), given)
+    config = OmegaConf.merge(OmegaConf.structured(twin(TrainConfig)), saved, given)
     assert isinstance(config, DictConfig)  # a structured config merged with two mappings
     config.checkpoint.stop_after = OmegaConf.select(given, "checkpoint.stop_after")
     return config

@@ -13,6 +13,7 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig, given
 
 Config = TypeVar("Config")
 
@@ -85,7 +86,8 @@ class ModelConfig:
     path: str | None
     config: dict[str, Any]
     depth: int = 4
-    share_depths: bool = False
+    head: str = "sequential"
+    head_spec: HeadSpecConfig = field(default_factory=HeadSpecConfig)
     num_value_bins: int = 21
 
 
@@ -98,7 +100,8 @@ class SFTStageConfig:
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 20
-    mtp_coef: float = 0.3
+    mtp_coef: float | None = None
+    """Lambda throughout; None is ``objective.coef``, which is 0.3 where nothing else is said."""
     log_steps: int = 20
     """Steps a logged mean is over."""
     save_steps: int = 100
@@ -106,7 +109,7 @@ class SFTStageConfig:
     load: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps, mtp_coef=self.mtp_coef)
+        _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps, mtp_coef=self.mtp_coef or 0.0)
         _at_least(1, num_demonstrations=self.num_demonstrations, batch_size=self.batch_size, log_steps=self.log_steps)
         _positive(learning_rate=self.learning_rate)
         if self.save_steps < 1 or self.save_steps % self.log_steps:
@@ -144,9 +147,11 @@ class ProfileConfig:
 
     device: str = "cpu"
     num_threads: int = 2
+    num_jobs: int = 1
+    """Arms of a study at work at once; with more than one, each has a process of its own and one thread."""
 
     def __post_init__(self) -> None:
-        _at_least(1, num_threads=self.num_threads)
+        _at_least(1, num_threads=self.num_threads, num_jobs=self.num_jobs)
 
 
 @dataclass(frozen=True)
@@ -174,11 +179,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """A training run, or a study, which needs nothing of this but ``study``, ``profile`` and ``imports``."""
 
     env: EnvConfig
     model: ModelConfig
     sft: SFTStageConfig
+    objective: ObjectiveConfig
     world_model: WorldModelConfig
     agent: AgentConfig
     imagination: ImaginationConfig
@@ -188,6 +194,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig
     name: str
     seed: int
+    study: dict[str, Any] = field(default_factory=dict)
+    """``name`` of a study and the fields of its config; empty is one training run."""
     imports: list[str] = field(default_factory=list)
     """Modules or ``./files.py`` to import first: where your own environments register themselves."""
     resume: str | None = None
@@ -195,3 +203,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, seed=self.seed)
+        coef = given(self.objective).get("coef")
+        if self.sft.mtp_coef is not None and coef is not None:
+            raise ValueError(
+                f"sft.mtp_coef={self.sft.mtp_coef} and objective.coef={coef} both say lambda; leave sft.mtp_coef out, "
+                "or put its value into objective.coef.start."
+            )

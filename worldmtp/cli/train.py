@@ -2,9 +2,12 @@
 
     worldmtp-train experiment=quickstart
     worldmtp-train env=spell_backward imagination=off agent.ppo.learning_rate=1e-4 seed=1
+    worldmtp-train head=latent objective=nextlat model.depth=6
+    worldmtp-train experiment=head_families profile.num_jobs=2
     worldmtp-train resume=runs/quickstart/2026-01-31_12-00-00_seed0
 
-The stages are in ``pipeline.py``, which brings torch and is imported when there is something to run.
+The stages are in ``pipeline.py``, and studies in ``study.py``; both bring torch and are imported when there is
+something to run.
 """
 
 import sys
@@ -37,18 +40,31 @@ def _train(config: DictConfig) -> float:
 
 
 def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
-    """Train to the end, from where a run in ``run_dir`` was; the held-out exact match, for sweepers.
+    """Train to the end, from where a run in ``run_dir`` was; the held-out exact match, or a study's headline.
 
     Raises:
         ValueError: the config cannot be: the message says what was given, what is expected and what to do.
         FloatingPointError: a loss or a weight is not finite; the message names it and the last good checkpoint.
         CheckpointError: a checkpoint cannot be written, or the last one cannot be read.
+        StudyError: arms of a study failed; the message names them.
     """
     config = build(TrainConfig, node)
     claim(run_dir, node, resumes)
     if is_done(run_dir) and not resumes:
         print(f"{run_dir} is done already; this is what it found.")
-        return read_summary(run_dir / SUMMARY_FILE).arms[-1].exact.estimate
+        return _finished(config, run_dir)
+    if config.study:
+        from worldmtp.cli.study import execute_study
+
+        return execute_study(config, run_dir)
     from worldmtp.cli.pipeline import execute
 
     return execute(config, run_dir)
+
+
+def _finished(config: TrainConfig, run_dir: Path) -> float:
+    if not config.study:
+        return read_summary(run_dir / SUMMARY_FILE).arms[-1].exact.estimate
+    from worldmtp.cli.study import finished_study
+
+    return finished_study(run_dir)

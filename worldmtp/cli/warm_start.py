@@ -74,12 +74,13 @@ def warm_start(
     env: TextGenVectorEnv,
     examples: list[Example],
     config: SFTStageConfig,
+    objective: dict[str, Any] | None,
     directory: Path,
     seed: int,
     writer: MetricWriter,
     report: Callable[[float, str], None],
 ) -> None:
-    """Train ``model`` in place and leave it in ``directory/model``.
+    """Train ``model`` in place by fields of ``MTPObjective`` and leave it in ``directory/model``.
 
     A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
     """
@@ -98,6 +99,7 @@ def warm_start(
         warmup_steps=config.warmup_steps,
         weight_decay=0.01,
         mtp_coef=config.mtp_coef,
+        mtp_objective=objective,
         logging_steps=config.log_steps,
         save_steps=config.save_steps,
         save_total_limit=1,

@@ -40,6 +40,8 @@ SEAMS = (
     Seam(trl.SFTTrainer, "_save_checkpoint", ("self", "model", "trial")),
     Seam(trl.SFTTrainer, "_send_telemetry", ("self",)),
     Seam(trl.SFTTrainer, "_clip_grad_norm", ("self", "model")),
+    Seam(trl.SFTTrainer, "_save", ("self", "output_dir", "state_dict")),
+    Seam(trl.SFTTrainer, "_load_best_model", ("self",)),
     Seam(trl.SFTTrainer, "_load_from_checkpoint", ("self", "resume_from_checkpoint", "model")),
     Seam(trl.SFTTrainer, "_get_output_dir", ("self", "trial")),
     Seam(transformers.Trainer, "get_tp_size", ("self",)),

@@ -19,9 +19,11 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from worldmtp.ema import EMATrunk
+from worldmtp.lora import has_lora, load_lora_weights, save_lora
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.mtp_loss import MultiTokenLoss, evaluation_plan
 from worldmtp.post_training.finite import check_finite, check_finite_weights
@@ -73,11 +75,13 @@ class MTPTrainerMixin(_Trainer):
         """
         num_targets = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         trains = self.mtp_forward.model.training
-        plan = self._plan()
-        adds_loss = trains and plan.coef > 0
-        if not adds_loss:
+        plan = self._plan() if trains else None
+        adds_loss = plan is not None and plan.coef > 0
+        if plan is None or not adds_loss:
             plan = evaluation_plan(self.mtp_forward.model.config.depth)
-        self.mtp_forward.prepare(plan, not trains, self._teacher_hidden(inputs), trains=adds_loss)
+        # What is only measured is compared with the trunk itself.
+        teacher_hidden = self._ema_hidden(inputs) if adds_loss and plan.is_active else None
+        self.mtp_forward.prepare(plan, not trains, teacher_hidden, trains=adds_loss)
         result = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
@@ -107,7 +111,7 @@ class MTPTrainerMixin(_Trainer):
             self._planned = step, self.mtp_forward.objective.plan(model.config.depth, progress, self.args.seed)
         return self._planned[1]
 
-    def _teacher_hidden(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _ema_hidden(self, inputs: dict[str, Any]) -> Tensor | None:
         if self.mtp_ema is None:
             return None
         texts = (inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
@@ -166,10 +170,36 @@ class MTPTrainerMixin(_Trainer):
             torch.save(self.mtp_ema.state_dict(), checkpoint / EMA_FILE)
         super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """With adapters: those and the heads, whose files stand where the whole model's would."""
+        if not has_lora(self.mtp_forward.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            directory = Path(output_dir or str(self.args.output_dir))
+            save_lora(self.mtp_forward.model, directory, state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(directory)
+            torch.save(self.args, directory / TRAINING_ARGS_NAME)
+
+    def _load_best_model(self) -> None:
+        if has_lora(self.mtp_forward.model):
+            load_lora_weights(self.mtp_forward.model, str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if has_lora(self.mtp_forward.model):
+            load_lora_weights(self.mtp_forward.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.mtp_ema is not None:
-            self.mtp_ema.load_state_dict(torch.load(Path(resume_from_checkpoint) / EMA_FILE, weights_only=True))
+            file = Path(resume_from_checkpoint) / EMA_FILE
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is missing: the checkpoint's run kept no average of its trunk; resume it with the "
+                    "objective it had, or start a new run from its weights."
+                )
+            self.mtp_ema.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _send_telemetry(self) -> None:
         """Nothing: TRL reports every trainer's construction to a server, and training here needs no network."""

@@ -21,15 +21,18 @@ from worldmtp.post_training.compat import check_seams, check_trainer
 from worldmtp.post_training.forward import add_mtp_forward
 from worldmtp.post_training.mixin import EMACallback, MTPTrainerMixin
 from worldmtp.post_training.sft_config import MTPSFTConfig
+from worldmtp.schedules import window_depths
 
 
 class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     """TRL's SFTTrainer for an ``MTPModel``.
 
     Logs, beside TRL's own metrics, ``mtp/coef`` and, for the depths k that ran, ``mtp/loss_depth_k``,
-    ``mtp/top1_depth_k`` and, in evaluation or where the objective has a teacher, ``mtp/acceptance_depth_k`` (sum_v
-    min(p, q) with the trunk's p), each a mean per target and then over the micro-batches since the last log. In
-    evaluation ``eval_`` stands in front.
+    ``mtp/top1_depth_k`` and, in evaluation or where a term compares logits, ``mtp/acceptance_depth_k`` (sum_v min(p, q)
+    with the teacher's p: the trunk's, or in training that of its moving average where the objective has one), each a
+    mean per target and then over the micro-batches since the last log. In evaluation ``eval_`` stands in front.
+
+    A model with adapters (``worldmtp.lora``) has checkpoints of ``save_lora``: without the trunk's own weights.
 
     Args:
         model: made in memory or by ``MTPModel.from_pretrained``; never loaded by name here.
@@ -43,7 +46,8 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPSFTConfig.
-        ValueError: an empty dataset, or a tokenizer larger than the model's vocabulary.
+        ValueError: an empty dataset, a tokenizer larger than the model's vocabulary, or an objective that reaches
+            beyond the model's depths or that sharded training cannot follow.
         IncompatibleTRLError: the installed TRL is not one this was built for.
     """
 
@@ -84,7 +88,13 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
         objective = args.objective(model.config.mtp_loss_coef)
+        window_depths(objective.window, model.config.depth)  # refuses here, not at the first step
         if objective.needs_ema:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    "latent_target='ema' averages whole parameters, which sharded training has on no process; use "
+                    "latent_target='trunk'."
+                )
             self.mtp_ema = EMATrunk(model.base_model, objective.ema_decay)
             self.add_callback(EMACallback(self.mtp_ema, model.base_model))
         self.mtp_forward = add_mtp_forward(model, objective)

@@ -5,6 +5,7 @@ user did not set follows the machine; what the user set stays. The depth is the 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
 
@@ -63,6 +64,10 @@ class MTPSFTConfig(SFTConfig):
 
     def objective(self, mtp_loss_coef: float) -> MTPObjective:
         """The objective asked for; ``mtp_loss_coef`` is the model's, for where nothing else says lambda."""
+        if self.mtp_objective is not None and not isinstance(self.mtp_objective, Mapping):
+            raise TypeError(
+                f"mtp_objective={self.mtp_objective!r} must be a mapping of MTPObjective's fields, or None."
+            )
         values = dict(self.mtp_objective or {})
         if "coef" not in values:
             start = mtp_loss_coef if self.mtp_coef is None else self.mtp_coef

@@ -35,7 +35,7 @@ class Acceptance:
     @property
     def conditional(self) -> Float[Tensor, " later_depth"]:
         """Given that the depth before was accepted; of the first, as it stands."""
-        before = torch.cat([torch.ones(1), self.mean[:-1]])
+        before = torch.cat([self.mean.new_ones(1), self.mean[:-1]])
         return self.mean / before.clamp_min(1e-12)
 
     @property
@@ -64,11 +64,15 @@ def write_texts(
 
 @torch.no_grad()
 def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
-    """Acceptance on greedy texts, at the positions whose drafts all lie in what the trunk wrote."""
-    depth = model.config.depth
-    latents = model.latents(texts)
+    """Acceptance on greedy texts, at the positions whose drafts all lie in what the trunk wrote.
+
+    Raises:
+        ValueError: the model has no drafts, or drafts with gaps; no position has as many written tokens after it.
+    """
+    depth = _num_drafted(model)
     roots = _roots(texts, prompt_length, depth)
-    accepted, per_depth = torch.ones(len(texts), len(roots), dtype=torch.bool), []
+    latents = model.latents(texts)
+    accepted, per_depth = torch.ones(len(texts), len(roots), dtype=torch.bool, device=texts.device), []
     for k in range(2, depth + 1):
         drafts = model.logits_of(latents[k - 1][:, roots], k).argmax(dim=-1)
         accepted = accepted & (drafts == texts[:, roots + k])
@@ -78,12 +82,16 @@ def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_l
 
 @torch.no_grad()
 def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
-    """Expected acceptance at temperature 1 on the trunk's own samples; see the equation above."""
-    depth = model.config.depth
-    latents = model.latents(texts)
+    """Expected acceptance at temperature 1 on the trunk's own samples; see the equation above.
+
+    Raises:
+        ValueError: as ``greedy_acceptance``.
+    """
+    depth = _num_drafted(model)
     roots = _roots(texts, prompt_length, depth)
+    latents = model.latents(texts)
     target = model.logits_of(latents[0]).float().softmax(dim=-1)
-    accepted, per_depth = torch.ones(len(texts), len(roots)), []
+    accepted, per_depth = torch.ones(len(texts), len(roots), device=texts.device), []
     for k in range(2, depth + 1):
         draft = model.logits_of(latents[k - 1][:, roots], k).float().softmax(dim=-1)
         true = target[:, roots + k - 1]
@@ -91,6 +99,16 @@ def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_
         written = texts[:, roots + k, None]
         accepted = accepted * (draft.gather(2, written) / true.gather(2, written)).clamp_max(1.0)[..., 0]
     return Acceptance(torch.stack(per_depth, dim=1))
+
+
+def _num_drafted(model: MTPModel) -> int:
+    """K; drafts are accepted in a row, so there have to be some, and no gaps."""
+    if model.config.depth < 2 or model.config.stride != 1:
+        raise ValueError(
+            f"depth={model.config.depth} and stride={model.config.stride}: acceptance is of the tokens 2, 3, .. ahead "
+            "in a row; give the model depth=2 or more and stride=1."
+        )
+    return model.config.depth
 
 
 def _roots(texts: Tensor, prompt_length: int, depth: int) -> Tensor:

@@ -67,7 +67,12 @@ class HeadFamiliesConfig:
             unknown = sorted(set(variant) - {"head", "spec", "objective"})
             if "head" not in variant or unknown:
                 raise ValueError(f"variants.{name} has the keys {sorted(variant)}; it takes head, spec and objective.")
-            MTPConfig(head=variant["head"], depth=self.depth, **(variant.get("spec") or {}))
+            spec = MTPConfig(head=variant["head"], depth=self.depth, **(variant.get("spec") or {}))
+            if spec.depth < 2 or spec.stride != 1:
+                raise ValueError(
+                    f"variants.{name} has depth={spec.depth} and stride={spec.stride}: acceptance is of the tokens "
+                    "2, 3, .. ahead in a row; set depth to 2 or more and leave stride at 1."
+                )
             MTPObjective.from_dict(variant.get("objective") or {})
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one.")

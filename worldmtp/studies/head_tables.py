@@ -59,15 +59,16 @@ def _tau(group: list[dict[str, Any]], kind: str) -> Interval:
 def _figure(by_variant: dict[str, list[dict[str, Any]]], ranked: list[str]) -> bytes:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, len(_TEXTS), sharey=True)
+    depths = range(2, 2 + len(by_variant[ranked[0]][0]["acceptance"]["greedy"][0]))
     for axis, (kind, title) in zip(axes, _TEXTS.items(), strict=True):
         for name in ranked:
             group = by_variant[name]
             mean = _per_text(group, kind).mean(axis=0)
             style = "-o" if group[0]["kind"] == "action_conditional" else "--s"
-            axis.plot(range(2, 2 + len(mean)), mean, style, label=name, markersize=4, linewidth=1.3)
+            axis.plot(depths, mean, style, label=name, markersize=4, linewidth=1.3)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("depth")
-        axis.set_xticks(range(2, 2 + len(mean)))
+        axis.set_xticks(depths)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("cumulative acceptance")
     axes[-1].legend(fontsize=7, title="solid: action-conditional\ndashed: parallel", title_fontsize=7)

@@ -98,7 +98,7 @@ def train(
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from the learning rate to its final fraction at the last step."""
+    """Linear warm-up, then a cosine from the learning rate to its final fraction, met as the last step ends."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     span = max(config.num_steps - config.warmup_steps, 1)
@@ -117,7 +117,7 @@ def _backward(
     num_targets = (batch.labels[:, 1:] != IGNORE_INDEX).sum().clamp_min(1)
     loss = (first + plan.coef * later.total) / num_targets
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {float(loss)}; lower the learning rate.")
+        raise FloatingPointError(f"the loss is {float(loss.detach())}; lower the learning rate.")
     if loss.requires_grad:
         loss.backward()
     means = {

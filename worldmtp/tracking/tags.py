@@ -206,6 +206,16 @@ _SFT = _rows(
     ("loss_depth_{k}", "its term of depth k", "nats/token"),
     ("mtp/loss_depth_{k}", "cross-entropy of depth k on the demonstrations, a mean per target", "nats/token"),
     ("mtp/top1_depth_{k}", "share of targets that depth k predicts first", "share"),
+    (
+        "mtp/acceptance_depth_{k}",
+        "mean per target of sum_v min(p_v, q_v), the trunk's distribution p there and depth k's q; in evaluation, or "
+        "where the objective compares the two",
+        "probability",
+    ),
+    ("mtp/coef", "lambda, the coefficient of depths 2 .. K, a mean over the steps", "1"),
+    ("eval_mtp/loss_depth_{k}", "the same cross-entropy on held-out demonstrations", "nats/token"),
+    ("eval_mtp/top1_depth_{k}", "the same share on held-out demonstrations", "share"),
+    ("eval_mtp/acceptance_depth_{k}", "the same acceptance on held-out demonstrations", "probability"),
     ("ntp_loss", "its next-token term", "nats/token"),
     ("mtp_loss", "its multi-token term, before the coefficient", "nats/token"),
     ("eval_loss", "the same loss on held-out demonstrations", "nats/token"),

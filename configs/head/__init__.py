@@ -1,0 +1,1 @@
+"""Config group ``head``: families of heads, set in ``model.head`` and ``model.head_spec``."""

@@ -1,0 +1,137 @@
+"""What denser supervision is worth: curves and tables by hand, and a whole small study."""
+
+import json
+import pickle
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from worldmtp.studies import densification
+from worldmtp.studies.corpus import load_corpus
+from worldmtp.studies.densification import Densification, DensificationConfig, held_out
+from worldmtp.studies.densification_tables import summarize_densification, tokens_to_reach
+from worldmtp.studies.protocol import Study
+
+PNG = b"\x89PNG\r\n\x1a\n"
+VARIANTS = {"next_token": {"depth": 1}, "mtp": {"depth": 3, "head": "latent"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "level", "falls", "expected"),
+    [
+        ([4.0, 3.0, 1.0], 2.0, True, 250.0),  # half of the way from 200 to 300
+        ([4.0, 3.0, 1.0], 3.0, True, 200.0),
+        ([4.0, 3.0, 1.0], 5.0, True, 100.0),  # there at the first measurement
+        ([4.0, 3.0, 1.0], 0.5, True, float("inf")),
+        ([4.0, 2.0, 3.0], 2.5, True, 175.0),  # the first crossing counts, whatever comes after
+        ([0.1, 0.5, 0.9], 0.4, False, 175.0),
+        ([0.1, 0.5, 0.9], 0.95, False, float("inf")),
+    ],
+)
+def test_tokens_to_reach_by_hand(values, level, falls, expected):
+    assert tokens_to_reach([100.0, 200.0, 300.0], values, level, falls) == pytest.approx(expected)
+
+
+def result(variant: str, seed: int, depth: int, losses: list[float]) -> dict[str, Any]:
+    curve = [
+        {"tokens": 100 * (i + 1), "loss": loss, "accuracy": 1 - loss / 10, "induction": 0.1 * i}
+        for i, loss in enumerate(losses)
+    ]
+    probes = {"states": [0.9, 0.8, 0.7, 0.6], "control": [0.5, 0.4, 0.3, 0.2]}
+    return {"variant": variant, "seed": seed, "depth": depth, "density": 2.5, "curve": curve, "probes": probes}
+
+
+def test_table_by_hand():
+    # Six measurements: the level is that of index int(0.6 * 5) = 3, reached by next-token training at 400 tokens.
+    # Seed 0: 5.0, which "mtp" has at 200: 2x. Seed 1: 4.5 at 400, which "mtp" never has: 0x.
+    results = [
+        result("next_token", 0, 1, [8.0, 7.0, 6.0, 5.0, 4.0, 3.0]),
+        result("mtp", 0, 3, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]),
+        result("next_token", 1, 1, [9.0, 8.0, 7.0, 4.5, 4.0, 3.5]),
+        result("mtp", 1, 3, [9.0, 8.0, 7.0, 6.0, 5.0, 4.9]),
+    ]
+    summary = summarize_densification(results)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.markdown.splitlines()[2:4]]
+    assert rows[0][:5] == ["next_token", "1x, 2.50x", "1.00x 1.00x", "1.00x 1.00x", "3.000 3.500"]
+    assert rows[0][5] == "-"
+    assert rows[1][:5] == ["mtp", "3x, 2.50x", "2.00x 0.00x", "2.00x 0.00x", "1.000 4.900"]
+    assert rows[1][5].startswith("-0.300 [")  # the mean of 1 - 3 and 4.9 - 3.5
+    assert rows[1][6:] == ["0.500 0.500", "0.800 (0.400), 0.600 (0.200)"]
+    assert summary.markdown.endswith("Gains per seed, 2 seeds; below 1x the heads cost tokens.")
+    assert summary.headline == pytest.approx(1.0)  # the mean of 2 and 0
+    assert summary.figure is not None
+    assert summary.figure.startswith(PNG)
+
+
+def test_held_out_is_the_trunks_own_loss(make_model):
+    model = make_model(depth=2).train()
+    windows = torch.randint(4, (3, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model.trunk(windows).logits[:, :-1]
+    found = held_out(model, windows)
+    assert found["loss"] == pytest.approx(
+        float(functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()))
+    )
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(dim=-1) == windows[:, 1:]).float().mean()))
+    assert model.training
+
+
+def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
+    monkeypatch.setattr(densification, "load_corpus", partial(load_corpus, max_files=20))
+    config = DensificationConfig(
+        variants=VARIANTS,
+        seeds=[0, 1],
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=16,
+        num_layers=1,
+        window_tokens=20,
+        batch_size=2,
+        num_steps=4,
+        eval_every=2,
+        num_eval_windows=4,
+        num_probe_windows=6,
+        num_offsets=4,
+    )
+    study = pickle.loads(pickle.dumps(Densification(config)))
+    assert isinstance(study, Study)
+    with global_rng_untouched():
+        study.prepare(tmp_path, nobody)
+        results = [json.loads(json.dumps(study.run_arm(arm, tmp_path, nobody))) for arm in study.arms()]
+    assert [(found["variant"], found["seed"]) for found in results] == [
+        ("next_token", 0),
+        ("mtp", 0),
+        ("next_token", 1),
+        ("mtp", 1),
+    ]
+    for found in results:
+        assert [point["tokens"] for point in found["curve"]] == [80, 160]
+        assert len(found["probes"]["states"]) == len(found["probes"]["control"]) == 4
+    # Windows of 20: 19, 18 and 17 targets.
+    assert results[0]["density"] == 1.0
+    assert results[1]["density"] == pytest.approx(54 / 19)
+    # One trunk per seed, whatever stands on it: before the heads have done much, the losses are alike.
+    assert results[0]["curve"][0]["loss"] == pytest.approx(results[1]["curve"][0]["loss"], abs=0.01)
+    summary = study.summarize(results)
+    assert summary.figure is not None
+    assert summary.figure.startswith(PNG)
+    monkeypatch.setattr(densification, "load_corpus", None)
+    study.prepare(tmp_path, nobody)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"variants": {"mtp": {"depth": 2}}}, "no variant has depth: 1"),
+        ({"variants": {"a": {"head": "latent"}}}, r"variants\.a has the keys \['head'\]; it takes depth, head"),
+        ({"variants": {"a": {"depth": 1, "steps": 3}}}, r"variants\.a has the keys \['depth', 'steps'\]"),
+        ({"eval_every": 9, "num_steps": 8}, r"eval_every=9 must lie in 1 \.\. num_steps=8"),
+        ({"eval_every": 0}, "eval_every=0 must lie in 1"),
+    ],
+)
+def test_wrong_settings(values, message):
+    with pytest.raises(ValueError, match=message):
+        DensificationConfig(**({"variants": VARIANTS} | values))

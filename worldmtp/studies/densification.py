@@ -1,0 +1,178 @@
+"""What denser supervision is worth: trunks trained from scratch with and without heads, on the same text.
+
+Four figures per arm: held-out loss and accuracy of the *next* token along training (tokens to reach a loss, against the
+nominal K-fold density), induction, and how far ahead linear probes of the hidden states see. The trunk and the batches
+of a seed are the same in every arm; heads are thrown away before anything is measured but their own losses.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from worldmtp.config import MTPConfig
+from worldmtp.model import MTPModel
+from worldmtp.mtp_loss import next_token_loss
+from worldmtp.objective import MTPObjective
+from worldmtp.studies.batches import batch_at, eval_windows
+from worldmtp.studies.corpus import load_corpus
+from worldmtp.studies.densification_tables import summarize_densification
+from worldmtp.studies.induction import induction_accuracy, plant_pairs, rarest_tokens
+from worldmtp.studies.probes import probe_offsets
+from worldmtp.studies.protocol import Arm, StudySummary
+from worldmtp.studies.supervision import supervision_density
+from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class DensificationConfig:
+    """What is trained and measured; ``variants`` as in ``HeadFamiliesConfig``, each with its own ``depth``."""
+
+    variants: dict[str, Any]
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_layers: int = 3
+    num_attention_heads: int = 4
+    window_tokens: int = 128
+    batch_size: int = 16
+    num_steps: int = 800
+    learning_rate: float = 2e-3
+    eval_every: int = 40
+    num_eval_windows: int = 64
+    num_probe_windows: int = 256
+    num_offsets: int = 8
+
+    def __post_init__(self) -> None:
+        for name, variant in self.variants.items():
+            unknown = sorted(set(variant) - {"head", "depth", "spec", "objective"})
+            if unknown or "depth" not in variant:
+                raise ValueError(
+                    f"variants.{name} has the keys {sorted(variant)}; it takes depth, head, spec and objective."
+                )
+            MTPConfig(head=variant.get("head", "sequential"), depth=variant["depth"], **(variant.get("spec") or {}))
+            MTPObjective.from_dict(variant.get("objective") or {})
+        if not 1 <= self.eval_every <= self.num_steps:
+            raise ValueError(
+                f"eval_every={self.eval_every} must lie in 1 .. num_steps={self.num_steps}; without a measurement "
+                "there is no curve to compare."
+            )
+        if not any(variant["depth"] == 1 for variant in self.variants.values()):
+            raise ValueError("no variant has depth: 1, next-token training, which the others are compared with.")
+
+
+class Densification:
+    """See ``worldmtp.studies.protocol.Study``."""
+
+    config_class: ClassVar[type] = DensificationConfig
+
+    def __init__(self, config: DensificationConfig) -> None:
+        self.config = config
+
+    def arms(self) -> list[Arm]:
+        """Every variant with every seed."""
+        return [Arm(name, seed) for seed in self.config.seeds for name in self.config.variants]
+
+    def prepare(self, directory: Path, report: Report) -> None:
+        """The corpus as tokens."""
+        if (directory / "tokens.pt").exists():
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        corpus = load_corpus(vocab_size=self.config.vocab_size)
+        (directory / "corpus.json").write_text(json.dumps({"fingerprint": str(corpus.fingerprint)}), encoding="utf-8")
+        partial = directory / "tokens.partial"
+        torch.save({"train": corpus.train_tokens, "held_out": corpus.held_out_tokens}, partial)
+        partial.rename(directory / "tokens.pt")
+
+    def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
+        """Train one trunk with its heads, measuring as it goes."""
+        config, variant = self.config, self.config.variants[arm.name]
+        tokens = torch.load(directory / "tokens.pt", weights_only=True)
+        spec = MTPConfig(head=variant.get("head", "sequential"), depth=variant["depth"], **(variant.get("spec") or {}))
+        model = MTPModel.from_trunk(self._fresh_trunk(arm.seed), spec, torch.Generator().manual_seed(arm.seed))
+        windows = eval_windows(tokens["held_out"], config.window_tokens, config.num_eval_windows)
+        rare = rarest_tokens(tokens["train"], config.vocab_size, 100)
+        pairs = plant_pairs(windows, rare, torch.Generator().manual_seed(0))
+        curve: list[dict[str, float]] = []
+
+        def on_step(losses: StepLosses) -> None:
+            later = " ".join(f"{depth}:{loss:.2f}" for depth, loss in losses.later.items())
+            report((losses.step + 1) / config.num_steps, f"loss {losses.next_token:.2f} {later}")
+            if (losses.step + 1) % config.eval_every == 0:
+                num_tokens = (losses.step + 1) * config.batch_size * config.window_tokens
+                curve.append({"tokens": num_tokens, **held_out(model, windows)})
+                curve[-1]["induction"] = induction_accuracy(model, pairs)
+
+        def batch_of(step: int) -> Batch:
+            ids = batch_at(tokens["train"], config.window_tokens, config.batch_size, arm.seed, step)
+            return Batch(ids, ids)
+
+        settings = TrainingConfig(num_steps=config.num_steps, learning_rate=config.learning_rate, seed=arm.seed)
+        train(model, batch_of, MTPObjective.from_dict(variant.get("objective") or {}), settings, on_step)
+        targets = model.targets(windows, None, None, windows)
+        return {
+            "variant": arm.name,
+            "seed": arm.seed,
+            "depth": variant["depth"],
+            "density": supervision_density(targets).gain,
+            "curve": curve,
+            "probes": self._probes(model, tokens),
+        }
+
+    def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
+        """Tokens to loss beside the nominal density, induction, probes."""
+        return summarize_densification(results)
+
+    def _fresh_trunk(self, seed: int) -> PreTrainedModel:
+        config = LlamaConfig(
+            vocab_size=self.config.vocab_size,
+            hidden_size=self.config.hidden_size,
+            intermediate_size=self.config.intermediate_size,
+            num_hidden_layers=self.config.num_layers,
+            num_attention_heads=self.config.num_attention_heads,
+            max_position_embeddings=self.config.window_tokens,
+            tie_word_embeddings=True,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            return LlamaForCausalLM(config)
+
+    @torch.no_grad()
+    def _probes(self, model: MTPModel, tokens: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+        config = self.config
+        texts = {
+            split: eval_windows(tokens[split], config.window_tokens, count)
+            for split, count in (("train", config.num_probe_windows), ("held_out", config.num_eval_windows))
+        }
+        model.eval()
+        found = {}
+        for name, read in (("states", lambda ids: model.trunk_features(ids).post_norm), ("control", model.embed)):
+            states = {split: read(ids) for split, ids in texts.items()}
+            accuracy = probe_offsets(
+                states["train"],
+                texts["train"],
+                states["held_out"],
+                texts["held_out"],
+                config.num_offsets,
+                config.vocab_size,
+            )
+            found[name] = accuracy.mean(dim=0).tolist()
+        return found
+
+
+@torch.no_grad()
+def held_out(model: MTPModel, windows: torch.Tensor) -> dict[str, float]:
+    """Loss and accuracy of the next token per target."""
+    was_training = model.training
+    model.eval()
+    _, sums = next_token_loss(model, model.trunk_features(windows), windows, windows)
+    model.train(was_training)
+    count = int(sums.counts[0])
+    return {"loss": float(sums.ce[0]) / count, "accuracy": int(sums.top1_hits[0]) / count}

@@ -1,0 +1,227 @@
+"""Path-star graphs: does a head make the trunk plan where next-token training learns a shortcut?
+
+A graph has ``degree`` arms of nodes from one centre; the prompt lists its edges in random order, then the centre and
+the end of one arm; the answer is that arm. Teacher forcing lets every node but the first be read off the edges from the
+node before it, so next-token training learns that and guesses the first node: 1/degree (Bachmann & Nagarajan 2024,
+arXiv 2403.06963). Heads that must know what follows have to look at the arms' ends before the first step (NextLat,
+arXiv 2511.05963: 18.6 % against 99.8 % on G(5, 5)).
+
+Names of nodes are drawn anew for every graph, and graphs anew for every batch: nothing can be remembered. An answer is
+right if every node is the trunk's greedy choice given the ones before, so one forward over the true answer decides it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+
+from worldmtp.config import MTPConfig
+from worldmtp.model import IGNORE_INDEX, MTPModel
+from worldmtp.objective import MTPObjective
+from worldmtp.studies.path_star_tables import summarize_path_star
+from worldmtp.studies.protocol import Arm, StudySummary
+from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class PathStarConfig:
+    """Graph, trunk and training; ``variants`` maps a name to ``{depth, head, spec, objective}``."""
+
+    variants: dict[str, Any]
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    degree: int = 2
+    length: int = 5
+    num_names: int = 9
+    hidden_size: int = 64
+    intermediate_size: int = 128
+    num_layers: int = 5
+    num_attention_heads: int = 4
+    initializer_range: float = 0.09
+    residual_range: float = 0.02
+    """Of the embedding and of what layers add to the residual stream."""
+    num_steps: int = 4000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    eval_every: int = 250
+    num_eval_graphs: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, value in (("degree", self.degree), ("length", self.length)):
+            if value < 2:
+                raise ValueError(f"{name}={value} must be at least 2; less leaves nothing to choose.")
+        if self.eval_every < 1:
+            raise ValueError(f"eval_every={self.eval_every} must be at least 1 step.")
+        if self.num_names < self.num_nodes:
+            raise ValueError(
+                f"num_names={self.num_names} is fewer than the {self.num_nodes} nodes of a graph with {self.degree} "
+                f"arms of {self.length}; raise it."
+            )
+        for name, variant in self.variants.items():
+            unknown = sorted(set(variant) - {"head", "depth", "spec", "objective"})
+            if unknown or "depth" not in variant:
+                raise ValueError(
+                    f"variants.{name} has the keys {sorted(variant)}; it takes depth, head, spec and objective."
+                )
+            MTPConfig(head=variant.get("head", "sequential"), depth=variant["depth"], **(variant.get("spec") or {}))
+            MTPObjective.from_dict(variant.get("objective") or {})
+
+    @property
+    def num_nodes(self) -> int:
+        """The centre and the arms."""
+        return 1 + self.degree * (self.length - 1)
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Texts of one shape; ``prompt_length`` tokens come before the answer."""
+
+    input_ids: Int[Tensor, "graph time"]
+    prompt_length: int
+
+    def batch(self) -> Batch:
+        """Only the answer is to be predicted."""
+        labels = self.input_ids.clone()
+        labels[:, : self.prompt_length] = IGNORE_INDEX
+        return Batch(self.input_ids, labels)
+
+
+def draw_graphs(num_graphs: int, degree: int, length: int, num_names: int, generator: np.random.Generator) -> Graphs:
+    """Random graphs as token ids: names 0 .. num_names - 1, then the mark before the answer.
+
+    Text: source and target of each edge, shuffled; the centre; the goal; the mark; the nodes from the centre to the
+    goal, the centre left out.
+    """
+    num_nodes = 1 + degree * (length - 1)
+    names = generator.permuted(np.tile(np.arange(num_names), (num_graphs, 1)), axis=1)[:, :num_nodes]
+    centre, arms = names[:, :1], names[:, 1:].reshape(num_graphs, degree, length - 1)
+    starts = np.concatenate([np.repeat(centre[:, :, None], degree, axis=1), arms[..., :-1]], axis=2)
+    edges = np.stack([starts, arms], axis=-1).reshape(num_graphs, -1, 2)
+    order = generator.permuted(np.tile(np.arange(edges.shape[1]), (num_graphs, 1)), axis=1)
+    shuffled = np.take_along_axis(edges, order[..., None], axis=1).reshape(num_graphs, -1)
+    mark = np.full((num_graphs, 1), num_names)
+    # Names are shuffled, so the first arm is as good as any.
+    prompt = np.concatenate([shuffled, centre, arms[:, 0, -1:], mark], axis=1)
+    return Graphs(torch.from_numpy(np.concatenate([prompt, arms[:, 0]], axis=1)), prompt.shape[1])
+
+
+@torch.no_grad()
+def right_nodes(model: MTPModel, graphs: Graphs) -> Bool[Tensor, "graph node"]:
+    """Where the trunk's greedy choice is the answer's node, given the true ones before."""
+    was_training = model.training
+    model.eval()
+    logits = model(graphs.input_ids, compute_depth_logits=False).logits
+    model.train(was_training)
+    answers = graphs.input_ids[:, graphs.prompt_length :]
+    return logits[:, graphs.prompt_length - 1 : -1].argmax(dim=-1) == answers
+
+
+class PathStarStudy:
+    """See ``worldmtp.studies.protocol.Study``."""
+
+    config_class: ClassVar[type] = PathStarConfig
+
+    def __init__(self, config: PathStarConfig) -> None:
+        self.config = config
+
+    def arms(self) -> list[Arm]:
+        """Every variant with every seed."""
+        return [Arm(name, seed) for seed in self.config.seeds for name in self.config.variants]
+
+    def prepare(self, directory: Path, report: Report) -> None:
+        """Nothing is shared: graphs are drawn as they are needed."""
+
+    def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
+        """Train one trunk with its heads; exact match and first node on fresh graphs along the way."""
+        config, variant = self.config, self.config.variants[arm.name]
+        spec = MTPConfig(
+            head=variant.get("head", "sequential"),
+            depth=variant["depth"],
+            initializer_range=config.initializer_range,
+            **(variant.get("spec") or {}),
+        )
+        model = MTPModel.from_trunk(self._fresh_trunk(arm.seed), spec, torch.Generator().manual_seed(arm.seed))
+        held_out = self._graphs(config.num_eval_graphs, 2**32)
+        curve: list[dict[str, float]] = []
+
+        def on_step(losses: StepLosses) -> None:
+            done = losses.step + 1
+            if done % config.eval_every == 0 or done == config.num_steps:
+                right = right_nodes(model, held_out)
+                exact, first = right.all(dim=1).float().mean(), right[:, 0].float().mean()
+                curve.append({"step": done, "exact": float(exact), "first": float(first)})
+            score = f"exact {curve[-1]['exact']:.2f}" if curve else ""
+            later = " ".join(f"{depth}:{loss:.2f}" for depth, loss in losses.later.items())
+            report(done / config.num_steps, f"loss {losses.next_token:.2f} {later} {score}")
+
+        settings = TrainingConfig(
+            num_steps=config.num_steps,
+            learning_rate=config.learning_rate,
+            warmup_steps=100,
+            weight_decay=config.weight_decay,
+            seed=arm.seed,
+        )
+        objective = MTPObjective.from_dict(variant.get("objective") or {})
+        train(model, self._batches(arm.seed), objective, settings, on_step)
+        right = right_nodes(model, held_out)
+        return {
+            "variant": arm.name,
+            "seed": arm.seed,
+            "degree": config.degree,
+            "curve": curve,
+            "exact": right.all(dim=1).tolist(),
+            "first": right[:, 0].tolist(),
+        }
+
+    def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
+        """Exact match by variant."""
+        return summarize_path_star(results)
+
+    def _batches(self, seed: int) -> Callable[[int], Batch]:
+        return lambda step: self._graphs(self.config.batch_size, seed, step).batch()
+
+    def _graphs(self, num_graphs: int, *seed: int) -> Graphs:
+        config = self.config
+        generator = np.random.default_rng(seed)
+        return draw_graphs(num_graphs, config.degree, config.length, config.num_names, generator)
+
+    def _fresh_trunk(self, seed: int) -> PreTrainedModel:
+        config = GPTNeoXConfig(
+            vocab_size=self.config.num_names + 1,
+            hidden_size=self.config.hidden_size,
+            intermediate_size=self.config.intermediate_size,
+            num_hidden_layers=self.config.num_layers,
+            num_attention_heads=self.config.num_attention_heads,
+            max_position_embeddings=4 * self.config.num_nodes + self.config.length,
+            initializer_range=self.config.initializer_range,
+            rotary_pct=1.0,
+            use_parallel_residual=False,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            trunk = GPTNeoXForCausalLM(config)
+        _quiet_residuals(trunk, self.config.residual_range / self.config.initializer_range)
+        return trunk
+
+
+@torch.no_grad()
+def _quiet_residuals(trunk: GPTNeoXForCausalLM, factor: float) -> None:
+    """Scale the embedding and what the layers add: the rest is drawn wide, so that attention is sharp from the start.
+
+    So initialised, edges are looked up after some hundred steps; with everything small, after some thousand.
+    """
+    trunk.get_input_embeddings().weight.mul_(factor)
+    for layer in trunk.gpt_neox.layers:
+        layer.attention.dense.weight.mul_(factor)
+        layer.mlp.dense_4h_to_h.weight.mul_(factor)

@@ -1,0 +1,57 @@
+"""What a trunk's backbone is called with: positions that count real tokens, and a mask that keeps documents apart.
+
+Left out: packed documents with padding on a trunk with sliding attention, whose backbone takes no mask of ours.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from worldmtp.heads.masks import additive_mask, causal_mask
+from worldmtp.targets import document_ids_from_position_ids, position_ids_from_attention_mask
+
+
+def real_tokens(
+    input_ids: Int[Tensor, "batch time"], attention_mask: Shaped[Tensor, "batch time"] | None
+) -> Bool[Tensor, "batch time"]:
+    """Where there is no padding; without a mask, everywhere."""
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    return attention_mask.bool()
+
+
+def trunk_inputs(
+    trunk: PreTrainedModel,
+    input_ids: Int[Tensor, "batch time"],
+    attention_mask: Shaped[Tensor, "batch _"] | None,
+    position_ids: Int[Tensor, "_ time"] | None,
+) -> dict[str, Any]:
+    """Keywords for the trunk's backbone; packed documents are told by ``position_ids`` that restart.
+
+    Raises:
+        ValueError: packed documents and an attention mask, on a trunk with sliding attention.
+    """
+    if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
+        real = attention_mask.bool()
+        if position_ids is None:
+            position_ids = position_ids_from_attention_mask(real)
+        else:
+            attention_mask = _packed_mask(trunk, real, position_ids.expand(input_ids.shape), attention_mask)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def _packed_mask(trunk: PreTrainedModel, real: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Backbones see document boundaries in position_ids only where there is no mask; else they are told."""
+    document_ids = document_ids_from_position_ids(position_ids)
+    boundary = document_ids[:, 1:] != document_ids[:, :-1]
+    if not (boundary & real[:, 1:] & real[:, :-1]).any():
+        return attention_mask
+    if "sliding_attention" in (getattr(trunk.config, "layer_types", None) or []):
+        raise ValueError(
+            "packed documents with an attention_mask are not supported for a trunk with sliding attention; pack "
+            "without padding and pass no attention_mask."
+        )
+    return additive_mask(causal_mask(real, document_ids), trunk.dtype)

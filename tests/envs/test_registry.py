@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 import worldmtp.envs
 from worldmtp.envs import Example, Score, TextGenEnv, TextGenVectorEnv, env_id, make_task, register_task, task_names
 
-EXPECTED = {"Copy", "Reverse", "RandomDigits", "SpellBackward", "ChainSum", "CaesarCipher"}
+EXPECTED = {"Copy", "Reverse", "RandomDigits", "SpellBackward", "ChainSum", "CaesarCipher", "PathStar"}
 
 
 @pytest.fixture

@@ -44,10 +44,10 @@ class PathStarConfig:
     intermediate_size: int = 128
     num_layers: int = 5
     num_attention_heads: int = 4
-    initializer_range: float = 0.09
+    initializer_range: float = 0.0875
     residual_range: float = 0.02
     """Of the embedding and of what layers add to the residual stream."""
-    num_steps: int = 4000
+    num_steps: int = 6000
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -149,7 +149,7 @@ class PathStarStudy:
             **(variant.get("spec") or {}),
         )
         model = MTPModel.from_trunk(self._fresh_trunk(arm.seed), spec, torch.Generator().manual_seed(arm.seed))
-        held_out = self._graphs(config.num_eval_graphs, 2**32)
+        held_out = self._graphs(config.num_eval_graphs, np.random.SeedSequence(0, spawn_key=(0, 0)))
         curve: list[dict[str, float]] = []
 
         def on_step(losses: StepLosses) -> None:
@@ -186,12 +186,14 @@ class PathStarStudy:
         return summarize_path_star(results)
 
     def _batches(self, seed: int) -> Callable[[int], Batch]:
-        return lambda step: self._graphs(self.config.batch_size, seed, step).batch()
+        # Streams of a step and those of evaluation have spawn keys of different lengths, so that none is another's.
+        return lambda step: self._graphs(
+            self.config.batch_size, np.random.SeedSequence(seed, spawn_key=(step,))
+        ).batch()
 
-    def _graphs(self, num_graphs: int, *seed: int) -> Graphs:
+    def _graphs(self, num_graphs: int, seed: np.random.SeedSequence) -> Graphs:
         config = self.config
-        generator = np.random.default_rng(seed)
-        return draw_graphs(num_graphs, config.degree, config.length, config.num_names, generator)
+        return draw_graphs(num_graphs, config.degree, config.length, config.num_names, np.random.default_rng(seed))
 
     def _fresh_trunk(self, seed: int) -> PreTrainedModel:
         config = GPTNeoXConfig(
@@ -202,7 +204,7 @@ class PathStarStudy:
             num_attention_heads=self.config.num_attention_heads,
             max_position_embeddings=4 * self.config.num_nodes + self.config.length,
             initializer_range=self.config.initializer_range,
-            rotary_pct=1.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
             use_parallel_residual=False,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -221,7 +223,7 @@ def _quiet_residuals(trunk: GPTNeoXForCausalLM, factor: float) -> None:
 
     So initialised, edges are looked up after some hundred steps; with everything small, after some thousand.
     """
-    trunk.get_input_embeddings().weight.mul_(factor)
-    for layer in trunk.gpt_neox.layers:
-        layer.attention.dense.weight.mul_(factor)
-        layer.mlp.dense_4h_to_h.weight.mul_(factor)
+    loud = ("embed_in.weight", "attention.dense.weight", "mlp.dense_4h_to_h.weight")
+    for name, weight in trunk.gpt_neox.named_parameters():
+        if name.endswith(loud):
+            weight.mul_(factor)

@@ -22,7 +22,19 @@ _HOME_OF = {
     "MTPModel": "worldmtp.model",
     "register_task": "worldmtp.envs",
 }
-_ROOMS = ("agents", "analysis", "decoding", "dynamics", "envs", "heads", "post_training", "returns", "tracking")
+_ROOMS = (
+    "agents",
+    "analysis",
+    "decoding",
+    "dynamics",
+    "envs",
+    "heads",
+    "interchange",
+    "post_training",
+    "returns",
+    "studies",
+    "tracking",
+)
 
 
 def __getattr__(name: str) -> object:

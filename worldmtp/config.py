@@ -5,6 +5,7 @@ trunk's own config is nested in it, so a checkpoint needs no second file.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -119,8 +120,10 @@ class MTPConfig(PreTrainedConfig):
             _check_count(name, getattr(self, name))
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise ValueError(f"depth={self.depth!r} must be an integer of at least 1; depth=1 is the trunk alone.")
-        if not self.mtp_loss_coef >= 0:
-            raise ValueError(f"mtp_loss_coef={self.mtp_loss_coef} must not be negative; 0 turns the loss off.")
+        if not 0 <= self.mtp_loss_coef < math.inf:
+            raise ValueError(
+                f"mtp_loss_coef={self.mtp_loss_coef} must not be negative, and finite; 0 turns the loss off."
+            )
         if self.num_value_bins < 2:
             raise ValueError(f"num_value_bins={self.num_value_bins} must be at least 2, one for each end of the range.")
         if not self.initializer_range > 0:

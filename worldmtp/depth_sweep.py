@@ -242,7 +242,7 @@ class DepthSweep:
     @property
     def measures_acceptance(self) -> bool:
         """Whether what the teacher accepts is computed."""
-        return bool(self.terms.tv or self.terms.e2e_tv) or self.measure_all
+        return self.terms.on_teacher_logits or self.measure_all
 
     @property
     def measures_latent(self) -> bool:

@@ -60,6 +60,9 @@ class EMATrunk:
     def hidden(self, **inputs: Any) -> Float[Tensor, "batch time hidden"]:
         """The averaged backbone's last hidden states, after its final norm; inputs are the backbone's keywords."""
         inputs.setdefault("use_cache", False)
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.is_floating_point():  # additive, made for the trunk's own precision
+            inputs["attention_mask"] = mask.to(next(self._average.parameters()).dtype)
         return self._average(**inputs).last_hidden_state.to(self._output_dtype)
 
     def to(self, device: torch.device | str) -> "EMATrunk":

@@ -1,4 +1,4 @@
-"""What some trunks do to the logits of their LM head: Cohere and Granite scale them, Gemma caps them.
+"""What some trunks do to the logits of their LM head: Cohere, Falcon-H1 and Granite scale them, Gemma caps them.
 
 Heads that share the LM head have to do the same, so it is read from the trunk's config here and not left to the trunk.
 """
@@ -23,8 +23,12 @@ class LogitChanges:
     def of(cls, trunk_config: PreTrainedConfig) -> "LogitChanges":
         """Those of a trunk."""
         config = trunk_config.get_text_config()
-        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-        return cls(*(getattr(config, name, None) for name in names))
+        names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+        scale = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+        divisor = getattr(config, "logits_scaling", None)
+        if config.model_type == "hyperclovax":  # multiplies by what Granite, under the same name, divides by
+            scale, divisor = divisor, None
+        return cls(scale, divisor, getattr(config, "final_logit_softcapping", None))
 
     def __bool__(self) -> bool:
         return any(change is not None for change in (self.scale, self.divisor, self.cap))

@@ -346,6 +346,9 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     def _run_trunk(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
     ) -> tuple[TrunkFeatures, Cache | None]:
+        if kwargs.get("use_cache") and not kwargs.get("past_key_values") and attention_mask is None:
+            # Where they fill a cache, backbones do not look for documents in the positions: they are told by a mask.
+            attention_mask = torch.ones_like(input_ids)
         with self.recording() as recorded:
             output = self.base_model(**self.trunk_inputs(input_ids, attention_mask, position_ids), **kwargs)
         return recorded.features(), output.past_key_values

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.masks import additive_mask, causal_mask
 from worldmtp.targets import document_ids_from_position_ids, position_ids_from_attention_mask
@@ -34,13 +34,22 @@ def trunk_inputs(
     Raises:
         ValueError: packed documents and an attention mask, on a trunk with sliding attention.
     """
-    if attention_mask is not None and attention_mask.shape[1] == input_ids.shape[1]:
+    length = input_ids.shape[1]
+    if attention_mask is not None and position_ids is None:
+        # Over a cached prefix the mask is longer than the tokens; left alone, a backbone would count padding.
+        position_ids = position_ids_from_attention_mask(attention_mask.bool())[:, -length:]
+    elif attention_mask is not None and position_ids is not None and attention_mask.shape[1] == length:
         real = attention_mask.bool()
-        if position_ids is None:
-            position_ids = position_ids_from_attention_mask(real)
-        else:
-            attention_mask = _packed_mask(trunk, real, position_ids.expand(input_ids.shape), attention_mask)
+        attention_mask = _packed_mask(trunk, real, position_ids.expand(input_ids.shape), attention_mask)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+
+
+def has_sliding_attention(config: PreTrainedConfig) -> bool:
+    """Whether a layer attends to a window; older configs say so without naming the layers' types."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return "sliding_attention" in layer_types
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False
 
 
 def _packed_mask(trunk: PreTrainedModel, real: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -49,7 +58,7 @@ def _packed_mask(trunk: PreTrainedModel, real: Tensor, position_ids: Tensor, att
     boundary = document_ids[:, 1:] != document_ids[:, :-1]
     if not (boundary & real[:, 1:] & real[:, :-1]).any():
         return attention_mask
-    if "sliding_attention" in (getattr(trunk.config, "layer_types", None) or []):
+    if has_sliding_attention(trunk.config.get_text_config()):
         raise ValueError(
             "packed documents with an attention_mask are not supported for a trunk with sliding attention; pack "
             "without padding and pass no attention_mask."

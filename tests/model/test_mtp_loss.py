@@ -96,3 +96,10 @@ def test_the_acceptance_is_the_overlap_with_the_trunk_where_it_gets_there(make_m
     # Depth 3 at t says token t+3, and so does the trunk at t+2; rows of 9 tokens have six such positions.
     overlap = torch.minimum(draft[:, :6], target[:, 2:8]).sum()
     torch.testing.assert_close(loss.sums.accepted[1].double(), overlap.double(), **EXACT)
+
+
+def test_a_kl_objective_measures_the_acceptance_too(make_model, tokens):
+    plan = evaluation_plan(4)
+    sums = run(make_model("llama"), tokens, tokens, plan, terms={"kl": 1.0}).sums
+    assert bool((sums.accepted > 0).all())
+    torch.testing.assert_close(sums.tv, sums.counts - sums.accepted, rtol=1e-6, atol=1e-9)

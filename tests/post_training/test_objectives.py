@@ -1,5 +1,6 @@
 """What each field of the objective does in a trainer: which heads run in which step, with which loss and lambda."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -298,3 +299,13 @@ def test_at_lambda_zero_heads_are_measured_without_a_graph(make_trainer, make_mo
 def test_a_window_beyond_the_model_is_refused_at_construction(make_trainer, make_model):
     with pytest.raises(ValueError, match=r"window 2 \.\. 5 reaches beyond the model's 3 depths"):
         make_trainer(make_model(depth=3), mtp_objective={"window": {"last": 5}})
+
+
+def test_a_frozen_trunk_stands_still_in_steps_without_depths(make_trainer, make_model):
+    model = make_model(depth=3)
+    model.trunk.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    make_trainer(model, mtp_objective={"frequency": {"every_steps": 2}}, max_steps=3).train()
+    after = model.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"heads"}

@@ -57,7 +57,7 @@ def test_table_by_hand():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.markdown.splitlines()[2:4]]
     assert rows[0][:5] == ["next_token", "1x, 2.50x", "1.00x 1.00x", "1.00x 1.00x", "3.000 3.500"]
     assert rows[0][5] == "-"
-    assert rows[1][:5] == ["mtp", "3x, 2.50x", "2.00x 0.00x", "2.00x 0.00x", "1.000 4.900"]
+    assert rows[1][:5] == ["mtp", "3x, 2.50x", "2.00x not reached", "2.00x not reached", "1.000 4.900"]
     assert rows[1][5].startswith("-0.300 [")  # the mean of 1 - 3 and 4.9 - 3.5
     assert rows[1][6:] == ["0.500 0.500", "0.800 (0.400), 0.600 (0.200)"]
     assert summary.markdown.endswith("Gains per seed, 2 seeds; below 1x the heads cost tokens.")
@@ -126,8 +126,8 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     ("values", "message"),
     [
         ({"variants": {"mtp": {"depth": 2}}}, "no variant has depth: 1"),
-        ({"variants": {"a": {"head": "latent"}}}, r"variants\.a has the keys \['head'\]; it takes depth, head"),
-        ({"variants": {"a": {"depth": 1, "steps": 3}}}, r"variants\.a has the keys \['depth', 'steps'\]"),
+        ({"variants": {"a": {"head": "latent"}}}, r"variants\.a is given as \['head'\]; it takes the keys"),
+        ({"variants": {"a": {"depth": 1, "steps": 3}}}, r"variants\.a is given as \['depth', 'steps'\]"),
         ({"eval_every": 9, "num_steps": 8}, r"eval_every=9 must lie in 1 \.\. num_steps=8"),
         ({"eval_every": 0}, "eval_every=0 must lie in 1"),
     ],

@@ -101,9 +101,9 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
         ({"seeds": []}, "seeds is empty"),
         (
             {"variants": {"a": {"depth": 2, "head": "latent"}}},
-            r"variants\.a has the keys \['depth', 'head'\]; it takes",
+            r"variants\.a is given as \['depth', 'head'\]; it takes",
         ),
-        ({"variants": {"a": {"spec": {}}}}, r"variants\.a has the keys \['spec'\]"),
+        ({"variants": {"a": {"spec": {}}}}, r"variants\.a is given as \['spec'\]"),
         ({"variants": {"a": {"head": "latnt"}}}, "Did you mean 'latent'"),
         ({"variants": {"a": {"head": "latent", "objective": {"term": {}}}}}, "did you mean 'terms'"),
         ({"depth": 1}, r"variants\.latent has depth=1 and stride=1: acceptance is of the tokens 2, 3"),

@@ -152,7 +152,7 @@ def test_a_whole_study(tmp_path, nobody, global_rng_untouched):
         ({"length": 1}, "length=1 must be at least 2"),
         ({"num_names": 8}, "num_names=8 is fewer than the 9 nodes of a graph with 2 arms of 5"),
         ({"eval_every": 0}, "eval_every=0 must be at least 1"),
-        ({"variants": {"a": {"head": "latent"}}}, r"variants\.a has the keys \['head'\]; it takes depth, head"),
+        ({"variants": {"a": {"head": "latent"}}}, r"variants\.a is given as \['head'\]; it takes the keys"),
         ({"variants": {"a": {"depth": 2, "head": "latnt"}}}, "Did you mean 'latent'"),
     ],
 )

@@ -52,6 +52,10 @@ def finished_study(run_dir: Path) -> float:
 
 
 def _make(config: TrainConfig) -> Study:
+    if config.seed != 0:
+        raise ValueError(f"seed={config.seed}: a study has seeds of its own; set study.seeds=[{config.seed}].")
+    if config.profile.device != "cpu":
+        raise ValueError(f"profile.device={config.profile.device!r}: studies run on the CPU; use profile=cpu.")
     values = dict(config.study)
     name = values.pop("name", None)
     if not isinstance(name, str):

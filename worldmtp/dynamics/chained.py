@@ -99,6 +99,11 @@ class ChainedDynamics:
             ahead = self._model.embed(torch.roll(input_ids, 1 - depth, dims=1))
             carries.append(self._heads.forward_depth(depth, carries[-1], ahead, allowed, position_ids, cache))
             caches += read_cache(cache)
+        if len(caches) < len(self._heads.depths):
+            raise RuntimeError(
+                "the heads' layers kept no keys, as they do not under gradient checkpointing in training mode; call "
+                "model.eval() or disable gradient checkpointing to imagine."
+            )
         return ChainedState(
             context=ChainedContext(attention_mask, position_ids, tuple(carries), tuple(caches)),
             rows=root_rows,

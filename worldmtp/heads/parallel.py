@@ -25,7 +25,7 @@ from worldmtp.heads.block import copy_last_layer, make_block_spec
 from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.masks import additive_mask
 from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_unused
+from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
 
 
 class GloeckleHead(ParallelHead):
@@ -36,7 +36,7 @@ class GloeckleHead(ParallelHead):
         refuse_unused(config, "concat_order", "head_layers", "head_width", "recycle_stage")
         assert config.feature_layers is not None
         _check_source(config.feature_layers, config.hidden_stage)
-        _check_norm(config)
+        refuse_unnormed_block(config)
         self.depths = range(2, config.depth + 1)
         # The trunk alone reads nothing.
         self.feature_layers = config.feature_layers if len(self.depths) else ()
@@ -93,13 +93,4 @@ def _check_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
         raise ValueError(
             f"hidden_stage='pre_norm' with feature_layers={list(feature_layers)}: the heads read that layer's output, "
             "not the last hidden state; pass feature_layers=() to read the latter."
-        )
-
-
-def _check_norm(config: MTPConfig) -> None:
-    """A block's output is the sum of residuals: a norm must follow before the LM head or a copy of it."""
-    if config.output_norm == "none" and (config.unembedding == "shared" or config.head_init != "random"):
-        raise ValueError(
-            "output_norm='none' with head='parallel': the LM head's weights expect normed states, which a decoder "
-            "layer's output is not; use output_norm='shared' or 'own'."
         )

@@ -25,7 +25,7 @@ from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
 from worldmtp.heads.block import BlockSpec, copy_last_layer, make_block_spec, make_norm
 from worldmtp.heads.masks import additive_mask
 from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_unused
+from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
 
 
 class SequentialLayer(nn.Module):
@@ -73,6 +73,7 @@ class SequentialHead(ActionConditionalHead):
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
         super().__init__()
         refuse_unused(config, "feature_layers", "head_layers", "head_width")
+        refuse_unnormed_block(config)
         self.depths = range(2, config.depth + 1)
         self.reads_pre_norm = config.hidden_stage == "pre_norm"
         self.recycles_pre_norm = config.recycle_stage == "pre_norm"

@@ -56,3 +56,16 @@ def refuse_unnormed(config: MTPConfig) -> None:
             f"hidden_stage='pre_norm' and output_norm='none' with head={config.head!r}: the LM head's weights expect "
             "normed states; use output_norm='shared' or 'own', or hidden_stage='post_norm'."
         )
+
+
+def refuse_unnormed_block(config: MTPConfig) -> None:
+    """Whether the trunk's LM head, or a copy of it, is to read a decoder layer's output, a sum of residuals.
+
+    Raises:
+        ValueError: it is.
+    """
+    if config.output_norm == "none" and (config.unembedding == "shared" or config.head_init != "random"):
+        raise ValueError(
+            f"output_norm='none' with head={config.head!r}: the LM head's weights expect normed states, which a "
+            "decoder layer's output is not; use output_norm='shared' or 'own'."
+        )

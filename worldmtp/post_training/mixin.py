@@ -93,6 +93,9 @@ class MTPTrainerMixin(_Trainer):
         self._log_depths(later)
         if adds_loss and later.depths:
             loss = loss + plan.coef * self._normalised(later.total, num_targets, num_items_in_batch)
+        if trains and torch.is_grad_enabled() and not loss.requires_grad:
+            # A frozen trunk in a step whose plan trains no depth: there is nothing to learn, and nothing to stop at.
+            loss = loss.detach().requires_grad_()
         return (loss, result[1]) if return_outputs else loss
 
     def release_model(self) -> MTPModel:

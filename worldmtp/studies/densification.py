@@ -6,7 +6,6 @@ of a seed are the same in every arm; heads are thrown away before anything is me
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,11 +22,10 @@ from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.densification_tables import summarize_densification
 from worldmtp.studies.induction import induction_accuracy, plant_pairs, rarest_tokens
 from worldmtp.studies.probes import probe_offsets
-from worldmtp.studies.protocol import Arm, StudySummary
+from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.supervision import supervision_density
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-
-Report = Callable[[float, str], None]
+from worldmtp.studies.variants import check_seeds, check_variants
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,8 @@ class DensificationConfig:
     num_offsets: int = 8
 
     def __post_init__(self) -> None:
-        for name, variant in self.variants.items():
-            unknown = sorted(set(variant) - {"head", "depth", "spec", "objective"})
-            if unknown or "depth" not in variant:
-                raise ValueError(
-                    f"variants.{name} has the keys {sorted(variant)}; it takes depth, head, spec and objective."
-                )
-            MTPConfig(head=variant.get("head", "sequential"), depth=variant["depth"], **(variant.get("spec") or {}))
-            MTPObjective.from_dict(variant.get("objective") or {})
+        check_variants(self.variants)
+        check_seeds(self.seeds)
         if not 1 <= self.eval_every <= self.num_steps:
             raise ValueError(
                 f"eval_every={self.eval_every} must lie in 1 .. num_steps={self.num_steps}; without a measurement "

@@ -76,7 +76,7 @@ def _gain(result: dict[str, Any], base: dict[str, Any], name: str) -> float:
 
 
 def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:.2f}x" for value in values)
+    return " ".join(f"{value:.2f}x" if value > 0 else "not reached" for value in values)
 
 
 def _final(group: list[dict[str, Any]], name: str) -> str:

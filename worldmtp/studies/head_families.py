@@ -26,10 +26,9 @@ from worldmtp.studies.batches import batch_at, eval_windows
 from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.head_size import matched_width
 from worldmtp.studies.head_tables import summarize_heads
-from worldmtp.studies.protocol import Arm, StudySummary
+from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-
-Report = Callable[[float, str], None]
+from worldmtp.studies.variants import check_seeds, check_variants
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,15 @@ class HeadFamiliesConfig:
     written_tokens: int = 64
 
     def __post_init__(self) -> None:
-        if not self.variants:
-            raise ValueError("variants is empty; name at least one, as study.variants.latent.head=latent.")
+        check_variants(self.variants, self.depth)
+        check_seeds(self.seeds)
         for name, variant in self.variants.items():
-            unknown = sorted(set(variant) - {"head", "spec", "objective"})
-            if "head" not in variant or unknown:
-                raise ValueError(f"variants.{name} has the keys {sorted(variant)}; it takes head, spec and objective.")
-            spec = MTPConfig(head=variant["head"], depth=self.depth, **(variant.get("spec") or {}))
-            if spec.depth < 2 or spec.stride != 1:
+            stride = (variant.get("spec") or {}).get("stride", 1)
+            if self.depth < 2 or stride != 1:
                 raise ValueError(
-                    f"variants.{name} has depth={spec.depth} and stride={spec.stride}: acceptance is of the tokens "
+                    f"variants.{name} has depth={self.depth} and stride={stride}: acceptance is of the tokens "
                     "2, 3, .. ahead in a row; set depth to 2 or more and leave stride at 1."
                 )
-            MTPObjective.from_dict(variant.get("objective") or {})
-        if not self.seeds:
-            raise ValueError("seeds is empty; give at least one.")
 
 
 class HeadFamilies:

@@ -10,7 +10,11 @@ from matplotlib.figure import Figure
 from worldmtp.statistics import Interval, bootstrap_interval
 from worldmtp.studies.protocol import StudySummary
 
-_TEXTS = {"greedy": "the trunk's greedy text", "sampled": "its samples, temperature 1", "held_out": "held-out text"}
+_TEXTS = {
+    "greedy": "the trunk's greedy text",
+    "sampled": "its samples, temperature 1",
+    "held_out": "held-out text: agreement with its author, not with the trunk",
+}
 
 
 def summarize_heads(results: list[dict[str, Any]]) -> StudySummary:

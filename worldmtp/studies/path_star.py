@@ -25,10 +25,9 @@ from worldmtp.config import MTPConfig
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.path_star_tables import summarize_path_star
-from worldmtp.studies.protocol import Arm, StudySummary
+from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-
-Report = Callable[[float, str], None]
+from worldmtp.studies.variants import check_seeds, check_variants
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,8 @@ class PathStarConfig:
                 f"num_names={self.num_names} is fewer than the {self.num_nodes} nodes of a graph with {self.degree} "
                 f"arms of {self.length}; raise it."
             )
-        for name, variant in self.variants.items():
-            unknown = sorted(set(variant) - {"head", "depth", "spec", "objective"})
-            if unknown or "depth" not in variant:
-                raise ValueError(
-                    f"variants.{name} has the keys {sorted(variant)}; it takes depth, head, spec and objective."
-                )
-            MTPConfig(head=variant.get("head", "sequential"), depth=variant["depth"], **(variant.get("spec") or {}))
-            MTPObjective.from_dict(variant.get("objective") or {})
+        check_variants(self.variants)
+        check_seeds(self.seeds)
 
     @property
     def num_nodes(self) -> int:

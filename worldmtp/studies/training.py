@@ -69,8 +69,11 @@ def train(
     """Train ``model`` in place for ``num_steps`` batches; step n sees ``batch_of(n)``.
 
     Raises:
+        ValueError: the objective needs a moving average of the trunk.
         FloatingPointError: a loss is not finite; the weights are those before that step.
     """
+    if objective.needs_ema:
+        raise ValueError("this loop keeps no moving average of the trunk; use latent_target='trunk'.")
     trunk, heads = list(model.trunk.parameters()), list(model.heads.parameters())
     model.train()
     groups = [group for group in (trunk if config.trains_trunk else [], heads) if group]

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -13,7 +14,7 @@ from worldmtp.studies.protocol import StudySummary
 _TEXTS = {
     "greedy": "the trunk's greedy text",
     "sampled": "its samples, temperature 1",
-    "held_out": "held-out text: agreement with its author, not with the trunk",
+    "held_out": "held-out text (by its author)",
 }
 
 
@@ -61,15 +62,15 @@ def _tau(group: list[dict[str, Any]], kind: str) -> Interval:
 
 
 def _figure(by_variant: dict[str, list[dict[str, Any]]], ranked: list[str]) -> bytes:
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure, colors = Figure(figsize=(11, 4.2), layout="constrained"), colormaps["tab20"]
     axes = figure.subplots(1, len(_TEXTS), sharey=True)
     depths = range(2, 2 + len(by_variant[ranked[0]][0]["acceptance"]["greedy"][0]))
     for axis, (kind, title) in zip(axes, _TEXTS.items(), strict=True):
-        for name in ranked:
+        for index, name in enumerate(ranked):
             group = by_variant[name]
             mean = _per_text(group, kind).mean(axis=0)
             style = "-o" if group[0]["kind"] == "action_conditional" else "--s"
-            axis.plot(depths, mean, style, label=name, markersize=4, linewidth=1.3)
+            axis.plot(depths, mean, style, label=name, color=colors(index % 20), markersize=4, linewidth=1.3)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("depth")
         axis.set_xticks(depths)

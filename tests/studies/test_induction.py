@@ -79,9 +79,11 @@ def test_what_is_not_asked_does_not_count(make_model):
     assert induction_accuracy(one_text, texts) == pytest.approx(3 / 60)
 
 
-def test_rarest_tokens_do_occur():
+def test_rarest_tokens_do_occur_and_often_enough():
     # Counts: 0 three, 1 none, 2 one, 3 two, 4 one.
-    assert rarest_tokens(torch.tensor([0, 3, 0, 2, 4, 3, 0]), 5, 3).tolist() == [2, 4, 3]
+    tokens = torch.tensor([0, 3, 0, 2, 4, 3, 0])
+    assert rarest_tokens(tokens, 5, 3, min_count=1).tolist() == [2, 4, 3]
+    assert rarest_tokens(tokens, 5, 3, min_count=2).tolist() == [3, 0]
 
 
 def test_what_cannot_be_planted():

@@ -1,8 +1,8 @@
 """Induction: after a pair of tokens was seen once, does its first token bring its second?
 
 Gloeckle et al. 2024 (arXiv 2404.19737, sec. 4.1) give children's stories random two-token names and ask for the second
-token of each name. Here pairs of rare tokens, which no text has side by side, replace a few tokens of held-out text: at
-every occurrence but the first, copying is the only way to be right.
+token of each name. Here pairs of rare tokens, seldom side by side in any text, replace a few tokens of held-out text:
+at every occurrence but the first, copying is the only way to be right.
 """
 
 from dataclasses import dataclass
@@ -55,16 +55,21 @@ def plant_pairs(
     return InductionTexts(input_ids, asked)
 
 
-def rarest_tokens(tokens: Int[Tensor, " tokens"], vocab_size: int, num_rare: int) -> Int[Tensor, " rare"]:
-    """The least frequent tokens that do occur."""
+def rarest_tokens(
+    tokens: Int[Tensor, " tokens"], vocab_size: int, num_rare: int, min_count: int = 200
+) -> Int[Tensor, " rare"]:
+    """The least frequent tokens that occur ``min_count`` times: often enough that each is known as a token."""
     counts = torch.bincount(tokens, minlength=vocab_size)
     order = counts.argsort(stable=True)
-    return order[counts[order] > 0][:num_rare]
+    return order[counts[order] >= max(min_count, 1)][:num_rare]
 
 
 @torch.no_grad()
 def induction_accuracy(model: MTPModel, texts: InductionTexts) -> float:
     """How often the trunk's greedy next token is the pair's second, where it is asked for."""
+    was_training = model.training
+    model.eval()
     logits = model(texts.input_ids, compute_depth_logits=False).logits
+    model.train(was_training)
     right = logits[:, :-1].argmax(dim=-1) == texts.input_ids[:, 1:]
     return float(right[texts.asked[:, :-1]].float().mean())

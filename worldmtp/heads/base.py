@@ -99,6 +99,8 @@ class ActionConditionalHead(Head):
     attention: ClassVar[str] = "none"
     unbounded: bool = False
     """Whether depths beyond K can be had by stepping on."""
+    recycles_pre_norm: bool = False
+    """Whether a depth hands on its state before its output norm; the norm then stands in ``read``."""
 
     @abstractmethod
     def forward_depth(
@@ -118,8 +120,15 @@ class ActionConditionalHead(Head):
         """
 
     def read(self, depth: int, carry: Float[Tensor, "batch query width"]) -> Float[Tensor, "batch query hidden"]:
-        """The latent: what the output layer and the world heads read. The carry itself unless a family says more."""
-        return carry
+        """The latent: what the output layer and the world heads read, so after the output norm."""
+        return self._normed(depth, carry) if self.recycles_pre_norm else carry
+
+    def hand_on(self, depth: int, hidden: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
+        """The carry made of a depth's state before its output norm."""
+        return hidden if self.recycles_pre_norm else self._normed(depth, hidden)
+
+    def _normed(self, depth: int, hidden: Tensor) -> Tensor:
+        return hidden if self.output is None else self.output.norm(depth, hidden)
 
 
 class ParallelHead(Head):

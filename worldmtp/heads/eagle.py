@@ -173,11 +173,7 @@ class EagleHead(ActionConditionalHead):
         self.check_depth(depth)
         rotation = self.rotary_emb(carry, position_ids + depth - 2)
         hidden = self.layers[(depth - 2) % len(self.layers)](carry, token_embeds, rotation, attention_mask, cache)
-        return hidden if self.recycles_pre_norm else self.output.norm(depth, hidden)
-
-    def read(self, depth: int, carry: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
-        """After the output norm, which comes here where it is not recycled."""
-        return self.output.norm(depth, carry) if self.recycles_pre_norm else carry
+        return self.hand_on(depth, hidden)
 
 
 def _three_layers(num_layers: int) -> tuple[int, ...]:

@@ -104,8 +104,4 @@ class LatentHead(ActionConditionalHead):
         """See the base class; mask, positions and cache do not matter."""
         self.check_depth(depth)
         hidden = self.steps[(depth - 2) % len(self.steps)](carry, token_embeds)
-        return hidden if self.recycles_pre_norm else self.output.norm(depth, hidden)
-
-    def read(self, depth: int, carry: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
-        """After the output norm, which comes here where it is not recycled."""
-        return self.output.norm(depth, carry) if self.recycles_pre_norm else carry
+        return self.hand_on(depth, hidden)

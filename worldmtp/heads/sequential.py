@@ -116,11 +116,7 @@ class SequentialHead(ActionConditionalHead):
             self.rotary_emb(carry, position_ids),
             cache,
         )
-        return hidden if self.recycles_pre_norm else self.output.norm(depth, hidden)
-
-    def read(self, depth: int, carry: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
-        """After the output norm, which comes here where it is not recycled."""
-        return self.output.norm(depth, carry) if self.recycles_pre_norm else carry
+        return self.hand_on(depth, hidden)
 
     def initialize_from(self, trunk: nn.Module) -> None:
         """Blocks as copies of the trunk's last layer, where asked for."""

@@ -267,3 +267,10 @@ def test_a_public_name_that_does_not_exist_is_an_attribute_error():
     assert "SequentialHead" in dir(worldmtp.heads)
     with pytest.raises(AttributeError, match=r"module 'worldmtp\.heads' has no attribute 'Nothing'"):
         _ = worldmtp.heads.Nothing
+
+
+def test_the_lm_head_is_never_fed_a_bare_sum_of_residuals(make_model):
+    with pytest.raises(
+        ValueError, match="output_norm='none' with head='sequential': the LM head's"
+    ):
+        make_model("llama", output_norm="none")

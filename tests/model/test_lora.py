@@ -326,3 +326,11 @@ def test_without_peft_the_extra_is_named(make_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install 'worldmtp\[lora\]'"):
         add_lora(make_model("llama"), object())
+
+
+def test_adapters_are_not_exported_under_a_layouts_names(adapted, tmp_path):
+    from worldmtp.interchange import export_checkpoint
+
+    with pytest.raises(ValueError, match=r"it has adapters; call worldmtp\.lora\.merge_lora\(model\) first"):
+        export_checkpoint(adapted(), tmp_path / "out", "mimo")
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.studies import densification
+from worldmtp.studies import shared
 from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.densification import Densification, DensificationConfig, held_out
 from worldmtp.studies.densification_tables import summarize_densification, tokens_to_reach
@@ -80,7 +80,7 @@ def test_held_out_is_the_trunks_own_loss(make_model):
 
 
 def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
-    monkeypatch.setattr(densification, "load_corpus", partial(load_corpus, max_files=20))
+    monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
     config = DensificationConfig(
         variants=VARIANTS,
         seeds=[0, 1],
@@ -118,7 +118,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     summary = study.summarize(results)
     assert summary.figure is not None
     assert summary.figure.startswith(PNG)
-    monkeypatch.setattr(densification, "load_corpus", None)
+    monkeypatch.setattr(shared, "load_corpus", None)
     study.prepare(tmp_path, nobody)
 
 

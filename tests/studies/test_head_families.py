@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from worldmtp.studies import head_families
+from worldmtp.studies import shared
 from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.head_families import HeadFamilies, HeadFamiliesConfig
 from worldmtp.studies.head_tables import summarize_heads
@@ -61,7 +61,7 @@ def test_table_by_hand():
 
 
 def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
-    monkeypatch.setattr(head_families, "load_corpus", partial(load_corpus, max_files=20))
+    monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
     variants = {"latent": {"head": "latent"}, "kl": {"head": "linear", "objective": {"terms": {"kl": 1.0}}}}
     study = pickle.loads(pickle.dumps(HeadFamilies(HeadFamiliesConfig(variants=variants, **TINY))))
     assert isinstance(study, Study)
@@ -90,7 +90,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     with torch.no_grad():
         assert torch.equal(trunk(texts["greedy"]).logits[:, 3:-1].argmax(dim=-1), texts["greedy"][:, 4:])
     # Prepared is prepared.
-    monkeypatch.setattr(head_families, "load_corpus", None)
+    monkeypatch.setattr(shared, "load_corpus", None)
     study.prepare(tmp_path, nobody)
 
 

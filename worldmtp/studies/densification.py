@@ -5,27 +5,25 @@ nominal K-fold density), induction, and how far ahead linear probes of the hidde
 of a seed are the same in every arm; heads are thrown away before anything is measured but their own losses.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
 from worldmtp.mtp_loss import next_token_loss
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at, eval_windows
-from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.densification_tables import summarize_densification
 from worldmtp.studies.induction import induction_accuracy, plant_pairs, rarest_tokens
 from worldmtp.studies.probes import probe_offsets
 from worldmtp.studies.protocol import Arm, Report, StudySummary
+from worldmtp.studies.shared import fresh_llama, load_tokens, progress_line, save_tokens
 from worldmtp.studies.supervision import supervision_density
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-from worldmtp.studies.variants import check_seeds, check_variants
+from worldmtp.studies.variants import arms_of, check_seeds, check_variants
 
 
 @dataclass(frozen=True)
@@ -70,33 +68,34 @@ class Densification:
 
     def arms(self) -> list[Arm]:
         """Every variant with every seed."""
-        return [Arm(name, seed) for seed in self.config.seeds for name in self.config.variants]
+        return arms_of(self.config.variants, self.config.seeds)
 
     def prepare(self, directory: Path, report: Report) -> None:
         """The corpus as tokens."""
-        if (directory / "tokens.pt").exists():
-            return
-        directory.mkdir(parents=True, exist_ok=True)
-        corpus = load_corpus(vocab_size=self.config.vocab_size)
-        (directory / "corpus.json").write_text(json.dumps({"fingerprint": str(corpus.fingerprint)}), encoding="utf-8")
-        partial = directory / "tokens.partial"
-        torch.save({"train": corpus.train_tokens, "held_out": corpus.held_out_tokens}, partial)
-        partial.rename(directory / "tokens.pt")
+        save_tokens(directory, self.config.vocab_size)
 
     def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
         """Train one trunk with its heads, measuring as it goes."""
         config, variant = self.config, self.config.variants[arm.name]
-        tokens = torch.load(directory / "tokens.pt", weights_only=True)
+        tokens = load_tokens(directory)
         spec = MTPConfig(head=variant.get("head", "sequential"), depth=variant["depth"], **(variant.get("spec") or {}))
-        model = MTPModel.from_trunk(self._fresh_trunk(arm.seed), spec, torch.Generator().manual_seed(arm.seed))
+        trunk = fresh_llama(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_tokens=config.window_tokens,
+            seed=arm.seed,
+        )
+        model = MTPModel.from_trunk(trunk, spec, torch.Generator().manual_seed(arm.seed))
         windows = eval_windows(tokens["held_out"], config.window_tokens, config.num_eval_windows)
         rare = rarest_tokens(tokens["train"], config.vocab_size, 100)
         pairs = plant_pairs(windows, rare, torch.Generator().manual_seed(0))
         curve: list[dict[str, float]] = []
 
         def on_step(losses: StepLosses) -> None:
-            later = " ".join(f"{depth}:{loss:.2f}" for depth, loss in losses.later.items())
-            report((losses.step + 1) / config.num_steps, f"loss {losses.next_token:.2f} {later}")
+            report((losses.step + 1) / config.num_steps, progress_line(losses))
             if (losses.step + 1) % config.eval_every == 0:
                 num_tokens = (losses.step + 1) * config.batch_size * config.window_tokens
                 curve.append({"tokens": num_tokens, **held_out(model, windows)})
@@ -121,20 +120,6 @@ class Densification:
     def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
         """Tokens to loss beside the nominal density, induction, probes."""
         return summarize_densification(results)
-
-    def _fresh_trunk(self, seed: int) -> PreTrainedModel:
-        config = LlamaConfig(
-            vocab_size=self.config.vocab_size,
-            hidden_size=self.config.hidden_size,
-            intermediate_size=self.config.intermediate_size,
-            num_hidden_layers=self.config.num_layers,
-            num_attention_heads=self.config.num_attention_heads,
-            max_position_embeddings=self.config.window_tokens,
-            tie_word_embeddings=True,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
-            return LlamaForCausalLM(config)
 
     @torch.no_grad()
     def _probes(self, model: MTPModel, tokens: dict[str, torch.Tensor]) -> dict[str, list[float]]:

@@ -111,7 +111,7 @@ def _figure(results: list[dict[str, Any]], variants: list[str]) -> bytes:
     control = np.mean([result["probes"]["control"] for result in results], axis=0)
     panels[2].plot(range(1, len(control) + 1), control, "k:", label="embedding of x_t")
     panels[0].set(xlabel="million tokens", ylabel="held-out loss of the next token")
-    panels[1].set(xlabel="million tokens", ylabel="induction accuracy")
+    panels[1].set(xlabel="million tokens", ylabel="induction accuracy", ylim=(0, 1.02))
     panels[2].set(xlabel="tokens ahead", ylabel="accuracy of a linear probe of h_t")
     panels[0].legend(fontsize=7)
     panels[2].legend(fontsize=7)

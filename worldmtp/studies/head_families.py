@@ -6,7 +6,6 @@ text. The unit of resampling is the text: one prompt from a held-out file and wh
 initial weights and their batches; the trunk is one.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,19 +15,19 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.acceptance import Acceptance, greedy_acceptance, sampled_acceptance, write_texts
 from worldmtp.studies.batches import batch_at, eval_windows
-from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.head_size import matched_width
 from worldmtp.studies.head_tables import summarize_heads
 from worldmtp.studies.protocol import Arm, Report, StudySummary
+from worldmtp.studies.shared import fresh_llama, load_tokens, progress_line, save_tokens
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-from worldmtp.studies.variants import check_seeds, check_variants
+from worldmtp.studies.variants import arms_of, check_seeds, check_variants
 
 
 @dataclass(frozen=True)
@@ -81,24 +80,22 @@ class HeadFamilies:
 
     def arms(self) -> list[Arm]:
         """Every variant with every seed."""
-        return [Arm(name, seed) for seed in self.config.seeds for name in self.config.variants]
+        return arms_of(self.config.variants, self.config.seeds)
 
     def prepare(self, directory: Path, report: Report) -> None:
         """Corpus, trunk, and the texts it writes."""
         if (directory / "texts.pt").exists():
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        corpus = load_corpus(vocab_size=self.config.vocab_size)
-        torch.save({"train": corpus.train_tokens, "held_out": corpus.held_out_tokens}, directory / "tokens.pt")
-        (directory / "corpus.json").write_text(json.dumps({"fingerprint": str(corpus.fingerprint)}), encoding="utf-8")
+        save_tokens(directory, self.config.vocab_size)
+        tokens = load_tokens(directory)
         model = MTPModel.from_trunk(self._fresh_trunk(), MTPConfig(depth=1), torch.Generator().manual_seed(0))
         objective = MTPObjective()
         settings = TrainingConfig(
             num_steps=self.config.trunk_steps, learning_rate=self.config.trunk_learning_rate, warmup_steps=100
         )
-        train(model, self._batches(corpus.train_tokens, 0), objective, settings, self._progress(settings, report))
+        train(model, self._batches(tokens["train"], 0), objective, settings, self._progress(settings, report))
         model.trunk.save_pretrained(directory / "trunk")
-        windows = eval_windows(corpus.held_out_tokens, self._text_tokens, self.config.num_texts)
+        windows = eval_windows(tokens["held_out"], self._text_tokens, self.config.num_texts)
         prompts = windows[:, : self.config.prompt_tokens]
         num_tokens = self.config.written_tokens
         texts = {
@@ -114,7 +111,7 @@ class HeadFamilies:
         """Train one variant's heads and measure them."""
         config, variant = self.config, self.config.variants[arm.name]
         trunk = AutoModelForCausalLM.from_pretrained(directory / "trunk").eval()
-        tokens = torch.load(directory / "tokens.pt", weights_only=True)["train"]
+        tokens = load_tokens(directory)["train"]
         texts = torch.load(directory / "texts.pt", weights_only=True)
         spec = self._spec(variant, trunk)
         model = MTPModel.from_trunk(trunk, spec, torch.Generator().manual_seed(arm.seed))
@@ -152,18 +149,16 @@ class HeadFamilies:
         return self.config.prompt_tokens + self.config.written_tokens
 
     def _fresh_trunk(self) -> PreTrainedModel:
-        config = LlamaConfig(
-            vocab_size=self.config.vocab_size,
-            hidden_size=self.config.hidden_size,
-            intermediate_size=self.config.intermediate_size,
-            num_hidden_layers=self.config.num_layers,
-            num_attention_heads=self.config.num_attention_heads,
-            max_position_embeddings=max(self._text_tokens, self.config.window_tokens),
-            tie_word_embeddings=True,
+        config = self.config
+        return fresh_llama(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_tokens=max(self._text_tokens, config.window_tokens),
+            seed=0,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(0)
-            return LlamaForCausalLM(config)
 
     def _spec(self, variant: dict[str, Any], trunk: PreTrainedModel) -> MTPConfig:
         given = variant.get("spec") or {}
@@ -182,8 +177,7 @@ class HeadFamilies:
 
     def _progress(self, settings: TrainingConfig, report: Report) -> Callable[[StepLosses], None]:
         def on_step(losses: StepLosses) -> None:
-            later = " ".join(f"{depth}:{loss:.2f}" for depth, loss in losses.later.items())
-            report((losses.step + 1) / settings.num_steps, f"loss {losses.next_token:.2f} {later}")
+            report((losses.step + 1) / settings.num_steps, progress_line(losses))
 
         return on_step
 

@@ -26,8 +26,9 @@ from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.path_star_tables import summarize_path_star
 from worldmtp.studies.protocol import Arm, Report, StudySummary
+from worldmtp.studies.shared import progress_line
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-from worldmtp.studies.variants import check_seeds, check_variants
+from worldmtp.studies.variants import arms_of, check_seeds, check_variants
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class PathStarStudy:
 
     def arms(self) -> list[Arm]:
         """Every variant with every seed."""
-        return [Arm(name, seed) for seed in self.config.seeds for name in self.config.variants]
+        return arms_of(self.config.variants, self.config.seeds)
 
     def prepare(self, directory: Path, report: Report) -> None:
         """Nothing is shared: graphs are drawn as they are needed."""
@@ -152,8 +153,7 @@ class PathStarStudy:
                 exact, first = right.all(dim=1).float().mean(), right[:, 0].float().mean()
                 curve.append({"step": done, "exact": float(exact), "first": float(first)})
             score = f"exact {curve[-1]['exact']:.2f}" if curve else ""
-            later = " ".join(f"{depth}:{loss:.2f}" for depth, loss in losses.later.items())
-            report(done / config.num_steps, f"loss {losses.next_token:.2f} {later} {score}")
+            report(done / config.num_steps, f"{progress_line(losses)} {score}")
 
         settings = TrainingConfig(
             num_steps=config.num_steps,

@@ -4,13 +4,14 @@
 anything is trained: MTPConfig itself, like any Hugging Face config, would take a misspelt field and keep it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldmtp.choices import check_choice
 from worldmtp.config import MTPConfig
 from worldmtp.objective import MTPObjective
 from worldmtp.schedules import Progress
+from worldmtp.studies.protocol import Arm
 
 SPEC_FIELDS = (
     "share_depths",
@@ -54,6 +55,11 @@ def check_variants(variants: Mapping[str, Any], depth: int | None = None) -> Non
         if objective.needs_ema:
             raise ValueError(f"variants.{name}.objective: a study keeps no moving average; use latent_target='trunk'.")
         objective.plan(num_depths, Progress(0, max_steps=1), seed=0)
+
+
+def arms_of(variants: Mapping[str, Any], seeds: Sequence[int]) -> list[Arm]:
+    """Every variant with every seed; all variants of a seed come first, so that a run cut short has compared some."""
+    return [Arm(name, seed) for seed in seeds for name in variants]
 
 
 def check_seeds(seeds: list[int]) -> None:

@@ -270,7 +270,5 @@ def test_a_public_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_lm_head_is_never_fed_a_bare_sum_of_residuals(make_model):
-    with pytest.raises(
-        ValueError, match="output_norm='none' with head='sequential': the LM head's"
-    ):
+    with pytest.raises(ValueError, match="output_norm='none' with head='sequential': the LM head's"):
         make_model("llama", output_norm="none")

@@ -40,8 +40,9 @@ def result(variant: str, seed: int, depth: int, losses: list[float]) -> dict[str
         {"tokens": 100 * (i + 1), "loss": loss, "accuracy": 1 - loss / 10, "induction": 0.1 * i}
         for i, loss in enumerate(losses)
     ]
-    probes = {"states": [0.9, 0.8, 0.7, 0.6], "control": [0.5, 0.4, 0.3, 0.2]}
-    return {"variant": variant, "seed": seed, "depth": depth, "density": 2.5, "curve": curve, "probes": probes}
+    probes = {"states": [0.9, 0.8, 0.7, 0.6], "control": [0.5, 0.4, 0.3, 0.2], "counts": [0.8, 0.7, 0.6, 0.5]}
+    density = {"density": 2.5, "trained_density": 1.75}
+    return {"variant": variant, "seed": seed, "depth": depth, **density, "curve": curve, "probes": probes}
 
 
 def test_table_by_hand():
@@ -53,17 +54,30 @@ def test_table_by_hand():
         result("next_token", 1, 1, [9.0, 8.0, 7.0, 4.5, 4.0, 3.5]),
         result("mtp", 1, 3, [9.0, 8.0, 7.0, 6.0, 5.0, 4.9]),
     ]
-    summary = summarize_densification(results)
+    summary = summarize_densification(results, "On nothing.")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary.markdown.splitlines()[2:4]]
-    assert rows[0][:5] == ["next_token", "1x, 2.50x", "1.00x 1.00x", "1.00x 1.00x", "3.000 3.500"]
+    assert rows[0][:5] == ["next_token", "1x, 2.50x, 1.75x", "1.00x 1.00x", "1.00x 1.00x", "3.000 3.500"]
     assert rows[0][5] == "-"
-    assert rows[1][:5] == ["mtp", "3x, 2.50x", "2.00x not reached", "2.00x not reached", "1.000 4.900"]
+    assert rows[1][:5] == ["mtp", "3x, 2.50x, 1.75x", "2.00x not reached", "2.00x not reached", "1.000 4.900"]
     assert rows[1][5].startswith("-0.300 [")  # the mean of 1 - 3 and 4.9 - 3.5
-    assert rows[1][6:] == ["0.500 0.500", "0.800 (0.400), 0.600 (0.200)"]
-    assert summary.markdown.endswith("Gains per seed, 2 seeds; below 1x the heads cost tokens.")
+    assert rows[1][6:] == ["0.500 0.500", "0.800 (0.400, 0.700), 0.600 (0.200, 0.500)"]
+    assert "\n2 seed(s). A gain is tokens of next-token training over tokens of the variant" in summary.markdown
+    assert summary.markdown.endswith("On nothing.")
     assert summary.headline == pytest.approx(1.0)  # the mean of 2 and 0
     assert summary.figure is not None
     assert summary.figure.startswith(PNG)
+
+
+def test_gains_that_are_all_there_have_an_interval_over_seeds():
+    # 2x and 4x: mean 3, standard error 1, and t(0.95, 1 degree of freedom) = 6.314.
+    base = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0]
+    results = [result("next_token", seed, 1, base) for seed in (0, 1)]
+    results += [
+        result("mtp", 0, 3, [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]),
+        result("mtp", 1, 3, [5.0, 4.0, 3.0, 2.0, 1.0, 0.5]),
+    ]
+    row = summarize_densification(results, "").markdown.splitlines()[3]
+    assert "| 3.000 [-3.314, 9.314]: 2.00x 4.00x |" in row
 
 
 def test_held_out_is_the_trunks_own_loss(make_model):
@@ -90,8 +104,8 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
         num_layers=1,
         window_tokens=20,
         batch_size=2,
-        num_steps=4,
-        eval_every=2,
+        num_steps=5,
+        eval_every=1,
         num_eval_windows=4,
         num_probe_windows=6,
         num_offsets=4,
@@ -108,11 +122,12 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
         ("mtp", 1),
     ]
     for found in results:
-        assert [point["tokens"] for point in found["curve"]] == [80, 160]
-        assert len(found["probes"]["states"]) == len(found["probes"]["control"]) == 4
+        assert [point["tokens"] for point in found["curve"]] == [40, 80, 120, 160, 200]
+        assert [len(found["probes"][kind]) for kind in ("states", "control", "counts")] == [4, 4, 4]
+        assert "sha256=" in found["corpus"]
     # Windows of 20: 19, 18 and 17 targets.
     assert results[0]["density"] == 1.0
-    assert results[1]["density"] == pytest.approx(54 / 19)
+    assert results[1]["density"] == results[1]["trained_density"] == pytest.approx(54 / 19)
     # One trunk per seed, whatever stands on it: before the heads have done much, the losses are alike.
     assert results[0]["curve"][0]["loss"] == pytest.approx(results[1]["curve"][0]["loss"], abs=0.01)
     summary = study.summarize(results)
@@ -125,11 +140,12 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"variants": {"mtp": {"depth": 2}}}, "no variant has depth: 1"),
+        ({"variants": {"mtp": {"depth": 2}}}, r"variants of depth 1 are \[\]; there must be one"),
+        ({"variants": VARIANTS | {"again": {"depth": 1}}}, r"variants of depth 1 are \['next_token', 'again'\]"),
         ({"variants": {"a": {"head": "latent"}}}, r"variants\.a is given as \['head'\]; it takes the keys"),
         ({"variants": {"a": {"depth": 1, "steps": 3}}}, r"variants\.a is given as \['depth', 'steps'\]"),
-        ({"eval_every": 9, "num_steps": 8}, r"eval_every=9 must lie in 1 \.\. num_steps=8"),
-        ({"eval_every": 0}, "eval_every=0 must lie in 1"),
+        ({"eval_every": 9, "num_steps": 8}, "eval_every=9 and num_steps=8 give a curve of fewer than 5 points"),
+        ({"eval_every": 0}, "eval_every=0 and num_steps=800 give a curve"),
     ],
 )
 def test_wrong_settings(values, message):

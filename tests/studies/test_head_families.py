@@ -36,7 +36,14 @@ TINY = {
 
 def result(variant: str, seed: int, greedy: list[list[float]], kind: str = "action_conditional") -> dict[str, Any]:
     acceptance = {"greedy": greedy, "sampled": [[0.5, 0.25]] * 2, "held_out": [[0.0, 0.0]] * 2}
-    return {"variant": variant, "seed": seed, "kind": kind, "num_parameters": 1_250_000, "acceptance": acceptance}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "kind": kind,
+        "num_parameters": 1_250_000,
+        "files": [4, 7],
+        "acceptance": acceptance,
+    }
 
 
 def test_table_by_hand():
@@ -47,7 +54,7 @@ def test_table_by_hand():
         result("strong", 0, [[1.0, 0.5], [0.6, 0.3]]),
         result("strong", 1, [[0.8, 0.5], [0.4, 0.1]]),
     ]
-    summary = summarize_heads(results)
+    summary = summarize_heads(results, "On nothing.")
     assert summary.headline == pytest.approx(2.05)
     assert summary.figure is not None
     assert summary.figure.startswith(PNG)
@@ -57,7 +64,25 @@ def test_table_by_hand():
     assert lines[5].startswith("| weak | parallel | 1.25 M | 0.400 (0.400) | 0.100 (0.250) | 1.500 [1.500, 1.500]")
     assert "| 0.500 (0.500) | 0.250 (0.500) | 1.750 [1.750, 1.750] |" in summary.markdown
     assert "| 0.000 (0.000) | 0 | 1.000 [1.000, 1.000] |" in summary.markdown
-    assert lines[-1] == "2 seed(s) of the heads on one trunk, 2 texts each."
+    assert lines[-1] == "2 seed(s) of the heads on one trunk, 2 texts from 2 files. On nothing."
+
+
+def test_files_are_what_is_resampled_and_texts_what_is_compared():
+    # Three texts, two of one file: tau 1.4 and 1.2 (file 4) and 1.9 (file 7); their mean is 4.5 / 3 = 1.5. A difference
+    # that is the same for every text has no width, whatever the texts themselves differ by.
+    first = result("first", 0, [[0.4], [0.2], [0.9]]) | {"files": [4, 4, 7]}
+    second = result("second", 0, [[0.3], [0.1], [0.8]]) | {"files": [4, 4, 7]}
+    for found in (first, second):
+        found["acceptance"] |= {"sampled": [[0.5]] * 3, "held_out": [[0.0]] * 3}
+    lines = summarize_heads([first, second], "", compare_with="second").markdown.splitlines()
+    assert lines[2] == "| variant | kind | parameters | depth 2 | tau | tau less that of second |"
+    # Jackknife over the two files: without 7, 1.3; without 4, 1.9. Half their distance is the standard error 0.3, times
+    # t(0.95, 1) = 6.314.
+    assert (
+        lines[4]
+        == "| first | action_conditional | 1.25 M | 0.500 (0.500) | 1.500 [-0.394, 3.394] | 0.100 [0.100, 0.100] |"
+    )
+    assert lines[5].endswith("| 1.400 [-0.494, 3.294] |  |")
 
 
 def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
@@ -69,6 +94,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     with global_rng_untouched():
         study.prepare(tmp_path, nobody)
         results = [json.loads(json.dumps(study.run_arm(arm, tmp_path, nobody))) for arm in study.arms()]
+    assert all(len(found["files"]) == 3 and "sha256=" in found["corpus"] for found in results)
     assert "sha256=" in json.loads((tmp_path / "corpus.json").read_text())["fingerprint"]
     for found in results:
         for rows in found["acceptance"].values():
@@ -106,6 +132,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
         ({"variants": {"a": {"spec": {}}}}, r"variants\.a is given as \['spec'\]"),
         ({"variants": {"a": {"head": "latnt"}}}, "Did you mean 'latent'"),
         ({"variants": {"a": {"head": "latent", "objective": {"term": {}}}}}, "did you mean 'terms'"),
+        ({"compare_with": "latnt"}, r"compare_with='latnt' is unknown; did you mean 'latent'"),
         ({"depth": 1}, r"variants\.latent has depth=1 and stride=1: acceptance is of the tokens 2, 3"),
         ({"variants": {"a": {"head": "linear", "spec": {"stride": 2}}}}, r"variants\.a has depth=3 and stride=2"),
     ],

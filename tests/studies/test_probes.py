@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.studies.probes import probe_offsets
+from worldmtp.studies.probes import count_offsets, probe_offsets
 
 VOCAB = 5
 
@@ -65,3 +65,17 @@ def test_texts_no_longer_than_the_offsets_are_refused():
     ids, states = draw(2, 6, seed=0), torch.zeros(2, 6, 3)
     with pytest.raises(ValueError, match="num_offsets=6 must be less than the texts' 6 tokens"):
         probe_offsets(states, ids, states, ids, 6, VOCAB)
+
+
+def test_counts_by_hand():
+    # After 0 comes 1 twice and 2 once; after 1 comes 0 twice; after 2 nothing but 0; 3 is unseen, so 0 is said.
+    tokens = torch.tensor([0, 1, 0, 1, 0, 2, 0])
+    found = count_offsets(tokens, torch.tensor([[0, 1, 0, 2], [3, 0, 2, 0]]), 2, 4)
+    # One ahead: says 1 0 1 against 1 0 2, and 0 1 0 against 0 2 0. Two ahead, 0 -> 0 (of 0 0 2 0 -> 0: three of four),
+    # 1 -> 1 (of 1, 2 equally often: the lower); says 0 1 against 0 2, and 0 0 against 2 0.
+    assert found.tolist() == [pytest.approx([2 / 3, 1 / 2]), pytest.approx([2 / 3, 1 / 2])]
+
+
+def test_counts_of_texts_no_longer_than_the_offsets_are_refused():
+    with pytest.raises(ValueError, match="num_offsets=3 must be less than the texts' 3 tokens"):
+        count_offsets(torch.zeros(9, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), 3, 2)

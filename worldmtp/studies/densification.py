@@ -2,9 +2,12 @@
 
 Four figures per arm: held-out loss and accuracy of the *next* token along training (tokens to reach a loss, against the
 nominal K-fold density), induction, and how far ahead linear probes of the hidden states see. The trunk and the batches
-of a seed are the same in every arm; heads are thrown away before anything is measured but their own losses.
+of a seed are the same in every arm, and so is the learning rate's schedule; heads are thrown away before anything is
+measured but their own losses. Tokens to a loss are read off curves of whole runs: a run as short as it needed to reach
+that loss would have lowered its learning rate earlier.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,12 +21,16 @@ from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at, eval_windows
 from worldmtp.studies.densification_tables import summarize_densification
 from worldmtp.studies.induction import induction_accuracy, plant_pairs, rarest_tokens
-from worldmtp.studies.probes import probe_offsets
+from worldmtp.studies.probes import count_offsets, probe_offsets
 from worldmtp.studies.protocol import Arm, Report, StudySummary
-from worldmtp.studies.shared import fresh_llama, load_tokens, progress_line, save_tokens
+from worldmtp.studies.shared import corpus_fingerprint, fresh_llama, load_tokens, progress_line, save_tokens
 from worldmtp.studies.supervision import supervision_density
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
 from worldmtp.studies.variants import arms_of, check_seeds, check_variants
+
+
+MIN_POINTS = 5
+"""Of a curve, at least."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,17 @@ class DensificationConfig:
     def __post_init__(self) -> None:
         check_variants(self.variants)
         check_seeds(self.seeds)
-        if not 1 <= self.eval_every <= self.num_steps:
+        if self.eval_every < 1 or self.num_steps // self.eval_every < MIN_POINTS:
             raise ValueError(
-                f"eval_every={self.eval_every} must lie in 1 .. num_steps={self.num_steps}; without a measurement "
-                "there is no curve to compare."
+                f"eval_every={self.eval_every} and num_steps={self.num_steps} give a curve of fewer than {MIN_POINTS} "
+                "points, too coarse to read tokens off; measure more often."
             )
-        if not any(variant["depth"] == 1 for variant in self.variants.values()):
-            raise ValueError("no variant has depth: 1, next-token training, which the others are compared with.")
+        baselines = [name for name, variant in self.variants.items() if variant["depth"] == 1]
+        if len(baselines) != 1:
+            raise ValueError(
+                f"variants of depth 1 are {baselines}; there must be one, next-token training, which the others are "
+                "compared with."
+            )
 
 
 class Densification:
@@ -93,9 +104,11 @@ class Densification:
         rare = rarest_tokens(tokens["train"], config.vocab_size, 100)
         pairs = plant_pairs(windows, rare, torch.Generator().manual_seed(0))
         curve: list[dict[str, float]] = []
+        trained: Counter[int] = Counter()
 
         def on_step(losses: StepLosses) -> None:
             report((losses.step + 1) / config.num_steps, progress_line(losses))
+            trained.update(losses.num_targets)
             if (losses.step + 1) % config.eval_every == 0:
                 num_tokens = (losses.step + 1) * config.batch_size * config.window_tokens
                 curve.append({"tokens": num_tokens, **held_out(model, windows)})
@@ -111,15 +124,22 @@ class Densification:
         return {
             "variant": arm.name,
             "seed": arm.seed,
+            "corpus": corpus_fingerprint(directory),
             "depth": variant["depth"],
             "density": supervision_density(targets).gain,
+            "trained_density": trained.total() / trained[1],
             "curve": curve,
             "probes": self._probes(model, tokens),
         }
 
     def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
         """Tokens to loss beside the nominal density, induction, probes."""
-        return summarize_densification(results)
+        config = self.config
+        setting = (
+            f"Llama trunks of {config.num_layers} layers, {config.hidden_size} wide; {config.num_steps} steps of "
+            f"{config.batch_size} x {config.window_tokens} tokens; corpus: {results[0]['corpus']}."
+        )
+        return summarize_densification(results, setting)
 
     @torch.no_grad()
     def _probes(self, model: MTPModel, tokens: dict[str, torch.Tensor]) -> dict[str, list[float]]:
@@ -141,6 +161,8 @@ class Densification:
                 config.vocab_size,
             )
             found[name] = accuracy.mean(dim=0).tolist()
+        counted = count_offsets(tokens["train"], texts["held_out"], config.num_offsets, config.vocab_size)
+        found["counts"] = counted.mean(dim=0).tolist()
         return found
 
 

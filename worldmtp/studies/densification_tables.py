@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from worldmtp.statistics import paired_difference
+from worldmtp.statistics import bootstrap_interval, paired_difference
 from worldmtp.studies.protocol import StudySummary
 
 _LEVEL_AT = 0.6
@@ -30,13 +30,16 @@ def tokens_to_reach(tokens: list[float], values: list[float], level: float, fall
     return float("inf")
 
 
-def summarize_densification(results: list[dict[str, Any]]) -> StudySummary:
-    """Each arm beside next-token training of the same seed: the gain is tokens of that over tokens of this."""
+def summarize_densification(results: list[dict[str, Any]], setting: str) -> StudySummary:
+    """Each arm beside next-token training of the same seed: the gain is tokens of that over tokens of this.
+
+    ``setting`` says on what: a sentence below the table.
+    """
     baseline = {result["seed"]: result for result in results if result["depth"] == 1}
     variants = list(dict.fromkeys(result["variant"] for result in results))
     lines = [
-        "| variant | targets a token: nominal, counted | gain in tokens to loss | in tokens to accuracy "
-        "| final loss | against next-token | induction | probe accuracy at 2, 4, 8 (control) |",
+        "| variant | targets a token: nominal, in the text, trained | gain in tokens to loss | in tokens to accuracy "
+        "| final loss | less next-token training's | induction | probe accuracy at 2, 4, 8 (embedding, counts) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     gains = {}
@@ -46,11 +49,15 @@ def summarize_densification(results: list[dict[str, Any]]) -> StudySummary:
         gains[name] = [_gain(result, base, "loss") for result, base in pairs]
         accuracy = [_gain(result, base, "accuracy") for result, base in pairs]
         lines.append(
-            f"| {name} | {group[0]['depth']}x, {group[0]['density']:.2f}x | {_numbers(gains[name])} "
-            f"| {_numbers(accuracy)} | {_final(group, 'loss')} | {_difference(pairs)} "
+            f"| {name} | {group[0]['depth']}x, {group[0]['density']:.2f}x, {group[0]['trained_density']:.2f}x "
+            f"| {_gains(gains[name])} | {_gains(accuracy)} | {_final(group, 'loss')} | {_difference(pairs)} "
             f"| {_final(group, 'induction')} | {_probes(group)} |"
         )
-    lines += ["", f"Gains per seed, {len(baseline)} seeds; below 1x the heads cost tokens."]
+    lines += [
+        "",
+        f"{len(baseline)} seed(s). A gain is tokens of next-token training over tokens of the variant, to what the "
+        f"former has after {_LEVEL_AT:.0%} of its own; below 1x heads cost tokens. 90 % intervals over seeds. {setting}",
+    ]
     worth = [float(np.mean(values)) for name, values in gains.items() if name not in _baseline_names(results)]
     return StudySummary(
         title="What denser supervision is worth",
@@ -75,8 +82,11 @@ def _gain(result: dict[str, Any], base: dict[str, Any], name: str) -> float:
     return tokens_to_reach(_column(base, "tokens"), values, level, falls) / ours
 
 
-def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:.2f}x" if value > 0 else "not reached" for value in values)
+def _gains(values: list[float]) -> str:
+    each = " ".join(f"{value:.2f}x" if value > 0 else "not reached" for value in values)
+    if len(values) < 2 or min(values) == 0 or min(values) == max(values):
+        return each
+    return f"{bootstrap_interval(np.asarray(values), generator=0, unit='seed')}: {each}"
 
 
 def _final(group: list[dict[str, Any]], name: str) -> str:
@@ -91,9 +101,10 @@ def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
 
 
 def _probes(group: list[dict[str, Any]]) -> str:
-    states, control = (np.mean([result["probes"][kind] for result in group], axis=0) for kind in ("states", "control"))
-    chosen = [offset for offset in (2, 4, 8) if offset <= len(states)]
-    return ", ".join(f"{states[offset - 1]:.3f} ({control[offset - 1]:.3f})" for offset in chosen)
+    kinds = ("states", "control", "counts")
+    states, control, counts = (np.mean([result["probes"][kind] for result in group], axis=0) for kind in kinds)
+    chosen = [offset - 1 for offset in (2, 4, 8) if offset <= len(states)]
+    return ", ".join(f"{states[n]:.3f} ({control[n]:.3f}, {counts[n]:.3f})" for n in chosen)
 
 
 def _figure(results: list[dict[str, Any]], variants: list[str]) -> bytes:
@@ -108,8 +119,9 @@ def _figure(results: list[dict[str, Any]], variants: list[str]) -> bytes:
             panels[1].plot(tokens, _column(result, "induction"), color=color, linewidth=1)
         states = np.mean([result["probes"]["states"] for result in group], axis=0)
         panels[2].plot(range(1, len(states) + 1), states, "-o", color=color, markersize=4)
-    control = np.mean([result["probes"]["control"] for result in results], axis=0)
-    panels[2].plot(range(1, len(control) + 1), control, "k:", label="embedding of x_t")
+    for kind, style, label in (("control", "k:", "embedding of x_t"), ("counts", "k--", "counts after x_t")):
+        control = np.mean([result["probes"][kind] for result in results], axis=0)
+        panels[2].plot(range(1, len(control) + 1), control, style, label=label)
     panels[0].set(xlabel="million tokens", ylabel="held-out loss of the next token")
     panels[1].set(xlabel="million tokens", ylabel="induction accuracy", ylim=(0, 1.02))
     panels[2].set(xlabel="tokens ahead", ylabel="accuracy of a linear probe of h_t")

@@ -2,8 +2,8 @@
 
 A trunk learns the next token on the corpus, once. Each variant - a family, or a family with a setting - then trains its
 heads on that trunk, unchanged, on the same batches; acceptance is measured on text that the trunk wrote and on held-out
-text. The unit of resampling is the text: one prompt from a held-out file and what follows it. Seeds are the heads'
-initial weights and their batches; the trunk is one.
+text. The unit of resampling is the held-out file: of it one or more prompts are taken. Seeds are the heads' initial
+weights and their batches; the trunk is one.
 """
 
 import time
@@ -17,15 +17,16 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from worldmtp.choices import check_choice
 from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.acceptance import Acceptance, greedy_acceptance, sampled_acceptance, write_texts
-from worldmtp.studies.batches import batch_at, eval_windows
+from worldmtp.studies.batches import batch_at, document_ids_at, eval_starts, eval_windows
 from worldmtp.studies.head_size import matched_width
 from worldmtp.studies.head_tables import summarize_heads
 from worldmtp.studies.protocol import Arm, Report, StudySummary
-from worldmtp.studies.shared import fresh_llama, load_tokens, progress_line, save_tokens
+from worldmtp.studies.shared import corpus_fingerprint, fresh_llama, load_tokens, progress_line, save_tokens
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
 from worldmtp.studies.variants import arms_of, check_seeds, check_variants
 
@@ -36,11 +37,12 @@ class HeadFamiliesConfig:
 
     ``variants`` maps a name to ``{head, spec, objective}``: a family, further fields of MTPConfig, fields of
     MTPObjective. ``num_parameters`` sets the inner width of families that have one, so that all are of about that size;
-    0 leaves the papers' widths.
+    0 leaves the papers' widths. Every variant is compared, text by text, with ``compare_with``; empty leaves that out.
     """
 
     variants: dict[str, Any]
     seeds: list[int] = field(default_factory=lambda: [0])
+    compare_with: str = ""
     depth: int = 4
     num_parameters: int = 0
     vocab_size: int = 2048
@@ -61,6 +63,8 @@ class HeadFamiliesConfig:
     def __post_init__(self) -> None:
         check_variants(self.variants, self.depth)
         check_seeds(self.seeds)
+        if self.compare_with:
+            check_choice("compare_with", self.compare_with, self.variants)
         for name, variant in self.variants.items():
             stride = (variant.get("spec") or {}).get("stride", 1)
             if self.depth < 2 or stride != 1:
@@ -98,7 +102,9 @@ class HeadFamilies:
         windows = eval_windows(tokens["held_out"], self._text_tokens, self.config.num_texts)
         prompts = windows[:, : self.config.prompt_tokens]
         num_tokens = self.config.written_tokens
+        starts = eval_starts(len(tokens["held_out"]), self._text_tokens, self.config.num_texts)
         texts = {
+            "files": document_ids_at(tokens["held_out_starts"], starts, 1)[:, 0],
             "held_out": windows,
             "greedy": write_texts(model, prompts, num_tokens),
             "sampled": write_texts(model, prompts, num_tokens, torch.Generator().manual_seed(0)),
@@ -134,15 +140,23 @@ class HeadFamilies:
         return {
             "variant": arm.name,
             "seed": arm.seed,
+            "corpus": corpus_fingerprint(directory),
             "kind": model.heads.kind,
             "num_parameters": sum(parameter.numel() for parameter in model.heads.parameters()),
             "seconds_per_step": seconds / config.head_steps,
+            "files": texts["files"].tolist(),
             "acceptance": {name: _rows(acceptance) for name, acceptance in measured.items()},
         }
 
     def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
         """One row a variant; the figure shows acceptance by depth."""
-        return summarize_heads(results)
+        config = self.config
+        setting = (
+            f"Llama trunk of {config.num_layers} layers, {config.hidden_size} wide, after {config.trunk_steps} steps "
+            f"of {config.batch_size} x {config.window_tokens} tokens; heads after {config.head_steps}; corpus: "
+            f"{results[0]['corpus']}."
+        )
+        return summarize_heads(results, setting, config.compare_with)
 
     @property
     def _text_tokens(self) -> int:

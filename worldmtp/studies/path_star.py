@@ -45,13 +45,13 @@ class PathStarConfig:
     num_layers: int = 5
     num_attention_heads: int = 4
     initializer_range: float = 0.0875
-    residual_range: float = 0.02
+    residual_range: float = 0.05
     """Of the embedding and of what layers add to the residual stream."""
-    num_steps: int = 6000
+    num_steps: int = 2500
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    eval_every: int = 250
+    eval_every: int = 125
     num_eval_graphs: int = 1000
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
 Future Lens (Pal et al. 2023, arXiv 2311.04897) asks a transformer's states for the tokens after the next. A probe is a
 linear map from frozen states, trained in closed form (ridge regression on one-hot targets), so that no optimiser's luck
-enters. The control reads the embedding of x_t instead of h_t: what it finds is the corpus's statistics, not foresight.
-The range is the largest n at which the states beat the control.
+enters. Two controls know x_t alone, so what they find is the corpus's statistics and not foresight: the same probe of
+x_t's embedding, and the most frequent token n after x_t in the whole training text. The range is the largest n at which
+the states beat both.
 """
 
 import torch
@@ -28,9 +29,7 @@ def probe_offsets(
     Raises:
         ValueError: texts are not longer than the offsets.
     """
-    length = train_ids.shape[1]
-    if num_offsets >= min(length, test_ids.shape[1]):
-        raise ValueError(f"num_offsets={num_offsets} must be less than the texts' {length} tokens.")
+    _check_offsets(num_offsets, train_ids, test_ids)
     mean = train_states.flatten(0, 1).mean(dim=0)
     accuracies = []
     for offset in range(1, num_offsets + 1):
@@ -45,3 +44,27 @@ def probe_offsets(
         right = scores.argmax(dim=-1) == test_ids[:, offset:]
         accuracies.append(right.float().mean(dim=1))
     return torch.stack(accuracies, dim=1)
+
+
+def count_offsets(
+    train_tokens: Int[Tensor, " tokens"], test_ids: Int[Tensor, "test time"], num_offsets: int, vocab_size: int
+) -> Float[Tensor, "test offset"]:
+    """Accuracy per held-out text of the token most often seen 1, 2, .. after x_t; the lowest of equals, 0 if unseen.
+
+    Raises:
+        ValueError: texts are not longer than the offsets.
+    """
+    _check_offsets(num_offsets, train_tokens, test_ids)
+    accuracies = []
+    for offset in range(1, num_offsets + 1):
+        pairs = train_tokens[:-offset] * vocab_size + train_tokens[offset:]
+        best = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size).argmax(dim=1)
+        right = best[test_ids[:, :-offset]] == test_ids[:, offset:]
+        accuracies.append(right.float().mean(dim=1))
+    return torch.stack(accuracies, dim=1)
+
+
+def _check_offsets(num_offsets: int, train_ids: Tensor, test_ids: Tensor) -> None:
+    shortest = min(train_ids.shape[-1], test_ids.shape[-1])
+    if num_offsets >= shortest:
+        raise ValueError(f"num_offsets={num_offsets} must be less than the texts' {shortest} tokens.")

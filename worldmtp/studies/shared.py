@@ -10,23 +10,39 @@ from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.training import StepLosses
 
 TOKENS_FILE = "tokens.pt"
+CORPUS_FILE = "corpus.json"
 
 
 def save_tokens(directory: Path, vocab_size: int) -> None:
-    """The corpus as tokens, ``train`` and ``held_out``, and what it was; what is there already is not made again."""
+    """The corpus as tokens, ``train`` and ``held_out``, where the latter's files start, and what it was.
+
+    What is there already is not made again.
+    """
     if (directory / TOKENS_FILE).exists():
         return
     directory.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(vocab_size=vocab_size)
-    (directory / "corpus.json").write_text(json.dumps({"fingerprint": str(corpus.fingerprint)}), encoding="utf-8")
+    (directory / CORPUS_FILE).write_text(json.dumps({"fingerprint": str(corpus.fingerprint)}), encoding="utf-8")
     partial = directory / f"{TOKENS_FILE}.partial"
-    torch.save({"train": corpus.train_tokens, "held_out": corpus.held_out_tokens}, partial)
+    torch.save(
+        {
+            "train": corpus.train_tokens,
+            "held_out": corpus.held_out_tokens,
+            "held_out_starts": corpus.held_out_starts,
+        },
+        partial,
+    )
     partial.rename(directory / TOKENS_FILE)  # whole where it exists
 
 
 def load_tokens(directory: Path) -> dict[str, torch.Tensor]:
     """What ``save_tokens`` left."""
     return torch.load(directory / TOKENS_FILE, weights_only=True)
+
+
+def corpus_fingerprint(directory: Path) -> str:
+    """What ``save_tokens`` read: Python's version, the split, a digest of the files."""
+    return str(json.loads((directory / CORPUS_FILE).read_text(encoding="utf-8"))["fingerprint"])
 
 
 def fresh_llama(

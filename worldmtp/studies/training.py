@@ -52,11 +52,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Means per target of one step: the next token's loss, and those of the depths that ran."""
+    """Means per target of one step: the next token's loss, and those of the depths that ran.
+
+    ``num_targets`` counts them by depth, the next token's under 1.
+    """
 
     step: int
     next_token: float
     later: dict[int, float]
+    num_targets: dict[int, int]
 
 
 def train(
@@ -111,20 +115,18 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
 
 def _backward(
     model: MTPModel, batch: Batch, objective: MTPObjective, plan: StepPlan, config: TrainingConfig
-) -> tuple[float, dict[int, float]]:
-    """Gradients of one batch's loss; the means that it is made of."""
+) -> tuple[float, dict[int, float], dict[int, int]]:
+    """Gradients of one batch's loss; the means that it is made of, and of how many targets each is one."""
     with torch.set_grad_enabled(config.trains_trunk):
         features: TrunkFeatures = model.trunk_features(batch.input_ids)
         first, first_sums = next_token_loss(model, features, batch.input_ids, batch.labels)
     later = multi_token_loss(model, features, batch.input_ids, batch.labels, objective, plan)
-    num_targets = (batch.labels[:, 1:] != IGNORE_INDEX).sum().clamp_min(1)
-    loss = (first + plan.coef * later.total) / num_targets
+    num_targets = int((batch.labels[:, 1:] != IGNORE_INDEX).sum())
+    loss = (first + plan.coef * later.total) / max(num_targets, 1)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {float(loss.detach())}; lower the learning rate.")
     if loss.requires_grad:
         loss.backward()
-    means = {
-        depth: float(ce) / max(int(count), 1)
-        for depth, ce, count in zip(later.depths, later.sums.ce, later.sums.counts, strict=True)
-    }
-    return float(first_sums.ce[0]) / int(num_targets), means
+    counts = dict(zip(later.depths, later.sums.counts.tolist(), strict=True))
+    means = {depth: float(ce) / max(counts[depth], 1) for depth, ce in zip(later.depths, later.sums.ce, strict=True)}
+    return float(first_sums.ce[0]) / max(num_targets, 1), means, {1: num_targets} | counts

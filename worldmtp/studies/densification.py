@@ -28,7 +28,6 @@ from worldmtp.studies.supervision import supervision_density
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
 from worldmtp.studies.variants import arms_of, check_seeds, check_variants
 
-
 MIN_POINTS = 5
 """Of a curve, at least."""
 

@@ -56,7 +56,8 @@ def summarize_densification(results: list[dict[str, Any]], setting: str) -> Stud
     lines += [
         "",
         f"{len(baseline)} seed(s). A gain is tokens of next-token training over tokens of the variant, to what the "
-        f"former has after {_LEVEL_AT:.0%} of its own; below 1x heads cost tokens. 90 % intervals over seeds. {setting}",
+        f"former has after {_LEVEL_AT:.0%} of its own; below 1x heads cost tokens. 90 % intervals over seeds.",
+        setting,
     ]
     worth = [float(np.mean(values)) for name, values in gains.items() if name not in _baseline_names(results)]
     return StudySummary(

@@ -12,8 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmtp.decoding import DecodingSession
-from worldmtp.dynamics.rollout import draw
+from worldmtp.decoding.making import make_drafter, make_runner
+from worldmtp.decoding.policy import DecodingPolicy
+from worldmtp.decoding.sampling import SamplingConfig
+from worldmtp.decoding.session import DecodingSession, Emission
+from worldmtp.draws import draw
 from worldmtp.model import MTPModel
 
 
@@ -53,56 +56,113 @@ def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generato
 
 
 class TrunkPolicy:
-    """The language model itself, decoding with a cache.
+    """The language model itself: a decoding session whose verified tokens wait in a queue for each row.
 
-    As long as the environment appends just the tokens this policy chose, each act is one cached step. Where it wrote
-    tokens of its own, or reset a row, the session is filled anew from the observation.
+    As long as the environment appends just the tokens handed out, an act takes one from each queue, and a round of the
+    session fills those that are empty: with ``draft="none"`` one token a row, with drafts as many as are accepted.
+    Where the environment wrote tokens of its own, or reset a row, the session is filled anew from the observation. A
+    row that stands still gets the same token again and, when others need more, leaves the session.
+
+    ``draft`` and ``num_draft`` are those of ``worldmtp.decoding.generate``; the law is that of the trunk with any.
     """
 
-    def __init__(self, model: MTPModel, temperature: float = 1.0) -> None:
+    def __init__(
+        self, model: MTPModel, temperature: float = 1.0, draft: str = "none", num_draft: int | None = None
+    ) -> None:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} must be positive; for greedy acting pass no generator.")
-        self._session = DecodingSession(model)
+        self._model = model
         self._temperature = temperature
-        self._device = model.device
-        self._tokens = np.zeros((0, 0), dtype=np.int64)
-        self._lengths = np.zeros(0, dtype=np.int64)
-        self._ahead = np.zeros(0, dtype=bool)  # rows that stood still while the session, which steps all, went on
-        self._chosen: Tensor | None = None
+        self._draft, self._num_draft = draft, num_draft
+        self._generator: torch.Generator | None = None
+        self._queues: _Queues | None = None
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         """One token a row."""
-        lengths = obs["length"][:, 0]
-        if self._chosen is not None and self._only_grew_by_choice(obs, lengths):
-            logits = self._session.step(self._chosen)
-        else:
-            width = int(lengths.max())
-            input_ids = torch.from_numpy(obs["tokens"][:, :width]).to(self._device)
-            mask = torch.arange(width)[None] < torch.from_numpy(lengths)[:, None]
-            logits = self._session.prefill(input_ids, mask.to(self._device))
-            self._ahead = np.zeros(len(lengths), dtype=bool)
-        step = sample_step(logits, self._temperature, generator)
-        self._tokens, self._lengths, self._chosen = obs["tokens"].copy(), lengths.copy(), step.actions
-        return step
+        tokens, lengths = obs["tokens"], obs["length"][:, 0]
+        queues = self._queues
+        if queues is None or generator is not self._generator or not queues.agree(tokens, lengths):
+            self._generator = generator
+            queues = self._queues = self._fill(tokens, lengths, generator)
+        return queues.take(lengths)
 
-    def _only_grew_by_choice(self, obs: dict[str, np.ndarray], lengths: np.ndarray) -> bool:
-        """Whether every row that moved grew by exactly the token chosen; rows that ended stand still for good."""
-        assert self._chosen is not None
-        if obs["tokens"].shape != self._tokens.shape:
+    def _fill(self, tokens: np.ndarray, lengths: np.ndarray, generator: torch.Generator | None) -> "_Queues":
+        model, longest = self._model, int(lengths.max())
+        sampling = SamplingConfig(do_sample=generator is not None, temperature=self._temperature)
+        drafter = make_drafter(model, self._draft, self._num_draft, None)
+        policy = DecodingPolicy(sampling, generator)
+        session = DecodingSession(model, make_runner(model), drafter, policy, max(tokens.shape[1], longest + 1))
+        input_ids = torch.from_numpy(tokens[:, :longest]).to(model.device)
+        mask = (torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]).to(model.device)
+        return _Queues(session, session.prefill(input_ids, mask), tokens, lengths)
+
+
+class _Queues:
+    """The texts of all rows as far as they are decided, and the session that decides more of them."""
+
+    def __init__(self, session: DecodingSession, first: Emission, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        num_rows, width = tokens.shape
+        self._session = session
+        self._start = lengths.copy()
+        self._known = lengths.copy()
+        self._limit = session.capacity
+        # A round may run past an episode's end by its drafts.
+        room = session.texts.capacity + 1
+        self._texts = np.zeros((num_rows, room), dtype=np.int64)
+        self._texts[:, :width] = tokens
+        self._logprobs = torch.zeros((num_rows, room), dtype=first.log_policy.dtype, device=first.tokens.device)
+        self._entropies = torch.zeros_like(self._logprobs)
+        self._rows = np.arange(num_rows)
+        self._last = np.full(num_rows, -1)
+        self._put(first)
+
+    def agree(self, tokens: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether the observed texts are prefixes of the known ones, and every row can be given its next token."""
+        if len(tokens) != len(self._start) or tokens.shape[1] > self._texts.shape[1]:
             return False
-        grown = lengths - self._lengths
-        moved = grown == 1
-        self._ahead |= grown == 0
-        rows = np.nonzero(moved)[0]
-        written = obs["tokens"][rows, self._lengths[rows]]
-        before = np.arange(self._tokens.shape[1]) < self._lengths[:, None]
-        return bool(
-            moved.any()
-            and ((grown == 0) | moved).all()
-            and not (moved & self._ahead).any()
-            and (written == self._chosen.cpu().numpy()[rows]).all()
-            and (obs["tokens"] == self._tokens)[before].all()
+        if bool(((lengths < self._start) | (lengths > self._known)).any()):
+            return False
+        is_text = np.arange(tokens.shape[1]) < lengths[:, None]
+        needs = np.nonzero(lengths == self._known)[0]
+        return bool((tokens == self._texts[:, : tokens.shape[1]])[is_text].all() and np.isin(needs, self._rows).all())
+
+    def take(self, lengths: np.ndarray) -> ActedStep:
+        """Each row's token after its first ``lengths``."""
+        needs = lengths == self._known
+        if needs.any():
+            self._leave((lengths == self._last) & ~needs)
+            self._put(self._session.advance())
+        self._last = lengths.copy()
+        device = self._logprobs.device
+        places = torch.from_numpy(lengths).to(device)[:, None]
+        actions = torch.from_numpy(np.take_along_axis(self._texts, lengths[:, None], axis=1)[:, 0]).to(device)
+        return ActedStep(
+            actions=actions,
+            logprobs=self._logprobs.gather(1, places)[:, 0],
+            entropies=self._entropies.gather(1, places)[:, 0],
         )
+
+    def _leave(self, stands_still: np.ndarray) -> None:
+        """Take rows out of the session that need no more of it: those that stand still, and those that are full."""
+        is_done = stands_still[self._rows] | (self._session.texts.num_cached >= self._limit)
+        if is_done.any():
+            sources, targets = self._session.drop(is_done)
+            self._rows[targets] = self._rows[sources]
+            self._rows = self._rows[: len(self._session.texts)]
+
+    def _put(self, emission: Emission) -> None:
+        """Append a round's tokens to the rows that are in the session."""
+        known, rows = self._known[self._rows], torch.from_numpy(self._rows)
+        tokens, logprobs, entropies = emission.tokens.cpu().numpy(), emission.logprobs, emission.entropies
+        for step in range(tokens.shape[1]):
+            is_new = step < emission.counts
+            here, places = self._rows[is_new], known[is_new] + step
+            self._texts[here, places] = tokens[is_new, step]
+            index = torch.from_numpy(is_new).to(logprobs.device)
+            where = (rows[is_new].to(logprobs.device), torch.from_numpy(places).to(logprobs.device))
+            self._logprobs[where] = logprobs[index, step]
+            self._entropies[where] = entropies[index, step]
+        self._known[self._rows] = known + emission.counts
 
 
 class LatentPolicy:

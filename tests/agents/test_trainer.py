@@ -174,7 +174,7 @@ def test_it_learns(use: str, text_env: MakeEnv, tiny_model: MakeModel) -> None:
     rollout = RolloutConfig(num_iterations=60, num_prompts=16, group_size=4)
     ppo = PPOConfig(learning_rate=2e-3, kl_coef=0.0, ent_coef=0.01)
     imagination = ImaginationConfig(use=use, horizon=2, num_rollouts=2, max_live=3)
-    trainer = ImaginationTrainer(tiny_model(), text_env(64), rollout, ppo, WORLD, imagination, seed=0)
+    trainer = ImaginationTrainer(tiny_model(), text_env(64), rollout, ppo, WORLD, imagination, seed=1)
     exact = [trainer.step()[0]["rollout/exact_mean"] for _ in range(60)]
     assert sum(exact[:3]) / 3 < 0.2
     assert sum(exact[-5:]) / 5 > 0.75

@@ -26,7 +26,7 @@ class FirstTokenHead(ParallelHead):
         super().__init__()
         self.depths = range(2, config.depth + 1)
 
-    def forward_depth(self, depth, trunk_hidden, attention_mask, position_ids):
+    def forward_depth(self, depth, trunk_hidden, attention_mask, position_ids, cache=None):
         return trunk_hidden * depth
 
 

@@ -1,5 +1,8 @@
-"""Decoding: sessions that own a KV cache."""
+"""Decoding: lossless drafts, verified by the trunk; sessions that own a KV cache."""
 
+from worldmtp.decoding.generate import generate
+from worldmtp.decoding.output import DecodingOutput
+from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession
 
-__all__ = ["DecodingSession"]
+__all__ = ["DecodingOutput", "DecodingSession", "SamplingConfig", "generate"]

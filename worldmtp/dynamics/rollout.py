@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from worldmtp.draws import draw
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, WorldModel
 
 
@@ -84,26 +85,3 @@ def check_horizon(world_model: WorldModel[Any], horizon: int) -> None:
             f"horizon={horizon} exceeds the {world_model.max_horizon} steps this model's heads can take "
             f"(depth - 1); lower the horizon or train a model with depth={horizon + 1}."
         )
-
-
-def draw(log_policy: Float[Tensor, "state vocab"], generator: torch.Generator | None) -> Int[Tensor, " state"]:
-    """One action a state from log-probabilities; the most likely where there is no generator.
-
-    A generator of another device than the model's (the host's, so that its state is portable) sends one uniform number
-    a state across, which the distribution function turns into an action.
-    """
-    if generator is None:
-        return log_policy.argmax(dim=-1)
-    if generator.device.type == log_policy.device.type:
-        return torch.multinomial(log_policy.exp(), 1, generator=generator)[:, 0]
-    uniform = torch.rand(len(log_policy), generator=generator, dtype=torch.float64, device=generator.device)
-    return inverse_distribution(log_policy.exp(), uniform.to(log_policy.device))
-
-
-def inverse_distribution(
-    probs: Float[Tensor, "state vocab"], uniform: Float[Tensor, " state"]
-) -> Int[Tensor, " state"]:
-    """The first action whose cumulated probability exceeds ``uniform``, in [0, 1); improbable actions never."""
-    cumulated = probs.double().cumsum(dim=-1)
-    at = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)[:, 0]
-    return at.clamp_max(probs.shape[-1] - 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig
 
 from worldmtp.heads.features import TrunkFeatures
 
@@ -110,7 +110,7 @@ class ActionConditionalHead(Head):
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query new_width"]:
         """Carries of one depth at positions i, from those of the depth before and the embeddings of x_{i+k-1}.
 
@@ -132,9 +132,14 @@ class ActionConditionalHead(Head):
 
 
 class ParallelHead(Head):
-    """Heads whose every depth reads the trunk's hidden states and no token beyond them."""
+    """Heads whose every depth reads the trunk's hidden states and no token beyond them.
+
+    ``attention`` is ``"none"`` where a position reads its own state alone, ``"depth"`` where it attends to
+    those before.
+    """
 
     kind: ClassVar[str] = "parallel"
+    attention: ClassVar[str] = "none"
 
     @abstractmethod
     def forward_depth(
@@ -143,5 +148,6 @@ class ParallelHead(Head):
         trunk_hidden: Float[Tensor, "batch query width"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """Latents of one depth from what ``begin`` gave."""
+        """Latents of one depth from what ``begin`` gave; ``cache`` belongs to this depth alone."""

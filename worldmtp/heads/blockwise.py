@@ -16,7 +16,7 @@ depth per minibatch, which is a matter of the objective.
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
@@ -61,6 +61,7 @@ class BlockwiseHead(ParallelHead):
         trunk_hidden: Float[Tensor, "batch query width"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; pointwise in time."""
         self.check_depth(depth)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from worldmtp.config import MTPConfig
@@ -59,7 +59,7 @@ class BranchAttention(nn.Module):
         inputs: Float[Tensor, "batch query two_hidden"],
         rotation: tuple[Float[Tensor, "batch query head_dim"], Float[Tensor, "batch query head_dim"]],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        cache: DynamicCache | None,
+        cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
         """What the values say; every query must be allowed one key at least."""
         queries, keys, values = (
@@ -106,7 +106,7 @@ class EagleLayer(nn.Module):
         token_embeds: Float[Tensor, "batch query hidden"],
         rotation: tuple[Float[Tensor, "batch query head_dim"], Float[Tensor, "batch query head_dim"]],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        cache: DynamicCache | None,
+        cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
         """The equation above."""
         halves = [self.embedding_norm(token_embeds), self.hidden_norm(carry)]
@@ -167,7 +167,7 @@ class EagleHead(ActionConditionalHead):
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; ``cache`` holds the keys of depth 2, then one of each depth of the branch."""
         self.check_depth(depth)

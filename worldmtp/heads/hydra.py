@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
@@ -83,7 +83,7 @@ class HydraHead(ActionConditionalHead):
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query new_width"]:
         """The carry with one more embedding at its end; mask, positions and cache do not matter."""
         self.check_depth(depth)

@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
@@ -99,7 +99,7 @@ class LatentHead(ActionConditionalHead):
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; mask, positions and cache do not matter."""
         self.check_depth(depth)

@@ -11,7 +11,7 @@ drawn, not copied from the LM head (Gloeckle et al. 2024, arXiv 2404.19737, comp
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
@@ -46,6 +46,7 @@ class LinearHead(ParallelHead):
         trunk_hidden: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; pointwise in time."""
         self.check_depth(depth)

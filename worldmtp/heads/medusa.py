@@ -17,7 +17,7 @@ matrices, and is not Medusa's. Left out: the tree of candidates and typical acce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
@@ -68,6 +68,7 @@ class MedusaHead(ParallelHead):
         trunk_hidden: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; pointwise in time."""
         self.check_depth(depth)

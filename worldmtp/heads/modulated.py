@@ -16,7 +16,7 @@ made of the depth (FiLM); e_k shifts the MLP's input only.
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
@@ -74,6 +74,7 @@ class ModulatedHead(ParallelHead):
         trunk_hidden: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; pointwise in time."""
         self.check_depth(depth)

@@ -15,9 +15,11 @@ Left out: the paper's order of forward and backward passes, one head's logits in
 have; giving up K - 1 of the trunk's layers so that models of all K have as many weights.
 """
 
+from typing import ClassVar
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
@@ -30,6 +32,8 @@ from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
 
 class GloeckleHead(ParallelHead):
     """One decoder layer for each of depths 2 .. K."""
+
+    attention: ClassVar[str] = "depth"
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class GloeckleHead(ParallelHead):
         trunk_hidden: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class."""
         self.check_depth(depth)
@@ -69,8 +74,8 @@ class GloeckleHead(ParallelHead):
             trunk_hidden,
             attention_mask=additive_mask(attention_mask, trunk_hidden.dtype),
             position_ids=position_ids,
-            past_key_values=None,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             position_embeddings=self.rotary_emb(trunk_hidden, position_ids),
         )
         return self.output.norm(depth, hidden[0] if isinstance(hidden, tuple) else hidden)

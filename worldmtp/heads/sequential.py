@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.config import MTPConfig
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
@@ -47,7 +47,7 @@ class SequentialLayer(nn.Module):
         attention_bias: Float[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
         position_embeddings: tuple[Tensor, Tensor],
-        cache: DynamicCache | None,
+        cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
         """g^k of the equation above."""
         halves = [self.embedding_norm(token_embeds), self.hidden_norm(previous_latent)]
@@ -105,7 +105,7 @@ class SequentialHead(ActionConditionalHead):
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; the carry is what is recycled."""
         hidden = self.layer(depth)(

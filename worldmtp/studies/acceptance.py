@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmtp.decoding.session import DecodingSession
+from worldmtp.decoding.generate import generate
 from worldmtp.model import MTPModel
 
 
@@ -49,17 +49,15 @@ def write_texts(
     model: MTPModel, prompts: Int[Tensor, "text prompt"], num_tokens: int, generator: torch.Generator | None = None
 ) -> Int[Tensor, "text time"]:
     """Prompts and what the trunk writes after them: greedily without a generator, else sampled at temperature 1."""
-    session = DecodingSession(model)
-    logits = session.prefill(prompts, torch.ones_like(prompts, dtype=torch.bool))
-    written = [prompts]
-    for _ in range(num_tokens):
-        if generator is None:
-            tokens = logits.argmax(dim=-1)
-        else:
-            tokens = torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
-        written.append(tokens[:, None])
-        logits = session.step(tokens)
-    return torch.cat(written, dim=1)
+    return generate(
+        model,
+        prompts,
+        torch.ones_like(prompts),
+        max_new_tokens=num_tokens,
+        do_sample=generator is not None,
+        draft="none",
+        generator=generator,
+    ).sequences
 
 
 @torch.no_grad()

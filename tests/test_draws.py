@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldmtp.dynamics.rollout import draw, inverse_distribution
+from worldmtp.draws import draw, inverse_distribution
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""``generate``: prompts in, texts out, faster than one forward a token and with the same law.
+
+A loop over a ``DecodingSession`` that knows when rows end. Rows end on their own, and are dropped at once.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from worldmtp.decoding.drafts import Drafter
+from worldmtp.decoding.limits import check_cache, check_prompts
+from worldmtp.decoding.making import make_drafter, make_runner
+from worldmtp.decoding.output import DecodingOutput
+from worldmtp.decoding.policy import DecodingPolicy
+from worldmtp.decoding.sampling import SamplingConfig
+from worldmtp.decoding.session import DecodingSession, Emission
+from worldmtp.decoding.stopping import StopRule, first_stop
+from worldmtp.decoding.trunk import as_mtp_model
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "row length"],
+    attention_mask: Shaped[Tensor, "row length"] | None = None,
+    *,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int = 0,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    logits_processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+    stop_sequences: Sequence[Sequence[int]] = (),
+    draft: str | PreTrainedModel | Drafter = "mtp",
+    num_draft: int | None = None,
+    tree: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    three_phase: bool = False,
+    max_cache_bytes: int | None = None,
+) -> DecodingOutput:
+    """Continue prompts, padded on either side; the law is that of the trunk alone, whatever ``draft`` is.
+
+    Args:
+        model: an MTPModel, or any causal LM of Hugging Face's with attention layers.
+        input_ids: prompts.
+        attention_mask: zero at padding; None says that there is none.
+        max_new_tokens: at most, for each row.
+        eos_token_id: what ends a text, itself included; one or several.
+        pad_token_id: what stands after the end.
+        do_sample: draw from the processed distribution, else take its most likely token.
+        temperature: the logits are divided by it; this and the next two matter where tokens are drawn.
+        top_k: only so many tokens are drawn from; 0 is all.
+        top_p: only the most likely tokens of this much probability are.
+        repetition_penalty: of tokens already in the prompt or the text (Keskar et al. 2019); 1 is none.
+        logits_processors: Hugging Face's; each sees a row's real tokens, drafts included.
+        stop_sequences: tokens that end a text, kept in it.
+        draft: ``"mtp"`` the model's heads, ``"lookup"`` repetitions of the text, ``"none"``, a smaller causal LM with
+            the same vocabulary, or a ``Drafter``.
+        num_draft: tokens a draft, K - 1 of the heads' by default.
+        tree: candidates at each depth, for a draft that branches; of the heads only.
+        generator: what is drawn from; needed with ``do_sample``.
+        three_phase: predict and verify in forwards of their own, for comparison.
+        max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
+
+    Raises:
+        ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made.
+        MemoryError: the cache does not fit; the message does the sum.
+        TypeError: a trunk that is no causal LM, or with layers whose state cannot be taken back.
+    """
+    whole = as_mtp_model(model)
+    stops = StopRule(_as_tuple(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
+    mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
+    sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
+    drafter = make_drafter(whole, draft, num_draft, None if tree is None else tuple(tree))
+    runner = make_runner(whole)
+    capacity = int(mask.sum(dim=1).max()) + max_new_tokens
+    check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes)
+    was_training = whole.training
+    whole.eval()
+    try:
+        policy = DecodingPolicy(sampling, generator)
+        session = DecodingSession(whole, runner, drafter, policy, capacity)
+        rows = _Rows(input_ids, mask, stops, pad_token_id, drafter.max_drafts)
+        rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
+        advance = session.advance_in_phases if three_phase else session.advance
+        while len(session.texts):
+            rows.take(session, advance())
+    finally:
+        whole.train(was_training)
+    return rows.output(session.num_trunk_forwards)
+
+
+class _Rows:
+    """The texts as the caller will get them, from those a session still works on."""
+
+    def __init__(self, input_ids: Tensor, mask: Tensor, stops: StopRule, pad_token_id: int, max_drafts: int) -> None:
+        num_rows, device = len(input_ids), input_ids.device
+        self._prompts, self._stops, self._pad = input_ids, stops, pad_token_id
+        self._new = torch.full((num_rows, stops.max_new_tokens + max_drafts + 1), pad_token_id, device=device)
+        self._logprobs: Float[Tensor, "row new"] | None = None
+        self._lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._alive = torch.arange(num_rows, device=device)
+        self._rounds = np.zeros(num_rows, dtype=np.int64)
+        self._drafted = np.zeros(max_drafts, dtype=np.int64)
+        self._accepted = np.zeros(max_drafts, dtype=np.int64)
+
+    def take(self, session: DecodingSession, emission: Emission, counts_as_round: bool = True) -> None:
+        """Add a round's tokens to the rows alive, and drop those that ended."""
+        alive, device = self._alive, self._new.device
+        counts = torch.from_numpy(emission.counts).to(device)
+        old = self._lengths[alive]
+        steps = torch.arange(emission.tokens.shape[1], device=device)
+        places = (old[:, None] + steps).clamp_max(self._new.shape[1] - 1)
+        new, logprobs = self._new[alive], self._logprobs_of(emission)[alive]
+        is_emitted = steps < counts[:, None]
+        new.scatter_(1, places, torch.where(is_emitted, emission.tokens, new.gather(1, places)))
+        logprobs.scatter_(1, places, torch.where(is_emitted, emission.logprobs, logprobs.gather(1, places)))
+        self._new[alive] = new
+        assert self._logprobs is not None
+        self._logprobs[alive] = logprobs
+        lengths, is_done = first_stop(new, old, old + counts, self._stops)
+        self._lengths[alive] = lengths
+        if counts_as_round:
+            self._rounds[alive.cpu().numpy()] += 1
+            index = np.arange(len(self._drafted))
+            self._drafted += (index < emission.num_drafted[:, None]).sum(axis=0)
+            self._accepted += (index < emission.num_accepted[:, None]).sum(axis=0)
+        if bool(is_done.any()):
+            sources, targets = session.drop(is_done.cpu().numpy())
+            alive[torch.from_numpy(targets)] = alive[torch.from_numpy(sources)]
+            self._alive = alive[: len(session.texts)]
+
+    def output(self, num_trunk_forwards: int) -> DecodingOutput:
+        """Everything, cut and padded."""
+        width = int(self._lengths.max())
+        is_real = torch.arange(width, device=self._new.device) < self._lengths[:, None]
+        new = self._new[:, :width].masked_fill(~is_real, self._pad)
+        assert self._logprobs is not None
+        return DecodingOutput(
+            sequences=torch.cat([self._prompts, new], dim=1),
+            lengths=self._lengths,
+            logprobs=self._logprobs[:, :width].masked_fill(~is_real, 0.0),
+            num_trunk_forwards=num_trunk_forwards,
+            num_rounds=self._rounds,
+            drafted_per_depth=self._drafted,
+            accepted_per_depth=self._accepted,
+        )
+
+    def _logprobs_of(self, emission: Emission) -> Tensor:
+        if self._logprobs is None:
+            self._logprobs = torch.zeros(self._new.shape, dtype=emission.logprobs.dtype, device=self._new.device)
+        return self._logprobs
+
+
+def _as_tuple(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    if token_ids is None:
+        return ()
+    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)

@@ -1,0 +1,266 @@
+"""Drafts by the MTP heads: depth k proposes the token k after the root, whose next token the trunk has chosen.
+
+A draft of g tokens runs depths 2 .. g + 1. What that needs of the text differs by what a depth attends to, and so there
+are three drafters behind ``head_drafter``:
+
+    ``RootDraft``    nothing but the root (latent, Hydra, Medusa, ...): one carry a row
+    ``ChainDraft``   the same depth at earlier positions (DeepSeek-V3; Gloeckle, without tokens)
+    ``BranchDraft``  depth 2 at earlier positions, and the branch (EAGLE)
+
+The heads are the model's own modules, read at each call: what training changes is drafted with at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.decoding.acceptance import Tree
+from worldmtp.decoding.drafts import Draft, Drafter, move, write_drafts
+from worldmtp.decoding.policy import DecodingPolicy
+from worldmtp.decoding.slot_cache import SlotCache
+from worldmtp.decoding.text import CachedTexts, IntArray
+from worldmtp.heads.base import ActionConditionalHead
+from worldmtp.heads.features import TrunkFeatures
+from worldmtp.model import MTPModel
+
+
+def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[int, ...] | None = None) -> Drafter:
+    """The drafter that the model's heads need; a chain of ``num_drafts`` tokens, K - 1 by default.
+
+    ``widths`` make it a tree: so many candidates a depth, the most likely first, which alone is followed further.
+
+    Raises:
+        ValueError: the model has no heads, they leap over tokens, or cannot draft as far.
+    """
+    config, heads = model.config, model.heads
+    if config.depth < 2:
+        raise ValueError("the model has depth=1, so no heads to draft with; use draft='none' or 'lookup'.")
+    if config.stride != 1:
+        raise ValueError(f"stride={config.stride}: these heads leap over tokens; drafting needs stride=1.")
+    if widths is not None and (not widths or min(widths) < 1):
+        raise ValueError(f"widths={widths} must be counts of at least 1, one for each depth.")
+    wanted = len(widths) if widths is not None else config.depth - 1 if num_drafts is None else num_drafts
+    unbounded = isinstance(heads, ActionConditionalHead) and heads.unbounded
+    if wanted < 1 or (wanted > config.depth - 1 and not unbounded):
+        raise ValueError(
+            f"num_draft={wanted}, but heads of depth={config.depth} draft 1 to {config.depth - 1} tokens; choose one, "
+            "or train deeper heads."
+        )
+    kinds: dict[str, type[HeadDraft]] = {"none": RootDraft, "depth": ChainDraft, "branch": BranchDraft}
+    return kinds[heads.attention](model, wanted, widths)
+
+
+class HeadDraft(ABC):
+    """What the three share: a depth's logits become tokens, and those the next depth's input."""
+
+    def __init__(self, model: MTPModel, num_drafts: int, widths: tuple[int, ...] | None) -> None:
+        self._model = model
+        self._heads = model.heads
+        self._widths = widths
+        self._num_depths = num_drafts
+        self.max_drafts = num_drafts if widths is None else sum(widths)
+
+    @abstractmethod
+    def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
+        """See ``Drafter``."""
+
+    @abstractmethod
+    def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
+        """See ``Drafter``."""
+
+    @abstractmethod
+    def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
+        """See ``Drafter``."""
+
+    @abstractmethod
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Float[Tensor, "row hidden"]]:
+        """Latents of depths 2, 3, .. at the roots; each may read the drafts written before it is asked for."""
+
+    def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
+        """See ``Drafter``."""
+        num_depths = min(num_drafts, self._num_depths)
+        tokens, distributions, parents, best = list[Tensor](), list[Tensor](), [-1], 0
+        for ahead, latent in enumerate(self._latents(texts, num_depths)):
+            logits = self._model.logits_of(latent, min(ahead + 2, self._model.config.depth))
+            processed = policy.processed(logits[:, None], texts, num_before=ahead)[:, 0]
+            if self._widths is not None:
+                chosen = processed.topk(self._widths[ahead], dim=-1).indices
+                best, parents = len(parents), parents + [best] * chosen.shape[1]
+            elif policy.sampling.do_sample:
+                distributions.append(processed.log_softmax(dim=-1))
+                chosen = policy.choose(distributions[-1])[:, None]
+            else:
+                chosen = processed.argmax(dim=-1, keepdim=True)
+            tokens.append(chosen)
+            write_drafts(texts, chosen[:, :1], num_before=ahead)
+        drafted = torch.cat(tokens, dim=1) if tokens else texts.ids.new_zeros((len(texts), 0))
+        return Draft(
+            tokens=drafted,
+            num_drafts=torch.full((len(texts),), num_depths, device=drafted.device),
+            log_q=torch.stack(distributions, dim=1) if distributions else None,
+            tree=Tree(tuple(parents)) if self._widths is not None and tokens else None,
+        )
+
+    def _embed(self, tokens: Int[Tensor, "row query"]) -> Float[Tensor, "row query hidden"]:
+        return self._model.embed(tokens)
+
+
+class RootDraft(HeadDraft):
+    """Of heads without attention: nothing is kept of a row but its root's carry."""
+
+    _root: Float[Tensor, "row 1 width"]
+
+    def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
+        """The prompts' last tokens are the roots."""
+        self.observe(texts, features, texts.num_cached)
+
+    def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
+        """The last accepted token is the root."""
+        last = torch.from_numpy(num_new - 1).to(texts.device)
+        rows = torch.arange(len(last), device=texts.device)
+        self._root = self._heads.begin(features.map(lambda hidden: hidden[rows, last][:, None]))
+
+    def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
+        """Roots move with their rows."""
+        self._root = move(self._root, sources, targets, num_left)
+
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Tensor]:
+        heads = self._heads
+        itself = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=texts.device)
+        newest = torch.from_numpy(texts.num_cached).to(texts.device)[:, None]
+        carry = self._root
+        for ahead in range(num_depths):
+            depth = min(ahead + 2, self._model.config.depth)
+            if isinstance(heads, ActionConditionalHead):
+                embeds = self._embed(texts.ids.gather(1, newest + ahead))
+                carry = heads.forward_depth(depth, carry, embeds, itself, newest - 1)
+                yield heads.read(depth, carry)[:, 0]
+            else:
+                yield heads.forward_depth(depth, carry, itself, newest - 1)[:, 0]
+
+
+class WindowedDraft(HeadDraft):
+    """Of heads with attention: each depth's keys in slots, as the trunk's, and what depth 2 reads, by position.
+
+    A round runs depth k over a *window*, each row's last positions up to its root: those that are new since that depth
+    was last run, and those whose keys were made of drafts. Slot 0 takes what a window holds before a text begins.
+    """
+
+    _stale_per_depth: int
+    """How many positions before the root each further depth must make again, as their keys were made of drafts."""
+
+    def __init__(self, model: MTPModel, num_drafts: int, widths: tuple[int, ...] | None) -> None:
+        super().__init__(model, num_drafts, widths)
+        self._carries = torch.zeros(0)
+        self._caches: list[SlotCache] = []
+        self._num_new: list[int] = []
+
+    @abstractmethod
+    def _num_caches(self) -> int:
+        """How many depths keep keys."""
+
+    def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
+        """Run every depth over the prompts; what would read past them is made again with the first draft."""
+        carry = self._heads.begin(features)
+        num_rows, length, width = carry.shape
+        capacity = 1 + texts.capacity
+        self._carries = carry.new_zeros((num_rows, capacity, width))
+        self._carries[:, 1 : 1 + length] = carry
+        self._caches = [SlotCache(1, capacity) for _ in range(self._num_caches())]
+        start = torch.zeros(num_rows, dtype=torch.long, device=texts.device)
+        for _ in self._window_carries(texts, start, length, self._num_caches()):
+            pass
+        self._num_new = [1] * len(self._caches)  # the root, whose next token was not there yet
+
+    def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
+        """Keep what depth 2 reads of the accepted tokens; what follows them is overwritten in the next round."""
+        carry = self._heads.begin(features)
+        start = torch.from_numpy(texts.num_cached - num_new).to(texts.device)
+        slots = 1 + start[:, None] + torch.arange(carry.shape[1], device=texts.device)
+        self._carries.scatter_(1, slots[..., None].expand_as(carry), carry)
+        self._num_new = [waiting + int(num_new.max()) for waiting in self._num_new]
+
+    def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
+        """Keys and carries move with their rows."""
+        self._carries = move(self._carries, sources, targets, num_left)
+        if len(sources):
+            rows = [torch.from_numpy(part).to(self._carries.device) for part in (sources, targets)]
+            for cache in self._caches:
+                cache.move_rows(rows[0], rows[1])
+
+    def _window(self, texts: CachedTexts, num_depths: int) -> Iterator[Float[Tensor, "row query width"]]:
+        """Carries of the depths from 2 on, over all positions that one of them lacks; the root's are last."""
+        length = max(self._num_new[:num_depths]) + self._stale_per_depth * (num_depths - 1)
+        self._num_new[:num_depths] = [0] * num_depths
+        start = torch.from_numpy(texts.num_cached - length).to(texts.device)
+        return self._window_carries(texts, start, length, num_depths)
+
+    def _window_carries(
+        self, texts: CachedTexts, start: Int[Tensor, " row"], length: int, num_depths: int
+    ) -> Iterator[Float[Tensor, "row query width"]]:
+        """Carries (of parallel heads: latents) over a window, which may start before the text; their keys are kept."""
+        heads = self._heads
+        positions = start[:, None] + torch.arange(length, device=texts.device)
+        slots, real = (positions + 1).clamp_min(0), positions.clamp_min(0)
+        extent = int(slots[:, -1].max()) + 1
+        keys = torch.arange(extent, device=texts.device)
+        allowed = (keys <= slots[..., None]) & (keys >= 1) | (keys == slots[..., None])
+        carry = self._carries.gather(1, slots[..., None].expand(-1, -1, self._carries.shape[2]))
+        for depth in range(2, 2 + num_depths):
+            cache = self._caches[depth - 2]
+            cache.write_at(slots, extent)
+            if isinstance(heads, ActionConditionalHead):
+                ahead = (real + depth - 1).clamp_max(texts.capacity - 1)
+                embeds = self._embed(texts.ids.gather(1, ahead))
+                carry = heads.forward_depth(depth, carry, embeds, allowed[:, None], real, cache)
+                yield carry
+            else:
+                yield heads.forward_depth(depth, carry, allowed[:, None], real, cache)
+
+
+class ChainDraft(WindowedDraft):
+    """Each depth attends to its own keys; depth k's last k - 2 before the root, and the root's, read drafts."""
+
+    def __init__(self, model: MTPModel, num_drafts: int, widths: tuple[int, ...] | None) -> None:
+        super().__init__(model, num_drafts, widths)
+        reads_tokens = isinstance(model.heads, ActionConditionalHead)
+        self._stale_per_depth = 1 if reads_tokens else 0
+
+    def _num_caches(self) -> int:
+        return self._num_depths
+
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Tensor]:
+        heads = self._heads
+        for ahead, carry in enumerate(self._window(texts, num_depths)):
+            last = carry[:, -1:]
+            yield (heads.read(ahead + 2, last) if isinstance(heads, ActionConditionalHead) else last)[:, 0]
+
+
+class BranchDraft(WindowedDraft):
+    """Depth 2 keeps keys of the text; a later depth is one more query, after the branch's own keys."""
+
+    _stale_per_depth = 0
+
+    def _num_caches(self) -> int:
+        return 1
+
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Tensor]:
+        heads = self._heads
+        assert isinstance(heads, ActionConditionalHead)
+        (window,) = self._window(texts, 1)
+        carry = window[:, -1:]
+        yield heads.read(2, carry)[:, 0]
+        newest = torch.from_numpy(texts.num_cached).to(texts.device)[:, None]
+        for ahead in range(1, num_depths):
+            depth = min(ahead + 2, self._model.config.depth)
+            slots = newest + ahead
+            extent = int(slots.max()) + 1
+            keys = torch.arange(extent, device=texts.device)
+            allowed = (keys <= slots[..., None]) & (keys >= 1)
+            self._caches[0].write_at(slots, extent)
+            embeds = self._embed(texts.ids.gather(1, newest + ahead))
+            carry = heads.forward_depth(depth, carry, embeds, allowed[:, None], newest - 1, self._caches[0])
+            yield heads.read(depth, carry)[:, 0]

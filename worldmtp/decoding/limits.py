@@ -1,0 +1,72 @@
+"""What is refused before anything runs: prompts that make no sense, and a cache that does not fit."""
+
+import os
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from worldmtp.decoding.slot_cache import cache_size
+from worldmtp.model import MTPModel
+
+
+def check_prompts(
+    model: MTPModel,
+    input_ids: Int[Tensor, "row length"],
+    attention_mask: Shaped[Tensor, "row length"] | None,
+    pad_token_id: int,
+    max_new_tokens: int,
+) -> Bool[Tensor, "row length"]:
+    """The mask of the prompts' real tokens.
+
+    Raises:
+        ValueError: no rows, tokens outside the vocabulary, a row of padding alone, padding that nobody marked, or a
+            prompt that leaves no room in the trunk's context.
+    """
+    if not input_ids.numel():
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; pass at least one row of one token.")
+    config = model.trunk.config.get_text_config()
+    lowest, highest = int(input_ids.min()), int(input_ids.max())
+    if lowest < 0 or highest >= config.vocab_size:
+        raise ValueError(f"input_ids lie in {lowest} .. {highest}, the vocabulary in 0 .. {config.vocab_size - 1}.")
+    if attention_mask is None:
+        if len(input_ids) > 1 and bool((input_ids[:, [0, -1]] == pad_token_id).any()):
+            raise ValueError(
+                f"prompts begin or end with pad_token_id={pad_token_id} and there is no attention_mask to say whether "
+                "that is padding or text (pad and eos are often one token); pass attention_mask."
+            )
+        attention_mask = torch.ones_like(input_ids)
+    mask = attention_mask.bool()
+    empty = torch.nonzero(~mask.any(dim=1))[:, 0].tolist()
+    if empty:
+        raise ValueError(f"rows {empty} of the prompts are all padding; every row needs at least one token.")
+    context, longest = getattr(config, "max_position_embeddings", None), int(mask.sum(dim=1).max())
+    if context is not None and longest + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the trunk's context of "
+            f"{context}; shorten one of them."
+        )
+    return mask
+
+
+def check_cache(model: MTPModel, num_rows: int, capacity: int, max_cache_bytes: int | None) -> None:
+    """Whether the trunk's cache fits.
+
+    Raises:
+        MemoryError: it does not; the message does the sum.
+    """
+    size = cache_size(model.trunk.config, num_rows, capacity, model.dtype)
+    available = free_memory(model.device) if max_cache_bytes is None else max_cache_bytes
+    if size.num_bytes > available:
+        raise MemoryError(
+            f"the cache takes {size}, and {available / 2**20:.1f} MiB are "
+            f"{'free' if max_cache_bytes is None else 'allowed by max_cache_bytes'}; decode fewer rows at a time, or "
+            "fewer tokens."
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

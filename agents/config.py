@@ -61,6 +61,9 @@ class RolloutConfig:
     num_prompts: int = 64
     group_size: int = 4
     temperature: float = 1.0
+    draft: str = "none"
+    """Who drafts while acting, as in ``worldmtp.decoding.generate``; the law of the answers is the same with any."""
+    num_draft: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.num_iterations >= 0, f"num_iterations={self.num_iterations} cannot be negative.")

@@ -88,7 +88,7 @@ class TrunkPolicy:
 
     def _fill(self, tokens: np.ndarray, lengths: np.ndarray, generator: torch.Generator | None) -> "_Queues":
         model, longest = self._model, int(lengths.max())
-        sampling = SamplingConfig(do_sample=generator is not None, temperature=self._temperature)
+        sampling = SamplingConfig(do_sample=True, temperature=self._temperature)
         drafter = make_drafter(model, self._draft, self._num_draft, None)
         policy = DecodingPolicy(sampling, generator)
         session = DecodingSession(model, make_runner(model), drafter, policy, max(tokens.shape[1], longest + 1))

@@ -27,6 +27,7 @@ from worldmtp.agents.regression import correlation
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
+from worldmtp.decoding.making import make_drafter
 from worldmtp.dynamics import WorldModel, make_world_model
 from worldmtp.dynamics.rollout import check_horizon
 from worldmtp.envs import TextGenVectorEnv
@@ -54,6 +55,7 @@ class ImaginationTrainer:
                 f"the environment has {env.num_envs} rows; num_prompts={rollout.num_prompts} times "
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
+        make_drafter(model, rollout.draft, rollout.num_draft, None)  # what cannot be is told now, not while acting
         self.model = model
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
         self._env = env
@@ -120,7 +122,8 @@ class ImaginationTrainer:
 
     def _collect(self) -> Rollout:
         options = {"split": "train", "group_size": self._config.group_size}
-        policy = TrunkPolicy(self.model, self._config.temperature)
+        config = self._config
+        policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
         returns, (low, high) = episode_returns(rollout), self.model.config.value_range
         if float(returns.min()) < low or float(returns.max()) > high:

@@ -54,6 +54,37 @@ def test_cached_logprobs_are_those_of_the_full_forward(
     torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, temperature), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("draft", ["mtp", "lookup"])
+@pytest.mark.parametrize("greedy", [True, False])
+@torch.no_grad()
+def test_tokens_of_queues_are_those_of_a_trunk_alone(
+    greedy: bool, draft: str, replying_env: Any, tiny_model: MakeModel
+) -> None:
+    """With drafts there are fewer forwards; greedy texts are the same, and log-probabilities those of full forwards."""
+    model = tiny_model()
+    seen = widths(model)
+    generator = None if greedy else torch.Generator().manual_seed(0)
+    env = replying_env(PROMPTS, 8, lambda _: [])
+    rollout = collect_rollout(env, TrunkPolicy(model, 0.7, draft), generator, {})
+    num_forwards = len(seen)
+    torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, 0.7), atol=1e-5, rtol=0)
+    if greedy:
+        plain = collect_rollout(replying_env(PROMPTS, 8, lambda _: []), TrunkPolicy(model, 0.7), None, {})
+        assert torch.equal(rollout.input_ids, plain.input_ids)
+        assert num_forwards <= len(seen) - num_forwards
+
+
+@torch.no_grad()
+def test_rows_that_outrun_their_text_leave_the_session(replying_env: Any, tiny_model: MakeModel) -> None:
+    """Episode after episode to the environment's limit, which drafts would run past."""
+    model = tiny_model()
+    policy = TrunkPolicy(model, draft="mtp", num_draft=1)
+    env = replying_env([[2], [3, 4]], 3, lambda _: [])
+    for seed in range(6):
+        rollout = collect_rollout(env, policy, torch.Generator().manual_seed(seed), {})
+        torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, 1.0), atol=1e-5, rtol=0)
+
+
 def observe(texts: list[list[int]]) -> dict[str, np.ndarray]:
     tokens = np.zeros((len(texts), 8), dtype=np.int64)
     for row, text in enumerate(texts):

@@ -69,10 +69,13 @@ def generate(
         max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
 
     Raises:
-        ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made.
+        ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made; sampling
+            without a generator.
         MemoryError: the cache does not fit; the message does the sum.
         TypeError: a trunk that is no causal LM, or with layers whose state cannot be taken back.
     """
+    if do_sample and generator is None:
+        raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
     whole = as_mtp_model(model)
     stops = StopRule(_as_tuple(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)

@@ -89,7 +89,7 @@ class HeadDraft(ABC):
             if self._widths is not None:
                 chosen = processed.topk(self._widths[ahead], dim=-1).indices
                 best, parents = len(parents), parents + [best] * chosen.shape[1]
-            elif policy.sampling.do_sample:
+            elif policy.draws:
                 distributions.append(processed.log_softmax(dim=-1))
                 chosen = policy.choose(distributions[-1])[:, None]
             else:

@@ -71,7 +71,7 @@ class ModelDraft:
         return Draft(
             tokens=torch.cat(tokens, dim=1),
             num_drafts=torch.full((len(texts),), len(tokens), device=texts.device),
-            log_q=torch.cat(distributions, dim=1) if policy.sampling.do_sample else None,
+            log_q=torch.cat(distributions, dim=1) if policy.draws else None,
         )
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:

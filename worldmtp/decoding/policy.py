@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 
 class DecodingPolicy:
-    """Processed logits, and choices of them: the most likely token, or a draw."""
+    """Processed logits, and choices of them: draws, or without a generator the most likely tokens.
+
+    Without one but with ``do_sample``, log-probabilities are of the distribution that would be drawn from.
+    """
 
     def __init__(self, sampling: SamplingConfig, generator: torch.Generator | None) -> None:
-        if sampling.do_sample and generator is None:
-            raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
         self.sampling = sampling
-        self.generator = generator
+        self.generator = generator if sampling.do_sample else None
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.generator is not None
 
     def processed(
         self, logits: Float[Tensor, "row place vocab"], texts: CachedTexts, num_before: int = 0
@@ -55,7 +61,7 @@ class DecodingPolicy:
 
     def choose(self, log_probs: Float[Tensor, "*place vocab"]) -> Int[Tensor, "*place"]:
         """The most likely tokens, or draws."""
-        if not self.sampling.do_sample:
+        if not self.draws:
             return log_probs.argmax(dim=-1)
         return draw(log_probs.flatten(0, -2), self.generator).view(log_probs.shape[:-1])
 

@@ -107,7 +107,7 @@ class DecodingSession:
             processed = self._policy.processed(logits, texts)
             log_probs = self._policy.log_probs(processed)
             drafts, generator = draft.tokens, self._policy.generator
-            if not self._policy.sampling.do_sample:
+            if not self._policy.draws:
                 chain = accept_greedy(drafts, draft.num_drafts, processed)
             elif draft.log_q is None:
                 chain = accept_deterministic(drafts, draft.num_drafts, log_probs, generator)
@@ -136,7 +136,7 @@ class DecodingSession:
         Raises:
             ValueError: sampling, which would be biased by the correction that is thrown away.
         """
-        if self._policy.sampling.do_sample:
+        if self._policy.draws:
             raise ValueError(
                 "three-phase decoding throws away the trunk's corrections, which biases draws; use greedy."
             )

@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 from worldmtp.choices import check_choice
 from worldmtp.decoding.drafts import Drafter, LookupDraft, NoDraft
 from worldmtp.decoding.head_drafts import head_drafter
+from worldmtp.decoding.lean import lean_runner
 from worldmtp.decoding.trunk import HuggingFaceRunner, TrunkRunner
 from worldmtp.model import MTPModel
 
@@ -37,5 +38,5 @@ def make_drafter(
 
 
 def make_runner(model: MTPModel) -> TrunkRunner:
-    """The trunk's own forward."""
-    return HuggingFaceRunner(model)
+    """A lean forward where the trunk's is known by heart, else its own."""
+    return lean_runner(model) or HuggingFaceRunner(model)

@@ -77,7 +77,7 @@ def assert_equal_features(ours, theirs, tolerance: float) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_llamas(changes, dtype, tolerance):
     model = own(dtype, **changes)
     runner = lean_runner(model)
@@ -93,9 +93,10 @@ def test_qwen3_and_states_before_the_norm(tiny_trunk):
     model = MTPModel.from_trunk(trunk, config, torch.Generator().manual_seed(0)).eval()
     runner = lean_runner(model)
     assert runner is not None
+    # Queries and keys are normed in single precision, and their squares added in another order here.
     for one, other in zip(passes(model, runner), passes(model, HuggingFaceRunner(model)), strict=True):
-        torch.testing.assert_close(one.post_norm, other.post_norm, atol=1e-12, rtol=0)
-        torch.testing.assert_close(one.pre_norm, other.pre_norm, atol=1e-12, rtol=0)
+        torch.testing.assert_close(one.post_norm, other.post_norm, atol=1e-6, rtol=0)
+        torch.testing.assert_close(one.pre_norm, other.pre_norm, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -131,9 +132,10 @@ def test_what_is_not_known_by_heart(tiny_trunk):
     adapted = own()
     adapted.trunk.model.layers[0].mlp.up_proj = Scaled(32, 48)
     assert lean_runner(adapted) is None
-    watched = own()
-    watched.trunk.model.layers[0].self_attn.register_forward_hook(lambda *given: None)
-    assert lean_runner(watched) is None
+    for part in ("model", "model.layers.0.self_attn"):
+        watched = own()
+        watched.trunk.get_submodule(part).register_forward_hook(lambda *given: None)
+        assert lean_runner(watched) is None
     heads = MTPConfig(head="latent", depth=2)
     sizes = {"vocab_size": 7, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}

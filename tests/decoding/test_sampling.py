@@ -58,7 +58,16 @@ def theirs(processors, logits, contexts, lengths):
             [NoRepeatNGramLogitsProcessor(2), MinPLogitsWarper(0.05), TemperatureLogitsWarper(0.5)],
         ),
     ],
-    ids=["temperature", "top_k", "top_k_of_all", "top_p", "top_p_of_one", "penalty", "all_in_order", "given_processors"],
+    ids=[
+        "temperature",
+        "top_k",
+        "top_k_of_all",
+        "top_p",
+        "top_p_of_one",
+        "penalty",
+        "all_in_order",
+        "given_processors",
+    ],
 )
 def test_parity_with_transformers(places, config, processors):
     logits, contexts, lengths = places

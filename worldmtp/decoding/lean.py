@@ -1,12 +1,12 @@
 """The forward of Llama and Qwen3 trunks, written out for decoding.
 
 A step of a small model is mostly overhead: modules called through hooks, masks and position embeddings made anew, keys
-repeated for groups. ``LeanRunner`` does what those trunks' own forward does, and nothing else, with the weights of
-their own modules, read at every call: nothing is copied, so training is seen at once. Tests hold it to
-``HuggingFaceRunner``.
+repeated for groups. ``LeanRunner`` does what those trunks' own forward does in a third of the operations, on weights
+that it packs when a batch of prompts begins (``worldmtp.decoding.packed``); tests hold it to ``HuggingFaceRunner``.
 
 ``lean_runner`` takes exactly ``LlamaForCausalLM`` and ``Qwen3ForCausalLM``, in full attention, with linear layers that
-are nothing but that and rotary frequencies that do not depend on the length; for any other trunk it gives None.
+are nothing but that, rotary frequencies that do not depend on the length, and weights whose copies are small; for any
+other trunk it gives None. A large trunk's step is not overhead, and its copies would be missed.
 """
 
 from typing import Any
@@ -18,10 +18,14 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 from transformers.activations import ACT2FN
 
+from worldmtp.decoding.packed import PackedLayer, pack_layer, packed_bytes
 from worldmtp.decoding.slot_cache import SlotCache, SlotLayer
 from worldmtp.heads.features import TrunkFeatures
+from worldmtp.heads.masks import additive_mask
 from worldmtp.model import MTPModel
 from worldmtp.trunk_inputs import has_sliding_attention
+
+MAX_PACKED_BYTES = 2**30
 
 _TRUNKS = (LlamaForCausalLM, Qwen3ForCausalLM)
 _LENGTH_FREE_ROPES = ("default", "linear", "llama3", "yarn")
@@ -33,11 +37,14 @@ def lean_runner(model: MTPModel) -> "LeanRunner | None":
     if type(trunk) not in _TRUNKS or has_sliding_attention(trunk.config):
         return None
     rotary = trunk.base_model.get_submodule("rotary_emb")
+    layers = list(trunk.base_model.get_submodule("layers").children())
     plain = (nn.Linear, nn.Embedding, nn.ModuleList)
-    inner = [module for layer in trunk.base_model.get_submodule("layers").children() for module in layer.modules()]
+    inner = [module for layer in layers for module in layer.modules()]
     is_plain = all(type(module) is nn.Linear for module in inner if isinstance(module, plain))
-    has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in inner)
+    has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
     if not is_plain or has_hooks or getattr(rotary, "rope_type", None) not in _LENGTH_FREE_ROPES:
+        return None
+    if packed_bytes(layers) > MAX_PACKED_BYTES:
         return None
     return LeanRunner(model)
 
@@ -48,13 +55,27 @@ class LeanRunner:
     def __init__(self, model: MTPModel) -> None:
         config = model.trunk.config
         self._backbone: Any = model.base_model  # whose class lean_runner has seen to
-        self._layers: list[Any] = [*model.base_model.get_submodule("layers").children()]
+        self._modules: list[Any] = [*model.base_model.get_submodule("layers").children()]
         self._activation = ACT2FN[config.hidden_act]
         self._eps: float = config.rms_norm_eps
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._grouped = config.num_key_value_heads != config.num_attention_heads
+        self._num_queries: int = config.num_attention_heads
+        self._num_keys: int = config.num_key_value_heads
+        self._is_grouped = self._num_queries != self._num_keys
+        self._scale: float = self._head_dim**-0.5
         # As ``record_features`` names them: from the end where negative.
-        self._recorded = [index % len(self._layers) for index in model.heads.feature_layers]
+        self._recorded = [index % len(self._modules) for index in model.heads.feature_layers]
+        self._layers: list[PackedLayer] = []
+        self._rotations = torch.zeros(0)
+
+    def begin(self, num_positions: int) -> None:
+        """Pack the weights as they are now, and the rotations of so many positions."""
+        self._layers = [pack_layer(module, self._head_dim) for module in self._modules]
+        weight = self._backbone.embed_tokens.weight
+        positions = torch.arange(num_positions, device=weight.device)
+        cos, sin = (part[0, :, : self._head_dim // 2] for part in self._backbone.rotary_emb(weight, positions[None]))
+        # Half precision has no complex numbers that multiply: its rotations are pairs of numbers.
+        self._rotations = torch.stack([cos, sin], dim=-1).contiguous()
 
     def __call__(
         self,
@@ -64,60 +85,72 @@ class LeanRunner:
         cache: SlotCache,
     ) -> TrunkFeatures:
         """The trunk's forward."""
-        hidden = functional.embedding(input_ids, self._backbone.embed_tokens.weight)
-        cos, sin = self._backbone.rotary_emb(hidden, position_ids)
-        rotation = cos[:, None], sin[:, None]
+        shape = (*input_ids.shape, -1)
+        hidden = functional.embedding(input_ids.flatten(), self._backbone.embed_tokens.weight)  # (B T, D)
+        rotations = self._rotations[position_ids][:, None]
+        mask = None if allowed is None else additive_mask(allowed, hidden.dtype)
         outputs = []
         for layer, cached in zip(self._layers, cache.layers, strict=True):
             assert isinstance(cached, SlotLayer)
-            normed = self._norm(hidden, layer.input_layernorm)
-            hidden = hidden + self._attention(layer.self_attn, normed, rotation, allowed, cached)
-            normed, mlp = self._norm(hidden, layer.post_attention_layernorm), layer.mlp
-            hidden = hidden + mlp.down_proj(self._activation(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+            mixed = self._attend(layer, self._norm(hidden, layer.input_norm), shape[:2], rotations, mask, cached)
+            hidden = _add_linear(hidden, mixed, layer.attention_out, layer.attention_out_bias)
+            gate_up = functional.linear(self._norm(hidden, layer.mlp_norm), layer.mlp_in, layer.mlp_in_bias)
+            gate, up = gate_up.chunk(2, dim=-1)
+            hidden = _add_linear(hidden, self._activation(gate).mul_(up), layer.mlp_out, layer.mlp_out_bias)
             outputs.append(hidden)
         return TrunkFeatures(
-            post_norm=self._norm(hidden, self._backbone.norm),
-            pre_norm=hidden,
-            layers=tuple(outputs[index] for index in self._recorded),
+            post_norm=self._norm(hidden, self._backbone.norm.weight).view(shape),
+            pre_norm=hidden.view(shape),
+            layers=tuple(outputs[index].view(shape) for index in self._recorded),
         )
 
-    def _norm(self, hidden: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*batch width"]:
-        weight = norm.weight
+    def _norm(self, hidden: Float[Tensor, "*batch width"], weight: Tensor) -> Float[Tensor, "*batch width"]:
         if hidden.dtype == torch.float32:
             return functional.rms_norm(hidden, weight.shape, weight, self._eps)
         # The trunks norm in single precision whatever they compute in, double too.
         return weight * functional.rms_norm(hidden.float(), weight.shape, None, self._eps).to(hidden.dtype)
 
-    def _attention(
+    def _attend(
         self,
-        attention: Any,
-        hidden: Float[Tensor, "row query hidden"],
-        rotation: tuple[Tensor, Tensor],
-        allowed: Bool[Tensor, "mask_row 1 query key"] | None,
+        layer: PackedLayer,
+        hidden: Float[Tensor, "token hidden"],
+        shape: tuple[int, int],
+        rotations: Float[Tensor, "row 1 query pair 2"],
+        mask: Float[Tensor, "mask_row 1 query key"] | None,
         cached: SlotLayer,
-    ) -> Float[Tensor, "row query hidden"]:
-        num_rows, num_queries, _ = hidden.shape
-        by_head = (num_rows, num_queries, -1, self._head_dim)
-        queries = attention.q_proj(hidden).view(by_head)
-        keys = attention.k_proj(hidden).view(by_head)
-        values = attention.v_proj(hidden).view(by_head).transpose(1, 2)
-        if hasattr(attention, "q_norm"):
-            queries, keys = self._norm(queries, attention.q_norm), self._norm(keys, attention.k_norm)
-        keys, values = cached.update(_rotated(keys.transpose(1, 2), rotation), values)
+    ) -> Float[Tensor, "token queries"]:
+        num_queries, num_rotated = self._num_queries, self._num_queries + self._num_keys
+        projected = functional.linear(hidden, layer.attention_in, layer.attention_in_bias)
+        heads = projected.view(*shape, -1, self._head_dim).transpose(1, 2)  # (B, head, T, head_dim)
+        rotated = heads[:, :num_rotated]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            queries, keys = rotated[:, :num_queries], rotated[:, num_queries:]
+            rotated = torch.cat([self._norm(queries, layer.query_norm), self._norm(keys, layer.key_norm)], dim=1)
+        rotated = _rotate(rotated, rotations)
+        keys, values = cached.update(rotated[:, num_queries:], heads[:, num_rotated:])
         mixed = functional.scaled_dot_product_attention(
-            _rotated(queries.transpose(1, 2), rotation),
-            keys,
-            values,
-            attn_mask=allowed,
-            scale=attention.scaling,
-            enable_gqa=self._grouped,
+            rotated[:, :num_queries], keys, values, attn_mask=mask, scale=self._scale, enable_gqa=self._is_grouped
         )
-        return attention.o_proj(mixed.transpose(1, 2).reshape(num_rows, num_queries, -1))
+        return mixed.transpose(1, 2).reshape(hidden.shape[0], -1)
 
 
-def _rotated(
-    states: Float[Tensor, "row head query head_dim"], rotation: tuple[Tensor, Tensor]
+def _rotate(
+    heads: Float[Tensor, "row head query head_dim"], rotations: Float[Tensor, "row 1 query pair 2"]
 ) -> Float[Tensor, "row head query head_dim"]:
-    cos, sin = rotation
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin
+    """Pairs of numbers as complex ones, times cos + i sin."""
+    pairs = heads.view(*heads.shape[:-1], -1, 2)
+    if heads.dtype in (torch.float32, torch.float64):
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotations)).view(heads.shape)
+    (real, imaginary), (cos, sin) = pairs.unbind(-1), rotations.unbind(-1)
+    return torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1).flatten(-2)
+
+
+def _add_linear(
+    hidden: Float[Tensor, "token hidden"],
+    inputs: Float[Tensor, "token inner"],
+    weight: Float[Tensor, "hidden inner"],
+    bias: Float[Tensor, " hidden"] | None,
+) -> Float[Tensor, "token hidden"]:
+    """The residual stream and what a layer adds to it."""
+    added = torch.addmm(hidden, inputs, weight.t())
+    return added if bias is None else added.add_(bias)

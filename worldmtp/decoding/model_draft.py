@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from worldmtp.decoding.drafts import Draft, write_drafts
+from worldmtp.decoding.making import make_runner
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
-from worldmtp.decoding.trunk import HuggingFaceRunner, as_mtp_model
+from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
 
@@ -44,7 +45,8 @@ class ModelDraft:
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
         """Read the prompts."""
         self._drafting.eval()
-        runner = HuggingFaceRunner(self._drafting)
+        runner = make_runner(self._drafting)
+        runner.begin(texts.capacity)
         own = CachedTexts(runner, self._num_layers, texts.capacity, texts.device, self._max_position)
         own.num_cached = np.zeros(len(texts), dtype=np.int64)
         own.forward(texts.ids[:, : int(texts.num_cached.max())])

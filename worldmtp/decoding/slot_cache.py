@@ -93,8 +93,10 @@ class SlotLayer(CacheLayerMixin):
         """Write at the slots the owner was told, and give all that may be looked at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        owner, num_rows = self._owner, len(key_states)
-        keys, values = (states[:num_rows] for states in self.states)
+        owner, num_rows = self._owner, key_states.shape[0]
+        keys, values = self.states
+        if num_rows < keys.shape[0]:
+            keys, values = keys[:num_rows], values[:num_rows]
         if owner.common_start is not None:
             written = slice(owner.common_start, owner.common_start + key_states.shape[2])
             keys[:, :, written] = key_states

@@ -62,6 +62,7 @@ class CachedTexts:
         self.ids = input_ids.new_zeros((len(input_ids), self.capacity))
         self.ids[:, :longest] = input_ids.gather(1, order)
         self.num_cached = np.zeros(len(input_ids), dtype=np.int64)
+        self._runner.begin(self.capacity)
         features = self.forward(self.ids[:, :longest])
         self.num_cached = lengths.cpu().numpy()
         return features

@@ -24,6 +24,10 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class TrunkRunner(Protocol):
     """Hidden states of new tokens over a cache that ``write_at`` was called on."""
 
+    def begin(self, num_positions: int) -> None:
+        """A batch of prompts begins, at positions below ``num_positions``: weights may have changed since the last."""
+        ...
+
     def __call__(
         self,
         input_ids: Int[Tensor, "row query"],
@@ -59,6 +63,9 @@ class HuggingFaceRunner:
         self._model = model
         self._window = config.sliding_window if has_sliding_attention(config) else None
         self._mixed = len(kinds) > 1
+
+    def begin(self, num_positions: int) -> None:
+        """The trunk's own weights are read at every call."""
 
     def __call__(
         self,

@@ -1,0 +1,90 @@
+"""Weights of Llama and Qwen3 layers, laid out for few and large operations a step.
+
+A step of a small model is mostly calls: three projections of one input are one matrix here, and so are a gated MLP's
+two. Rows of queries and keys are put in pairs, so that a rotation is one complex product instead of five operations;
+scores are sums over a head's numbers, whose order does not matter.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """Copies of a layer's inputs to attention and MLP, and its own other weights; biases are None where it has none.
+
+    ``query_norm`` and ``key_norm`` are Qwen3's.
+    """
+
+    input_norm: Float[Tensor, " hidden"]
+    attention_in: Float[Tensor, "query_key_value hidden"]
+    attention_in_bias: Float[Tensor, " query_key_value"] | None
+    query_norm: Float[Tensor, " head_dim"] | None
+    key_norm: Float[Tensor, " head_dim"] | None
+    attention_out: Float[Tensor, "hidden queries"]
+    attention_out_bias: Float[Tensor, " hidden"] | None
+    mlp_norm: Float[Tensor, " hidden"]
+    mlp_in: Float[Tensor, "gate_up hidden"]
+    mlp_in_bias: Float[Tensor, " gate_up"] | None
+    mlp_out: Float[Tensor, "hidden inner"]
+    mlp_out_bias: Float[Tensor, " hidden"] | None
+
+
+def pack_layer(layer: Any, head_dim: int) -> PackedLayer:
+    """A decoder layer of a Llama or a Qwen3; ``lean_runner`` has seen to its class."""
+    attention, mlp = layer.self_attn, layer.mlp
+    query, key = attention.q_proj, attention.k_proj
+    biases = [
+        None if part.bias is None else in_pairs(part.bias[:, None], head_dim)[:, 0] if rotates else part.bias
+        for part, rotates in ((query, True), (key, True), (attention.v_proj, False))
+    ]
+    norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    query_norm, key_norm = (None if norm is None else in_pairs(norm.weight[:, None], head_dim)[:, 0] for norm in norms)
+    return PackedLayer(
+        input_norm=layer.input_layernorm.weight,
+        attention_in=torch.cat(
+            [in_pairs(query.weight, head_dim), in_pairs(key.weight, head_dim), attention.v_proj.weight]
+        ),
+        attention_in_bias=_joined(biases),
+        query_norm=query_norm,
+        key_norm=key_norm,
+        attention_out=attention.o_proj.weight,
+        attention_out_bias=attention.o_proj.bias,
+        mlp_norm=layer.post_attention_layernorm.weight,
+        mlp_in=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        mlp_in_bias=_joined([mlp.gate_proj.bias, mlp.up_proj.bias]),
+        mlp_out=mlp.down_proj.weight,
+        mlp_out_bias=mlp.down_proj.bias,
+    )
+
+
+def packed_bytes(layers: list[Any]) -> int:
+    """What the copies of ``pack_layer`` take."""
+    copied = (
+        projection
+        for layer in layers
+        for projection in (
+            layer.self_attn.q_proj,
+            layer.self_attn.k_proj,
+            layer.self_attn.v_proj,
+            layer.mlp.gate_proj,
+            layer.mlp.up_proj,
+        )
+    )
+    return sum(projection.weight.numel() * projection.weight.element_size() for projection in copied)
+
+
+def in_pairs(rows: Float[Tensor, "row column"], head_dim: int) -> Float[Tensor, "row column"]:
+    """Rows of each head in the order 0, half, 1, half + 1, ..: what is rotated together stands together."""
+    by_half = rows.reshape(-1, 2, head_dim // 2, rows.shape[1])
+    return by_half.transpose(1, 2).reshape(rows.shape)
+
+
+def _joined(biases: list[Tensor | None]) -> Tensor | None:
+    """One bias of several projections, which have one all or none."""
+    given = [bias for bias in biases if bias is not None]
+    return torch.cat(given) if given else None

@@ -3,6 +3,7 @@
 A loop over a ``DecodingSession`` that knows when rows end. Rows end on their own, and are dropped at once.
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from worldmtp.decoding.adaptive import AdaptiveLength, LengthChooser
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.limits import check_cache, check_prompts
 from worldmtp.decoding.making import make_drafter, make_runner
@@ -38,7 +40,7 @@ def generate(
     logits_processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
     stop_sequences: Sequence[Sequence[int]] = (),
     draft: str | PreTrainedModel | Drafter = "mtp",
-    num_draft: int | None = None,
+    num_draft: int | str | LengthChooser | None = None,
     tree: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     three_phase: bool = False,
@@ -62,15 +64,16 @@ def generate(
         stop_sequences: tokens that end a text, kept in it.
         draft: ``"mtp"`` the model's heads, ``"lookup"`` repetitions of the text, ``"none"``, a smaller causal LM with
             the same vocabulary, or a ``Drafter``.
-        num_draft: tokens a draft, K - 1 of the heads' by default.
+        num_draft: tokens a draft, K - 1 of the heads' by default; ``"auto"``, or an ``AdaptiveLength`` of one's own,
+            finds out what is fastest, none included (equal seeds then need not give equal samples).
         tree: candidates at each depth, for a draft that branches; of the heads only.
         generator: what is drawn from; needed with ``do_sample``.
         three_phase: predict and verify in forwards of their own, for comparison.
         max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
 
     Raises:
-        ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made; sampling
-            without a generator.
+        ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made, or whose
+            length cannot be chosen; sampling without a generator.
         MemoryError: the cache does not fit; the message does the sum.
         TypeError: a trunk that is no causal LM, or with layers whose state cannot be taken back.
     """
@@ -80,7 +83,9 @@ def generate(
     stops = StopRule(_as_tuple(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
-    drafter = make_drafter(whole, draft, num_draft, None if tree is None else tuple(tree))
+    chooser = _length_chooser(num_draft, tree, three_phase)
+    given_length = num_draft if isinstance(num_draft, int) else None
+    drafter = make_drafter(whole, draft, given_length, None if tree is None else tuple(tree))
     runner = make_runner(whole)
     capacity = int(mask.sum(dim=1).max()) + max_new_tokens
     check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes)
@@ -93,10 +98,35 @@ def generate(
         rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
         advance = session.advance_in_phases if three_phase else session.advance
         while len(session.texts):
-            rows.take(session, advance())
+            if chooser is None:
+                rows.take(session, advance())
+            else:
+                _timed_round(session, rows, chooser, drafter.max_drafts)
     finally:
         whole.train(was_training)
     return rows.output(session.num_trunk_forwards)
+
+
+def _length_chooser(
+    num_draft: int | str | LengthChooser | None, tree: Sequence[int] | None, three_phase: bool
+) -> LengthChooser | None:
+    if num_draft is None or isinstance(num_draft, int):
+        return None
+    if isinstance(num_draft, str) and num_draft != "auto":
+        raise ValueError(f"num_draft={num_draft!r} is unknown; give a number of tokens, or 'auto'.")
+    if tree is not None or three_phase:
+        raise ValueError("num_draft='auto' chooses the length of merged chains; leave tree and three_phase out.")
+    return AdaptiveLength() if isinstance(num_draft, str) else num_draft
+
+
+def _timed_round(session: DecodingSession, rows: "_Rows", chooser: LengthChooser, max_length: int) -> None:
+    """A round of the length that is chosen, whose time is told; that accepted counts are read waits for the device."""
+    num_rows = len(session.texts)
+    length = chooser.choose(num_rows, max_length)
+    begin = time.perf_counter()
+    emission = session.advance(length)
+    rows.take(session, emission)
+    chooser.observe(num_rows, length, time.perf_counter() - begin, emission.num_accepted, emission.num_drafted)
 
 
 class _Rows:

@@ -82,6 +82,8 @@ class HeadDraft(ABC):
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
         """See ``Drafter``."""
         num_depths = min(num_drafts, self._num_depths)
+        if num_depths == 0:
+            return Draft(texts.ids.new_zeros((len(texts), 0)), texts.ids.new_zeros(len(texts)))
         tokens, distributions, parents, best = list[Tensor](), list[Tensor](), [-1], 0
         for ahead, latent in enumerate(self._latents(texts, num_depths)):
             logits = self._model.logits_of(latent, min(ahead + 2, self._model.config.depth))
@@ -96,12 +98,11 @@ class HeadDraft(ABC):
                 chosen = processed.argmax(dim=-1, keepdim=True)
             tokens.append(chosen)
             write_drafts(texts, chosen[:, :1], num_before=ahead)
-        drafted = torch.cat(tokens, dim=1) if tokens else texts.ids.new_zeros((len(texts), 0))
         return Draft(
-            tokens=drafted,
-            num_drafts=torch.full((len(texts),), num_depths, device=drafted.device),
+            tokens=torch.cat(tokens, dim=1),
+            num_drafts=torch.full((len(texts),), num_depths, device=texts.device),
             log_q=torch.stack(distributions, dim=1) if distributions else None,
-            tree=Tree(tuple(parents)) if self._widths is not None and tokens else None,
+            tree=None if self._widths is None else Tree(tuple(parents)),
         )
 
     def _embed(self, tokens: Int[Tensor, "row query"]) -> Float[Tensor, "row query hidden"]:

@@ -41,6 +41,8 @@ class ModelDraft:
         self._num_layers = config.num_hidden_layers
         self._max_position = getattr(config, "max_position_embeddings", None)
         self._own: CachedTexts | None = None
+        self._num_skipped = 0
+        """Rounds without drafts since the last with some; each added one token to every row."""
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
         """Read the prompts."""
@@ -50,15 +52,19 @@ class ModelDraft:
         own = CachedTexts(runner, self._num_layers, texts.capacity, texts.device, self._max_position)
         own.num_cached = np.zeros(len(texts), dtype=np.int64)
         own.forward(texts.ids[:, : int(texts.num_cached.max())])
-        self._own = own
+        self._own, self._num_skipped = own, 0
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
         """A forward of the small model for each token."""
         own = self._own
         assert own is not None
-        own.num_cached = texts.num_cached - 1
+        if num_drafts == 0:
+            self._num_skipped += 1
+            return Draft(texts.ids.new_zeros((len(texts), 0)), texts.ids.new_zeros(len(texts)))
+        own.num_cached = texts.num_cached - 1 - self._num_skipped
         index = torch.from_numpy(own.num_cached).to(texts.device)[:, None]
-        pending = texts.ids.gather(1, torch.cat([index, index + 1], dim=1))
+        pending = texts.ids.gather(1, index + torch.arange(2 + self._num_skipped, device=texts.device))
+        self._num_skipped = 0
         tokens, distributions = list[Tensor](), list[Tensor]()
         for ahead in range(min(num_drafts, self.max_drafts)):
             hidden = own.forward(pending).post_norm[:, -1:]
@@ -68,8 +74,6 @@ class ModelDraft:
             pending = policy.choose(distributions[-1])
             tokens.append(pending)
             write_drafts(texts, pending, num_before=ahead)
-        if not tokens:
-            return Draft(texts.ids.new_zeros((len(texts), 0)), texts.ids.new_zeros(len(texts)))
         return Draft(
             tokens=torch.cat(tokens, dim=1),
             num_drafts=torch.full((len(texts),), len(tokens), device=texts.device),

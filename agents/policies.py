@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from worldmtp.decoding.making import make_drafter, make_runner
 from worldmtp.decoding.policy import DecodingPolicy
@@ -67,7 +68,11 @@ class TrunkPolicy:
     """
 
     def __init__(
-        self, model: MTPModel, temperature: float = 1.0, draft: str = "none", num_draft: int | None = None
+        self,
+        model: MTPModel,
+        temperature: float = 1.0,
+        draft: str | PreTrainedModel = "none",
+        num_draft: int | None = None,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} must be positive; for greedy acting pass no generator.")
@@ -76,6 +81,12 @@ class TrunkPolicy:
         self._draft, self._num_draft = draft, num_draft
         self._generator: torch.Generator | None = None
         self._queues: _Queues | None = None
+        self._yielded = YieldCount()
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """What rounds of this policy gave a row, on average; NaN before the first."""
+        return self._yielded.tokens_per_round
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         """One token a row."""
@@ -94,15 +105,36 @@ class TrunkPolicy:
         session = DecodingSession(model, make_runner(model), drafter, policy, max(tokens.shape[1], longest + 1))
         input_ids = torch.from_numpy(tokens[:, :longest]).to(model.device)
         mask = (torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]).to(model.device)
-        return _Queues(session, session.prefill(input_ids, mask), tokens, lengths)
+        return _Queues(session, session.prefill(input_ids, mask), tokens, lengths, self._yielded)
+
+
+@dataclass
+class YieldCount:
+    """Tokens that rows got, and the rounds they took."""
+
+    num_tokens: int = 0
+    num_rounds: int = 0
+
+    @property
+    def tokens_per_round(self) -> float:
+        """NaN where there was no round."""
+        return self.num_tokens / self.num_rounds if self.num_rounds else float("nan")
 
 
 class _Queues:
     """The texts of all rows as far as they are decided, and the session that decides more of them."""
 
-    def __init__(self, session: DecodingSession, first: Emission, tokens: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(
+        self,
+        session: DecodingSession,
+        first: Emission,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        yielded: YieldCount,
+    ) -> None:
         num_rows, width = tokens.shape
         self._session = session
+        self._yielded = yielded
         self._start = lengths.copy()
         self._known = lengths.copy()
         self._limit = session.capacity
@@ -131,7 +163,10 @@ class _Queues:
         needs = lengths == self._known
         if needs.any():
             self._leave((lengths == self._last) & ~needs)
-            self._put(self._session.advance())
+            emission = self._session.advance()
+            self._yielded.num_tokens += int(emission.counts.sum())
+            self._yielded.num_rounds += len(emission.counts)
+            self._put(emission)
         self._last = lengths.copy()
         device = self._logprobs.device
         places = torch.from_numpy(lengths).to(device)[:, None]
@@ -144,7 +179,8 @@ class _Queues:
 
     def _leave(self, stands_still: np.ndarray) -> None:
         """Take rows out of the session that need no more of it: those that stand still, and those that are full."""
-        is_done = stands_still[self._rows] | (self._session.texts.num_cached >= self._limit)
+        # The newest token is text that is not cached yet.
+        is_done = stands_still[self._rows] | (self._session.texts.num_cached + 1 >= self._limit)
         if is_done.any():
             sources, targets = self._session.drop(is_done)
             self._rows[targets] = self._rows[sources]

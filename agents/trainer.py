@@ -27,6 +27,7 @@ from worldmtp.agents.regression import correlation
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
+from worldmtp.decoding.alarm import AcceptanceAlarm
 from worldmtp.decoding.making import make_drafter
 from worldmtp.dynamics import WorldModel, make_world_model
 from worldmtp.dynamics.rollout import check_horizon
@@ -75,6 +76,8 @@ class ImaginationTrainer:
             check_horizon(self._world_model, imagination.horizon)
         self._estimator = make_estimator(model, self._world_model, imagination, ppo, self._generators["imagination"])
         self.clock = PhaseClock()
+        self._alarm = AcceptanceAlarm(model)
+        self._drafting: dict[str, float] = {}
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
         self._env.reset(seed=seed)
@@ -125,6 +128,9 @@ class ImaginationTrainer:
         config = self._config
         policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+        if config.draft != "none":
+            self._drafting = {"rollout/tokens_per_forward": policy.tokens_per_forward}
+            self._alarm.observe(policy.tokens_per_forward)
         returns, (low, high) = episode_returns(rollout), self.model.config.value_range
         if float(returns.min()) < low or float(returns.max()) > high:
             raise ValueError(
@@ -160,6 +166,7 @@ class ImaginationTrainer:
             "rollout/exact_mean": float(rollout.exact.float().mean()),
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
+            **self._drafting,
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),

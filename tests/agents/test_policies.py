@@ -162,3 +162,14 @@ def test_a_temperature_of_zero_is_refused(tiny_model: MakeModel) -> None:
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(FloatingPointError, match="logits are not finite while acting"):
         sample_step(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 1.0, torch.Generator())
+
+
+@torch.no_grad()
+def test_a_round_may_run_past_the_end_of_every_text(replying_env: Any, tiny_model: MakeModel) -> None:
+    """A model that drafts for itself is always right: rounds of four tokens over episodes of one to seven."""
+    model = tiny_model()
+    for length in range(1, 8):
+        policy = TrunkPolicy(model, draft=model.trunk, num_draft=3)
+        rollout = collect_rollout(replying_env([[2], [3, 4, 5]], length, lambda _: []), policy, None, {})
+        torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, 1.0), atol=1e-5, rtol=0)
+        assert policy.tokens_per_forward == 4 or length == 1

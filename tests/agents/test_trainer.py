@@ -14,6 +14,7 @@ from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
 from worldmtp.config import MTPConfig
+from worldmtp.decoding.alarm import AcceptanceDropWarning
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
@@ -234,4 +235,18 @@ def test_returns_outside_the_value_range_are_refused(text_env: MakeEnv, tiny_mod
     trainer = make_trainer(text_env, model, "off")
     model.config.value_range = (0.5, 1.0)
     with pytest.raises(ValueError, match=r"return of 0.0 .. [01].0 lies outside the model's value_range \(0.5, 1.0\)"):
+        trainer.step()
+
+
+def test_drafts_are_counted_and_missed(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Tokens a forward are logged where drafts are made, and drafts that became much worse are told of."""
+    rollout = RolloutConfig(num_iterations=3, num_prompts=4, group_size=4, draft="mtp")
+    ppo = PPOConfig(learning_rate=1e-3, anneals_learning_rate=False)
+    model = tiny_model()
+    trainer = ImaginationTrainer(model, text_env(16), rollout, ppo, WORLD, ImaginationConfig(use="off"), seed=0)
+    assert "rollout/tokens_per_forward" not in make_trainer(text_env, tiny_model(), "off").step()[0]
+    metrics, _ = trainer.step()
+    assert 1 < metrics["rollout/tokens_per_forward"] <= model.config.depth
+    trainer._alarm.observe(100.0)  # as if drafts had once been that good
+    with pytest.warns(AcceptanceDropWarning, match="train the heads beside the trunk"):
         trainer.step()

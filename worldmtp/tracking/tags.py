@@ -88,6 +88,7 @@ _ROLLOUT = _rows(
     ("exact_mean", "share of episodes whose answer the task's scorer marks exactly right, sampled", "share"),
     ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
+    ("tokens_per_forward", "tokens a row got from a trunk forward, mean over rows and rounds; with drafts", "tokens"),
     ("entropy", "mean over sampled tokens of the entropy of the distribution they were drawn from", "nats"),
     ("reward_{part}_mean", "mean over episodes of one named part of the reward", "reward"),
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),

@@ -1,0 +1,52 @@
+"""The alarm for stale heads, and the counter that says whose weights changed."""
+
+import pytest
+import torch
+
+from worldmtp.decoding.alarm import AcceptanceAlarm, AcceptanceDropWarning, weights_version
+
+
+def test_the_counter_grows_with_every_way_of_writing(model_of):
+    heads = model_of("llama", "latent", 3).heads
+    versions = [weights_version(heads)]
+    optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
+    for parameter in heads.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    versions.append(weights_version(heads))
+    heads.load_state_dict(heads.state_dict())
+    versions.append(weights_version(heads))
+    assert versions[0] < versions[1] < versions[2]
+    assert weights_version(heads) == versions[2]
+
+
+def test_it_rings_once_and_says_whose_weights_changed(model_of):
+    model = model_of("llama", "latent", 3, seed=11)
+    alarm = AcceptanceAlarm(model)
+    alarm.observe(2.0)
+    alarm.observe(3.0)
+    alarm.observe(2.01)  # 1.01 of 2 are left
+    alarm.observe(float("nan"))
+    with torch.no_grad():
+        next(iter(model.trunk.parameters())).add_(0.0)
+    message = (
+        r"a trunk forward yields 1\.90 tokens with drafts, and yielded 3\.00\. Since then the trunk's weights were "
+        r"written 1 times and the heads' 0 times"
+    )
+    with pytest.warns(AcceptanceDropWarning, match=message):
+        alarm.observe(1.9)
+    alarm.observe(1.8)  # said already
+    alarm.observe(2.9)
+    with pytest.warns(AcceptanceDropWarning, match=r"yields 1\.50 tokens"):
+        alarm.observe(1.5)
+
+
+def test_heads_that_were_never_right_ring_nothing(model_of):
+    alarm = AcceptanceAlarm(model_of())
+    for _ in range(3):
+        alarm.observe(1.0)
+
+
+def test_a_share_that_makes_no_sense(model_of):
+    with pytest.raises(ValueError, match=r"min_share=1\.0 must lie between 0 and 1"):
+        AcceptanceAlarm(model_of(), min_share=1.0)

@@ -34,8 +34,9 @@ from worldmtp.cli.make import (
 from worldmtp.cli.objective import checked_objective
 from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
+from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
-from worldmtp.cli.warm_start import demonstrations, load_model, save_model, warm_start
+from worldmtp.cli.warm_start import demonstrations, warm_start
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import prompt_overlap
 from worldmtp.model import MTPModel
@@ -136,7 +137,7 @@ class Pipeline:
             self._after = self._judge()
             if saved is None:
                 self._write_final(self._after, 0)
-        save_model(self._model, self._run_dir / "model")
+        save_model(self._model, self._run_dir / "model", transformers_tokenizer(self._env.tokenizer))
         self._close(before, self._after)
         return self._after.exact.estimate
 

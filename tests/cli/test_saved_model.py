@@ -1,8 +1,12 @@
 """Model directories are complete checkpoints: the environment's tokenizer stands beside the weights."""
 
+import shlex
+import sys
+
 import pytest
 from transformers import AutoTokenizer
 
+from worldmtp.cli import generate
 from worldmtp.cli.saved_model import load_any_model, load_tokenizer, save_model, transformers_tokenizer
 from worldmtp.cli.train import run
 from worldmtp.config import MTPConfig
@@ -82,3 +86,12 @@ def test_a_run_saves_its_tokenizer_with_both_models(compose_tiny, tmp_path):
         # The reversal's alphabet is abcdefghij=, behind padding 0 and EOS 1.
         assert tokenizer.encode("cab=") == [4, 2, 3, 12]
         assert tokenizer.decode([12, 11, 1], skip_special_tokens=True) == "=j"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypatch, capsys):
+    run(compose_tiny("agent.rollout.num_iterations=0"), tmp_path / "a run")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("generate: ")]
+    monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("generate: ")))
+    generate.main()
+    assert "✓ identical texts" in capsys.readouterr().out

@@ -8,6 +8,7 @@ ends with the numbers of a run that was not. What a config gets wrong is found i
 
 import os
 import platform
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -104,6 +105,7 @@ class Pipeline:
         self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
         self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
+        self._prompt = held_out[0].prompt
         self._examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
         self._env.problem.encode([*held_out, *self._examples])
         self._overlap = max(prompt_overlap(self._examples, held_out), self._env.overlap())
@@ -255,5 +257,7 @@ class Pipeline:
                 f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
                 f"report:      {report}",
                 f"tensorboard: {tensorboard_command(self._run_dir)}",
+                "generate:    "
+                + shlex.join(["worldmtp-generate", "--explain", "--model", str(self._run_dir), "--", self._prompt]),
             ]
         )

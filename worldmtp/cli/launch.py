@@ -94,8 +94,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from worldmtp.checkpoint import CheckpointError
     from worldmtp.studies.runner import StudyError
 
-    checks = (ValueError, TypeError, OSError, FloatingPointError, CheckpointError, ArtefactError, StudyError)
-    return (*checks, HydraException, OmegaConfBaseException)
+    checks = (ValueError, TypeError, OSError, MemoryError, FloatingPointError)
+    return (*checks, CheckpointError, ArtefactError, StudyError, HydraException, OmegaConfBaseException)
 
 
 def known_keys(arguments: Sequence[str]) -> list[str]:

@@ -222,14 +222,24 @@ def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:
     Raises:
         ValueError: there is no such device.
     """
-    try:
-        device = torch.device(profile.device)
-    except RuntimeError as error:
-        raise ValueError(f"profile.device={profile.device!r} is no device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"profile.device={profile.device!r}, and torch sees no CUDA device; use profile=cpu.")
+    device = checked_device(profile.device, "profile.device", "profile=cpu")
     torch.nn.Module.to(model, device)
     return model.eval()
+
+
+def checked_device(name: str, option: str, remedy: str) -> torch.device:
+    """The device of that name; a message calls it ``option`` and advises ``remedy``.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{option}={name!r} is no device: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{option}={name!r}, and torch sees no CUDA device; use {remedy}.")
+    return device
 
 
 def vocabulary(env: TextGenVectorEnv) -> tuple[str, ...]:

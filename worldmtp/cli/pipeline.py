@@ -8,6 +8,7 @@ ends with the numbers of a run that was not. What a config gets wrong is found i
 
 import os
 import platform
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -34,8 +35,9 @@ from worldmtp.cli.make import (
 from worldmtp.cli.objective import checked_objective
 from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
+from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
-from worldmtp.cli.warm_start import demonstrations, load_model, save_model, warm_start
+from worldmtp.cli.warm_start import demonstrations, warm_start
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import prompt_overlap
 from worldmtp.model import MTPModel
@@ -103,6 +105,7 @@ class Pipeline:
         self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
         self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
+        self._prompt = held_out[0].prompt
         self._examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
         self._env.problem.encode([*held_out, *self._examples])
         self._overlap = max(prompt_overlap(self._examples, held_out), self._env.overlap())
@@ -136,7 +139,7 @@ class Pipeline:
             self._after = self._judge()
             if saved is None:
                 self._write_final(self._after, 0)
-        save_model(self._model, self._run_dir / "model")
+        save_model(self._model, self._run_dir / "model", transformers_tokenizer(self._env.tokenizer))
         self._close(before, self._after)
         return self._after.exact.estimate
 
@@ -254,5 +257,7 @@ class Pipeline:
                 f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
                 f"report:      {report}",
                 f"tensorboard: {tensorboard_command(self._run_dir)}",
+                "generate:    "
+                + shlex.join(["worldmtp-generate", "--explain", "--model", str(self._run_dir), "--", self._prompt]),
             ]
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -20,8 +19,9 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from worldmtp.cli.saved_model import save_model, transformers_tokenizer
 from worldmtp.cli.schema import SFTStageConfig
-from worldmtp.envs import CharTokenizer, Example, TextGenVectorEnv, TransformersTokenizer
+from worldmtp.envs import Example, TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.post_training import MetricWriterCallback, MTPSFTConfig, MTPSFTTrainer, build_demonstrations
 from worldmtp.tracking import MetricWriter
@@ -89,6 +89,7 @@ def warm_start(
     tokenizer = env.tokenizer
     pairs = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer or "")) for example in examples]
     dataset = build_demonstrations(pairs, eos_token_id=tokenizer.eos_id, vocab_size=model.config.vocab_size or 0)
+    processing_class = _processing_class(env)
     checkpoints = directory / "trainer"
     args = MTPSFTConfig(
         output_dir=str(checkpoints),
@@ -112,7 +113,7 @@ def warm_start(
         model,
         args,
         train_dataset=dataset,
-        processing_class=transformers_tokenizer(env),
+        processing_class=processing_class,
         callbacks=[_LogCallback(writer, prefix="sft/"), _ProgressCallback(report)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -120,7 +121,7 @@ def warm_start(
     writer.resume_at(-1 if last is None else _step_of(last))
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.release_model()
-    save_model(model, directory / "model")
+    save_model(model, directory / "model", processing_class)
     shutil.rmtree(checkpoints)
 
 
@@ -144,38 +145,12 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def load_model(directory: Path) -> MTPModel:
-    """A model that ``save_model`` wrote.
-
-    Raises:
-        ValueError: its files are missing or damaged.
-    """
-    try:
-        return MTPModel.from_pretrained(directory)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"the model in {directory} cannot be read: {error}. Delete that directory to train the warm start again."
-        ) from error
-
-
-def save_model(model: MTPModel, directory: Path) -> None:
-    """Write a model beside its place and rename, so that a directory that exists is whole."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    model.save_pretrained(partial)
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.rename(directory)
-
-
-def transformers_tokenizer(env: TextGenVectorEnv) -> PreTrainedTokenizerBase:
+def _processing_class(env: TextGenVectorEnv) -> PreTrainedTokenizerBase:
     """The environment's tokenizer as TRL wants one."""
-    if isinstance(env.tokenizer, TransformersTokenizer):
-        return env.tokenizer.backend
-    if isinstance(env.tokenizer, CharTokenizer):
-        return env.tokenizer.to_transformers()
-    raise ValueError(
-        f"TRL needs a transformers tokenizer and the environment has a {type(env.tokenizer).__name__}; give it a "
-        "CharTokenizer or a TransformersTokenizer, or set sft.num_steps=0."
-    )
+    tokenizer = transformers_tokenizer(env.tokenizer)
+    if tokenizer is None:
+        raise ValueError(
+            f"TRL needs a transformers tokenizer and the environment has a {type(env.tokenizer).__name__}; give it a "
+            "CharTokenizer or a TransformersTokenizer, or set sft.num_steps=0."
+        )
+    return tokenizer

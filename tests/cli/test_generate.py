@@ -1,0 +1,300 @@
+"""``worldmtp-generate`` as a user meets it: texts known from transformers' generation, choices, messages, codes."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from worldmtp.cli import generate as script
+from worldmtp.cli.saved_model import save_model, transformers_tokenizer
+from worldmtp.config import MTPConfig
+from worldmtp.decoding import generate
+from worldmtp.envs import CharTokenizer
+from worldmtp.model import MTPModel
+
+TOKENIZER = CharTokenizer("abcd=")  # ids 2 .. 6, behind padding 0 and EOS 1
+NEW = "12"
+
+
+@pytest.fixture(scope="module")
+def model_of(tiny_trunk):
+    """A float64 model with a vocabulary of 7 and, at depth 4, random heads that are right now and then."""
+
+    def make(depth=4, seed=0, **config):
+        trunk = tiny_trunk("llama", vocab_size=7, dtype=torch.float64, seed=seed)
+        config = MTPConfig(head="sequential", depth=depth, initializer_range=0.3, **config)
+        return MTPModel.from_trunk(trunk, config, torch.Generator().manual_seed(seed)).eval()
+
+    return make
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a model with its tokenizer: ``save(model, "runs/a/model")``."""
+
+    def saved(model, name="model", tokenizer=TOKENIZER):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, tmp_path / name, transformers_tokenizer(tokenizer))
+        return tmp_path / name
+
+    return saved
+
+
+@pytest.fixture
+def command_line(monkeypatch, tmp_path, capsys):
+    """Runs ``worldmtp-generate`` in this process, in an empty directory; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *map(str, arguments)])
+        code = 0
+        try:
+            script.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def transformers_text(model, prompt, num_tokens=int(NEW)):
+    """What transformers' greedy generation of the trunk goes on with."""
+    ids = torch.tensor([TOKENIZER.encode(prompt)])
+    output = model.trunk.generate(ids, max_new_tokens=num_tokens, do_sample=False, eos_token_id=1, pad_token_id=0)
+    return TOKENIZER.decode(output[0].tolist())
+
+
+@pytest.mark.parametrize("draft", ["none", "mtp", "tree", "lookup", "model", None])
+def test_greedy_texts_of_a_ragged_batch_are_those_of_transformers(command_line, save, model_of, draft):
+    model, prompts = model_of(), ["ab=", "c", "dacb=a"]
+    options = [] if draft is None else ["--draft", draft]
+    if draft == "model":
+        options += ["--draft-model", save(model_of(seed=1), "drafting")]
+    code, out, err = command_line("--model", save(model), "--max-new-tokens", NEW, *options, *prompts)
+    assert code == 0, err
+    assert out.splitlines() == [transformers_text(model, prompt) for prompt in prompts]
+
+
+def test_drawn_texts_are_those_of_generate(command_line, save, model_of):
+    model = model_of()
+    law = {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}
+    options = [word for name, value in law.items() for word in (f"--{name.replace('_', '-')}", value)]
+    code, out, err = command_line("--model", save(model), *options, "--seed", 7, "--max-new-tokens", NEW, "ab=", "cd=")
+    output = generate(
+        model,
+        torch.tensor([TOKENIZER.encode("ab="), TOKENIZER.encode("cd=")]),
+        max_new_tokens=12,
+        eos_token_id=1,
+        do_sample=True,
+        generator=torch.Generator().manual_seed(7),
+        **law,
+    )
+    assert code == 0, err
+    assert out.splitlines() == [TOKENIZER.decode(row.tolist()) for row in output.sequences]
+    assert "batch size 2, temperature 1.3, draft mtp, K=4, num_draft=3" in err
+
+
+def test_prompts_from_standard_input_a_line_each(command_line, save, model_of, monkeypatch):
+    model = model_of()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab=\nc\n"))
+    code, out, err = command_line("--model", save(model), "--max-new-tokens", NEW)
+    assert code == 0, err
+    assert out.splitlines() == [transformers_text(model, "ab="), transformers_text(model, "c")]
+
+
+def test_a_checkpoint_of_hugging_face_brings_its_own_tokenizer(command_line, tiny_trunk, tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({piece: index for index, piece in enumerate(["<end>", *alphabet])}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    # As GPT-2 has it: one token ends texts and stands for what is unknown, and there is no padding.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<end>")
+    trunk = tiny_trunk("gpt2", vocab_size=257, dtype=torch.float64, seed=4)
+    trunk.generation_config.eos_token_id = 0
+    trunk.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    code, out, err = command_line("--model", tmp_path / "gpt2", "--max-new-tokens", "6", "Hé lo")
+    ids = tokenizer("Hé lo", return_tensors="pt").input_ids
+    new = trunk.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
+    assert code == 0, err
+    assert out == tokenizer.decode(new, skip_special_tokens=True) + "\n"
+    assert out.startswith("Hé lo")
+    assert "draft none, K=1, num_draft=0" in err
+
+
+def test_the_newest_finished_run_with_a_model_is_chosen(command_line, save, model_of, tmp_path):
+    for age, (name, is_done) in enumerate([("killed", False), ("new", True), ("old", True)]):
+        save(model_of(seed=age), f"runs/quick/{name}/model")
+        if is_done:
+            (tmp_path / "runs/quick" / name / "DONE").touch()
+            os.utime(tmp_path / "runs/quick" / name / "DONE", (1e9 - age, 1e9 - age))
+    (tmp_path / "runs/study").mkdir()
+    (tmp_path / "runs/study/DONE").touch()  # newer than all, and without a model
+    code, out, err = command_line("ab=", "--max-new-tokens", NEW)
+    assert code == 0, err
+    assert err.startswith("model: runs/quick/new/model, of the newest finished run under ./runs\n")
+    assert out == transformers_text(model_of(seed=1), "ab=") + "\n"
+
+
+def test_a_run_directory_stands_for_its_model(command_line, save, model_of):
+    model = model_of()
+    path = save(model, "elsewhere/model").parent
+    code, out, err = command_line("--model", path, "ab=", "--max-new-tokens", NEW)
+    assert code == 0, err
+    assert out == transformers_text(model, "ab=") + "\n"
+    assert err.startswith(f"model: {path / 'model'}\n")
+
+
+def endless(model):
+    """Padding and EOS get logits of zero, which the best of five others exceeds as long as the texts below go on."""
+    with torch.no_grad():
+        model.trunk.lm_head.weight[:2] = 0.0
+    return model
+
+
+def test_without_a_number_texts_end_with_the_context(command_line, save, model_of):
+    # 128 positions in all: 120 of the prompt's leave 8, and 64 is the most that nobody asked for.
+    path = save(endless(model_of()))
+    for prompt, num_tokens in (("a" * 120, 8), ("a=", 64)):
+        code, out, err = command_line("--model", path, prompt)
+        assert code == 0, err
+        assert len(out) == len(prompt) + num_tokens + 1  # the end of the line
+
+
+def test_the_account_of_decoding_without_drafts(command_line, save, model_of):
+    # Five tokens: the first from the prompt's forward, four more one by one.
+    path = save(endless(model_of()))
+    code, _, err = command_line("--model", path, "--draft", "none", "--max-new-tokens", "5", "ab=")
+    assert code == 0, err
+    assert re.search(
+        r"^5 tokens in 5 trunk forwards \(1\.00 a row and forward after the prompts'\), \d+\.\d{3} s not warmed up; "
+        r"batch size 1, temperature 0, draft none, K=4, num_draft=0, cpu \(.+, cores: \d+, threads: \d+\), float64$",
+        err,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--draft", "mpt", "a"],
+            r"--draft='mpt' is unknown; did you mean 'mtp'\? choose from \['none', 'mtp', 'tree'",
+        ),
+        (["aB=é"], r"prompt 1, 'aB=é', has 'B', 'é', unknown to the model's tokenizer, which knows '=abcd'; write it"),
+        (["a", ""], r"prompt 2 of 2 is empty; the model needs at least one token"),
+        (["a" * 128], r"a prompt has 128 tokens and the model a context of 128, .*; shorten the prompt"),
+        (["a", "--max-new-tokens", "128"], r"a prompt of 1 tokens and max_new_tokens=128 exceed .* context of 128"),
+        (["a", "--max-new-tokens", "0"], "max_new_tokens=0 must be at least 1"),
+        (["a", "--num-draft", "4"], "num_draft=4, but heads of depth=4 draft 1 to 3 tokens"),
+        (["a", "--tree", "2,2,2,2"], "num_draft=4, but heads of depth=4 draft 1 to 3 tokens"),
+        (["a", "--tree", "2", "--draft", "mtp"], "--tree goes with --draft tree, not with --draft mtp"),
+        (["a", "--num-draft", "2", "--draft", "tree"], "--num-draft 2 with --draft tree: --tree has a number for each"),
+        (["a", "--num-draft", "2", "--draft", "none"], "--num-draft 2 with --draft none: nothing is drafted; leave it"),
+        (["a", "--draft", "model"], "a model that drafts is given by both, --draft model --draft-model PATH"),
+        (["a", "--draft-model", "nowhere"], "--draft-model nowhere is not a directory; give a run directory"),
+        (["a", "--temperature", "-1"], r"--temperature -1\.0 must be at least 0"),
+        (["a", "--top-p", "0.5"], r"--top-p 0\.5 matter where tokens are drawn, .*give a temperature above 0"),
+        (["a", "--top-p", "1.5", "--temperature", "1"], r"top_p=1\.5 must lie in \(0, 1\]"),
+        (["a", "--device", "cpuu"], "--device='cpuu' is no device"),
+        (["a", "b", "--explain"], "--explain shows the decoding of one prompt, and 2 were given"),
+        (["a", "--explain", "--draft", "none"], "--explain shows drafts and .*, and --draft none makes none"),
+    ],
+)
+def test_refused(command_line, save, model_of, arguments, message):
+    assert_refused(command_line("--model", save(model_of()), *arguments), message)
+
+
+def assert_refused(outcome, message):
+    code, out, err = outcome
+    assert code == 1
+    assert out == ""
+    assert "Traceback" not in err
+    assert re.search(rf"^error: .*{message}", err, re.MULTILINE), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--draft", "tree"], "the model has depth=1, so no heads to draft with; use draft='none' or 'lookup'"),
+        (["--draft", "mtp"], "the model has depth=1, so no heads to draft with"),
+        (["--explain"], "this model has no heads to draft with; choose --draft lookup, or --draft-model PATH"),
+        (["--num-draft", "2"], "--num-draft 2: this model has no heads to draft with"),
+    ],
+)
+def test_refused_without_heads(command_line, save, model_of, arguments, message):
+    assert_refused(command_line("--model", save(model_of(depth=1)), "a", *arguments), message)
+
+
+def test_a_drafting_model_of_another_vocabulary(command_line, save, model_of, tiny_trunk):
+    other = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=9), MTPConfig(depth=1))
+    path = save(other, "other", CharTokenizer("abcdef="))
+    outcome = command_line("--model", save(model_of()), "a", "--draft-model", path)
+    assert_refused(outcome, "the drafting model has 9 tokens and the model 7")
+
+
+def test_a_cache_that_does_not_fit(command_line, save, model_of, monkeypatch):
+    monkeypatch.setattr("worldmtp.decoding.limits.free_memory", lambda device: 0)
+    assert_refused(
+        command_line("--model", save(model_of()), "a"), r"the cache takes .*, and 0\.0 MiB are free; decode few"
+    )
+
+
+def test_no_run(command_line, tmp_path):
+    assert_refused(
+        command_line("ab="), rf"no finished run with a model below {tmp_path}/runs; make the demo's with `ma"
+    )
+
+
+def test_no_prompt(command_line, save, model_of, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert_refused(command_line("--model", save(model_of())), "no prompt was given; pass prompts as arguments, or on")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "--model it has neither config.json nor model/config.json; give a run directory"),
+        (["config.yaml"], "--model it is a run that has not come to its end, .*worldmtp-train resume=it"),
+        (["config.json"], r"it has no tokenizer_config\.json, so its tokens cannot be told from text"),
+    ],
+)
+def test_directories_that_hold_no_model(command_line, tmp_path, files, message):
+    (tmp_path / "it").mkdir()
+    for name in files:
+        (tmp_path / "it" / name).write_text("{}")
+    assert_refused(command_line("--model", "it", "ab="), message)
+
+
+def test_a_model_path_that_is_missing(command_line):
+    assert_refused(
+        command_line("--model", "nowhere", "ab="), "--model nowhere is not a directory; give a run directory"
+    )
+
+
+def test_a_tree_that_is_no_list_of_numbers(command_line):
+    code, _, err = command_line("ab=", "--tree", "3,x")
+    assert code == 2
+    assert "argument --tree: '3,x' must be numbers of candidates, one for each token ahead, as 3,2,1." in err
+
+
+def test_help_answers_without_torch(tmp_path):
+    program = (
+        "import sys\n"
+        "from worldmtp.cli.generate import main\n"
+        "sys.argv = ['worldmtp-generate', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--explain" in done.stdout
+    assert done.stdout.endswith("False False\n")

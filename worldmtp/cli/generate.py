@@ -1,0 +1,164 @@
+"""``worldmtp-generate [PROMPT ...]``: prompts in, texts out, decoded with drafts that the trunk verifies.
+
+    worldmtp-generate "hello="                                  the model of the newest finished run under ./runs
+    worldmtp-generate "hello=" --explain                        round by round: drafted, verified, accepted, refused
+    worldmtp-generate "hello=" "word=" --draft tree --tree 3,2,1
+    worldmtp-generate --model path/to/checkpoint --draft lookup --temperature 0.8 --top-p 0.95 < prompts.txt
+
+The work is in ``generation.py``, which brings torch and is imported when there is something to run.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from worldmtp.choices import check_choice
+from worldmtp.cli.find_model import model_directory, newest_model
+from worldmtp.cli.launch import fail_cleanly
+
+DRAFTS = ("none", "mtp", "tree", "lookup", "model")
+RUNS = Path("runs")
+"""Where ``worldmtp-train`` leaves its runs, seen from where it was started."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What the command line asks for; None where the model decides. ``temperature`` 0 is greedy.
+
+    Raises:
+        ValueError: values out of range, or options that do not go together.
+    """
+
+    draft: str | None = None
+    draft_model: Path | None = None
+    num_draft: int | None = None
+    tree: tuple[int, ...] | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    explain: bool = False
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.draft is not None:
+            check_choice("--draft", self.draft, DRAFTS)
+        if self.temperature < 0:
+            raise ValueError(f"--temperature {self.temperature} must be at least 0, which takes the likeliest tokens.")
+        if self.temperature == 0 and (self.top_k, self.top_p) != (0, 1.0):
+            raise ValueError(
+                f"--top-k {self.top_k} and --top-p {self.top_p} matter where tokens are drawn, and --temperature 0 "
+                "takes the likeliest; give a temperature above 0, or leave them out."
+            )
+        if self.tree is not None and self.draft != "tree":
+            raise ValueError(f"--tree goes with --draft tree, not with --draft {self.draft}.")
+        if (self.draft_model is not None) != (self.draft == "model"):
+            raise ValueError(
+                f"--draft {self.draft} with --draft-model {self.draft_model}: a model that drafts is given by both, "
+                "--draft model --draft-model PATH."
+            )
+        if self.num_draft is not None and self.draft in ("none", "tree"):
+            instead = "nothing is drafted" if self.draft == "none" else "--tree has a number for each token ahead"
+            raise ValueError(f"--num-draft {self.num_draft} with --draft {self.draft}: {instead}; leave it out.")
+        if self.explain and self.draft == "none":
+            raise ValueError("--explain shows drafts and what became of them, and --draft none makes none.")
+
+
+def main() -> None:
+    """Console script."""
+    arguments = _parser().parse_args()
+    fail_cleanly(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    draft = arguments.draft
+    if draft is None:  # what belongs to one kind of draft says which is meant
+        draft = "tree" if arguments.tree is not None else "model" if arguments.draft_model is not None else None
+    config = GenerateConfig(
+        draft=draft,
+        draft_model=arguments.draft_model and model_directory(arguments.draft_model, "--draft-model"),
+        num_draft=arguments.num_draft,
+        tree=arguments.tree,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        seed=arguments.seed,
+        explain=arguments.explain,
+        device=arguments.device,
+    )
+    if arguments.model is None:
+        directory, remark = newest_model(RUNS), f", of the newest finished run under ./{RUNS}"
+    else:
+        directory, remark = model_directory(arguments.model, "--model"), ""
+    print(f"model: {directory}{remark}", file=sys.stderr)
+    prompts = arguments.prompts or _read_prompts()
+    from worldmtp.cli.generation import run
+
+    run(config, directory, prompts)
+
+
+def _read_prompts() -> list[str]:
+    if sys.stdin.isatty():
+        print("prompts from the keyboard, a line each; Ctrl-D ends them", file=sys.stderr)
+    return sys.stdin.read().splitlines()
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be numbers of candidates, one for each token ahead, as 3,2,1."
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worldmtp-generate",
+        description=(
+            "Write on from prompts. Drafts by the model's own heads, by repetitions of the text or by a smaller model "
+            "are verified by the trunk, so texts are those of the trunk alone, in fewer forwards."
+        ),
+        epilog='example: worldmtp-generate "hello=" --explain',
+    )
+    add = parser.add_argument
+    add(
+        "prompts",
+        nargs="*",
+        metavar="PROMPT",
+        help="texts to go on from, behind -- where one begins with -; without any, the lines of standard input",
+    )
+    add(
+        "--model",
+        type=Path,
+        metavar="PATH",
+        help="a run directory, a saved MTPModel or a checkpoint of a Hugging Face causal LM; by default the model of "
+        "the newest finished run under ./runs",
+    )
+    add("--max-new-tokens", type=int, metavar="N", help="at most; by default 64, or what the context has room for")
+    add("--device", help="cpu, cuda, ...; by default cuda where there is one")
+    add("--explain", action="store_true", help="show one prompt's decoding step by step, beside that without drafts")
+    drafting = parser.add_argument_group("drafts").add_argument
+    drafting(
+        "--draft", metavar="KIND", help=f"{', '.join(DRAFTS)}; by default mtp where the model has heads, else none"
+    )
+    drafting("--num-draft", type=int, metavar="N", help="tokens a draft; by default K - 1 of heads of depth K, else 4")
+    drafting(
+        "--tree",
+        type=_widths,
+        metavar="N,N,..",
+        help="candidates for each token ahead; by default 3,2,1,1,.. to the heads' depth",
+    )
+    drafting("--draft-model", type=Path, metavar="PATH", help="a smaller model with the same vocabulary")
+    sampling = parser.add_argument_group("sampling").add_argument
+    sampling("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest tokens")
+    sampling("--top-k", type=int, default=0, metavar="N", help="draw from so many likeliest tokens; 0 is all")
+    sampling("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of this probability")
+    sampling("--repetition-penalty", type=float, default=1.0, metavar="X", help="of tokens already there; 1 is none")
+    sampling("--seed", type=int, default=0, metavar="N", help="of the draws")
+    return parser

@@ -1,8 +1,9 @@
 """Decoding: lossless drafts, verified by the trunk; sessions that own a KV cache."""
 
 from worldmtp.decoding.generate import generate
+from worldmtp.decoding.lossy import LossyTopN, LossyTypical
 from worldmtp.decoding.output import DecodingOutput
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession
 
-__all__ = ["DecodingOutput", "DecodingSession", "SamplingConfig", "generate"]
+__all__ = ["DecodingOutput", "DecodingSession", "LossyTopN", "LossyTypical", "SamplingConfig", "generate"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.limits import check_cache, check_prompts
+from worldmtp.decoding.lossy import LossyRule
 from worldmtp.decoding.making import make_drafter, make_runner
 from worldmtp.decoding.output import DecodingOutput
 from worldmtp.decoding.policy import DecodingPolicy
@@ -42,9 +43,12 @@ def generate(
     tree: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     three_phase: bool = False,
+    lossy: LossyRule | None = None,
     max_cache_bytes: int | None = None,
 ) -> DecodingOutput:
     """Continue prompts, padded on either side; the law is that of the trunk alone, whatever ``draft`` is.
+
+    Unless ``lossy`` is given, with which the law is not the trunk's.
 
     Args:
         model: an MTPModel, or any causal LM of Hugging Face's with attention layers.
@@ -66,16 +70,17 @@ def generate(
         tree: candidates at each depth, for a draft that branches; of the heads only.
         generator: what is drawn from; needed with ``do_sample``.
         three_phase: predict and verify in forwards of their own, for comparison.
+        lossy: accept drafts that are likely enough, ``LossyTypical()`` or ``LossyTopN(n, delta)``; texts differ from
+            the trunk's. Log-probabilities stay the trunk's.
         max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
 
     Raises:
         ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made; sampling
-            without a generator.
+            without a generator; lossy acceptance in three phases.
         MemoryError: the cache does not fit; the message does the sum.
         TypeError: a trunk that is no causal LM, or with layers whose state cannot be taken back.
     """
-    if do_sample and generator is None:
-        raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
+    _check_modes(do_sample, generator, three_phase, lossy)
     whole = as_mtp_model(model)
     stops = StopRule(_as_tuple(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
@@ -88,7 +93,7 @@ def generate(
     whole.eval()
     try:
         policy = DecodingPolicy(sampling, generator)
-        session = DecodingSession(whole, runner, drafter, policy, capacity)
+        session = DecodingSession(whole, runner, drafter, policy, capacity, lossy)
         rows = _Rows(input_ids, mask, stops, pad_token_id, drafter.max_drafts)
         rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
         advance = session.advance_in_phases if three_phase else session.advance
@@ -159,6 +164,17 @@ class _Rows:
         if self._logprobs is None:
             self._logprobs = torch.zeros(self._new.shape, dtype=emission.logprobs.dtype, device=self._new.device)
         return self._logprobs
+
+
+def _check_modes(
+    do_sample: bool, generator: torch.Generator | None, three_phase: bool, lossy: LossyRule | None
+) -> None:
+    if do_sample and generator is None:
+        raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
+    if lossy is not None and three_phase:
+        raise ValueError(
+            f"three_phase=True is the paper's lossless blockwise decoding, and lossy={lossy} is not; leave one out."
+        )
 
 
 def _as_tuple(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from worldmtp.decoding.output import DecodingOutput
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
-from worldmtp.decoding.stopping import StopRule, first_stop
+from worldmtp.decoding.stopping import StopRule, as_token_ids, first_stop
 from worldmtp.decoding.trunk import as_mtp_model
 
 
@@ -82,7 +82,7 @@ def generate(
     """
     _check_modes(do_sample, generator, three_phase, lossy)
     whole = as_mtp_model(model)
-    stops = StopRule(_as_tuple(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
+    stops = StopRule(as_token_ids(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
     drafter = make_drafter(whole, draft, num_draft, None if tree is None else tuple(tree))
@@ -175,9 +175,3 @@ def _check_modes(
         raise ValueError(
             f"three_phase=True is the paper's lossless blockwise decoding, and lossy={lossy} is not; leave one out."
         )
-
-
-def _as_tuple(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    if token_ids is None:
-        return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)

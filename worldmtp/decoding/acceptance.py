@@ -100,7 +100,7 @@ def accept_sampled(
     chances = acceptance_probability(drafts, log_q, log_p[:, :width])
     source = drafts.device if generator is None else generator.device
     uniforms = torch.rand(drafts.shape, generator=generator, dtype=chances.dtype, device=source).to(drafts.device)
-    num_accepted = _run_of(uniforms < chances, num_drafts)
+    num_accepted = accepted_run(uniforms < chances, num_drafts)
     rows = torch.arange(num_rows, device=drafts.device)
     after = log_p[rows, num_accepted]
     if width:
@@ -155,11 +155,11 @@ def accept_tree(tree: Tree, tokens: Int[Tensor, "row node"], targets: Int[Tensor
 
 
 def _accept_equal(drafts: Tensor, num_drafts: Tensor, targets: Tensor) -> Verdict:
-    num_accepted = _run_of(drafts == targets[:, : drafts.shape[1]], num_drafts)
+    num_accepted = accepted_run(drafts == targets[:, : drafts.shape[1]], num_drafts)
     return Verdict(num_accepted, targets.gather(1, num_accepted[:, None])[:, 0])
 
 
-def _run_of(is_accepted: Tensor, num_drafts: Tensor) -> Tensor:
-    """The length of each row's run from the first draft on."""
+def accepted_run(is_accepted: Bool[Tensor, "row draft"], num_drafts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """The length of each row's run of accepted drafts, from the first on."""
     is_real = torch.arange(is_accepted.shape[1], device=is_accepted.device) < num_drafts[:, None]
     return (is_accepted & is_real).long().cumprod(dim=1).sum(dim=1)

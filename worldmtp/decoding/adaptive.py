@@ -21,11 +21,6 @@ from jaxtyping import Float, Int
 _LOG = logging.getLogger(__name__)
 
 
-def tokens_per_round(chances: Float[np.ndarray, " draft"]) -> Float[np.ndarray, " length"]:
-    """Expected tokens of a row in a round of 0, 1, 2, .. drafts, from their cumulative acceptance."""
-    return 1.0 + np.concatenate([[0.0], np.cumsum(chances)])
-
-
 @runtime_checkable
 class LengthChooser(Protocol):
     """What ``generate`` asks before a round, and tells after it."""
@@ -44,6 +39,28 @@ class LengthChooser(Protocol):
     ) -> None:
         """A round of drafts of that length took so long; so many of each row's were made, and accepted."""
         ...
+
+
+def length_chooser(
+    num_draft: int | str | LengthChooser | None, can_choose: bool
+) -> tuple[LengthChooser | None, int | None]:
+    """The chooser that ``num_draft`` names or is, or the length that it fixes.
+
+    Raises:
+        ValueError: another name, or drafts whose length cannot be chosen: trees, and those of three phases.
+    """
+    if num_draft is None or isinstance(num_draft, int):
+        return None, num_draft
+    if isinstance(num_draft, str) and num_draft != "auto":
+        raise ValueError(f"num_draft={num_draft!r} is unknown; give a number of tokens, or 'auto'.")
+    if not can_choose:
+        raise ValueError("num_draft='auto' chooses the length of merged chains; leave tree and three_phase out.")
+    return (AdaptiveLength() if isinstance(num_draft, str) else num_draft), None
+
+
+def tokens_per_round(chances: Float[np.ndarray, " draft"]) -> Float[np.ndarray, " length"]:
+    """Expected tokens of a row in a round of 0, 1, 2, .. drafts, from their cumulative acceptance."""
+    return 1.0 + np.concatenate([[0.0], np.cumsum(chances)])
 
 
 class AdaptiveLength:

@@ -12,15 +12,16 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worldmtp.decoding.adaptive import AdaptiveLength, LengthChooser
+from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.limits import check_cache, check_prompts
+from worldmtp.decoding.lossy import LossyRule
 from worldmtp.decoding.making import make_drafter, make_runner
 from worldmtp.decoding.output import DecodingOutput
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
-from worldmtp.decoding.stopping import StopRule, first_stop
+from worldmtp.decoding.stopping import StopRule, as_token_ids, first_stop
 from worldmtp.decoding.trunk import as_mtp_model
 
 
@@ -44,9 +45,10 @@ def generate(
     tree: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     three_phase: bool = False,
+    lossy: LossyRule | None = None,
     max_cache_bytes: int | None = None,
 ) -> DecodingOutput:
-    """Continue prompts, padded on either side; the law is that of the trunk alone, whatever ``draft`` is.
+    """Continue prompts, padded on either side; without ``lossy`` the law is that of the trunk alone, whatever drafts.
 
     Args:
         model: an MTPModel, or any causal LM of Hugging Face's with attention layers.
@@ -69,54 +71,40 @@ def generate(
         tree: candidates at each depth, for a draft that branches; of the heads only.
         generator: what is drawn from; needed with ``do_sample``.
         three_phase: predict and verify in forwards of their own, for comparison.
+        lossy: accept drafts that are likely enough, ``LossyTypical()`` or ``LossyTopN(n, delta)``; texts differ from
+            the trunk's. Log-probabilities stay the trunk's.
         max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
 
     Raises:
         ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made, or whose
-            length cannot be chosen; sampling without a generator.
+            length cannot be chosen; sampling without a generator; lossy acceptance in three phases.
         MemoryError: the cache does not fit; the message does the sum.
         TypeError: a trunk that is no causal LM, or with layers whose state cannot be taken back.
     """
-    if do_sample and generator is None:
-        raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
+    _check_modes(do_sample, generator, three_phase, lossy)
     whole = as_mtp_model(model)
-    stops = StopRule(_as_tuple(eos_token_id), tuple(tuple(stop) for stop in stop_sequences), max_new_tokens)
+    stops = StopRule(as_token_ids(eos_token_id), tuple(map(tuple, stop_sequences)), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
-    chooser = _length_chooser(num_draft, tree, three_phase)
-    given_length = num_draft if isinstance(num_draft, int) else None
-    drafter = make_drafter(whole, draft, given_length, None if tree is None else tuple(tree))
-    runner = make_runner(whole)
+    chooser, length = length_chooser(num_draft, can_choose=tree is None and not three_phase)
+    drafter = make_drafter(whole, draft, length, None if tree is None else tuple(tree))
     capacity = int(mask.sum(dim=1).max()) + max_new_tokens
     check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes)
+    policy = DecodingPolicy(sampling, generator)
     was_training = whole.training
     whole.eval()
     try:
-        policy = DecodingPolicy(sampling, generator)
-        session = DecodingSession(whole, runner, drafter, policy, capacity)
+        session = DecodingSession(whole, make_runner(whole), drafter, policy, capacity, lossy)
         rows = _Rows(input_ids, mask, stops, pad_token_id, drafter.max_drafts)
         rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
-        advance = session.advance_in_phases if three_phase else session.advance
         while len(session.texts):
             if chooser is None:
-                rows.take(session, advance())
+                rows.take(session, session.advance_in_phases() if three_phase else session.advance())
             else:
                 _timed_round(session, rows, chooser, drafter.max_drafts)
     finally:
         whole.train(was_training)
     return rows.output(session.num_trunk_forwards)
-
-
-def _length_chooser(
-    num_draft: int | str | LengthChooser | None, tree: Sequence[int] | None, three_phase: bool
-) -> LengthChooser | None:
-    if num_draft is None or isinstance(num_draft, int):
-        return None
-    if isinstance(num_draft, str) and num_draft != "auto":
-        raise ValueError(f"num_draft={num_draft!r} is unknown; give a number of tokens, or 'auto'.")
-    if tree is not None or three_phase:
-        raise ValueError("num_draft='auto' chooses the length of merged chains; leave tree and three_phase out.")
-    return AdaptiveLength() if isinstance(num_draft, str) else num_draft
 
 
 def _timed_round(session: DecodingSession, rows: "_Rows", chooser: LengthChooser, max_length: int) -> None:
@@ -191,7 +179,12 @@ class _Rows:
         return self._logprobs
 
 
-def _as_tuple(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    if token_ids is None:
-        return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
+def _check_modes(
+    do_sample: bool, generator: torch.Generator | None, three_phase: bool, lossy: LossyRule | None
+) -> None:
+    if do_sample and generator is None:
+        raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
+    if lossy is not None and three_phase:
+        raise ValueError(
+            f"three_phase=True is the paper's lossless blockwise decoding, and lossy={lossy} is not; leave one out."
+        )

@@ -66,15 +66,19 @@ class LeanRunner:
         # As ``record_features`` names them: from the end where negative.
         self._recorded = [index % len(self._modules) for index in model.heads.feature_layers]
         self._layers: list[PackedLayer] = []
+        self._in_pairs = False
         self._rotations = torch.zeros(0)
 
     def begin(self, num_positions: int) -> None:
         """Pack the weights as they are now, and the rotations of so many positions."""
-        self._layers = [pack_layer(module, self._head_dim) for module in self._modules]
         weight = self._backbone.embed_tokens.weight
+        has_norms = hasattr(self._modules[0].self_attn, "q_norm")
+        # Norms of queries and keys are sums in single precision, which an order changes; half precision has no complex
+        # numbers.
+        self._in_pairs = not has_norms and weight.dtype in (torch.float32, torch.float64)
+        self._layers = [pack_layer(module, self._head_dim if self._in_pairs else None) for module in self._modules]
         positions = torch.arange(num_positions, device=weight.device)
         cos, sin = (part[0, :, : self._head_dim // 2] for part in self._backbone.rotary_emb(weight, positions[None]))
-        # Half precision has no complex numbers that multiply: its rotations are pairs of numbers.
         self._rotations = torch.stack([cos, sin], dim=-1).contiguous()
 
     def __call__(
@@ -126,7 +130,7 @@ class LeanRunner:
         if layer.query_norm is not None and layer.key_norm is not None:
             queries, keys = rotated[:, :num_queries], rotated[:, num_queries:]
             rotated = torch.cat([self._norm(queries, layer.query_norm), self._norm(keys, layer.key_norm)], dim=1)
-        rotated = _rotate(rotated, rotations)
+        rotated = _rotate_pairs(rotated, rotations) if self._in_pairs else _rotate_halves(rotated, rotations)
         keys, values = cached.update(rotated[:, num_queries:], heads[:, num_rotated:])
         mixed = functional.scaled_dot_product_attention(
             rotated[:, :num_queries], keys, values, attn_mask=mask, scale=self._scale, enable_gqa=self._is_grouped
@@ -134,15 +138,20 @@ class LeanRunner:
         return mixed.transpose(1, 2).reshape(hidden.shape[0], -1)
 
 
-def _rotate(
+def _rotate_pairs(
     heads: Float[Tensor, "row head query head_dim"], rotations: Float[Tensor, "row 1 query pair 2"]
 ) -> Float[Tensor, "row head query head_dim"]:
-    """Pairs of numbers as complex ones, times cos + i sin."""
-    pairs = heads.view(*heads.shape[:-1], -1, 2)
-    if heads.dtype in (torch.float32, torch.float64):
-        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotations)).view(heads.shape)
-    (real, imaginary), (cos, sin) = pairs.unbind(-1), rotations.unbind(-1)
-    return torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1).flatten(-2)
+    """Numbers 2 i and 2 i + 1 are one complex number, times cos + i sin."""
+    pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.view_as_complex(rotations)).view(heads.shape)
+
+
+def _rotate_halves(
+    heads: Float[Tensor, "row head query head_dim"], rotations: Float[Tensor, "row 1 query pair 2"]
+) -> Float[Tensor, "row head query head_dim"]:
+    """Numbers i and i + head_dim / 2 are, as the trunks have them."""
+    (first, second), (cos, sin) = heads.chunk(2, dim=-1), rotations.unbind(-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def _add_linear(

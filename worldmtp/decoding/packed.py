@@ -1,8 +1,8 @@
 """Weights of Llama and Qwen3 layers, laid out for few and large operations a step.
 
 A step of a small model is mostly calls: three projections of one input are one matrix here, and so are a gated MLP's
-two. Rows of queries and keys are put in pairs, so that a rotation is one complex product instead of five operations;
-scores are sums over a head's numbers, whose order does not matter.
+two. Where nothing but scores hangs on the order of a head's numbers, rows of queries and keys are put in pairs, so that
+a rotation is one complex product instead of five operations.
 """
 
 from dataclasses import dataclass
@@ -34,24 +34,27 @@ class PackedLayer:
     mlp_out_bias: Float[Tensor, " hidden"] | None
 
 
-def pack_layer(layer: Any, head_dim: int) -> PackedLayer:
-    """A decoder layer of a Llama or a Qwen3; ``lean_runner`` has seen to its class."""
+def pack_layer(layer: Any, pair_heads_of: int | None) -> PackedLayer:
+    """A decoder layer of a Llama or a Qwen3; ``lean_runner`` has seen to its class.
+
+    ``pair_heads_of`` is the size of heads whose rows are put in pairs; None leaves them in order.
+    """
     attention, mlp = layer.self_attn, layer.mlp
-    query, key = attention.q_proj, attention.k_proj
-    biases = [
-        None if part.bias is None else in_pairs(part.bias[:, None], head_dim)[:, 0] if rotates else part.bias
-        for part, rotates in ((query, True), (key, True), (attention.v_proj, False))
-    ]
-    norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-    query_norm, key_norm = (None if norm is None else in_pairs(norm.weight[:, None], head_dim)[:, 0] for norm in norms)
+    weights, biases = [], []
+    for projection in (attention.q_proj, attention.k_proj):
+        weight, bias = projection.weight, projection.bias
+        if pair_heads_of is not None:
+            weight = in_pairs(weight, pair_heads_of)
+            bias = None if bias is None else in_pairs(bias[:, None], pair_heads_of)[:, 0]
+        weights.append(weight)
+        biases.append(bias)
+    query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return PackedLayer(
         input_norm=layer.input_layernorm.weight,
-        attention_in=torch.cat(
-            [in_pairs(query.weight, head_dim), in_pairs(key.weight, head_dim), attention.v_proj.weight]
-        ),
-        attention_in_bias=_joined(biases),
-        query_norm=query_norm,
-        key_norm=key_norm,
+        attention_in=torch.cat([*weights, attention.v_proj.weight]),
+        attention_in_bias=_joined([*biases, attention.v_proj.bias]),
+        query_norm=None if query_norm is None else query_norm.weight,
+        key_norm=None if key_norm is None else key_norm.weight,
         attention_out=attention.o_proj.weight,
         attention_out_bias=attention.o_proj.bias,
         mlp_norm=layer.post_attention_layernorm.weight,

@@ -7,7 +7,8 @@
 What comes out follows the trunk's processed distribution exactly, whatever the drafts (Leviathan et al. 2023, arXiv
 2211.17192); they decide only how many tokens a forward yields. Verifying one draft is predicting for the next, the
 merged form of blockwise parallel decoding (Stern et al. 2018, arXiv 1811.03115, sec. 4): m tokens in m / k + 1
-forwards. ``advance_in_phases`` is the paper's three-phase form, 2 m / k, for comparison.
+forwards. ``advance_in_phases`` is the paper's three-phase form, 2 m / k, for comparison. A rule of
+``worldmtp.decoding.lossy``, where one is given, accepts more, and what comes out follows the trunk no longer.
 
 A session knows no end of text: ``worldmtp.decoding.generate`` and acting policies decide when a row is done. It records
 no gradients.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from worldmtp.decoding.acceptance import accept_deterministic, accept_greedy, accept_sampled, accept_tree
 from worldmtp.decoding.drafts import Draft, Drafter, write_drafts
+from worldmtp.decoding.lossy import LossyRule, accept_lossy, accept_lossy_tree
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import TrunkRunner
@@ -57,12 +59,19 @@ class DecodingSession:
     """Rows are those of the prompts, less those dropped; ``texts`` holds them."""
 
     def __init__(
-        self, model: MTPModel, runner: TrunkRunner, drafter: Drafter, policy: DecodingPolicy, capacity: int
+        self,
+        model: MTPModel,
+        runner: TrunkRunner,
+        drafter: Drafter,
+        policy: DecodingPolicy,
+        capacity: int,
+        lossy: LossyRule | None = None,
     ) -> None:
         config = model.trunk.config.get_text_config()
         self._model = model
         self._drafter = drafter
         self._policy = policy
+        self._lossy = lossy
         self.capacity = capacity
         """Tokens of a text, its prompt included; drafts have slots beside."""
         self.texts = CachedTexts(
@@ -99,7 +108,12 @@ class DecodingSession:
         if draft.tree is not None:
             log_probs = self._policy.log_probs(self._policy.processed_tree(logits, texts, draft))
             nodes = torch.cat([self._newest(), draft.tokens], dim=1)
-            verdict = accept_tree(draft.tree, nodes, self._policy.choose(log_probs))
+            targets = self._policy.choose(log_probs)
+            if self._lossy is None:
+                verdict = accept_tree(draft.tree, nodes, targets)
+            else:
+                parents = torch.tensor(draft.tree.parents, device=nodes.device).clamp_min(0)
+                verdict = accept_lossy_tree(draft.tree, self._lossy.accepts(nodes, log_probs[:, parents]), targets)
             accepted, next_tokens, path = verdict.num_accepted, verdict.next_tokens, verdict.path
             log_probs = _along(log_probs, path)
             drafts = nodes.gather(1, path)[:, 1:]
@@ -107,7 +121,10 @@ class DecodingSession:
             processed = self._policy.processed(logits, texts)
             log_probs = self._policy.log_probs(processed)
             drafts, generator = draft.tokens, self._policy.generator
-            if not self._policy.draws:
+            if self._lossy is not None:
+                targets = self._policy.choose(log_probs if self._policy.draws else processed)
+                chain = accept_lossy(self._lossy.accepts(drafts, processed[:, :-1]), draft.num_drafts, targets)
+            elif not self._policy.draws:
                 chain = accept_greedy(drafts, draft.num_drafts, processed)
             elif draft.log_q is None:
                 chain = accept_deterministic(drafts, draft.num_drafts, log_probs, generator)

@@ -113,6 +113,10 @@ class SlotLayer(CacheLayerMixin):
         for states in self.states:
             states[targets] = states[sources]
 
+    def select_rows(self, sources: Int[Tensor, " row"]) -> None:
+        """Row i is a copy of what row ``sources[i]`` was; rows may be repeated."""
+        self.keys, self.values = (states[sources] for states in self.states)
+
     def move_slots(self, sources: Int[Tensor, "row slot"], first: Int[Tensor, " row"]) -> None:
         """Copy chosen slots of each row to those from ``first`` on: a tree's accepted path becomes text."""
         num_rows, length = sources.shape
@@ -162,6 +166,12 @@ class SlotCache(Cache):
         for layer in self.layers:
             assert isinstance(layer, SlotLayer)
             layer.move_rows(sources, targets)
+
+    def select_rows(self, sources: Int[Tensor, " row"]) -> None:
+        """Row i is a copy of what row ``sources[i]`` was, in every layer: more rows than before, or fewer."""
+        for layer in self.layers:
+            assert isinstance(layer, SlotLayer)
+            layer.select_rows(sources)
 
     def move_slots(self, sources: Int[Tensor, "row slot"], first: Int[Tensor, " row"]) -> None:
         """Copy chosen slots of each row to those from ``first`` on, in every layer."""

@@ -3,6 +3,7 @@
 Several tokens come at a time, so an end may lie inside them; what follows it is cut off. What ends a text stays in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,3 +52,10 @@ def first_stop(
     is_done = ends.any(dim=1)
     first = torch.where(ends, places, new.shape[1]).amin(dim=1) + 1
     return torch.where(is_done, first, lengths), is_done
+
+
+def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """None, one or several as a tuple."""
+    if token_ids is None:
+        return ()
+    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)

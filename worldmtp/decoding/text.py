@@ -114,6 +114,14 @@ class CachedTexts:
         self.ids, self.num_cached = self.ids[:num_left], self.num_cached[:num_left].copy()
         return movers, holes
 
+    def select(self, sources: IntArray) -> None:
+        """Row i becomes a copy of row ``sources[i]``, its pending tokens included; rows may be repeated or left out."""
+        if np.array_equal(sources, np.arange(len(self))):
+            return
+        index = torch.from_numpy(sources).to(self.device)
+        self.cache.select_rows(index)
+        self.ids, self.num_cached = self.ids[index], self.num_cached[sources]
+
     def _allowed(
         self, slots: Tensor, extent: int, same: bool, ancestors: Tensor | None
     ) -> Bool[Tensor, "mask_row 1 query key"] | None:

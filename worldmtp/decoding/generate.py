@@ -88,13 +88,14 @@ def generate(
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
     chooser, length = length_chooser(num_draft, can_choose=tree is None and not three_phase)
     drafter = make_drafter(whole, draft, length, None if tree is None else tuple(tree))
+    runner = make_runner(whole)
     capacity = int(mask.sum(dim=1).max()) + max_new_tokens
     check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes)
     policy = DecodingPolicy(sampling, generator)
     was_training = whole.training
     whole.eval()
     try:
-        session = DecodingSession(whole, make_runner(whole), drafter, policy, capacity, lossy)
+        session = DecodingSession(whole, runner, drafter, policy, capacity, lossy)
         rows = _Rows(input_ids, mask, stops, pad_token_id, drafter.max_drafts)
         rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
         while len(session.texts):

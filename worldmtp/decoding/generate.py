@@ -71,8 +71,7 @@ def generate(
         tree: candidates at each depth, for a draft that branches; of the heads only.
         generator: what is drawn from; needed with ``do_sample``.
         three_phase: predict and verify in forwards of their own, for comparison.
-        lossy: accept drafts that are likely enough, ``LossyTypical()`` or ``LossyTopN(n, delta)``; texts differ from
-            the trunk's. Log-probabilities stay the trunk's.
+        lossy: ``LossyTypical()`` or ``LossyTopN(n, delta)``, which accept what is likely enough; not the trunk's law.
         max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
 
     Raises:

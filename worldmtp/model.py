@@ -83,6 +83,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         config = config.for_trunk(config.trunk_config, resolve_head_block(config.head_block, trunk))
         super().__init__(config)
         self.trunk = trunk
+        self._logit_changes = LogitChanges.of(trunk.config)
         self.heads = make_head(config, trunk)
         self.world_heads = WorldHeads(config)
         if trunk.can_generate():
@@ -389,11 +390,11 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     @property
     def transforms_logits(self) -> bool:
         """Whether ``final_logits`` changes anything."""
-        return bool(LogitChanges.of(self.trunk.config))
+        return bool(self._logit_changes)
 
     def final_logits(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What some trunks do to the LM head's logits: Cohere and Granite scale, Gemma caps."""
-        return LogitChanges.of(self.trunk.config)(logits)
+        return self._logit_changes(logits)
 
 
 AutoModelForCausalLM.register(MTPConfig, MTPModel, exist_ok=True)

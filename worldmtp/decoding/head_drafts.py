@@ -85,8 +85,9 @@ class HeadDraft(ABC):
         if num_depths == 0:
             return Draft(texts.ids.new_zeros((len(texts), 0)), texts.ids.new_zeros(len(texts)))
         tokens, distributions, parents, best = list[Tensor](), list[Tensor](), [-1], 0
+        deepest: int = self._model.config.depth
         for ahead, latent in enumerate(self._latents(texts, num_depths)):
-            logits = self._model.logits_of(latent, min(ahead + 2, self._model.config.depth))
+            logits = self._model.logits_of(latent, min(ahead + 2, deepest))
             processed = policy.processed(logits[:, None], texts, num_before=ahead)[:, 0]
             if self._widths is not None:
                 chosen = processed.topk(self._widths[ahead], dim=-1).indices

@@ -13,6 +13,6 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     known = list(choices)
     if value in known:
         return
-    nearest = get_close_matches(value, known, n=1)
+    nearest = get_close_matches(str(value), known, n=1)
     hint = f" did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(f"{what}={value!r} is unknown;{hint} choose from {known}.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from worldmtp.choices import check_choice
 from worldmtp.heads.registry import check_head, head_class
 
 CONCAT_ORDERS = ("embedding_first", "hidden_first")
@@ -19,6 +20,15 @@ HEAD_BLOCKS = ("auto", "trunk", "llama")
 OUTPUT_NORMS = ("own", "shared", "none")
 UNEMBEDDINGS = ("own", "shared")
 HEAD_INITS = ("family", "random", "copy_trunk")
+_CHOICES = {
+    "concat_order": CONCAT_ORDERS,
+    "hidden_stage": HIDDEN_STAGES,
+    "recycle_stage": HIDDEN_STAGES,
+    "output_norm": OUTPUT_NORMS,
+    "unembedding": UNEMBEDDINGS,
+    "head_block": HEAD_BLOCKS,
+    "head_init": HEAD_INITS,
+}
 
 
 class MTPConfig(PreTrainedConfig):
@@ -107,13 +117,9 @@ class MTPConfig(PreTrainedConfig):
         self.value_range = _check_range("value_range", self.value_range)
         self.reward_range = _check_range("reward_range", self.reward_range)
         check_head(self.head)
-        _check_choice("concat_order", self.concat_order, CONCAT_ORDERS)
-        _check_choice("hidden_stage", self.hidden_stage, HIDDEN_STAGES)
-        _check_choice("recycle_stage", self.recycle_stage, HIDDEN_STAGES)
-        _check_choice("output_norm", self.output_norm, OUTPUT_NORMS)
-        _check_choice("unembedding", self.unembedding, UNEMBEDDINGS)
-        _check_choice("head_block", self.head_block, HEAD_BLOCKS)
-        _check_choice("head_init", self.head_init, HEAD_INITS)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) is not None:  # left to the family
+                check_choice(name, getattr(self, name), choices)
         if self.feature_layers is not None:
             self.feature_layers = tuple(self.feature_layers)
         for name in ("stride", "head_width", "head_layers"):
@@ -170,11 +176,6 @@ class MTPConfig(PreTrainedConfig):
         assert bound.feature_layers is not None
         bound.feature_layers = _resolve_layers(bound.feature_layers, text_config.num_hidden_layers)
         return bound
-
-
-def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose from {list(choices)}.")
 
 
 def _check_count(name: str, value: int | None) -> None:

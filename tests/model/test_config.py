@@ -12,7 +12,7 @@ from worldmtp.config import MTPConfig
         (
             "head",
             "sequentail",
-            r"head='sequentail' is unknown; choose from \['blockwise', .*'sequential'\]\. Did you mean 'sequential'\?",
+            r"head='sequentail' is unknown; did you mean 'sequential'\? choose from \['blockwise', .*'sequential'\]",
         ),
         ("depth", 0, "depth=0 must be an integer of at least 1; depth=1 is the trunk alone"),
         ("depth", 2.0, r"depth=2\.0 must be an integer"),
@@ -20,7 +20,7 @@ from worldmtp.config import MTPConfig
         (
             "concat_order",
             "hidden",
-            r"concat_order='hidden' is unknown; choose from \['embedding_first', 'hidden_first'",
+            r"concat_order='hidden' is unknown; did you mean 'hidden_first'\? choose from \['embedding_first', 'hidden_first'",
         ),
         ("hidden_stage", "middle", r"hidden_stage='middle' is unknown; choose from \['post_norm', 'pre_norm'\]"),
         ("recycle_stage", "none", r"recycle_stage='none' is unknown; choose from \['post_norm', 'pre_norm'\]"),

@@ -130,7 +130,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
             r"variants\.a is given as \['depth', 'head'\]; it takes",
         ),
         ({"variants": {"a": {"spec": {}}}}, r"variants\.a is given as \['spec'\]"),
-        ({"variants": {"a": {"head": "latnt"}}}, "Did you mean 'latent'"),
+        ({"variants": {"a": {"head": "latnt"}}}, "did you mean 'latent'"),
         ({"variants": {"a": {"head": "latent", "objective": {"term": {}}}}}, "did you mean 'terms'"),
         ({"compare_with": "latnt"}, r"compare_with='latnt' is unknown; did you mean 'latent'"),
         ({"depth": 1}, r"variants\.latent has depth=1 and stride=1: acceptance is of the tokens 2, 3"),

@@ -153,7 +153,7 @@ def test_a_whole_study(tmp_path, nobody, global_rng_untouched):
         ({"num_names": 8}, "num_names=8 is fewer than the 9 nodes of a graph with 2 arms of 5"),
         ({"eval_every": 0}, "eval_every=0 must be at least 1"),
         ({"variants": {"a": {"head": "latent"}}}, r"variants\.a is given as \['head'\]; it takes the keys"),
-        ({"variants": {"a": {"depth": 2, "head": "latnt"}}}, "Did you mean 'latent'"),
+        ({"variants": {"a": {"depth": 2, "head": "latnt"}}}, "did you mean 'latent'"),
     ],
 )
 def test_wrong_settings(values, message):

@@ -1,11 +1,11 @@
 """World models by name."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from worldmtp.choices import check_choice
 from worldmtp.dynamics.mtp import MTPWorldModel
 from worldmtp.dynamics.oracle import OracleWorldModel
 from worldmtp.dynamics.parallel import ParallelWorldModel
@@ -40,7 +40,4 @@ def check_backend(backend: str) -> None:
     Raises:
         ValueError: there is none; the nearest name is suggested.
     """
-    if backend not in WORLD_MODELS:
-        near = difflib.get_close_matches(backend, WORLD_MODELS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"world model {backend!r} is unknown; choose from {sorted(WORLD_MODELS)}.{hint}")
+    check_choice("world_model.backend", backend, sorted(WORLD_MODELS))

@@ -4,9 +4,10 @@ A family is a class made as ``Family(config, trunk)`` that subclasses ``ActionCo
 which of the two is what the rest of the code asks about, never the name.
 """
 
-import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from worldmtp.choices import check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,10 +52,7 @@ def check_head(name: str) -> None:
     Raises:
         ValueError: it does not; the nearest name is suggested.
     """
-    if name not in _FAMILIES:
-        near = difflib.get_close_matches(str(name), _FAMILIES, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"head={name!r} is unknown; choose from {available_heads()}.{hint}")
+    check_choice("head", name, available_heads())
 
 
 def head_class(name: str) -> "type[ActionConditionalHead] | type[ParallelHead]":

@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import Cache
 
+from worldmtp.config import MTPConfig
 from worldmtp.decoding import generate
+from worldmtp.model import MTPModel
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.training import Batch, TrainingConfig, train
 
@@ -48,6 +50,38 @@ def test_every_trunk_and_depth(model_of, ragged, kind, depth, head):
     ids, mask = ragged(*shape, seed=depth, right=depth % 2 == 0)
     output = generate(model, ids, mask, max_new_tokens=11, eos_token_id=EOS, pad_token_id=PAD)
     assert new_tokens(output, ids.shape[1]) == reference(model.trunk, *ragged(*shape, seed=depth), 11)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("tree", [(2,), (2, 2, 1), (1, 3, 2, 1, 1)], ids=str)
+@pytest.mark.parametrize("head", ["sequential", "latent", "eagle"])
+def test_every_trunk_with_trees(model_of, ragged, kind, tree, head):
+    depth = 1 + len(tree)
+    model = model_of(kind, head, depth, seed=depth)
+    output = generate(
+        model, *ragged(5, 17, seed=depth), max_new_tokens=13, eos_token_id=EOS, pad_token_id=PAD, tree=tree
+    )
+    assert new_tokens(output, 17) == reference(model.trunk, *ragged(5, 17, seed=depth), 13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
+def test_half_precision_takes_likeliest_tokens(tiny_trunk, ragged, kind, dtype):
+    """Forwards of one and of several tokens round differently, so ties may fall either way, and nothing else may."""
+    trunk = tiny_trunk(kind, vocab_size=7, dtype=dtype)
+    config = MTPConfig(head="sequential", depth=4, initializer_range=0.3)
+    model = MTPModel.from_trunk(trunk, config, torch.Generator().manual_seed(0)).to(dtype).eval()
+    ids, mask = ragged(5, 8, seed=1)
+    output = generate(model, ids, mask, max_new_tokens=16, eos_token_id=EOS, pad_token_id=PAD)
+    assert output.logprobs.dtype == torch.float32
+    exact = trunk.double()
+    for row, length in enumerate(output.lengths.tolist()):
+        text = torch.cat([ids[row][mask[row].bool()], output.sequences[row, 8 : 8 + length]])
+        with torch.no_grad():
+            logits = exact(text[None]).logits[0, -length - 1 : -1]
+        chosen = logits.gather(1, text[-length:, None])[:, 0]
+        spread = float(logits.std())
+        assert bool((logits.amax(dim=1) - chosen <= 0.05 * spread).all())
 
 
 @pytest.mark.parametrize("draft", [{}, {"tree": (2, 2, 2)}], ids=str)

@@ -20,7 +20,7 @@ from worldmtp.config import MTPConfig
         (
             "concat_order",
             "hidden",
-            r"concat_order='hidden' is unknown; did you mean 'hidden_first'\? choose from \['embedding_first', 'hidden_first'",
+            r"concat_order='hidden' is unknown; did you mean 'hidden_first'\? choose from \['embedding_first'",
         ),
         ("hidden_stage", "middle", r"hidden_stage='middle' is unknown; choose from \['post_norm', 'pre_norm'\]"),
         ("recycle_stage", "none", r"recycle_stage='none' is unknown; choose from \['post_norm', 'pre_norm'\]"),

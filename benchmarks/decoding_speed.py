@@ -28,7 +28,7 @@ from worldmtp.model import MTPModel
 from worldmtp.studies.batches import eval_windows
 from worldmtp.studies.shared import load_tokens
 
-PROMPT = 64
+PROMPT = 32
 
 
 def arms_of(model: MTPModel, prompts: torch.Tensor, temperature: float, args: Any) -> dict[str, Callable[[], Any]]:
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--drafts", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

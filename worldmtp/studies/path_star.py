@@ -47,11 +47,11 @@ class PathStarConfig:
     initializer_range: float = 0.0875
     residual_range: float = 0.05
     """Of the embedding and of what layers add to the residual stream."""
-    num_steps: int = 6000
+    num_steps: int = 8000
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    eval_every: int = 250
+    eval_every: int = 500
     num_eval_graphs: int = 1000
 
     def __post_init__(self) -> None:

@@ -3,8 +3,9 @@
     python benchmarks/decoding_model.py
     python benchmarks/decoding_model.py --head sequential --directory runs/decoding_sequential
 
-A Llama of 12 layers, 256 wide, on the Python standard library's own sources (byte pairs, split by file), with heads to
-depth 4. Three stages, each kept when it is done, so that a run that was killed goes on with the next:
+A Llama of 12 layers, 256 wide, two key-value heads for four of queries, on the Python standard library's own sources
+(byte pairs, split by file), with heads to depth 4. Three stages, each kept when it is done, so that a run that was
+killed goes on with the next:
 
     trunk    next tokens of the corpus, and the heads beside it: their losses reach the trunk
     texts    the trunk continues prompts of the training files, greedily and by sampling
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/decoding_model"))
     parser.add_argument("--head", default="latent")
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--key-value-heads", type=int, default=4)
+    parser.add_argument("--key-value-heads", type=int, default=2)
     parser.add_argument("--trunk-steps", type=int, default=1000)
     parser.add_argument("--text-batches", type=int, default=24)
     parser.add_argument("--head-steps", type=int, default=500)

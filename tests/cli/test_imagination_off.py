@@ -48,7 +48,7 @@ def test_off_with_parallel_heads(compose_tiny, monkeypatch, tmp_path):
     [
         ("mtp", "baseline", "world_model=mtp with imagination=baseline: head='medusa' gives the policy-averaged"),
         ("mtp_parallel", "counterfactual", "world_model=mtp_parallel with imagination=counterfactual: Parallel"),
-        ("mtp_paralel", "off", "world model 'mtp_paralel' is unknown.*Did you mean 'mtp_parallel'"),
+        ("mtp_paralel", "off", r"world_model\.backend='mtp_paralel' is unknown; did you mean 'mtp_parallel'\?"),
     ],
 )
 def test_what_is_refused_before_any_training(backend, use, message, parallel_model):

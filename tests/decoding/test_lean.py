@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
@@ -11,6 +12,7 @@ from worldmtp.decoding.acceptance import Tree
 from worldmtp.decoding.lean import lean_runner
 from worldmtp.decoding.text import CachedTexts
 from worldmtp.decoding.trunk import HuggingFaceRunner
+from worldmtp.lora import add_lora
 from worldmtp.model import MTPModel
 
 LLAMA3 = {
@@ -142,3 +144,23 @@ def test_what_is_not_known_by_heart(tiny_trunk):
         mistral = AutoModelForCausalLM.from_config(MistralConfig(**sizes))
     for trunk in (mistral, tiny_trunk("gpt2"), tiny_trunk("gpt_neox")):
         assert lean_runner(MTPModel.from_trunk(trunk, heads, torch.Generator())) is None
+
+
+def test_adapters_are_not_left_out():
+    """An adapter's layer has its base's weight; the trunk's own forward is taken, and texts are the adapted trunk's."""
+    model = own()
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    add_lora(model, config)
+    model.eval()
+    assert lean_runner(model) is None
+    output = generate(model, torch.tensor([[3, 4, 5, 6]]), max_new_tokens=8, draft="none")
+    with torch.no_grad():
+        log_policy = model.trunk(output.sequences).logits.log_softmax(dim=-1)[0, 3:-1]
+    expected = log_policy.gather(1, output.sequences[0, 4:, None])[:, 0]
+    torch.testing.assert_close(output.logprobs[0], expected, atol=1e-10, rtol=0)
+
+
+def test_half_precision_rounds_where_the_trunk_does():
+    model = own(torch.bfloat16)
+    for ours, theirs in zip(passes(model, lean_runner(model)), passes(model, HuggingFaceRunner(model)), strict=True):
+        assert torch.equal(ours.post_norm, theirs.post_norm)

@@ -28,6 +28,8 @@ from worldmtp.trunk_inputs import has_sliding_attention
 MAX_PACKED_BYTES = 2**30
 
 _TRUNKS = (LlamaForCausalLM, Qwen3ForCausalLM)
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
 _LENGTH_FREE_ROPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -37,10 +39,16 @@ def lean_runner(model: MTPModel) -> "LeanRunner | None":
     if type(trunk) not in _TRUNKS or has_sliding_attention(trunk.config):
         return None
     rotary = trunk.base_model.get_submodule("rotary_emb")
-    layers = list(trunk.base_model.get_submodule("layers").children())
-    plain = (nn.Linear, nn.Embedding, nn.ModuleList)
-    inner = [module for layer in layers for module in layer.modules()]
-    is_plain = all(type(module) is nn.Linear for module in inner if isinstance(module, plain))
+    layers: list[Any] = list(trunk.base_model.get_submodule("layers").children())
+    # What is read by its weight has to be nothing but that: an adapter's layer also has a ``weight``, its base's.
+    projections = [
+        getattr(part, name)
+        for layer in layers
+        for part, names in ((layer.self_attn, _ATTENTION), (layer.mlp, _MLP))
+        for name in names
+    ]
+    is_plain = all(type(projection) is nn.Linear for projection in projections)
+    is_plain = is_plain and type(trunk.get_input_embeddings()) is nn.Embedding
     has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
     if not is_plain or has_hooks or getattr(rotary, "rope_type", None) not in _LENGTH_FREE_ROPES:
         return None
@@ -142,6 +150,7 @@ def _rotate_pairs(
     heads: Float[Tensor, "row head query head_dim"], rotations: Float[Tensor, "row 1 query pair 2"]
 ) -> Float[Tensor, "row head query head_dim"]:
     """Numbers 2 i and 2 i + 1 are one complex number, times cos + i sin."""
+    heads = heads.to(rotations.dtype)  # autocast projects in half precision, which has no complex numbers
     pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * torch.view_as_complex(rotations)).view(heads.shape)
 
@@ -161,5 +170,7 @@ def _add_linear(
     bias: Float[Tensor, " hidden"] | None,
 ) -> Float[Tensor, "token hidden"]:
     """The residual stream and what a layer adds to it."""
+    if hidden.dtype not in (torch.float32, torch.float64):  # the trunks round in between
+        return hidden + functional.linear(inputs, weight, bias)
     added = torch.addmm(hidden, inputs, weight.t())
     return added if bias is None else added.add_(bias)

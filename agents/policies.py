@@ -154,6 +154,8 @@ class _Queues:
             return False
         if bool(((lengths < self._start) | (lengths > self._known)).any()):
             return False
+        if bool((lengths < self._last).any()):
+            return False  # a new episode; that its prompt is the old one does not make its text the old one
         is_text = np.arange(tokens.shape[1]) < lengths[:, None]
         needs = np.nonzero(lengths == self._known)[0]
         return bool((tokens == self._texts[:, : tokens.shape[1]])[is_text].all() and np.isin(needs, self._rows).all())

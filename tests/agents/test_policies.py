@@ -173,3 +173,17 @@ def test_a_round_may_run_past_the_end_of_every_text(replying_env: Any, tiny_mode
         rollout = collect_rollout(replying_env([[2], [3, 4, 5]], length, lambda _: []), policy, None, {})
         torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, 1.0), atol=1e-5, rtol=0)
         assert policy.tokens_per_forward == 4 or length == 1
+
+
+@torch.no_grad()
+def test_a_new_episode_on_the_same_prompt_is_drawn_anew(tiny_model: MakeModel) -> None:
+    """With 7 tokens nearly equally likely, 32 rows of 3 tokens repeat by chance once in 7^96 runs."""
+    policy, generator = TrunkPolicy(tiny_model()), torch.Generator().manual_seed(0)
+    episodes = []
+    for _ in range(2):
+        texts = [[2, 3] for _ in range(32)]
+        for _ in range(3):
+            chosen = policy.act(observe(texts), {}, generator).actions.tolist()
+            texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
+        episodes.append(texts)
+    assert episodes[0] != episodes[1]

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Mamba2Config
 
 from worldmtp.decoding import generate
+from worldmtp.decoding.drafts import LookupDraft
 from worldmtp.decoding.slot_cache import SlotCache, cache_size
 
 IDS = torch.tensor([[2, 3, 4], [5, 6, 2]])
@@ -92,3 +93,16 @@ def test_a_trunk_whose_state_cannot_be_taken_back():
         trunk = AutoModelForCausalLM.from_config(config)
     with pytest.raises(TypeError, match="decoding takes rejected drafts back"):
         run(trunk, draft="none")
+
+
+def test_a_tree_wider_than_the_vocabulary(model_of):
+    with pytest.raises(ValueError, match=r"widths=\(8, 2\) ask for 8 tokens of a vocabulary of 7; lower them"):
+        generate(model_of(), torch.tensor([[2, 3]]), max_new_tokens=2, tree=(8, 2))
+
+
+def test_look_ups_of_more_tokens_than_a_text_has(model_of):
+    model = model_of()
+    ids = torch.tensor([[2, 3]])
+    plain = generate(model, ids, max_new_tokens=6, draft="none")
+    found = generate(model, ids, max_new_tokens=6, draft=LookupDraft(2, max_ngram=9))
+    assert torch.equal(found.sequences, plain.sequences)

@@ -106,7 +106,7 @@ class LookupDraft(NoDraft):
         ends, found = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
         matches = torch.ones((len(ids), width), dtype=torch.bool, device=texts.device)
         index = torch.arange(width, device=texts.device)
-        for size in range(1, self._max_ngram + 1):
+        for size in range(1, min(self._max_ngram, width) + 1):
             # matches[r, i]: the ``size`` tokens up to i are the row's last ``size``.
             last = ids.gather(1, (lengths - size).clamp_min(0)[:, None])
             shifted = torch.zeros_like(matches)

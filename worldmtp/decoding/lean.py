@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 from transformers.activations import ACT2FN
 
-from worldmtp.decoding.packed import PackedLayer, pack_layer, packed_bytes
+from worldmtp.decoding.packed import PackedLayer, pack_layer, packed_bytes, projections
 from worldmtp.decoding.slot_cache import SlotCache, SlotLayer
 from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.masks import additive_mask
@@ -28,8 +28,6 @@ from worldmtp.trunk_inputs import has_sliding_attention
 MAX_PACKED_BYTES = 2**30
 
 _TRUNKS = (LlamaForCausalLM, Qwen3ForCausalLM)
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
 _LENGTH_FREE_ROPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -41,13 +39,7 @@ def lean_runner(model: MTPModel) -> "LeanRunner | None":
     rotary = trunk.base_model.get_submodule("rotary_emb")
     layers: list[Any] = list(trunk.base_model.get_submodule("layers").children())
     # What is read by its weight has to be nothing but that: an adapter's layer also has a ``weight``, its base's.
-    projections = [
-        getattr(part, name)
-        for layer in layers
-        for part, names in ((layer.self_attn, _ATTENTION), (layer.mlp, _MLP))
-        for name in names
-    ]
-    is_plain = all(type(projection) is nn.Linear for projection in projections)
+    is_plain = all(type(projection) is nn.Linear for layer in layers for projection in projections(layer))
     is_plain = is_plain and type(trunk.get_input_embeddings()) is nn.Embedding
     has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
     if not is_plain or has_hooks or getattr(rotary, "rope_type", None) not in _LENGTH_FREE_ROPES:
@@ -69,7 +61,7 @@ class LeanRunner:
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._num_queries: int = config.num_attention_heads
         self._num_keys: int = config.num_key_value_heads
-        self._is_grouped = self._num_queries != self._num_keys
+        self._num_groups = self._num_queries // self._num_keys
         self._scale: float = self._head_dim**-0.5
         # As ``record_features`` names them: from the end where negative.
         self._recorded = [index % len(self._modules) for index in model.heads.feature_layers]
@@ -99,14 +91,19 @@ class LeanRunner:
         """The trunk's forward."""
         shape = (*input_ids.shape, -1)
         hidden = functional.embedding(input_ids.flatten(), self._backbone.embed_tokens.weight)  # (B T, D)
-        rotations = self._rotations[position_ids][:, None]
+        rotations = self._rotations[position_ids][:, :, None]
         mask = None if allowed is None else additive_mask(allowed, hidden.dtype)
+        folds = self._num_groups > 1 and len(input_ids) > 1  # what folding copies outweighs a single row's gain
+        if folds and mask is not None:
+            mask = mask.repeat(1, 1, self._num_groups, 1)
         outputs = []
         for layer, cached in zip(self._layers, cache.layers, strict=True):
             assert isinstance(cached, SlotLayer)
-            mixed = self._attend(layer, self._norm(hidden, layer.input_norm), shape[:2], rotations, mask, cached)
+            states = self._project(layer, self._norm(hidden, layer.input_norm), shape[:2], rotations)
+            keys, values = cached.update_joint(states[:, self._num_queries :])
+            mixed = self._attend(states[:, : self._num_queries], keys, values, mask, folds)
             hidden = _add_linear(hidden, mixed, layer.attention_out, layer.attention_out_bias)
-            gate_up = functional.linear(self._norm(hidden, layer.mlp_norm), layer.mlp_in, layer.mlp_in_bias)
+            gate_up = _linear(self._norm(hidden, layer.mlp_norm), layer.mlp_in, layer.mlp_in_bias)
             gate, up = gate_up.chunk(2, dim=-1)
             hidden = _add_linear(hidden, self._activation(gate).mul_(up), layer.mlp_out, layer.mlp_out_bias)
             outputs.append(hidden)
@@ -118,59 +115,77 @@ class LeanRunner:
 
     def _norm(self, hidden: Float[Tensor, "*batch width"], weight: Tensor) -> Float[Tensor, "*batch width"]:
         if hidden.dtype == torch.float32:
-            return functional.rms_norm(hidden, weight.shape, weight, self._eps)
+            return torch.rms_norm(hidden, weight.shape, weight, self._eps)
         # The trunks norm in single precision whatever they compute in, double too.
-        return weight * functional.rms_norm(hidden.float(), weight.shape, None, self._eps).to(hidden.dtype)
+        return weight * torch.rms_norm(hidden.float(), weight.shape, None, self._eps).to(hidden.dtype)
 
-    def _attend(
+    def _project(
         self,
         layer: PackedLayer,
         hidden: Float[Tensor, "token hidden"],
         shape: tuple[int, int],
-        rotations: Float[Tensor, "row 1 query pair 2"],
-        mask: Float[Tensor, "mask_row 1 query key"] | None,
-        cached: SlotLayer,
-    ) -> Float[Tensor, "token queries"]:
+        rotations: Float[Tensor, "row query 1 pair 2"],
+    ) -> Float[Tensor, "row head query head_dim"]:
+        """Queries, keys and values one after another, the first two normed and rotated, all in one tensor."""
         num_queries, num_rotated = self._num_queries, self._num_queries + self._num_keys
-        projected = functional.linear(hidden, layer.attention_in, layer.attention_in_bias)
-        heads = projected.view(*shape, -1, self._head_dim).transpose(1, 2)  # (B, head, T, head_dim)
-        rotated = heads[:, :num_rotated]
+        states = _linear(hidden, layer.attention_in, layer.attention_in_bias)
+        states = states.to(rotations.dtype)  # autocast projects in half precision, which has no complex numbers
+        states = states.view(*shape, num_rotated + self._num_keys, self._head_dim)
         if layer.query_norm is not None and layer.key_norm is not None:
-            queries, keys = rotated[:, :num_queries], rotated[:, num_queries:]
-            rotated = torch.cat([self._norm(queries, layer.query_norm), self._norm(keys, layer.key_norm)], dim=1)
-        rotated = _rotate_pairs(rotated, rotations) if self._in_pairs else _rotate_halves(rotated, rotations)
-        keys, values = cached.update(rotated[:, num_queries:], heads[:, num_rotated:])
+            states[:, :, :num_queries] = self._norm(states[:, :, :num_queries], layer.query_norm)
+            states[:, :, num_queries:num_rotated] = self._norm(states[:, :, num_queries:num_rotated], layer.key_norm)
+        rotate = _rotate_pairs if self._in_pairs else _rotate_halves
+        rotate(states[:, :, :num_rotated], rotations)
+        return states.transpose(1, 2)
+
+    def _attend(
+        self,
+        queries: Float[Tensor, "row head query head_dim"],
+        keys: Float[Tensor, "row key_head key head_dim"],
+        values: Float[Tensor, "row key_head key head_dim"],
+        mask: Float[Tensor, "mask_row 1 folded_query key"] | None,
+        folds: bool,
+    ) -> Float[Tensor, "token queries"]:
+        """``folds`` makes queries that share a key head more queries of that head, where the mask is repeated too."""
+        shape, is_grouped = queries.shape, self._num_groups > 1 and not folds
+        if folds:
+            queries = queries.reshape(shape[0], self._num_keys, -1, shape[3])
         mixed = functional.scaled_dot_product_attention(
-            rotated[:, :num_queries], keys, values, attn_mask=mask, scale=self._scale, enable_gqa=self._is_grouped
+            queries, keys, values, attn_mask=mask, scale=self._scale, enable_gqa=is_grouped
         )
-        return mixed.transpose(1, 2).reshape(hidden.shape[0], -1)
+        return mixed.reshape(shape).transpose(1, 2).reshape(shape[0] * shape[2], -1)
 
 
 def _rotate_pairs(
-    heads: Float[Tensor, "row head query head_dim"], rotations: Float[Tensor, "row 1 query pair 2"]
-) -> Float[Tensor, "row head query head_dim"]:
-    """Numbers 2 i and 2 i + 1 are one complex number, times cos + i sin."""
-    heads = heads.to(rotations.dtype)  # autocast projects in half precision, which has no complex numbers
+    heads: Float[Tensor, "row query head head_dim"], rotations: Float[Tensor, "row query 1 pair 2"]
+) -> None:
+    """Numbers 2 i and 2 i + 1 are one complex number, times cos + i sin, in place."""
     pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * torch.view_as_complex(rotations)).view(heads.shape)
+    pairs.mul_(torch.view_as_complex(rotations))
 
 
 def _rotate_halves(
-    heads: Float[Tensor, "row head query head_dim"], rotations: Float[Tensor, "row 1 query pair 2"]
-) -> Float[Tensor, "row head query head_dim"]:
+    heads: Float[Tensor, "row query head head_dim"], rotations: Float[Tensor, "row query 1 pair 2"]
+) -> None:
     """Numbers i and i + head_dim / 2 are, as the trunks have them."""
     (first, second), (cos, sin) = heads.chunk(2, dim=-1), rotations.unbind(-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    heads.copy_(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
+
+
+def _linear(
+    inputs: Float[Tensor, "token input"], weight: Float[Tensor, "input output"], bias: Float[Tensor, " output"] | None
+) -> Float[Tensor, "token output"]:
+    return torch.mm(inputs, weight) if bias is None else torch.addmm(bias, inputs, weight)
 
 
 def _add_linear(
     hidden: Float[Tensor, "token hidden"],
     inputs: Float[Tensor, "token inner"],
-    weight: Float[Tensor, "hidden inner"],
+    weight: Float[Tensor, "inner hidden"],
     bias: Float[Tensor, " hidden"] | None,
 ) -> Float[Tensor, "token hidden"]:
     """The residual stream and what a layer adds to it."""
     if hidden.dtype not in (torch.float32, torch.float64):  # the trunks round in between
-        return hidden + functional.linear(inputs, weight, bias)
-    added = torch.addmm(hidden, inputs, weight.t())
+        return hidden + _linear(inputs, weight, bias)
+    added = torch.addmm(hidden, inputs, weight)
     return added if bias is None else added.add_(bias)

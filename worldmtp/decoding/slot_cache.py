@@ -63,13 +63,15 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, owner: "SlotCache") -> None:
         super().__init__()
         self._owner = owner
+        self._joint: Tensor | None = None
+        """What keys and values are halves of, where ``update_joint`` made them."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the rows that are written."""
-        rows, heads = key_states.shape[:2]
         capacity = self._owner.capacity
-        self.keys = key_states.new_zeros((rows, heads, capacity, key_states.shape[-1]))
-        self.values = value_states.new_zeros((rows, heads, capacity, value_states.shape[-1]))
+        self.keys, self.values = (
+            states.new_zeros((*states.shape[:2], capacity, states.shape[3])) for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     @property
@@ -93,20 +95,33 @@ class SlotLayer(CacheLayerMixin):
         """Write at the slots the owner was told, and give all that may be looked at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        owner, num_rows = self._owner, key_states.shape[0]
         keys, values = self.states
-        if num_rows < keys.shape[0]:
-            keys, values = keys[:num_rows], values[:num_rows]
+        return self._write(keys, key_states), self._write(values, value_states)
+
+    def update_joint(
+        self, states: Float[Tensor, "row key_and_value query head_dim"]
+    ) -> tuple[Float[Tensor, "row head key head_dim"], Float[Tensor, "row head key head_dim"]]:
+        """As ``update`` of keys and values that stand after one another in one tensor, with one copy."""
+        if not self.is_initialized:
+            self._joint = states.new_zeros((*states.shape[:2], self._owner.capacity, states.shape[3]))
+            self.keys, self.values = self._joint.chunk(2, dim=1)
+            self.is_initialized = True
+        assert self._joint is not None
+        keys, values = self._write(self._joint, states).chunk(2, dim=1)
+        return keys, values
+
+    def _write(
+        self, held: Float[Tensor, "all_rows head slot head_dim"], states: Float[Tensor, "row head query head_dim"]
+    ) -> Float[Tensor, "row head key head_dim"]:
+        owner, num_rows = self._owner, states.shape[0]
+        if num_rows < held.shape[0]:
+            held = held[:num_rows]
         if owner.common_start is not None:
-            written = slice(owner.common_start, owner.common_start + key_states.shape[2])
-            keys[:, :, written] = key_states
-            values[:, :, written] = value_states
+            held[:, :, owner.common_start : owner.common_start + states.shape[2]] = states
         else:
             assert owner.slots is not None
-            index = owner.slots[:, None, :, None]
-            keys.scatter_(2, index.expand_as(key_states), key_states)
-            values.scatter_(2, index.expand_as(value_states), value_states)
-        return keys[:, :, : owner.extent], values[:, :, : owner.extent]
+            held.scatter_(2, owner.slots[:, None, :, None].expand_as(states), states)
+        return held[:, :, : owner.extent]
 
     def move_rows(self, sources: Int[Tensor, " moved"], targets: Int[Tensor, " moved"]) -> None:
         """Copy whole rows over others."""
@@ -115,7 +130,11 @@ class SlotLayer(CacheLayerMixin):
 
     def select_rows(self, sources: Int[Tensor, " row"]) -> None:
         """Row i is a copy of what row ``sources[i]`` was; rows may be repeated."""
-        self.keys, self.values = (states[sources] for states in self.states)
+        if self._joint is not None:
+            self._joint = self._joint[sources]
+            self.keys, self.values = self._joint.chunk(2, dim=1)
+        else:
+            self.keys, self.values = (states[sources] for states in self.states)
 
     def move_slots(self, sources: Int[Tensor, "row slot"], first: Int[Tensor, " row"]) -> None:
         """Copy chosen slots of each row to those from ``first`` on: a tree's accepted path becomes text."""

@@ -136,16 +136,11 @@ class _Rows:
         alive, device = self._alive, self._new.device
         counts = torch.from_numpy(emission.counts).to(device)
         old = self._lengths[alive]
-        steps = torch.arange(emission.tokens.shape[1], device=device)
-        places = (old[:, None] + steps).clamp_max(self._new.shape[1] - 1)
-        new, logprobs = self._new[alive], self._logprobs_of(emission)[alive]
-        is_emitted = steps < counts[:, None]
-        new.scatter_(1, places, torch.where(is_emitted, emission.tokens, new.gather(1, places)))
-        logprobs.scatter_(1, places, torch.where(is_emitted, emission.logprobs, logprobs.gather(1, places)))
-        self._new[alive] = new
-        assert self._logprobs is not None
-        self._logprobs[alive] = logprobs
-        lengths, is_done = first_stop(new, old, old + counts, self._stops)
+        # What stands after a row's last token is written too, to be overwritten or cut.
+        places = alive[:, None], old[:, None] + torch.arange(emission.tokens.shape[1], device=device)
+        self._new[places] = emission.tokens
+        self._logprobs_of(emission)[places] = emission.logprobs
+        lengths, is_done = first_stop(self._new[alive], old, old + counts, self._stops)
         self._lengths[alive] = lengths
         if counts_as_round:
             self._rounds[alive.cpu().numpy()] += 1

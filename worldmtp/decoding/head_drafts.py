@@ -11,7 +11,7 @@ The heads are the model's own modules, read at each call: what training changes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -79,8 +79,8 @@ class HeadDraft(ABC):
         """See ``Drafter``."""
 
     @abstractmethod
-    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Float[Tensor, "row hidden"]]:
-        """Latents of depths 2, 3, .. at the roots; each may read the drafts written before it is asked for."""
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Generator[Tensor, Tensor, None]:
+        """Latents of depths 2, 3, .. at the roots, (row, 1, hidden); each is answered with its tokens, (row, 1)."""
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
         """See ``Drafter``."""
@@ -89,23 +89,28 @@ class HeadDraft(ABC):
             return Draft(texts.ids.new_zeros((len(texts), 0)), texts.ids.new_zeros(len(texts)))
         tokens, distributions, parents, best = list[Tensor](), list[Tensor](), [-1], 0
         deepest: int = self._model.config.depth
-        for ahead, latent in enumerate(self._latents(texts, num_depths)):
+        latents = self._latents(texts, num_depths)
+        latent = next(latents)
+        for ahead in range(num_depths):
             logits = self._model.logits_of(latent, min(ahead + 2, deepest))
-            processed = policy.processed(logits[:, None], texts, num_before=ahead)[:, 0]
+            processed = policy.processed(logits, texts, num_before=ahead)
             if self._widths is not None:
-                chosen = processed.topk(self._widths[ahead], dim=-1).indices
+                chosen = processed[:, 0].topk(self._widths[ahead], dim=-1).indices
                 best, parents = len(parents), parents + [best] * chosen.shape[1]
             elif policy.draws:
                 distributions.append(processed.log_softmax(dim=-1))
-                chosen = policy.choose(distributions[-1])[:, None]
+                chosen = policy.choose(processed, distributions[-1])
             else:
-                chosen = processed.argmax(dim=-1, keepdim=True)
+                chosen = processed.argmax(dim=-1)
             tokens.append(chosen)
-            write_drafts(texts, chosen[:, :1], num_before=ahead)
+            if policy.sampling.reads_context:
+                write_drafts(texts, chosen[:, :1], num_before=ahead)
+            if ahead + 1 < num_depths:
+                latent = latents.send(chosen[:, :1])
         return Draft(
             tokens=torch.cat(tokens, dim=1),
             num_drafts=torch.full((len(texts),), num_depths, device=texts.device),
-            log_q=torch.stack(distributions, dim=1) if distributions else None,
+            log_q=torch.cat(distributions, dim=1) if distributions else None,
             tree=None if self._widths is None else Tree(tuple(parents)),
         )
 
@@ -132,19 +137,18 @@ class RootDraft(HeadDraft):
         """Roots move with their rows."""
         self._root = move(self._root, sources, targets, num_left)
 
-    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Tensor]:
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Generator[Tensor, Tensor, None]:
         heads = self._heads
         itself = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=texts.device)
         newest = torch.from_numpy(texts.num_cached).to(texts.device)[:, None]
-        carry = self._root
+        root, carry, tokens = newest - 1, self._root, texts.ids.gather(1, newest)
         for ahead in range(num_depths):
             depth = min(ahead + 2, self._model.config.depth)
             if isinstance(heads, ActionConditionalHead):
-                embeds = self._embed(texts.ids.gather(1, newest + ahead))
-                carry = heads.forward_depth(depth, carry, embeds, itself, newest - 1)
-                yield heads.read(depth, carry)[:, 0]
+                carry = heads.forward_depth(depth, carry, self._embed(tokens), itself, root)
+                tokens = yield heads.read(depth, carry)
             else:
-                yield heads.forward_depth(depth, carry, itself, newest - 1)[:, 0]
+                yield heads.forward_depth(depth, carry, itself, root)
 
 
 class WindowedDraft(HeadDraft):
@@ -237,11 +241,12 @@ class ChainDraft(WindowedDraft):
     def _num_caches(self) -> int:
         return self._num_depths
 
-    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Tensor]:
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Generator[Tensor, Tensor, None]:
         heads = self._heads
         for ahead, carry in enumerate(self._window(texts, num_depths)):
             last = carry[:, -1:]
-            yield (heads.read(ahead + 2, last) if isinstance(heads, ActionConditionalHead) else last)[:, 0]
+            tokens = yield heads.read(ahead + 2, last) if isinstance(heads, ActionConditionalHead) else last
+            write_drafts(texts, tokens, num_before=ahead)  # which the next depth's window reads
 
 
 class BranchDraft(WindowedDraft):
@@ -252,12 +257,12 @@ class BranchDraft(WindowedDraft):
     def _num_caches(self) -> int:
         return 1
 
-    def _latents(self, texts: CachedTexts, num_depths: int) -> Iterator[Tensor]:
+    def _latents(self, texts: CachedTexts, num_depths: int) -> Generator[Tensor, Tensor, None]:
         heads = self._heads
         assert isinstance(heads, ActionConditionalHead)
         (window,) = self._window(texts, 1)
         carry = window[:, -1:]
-        yield heads.read(2, carry)[:, 0]
+        tokens = yield heads.read(2, carry)
         newest = torch.from_numpy(texts.num_cached).to(texts.device)[:, None]
         for ahead in range(1, num_depths):
             depth = min(ahead + 2, self._model.config.depth)
@@ -266,6 +271,7 @@ class BranchDraft(WindowedDraft):
             keys = torch.arange(extent, device=texts.device)
             allowed = (keys <= slots[..., None]) & (keys >= 1)
             self._caches[0].write_at(slots, extent)
-            embeds = self._embed(texts.ids.gather(1, newest + ahead))
-            carry = heads.forward_depth(depth, carry, embeds, allowed[:, None], newest - 1, self._caches[0])
-            yield heads.read(depth, carry)[:, 0]
+            carry = heads.forward_depth(
+                depth, carry, self._embed(tokens), allowed[:, None], newest - 1, self._caches[0]
+            )
+            tokens = yield heads.read(depth, carry)

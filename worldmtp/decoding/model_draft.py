@@ -71,7 +71,7 @@ class ModelDraft:
             own.accept(np.full(len(texts), pending.shape[1]))
             processed = policy.processed(self._drafting.logits_of(hidden), texts, num_before=ahead)
             distributions.append(processed.log_softmax(dim=-1))
-            pending = policy.choose(distributions[-1])
+            pending = policy.choose(processed, distributions[-1])
             tokens.append(pending)
             write_drafts(texts, pending, num_before=ahead)
         return Draft(

@@ -39,7 +39,7 @@ class DecodingPolicy:
         """Logits whose place j follows each row's newest token and ``num_before + j`` drafts."""
         num_rows, num_places, vocab_size = logits.shape
         if not self.sampling.reads_context:
-            return processed_logits(logits.flatten(0, 1), self.sampling).view_as(logits)
+            return processed_logits(logits, self.sampling)
         lengths = torch.from_numpy(texts.num_cached + 1 + num_before).to(logits.device)
         lengths = lengths[:, None] + torch.arange(num_places, device=logits.device)
         contexts = texts.ids[:, : int(lengths.max())].repeat_interleave(num_places, dim=0)
@@ -59,10 +59,12 @@ class DecodingPolicy:
             )
         return found
 
-    def choose(self, log_probs: Float[Tensor, "*place vocab"]) -> Int[Tensor, "*place"]:
-        """The most likely tokens, or draws."""
+    def choose(
+        self, processed: Float[Tensor, "*place vocab"], log_probs: Float[Tensor, "*place vocab"]
+    ) -> Int[Tensor, "*place"]:
+        """Draws, or the most likely tokens: of the logits, as log-probabilities round, and may make a tie of two."""
         if not self.draws:
-            return log_probs.argmax(dim=-1)
+            return processed.argmax(dim=-1)
         return draw(log_probs.flatten(0, -2), self.generator).view(log_probs.shape[:-1])
 
     def processed_tree(

@@ -48,14 +48,15 @@ class SamplingConfig:
 
 
 def processed_logits(
-    logits: Float[Tensor, "place vocab"],
+    logits: Float[Tensor, "*place vocab"],
     config: SamplingConfig,
-    contexts: Int[Tensor, "place length"] | None = None,
-    lengths: Int[Tensor, " place"] | None = None,
-) -> Float[Tensor, "place vocab"]:
+    contexts: Int[Tensor, "*place length"] | None = None,
+    lengths: Int[Tensor, "*place"] | None = None,
+) -> Float[Tensor, "*place vocab"]:
     """Logits of the policy, -inf where it never goes; in float32 at least, as Hugging Face computes them.
 
-    ``contexts[i, : lengths[i]]`` are the tokens so far; they are needed where ``config.reads_context``.
+    ``contexts[i, : lengths[i]]`` are the tokens so far; they are needed where ``config.reads_context``, and places then
+    stand in one dimension.
 
     Raises:
         ValueError: they are needed and are not there.
@@ -104,4 +105,4 @@ def _cut_tail(logits: Tensor, top_p: float) -> Tensor:
     ascending, order = logits.sort(descending=False)
     drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
     drop[..., -1] = False
-    return logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
+    return logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)

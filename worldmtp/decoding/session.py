@@ -106,9 +106,10 @@ class DecodingSession:
         draft, features, logits = self._propose_and_verify(num_drafts)
         path = None
         if draft.tree is not None:
-            log_probs = self._policy.log_probs(self._policy.processed_tree(logits, texts, draft))
+            processed = self._policy.processed_tree(logits, texts, draft)
+            log_probs = self._policy.log_probs(processed)
             nodes = torch.cat([self._newest(), draft.tokens], dim=1)
-            targets = self._policy.choose(log_probs)
+            targets = self._policy.choose(processed, log_probs)
             if self._lossy is None:
                 verdict = accept_tree(draft.tree, nodes, targets)
             else:
@@ -122,7 +123,7 @@ class DecodingSession:
             log_probs = self._policy.log_probs(processed)
             drafts, generator = draft.tokens, self._policy.generator
             if self._lossy is not None:
-                targets = self._policy.choose(log_probs if self._policy.draws else processed)
+                targets = self._policy.choose(processed, log_probs)
                 chain = accept_lossy(self._lossy.accepts(drafts, processed[:, :-1]), draft.num_drafts, targets)
             elif not self._policy.draws:
                 chain = accept_greedy(drafts, draft.num_drafts, processed)
@@ -211,8 +212,9 @@ class DecodingSession:
     def _choose_next(self, features: TrunkFeatures, num_accepted: IntArray, num_drafted: IntArray) -> Emission:
         """Each row's next token from the features of its last one."""
         logits = self._model.logits_of(features.post_norm)
-        log_probs = self._policy.log_probs(self._policy.processed(logits, self.texts, num_before=-1))
-        tokens = self._policy.choose(log_probs)
+        processed = self._policy.processed(logits, self.texts, num_before=-1)
+        log_probs = self._policy.log_probs(processed)
+        tokens = self._policy.choose(processed, log_probs)
         self._append(tokens[:, 0])
         return Emission(
             tokens=tokens,

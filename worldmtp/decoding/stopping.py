@@ -39,6 +39,8 @@ def first_stop(
 
     ``new[r, : lengths[r]]`` are all that row r got after its prompt; what came before ``old_lengths`` did not end it.
     """
+    if not rule.eos_token_ids and not rule.stop_sequences:
+        return lengths.clamp_max(rule.max_new_tokens), lengths >= rule.max_new_tokens
     places = torch.arange(new.shape[1], device=new.device)
     ends = torch.zeros_like(new, dtype=torch.bool)
     for token in rule.eos_token_ids:

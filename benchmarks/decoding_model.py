@@ -4,13 +4,13 @@
     python benchmarks/decoding_model.py --head sequential --directory runs/decoding_sequential
 
 A Llama of 12 layers, 256 wide, two key-value heads for four of queries, on the Python standard library's own sources
-(byte pairs, split by file), with heads to depth 4. Three stages, each kept when it is done, so that a run that was
+(byte pairs, split by file), with heads to depth 6. Three stages, each kept when it is done, so that a run that was
 killed goes on with the next:
 
     trunk    next tokens of the corpus, and the heads beside it: their losses reach the trunk
     texts    the trunk continues prompts of the training files, greedily and by sampling
-    heads    on those texts and the corpus in equal parts, against the trunk's own distribution (KL); the trunk is
-             frozen. Heads are to say what the trunk will say, and that is its text (FastMTP, arXiv 2509.18362)
+    heads    on three parts of those texts and one of the corpus, against the trunk's own distribution (KL); the trunk
+             is frozen. Heads are to say what the trunk will say, and that is its text (FastMTP, arXiv 2509.18362)
 
 ``benchmarks/decoding_speed.py`` and ``benchmarks/decoding_acceptance.py`` read what this leaves.
 """
@@ -111,9 +111,9 @@ def train_heads(directory: Path, args: argparse.Namespace) -> None:
     model.config.detach_trunk = model.config.detach_embedding = model.config.detach_lm_head = True
 
     def batch_of(step: int) -> Batch:
-        half = BATCH_SIZE // 2
-        own = texts[torch.randint(len(texts), (half,), generator=torch.Generator().manual_seed(step))]
-        ids = torch.cat([batch_at(tokens, LENGTH, BATCH_SIZE - half, 2, step), own])
+        num_own = BATCH_SIZE * 3 // 4
+        own = texts[torch.randint(len(texts), (num_own,), generator=torch.Generator().manual_seed(step))]
+        ids = torch.cat([batch_at(tokens, LENGTH, BATCH_SIZE - num_own, 2, step), own])
         return Batch(ids, ids)
 
     settings = TrainingConfig(num_steps=args.head_steps, learning_rate=2e-3, trains_trunk=False)
@@ -126,11 +126,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("runs/decoding_model"))
     parser.add_argument("--head", default="latent")
-    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--key-value-heads", type=int, default=2)
     parser.add_argument("--trunk-steps", type=int, default=1000)
-    parser.add_argument("--text-batches", type=int, default=24)
-    parser.add_argument("--head-steps", type=int, default=500)
+    parser.add_argument("--text-batches", type=int, default=64)
+    parser.add_argument("--head-steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from worldmtp.decoding.alarm import weights_versions
 from worldmtp.decoding.making import make_drafter, make_runner
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
@@ -61,7 +62,8 @@ class TrunkPolicy:
 
     As long as the environment appends just the tokens handed out, an act takes one from each queue, and a round of the
     session fills those that are empty: with ``draft="none"`` one token a row, with drafts as many as are accepted.
-    Where the environment wrote tokens of its own, or reset a row, the session is filled anew from the observation. A
+    Where the environment wrote tokens of its own or reset a row, or the trunk's weights have changed in place, the
+    session is filled anew from the observation, so that every token is of the weights it is asked of. A
     row that stands still gets the same token again and, when others need more, leaves the session.
 
     ``draft`` and ``num_draft`` are those of ``worldmtp.decoding.generate``; the law is that of the trunk with any.
@@ -81,6 +83,7 @@ class TrunkPolicy:
         self._draft, self._num_draft = draft, num_draft
         self._generator: torch.Generator | None = None
         self._queues: _Queues | None = None
+        self._versions: tuple[int, ...] = ()
         self._yielded = YieldCount()
 
     @property
@@ -91,9 +94,10 @@ class TrunkPolicy:
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         """One token a row."""
         tokens, lengths = obs["tokens"], obs["length"][:, 0]
-        queues = self._queues
-        if queues is None or generator is not self._generator or not queues.agree(tokens, lengths):
-            self._generator = generator
+        queues, versions = self._queues, weights_versions(self._model.trunk)
+        is_same = generator is self._generator and versions == self._versions
+        if queues is None or not is_same or not queues.agree(tokens, lengths):
+            self._generator, self._versions = generator, versions
             queues = self._queues = self._fill(tokens, lengths, generator)
         return queues.take(lengths)
 

@@ -188,6 +188,7 @@ class ImaginationTrainer:
             "agent": self.agent.state_dict(),
             "learner": self._learner.state_dict(),
             "estimator": self._estimator.state_dict(),
+            "alarm": self._alarm.state_dict(),
             "env": self._env.state(),
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "iteration": self.iteration,
@@ -202,6 +203,7 @@ class ImaginationTrainer:
         self.agent.load_state_dict(state["agent"])
         self._learner.load_state_dict(state["learner"])
         self._estimator.load_state_dict(state["estimator"])
+        self._alarm.load_state_dict(state["alarm"])
         self._env.load_state(state["env"])
         for name, saved in state["generators"].items():
             self._generators[name].set_state(saved.cpu())

@@ -33,7 +33,8 @@ def by_depth(model: MTPModel, prompts: torch.Tensor, files: np.ndarray, temperat
     drafted, accepted = np.zeros(args.num_draft), np.zeros(args.num_draft)
     tokens, rounds = [], []
     for rows in prompts.split(ROWS_AT_ONCE):
-        output = generate(model, rows, max_new_tokens=args.new_tokens, num_draft=args.num_draft, **sampling)
+        is_real = torch.ones_like(rows)
+        output = generate(model, rows, is_real, max_new_tokens=args.new_tokens, num_draft=args.num_draft, **sampling)
         drafted += output.drafted_per_depth
         accepted += output.accepted_per_depth
         tokens.append(output.lengths.numpy() - 1)
@@ -50,15 +51,16 @@ def by_entropy(model: MTPModel, prompts: torch.Tensor, args: Any) -> list[str]:
     """The second table: greedy texts, read with the true tokens before each draft."""
     hits, entropies = [], []
     for rows in prompts.split(ROWS_AT_ONCE):
-        texts = generate(model, rows, max_new_tokens=args.new_tokens, draft="none").sequences
-        roots = torch.arange(PROMPT - 1, texts.shape[1] - model.config.depth)
+        is_real = torch.ones_like(rows)
+        texts = generate(model, rows, is_real, max_new_tokens=args.new_tokens, draft="none").sequences
+        roots = torch.arange(PROMPT - 1, texts.shape[1] - args.num_draft - 1)
         latents = model.latents(texts)
         log_probs = model.logits_of(latents[0][:, roots + 1]).log_softmax(dim=-1)
         entropies.append(torch.special.entr(log_probs.exp()).sum(dim=-1).flatten())
         right = torch.stack(
             [
                 model.logits_of(latents[depth - 1][:, roots], depth).argmax(dim=-1) == texts[:, roots + depth]
-                for depth in range(2, model.config.depth + 1)
+                for depth in range(2, args.num_draft + 2)
             ],
             dim=-1,
         )

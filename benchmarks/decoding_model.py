@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -98,8 +99,12 @@ def write_texts(directory: Path, args: argparse.Namespace) -> None:
     texts = []
     for number in range(args.text_batches):
         prompts = batch_at(tokens, PROMPT, 64, 1, number)
-        options = {"do_sample": True, "generator": torch.Generator().manual_seed(number)} if number % 2 else {}
-        texts.append(generate(model, prompts, max_new_tokens=LENGTH - PROMPT, draft="mtp", **options).sequences)
+        options: dict[str, Any] = (
+            {"do_sample": True, "generator": torch.Generator().manual_seed(number)} if number % 2 else {}
+        )
+        is_real = torch.ones_like(prompts)  # a token of the corpus may be 0, which pads elsewhere
+        output = generate(model, prompts, is_real, max_new_tokens=LENGTH - PROMPT, draft="mtp", **options)
+        texts.append(output.sequences)
         print(f"texts: {number + 1}/{args.text_batches}", flush=True)
     torch.save(torch.cat(texts), directory / "texts.pt")
 

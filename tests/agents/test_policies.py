@@ -187,3 +187,19 @@ def test_a_new_episode_on_the_same_prompt_is_drawn_anew(tiny_model: MakeModel) -
             texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
         episodes.append(texts)
     assert episodes[0] != episodes[1]
+
+
+@torch.no_grad()
+def test_tokens_that_wait_are_not_of_weights_that_are_gone(tiny_model: MakeModel) -> None:
+    """A round of drafts decides four tokens; a trunk that is written to meanwhile decides again, from where it is."""
+    model, text = tiny_model(), [2, 3]
+    policy = TrunkPolicy(model, draft=model.trunk, num_draft=3)
+    for step in range(6):
+        acted = policy.act(observe([text]), {}, None)
+        logits = model.trunk(input_ids=torch.tensor([text])).logits[0, -1]
+        log_policy = logits.log_softmax(-1)
+        assert int(acted.actions[0]) == int(logits.argmax())
+        torch.testing.assert_close(acted.logprobs[0], log_policy.max(), atol=1e-5, rtol=0)
+        text = [*text, int(acted.actions[0])]
+        if step in (1, 3):
+            model.get_output_embeddings().weight.copy_(-model.get_output_embeddings().weight)

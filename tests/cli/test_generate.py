@@ -83,6 +83,18 @@ def test_greedy_texts_of_a_ragged_batch_are_those_of_transformers(command_line, 
     assert out.splitlines() == [transformers_text(model, prompt) for prompt in prompts]
 
 
+def test_lengths_that_are_found_out(command_line, save, model_of):
+    model = model_of()
+    options = ("--num-draft", "auto", "--max-new-tokens", NEW)
+    code, out, err = command_line("--model", save(model), *options, "ab=")
+    assert code == 0, err
+    assert out.splitlines() == [transformers_text(model, "ab=")]
+    assert "draft mtp, K=4, num_draft=auto" in err
+    code, _, err = command_line("ab=", "--num-draft", "fast")
+    assert code == 2
+    assert "'fast' must be a number of tokens, or auto." in err
+
+
 def test_drawn_texts_are_those_of_generate(command_line, save, model_of):
     model = model_of()
     law = {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}
@@ -198,6 +210,8 @@ def test_the_account_of_decoding_without_drafts(command_line, save, model_of):
         (["a", "--tree", "2", "--draft", "mtp"], "--tree goes with --draft tree, not with --draft mtp"),
         (["a", "--num-draft", "2", "--draft", "tree"], "--num-draft 2 with --draft tree: --tree has a number for each"),
         (["a", "--num-draft", "2", "--draft", "none"], "--num-draft 2 with --draft none: nothing is drafted; leave it"),
+        (["a", "--num-draft", "auto", "--explain"], "--num-draft auto times rounds; give a number"),
+        (["a", "--num-draft", "auto", "--draft", "tree"], "--num-draft auto with --draft tree"),
         (["a", "--draft", "model"], "a model that drafts is given by both, --draft model --draft-model PATH"),
         (["a", "--draft-model", "nowhere"], "--draft-model nowhere is not a directory; give a run directory"),
         (["a", "--temperature", "-1"], r"--temperature -1\.0 must be at least 0"),
@@ -243,7 +257,8 @@ def test_a_drafting_model_of_another_vocabulary(command_line, save, model_of, ti
 def test_a_cache_that_does_not_fit(command_line, save, model_of, monkeypatch):
     monkeypatch.setattr("worldmtp.decoding.limits.free_memory", lambda device: 0)
     assert_refused(
-        command_line("--model", save(model_of()), "a"), r"the cache takes .*, and 0\.0 MiB are free; decode few"
+        command_line("--model", save(model_of()), "a"),
+        r"the cache takes .*, copies .*, and 0\.0 MiB are free",
     )
 
 

@@ -89,9 +89,14 @@ def test_a_run_saves_its_tokenizer_with_both_models(compose_tiny, tmp_path):
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypatch, capsys):
-    run(compose_tiny("agent.rollout.num_iterations=0"), tmp_path / "a run")
+@pytest.mark.parametrize(
+    ("overrides", "closing"),
+    [((), "✓ identical texts"), (("model.depth=1", "imagination=off"), "=")],
+    ids=["heads", "depth 1"],
+)
+def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypatch, capsys, overrides, closing):
+    run(compose_tiny("agent.rollout.num_iterations=0", *overrides), tmp_path / "a run")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("generate: ")]
     monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("generate: ")))
     generate.main()
-    assert "✓ identical texts" in capsys.readouterr().out
+    assert closing in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Draft lengths by the clock: the criterion by hand, what is tried when, and texts that do not depend on it."""
 
+import copy
 import logging
 
 import numpy as np
@@ -8,6 +9,11 @@ import torch
 
 from worldmtp.decoding import AdaptiveLength, generate
 from worldmtp.decoding.adaptive import tokens_per_round
+from worldmtp.decoding.head_drafts import head_drafter
+from worldmtp.decoding.making import make_runner
+from worldmtp.decoding.policy import DecodingPolicy
+from worldmtp.decoding.sampling import SamplingConfig
+from worldmtp.decoding.session import DecodingSession
 
 PAD, EOS = 0, 1
 
@@ -121,6 +127,34 @@ def test_texts_do_not_depend_on_the_lengths(model_of, tiny_trunk, ragged, draft)
     found = generate(model, ids, mask, num_draft=script, **options, **chosen)
     assert torch.equal(found.sequences, plain.sequences)
     assert len(script.lengths) > 4
+
+
+@pytest.mark.parametrize("head", ["latent", "hydra", "sequential", "eagle", "parallel", "medusa"])
+def test_drafts_after_rounds_without_are_those_of_a_fresh_start(model_of, ragged, head):
+    """What a drafter has kept of a text says the same as the text read anew, whatever rounds made it."""
+    model = model_of("llama", head, 4, seed=1)
+    ids, mask = ragged(3, 6, seed=3)
+    policy = DecodingPolicy(SamplingConfig(), None)
+
+    def session_over(prompts, is_real):
+        drafter = head_drafter(model)
+        session = DecodingSession(model, make_runner(model), drafter, policy, 48)
+        session.prefill(prompts, is_real)
+        return session, drafter
+
+    session, drafter = session_over(ids, mask.bool())
+    for length in (0, 3, 0, 0, 2, 1, 0, 3):
+        session.advance(length)
+        texts = session.texts
+        is_real = torch.arange(texts.ids.shape[1]) < torch.from_numpy(texts.num_cached)[:, None]
+        newest = session._newest()
+        fresh, fresh_drafter = session_over(texts.ids.clone(), is_real)
+        fresh.texts.ids.scatter_(1, torch.from_numpy(fresh.texts.num_cached)[:, None], newest)
+        # The drafter keeps what it is asked for, so the one that goes on is asked for a copy of itself.
+        kept = copy.deepcopy((texts.ids, drafter))
+        expected = fresh_drafter.propose(fresh.texts, policy, 3).tokens
+        assert torch.equal(kept[1].propose(texts, policy, 3).tokens, expected)
+        texts.ids.copy_(kept[0])
 
 
 def test_drafts_after_rounds_without_are_as_good(model_of, tiny_trunk, ragged):

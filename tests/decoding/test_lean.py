@@ -160,6 +160,12 @@ def test_adapters_are_not_left_out():
     torch.testing.assert_close(output.logprobs[0], expected, atol=1e-10, rtol=0)
 
 
+def test_autocast_is_left_to_the_trunk():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert lean_runner(own(torch.float32)) is None
+    assert lean_runner(own(torch.float32)) is not None
+
+
 def test_half_precision_rounds_where_the_trunk_does():
     model = own(torch.bfloat16)
     for ours, theirs in zip(passes(model, lean_runner(model)), passes(model, HuggingFaceRunner(model)), strict=True):

@@ -75,6 +75,19 @@ def test_a_cache_that_does_not_fit_is_a_sum(model_of):
     assert cache_size(model_of().trunk.config, 2, 10, torch.float64).num_bytes == size
 
 
+def test_copies_of_weights_count_where_memory_is_the_bound(model_of, monkeypatch):
+    # A layer's matrices: 32 x (32 + 16 + 16 + 32) of attention and 3 x 32 x 48 of the MLP, twice, in float64.
+    model, ids = model_of(depth=4), IDS
+    width, inner = model.trunk.config.hidden_size, model.trunk.config.intermediate_size
+    copies = 2 * 8 * (width * 3 * width + 3 * width * inner)
+    cache = 2 * 2 * 10 * 2 * 2 * 8 * 8
+    monkeypatch.setattr("worldmtp.decoding.limits.free_memory", lambda device: cache + copies - 1)
+    with pytest.raises(MemoryError, match=r"copies of the weights 0\.\d MiB, and 0\.\d MiB are free"):
+        run(model, ids)
+    monkeypatch.setattr("worldmtp.decoding.limits.free_memory", lambda device: cache + copies)
+    run(model, ids)
+
+
 def test_more_slots_than_there_are():
     with pytest.raises(ValueError, match="slot 5 was asked for and rows have 5"):
         SlotCache(1, 5).write_at(torch.tensor([[5]]), 6)

@@ -17,6 +17,7 @@ from worldmtp.choices import check_choice
 from worldmtp.cli.find_model import model_directory, newest_model
 from worldmtp.cli.launch import fail_cleanly
 
+AUTO = "auto"
 DRAFTS = ("none", "mtp", "tree", "lookup", "model")
 RUNS = Path("runs")
 """Where ``worldmtp-train`` leaves its runs, seen from where it was started."""
@@ -32,7 +33,7 @@ class GenerateConfig:
 
     draft: str | None = None
     draft_model: Path | None = None
-    num_draft: int | None = None
+    num_draft: int | str | None = None
     tree: tuple[int, ...] | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -63,6 +64,8 @@ class GenerateConfig:
         if self.num_draft is not None and self.draft in ("none", "tree"):
             instead = "nothing is drafted" if self.draft == "none" else "--tree has a number for each token ahead"
             raise ValueError(f"--num-draft {self.num_draft} with --draft {self.draft}: {instead}; leave it out.")
+        if self.explain and self.num_draft == AUTO:
+            raise ValueError("--explain shows a draft's steps, and --num-draft auto times rounds; give a number.")
         if self.explain and self.draft == "none":
             raise ValueError("--explain shows drafts and what became of them, and --draft none makes none.")
 
@@ -108,6 +111,15 @@ def _read_prompts() -> list[str]:
     return sys.stdin.read().splitlines()
 
 
+def _num_draft(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of tokens, or {AUTO}.") from None
+
+
 def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in text.split(","))
@@ -147,7 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     drafting(
         "--draft", metavar="KIND", help=f"{', '.join(DRAFTS)}; by default mtp where the model has heads, else none"
     )
-    drafting("--num-draft", type=int, metavar="N", help="tokens a draft; by default K - 1 of heads of depth K, else 4")
+    drafting(
+        "--num-draft",
+        type=_num_draft,
+        metavar="N",
+        help="tokens a draft; by default K - 1 of heads of depth K, else 4; auto finds out what is fastest",
+    )
     drafting(
         "--tree",
         type=_widths,

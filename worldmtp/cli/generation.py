@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
-from worldmtp.cli.generate import GenerateConfig
+from worldmtp.cli.generate import AUTO, GenerateConfig
 from worldmtp.cli.make import checked_device
 from worldmtp.cli.prompts import decode_text, encode_prompts
 from worldmtp.cli.saved_model import load_any_model, load_tokenizer
 from worldmtp.decoding import SamplingConfig, generate
+from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.explain import Explanation, explain
 from worldmtp.decoding.making import make_drafter
@@ -37,6 +38,8 @@ class _Decoding:
 
     model: MTPModel
     drafter: Drafter
+    chooser: LengthChooser | None
+    """Of the lengths of drafts, where they are found out."""
     draft: str
     conditions: str
     max_new_tokens: int
@@ -90,6 +93,7 @@ def _generate(decoding: _Decoding, tokenizer: PreTrainedTokenizerBase, input_ids
         top_p=sampling.top_p,
         repetition_penalty=sampling.repetition_penalty,
         draft=decoding.drafter,
+        num_draft=decoding.chooser,
         generator=decoding.generator,
     )
     seconds = time.perf_counter() - start
@@ -153,19 +157,21 @@ def _decoding(config: GenerateConfig, model: MTPModel, tokenizer: PreTrainedToke
             f"--num-draft {config.num_draft}: this model has no heads to draft with; choose --draft lookup, or "
             "--draft-model PATH, or leave it out."
         )
+    chooser, num_draft = length_chooser(config.num_draft, can_choose=True)
     tree = config.tree
     if draft == "tree" and tree is None:
         tree = tuple(max(1, _WIDEST_FIRST - ahead) for ahead in range(max(1, depth - 1)))
     if config.draft_model is None:
-        drafter = make_drafter(model, "mtp" if draft == "tree" else draft, config.num_draft, tree)
+        drafter = make_drafter(model, "mtp" if draft == "tree" else draft, num_draft, tree)
     else:
         drafting = torch.nn.Module.to(load_any_model(config.draft_model), model.device)
-        drafter = make_drafter(model, drafting, config.num_draft, None)
-    shape = f"num_draft={drafter.max_drafts}" if tree is None else f"tree={','.join(map(str, tree))}"
+        drafter = make_drafter(model, drafting, num_draft, None)
+    shape = f"num_draft={AUTO if chooser else drafter.max_drafts}" if tree is None else f"tree={','.join(map(str, tree))}"
     sampled = config.temperature > 0
     return _Decoding(
         model=model,
         drafter=drafter,
+        chooser=chooser,
         draft=draft,
         conditions=(
             f"batch size {len(mask)}, temperature {config.temperature:g}, draft {draft}, K={depth}, {shape}, "

@@ -181,6 +181,14 @@ class Pipeline:
         self._writer.scalars({"eval/prompt_overlap": self._overlap}, 0)
         write_judgement(before, self._run_dir, "warm_start", self._writer, 0)
 
+    def _generate_command(self) -> list[str]:
+        """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
+        if transformers_tokenizer(self._env.tokenizer) is None:
+            return []
+        can_draft = self._model.config.depth > 1 and self._model.config.stride == 1
+        words = ["worldmtp-generate", *(["--explain"] if can_draft else []), "--model", str(self._run_dir)]
+        return ["generate:    " + shlex.join([*words, "--", self._prompt])]
+
     def _trainer(self) -> ImaginationTrainer:
         config = self._config
         return ImaginationTrainer(
@@ -257,7 +265,6 @@ class Pipeline:
                 f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
                 f"report:      {report}",
                 f"tensorboard: {tensorboard_command(self._run_dir)}",
-                "generate:    "
-                + shlex.join(["worldmtp-generate", "--explain", "--model", str(self._run_dir), "--", self._prompt]),
+                *self._generate_command(),
             ]
         )

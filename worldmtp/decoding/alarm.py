@@ -7,6 +7,7 @@ nothing can be out of step but the weights themselves: how often each side has c
 
 import math
 import warnings
+from typing import Any
 
 from torch import nn
 
@@ -17,12 +18,12 @@ class AcceptanceDropWarning(UserWarning):
     """Drafts yield much less than they did."""
 
 
-def weights_version(module: nn.Module) -> int:
-    """A counter that grows whenever a parameter is written in place: by an optimiser, by ``load_state_dict``.
+def weights_versions(module: nn.Module) -> tuple[int, ...]:
+    """For each parameter a counter that grows when it is written in place: by an optimiser, by ``load_state_dict``.
 
-    It is torch's own, so nobody has to remember to advance it; writes through ``parameter.data`` are not seen.
+    They are torch's own, so nobody has to remember to advance them; writes through ``parameter.data`` are not seen.
     """
-    return sum(parameter._version for parameter in module.parameters())
+    return tuple(parameter._version for parameter in module.parameters())
 
 
 class AcceptanceAlarm:
@@ -49,7 +50,7 @@ class AcceptanceAlarm:
             self._best, self._versions_at_best = tokens_per_forward, self._versions()
         fell = tokens_per_forward - 1 < self._min_share * (self._best - 1)
         if fell and not self._has_warned:
-            trunk, heads = (now - then for now, then in zip(self._versions(), self._versions_at_best, strict=True))
+            trunk, heads = map(_num_writes, self._versions_at_best, self._versions())
             warnings.warn(
                 f"a trunk forward yields {tokens_per_forward:.2f} tokens with drafts, and yielded {self._best:.2f}. "
                 f"Since then the trunk's weights were written {trunk} times and the heads' {heads} times. Texts are "
@@ -59,5 +60,19 @@ class AcceptanceAlarm:
             )
         self._has_warned = fell
 
-    def _versions(self) -> tuple[int, int]:
-        return weights_version(self._model.trunk), weights_version(self._model.heads)
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen; which weights were written since is not known to another process."""
+        return {"best": self._best, "has_warned": self._has_warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self._best, self._has_warned = float(state["best"]), bool(state["has_warned"])
+        self._versions_at_best = self._versions()
+
+    def _versions(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return weights_versions(self._model.trunk), weights_versions(self._model.heads)
+
+
+def _num_writes(before: tuple[int, ...], after: tuple[int, ...]) -> int:
+    """Of the parameter that was written most often: trunk and heads compare, however many parameters they have."""
+    return max((now - then for then, now in zip(before, after, strict=False)), default=0)

@@ -141,11 +141,12 @@ def explain(
     stops = StopRule(tuple(eos_token_id), (), max_new_tokens)
     drafter = _WatchedDrafter(make_drafter(whole, draft, num_draft, None if tree is None else tuple(tree)))
     capacity = ids.shape[1] + max_new_tokens
-    check_cache(whole, 1, capacity + drafter.max_drafts, None)
+    runner = make_runner(whole)
+    check_cache(whole, 1, capacity + drafter.max_drafts, None, runner.copied_bytes)
     was_training = whole.training
     whole.eval()
     try:
-        session = DecodingSession(whole, make_runner(whole), drafter, DecodingPolicy(sampling, generator), capacity)
+        session = DecodingSession(whole, runner, drafter, DecodingPolicy(sampling, generator), capacity)
         text, new, rounds = tuple(prompt.tolist()), list[int](), list[ExplainedRound]()
         emission = session.prefill(ids, mask)
         while True:

@@ -89,7 +89,7 @@ def generate(
     drafter = make_drafter(whole, draft, length, None if tree is None else tuple(tree))
     runner = make_runner(whole)
     capacity = int(mask.sum(dim=1).max()) + max_new_tokens
-    check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes)
+    check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes, runner.copied_bytes)
     policy = DecodingPolicy(sampling, generator)
     was_training = whole.training
     whole.eval()

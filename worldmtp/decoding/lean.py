@@ -44,7 +44,8 @@ def lean_runner(model: MTPModel) -> "LeanRunner | None":
     has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
     if not is_plain or has_hooks or getattr(rotary, "rope_type", None) not in _LENGTH_FREE_ROPES:
         return None
-    if packed_bytes(layers) > MAX_PACKED_BYTES:
+    # Under autocast a trunk rounds where its modules do, which is its own business.
+    if torch.is_autocast_enabled(model.device.type) or packed_bytes(layers) > MAX_PACKED_BYTES:
         return None
     return LeanRunner(model)
 
@@ -68,6 +69,11 @@ class LeanRunner:
         self._layers: list[PackedLayer] = []
         self._in_pairs = False
         self._rotations = torch.zeros(0)
+
+    @property
+    def copied_bytes(self) -> int:
+        """See ``TrunkRunner``."""
+        return packed_bytes(self._modules)
 
     def begin(self, num_positions: int) -> None:
         """Pack the weights as they are now, and the rotations of so many positions."""
@@ -129,7 +135,6 @@ class LeanRunner:
         """Queries, keys and values one after another, the first two normed and rotated, all in one tensor."""
         num_queries, num_rotated = self._num_queries, self._num_queries + self._num_keys
         states = _linear(hidden, layer.attention_in, layer.attention_in_bias)
-        states = states.to(rotations.dtype)  # autocast projects in half precision, which has no complex numbers
         states = states.view(*shape, num_rotated + self._num_keys, self._head_dim)
         if layer.query_norm is not None and layer.key_norm is not None:
             states[:, :, :num_queries] = self._norm(states[:, :, :num_queries], layer.query_norm)

@@ -49,17 +49,23 @@ def check_prompts(
     return mask
 
 
-def check_cache(model: MTPModel, num_rows: int, capacity: int, max_cache_bytes: int | None) -> None:
-    """Whether the trunk's cache fits.
+def check_cache(
+    model: MTPModel, num_rows: int, capacity: int, max_cache_bytes: int | None, copied_bytes: int = 0
+) -> None:
+    """Whether the trunk's cache fits, beside ``copied_bytes`` of its weights where free memory is the bound.
 
     Raises:
         MemoryError: it does not; the message does the sum.
     """
     size = cache_size(model.trunk.config, num_rows, capacity, model.dtype)
-    available = free_memory(model.device) if max_cache_bytes is None else max_cache_bytes
-    if size.num_bytes > available:
+    if max_cache_bytes is not None:
+        needed, available, sums = size.num_bytes, max_cache_bytes, f"{size}, and"
+    else:
+        needed, available = size.num_bytes + copied_bytes, free_memory(model.device)
+        sums = f"{size}, copies of the weights {copied_bytes / 2**20:.1f} MiB, and"
+    if needed > available:
         raise MemoryError(
-            f"the cache takes {size}, and {available / 2**20:.1f} MiB are "
+            f"the cache takes {sums} {available / 2**20:.1f} MiB are "
             f"{'free' if max_cache_bytes is None else 'allowed by max_cache_bytes'}; decode fewer rows at a time, or "
             "fewer tokens."
         )

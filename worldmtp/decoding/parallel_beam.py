@@ -95,7 +95,7 @@ def parallel_beam(
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
     runner = make_runner(whole)
     capacity = int(mask.sum(dim=1).max()) + max_new_tokens + tree.num_nodes
-    check_cache(whole, len(input_ids) * num_beams, capacity, max_cache_bytes)
+    check_cache(whole, len(input_ids) * num_beams, capacity, max_cache_bytes, runner.copied_bytes)
     was_training = whole.training
     whole.eval()
     try:

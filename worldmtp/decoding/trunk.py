@@ -24,6 +24,11 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class TrunkRunner(Protocol):
     """Hidden states of new tokens over a cache that ``write_at`` was called on."""
 
+    @property
+    def copied_bytes(self) -> int:
+        """Memory of the weights' copies that it makes when a batch of prompts begins."""
+        ...
+
     def begin(self, num_positions: int) -> None:
         """A batch of prompts begins, at positions below ``num_positions``: weights may have changed since the last."""
         ...
@@ -63,6 +68,11 @@ class HuggingFaceRunner:
         self._model = model
         self._window = config.sliding_window if has_sliding_attention(config) else None
         self._mixed = len(kinds) > 1
+
+    @property
+    def copied_bytes(self) -> int:
+        """None."""
+        return 0
 
     def begin(self, num_positions: int) -> None:
         """The trunk's own weights are read at every call."""

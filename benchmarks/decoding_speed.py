@@ -2,9 +2,9 @@
 
     python benchmarks/decoding_model.py && python benchmarks/decoding_speed.py
 
-Prompts are of held-out files, every text is as long, and nothing ends early. In each repeat every arm decodes the same
-prompts once, one after the other, so that what slows the machine down slows all; the figure is the median over repeats
-of the ratio to transformers' dynamic cache, with its middle half. Arms:
+Prompts are of held-out files, every text is as long, and nothing ends early. Each repeat has a batch of prompts of its
+own, which every arm decodes once, one after the other, so that what slows the machine down slows all. The figure is the
+seconds of transformers' dynamic cache over the arm's, both summed over repeats; intervals are 90 %, over repeats. Arms:
 
     dynamic, static    transformers' generate with either cache
     none               ours, without drafts
@@ -16,7 +16,9 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +27,22 @@ import torch
 
 from worldmtp.decoding import AdaptiveLength, generate
 from worldmtp.model import MTPModel
+from worldmtp.statistics import ratio_interval
 from worldmtp.studies.batches import eval_windows
 from worldmtp.studies.shared import load_tokens
 
 PROMPT = 32
 
 
-def arms_of(model: MTPModel, prompts: torch.Tensor, temperature: float, args: Any) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
-    mask, num_new, trunk = torch.ones_like(prompts), args.new_tokens, model.trunk
+def arms_of(model: MTPModel, temperature: float, args: Any) -> dict[str, Callable[[torch.Tensor], Any]]:
+    """What is timed on prompts, by name."""
+    num_new, trunk = args.new_tokens, model.trunk
 
-    def theirs(cache: str) -> torch.Tensor:
+    def theirs(cache: str, prompts: torch.Tensor) -> torch.Tensor:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         return trunk.generate(
             prompts,
-            attention_mask=mask,
+            attention_mask=torch.ones_like(prompts),
             max_new_tokens=num_new,
             min_new_tokens=num_new,
             cache_implementation=cache,
@@ -47,49 +50,48 @@ def arms_of(model: MTPModel, prompts: torch.Tensor, temperature: float, args: An
             **sampling,
         )
 
-    def ours(**options: Any) -> Any:
+    def ours(prompts: torch.Tensor, **options: Any) -> Any:
         sampling: dict[str, Any] = {}
         if temperature:
             generator = torch.Generator().manual_seed(0)
             sampling = {"do_sample": True, "temperature": temperature, "generator": generator}
-        return generate(model, prompts, mask, max_new_tokens=num_new, **sampling, **options)
+        return generate(model, prompts, torch.ones_like(prompts), max_new_tokens=num_new, **sampling, **options)
 
-    arms: dict[str, Callable[[], Any]] = {
-        "dynamic": lambda: theirs("dynamic"),
-        "static": lambda: theirs("static"),
-        "none": lambda: ours(draft="none"),
+    arms: dict[str, Callable[[torch.Tensor], Any]] = {
+        "dynamic": partial(theirs, "dynamic"),
+        "static": partial(theirs, "static"),
+        "none": partial(ours, draft="none"),
     }
     if model.config.depth > 1:
         for length in args.drafts:
-            arms[f"mtp {length}"] = lambda length=length: ours(draft="mtp", num_draft=length)  # type: ignore[misc]
-        learned = AdaptiveLength()
-        arms["mtp auto"] = lambda: ours(draft="mtp", num_draft=learned)
-    arms["lookup"] = lambda: ours(draft="lookup")
+            arms[f"mtp {length}"] = partial(ours, draft="mtp", num_draft=length)
+        arms["mtp auto"] = partial(ours, draft="mtp", num_draft=AdaptiveLength())
+    arms["lookup"] = partial(ours, draft="lookup")
     return arms
 
 
-def measure(model: MTPModel, prompts: torch.Tensor, temperature: float, args: Any) -> list[str]:
-    """Rows of the table for one batch size and temperature."""
-    arms = arms_of(model, prompts, temperature, args)
+def measure(model: MTPModel, batches: Sequence[torch.Tensor], temperature: float, args: Any) -> list[str]:
+    """Rows of the table for batches of one size, of which the first is warm-up, and one temperature."""
+    arms = arms_of(model, temperature, args)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    per_forward = {}
-    for repeat in range(args.repeats + 1):
+    tokens, rounds = Counter[str](), Counter[str]()
+    for repeat, prompts in enumerate(batches):
         for name, arm in arms.items():
             begin = time.perf_counter()
-            output = arm()
-            if repeat:  # the first is warm-up
+            output = arm(prompts)
+            if repeat:
                 seconds[name].append(time.perf_counter() - begin)
-            if not isinstance(output, torch.Tensor):
-                per_forward[name] = output.tokens_per_forward
-    base = np.asarray(seconds["dynamic"])
+            if repeat and not isinstance(output, torch.Tensor):
+                tokens[name] += int((output.lengths - 1).sum())  # but the first, which the prompt's forward gives
+                rounds[name] += int(output.num_rounds.sum())
     rows = []
     for name, measured in seconds.items():
-        low, middle, high = np.quantile(base / np.asarray(measured), [0.25, 0.5, 0.75])
-        per_token = 1e3 * np.median(measured) / args.new_tokens
-        tokens = f"{per_forward[name]:.2f}" if name in per_forward else ""
+        gain = ratio_interval(seconds["dynamic"], measured, generator=0, unit="batch of prompts")
+        per_token = 1e3 * np.mean(measured) / args.new_tokens
+        per_forward = f"{tokens[name] / rounds[name]:.2f}" if name in rounds else ""
         rows.append(
-            f"| {len(prompts)} | {temperature:g} | {name} | {per_token:.2f} | {middle:.2f}x [{low:.2f}, {high:.2f}] "
-            f"| {tokens} |"
+            f"| {len(batches[0])} | {temperature:g} | {name} | {per_token:.2f} | {gain.estimate:.2f}x "
+            f"[{gain.low:.2f}, {gain.high:.2f}] | {per_forward} |"
         )
     return rows
 
@@ -99,15 +101,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("runs/decoding_model"))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--repeats", type=int, nargs="+", default=[32, 8, 6], help="of each batch size")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--drafts", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--drafts", type=int, nargs="+", default=[2, 3, 4, 5])
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = MTPModel.from_pretrained(args.directory / "model").eval()
-    prompts = eval_windows(load_tokens(args.directory)["held_out"], PROMPT, max(args.batches))
+    sizes = dict(zip(args.batches, args.repeats, strict=True))
+    num_prompts = max(size * (1 + repeats) for size, repeats in sizes.items())
+    prompts = eval_windows(load_tokens(args.directory)["held_out"], PROMPT, num_prompts)
+    prompts = prompts[torch.randperm(num_prompts, generator=torch.Generator().manual_seed(0))]
     config = model.trunk.config
     print(
         f"{config.num_hidden_layers} layers x {config.hidden_size}, head {model.config.head}, K={model.config.depth}, "
@@ -116,9 +121,10 @@ def main() -> None:
     )
     columns = ("batch", "temperature", "arm", "ms a token of each row", "speed-up over dynamic", "tokens a forward")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for batch in args.batches:
+    for size, repeats in sizes.items():
+        batches = prompts[: size * (1 + repeats)].split(size)
         for temperature in args.temperatures:
-            print("\n".join(measure(model, prompts[:batch], temperature, args)), flush=True)
+            print("\n".join(measure(model, batches, temperature, args)), flush=True)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,8 @@ def _decoding(config: GenerateConfig, model: MTPModel, tokenizer: PreTrainedToke
     else:
         drafting = torch.nn.Module.to(load_any_model(config.draft_model), model.device)
         drafter = make_drafter(model, drafting, num_draft, None)
-    shape = f"num_draft={AUTO if chooser else drafter.max_drafts}" if tree is None else f"tree={','.join(map(str, tree))}"
+    length = AUTO if chooser else drafter.max_drafts
+    shape = f"num_draft={length}" if tree is None else f"tree={','.join(map(str, tree))}"
     sampled = config.temperature > 0
     return _Decoding(
         model=model,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.studies import shared
+from worldmtp.studies import densification, shared
 from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.densification import Densification, DensificationConfig, held_out
 from worldmtp.studies.densification_tables import summarize_densification, tokens_to_reach
@@ -17,6 +17,21 @@ from worldmtp.studies.protocol import Study
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VARIANTS = {"next_token": {"depth": 1}, "mtp": {"depth": 3, "head": "latent"}}
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_layers": 1,
+    "window_tokens": 20,
+    "batch_size": 2,
+    "num_steps": 5,
+    "eval_every": 1,
+    "num_eval_windows": 4,
+    "num_probe_windows": 6,
+    "num_offsets": 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -93,22 +108,48 @@ def test_held_out_is_the_trunks_own_loss(make_model):
     assert model.training
 
 
+class Batches(Exception):
+    """Stands for training."""
+
+
+def batches_of(config: DensificationConfig, directory, nobody, monkeypatch) -> list[torch.Tensor]:
+    """What the first arm's first two steps train on."""
+
+    def keep(model, batch_of, *rest):
+        assert torch.equal(batch_of(1).input_ids, batch_of(1).input_ids)
+        raise Batches([batch_of(0).input_ids, batch_of(1).input_ids])
+
+    monkeypatch.setattr(densification, "train", keep)
+    study = Densification(config)
+    study.prepare(directory, nobody)
+    with pytest.raises(Batches) as caught:
+        study.run_arm(study.arms()[0], directory, nobody)
+    return caught.value.args[0]
+
+
+def test_pairs_are_planted_where_they_are_asked_for(tmp_path, monkeypatch, nobody):
+    """Windows of 20 have five places, so five occurrences fill them: tokens 0 and 1 of every four are the pair."""
+    monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
+    plain, planted = (
+        batches_of(DensificationConfig(variants=VARIANTS, planted_pairs=count, **SIZES), tmp_path, nobody, monkeypatch)
+        for count in (0, 5)
+    )
+    pairs = []
+    for before, after in zip(plain, planted, strict=True):
+        fours, untouched = after.view(2, 5, 4), before.view(2, 5, 4)
+        assert torch.equal(fours[..., 2:], untouched[..., 2:])
+        assert bool((fours[..., :2] == fours[:, :1, :2]).all())
+        assert not torch.equal(fours[..., :2], untouched[..., :2])
+        pairs += [tuple(pair) for pair in fours[:, 0, :2].tolist()]
+    assert len(set(pairs)) == 4  # each window has its own
+
+
 def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
     config = DensificationConfig(
         variants=VARIANTS,
         seeds=[0, 1],
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=16,
-        num_layers=1,
-        window_tokens=20,
-        batch_size=2,
-        num_steps=5,
-        eval_every=1,
-        num_eval_windows=4,
-        num_probe_windows=6,
-        num_offsets=4,
+        **SIZES,
     )
     study = pickle.loads(pickle.dumps(Densification(config)))
     assert isinstance(study, Study)
@@ -145,6 +186,8 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
         ({"variants": {"a": {"head": "latent"}}}, r"variants\.a is given as \['head'\]; it takes the keys"),
         ({"variants": {"a": {"depth": 1, "steps": 3}}}, r"variants\.a is given as \['depth', 'steps'\]"),
         ({"eval_every": 9, "num_steps": 8}, "eval_every=9 and num_steps=8 give a curve of fewer than 5 points"),
+        ({"planted_pairs": 1}, "planted_pairs=1 must be 0, or 2 to 32: as many as windows of window_tokens=128 hold"),
+        ({"planted_pairs": 33}, "planted_pairs=33 must be 0, or 2 to 32"),
         ({"eval_every": 0}, "eval_every=0 and num_steps=800 give a curve"),
     ],
 )

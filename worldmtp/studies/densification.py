@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from worldmtp.config import MTPConfig
@@ -20,7 +21,7 @@ from worldmtp.mtp_loss import next_token_loss
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at, eval_windows
 from worldmtp.studies.densification_tables import summarize_densification
-from worldmtp.studies.induction import induction_accuracy, plant_pairs, rarest_tokens
+from worldmtp.studies.induction import MIN_SPACING, induction_accuracy, plant_pairs, rarest_tokens
 from worldmtp.studies.probes import count_offsets, probe_offsets
 from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.shared import corpus_fingerprint, fresh_llama, load_tokens, progress_line, save_tokens
@@ -34,7 +35,11 @@ MIN_POINTS = 5
 
 @dataclass(frozen=True)
 class DensificationConfig:
-    """What is trained and measured; ``variants`` as in ``HeadFamiliesConfig``, each with its own ``depth``."""
+    """What is trained and measured; ``variants`` as in ``HeadFamiliesConfig``, each with its own ``depth``.
+
+    ``planted_pairs`` of ``induction.plant_pairs`` stand in every *training* window, a pair of its own in each, so that
+    induction can be learnt in few tokens; 0 leaves the corpus as it is.
+    """
 
     variants: dict[str, Any]
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -51,6 +56,7 @@ class DensificationConfig:
     num_eval_windows: int = 64
     num_probe_windows: int = 256
     num_offsets: int = 8
+    planted_pairs: int = 0
 
     def __post_init__(self) -> None:
         check_variants(self.variants)
@@ -59,6 +65,12 @@ class DensificationConfig:
             raise ValueError(
                 f"eval_every={self.eval_every} and num_steps={self.num_steps} give a curve of fewer than {MIN_POINTS} "
                 "points, too coarse to read tokens off; measure more often."
+            )
+        most = self.window_tokens // MIN_SPACING
+        if self.planted_pairs != 0 and not 2 <= self.planted_pairs <= most:
+            raise ValueError(
+                f"planted_pairs={self.planted_pairs} must be 0, or 2 to {most}: as many as windows of "
+                f"window_tokens={self.window_tokens} hold."
             )
         baselines = [name for name, variant in self.variants.items() if variant["depth"] == 1]
         if len(baselines) != 1:
@@ -115,6 +127,9 @@ class Densification:
 
         def batch_of(step: int) -> Batch:
             ids = batch_at(tokens["train"], config.window_tokens, config.batch_size, arm.seed, step)
+            if config.planted_pairs:
+                drawn = torch.Generator().manual_seed(_stream_of(arm.seed, step))
+                ids = plant_pairs(ids, rare, drawn, config.planted_pairs).input_ids
             return Batch(ids, ids)
 
         settings = TrainingConfig(num_steps=config.num_steps, learning_rate=config.learning_rate, seed=arm.seed)
@@ -136,7 +151,9 @@ class Densification:
         config = self.config
         setting = (
             f"Llama trunks of {config.num_layers} layers, {config.hidden_size} wide; {config.num_steps} steps of "
-            f"{config.batch_size} x {config.window_tokens} tokens; corpus: {results[0]['corpus']}."
+            f"{config.batch_size} x {config.window_tokens} tokens"
+            + (f", {config.planted_pairs} occurrences of a pair planted in each" if config.planted_pairs else "")
+            + f"; corpus: {results[0]['corpus']}."
         )
         return summarize_densification(results, setting)
 
@@ -163,6 +180,11 @@ class Densification:
         counted = count_offsets(tokens["train"], texts["held_out"], config.num_offsets, config.vocab_size)
         found["counts"] = counted.mean(dim=0).tolist()
         return found
+
+
+def _stream_of(seed: int, step: int) -> int:
+    """A seed for the pairs of a step, apart from that of its windows and from all others."""
+    return int(np.random.SeedSequence(seed, spawn_key=(step, 1)).generate_state(1)[0])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmtp.model import MTPModel
 
-_SPACING = 4
+MIN_SPACING = 4
 """Tokens from one occurrence to the next, at least: two for the pair and some text in between."""
 
 
@@ -37,18 +37,18 @@ def plant_pairs(
         ValueError: fewer than two rare tokens, or windows too short to hold the occurrences apart.
     """
     num_texts, length = windows.shape
-    num_slots = length // _SPACING
+    num_slots = length // MIN_SPACING
     if len(rare_tokens) < 2:
         raise ValueError(f"{len(rare_tokens)} rare tokens were given; a pair needs 2.")
     if num_slots < num_occurrences:
         raise ValueError(
-            f"windows of {length} tokens hold {num_slots} occurrences {_SPACING} tokens apart, not {num_occurrences}; "
-            "give longer windows or fewer occurrences."
+            f"windows of {length} tokens hold {num_slots} occurrences {MIN_SPACING} tokens apart, not "
+            f"{num_occurrences}; give longer windows or fewer occurrences."
         )
     input_ids, asked = windows.clone(), torch.zeros_like(windows, dtype=torch.bool)
     for row in range(num_texts):
         pair = rare_tokens[torch.randperm(len(rare_tokens), generator=generator)[:2]]
-        slots = torch.randperm(num_slots, generator=generator)[:num_occurrences].sort().values * _SPACING
+        slots = torch.randperm(num_slots, generator=generator)[:num_occurrences].sort().values * MIN_SPACING
         input_ids[row, slots] = pair[0]
         input_ids[row, slots + 1] = pair[1]
         asked[row, slots[1:]] = True

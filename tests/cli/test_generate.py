@@ -185,6 +185,8 @@ def test_the_account_of_decoding_without_drafts(command_line, save, model_of):
     path = save(endless(model_of()))
     code, _, err = command_line("--model", path, "--draft", "none", "--max-new-tokens", "5", "ab=")
     assert code == 0, err
+    # The tests' llama: 2 layers, 2 key-value heads of 8, float64; 3 tokens of the prompt and 5 new ones.
+    assert "cache: 2 x 1 rows x 8 slots x 2 layers x 2 key-value heads x 8 numbers x 8 bytes = 0.0 MiB" in err
     assert re.search(
         r"^5 tokens in 5 trunk forwards \(1\.00 a row and forward after the prompts'\), \d+\.\d{3} s not warmed up; "
         r"batch size 1, temperature 0, draft none, K=4, num_draft=0, cpu \(.+, cores: \d+, threads: \d+\), float64$",

@@ -24,6 +24,7 @@ from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.explain import Explanation, explain
 from worldmtp.decoding.making import make_drafter
+from worldmtp.decoding.slot_cache import cache_size
 from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.model import MTPModel
 
@@ -72,6 +73,8 @@ def run(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> None
     model = as_mtp_model(load_any_model(directory))
     torch.nn.Module.to(model, device)
     decoding = _decoding(config, model, tokenizer, mask)
+    capacity = int(mask.sum(dim=1).max()) + decoding.max_new_tokens + decoding.drafter.max_drafts
+    print(f"cache: {cache_size(model.trunk.config, len(mask), capacity, model.dtype)}", file=sys.stderr)
     if config.explain:
         _explain(decoding, tokenizer, input_ids[0].to(device))
     else:

@@ -62,8 +62,9 @@ class TrunkPolicy:
 
     As long as the environment appends just the tokens handed out, an act takes one from each queue, and a round of the
     session fills those that are empty: with ``draft="none"`` one token a row, with drafts as many as are accepted.
-    Where the environment wrote tokens of its own or reset a row, or the trunk's weights have changed in place, the
-    session is filled anew from the observation, so that every token is of the weights it is asked of. A
+    Where the environment wrote tokens of its own or reset a row, or the trunk's weights are seen to have changed
+    (``weights_versions``; make a new policy after changes it does not see), the session is filled anew from the
+    observation, so that tokens that wait are not those of weights that are gone. A
     row that stands still gets the same token again and, when others need more, leaves the session.
 
     ``draft`` and ``num_draft`` are those of ``worldmtp.decoding.generate``; the law is that of the trunk with any.

@@ -101,7 +101,6 @@ def main() -> None:
     print(f"| temperature | tokens a forward | {' | '.join(depths)} |\n{'|---' * (2 + len(depths))}|")
     for temperature in args.temperatures:
         print(by_depth(model, prompts, files, temperature, args), flush=True)
-    depths = [f"depth {depth}" for depth in range(2, model.config.depth + 1)]
     print(f"\n| quarter by entropy | mean, nats | tau | {' | '.join(depths)} |\n{'|---' * (3 + len(depths))}|")
     print("\n".join(by_entropy(model, prompts, args)))
 

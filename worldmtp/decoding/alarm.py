@@ -21,9 +21,10 @@ class AcceptanceDropWarning(UserWarning):
 def weights_versions(module: nn.Module) -> tuple[int, ...]:
     """For each parameter a counter that grows when it is written in place: by an optimiser, by ``load_state_dict``.
 
-    They are torch's own, so nobody has to remember to advance them; writes through ``parameter.data`` are not seen.
+    They are torch's own, so nobody has to remember to advance them. Not seen are writes through ``parameter.data``, by
+    fused optimisers and by ``load_state_dict(assign=True)``; tensors made in inference mode have no counter.
     """
-    return tuple(parameter._version for parameter in module.parameters())
+    return tuple(0 if parameter.is_inference() else parameter._version for parameter in module.parameters())
 
 
 class AcceptanceAlarm:

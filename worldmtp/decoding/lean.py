@@ -94,7 +94,11 @@ class LeanRunner:
         allowed: Bool[Tensor, "mask_row 1 query key"] | None,
         cache: SlotCache,
     ) -> TrunkFeatures:
-        """The trunk's forward."""
+        """The trunk's forward; in the weights' own precision where autocast was switched on since."""
+        kind = input_ids.device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self(input_ids, position_ids, allowed, cache)
         shape = (*input_ids.shape, -1)
         hidden = functional.embedding(input_ids.flatten(), self._backbone.embed_tokens.weight)  # (B T, D)
         rotations = self._rotations[position_ids][:, :, None]

@@ -118,6 +118,7 @@ class DecodingSession:
             accepted, next_tokens, path = verdict.num_accepted, verdict.next_tokens, verdict.path
             log_probs = _along(log_probs, path)
             drafts = nodes.gather(1, path)[:, 1:]
+            write_drafts(texts, drafts)  # of all that branched, these became text
         else:
             processed = self._policy.processed(logits, texts)
             log_probs = self._policy.log_probs(processed)

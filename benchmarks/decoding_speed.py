@@ -109,6 +109,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = MTPModel.from_pretrained(args.directory / "model").eval()
+    if len(args.repeats) != len(args.batches):
+        parser.error(f"--batches has {len(args.batches)} sizes and --repeats {len(args.repeats)} counts; give as many")
     sizes = dict(zip(args.batches, args.repeats, strict=True))
     num_prompts = max(size * (1 + repeats) for size, repeats in sizes.items())
     prompts = eval_windows(load_tokens(args.directory)["held_out"], PROMPT, num_prompts)

@@ -91,7 +91,7 @@ def test_a_run_saves_its_tokenizer_with_both_models(compose_tiny, tmp_path):
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("overrides", "closing"),
-    [((), "✓ identical texts"), (("model.depth=1", "imagination=off"), "=")],
+    [((), "✓ identical texts"), (("model.depth=1", "imagination=off"), None)],
     ids=["heads", "depth 1"],
 )
 def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypatch, capsys, overrides, closing):
@@ -99,4 +99,15 @@ def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypa
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("generate: ")]
     monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("generate: ")))
     generate.main()
-    assert closing in capsys.readouterr().out
+    *_, prompt = sys.argv
+    assert (closing or prompt) in capsys.readouterr().out
+    assert ("--explain" in line) == (closing is not None)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_whose_tokenizer_cannot_be_saved_promises_no_talk(compose_tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("worldmtp.cli.pipeline.transformers_tokenizer", lambda tokenizer: None)
+    run(compose_tiny("agent.rollout.num_iterations=0"), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "tensorboard: " in out
+    assert "generate: " not in out

@@ -130,6 +130,23 @@ def test_penalties_read_the_branch_that_became_text(model_of, head):
         assert torch.equal(found.sequences, plain.sequences)
 
 
+@pytest.mark.parametrize("tree", [None, (2, 1, 1)], ids=["chain", "tree"])
+@pytest.mark.parametrize("head", ["latent", "sequential", "eagle", "medusa"])
+def test_drafts_are_processed_over_the_drafts_before_them(model_of, head, tree):
+    """A processor that lets nothing but the last token plus one pass is foreseen only by who hands it that token."""
+
+    def counts_up(contexts, scores):
+        following = (contexts[:, -1] - 1) % 5 + 2  # 2 3 4 5 6 2 ..
+        return torch.full_like(scores, -torch.inf).scatter(1, following[:, None], 0.0)
+
+    ids = torch.tensor([[2, 3], [6, 4]])
+    options = {"max_new_tokens": 12, "logits_processors": [counts_up], "tree": tree}
+    output = generate(model_of("llama", head, 4), ids, torch.ones_like(ids), **options)
+    assert output.sequences[0].tolist() == [2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 2, 3, 4, 5]
+    assert output.sequences[1].tolist() == [6, 4, 5, 6, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6]
+    assert output.num_rounds.tolist() == [3, 3]  # the prompt's forward gives one token, rounds four each: 1 + 3 x 4
+
+
 def test_heads_off_is_the_plain_model_bit_for_bit(model_of, ragged):
     model = model_of("llama", "latent", 4)
     ids, mask = ragged(5, 8, seed=4)

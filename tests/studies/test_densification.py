@@ -131,7 +131,9 @@ def test_pairs_are_planted_where_they_are_asked_for(tmp_path, monkeypatch, nobod
     """Windows of 20 have five places, so five occurrences fill them: tokens 0 and 1 of every four are the pair."""
     monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
     plain, planted = (
-        batches_of(DensificationConfig(variants=VARIANTS, planted_pairs=count, **SIZES), tmp_path, nobody, monkeypatch)
+        batches_of(
+            DensificationConfig(variants=VARIANTS, planted_occurrences=count, **SIZES), tmp_path, nobody, monkeypatch
+        )
         for count in (0, 5)
     )
     pairs = []
@@ -186,8 +188,11 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
         ({"variants": {"a": {"head": "latent"}}}, r"variants\.a is given as \['head'\]; it takes the keys"),
         ({"variants": {"a": {"depth": 1, "steps": 3}}}, r"variants\.a is given as \['depth', 'steps'\]"),
         ({"eval_every": 9, "num_steps": 8}, "eval_every=9 and num_steps=8 give a curve of fewer than 5 points"),
-        ({"planted_pairs": 1}, "planted_pairs=1 must be 0, or 2 to 32: as many as windows of window_tokens=128 hold"),
-        ({"planted_pairs": 33}, "planted_pairs=33 must be 0, or 2 to 32"),
+        (
+            {"planted_occurrences": 1},
+            "planted_occurrences=1 must be 0, or 2 to 32: as many as windows of window_tokens=128 hold",
+        ),
+        ({"planted_occurrences": 33}, "planted_occurrences=33 must be 0, or 2 to 32"),
         ({"eval_every": 0}, "eval_every=0 and num_steps=800 give a curve"),
     ],
 )

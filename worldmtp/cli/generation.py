@@ -23,6 +23,7 @@ from worldmtp.decoding import SamplingConfig, generate
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.explain import Explanation, explain
+from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.decoding.making import make_drafter
 from worldmtp.decoding.slot_cache import cache_size
 from worldmtp.decoding.trunk import as_mtp_model
@@ -148,8 +149,8 @@ def _account(num_tokens: int, num_forwards: int, per_forward: float, seconds: fl
 def _decoding(config: GenerateConfig, model: MTPModel, tokenizer: PreTrainedTokenizerBase, mask: Tensor) -> _Decoding:
     depth = model.config.depth
     draft = config.draft
-    if draft is None:  # heads that leap over tokens cannot draft, see head_drafter
-        draft = "mtp" if depth > 1 and model.config.stride == 1 else "none"
+    if draft is None:
+        draft = "mtp" if can_draft(model) else "none"
     if draft == "none" and config.explain:
         raise ValueError(
             "--explain shows drafts and what became of them, and this model has no heads to draft with; choose "

@@ -38,6 +38,7 @@ from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
 from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
 from worldmtp.cli.warm_start import demonstrations, warm_start
+from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import prompt_overlap
 from worldmtp.model import MTPModel
@@ -185,8 +186,7 @@ class Pipeline:
         """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
         if transformers_tokenizer(self._env.tokenizer) is None:
             return []
-        can_draft = self._model.config.depth > 1 and self._model.config.stride == 1
-        words = ["worldmtp-generate", *(["--explain"] if can_draft else []), "--model", str(self._run_dir)]
+        words = ["worldmtp-generate", *(["--explain"] if can_draft(self._model) else []), "--model", str(self._run_dir)]
         return ["generate:    " + shlex.join([*words, "--", self._prompt])]
 
     def _trainer(self) -> ImaginationTrainer:

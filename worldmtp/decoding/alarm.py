@@ -41,6 +41,7 @@ class AcceptanceAlarm:
         self._min_share = min_share
         self._best = 1.0
         self._versions_at_best = self._versions()
+        self._since = "Since then"
         self._has_warned = False
 
     def observe(self, tokens_per_forward: float) -> None:
@@ -49,12 +50,13 @@ class AcceptanceAlarm:
             return
         if tokens_per_forward > self._best:
             self._best, self._versions_at_best = tokens_per_forward, self._versions()
+            self._since = "Since then"
         fell = tokens_per_forward - 1 < self._min_share * (self._best - 1)
         if fell and not self._has_warned:
             trunk, heads = map(_num_writes, self._versions_at_best, self._versions())
             warnings.warn(
                 f"a trunk forward yields {tokens_per_forward:.2f} tokens with drafts, and yielded {self._best:.2f}. "
-                f"Since then the trunk's weights were written {trunk} times and the heads' {heads} times. Texts are "
+                f"{self._since} the trunk's weights were written {trunk} times and the heads' {heads} times. Texts are "
                 "right all the same; train the heads beside the trunk, or draft fewer tokens.",
                 AcceptanceDropWarning,
                 stacklevel=2,
@@ -68,7 +70,7 @@ class AcceptanceAlarm:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
         self._best, self._has_warned = float(state["best"]), bool(state["has_warned"])
-        self._versions_at_best = self._versions()
+        self._versions_at_best, self._since = self._versions(), "Since this run was resumed"
 
     def _versions(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return weights_versions(self._model.trunk), weights_versions(self._model.heads)

@@ -27,6 +27,11 @@ from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
 
 
+def can_draft(model: MTPModel) -> bool:
+    """Whether the model has heads, of the tokens right after one another."""
+    return model.config.depth > 1 and model.config.stride == 1
+
+
 def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[int, ...] | None = None) -> Drafter:
     """The drafter that the model's heads need; a chain of ``num_drafts`` tokens, K - 1 by default.
 

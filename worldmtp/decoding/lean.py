@@ -176,7 +176,7 @@ def _rotate_pairs(
 def _rotate_halves(
     heads: Float[Tensor, "row query head head_dim"], rotations: Float[Tensor, "row query 1 pair 2"]
 ) -> None:
-    """Numbers i and i + head_dim / 2 are, as the trunks have them."""
+    """Numbers i and i + head_dim / 2 are, as the trunks have them; in place, too."""
     (first, second), (cos, sin) = heads.chunk(2, dim=-1), rotations.unbind(-1)
     heads.copy_(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
 

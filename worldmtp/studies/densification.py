@@ -37,7 +37,7 @@ MIN_POINTS = 5
 class DensificationConfig:
     """What is trained and measured; ``variants`` as in ``HeadFamiliesConfig``, each with its own ``depth``.
 
-    ``planted_pairs`` of ``induction.plant_pairs`` stand in every *training* window, a pair of its own in each, so that
+    ``planted_occurrences`` of a pair of its own (``induction.plant_pairs``) stand in every *training* window, so that
     induction can be learnt in few tokens; 0 leaves the corpus as it is.
     """
 
@@ -56,7 +56,7 @@ class DensificationConfig:
     num_eval_windows: int = 64
     num_probe_windows: int = 256
     num_offsets: int = 8
-    planted_pairs: int = 0
+    planted_occurrences: int = 0
 
     def __post_init__(self) -> None:
         check_variants(self.variants)
@@ -67,9 +67,9 @@ class DensificationConfig:
                 "points, too coarse to read tokens off; measure more often."
             )
         most = self.window_tokens // MIN_SPACING
-        if self.planted_pairs != 0 and not 2 <= self.planted_pairs <= most:
+        if self.planted_occurrences != 0 and not 2 <= self.planted_occurrences <= most:
             raise ValueError(
-                f"planted_pairs={self.planted_pairs} must be 0, or 2 to {most}: as many as windows of "
+                f"planted_occurrences={self.planted_occurrences} must be 0, or 2 to {most}: as many as windows of "
                 f"window_tokens={self.window_tokens} hold."
             )
         baselines = [name for name, variant in self.variants.items() if variant["depth"] == 1]
@@ -127,9 +127,9 @@ class Densification:
 
         def batch_of(step: int) -> Batch:
             ids = batch_at(tokens["train"], config.window_tokens, config.batch_size, arm.seed, step)
-            if config.planted_pairs:
+            if config.planted_occurrences:
                 drawn = torch.Generator().manual_seed(_stream_of(arm.seed, step))
-                ids = plant_pairs(ids, rare, drawn, config.planted_pairs).input_ids
+                ids = plant_pairs(ids, rare, drawn, config.planted_occurrences).input_ids
             return Batch(ids, ids)
 
         settings = TrainingConfig(num_steps=config.num_steps, learning_rate=config.learning_rate, seed=arm.seed)
@@ -149,11 +149,11 @@ class Densification:
     def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
         """Tokens to loss beside the nominal density, induction, probes."""
         config = self.config
+        count = config.planted_occurrences
+        planted = f", {count} occurrences of a pair planted in each" if count else ""
         setting = (
             f"Llama trunks of {config.num_layers} layers, {config.hidden_size} wide; {config.num_steps} steps of "
-            f"{config.batch_size} x {config.window_tokens} tokens"
-            + (f", {config.planted_pairs} occurrences of a pair planted in each" if config.planted_pairs else "")
-            + f"; corpus: {results[0]['corpus']}."
+            f"{config.batch_size} x {config.window_tokens} tokens{planted}; corpus: {results[0]['corpus']}."
         )
         return summarize_densification(results, setting)
 

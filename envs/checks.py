@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task
+from worldmtp.envs.task import Example, Task, TextWorld, TurnTask
 
 OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
 
@@ -102,8 +102,10 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
             made = gymnasium.make(env, **env_kwargs).unwrapped
     _check_token_contract(made)
     train, heldout = (made.examples(split, num_examples, 0) for split in ("train", "heldout"))
-    shared = {example.prompt for example in train} & {example.prompt for example in heldout}
-    assert not shared, f"train and held-out share prompts, such as {sorted(shared)[0]!r}."
+    shared = {example.key for example in train} & {example.key for example in heldout}
+    assert not shared, f"train and held-out share questions, such as {sorted(shared)[0]!r} (Example.key)."
+    if isinstance(made.task, TurnTask):
+        check_worlds(made.task, train[:8])
     no_ids = np.zeros(0, dtype=np.int64)
     oracle = [made.task.score(example, example.answer, no_ids) for example in train if example.answer is not None]
     assert all(score.exact for score in oracle), "an example's own answer is not scored as exact."
@@ -117,6 +119,34 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
     )
 
 
+def check_worlds(task: TurnTask, examples: list[Example]) -> None:
+    """Worlds are decided by seed and texts, whatever was played in them before.
+
+    Raises:
+        AssertionError: if a world that has been played tells another story than a fresh one.
+    """
+    said = ("", *_CONTENT_FREE[3:5], "1")
+    played = task.make_world()
+    for example in examples:
+        fresh = task.make_world()
+        story, again = (_story(world, example.meta["seed"], said) for world in (fresh, played))
+        assert story[0] == example.prompt, f"the world opens with {story[0]!r}, the example says {example.prompt!r}."
+        assert story == again, (
+            f"{type(fresh).__name__} of seed {example.meta['seed']} says {story} when fresh and {again} when it has "
+            "been played before; reset(seed) must clear all that was, and nothing but the seed may decide."
+        )
+
+
+def _story(world: TextWorld, seed: int, said: tuple[str, ...]) -> list[Any]:
+    story: list[Any] = [world.reset(seed)[0]]
+    for text in said:
+        reply, reward, terminated, truncated, _ = world.step(text)
+        story.append((reply, float(reward), bool(terminated), bool(truncated)))
+        if terminated or truncated:
+            break
+    return story
+
+
 def _check_token_contract(env: Any) -> None:
     space = env.observation_space
     keys = set(space.spaces) if isinstance(space, spaces.Dict) else None
@@ -128,20 +158,29 @@ def _check_token_contract(env: Any) -> None:
     )
     rng = np.random.default_rng(0)
     others = [token for token in range(vocab_size) if token != eos_id]
+    eos_terminates = getattr(env, "eos_terminates", True)
     for episode in range(8):
         ends_at = None if episode % 2 else int(rng.integers(3))
         obs, _ = env.reset(seed=episode)
+        total = 0.0
         for num_tokens in range(env.observation_space["tokens"].shape[0] + 1):
             assert (obs["tokens"][obs["length"][0] :] == pad_id).all(), "rows must be padded on the right with pad_id."
             action = eos_id if num_tokens == ends_at else int(rng.choice(others))
             expected = obs["tokens"].copy()
-            expected[obs["length"][0]] = action
+            start = int(obs["length"][0]) + 1
+            expected[start - 1] = action
             obs, reward, terminated, truncated, info = env.step(action)
+            stop = start + info.get("num_written", 0)
+            expected[start:stop] = obs["tokens"][start:stop]
             assert (obs["tokens"] == expected).all(), f"token {action} must be appended and nothing else be changed."
+            assert obs["length"][0] == stop, f"the length is {obs['length'][0]} after {stop} tokens."
             assert not (terminated and truncated), "an episode is terminated or truncated, never both."
-            assert terminated == (action == eos_id), f"token {action}, EOS {eos_id}, gave terminated={terminated}."
+            assert not eos_terminates or terminated == (action == eos_id), (
+                f"token {action}, EOS {eos_id}, gave terminated={terminated}."
+            )
+            total += reward
             if terminated or truncated:
-                assert info["score"] == reward, f"info says score {info['score']}, the reward was {reward}."
+                assert abs(info["score"] - total) < 1e-9, f"info says score {info['score']}, the rewards were {total}."
                 break
         else:
             raise AssertionError("the episode outlasts its own row.")

@@ -52,6 +52,13 @@ def transition(state: TextState, actions: Int64[np.ndarray, " row"]) -> TextStat
     return TextState(tokens, length, state.prompt_length, state.done)
 
 
+def ended(state: TextState, rows: Int64[np.ndarray, " ended"]) -> TextState:
+    """The state with these rows done."""
+    done = state.done.copy()
+    done[rows] = True
+    return TextState(state.tokens, state.length, state.prompt_length, done)
+
+
 def terminal(
     before: TextState, after: TextState, actions: Int64[np.ndarray, " row"], eos_id: int, max_new: int
 ) -> tuple[Bool[np.ndarray, " row"], Bool[np.ndarray, " row"]]:

@@ -1,7 +1,8 @@
 """Dicts of single rows to one dict of arrays, by gymnasium's convention.
 
 Under each key stands an array with one entry a row, and under ``_<key>`` the mask of the rows that have it. Numbers and
-flags become typed arrays (zero where absent), nested dicts are batched in the same way, all else is an object array.
+flags become typed arrays (zero where absent), arrays are stacked, nested dicts are batched in the same way, all else is
+an object array.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ def batch_infos(records: Sequence[dict[str, Any]], rows: Int64[np.ndarray, " rec
         key_rows = rows if len(having) == len(records) else rows[having]
         if isinstance(values[0], dict):
             infos[key] = batch_infos(values, key_rows, num_rows)
+        elif isinstance(values[0], np.ndarray):
+            infos[key] = np.zeros((num_rows, *values[0].shape), dtype=values[0].dtype)
+            infos[key][key_rows] = np.stack(values)
         else:
             dtype = type(values[0]) if isinstance(values[0], (bool, int, float)) else object
             column = np.full(num_rows, None) if dtype is object else np.zeros(num_rows, dtype=dtype)

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Bool
 
-from worldmtp.envs.core import TextState
 from worldmtp.envs.prompts import EncodedExamples, encode_examples
+from worldmtp.envs.referees import AnswerReferee, ProgressReferee, Referee, Rules
 from worldmtp.envs.registry import make_task
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.splits import check_split, draw_examples, prompt_overlap
-from worldmtp.envs.task import Example, Score, Task
+from worldmtp.envs.task import DenseTask, Example, Task, TurnTask
 from worldmtp.envs.tokenizer import Tokenizer, make_tokenizer
+from worldmtp.envs.turns import TurnReferee
 
 
 class TextProblem:
@@ -27,13 +27,14 @@ class TextProblem:
         task_kwargs: what the named task is made with.
         tokenizer: spec of ``make_tokenizer``, or a Tokenizer.
         max_prompt: tokens a prompt may take.
-        max_new: tokens an answer may take, EOS included; at least 2.
+        max_new: tokens an answer may take, EOS included, or all turns and replies of a conversation; at least 2.
+        max_turn: tokens after which a turn of a conversation is over without EOS; None is no such limit.
         split: where prompts come from until ``reset(options={"split": ...})`` says otherwise.
         heldout_fraction: share of all prompts that is held out, by hash.
         pool_size: prompts drawn per split, before its first episode; they come as often as the task draws them.
         pool_seed: of these prompts. The seed of ``reset`` only chooses among them.
         truncation_score: "score" pays an answer that ran out of budget like any other, "zero" pays it nothing.
-        timeout_seconds: limit for scoring one answer, in a process of its own; None is no limit.
+        timeout_seconds: limit for scoring one answer, or for one reply, in a process of its own; None is no limit.
         on_error: what a failing scorer does, "zero" or "raise".
         max_episode_steps: a further limit on ``max_new``, under gymnasium's own name.
 
@@ -49,6 +50,7 @@ class TextProblem:
         *,
         max_prompt: int,
         max_new: int,
+        max_turn: int | None = None,
         split: str = "train",
         heldout_fraction: float = 0.2,
         pool_size: int = 4096,
@@ -68,9 +70,14 @@ class TextProblem:
         if truncation_score not in ("score", "zero"):
             raise ValueError(f"truncation_score={truncation_score!r} is unknown; expected 'score' or 'zero'.")
         self.task = make_task(task, task_kwargs)
+        if max_turn is not None and (max_turn < 1 or not isinstance(self.task, TurnTask)):
+            raise ValueError(
+                f"max_turn={max_turn} must be at least 1, and limits turns of a task with worlds (make_world), which "
+                f"{type(self.task).__name__} {'is' if isinstance(self.task, TurnTask) else 'is not'}."
+            )
         self.tokenizer = make_tokenizer(tokenizer)
         self.scorer = Scorer(self.task, timeout_seconds, on_error)
-        self.max_prompt, self.max_new = max_prompt, max_new
+        self.max_prompt, self.max_new, self.max_turn = max_prompt, max_new, max_turn
         self.split = check_split(split)
         self.heldout_fraction = heldout_fraction
         self.pool_size, self.pool_seed = pool_size, pool_seed
@@ -130,28 +137,9 @@ class TextProblem:
             examples.append(by_prompt[prompt] if isinstance(prompt, str) else prompt)
         return examples
 
-    def judge(
-        self, state: TextState, truncated: Bool[np.ndarray, " row"], examples: Sequence[Example]
-    ) -> list[dict[str, Any]]:
-        """What is to be told of texts that have ended: text, score, exact, components, reason and num_tokens."""
-        responses = [
-            tokens[start:stop]
-            for tokens, start, stop in zip(state.tokens, state.prompt_length, state.length, strict=True)
-        ]
-        texts = [self.tokenizer.decode(response.tolist()) for response in responses]
-        paid = [index for index in range(len(texts)) if self.truncation_score == "score" or not truncated[index]]
-        scores = [Score(0.0, reason="no_eos")] * len(texts)
-        answers = [(examples[index], texts[index], responses[index].copy()) for index in paid]
-        for index, score in zip(paid, self.scorer.score_batch(answers), strict=True):
-            scores[index] = score
-        return [
-            {
-                "text": text,
-                "score": float(score.value),
-                "exact": bool(score.exact),
-                "components": {name: float(value) for name, value in score.components.items()},
-                "reason": "no_eos" if ran_out and score.reason == "ok" else score.reason,
-                "num_tokens": len(response),
-            }
-            for text, score, ran_out, response in zip(texts, scores, truncated.tolist(), responses, strict=True)
-        ]
+    def referee(self, num_rows: int) -> Referee:
+        """Who rules on the steps of so many rows, by the kind of the task."""
+        rules = Rules(self.tokenizer, self.scorer, self.max_new, self.truncation_score, self.max_turn)
+        if isinstance(self.task, TurnTask):
+            return TurnReferee(rules, num_rows)
+        return ProgressReferee(rules, num_rows) if isinstance(self.task, DenseTask) else AnswerReferee(rules, num_rows)

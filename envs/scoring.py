@@ -8,13 +8,14 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.scoring_process import ScoringProcess
-from worldmtp.envs.task import Example, Score, Task
+from worldmtp.envs.task import Example, Progress, Score, Task, TurnTask
+from worldmtp.envs.worlds.replay import Reply, WorldReplay
 
 OnError = Literal["zero", "raise"]
 
@@ -29,12 +30,19 @@ class ScorerCounters:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A call that raised, reason "error", or was killed, reason "timeout"; it has been counted."""
+
+    reason: str
+
+
 class Scorer:
-    """Calls ``task.score`` on stripped text.
+    """Asks a task what texts are worth.
 
     Args:
-        task: whose score it is.
-        timeout_seconds: limit for one answer; None scores in this process, without a limit.
+        task: whose methods are called, on stripped text.
+        timeout_seconds: limit for one call; None scores in this process, without a limit.
         on_error: "zero" pays 0 with reason "error" or "timeout", counts it and warns once; "raise" raises.
 
     Raises:
@@ -49,7 +57,8 @@ class Scorer:
         self.task = task
         self.on_error = on_error
         self.counters = ScorerCounters()
-        self._process = None if timeout_seconds is None else ScoringProcess(task, timeout_seconds)
+        self._target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
+        self._process = None if timeout_seconds is None else ScoringProcess(self._target, timeout_seconds)
         self._warned = False
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
@@ -66,29 +75,54 @@ class Scorer:
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
         """
-        start = time.perf_counter()
-        score = self.task.score if self._process is None else self._process.score
         scores: list[Score] = []
-        try:
-            for example, text, ids in answers:
-                self.counters.scored += 1
-                try:
-                    result = score(example, text.strip(), ids)
-                    if not isinstance(result, Score):
-                        raise TypeError(f"task.score returned {type(result).__name__}; expected worldmtp.envs.Score.")
-                    scores.append(result)
-                except Exception as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
-                    scores.append(self._failure(error, example, text))
-        finally:
-            self.counters.seconds += time.perf_counter() - start
+        for example, text, ids in answers:
+            score = self._ask("score", (example, text.strip(), ids), Score, example, text)
+            scores.append(Score(0.0, reason=score.reason) if isinstance(score, Failure) else score)
         return scores
+
+    def progress(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Progress | Failure:
+        """How far the text has come, of a dense task.
+
+        Raises:
+            Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
+        """
+        result: Progress | Failure = self._ask("progress", (example, text.strip(), ids), Progress, example, text)
+        return result
+
+    def turn(self, row: int, example: Example, said: Sequence[str]) -> Reply | Failure:
+        """What the world of a row replies to the last text of all that was said to it in this episode.
+
+        Raises:
+            Exception: whatever the world raised, or TimeoutError, with ``on_error="raise"``.
+        """
+        result: Reply | Failure = self._ask("turn", (row, example, tuple(said)), Reply, example, said[-1])
+        return result
 
     def close(self) -> None:
         """End the scoring process, if there is one."""
         if self._process is not None:
             self._process.close()
 
-    def _failure(self, error: Exception, example: Example, text: str) -> Score:
+    def _ask(self, method: str, arguments: tuple[Any, ...], expected: type, example: Example, text: str) -> Any:
+        start = time.perf_counter()
+        self.counters.scored += 1
+        try:
+            if self._process is None:
+                result = getattr(self._target, method)(*arguments)
+            else:
+                result = self._process.call(method, *arguments)
+            if not isinstance(result, expected):
+                raise TypeError(
+                    f"task.{method} returned {type(result).__name__}; expected worldmtp.envs.{expected.__name__}."
+                )
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
+            return self._failure(error, example, text)
+        finally:
+            self.counters.seconds += time.perf_counter() - start
+        return result
+
+    def _failure(self, error: Exception, example: Example, text: str) -> Failure:
         timed_out = isinstance(error, TimeoutError) and self._process is not None
         if timed_out:
             self.counters.timeouts += 1
@@ -104,4 +138,4 @@ class Scorer:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return Score(value=0.0, reason="timeout" if timed_out else "error")
+        return Failure("timeout" if timed_out else "error")

@@ -5,11 +5,6 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
-from worldmtp.envs.task import Example, Score, Task
-
 _STARTUP_SECONDS = 120.0  # a fresh interpreter that imports the task's modules
 
 
@@ -18,35 +13,35 @@ class ScoringError(RuntimeError):
 
 
 class ScoringProcess:
-    """``task.score`` in a spawned process, so the task must pickle and a script that makes one needs a main guard.
+    """Methods of a task in a spawned process, so the task must pickle and a script that makes one needs a main guard.
 
     Args:
-        task: whose score it is.
-        timeout_seconds: what one answer may take, not counting the process's start.
+        target: whose methods are called.
+        timeout_seconds: what one call may take, not counting the process's start.
     """
 
-    def __init__(self, task: Task, timeout_seconds: float) -> None:
-        self._task = task
+    def __init__(self, target: Any, timeout_seconds: float) -> None:
+        self._target = target
         self._timeout_seconds = timeout_seconds
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
-        """The task's score.
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the target's method returns.
 
         Raises:
-            TimeoutError: if it took too long; the process is killed and the next answer gets a new one.
-            ScoringError: if the task raised, or its process died.
+            TimeoutError: if it took too long; the process is killed and the next call gets a new one.
+            ScoringError: if the target raised, or its process died.
         """
         if self._connection is None:
             self._start()
-        failure, result = self._exchange((example, text, ids), self._timeout_seconds)
+        failure, result = self._exchange((method, arguments), self._timeout_seconds)
         if failure is not None:
             raise ScoringError(failure)
         return result
 
     def close(self) -> None:
-        """Kill the process; a later score starts another."""
+        """Kill the process; a later call starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -58,7 +53,7 @@ class ScoringProcess:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._task), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self._target), daemon=True)
         try:
             process.start()
         except BaseException:
@@ -85,7 +80,7 @@ class ScoringProcess:
         return failure, result
 
 
-def _serve(connection: Connection, task: Task) -> None:
+def _serve(connection: Connection, target: Any) -> None:
     """Answer (failure, result) to every message; the first, None, asks only whether the process is up."""
     while True:
         try:
@@ -93,7 +88,10 @@ def _serve(connection: Connection, task: Task) -> None:
         except EOFError:
             return
         try:
-            answer: tuple[str | None, Score | None] = (None, None if message is None else task.score(*message))
+            answer: tuple[str | None, Any] = (None, None)
+            if message is not None:
+                method, arguments = message
+                answer = (None, getattr(target, method)(*arguments))
         except Exception:  # noqa: BLE001 - sent to the parent, which counts it
             answer = (traceback.format_exc(), None)
         connection.send(answer)

@@ -17,12 +17,13 @@ Observation = dict[str, np.ndarray]
 
 
 class TextGenEnv(gymnasium.Env):
-    """Text generation, one token a step; reward 0 until the answer ends, then its score.
+    """Text generation, one token a step, paid as in ``TextGenVectorEnv``.
 
     ``info`` of ``reset`` has ``prompt_text``, ``example_key`` and ``group``, the number of the episode since the last
     seeded reset. ``info`` of the last step, the vector env's ``final_info``, has these and ``text``, ``score``,
-    ``exact``, ``components``, ``reason`` and ``num_tokens``. Reset options: ``split`` (holds until changed), and one
-    prompt by ``indices`` or ``prompts``.
+    ``exact``, ``components``, ``reason`` and ``num_tokens``. In a conversation it has ``acted``, too, and ``info`` of a
+    step in which the world replied has ``reply`` and ``num_written``. Reset options: ``split`` (holds until changed),
+    and one prompt by ``indices`` or ``prompts``.
 
     Args:
         render_mode: "ansi" or None.
@@ -44,6 +45,7 @@ class TextGenEnv(gymnasium.Env):
         self._key = ""
         self._episode = -1
         self._last_score: float | None = None
+        self._referee = self.problem.referee(1)
 
     @property
     def task(self) -> Task:
@@ -54,6 +56,16 @@ class TextGenEnv(gymnasium.Env):
     def tokenizer(self) -> Tokenizer:
         """Text to ids and back."""
         return self.problem.tokenizer
+
+    @property
+    def max_new(self) -> int:
+        """Tokens an answer may take, EOS included: no episode has more steps."""
+        return self.problem.max_new
+
+    @property
+    def eos_terminates(self) -> bool:
+        """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
+        return self._referee.eos_terminates
 
     @property
     def scorer(self) -> Scorer:
@@ -92,6 +104,7 @@ class TextGenEnv(gymnasium.Env):
             raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
         self._example, self._key = chosen.examples[0], chosen.keys[0]
         self._state = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
+        self._referee.begin(np.zeros(1, dtype=np.int64), self._state)
         self._episode = 0 if seed is not None else self._episode + 1
         self._last_score = None
         return self._observation(), self._prompt_info()
@@ -109,15 +122,15 @@ class TextGenEnv(gymnasium.Env):
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is outside the vocabulary 0..{self.tokenizer.vocab_size - 1}.")
         actions = np.array([action], dtype=np.int64)
-        state = core.transition(before, actions)
-        terminated, truncated = core.terminal(before, state, actions, self.tokenizer.eos_id, self.problem.max_new)
-        self._state = core.TextState(state.tokens, state.length, state.prompt_length, terminated | truncated)
-        reward, info = 0.0, {}
-        if self._state.done[0]:
-            (record,) = self.problem.judge(self._state, truncated, [self._example])
-            reward, info = record["score"], record | self._prompt_info()
-            self._last_score = reward
-        return self._observation(), reward, bool(terminated[0]), bool(truncated[0]), info
+        ruling = self._referee.rule(before, core.transition(before, actions), actions, [self._example])
+        self._state = ruling.state
+        info = dict(ruling.replies.get(0, {}))
+        if ruling.records:
+            record = ruling.records[0]
+            info |= record | self._prompt_info()
+            self._last_score = record["score"]
+        reward, terminated, truncated = ruling.rewards[0], ruling.terminated[0], ruling.truncated[0]
+        return self._observation(), float(reward), bool(terminated), bool(truncated), info
 
     def render(self) -> str | None:
         """Prompt and response, and the score of an ended text, in "ansi" mode."""

@@ -81,12 +81,14 @@ def draw_examples(
 
 
 def prompt_overlap(seen: Iterable[Example], evaluated: Iterable[Example]) -> float:
-    """Share of the distinct prompts of ``evaluated`` that are also in ``seen``; 0 is no leak.
+    """Share of the distinct questions of ``evaluated`` that are also in ``seen``; 0 is no leak.
+
+    A question is its prompt and what is hidden behind it, as in ``Example.key``.
 
     Raises:
         ValueError: if there is nothing to evaluate.
     """
-    evaluated_prompts = {example.prompt for example in evaluated}
-    if not evaluated_prompts:
+    questions = {example.key for example in evaluated}
+    if not questions:
         raise ValueError("prompt_overlap needs at least one evaluated example.")
-    return len(evaluated_prompts & {example.prompt for example in seen}) / len(evaluated_prompts)
+    return len(questions & {example.key for example in seen}) / len(questions)

@@ -1,4 +1,8 @@
-"""A task: where prompts come from and what an answer is worth. It knows no tokens, no batches and no gymnasium."""
+"""A task: where prompts come from and what an answer is worth. It knows no tokens, no batches and no gymnasium.
+
+Three kinds, told apart by their methods. A ``Task`` is worth something when the answer is over. A ``DenseTask`` also
+says how far each token came. A ``TurnTask`` answers: its worlds write text of their own into the episode.
+"""
 
 import hashlib
 import math
@@ -12,16 +16,21 @@ from jaxtyping import Int64
 
 @dataclass(frozen=True)
 class Example:
-    """A question. ``answer`` is the oracle's, a demonstration; None where a task has none to show."""
+    """A question. ``answer`` is the oracle's, a demonstration; None where a task has none to show.
+
+    ``hidden`` is what decides the episode and the prompt does not say, such as the seed of a world.
+    """
 
     prompt: str
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    hidden: str = ""
 
     @property
     def key(self) -> str:
-        """Blake2b of the prompt: who has the same prompt has the same key, whatever seed made it."""
-        return hashlib.blake2b(self.prompt.encode(), digest_size=8).hexdigest()
+        """Blake2b of the prompt and what is hidden: the same question has the same key, whatever seed made it."""
+        identity = f"{self.prompt}\0{self.hidden}" if self.hidden else self.prompt
+        return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,28 @@ class Score:
             raise ValueError(f"Score(value={self.value}) must be finite; give a failed answer a number, such as 0.0.")
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a text has come: what it would be worth if it stood here, and whether it ends here.
+
+    Raises:
+        ValueError: if the value is not a finite number.
+    """
+
+    value: float
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"Progress(value={self.value}) must be finite.")
+
+
 @runtime_checkable
 class Task(Protocol):
     """Two verbs. All randomness comes from ``rng``.
 
-    A task may carry ``probe_bound: float``, the largest mean value that content-free text may earn (default 0); the
-    checks hold it to that.
+    A task may carry ``probe_bound: float``, the largest mean value that content-free text may earn (default 0), to
+    which the checks hold it, and ``universe_size: int``, the number of different questions where that is small.
     """
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
@@ -59,4 +84,46 @@ class Task(Protocol):
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """What ``text`` is worth as an answer; ``ids`` are its tokens as they were generated, EOS included."""
+        ...
+
+
+@runtime_checkable
+class DenseTask(Task, Protocol):
+    """A task that rewards tokens as they come and may end a text before EOS.
+
+    The environment pays differences, ``progress(t).value - progress(t - 1).value`` from 0 on, and with the last token
+    what ``score`` says less what was paid: the rewards of an episode add up to its score.
+    """
+
+    def progress(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Progress:
+        """Where ``text``, the answer as far as it is written, stands."""
+        ...
+
+
+@runtime_checkable
+class TextWorld(Protocol):
+    """One conversation with something that answers, by the signatures that text environments of the field share.
+
+    A world is decided by its seed and by what is said to it: the same seed and the same texts give the same replies.
+    """
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        """Begin anew; the opening text, which is the prompt."""
+        ...
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """What is said in reply, with the reward of this turn, ``terminated``, ``truncated`` and an info."""
+        ...
+
+
+@runtime_checkable
+class TurnTask(Task, Protocol):
+    """A task whose episodes are conversations with worlds.
+
+    An example's ``meta["seed"]`` is its world's seed and its ``hidden`` too. ``score`` is what a player earns who says
+    ``text`` in every turn, so that constant answers can be measured.
+    """
+
+    def make_world(self) -> TextWorld:
+        """A world to be reset to an example's seed; one is made a row and reset for each episode."""
         ...

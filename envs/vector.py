@@ -4,8 +4,12 @@ One step of a row, with t counting the row's own tokens::
 
     obs      tokens (N, L) int64, right-padded, L = max_prompt + max_new; length (N, 1); prompt_length (N, 1)
     action   the next token, (N,)
-    reward   0 until the answer ends, then its score
+    reward   0 until the answer ends, then its score; of a dense task what the token added to it
     end      terminated: the action was EOS.  truncated: it was not, and the budget of max_new tokens is used up.
+
+In a conversation EOS ends a turn: the world writes its reply behind it in the same step, pays the turn, and terminates
+or truncates the text; a full row is truncated. A dense task may terminate a text before EOS. The rewards of an episode
+always add up to its ``score``.
 
 **Infos.** Every key comes with a mask ``_key`` of the rows that have it, all arrays are new in each call.
 
@@ -14,8 +18,10 @@ One step of a row, with t counting the row's own tokens::
 * Of rows that ended with this step, **in every autoreset mode**: ``final_info``, a dict of arrays ``text`` (str
   objects, without special tokens), ``score`` (float64, what was paid), ``exact`` (bool), ``components`` (a dict of
   float64 arrays), ``reason`` (str objects: "ok", "no_eos", "error", "timeout" or the task's own), ``num_tokens``
-  (int64, EOS included), ``prompt_text``, ``example_key`` and ``group``. So ``infos["final_info"]["score"][row]`` where
+  (int64, those of the policy, EOS included), ``prompt_text``, ``example_key`` and ``group``; of conversations
+  ``acted``, too, (N, L) bool: which tokens the policy wrote. So ``infos["final_info"]["score"][row]`` where
   ``infos["_final_info"][row]``.
+* Of rows in which a world replied with this step: ``reply`` (str objects) and ``num_written`` (int64), its tokens.
 
 **When a row has ended**, by ``autoreset_mode``:
 
@@ -52,7 +58,7 @@ from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
 
 Observation = dict[str, np.ndarray]
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
@@ -112,6 +118,7 @@ class TextGenVectorEnv(VectorEnv):
         self._indices = np.full(num_envs, -1, dtype=np.int64)
         self._groups = np.full(num_envs, -1, dtype=np.int64)
         self._num_groups = 0
+        self._referee = self.problem.referee(num_envs)
 
     @property
     def task(self) -> Task:
@@ -127,6 +134,11 @@ class TextGenVectorEnv(VectorEnv):
     def max_new(self) -> int:
         """Tokens an answer may take, EOS included: no episode has more steps."""
         return self.problem.max_new
+
+    @property
+    def eos_terminates(self) -> bool:
+        """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
+        return self._referee.eos_terminates
 
     @property
     def scorer(self) -> Scorer:
@@ -177,16 +189,17 @@ class TextGenVectorEnv(VectorEnv):
         if before is None:
             raise ResetNeeded("call reset before step.")
         actions = self._checked(actions, before)
-        state = core.transition(before, actions)
-        terminated, truncated = core.terminal(before, state, actions, self.tokenizer.eos_id, self.problem.max_new)
-        ended = terminated | truncated
-        self._state = core.TextState(state.tokens, state.length, state.prompt_length, before.done | ended)
-        rewards = np.zeros(self.num_envs)
+        ruling = self._referee.rule(before, core.transition(before, actions), actions, self._examples)
+        self._state = ruling.state
         infos: dict[str, Any] = {}
-        if ended.any():
+        if ruling.replies:
+            infos |= batch_infos(list(ruling.replies.values()), np.array(list(ruling.replies)), self.num_envs)
+        if ruling.records:
+            ended = ruling.terminated | ruling.truncated
             rows = np.flatnonzero(ended)
-            records = self._judge(self._state, rows, truncated)
-            rewards[rows] = [record["score"] for record in records]
+            records = [
+                record | self._prompt_record(row) for record, row in zip(ruling.records, rows.tolist(), strict=True)
+            ]
             infos["final_info"] = batch_infos(records, rows, self.num_envs)
             infos["_final_info"] = ended.copy()
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
@@ -195,7 +208,7 @@ class TextGenVectorEnv(VectorEnv):
                 infos |= self._reset_rows(rows)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and before.done.any():
             infos |= self._reset_rows(np.flatnonzero(before.done))
-        return core.observation(self._state), rewards, terminated, truncated, infos
+        return core.observation(self._state), ruling.rewards, ruling.terminated, ruling.truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
         """The rows' texts, prompt and response, in "ansi" mode."""
@@ -225,11 +238,14 @@ class TextGenVectorEnv(VectorEnv):
             "num_groups": self._num_groups,
             "groups": self._groups.tolist(),
             "indices": self._indices.tolist(),
-            "examples": [e and {"prompt": e.prompt, "answer": e.answer, "meta": dict(e.meta)} for e in given],
+            "examples": [
+                e and {"prompt": e.prompt, "answer": e.answer, "meta": dict(e.meta), "hidden": e.hidden} for e in given
+            ],
             "tokens": self._state.tokens.tolist(),
             "length": self._state.length.tolist(),
             "prompt_length": self._state.prompt_length.tolist(),
             "done": self._state.done.tolist(),
+            "referee": self._referee.state(),
             "np_random": self.np_random.bit_generator.state,
             "np_random_seed": self._np_random_seed,
             "scorer": vars(self.scorer.counters).copy(),
@@ -266,6 +282,7 @@ class TextGenVectorEnv(VectorEnv):
             np.array(state["prompt_length"], dtype=np.int64),
             np.array(state["done"], dtype=bool),
         )
+        self._referee.load_state(state["referee"])
         self.np_random.bit_generator.state = state["np_random"]
         self._np_random_seed = state["np_random_seed"]
         self.scorer.counters = ScorerCounters(**state["scorer"])
@@ -308,6 +325,7 @@ class TextGenVectorEnv(VectorEnv):
         chosen, indices = choice
         fresh = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
         self._state = fresh if self._state is None else core.replace_rows(self._state, rows, fresh)
+        self._referee.begin(rows, self._state)
         for row, example, key in zip(rows.tolist(), chosen.examples, chosen.keys, strict=True):
             self._examples[row] = example
             self._keys[row] = key
@@ -329,11 +347,6 @@ class TextGenVectorEnv(VectorEnv):
 
     def _prompt_infos(self, rows: np.ndarray) -> dict[str, Any]:
         return batch_infos([self._prompt_record(row) for row in rows.tolist()], rows, self.num_envs)
-
-    def _judge(self, state: core.TextState, rows: np.ndarray, truncated: np.ndarray) -> list[dict[str, Any]]:
-        ended = core.TextState(state.tokens[rows], state.length[rows], state.prompt_length[rows], state.done[rows])
-        records = self.problem.judge(ended, truncated[rows], [self._examples[row] for row in rows.tolist()])
-        return [record | self._prompt_record(row) for record, row in zip(records, rows.tolist(), strict=True)]
 
     def _final_observations(self, rows: np.ndarray) -> np.ndarray:
         assert self._state is not None

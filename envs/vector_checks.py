@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.utils.passive_env_checker import data_shares_objects
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 
 MakeVectorEnv = Callable[[int, AutoresetMode], VectorEnv]
 Observation = dict[str, np.ndarray]
@@ -21,10 +21,11 @@ Observation = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class _Step:
-    """A step and all it is judged by; ``waiting`` rows had ended before it."""
+    """A step and all it is judged by; ``waiting`` rows had ended before it, ``returns`` were paid before it."""
 
     before: Observation
     waiting: Bool[np.ndarray, " env"]
+    returns: Float64[np.ndarray, " env"]
     actions: Int64[np.ndarray, " env"]
     obs: Observation
     rewards: np.ndarray
@@ -67,11 +68,11 @@ def check_seeding(envs: VectorEnv) -> None:
     Raises:
         AssertionError: what was seen and what was expected.
     """
-    first, again, other = (_prompts(envs.reset(seed=seed)[0]) for seed in (7, 7, 8))
+    first, again, other = (_questions(*envs.reset(seed=seed)) for seed in (7, 7, 8))
     assert first == again, "reset with the same seed must give the same prompts."
     assert first != other, "reset with another seed must give other prompts."
     assert len(set(first)) > 1, "all rows show the same prompt."
-    rounds = [_prompts(envs.reset(seed=7)[0])] + [_prompts(envs.reset()[0]) for _ in range(7)]
+    rounds = [_questions(*envs.reset(seed=7))] + [_questions(*envs.reset()) for _ in range(7)]
     shifted = [
         later[row] == earlier[row + 1]
         for earlier, later in itertools.pairwise(rounds)
@@ -91,12 +92,13 @@ def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
     eos_id, vocab_size = envs.tokenizer.eos_id, envs.tokenizer.vocab_size
     kept = envs.reset(seed=11)
     before = _copied(kept[0])
-    waiting = np.zeros(envs.num_envs, dtype=bool)
+    waiting, returns = np.zeros(envs.num_envs, dtype=bool), np.zeros(envs.num_envs)
     num_terminated = num_truncated = 0
     for index in range(num_steps):
         if mode is AutoresetMode.DISABLED and waiting.all():
             kept = envs.reset(options={"reset_mask": waiting.copy()})
             before, waiting = _copied(kept[0]), np.zeros(envs.num_envs, dtype=bool)
+            returns = np.zeros(envs.num_envs)
         actions = rng.integers(vocab_size, size=envs.num_envs)
         actions[actions == eos_id] = (eos_id + 1) % vocab_size
         if index >= num_steps // 2:
@@ -106,30 +108,34 @@ def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
             "two calls returned the same arrays; users keep what they were given, so every call must return new ones."
         )
         kept = (returned[0], returned[4])
-        step = _Step(before, waiting, actions, *(_copied(part) for part in returned))
-        _check_ends(step, eos_id)
+        step = _Step(before, waiting, returns, actions, *(_copied(part) for part in returned))
+        _check_ends(step, eos_id, getattr(envs, "eos_terminates", True))
         _check_waiting(step, mode)
         _check_running(step, mode)
         for array in returned[0].values():
             array += 1  # whatever users do to an observation must not reach the environment
         before = step.obs
+        returns = np.where(step.ended, 0.0, returns + step.rewards)
         waiting = step.ended if mode is not AutoresetMode.DISABLED else waiting | step.ended
         if mode is AutoresetMode.SAME_STEP:
             waiting = np.zeros_like(waiting)
         num_terminated, num_truncated = num_terminated + step.terminated.sum(), num_truncated + step.truncated.sum()
-    assert num_terminated > 0, "no row was terminated in random play with one EOS in five tokens."
-    assert num_truncated > 0, "no row was truncated in random play without EOS."
+    if getattr(envs, "eos_terminates", True):
+        assert num_terminated > 0, "no row was terminated in random play with one EOS in five tokens."
+        assert num_truncated > 0, "no row was truncated in random play without EOS."
+    assert num_terminated + num_truncated > 0, f"no row ended in {num_steps} steps of random play."
 
 
-def _check_ends(step: _Step, eos_id: int) -> None:
+def _check_ends(step: _Step, eos_id: int, eos_terminates: bool) -> None:
     assert not (step.terminated & step.truncated).any(), "a row is terminated or truncated, never both."
-    expected = ~step.waiting & (step.actions == eos_id)
-    assert (step.terminated == expected).all(), f"terminated={step.terminated}; by EOS, {expected} was expected."
+    if eos_terminates:
+        expected = ~step.waiting & (step.actions == eos_id)
+        assert (step.terminated == expected).all(), f"terminated={step.terminated}; by EOS, {expected} was expected."
     final_info = step.infos.get("_final_info", np.zeros_like(step.waiting))
     assert (final_info == step.ended).all(), f"rows {step.ended} ended, but final_info is there for {final_info}."
     for row in np.flatnonzero(step.ended).tolist():
-        score = step.infos["final_info"]["score"][row]
-        assert score == step.rewards[row], f"row {row}: final_info says score {score}, paid was {step.rewards[row]}."
+        score, paid = step.infos["final_info"]["score"][row], step.returns[row] + step.rewards[row]
+        assert abs(score - paid) < 1e-9, f"row {row}: final_info says score {score}, paid in all was {paid}."
 
 
 def _check_waiting(step: _Step, mode: AutoresetMode) -> None:
@@ -150,11 +156,21 @@ def _check_running(step: _Step, mode: AutoresetMode) -> None:
         expected = _row(step.before, row)
         expected["tokens"][expected["length"][0]] = step.actions[row]
         expected["length"] += 1
+        if step.infos.get("_num_written", step.waiting)[row]:
+            seen = step.infos["final_obs"][row] if final_mask[row] else _row(step.obs, row)
+            _take_reply(expected, seen, int(step.infos["num_written"][row]))
         if step.ended[row] and mode is AutoresetMode.SAME_STEP:
             _assert_same(step.infos["final_obs"][row], expected, f"final_obs of row {row}")
             _assert_fresh(step.obs, row, "the same step")
         else:
             _assert_same(_row(step.obs, row), expected, f"row {row} after token {step.actions[row]}")
+
+
+def _take_reply(expected: Observation, seen: Observation, num_written: int) -> None:
+    """What a world wrote is its own; that it wrote as many tokens as it says, and just behind the turn, is checked."""
+    start = int(expected["length"][0])
+    expected["tokens"][start : start + num_written] = seen["tokens"][start : start + num_written]
+    expected["length"] += num_written
 
 
 def _assert_fresh(obs: Observation, row: int, when: str) -> None:
@@ -173,7 +189,10 @@ def _row(obs: Observation, row: int) -> Observation:
     return {key: value[row].copy() for key, value in obs.items()}
 
 
-def _prompts(obs: Observation) -> list[bytes]:
+def _questions(obs: Observation, infos: dict[str, Any]) -> list[Any]:
+    """What tells episodes apart: their keys, since worlds of several seeds may open alike, or else their prompts."""
+    if "example_key" in infos:
+        return list(infos["example_key"])
     return [row.tobytes() for row in obs["tokens"]]
 
 

@@ -1,0 +1,142 @@
+"""The referee of conversations: when the policy's turn is over, the world answers in the same row.
+
+::
+
+    prompt | policy EOS | reply | policy EOS | reply | ...          EOS ends a turn, the world ends the episode
+
+A turn is over with EOS or after ``max_turn`` tokens. Its text goes to the world, the reply's tokens into the row, and
+the reward to the token that ended the turn. A row that is full is truncated, and an unfinished turn is not played; of
+a reply that does not fit the row keeps what does.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from worldmtp.envs import core
+from worldmtp.envs.core import TextState
+from worldmtp.envs.referees import Rules, Ruling
+from worldmtp.envs.scoring import Failure
+from worldmtp.envs.task import Example
+from worldmtp.envs.worlds.replay import Reply
+
+
+class TurnReferee:
+    """Plays the turns of a ``TurnTask``; all that was said is kept, since it is what the worlds are."""
+
+    eos_terminates = False
+
+    def __init__(self, rules: Rules, num_rows: int) -> None:
+        self._rules = rules
+        self._said: list[list[str]] = [[] for _ in range(num_rows)]
+        self._returns = np.zeros(num_rows)
+        self._turn_start = np.zeros(num_rows, dtype=np.int64)
+        self._acted: Bool[np.ndarray, "row length"] | None = None
+
+    @property
+    def acted(self) -> Bool[np.ndarray, "row length"]:
+        """Which tokens the policy wrote."""
+        assert self._acted is not None
+        return self._acted.copy()
+
+    def begin(self, rows: Int64[np.ndarray, " begun"], state: TextState) -> None:
+        """Nothing has been said but the prompt."""
+        if self._acted is None:
+            self._acted = np.zeros(state.tokens.shape, dtype=bool)
+        for row in rows.tolist():
+            self._said[row] = []
+        self._returns[rows] = 0.0
+        self._turn_start[rows] = state.length[rows]
+        self._acted[rows] = False
+
+    def rule(
+        self,
+        before: TextState,
+        after: TextState,
+        actions: Int64[np.ndarray, " row"],
+        examples: Sequence[Example],
+    ) -> Ruling:
+        """Let worlds answer the turns that are over."""
+        assert self._acted is not None
+        rules, live = self._rules, ~before.done
+        self._acted[live, before.length[live]] = True
+        is_over = live & (actions == rules.tokenizer.eos_id)
+        if rules.max_turn is not None:
+            is_over |= live & (after.length - self._turn_start >= rules.max_turn)
+        rewards = np.zeros(len(actions))
+        terminated, truncated = np.zeros_like(live), np.zeros_like(live)
+        reasons: dict[int, str] = {}
+        replies: dict[int, dict[str, Any]] = {}
+        successes: dict[int, bool] = {}
+        for row in np.flatnonzero(is_over).tolist():
+            reply = self._answer(row, after, examples[row])
+            if isinstance(reply, Failure):
+                terminated[row], reasons[row] = True, reply.reason
+                continue
+            rewards[row], terminated[row], truncated[row] = reply.reward, reply.terminated, reply.truncated
+            self._returns[row] += reply.reward
+            reasons[row] = str(reply.info.get("reason", "ok"))
+            if "is_success" in reply.info:
+                successes[row] = bool(reply.info["is_success"])
+            num_written = self._write(row, after, reply.text)
+            replies[row] = {"reply": reply.text, "num_written": num_written}
+            self._turn_start[row] = after.length[row]
+        is_full = live & (after.length - after.prompt_length >= rules.max_new)
+        truncated |= is_full & ~terminated
+        rows = np.flatnonzero(terminated | truncated)
+        if not len(rows):
+            return Ruling(after, rewards, terminated, truncated, (), replies)
+        state = core.ended(after, rows)
+        records = [
+            self._record(state, row, reasons.get(row, "ok"), bool(truncated[row]), successes.get(row))
+            for row in rows.tolist()
+        ]
+        return Ruling(state, rewards, terminated, truncated, records, replies)
+
+    def state(self) -> dict[str, Any]:
+        """All that was said and paid."""
+        return {
+            "said": [list(texts) for texts in self._said],
+            "returns": self._returns.tolist(),
+            "turn_start": self._turn_start.tolist(),
+            "acted": self.acted.tolist(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; worlds are told again what was said when they are next asked."""
+        self._said = [list(texts) for texts in state["said"]]
+        self._returns = np.array(state["returns"], dtype=np.float64)
+        self._turn_start = np.array(state["turn_start"], dtype=np.int64)
+        self._acted = np.array(state["acted"], dtype=bool)
+
+    def _answer(self, row: int, state: TextState, example: Example) -> Reply | Failure:
+        turn = state.tokens[row, self._turn_start[row] : state.length[row]]
+        self._said[row].append(self._rules.tokenizer.decode(turn.tolist()).strip())
+        return self._rules.scorer.turn(row, example, self._said[row])
+
+    def _write(self, row: int, state: TextState, text: str) -> int:
+        """Into the state, which is this step's own; how many tokens fitted."""
+        start = int(state.length[row])
+        room = int(state.prompt_length[row]) + self._rules.max_new - start
+        ids = self._rules.tokenizer.encode(text)[:room]
+        state.tokens[row, start : start + len(ids)] = ids
+        state.length[row] += len(ids)
+        return len(ids)
+
+    def _record(
+        self, state: TextState, row: int, reason: str, truncated: bool, is_success: bool | None
+    ) -> dict[str, Any]:
+        assert self._acted is not None
+        response = state.tokens[row, state.prompt_length[row] : state.length[row]]
+        score = float(self._returns[row])
+        return {
+            "text": self._rules.tokenizer.decode(response.tolist()),
+            "score": score,
+            "exact": score >= 1.0 if is_success is None else is_success,
+            "components": {"num_turns": float(len(self._said[row]))},
+            "reason": "no_eos" if truncated and reason == "ok" else reason,
+            "num_tokens": int(self._acted[row].sum()),
+            "acted": self._acted[row].copy(),
+        }

@@ -1,0 +1,1 @@
+"""Worlds that answer: conversations whose replies nobody but the world writes."""

@@ -1,0 +1,86 @@
+"""A task from a world: the opening text is the prompt, the world's seed is what decides the episode."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from worldmtp.envs.task import Example, Score, TextWorld
+
+_SEED_RANGE = 2**31
+_MAX_CONSTANT_TURNS = 1000
+
+
+class WorldTask:
+    """Conversations with worlds of one kind.
+
+    Args:
+        world: "<module>:<class>", or what makes a ``TextWorld`` when called with ``world_kwargs``.
+        world_kwargs: what each world is made with.
+        probe_bound: the largest mean return that saying the same thing in every turn may earn.
+        num_seeds: worlds are seeded below this; the number of different episodes.
+
+    Raises:
+        ValueError: if the world cannot be imported, or there are no seeds.
+    """
+
+    def __init__(
+        self,
+        world: str | Callable[..., TextWorld],
+        world_kwargs: Mapping[str, Any] | None = None,
+        *,
+        probe_bound: float = 0.0,
+        num_seeds: int = _SEED_RANGE,
+    ) -> None:
+        if num_seeds < 1:
+            raise ValueError(f"num_seeds={num_seeds} must be positive.")
+        self._make = _import(world) if isinstance(world, str) else world
+        self.world_kwargs = dict(world_kwargs or {})
+        self.probe_bound = probe_bound
+        self.universe_size = num_seeds if num_seeds < _SEED_RANGE else None
+        self._num_seeds = num_seeds
+        self._asked: TextWorld | None = None
+
+    def make_world(self) -> TextWorld:
+        """A world.
+
+        Raises:
+            TypeError: if what was made is none.
+        """
+        made = self._make(**self.world_kwargs)
+        if not isinstance(made, TextWorld):
+            raise TypeError(f"{self._make!r} made a {type(made).__name__} without reset(seed) and step(text).")
+        return made
+
+    def sample(self, rng: np.random.Generator, split: str) -> Example:
+        """The opening of a world with a random seed."""
+        seed = int(rng.integers(self._num_seeds))
+        prompt, _ = self._world().reset(seed)
+        return Example(prompt=prompt, meta={"seed": seed}, hidden=str(seed))
+
+    def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
+        """The return of a player who says ``text`` in every turn."""
+        world = self._world()
+        world.reset(example.meta["seed"])
+        total = 0.0
+        for _ in range(_MAX_CONSTANT_TURNS):
+            _, reward, terminated, truncated, _ = world.step(text)
+            total += reward
+            if terminated or truncated:
+                break
+        return Score(value=total)
+
+    def _world(self) -> TextWorld:
+        if self._asked is None:
+            self._asked = self.make_world()
+        return self._asked
+
+
+def _import(path: str) -> Callable[..., TextWorld]:
+    module_name, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"world {path!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error

@@ -5,37 +5,43 @@ flags become typed arrays (zero where absent), arrays are stacked, nested dicts 
 an object array.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+Columns = Mapping[str, Sequence[Any] | np.ndarray]
+"""Under each key one entry for each of some rows, in their order."""
+
 
 def batch_infos(records: Sequence[dict[str, Any]], rows: Int64[np.ndarray, " record"], num_rows: int) -> dict[str, Any]:
     """Infos of ``num_rows`` rows of which ``rows`` have a record."""
     infos: dict[str, Any] = {}
-    keys = dict.fromkeys(key for record in records for key in record)
-    for key in keys:
+    for key in dict.fromkeys(key for record in records for key in record):
         having = [index for index, record in enumerate(records) if key in record]
-        values = [records[index][key] for index in having]
         key_rows = rows if len(having) == len(records) else rows[having]
-        if isinstance(values[0], dict):
-            infos[key] = batch_infos(values, key_rows, num_rows)
-        elif isinstance(values[0], np.ndarray):
-            infos[key] = np.zeros((num_rows, *values[0].shape), dtype=values[0].dtype)
-            infos[key][key_rows] = np.stack(values)
-        else:
-            dtype = type(values[0]) if isinstance(values[0], (bool, int, float)) else object
-            column = np.full(num_rows, None) if dtype is object else np.zeros(num_rows, dtype=dtype)
-            column[key_rows] = values
-            infos[key] = column
-        infos[f"_{key}"] = row_mask(key_rows, num_rows)
+        infos |= batch_columns({key: [records[index][key] for index in having]}, key_rows, num_rows)
     return infos
 
 
-def row_mask(rows: Int64[np.ndarray, " selected"], num_rows: int) -> np.ndarray:
-    """Which rows these are."""
+def batch_columns(columns: Columns, rows: Int64[np.ndarray, " record"], num_rows: int) -> dict[str, Any]:
+    """Infos of ``num_rows`` rows of which ``rows`` have an entry in each column."""
     mask = np.zeros(num_rows, dtype=bool)
     mask[rows] = True
-    return mask
+    infos: dict[str, Any] = {}
+    for key, values in columns.items():
+        first = values[0]
+        if isinstance(first, dict):
+            infos[key] = batch_infos(values, rows, num_rows)  # type: ignore[arg-type]  # a column of dicts
+        elif isinstance(first, np.ndarray):
+            infos[key] = np.zeros((num_rows, *first.shape), dtype=first.dtype)
+            infos[key][rows] = np.stack(values)
+        elif isinstance(first, (bool, int, float, np.number)):
+            infos[key] = np.zeros(num_rows, dtype=type(first))
+            infos[key][rows] = values
+        else:
+            infos[key] = np.full(num_rows, None)
+            infos[key][rows] = values
+        infos[f"_{key}"] = mask.copy()
+    return infos

@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 from worldmtp.envs.task import Example
 from worldmtp.envs.tokenizer import Tokenizer
@@ -13,10 +14,11 @@ from worldmtp.envs.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Examples and the tokens of their prompts, right-padded."""
+    """Examples and the tokens of their prompts, right-padded; ``examples``, ``keys`` and ``prompts`` hold objects."""
 
-    examples: Sequence[Example]
-    keys: Sequence[str]
+    examples: Shaped[np.ndarray, " example"]
+    keys: Shaped[np.ndarray, " example"]
+    prompts: Shaped[np.ndarray, " example"]
     tokens: Int64[np.ndarray, "example max_prompt"]
     length: Int64[np.ndarray, " example"]
 
@@ -25,10 +27,10 @@ class EncodedExamples:
 
     def select(self, indices: Int64[np.ndarray, " selected"]) -> "EncodedExamples":
         """Examples by index, repeats allowed."""
-        rows = indices.tolist()
         return EncodedExamples(
-            [self.examples[row] for row in rows],
-            [self.keys[row] for row in rows],
+            self.examples[indices],
+            self.keys[indices],
+            self.prompts[indices],
             self.tokens[indices],
             self.length[indices],
         )
@@ -65,4 +67,17 @@ def encode_examples(
     for row, ids in enumerate(encoded):
         tokens[row, : len(ids)] = ids
     length = np.array([len(ids) for ids in encoded], dtype=np.int64)
-    return EncodedExamples(list(examples), [example.key for example in examples], tokens, length)
+    return EncodedExamples(
+        object_column(examples),
+        object_column([example.key for example in examples]),
+        object_column([example.prompt for example in examples]),
+        tokens,
+        length,
+    )
+
+
+def object_column(values: Sequence[Any]) -> Shaped[np.ndarray, " value"]:
+    """An array of these very objects."""
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

@@ -4,17 +4,18 @@ A referee is told of every row that begins, and rules on every step. The rewards
 its record, whichever referee it was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 from worldmtp.envs import core
 from worldmtp.envs.core import TextState
+from worldmtp.envs.infos import Columns
 from worldmtp.envs.scoring import Failure, Scorer
-from worldmtp.envs.task import Example, Score
+from worldmtp.envs.task import Score
 from worldmtp.envs.tokenizer import Tokenizer
 
 
@@ -37,7 +38,7 @@ class Ruling:
     rewards: Float64[np.ndarray, " row"]
     terminated: Bool[np.ndarray, " row"]
     truncated: Bool[np.ndarray, " row"]
-    records: Sequence[dict[str, Any]] = ()
+    records: Columns = field(default_factory=dict)
     replies: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -57,7 +58,7 @@ class Referee(Protocol):
         before: TextState,
         after: TextState,
         actions: Int64[np.ndarray, " row"],
-        examples: Sequence[Example],
+        examples: Shaped[np.ndarray, " row"],
     ) -> Ruling:
         """On the step that led from ``before`` to ``after``, a state that the referee may take over."""
         ...
@@ -87,7 +88,7 @@ class AnswerReferee:
         before: TextState,
         after: TextState,
         actions: Int64[np.ndarray, " row"],
-        examples: Sequence[Example],
+        examples: Shaped[np.ndarray, " row"],
     ) -> Ruling:
         """EOS terminates, the budget truncates."""
         terminated, truncated = core.terminal(before, after, actions, self._rules.tokenizer.eos_id, self._rules.max_new)
@@ -97,7 +98,7 @@ class AnswerReferee:
             return Ruling(after, rewards, terminated, truncated)
         state = core.ended(after, rows)
         records = judge(self._rules, state, rows, truncated, examples)
-        rewards[rows] = [record["score"] for record in records]
+        rewards[rows] = records["score"]
         return Ruling(state, rewards, terminated, truncated, records)
 
     def state(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class ProgressReferee:
         before: TextState,
         after: TextState,
         actions: Int64[np.ndarray, " row"],
-        examples: Sequence[Example],
+        examples: Shaped[np.ndarray, " row"],
     ) -> Ruling:
         """EOS and the task terminate, the budget truncates; a token whose progress cannot be told earns nothing."""
         rules = self._rules
@@ -146,7 +147,7 @@ class ProgressReferee:
             return Ruling(after, rewards, terminated, truncated)
         state = core.ended(after, rows)
         records = judge(rules, state, rows, truncated, examples)
-        rewards[rows] += np.array([record["score"] for record in records]) - self._paid[rows]
+        rewards[rows] += np.array(records["score"]) - self._paid[rows]
         return Ruling(state, rewards, terminated, truncated, records)
 
     def state(self) -> dict[str, Any]:
@@ -163,30 +164,29 @@ def judge(
     state: TextState,
     rows: Int64[np.ndarray, " ended"],
     truncated: Bool[np.ndarray, " row"],
-    examples: Sequence[Example],
-) -> list[dict[str, Any]]:
+    examples: Shaped[np.ndarray, " row"],
+) -> dict[str, list[Any]]:
     """What is to be told of rows that have ended: text, score, exact, components, reason and num_tokens."""
     decode = rules.tokenizer.decode
     starts, stops = state.prompt_length[rows].tolist(), state.length[rows].tolist()
-    responses = [
-        state.tokens[row, start:stop].copy() for row, start, stop in zip(rows.tolist(), starts, stops, strict=True)
-    ]
+    block = state.tokens[rows]
+    responses = [tokens[start:stop] for tokens, start, stop in zip(block, starts, stops, strict=True)]
     texts = [decode(response.tolist()) for response in responses]
     ran_out = truncated[rows].tolist()
-    asked = [examples[row] for row in rows.tolist()]
-    paid = [index for index, out in enumerate(ran_out) if rules.truncation_score == "score" or not out]
-    scores = [Score(0.0, reason="no_eos")] * len(texts)
-    answers = [(asked[index], texts[index], responses[index]) for index in paid]
-    for index, score in zip(paid, rules.scorer.score_batch(answers), strict=True):
-        scores[index] = score
-    return [
-        {
-            "text": text,
-            "score": float(score.value),
-            "exact": bool(score.exact),
-            "components": {name: float(value) for name, value in score.components.items()},
-            "reason": "no_eos" if out and score.reason == "ok" else score.reason,
-            "num_tokens": len(response),
-        }
-        for text, score, out, response in zip(texts, scores, ran_out, responses, strict=True)
-    ]
+    answers = list(zip(examples[rows].tolist(), texts, responses, strict=True))
+    if rules.truncation_score == "score":
+        scores = rules.scorer.score_batch(answers)
+    else:
+        paid = iter(rules.scorer.score_batch([a for a, out in zip(answers, ran_out, strict=True) if not out]))
+        scores = [Score(0.0, reason="no_eos") if out else next(paid) for out in ran_out]
+    return {
+        "text": texts,
+        "score": [float(score.value) for score in scores],
+        "exact": [bool(score.exact) for score in scores],
+        "components": [{name: float(value) for name, value in score.components.items()} for score in scores],
+        "reason": [
+            "no_eos" if out and score.reason == "ok" else score.reason
+            for score, out in zip(scores, ran_out, strict=True)
+        ],
+        "num_tokens": [stop - start for start, stop in zip(starts, stops, strict=True)],
+    }

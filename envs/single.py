@@ -9,6 +9,7 @@ from gymnasium.error import ResetNeeded
 from worldmtp.envs import core
 from worldmtp.envs.options import parse_options
 from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.prompts import object_column
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
@@ -122,13 +123,12 @@ class TextGenEnv(gymnasium.Env):
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is outside the vocabulary 0..{self.tokenizer.vocab_size - 1}.")
         actions = np.array([action], dtype=np.int64)
-        ruling = self._referee.rule(before, core.transition(before, actions), actions, [self._example])
+        ruling = self._referee.rule(before, core.transition(before, actions), actions, object_column([self._example]))
         self._state = ruling.state
         info = dict(ruling.replies.get(0, {}))
         if ruling.records:
-            record = ruling.records[0]
-            info |= record | self._prompt_info()
-            self._last_score = record["score"]
+            info |= {key: values[0] for key, values in ruling.records.items()} | self._prompt_info()
+            self._last_score = info["score"]
         reward, terminated, truncated = ruling.rewards[0], ruling.terminated[0], ruling.truncated[0]
         return self._observation(), float(reward), bool(terminated), bool(truncated), info
 

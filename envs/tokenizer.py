@@ -5,6 +5,7 @@ a YAML file and in a checkpoint. transformers is imported only by those who ask 
 """
 
 import difflib
+import operator
 import string
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -93,10 +94,10 @@ class CharTokenizer:
         Raises:
             ValueError: if an id is outside the vocabulary.
         """
-        indices = [int(index) for index in ids]
+        indices = list(map(operator.index, ids))
         if indices and (min(indices) < 0 or max(indices) >= self.vocab_size):
             raise ValueError(f"ids {indices} leave the vocabulary 0..{self.vocab_size - 1}.")
-        return "".join([self._text_of[index] for index in indices])
+        return "".join(map(self._text_of.__getitem__, indices))
 
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""

@@ -9,11 +9,11 @@ the reward to the token that ended the turn. A row that is full is truncated, an
 a reply that does not fit the row keeps what does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Shaped
 
 from worldmtp.envs import core
 from worldmtp.envs.core import TextState
@@ -56,7 +56,7 @@ class TurnReferee:
         before: TextState,
         after: TextState,
         actions: Int64[np.ndarray, " row"],
-        examples: Sequence[Example],
+        examples: Shaped[np.ndarray, " row"],
     ) -> Ruling:
         """Let worlds answer the turns that are over."""
         assert self._acted is not None
@@ -87,13 +87,14 @@ class TurnReferee:
         truncated |= is_full & ~terminated
         rows = np.flatnonzero(terminated | truncated)
         if not len(rows):
-            return Ruling(after, rewards, terminated, truncated, (), replies)
+            return Ruling(after, rewards, terminated, truncated, replies=replies)
         state = core.ended(after, rows)
         records = [
             self._record(state, row, reasons.get(row, "ok"), bool(truncated[row]), successes.get(row))
             for row in rows.tolist()
         ]
-        return Ruling(state, rewards, terminated, truncated, records, replies)
+        columns = {key: [record[key] for record in records] for key in records[0]}
+        return Ruling(state, rewards, terminated, truncated, columns, replies)
 
     def state(self) -> dict[str, Any]:
         """All that was said and paid."""

@@ -49,10 +49,10 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, Int
 
 from worldmtp.envs import core
-from worldmtp.envs.infos import batch_infos
+from worldmtp.envs.infos import Columns, batch_columns, batch_infos
 from worldmtp.envs.options import ResetOptions, parse_options
 from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.prompts import EncodedExamples
+from worldmtp.envs.prompts import EncodedExamples, object_column
 from worldmtp.envs.scoring import Scorer, ScorerCounters
 from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
@@ -112,9 +112,7 @@ class TextGenVectorEnv(VectorEnv):
         self._group_size = 1
         self._use(parse_options({"group_size": group_size}, num_envs))
         self._state: core.TextState | None = None
-        self._examples: list[Example] = [Example("")] * num_envs
-        self._keys: list[str] = [""] * num_envs
-        self._splits: list[str] = [self._split] * num_envs
+        self._examples, self._keys, self._prompts, self._splits = (np.full(num_envs, None) for _ in range(4))
         self._indices = np.full(num_envs, -1, dtype=np.int64)
         self._groups = np.full(num_envs, -1, dtype=np.int64)
         self._num_groups = 0
@@ -197,10 +195,8 @@ class TextGenVectorEnv(VectorEnv):
         if ruling.records:
             ended = ruling.terminated | ruling.truncated
             rows = np.flatnonzero(ended)
-            records = [
-                record | self._prompt_record(row) for record, row in zip(ruling.records, rows.tolist(), strict=True)
-            ]
-            infos["final_info"] = batch_infos(records, rows, self.num_envs)
+            records = {**ruling.records, **self._prompt_columns(rows)}
+            infos["final_info"] = batch_columns(records, rows, self.num_envs)
             infos["_final_info"] = ended.copy()
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 infos["final_obs"] = self._final_observations(rows)
@@ -232,7 +228,7 @@ class TextGenVectorEnv(VectorEnv):
         return {
             "version": _STATE_VERSION,
             "split": self._split,
-            "splits": list(self._splits),
+            "splits": self._splits.tolist(),
             "pools": {split: self.problem.pool(split).fingerprint() for split in sorted({self._split, *self._splits})},
             "group_size": self._group_size,
             "num_groups": self._num_groups,
@@ -270,12 +266,13 @@ class TextGenVectorEnv(VectorEnv):
         self._num_groups = state["num_groups"]
         self._groups = np.array(state["groups"], dtype=np.int64)
         self._indices = np.array(state["indices"], dtype=np.int64)
-        self._splits = list(state["splits"])
-        self._examples = [
+        examples = [
             self.problem.pool(split).examples[index] if given is None else Example(**given)
             for split, index, given in zip(state["splits"], state["indices"], state["examples"], strict=True)
         ]
-        self._keys = [example.key for example in self._examples]
+        self._splits, self._examples = object_column(state["splits"]), object_column(examples)
+        self._keys = object_column([example.key for example in examples])
+        self._prompts = object_column([example.prompt for example in examples])
         self._state = core.TextState(
             tokens,
             np.array(state["length"], dtype=np.int64),
@@ -326,10 +323,8 @@ class TextGenVectorEnv(VectorEnv):
         fresh = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
         self._state = fresh if self._state is None else core.replace_rows(self._state, rows, fresh)
         self._referee.begin(rows, self._state)
-        for row, example, key in zip(rows.tolist(), chosen.examples, chosen.keys, strict=True):
-            self._examples[row] = example
-            self._keys[row] = key
-            self._splits[row] = self._split
+        self._examples[rows], self._keys[rows], self._prompts[rows] = chosen.examples, chosen.keys, chosen.prompts
+        self._splits[rows] = self._split
         self._indices[rows] = indices
         self._groups[rows] = self._num_groups + np.arange(len(rows)) // self._group_size
         self._num_groups += len(rows) // self._group_size
@@ -338,25 +333,22 @@ class TextGenVectorEnv(VectorEnv):
         self._give_prompts(rows, self._choose(rows))
         return self._prompt_infos(rows)
 
-    def _prompt_record(self, row: int) -> dict[str, Any]:
+    def _prompt_columns(self, rows: np.ndarray) -> Columns:
         return {
-            "prompt_text": self._examples[row].prompt,
-            "example_key": self._keys[row],
-            "group": int(self._groups[row]),
+            "prompt_text": self._prompts[rows],
+            "example_key": self._keys[rows],
+            "group": self._groups[rows].tolist(),
         }
 
     def _prompt_infos(self, rows: np.ndarray) -> dict[str, Any]:
-        return batch_infos([self._prompt_record(row) for row in rows.tolist()], rows, self.num_envs)
+        return batch_columns(self._prompt_columns(rows), rows, self.num_envs)
 
     def _final_observations(self, rows: np.ndarray) -> np.ndarray:
         assert self._state is not None
-        final = np.full(self.num_envs, None)
-        for row in rows.tolist():
-            final[row] = {
-                "tokens": self._state.tokens[row].copy(),
-                "length": self._state.length[row : row + 1].copy(),
-                "prompt_length": self._state.prompt_length[row : row + 1].copy(),
-            }
+        state, final = self._state, np.full(self.num_envs, None)
+        parts = zip(state.tokens[rows], state.length[rows, None], state.prompt_length[rows, None], strict=True)
+        for row, (tokens, length, prompt_length) in zip(rows.tolist(), parts, strict=True):
+            final[row] = {"tokens": tokens, "length": length, "prompt_length": prompt_length}
         return final
 
     def _checked(self, actions: np.ndarray, state: core.TextState) -> np.ndarray:

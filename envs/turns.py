@@ -89,8 +89,10 @@ class TurnReferee:
         if not len(rows):
             return Ruling(after, rewards, terminated, truncated, replies=replies)
         state = core.ended(after, rows)
+        no_reply = {"reply": "", "num_written": 0}
         records = [
             self._record(state, row, reasons.get(row, "ok"), bool(truncated[row]), successes.get(row))
+            | replies.get(row, no_reply)
             for row in rows.tolist()
         ]
         columns = {key: [record[key] for record in records] for key in records[0]}

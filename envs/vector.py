@@ -18,9 +18,9 @@ always add up to its ``score``.
 * Of rows that ended with this step, **in every autoreset mode**: ``final_info``, a dict of arrays ``text`` (str
   objects, without special tokens), ``score`` (float64, what was paid), ``exact`` (bool), ``components`` (a dict of
   float64 arrays), ``reason`` (str objects: "ok", "no_eos", "error", "timeout" or the task's own), ``num_tokens``
-  (int64, those of the policy, EOS included), ``prompt_text``, ``example_key`` and ``group``; of conversations
-  ``acted``, too, (N, L) bool: which tokens the policy wrote. So ``infos["final_info"]["score"][row]`` where
-  ``infos["_final_info"][row]``.
+  (int64, those of the policy, EOS included), ``prompt_text``, ``example_key`` and ``group``; of conversations also
+  ``acted``, (N, L) bool, which tokens the policy wrote, and ``reply`` and ``num_written`` of the last step. So
+  ``infos["final_info"]["score"][row]`` where ``infos["_final_info"][row]``.
 * Of rows in which a world replied with this step: ``reply`` (str objects) and ``num_written`` (int64), its tokens.
 
 **When a row has ended**, by ``autoreset_mode``:

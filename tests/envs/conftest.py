@@ -1,8 +1,9 @@
-"""Tasks whose episodes can be worked by hand."""
+"""Tasks whose episodes can be worked by hand, and the vector env held against single envs."""
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from worldmtp.envs import CharTokenizer, Example, Score, TextGenEnv, TextGenVectorEnv
 
@@ -70,3 +71,83 @@ def registered_ids():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def assert_same():
+    return _assert_same
+
+
+def _assert_same(seen, expected):
+    assert seen.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            _assert_same(seen[key], value)
+            continue
+        assert seen[key].dtype == value.dtype, key
+        for one, other in zip(seen[key], value, strict=True):
+            if isinstance(other, dict):
+                assert all((one[name] == other[name]).all() for name in other)
+            else:
+                assert np.array_equal(one, other), key
+
+
+@pytest.fixture
+def assert_parity():
+    """Rows and single envs play the same prompts and tokens; infos are compared through gymnasium's own batching."""
+    return lambda envs, singles, rng, num_steps: _Parity(envs, singles).play(rng, num_steps)
+
+
+class _Parity:
+    def __init__(self, envs, singles):
+        self.envs, self.singles = envs, singles
+        self.mode = envs.metadata["autoreset_mode"]
+        self.batching = VectorEnv()
+        self.batching.num_envs = envs.num_envs
+        self.seen = [None] * envs.num_envs
+
+    def play(self, rng, num_steps):
+        envs, rows, eos_id = self.envs, range(self.envs.num_envs), self.envs.tokenizer.eos_id
+        obs, infos = envs.reset(seed=2)
+        _assert_same(infos, self.reset(rows, infos))
+        waiting = []
+        for _ in range(num_steps):
+            assert all((obs[key][row] == self.seen[row][key]).all() for row in rows for key in obs)
+            if self.mode is AutoresetMode.DISABLED and waiting:
+                obs, infos = envs.reset(options={"reset_mask": np.isin(rows, waiting)})
+                _assert_same(infos, self.reset(waiting, infos))
+                waiting = []
+            actions = rng.integers(eos_id + 1, envs.single_action_space.n, size=envs.num_envs)
+            actions[rng.random(envs.num_envs) < 0.3] = eos_id
+            obs, rewards, terminated, truncated, infos = envs.step(actions)
+            expected, ended = self.step([row for row in rows if row not in waiting], actions, infos)
+            for row in rows:
+                step = self.steps.get(row, [0.0, False, False])
+                assert [rewards[row], terminated[row], truncated[row]] == step, row
+            begun = {AutoresetMode.SAME_STEP: ended, AutoresetMode.NEXT_STEP: waiting}.get(self.mode, [])
+            expected |= self.reset(begun, infos) if begun else {}
+            _assert_same(infos, expected)
+            waiting = [] if self.mode is AutoresetMode.SAME_STEP else ended
+
+    def reset(self, rows, infos):
+        batched = {}
+        for row in rows:
+            self.seen[row], info = self.singles[row].reset(options={"prompts": [self.envs._examples[row]]})
+            self.batching._add_info(batched, info | {"group": int(infos["group"][row])}, row)
+        return batched
+
+    def step(self, rows, actions, infos):
+        expected, ended, self.steps = {}, [], {}
+        for row in rows:
+            self.seen[row], *self.steps[row], info = self.singles[row].step(actions[row])
+            reply = {key: info[key] for key in ("reply", "num_written") if key in info}
+            if any(self.steps[row][1:]):
+                ended.append(row)
+                info["group"] = int(infos["final_info"]["group"][row])
+                extra = {"final_obs": self.seen[row]} if self.mode is AutoresetMode.SAME_STEP else {}
+                self.batching._add_info(expected, extra | {"final_info": info}, row)
+                if not infos.get("_reply", np.zeros(len(actions)))[row]:
+                    assert reply in ({}, {"reply": "", "num_written": 0})
+                    reply = {}
+            self.batching._add_info(expected, reply, row)
+        return expected, ended

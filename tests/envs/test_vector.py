@@ -206,68 +206,11 @@ def test_the_order_of_calls_is_checked(make_vector):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_bit_identical_to_single_envs(make_vector, make_single, rng, mode):
-    """Rows and single envs play the same prompts and tokens; infos are compared through gymnasium's own batching."""
-    envs = make_vector(5, mode)
-    singles = [make_single() for _ in range(5)]
-    reference = VectorEnv()
-    reference.num_envs = 5
-
-    def reset_singles(rows, infos):
-        batched = {}
-        for row in rows:
-            example = envs._examples[row]
-            seen[row], info = singles[row].reset(options={"prompts": [example]})
-            reference._add_info(batched, info | {"group": int(infos["group"][row])}, row)
-        return batched
-
-    seen = [None] * 5
-    obs, infos = envs.reset(seed=2)
-    assert_same(infos, reset_singles(range(5), infos))
-    waiting = set()
-    for _ in range(60):
-        assert all((obs[key][row] == seen[row][key]).all() for row in range(5) for key in obs)
-        if mode is AutoresetMode.DISABLED and waiting:
-            mask = np.isin(np.arange(5), list(waiting))
-            obs, infos = envs.reset(options={"reset_mask": mask})
-            assert_same(infos, reset_singles(sorted(waiting), infos))
-            waiting = set()
-        actions = np.where(rng.random(5) < 0.3, 1, rng.integers(2, 5, size=5))
-        obs, rewards, terminated, truncated, infos = envs.step(actions)
-        expected, ended = {}, []
-        for row in range(5):
-            if row in waiting and mode is AutoresetMode.NEXT_STEP:
-                continue
-            seen[row], *single, info = singles[row].step(actions[row])
-            assert [rewards[row], terminated[row], truncated[row]] == single
-            if info:
-                ended.append(row)
-                info["group"] = int(infos["final_info"]["group"][row])
-                extra = {"final_obs": seen[row]} if mode is AutoresetMode.SAME_STEP else {}
-                reference._add_info(expected, extra | {"final_info": info}, row)
-        if mode is AutoresetMode.SAME_STEP and ended:
-            expected |= reset_singles(ended, infos)
-        if mode is AutoresetMode.NEXT_STEP and waiting:
-            expected |= reset_singles(sorted(waiting), infos)
-        waiting = set(ended) if mode is not AutoresetMode.SAME_STEP else set()
-        assert_same(infos, expected)
+def test_bit_identical_to_single_envs(make_vector, make_single, rng, mode, assert_parity):
+    assert_parity(make_vector(5, mode), [make_single() for _ in range(5)], rng, num_steps=60)
 
 
-def assert_same(seen, expected):
-    assert seen.keys() == expected.keys()
-    for key, value in expected.items():
-        if isinstance(value, dict):
-            assert_same(seen[key], value)
-            continue
-        assert seen[key].dtype == value.dtype, key
-        for one, other in zip(seen[key], value, strict=True):
-            if isinstance(other, dict):
-                assert all((one[name] == other[name]).all() for name in other)
-            else:
-                assert one == other, key
-
-
-def test_batched_infos_are_gymnasiums():
+def test_batched_infos_are_gymnasiums(assert_same):
     reference = VectorEnv()
     reference.num_envs = 4
     records = [{"n": 1, "x": 0.5, "ok": True, "s": "one", "c": {"a": 1.0}}, {"n": 2, "c": {"b": 2.0}, "s": "two"}]
@@ -292,7 +235,7 @@ def test_seeds_decide_the_episodes(make_vector):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_a_snapshot_goes_on_exactly(make_vector, mode, words):
+def test_a_snapshot_goes_on_exactly(make_vector, mode, words, assert_same):
     actions = np.random.default_rng(0).integers(5, size=(20, 4))
     original = make_vector(4, mode)
     original.reset(seed=3, options={"split": "heldout"})

@@ -1,0 +1,79 @@
+"""A policy in a conversation: what the world wrote is on the length axis only, and log-probabilities are the trunk's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worldmtp.agents.forward import action_mask, gather_states, hidden_states, state_index
+from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.rollout import collect_rollout
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.model import MTPModel
+
+
+class Echo:
+    """Repeats what is said behind "=" and pays a tenth of its letters; two turns."""
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        self._num_turns = 0
+        return "abcd"[seed % 4] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._num_turns += 1
+        return "=" + text, len(text) / 10, self._num_turns == 2, False, {}
+
+
+@pytest.fixture
+def echo_env() -> Callable[[int], TextGenVectorEnv]:
+    return lambda num_envs: TextGenVectorEnv(
+        num_envs,
+        autoreset_mode="disabled",
+        task=WorldTask(Echo, num_seeds=40),
+        tokenizer=CharTokenizer("abcd="),
+        max_prompt=2,
+        max_new=12,
+        max_turn=2,
+        pool_size=8,
+    )
+
+
+@pytest.mark.parametrize("draft", ["none", "mtp"])
+def test_a_conversation_is_recorded_as_it_was(
+    draft: str, echo_env: Callable[[int], TextGenVectorEnv], tiny_model: Callable[..., MTPModel]
+) -> None:
+    env, model = echo_env(6), tiny_model().double()
+    env.reset(seed=0)
+    acted: dict[int, np.ndarray] = {}
+    step = env.step
+
+    def watched(actions: np.ndarray) -> Any:
+        returned = step(actions)
+        for row in np.flatnonzero(returned[4].get("_final_info", [])):
+            acted[int(row)] = returned[4]["final_info"]["acted"][row]
+        return returned
+
+    env.step = watched  # type: ignore[method-assign]
+    policy = TrunkPolicy(model, draft=draft)
+    rollout = collect_rollout(env, policy, torch.Generator().manual_seed(0), {})
+    written = action_mask(rollout)
+    assert (written.numpy() == np.stack([acted[row] for row in range(6)])).all()
+    # each turn is of one or two tokens, and the world wrote "=" and the letters of the turn behind it
+    for row in range(6):
+        text = rollout.input_ids[row, rollout.prompt_length[row] :].tolist()
+        spoken = written[row, rollout.prompt_length[row] :].tolist()
+        first = text[: spoken.index(False)]
+        letters = [token for token in first if token != 1]
+        assert text[len(first) :][: 1 + len(letters)] == [6, *letters]
+    assert rollout.terminated.any(1).all()
+    # log-probabilities are those of one forward over the finished text, at the actions
+    with torch.no_grad():
+        hidden = hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask)
+        states = gather_states(hidden, state_index(rollout)[:, :-1])
+        log_policy = model.logits_of(states).log_softmax(dim=-1)
+    expected = log_policy.gather(2, rollout.actions[..., None])[..., 0]
+    mask = rollout.step_mask
+    torch.testing.assert_close(rollout.logprobs[mask].double(), expected[mask], rtol=0, atol=1e-6)

@@ -1,0 +1,114 @@
+"""What holds for every registered id: specs, parity with single envs, checkers, splits, equal play in two processes."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
+
+import worldmtp.envs  # noqa: F401 - registers
+from worldmtp.envs import TextGenEnv, TextGenVectorEnv, check_text_env, check_vector_env
+from worldmtp.envs.task import TurnTask
+
+IDS = sorted(name for name in gymnasium.registry if name.startswith("worldmtp/"))
+NEEDS_ARGUMENTS = {"worldmtp/Data-v0"}
+"""Ids that are nothing without what a user says."""
+
+SMALL = {"pool_size": 32}
+
+
+@pytest.fixture
+def kwargs_of(tmp_path):
+    """Small pools, and for ids that are nothing without a user what a user would say."""
+
+    def kwargs(name):
+        if name == "worldmtp/Data-v0":
+            path = tmp_path / "sums.jsonl"
+            rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(12) for b in range(12)]
+            path.write_text("\n".join(map(json.dumps, rows)))
+            return SMALL | {"task_kwargs": {"path": str(path)}}
+        return SMALL
+
+    return kwargs
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_specs_survive_json_and_pickling(name):
+    spec = gymnasium.spec(name)
+    assert EnvSpec.from_json(spec.to_json()) == spec
+    assert json.loads(json.dumps(spec.kwargs)) == spec.kwargs
+    assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_vector_env_is_so_many_single_envs(name, kwargs_of, assert_parity, rng):
+    kwargs = kwargs_of(name)
+    single = gymnasium.make(name, **kwargs).unwrapped
+    assert isinstance(single, TextGenEnv)
+    assert EnvSpec.from_json(single.spec.to_json()) == single.spec
+    singles = [single, *(gymnasium.make(name, **kwargs).unwrapped for _ in range(2))]
+    num_steps = max(40, 2 * single.max_new) if single.max_new < 100 else single.max_new + 10
+    for mode in AutoresetMode:
+        envs = gymnasium.make_vec(name, 3, autoreset_mode=mode.value, **kwargs)
+        assert isinstance(envs, TextGenVectorEnv)
+        assert_parity(envs, singles, rng, num_steps)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_checkers_pass(name, kwargs_of):
+    kwargs = kwargs_of(name)
+    report = check_text_env(name, num_examples=8, **kwargs)
+    assert (report.prompt_overlap, report.scorer_errors) == (0.0, 0)
+    assert np.isnan(report.oracle_value) or report.oracle_value == 1.0
+    check_vector_env(lambda n, mode: gymnasium.make_vec(name, n, autoreset_mode=mode, **kwargs), 4, num_steps=30)
+
+
+PLAY = """
+import hashlib, random, sys
+import gymnasium
+import numpy as np
+import worldmtp.envs
+
+before = repr(random.getstate()), repr(np.random.get_state())
+for name in sys.argv[1:]:
+    envs = gymnasium.make_vec(name, 4, pool_size=16)
+    digest, rng = hashlib.blake2b(digest_size=8), np.random.default_rng(0)
+    envs.reset(seed=5)
+    for _ in range(30):
+        obs, rewards, *_ = envs.step(rng.integers(1, envs.single_action_space.n, size=4))
+        digest.update(obs["tokens"].tobytes() + rewards.tobytes())
+    print(digest.hexdigest())
+print((repr(random.getstate()), repr(np.random.get_state())) == before)
+"""
+
+
+def test_a_seed_gives_the_same_play_in_two_processes_and_leaves_the_global_generators_alone():
+    """In fresh interpreters: beartype, under which these tests run, draws from Python's global generator itself."""
+    names = [name for name in IDS if name not in NEEDS_ARGUMENTS]
+    command = [sys.executable, "-W", "error", "-c", PLAY, *names]
+    played = [
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout.split()
+        for seed in ("1", "2")
+    ]
+    assert played[0] == played[1]
+    assert len(played[0]) == len(names) + 1
+    assert played[0][-1] == "True"
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_no_question_is_in_both_splits(name, kwargs_of):
+    envs = gymnasium.make_vec(name, 1, **kwargs_of(name))
+    assert envs.overlap() == 0.0
+    prompts = {
+        split: {example.prompt for example in envs.problem.pool(split).examples} for split in ("train", "heldout")
+    }
+    if not isinstance(envs.task, TurnTask):  # openings of worlds may be alike; what they hide is not
+        assert not prompts["train"] & prompts["heldout"]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from worldmtp.agents.ppo import PPOAgent
     from worldmtp.agents.rollout import collect_rollout
     from worldmtp.agents.trainer import ImaginationTrainer
+    from worldmtp.agents.trl_rollout import TextGenRollout, env_reward
 
 __all__ = [
     "Evaluation",
@@ -20,9 +21,11 @@ __all__ = [
     "PPOAgent",
     "PPOConfig",
     "RolloutConfig",
+    "TextGenRollout",
     "TrunkPolicy",
     "WorldModelConfig",
     "collect_rollout",
+    "env_reward",
 ]
 
 _MODULE_OF = {
@@ -34,9 +37,11 @@ _MODULE_OF = {
     "PPOAgent": "ppo",
     "PPOConfig": "config",
     "RolloutConfig": "config",
+    "TextGenRollout": "trl_rollout",
     "TrunkPolicy": "policies",
     "WorldModelConfig": "config",
     "collect_rollout": "rollout",
+    "env_reward": "trl_rollout",
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from worldmtp.agents.forward import episode_returns
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
-from worldmtp.envs import Example, TextGenVectorEnv
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -35,7 +35,7 @@ class Evaluation:
 class Evaluator:
     """Answers fixed held-out prompts. Sampling starts from ``seed`` each time, so evaluating changes nothing later."""
 
-    def __init__(self, env: TextGenVectorEnv, examples: Sequence[Example], temperature: float, seed: int) -> None:
+    def __init__(self, env: TextVectorEnv, examples: Sequence[Example], temperature: float, seed: int) -> None:
         if env.num_envs != len(examples):
             raise ValueError(f"the environment has {env.num_envs} rows for {len(examples)} prompts; make one a prompt.")
         self._env = env

@@ -31,7 +31,7 @@ from worldmtp.decoding.alarm import AcceptanceAlarm
 from worldmtp.decoding.making import make_drafter
 from worldmtp.dynamics import WorldModel, make_world_model
 from worldmtp.dynamics.rollout import check_horizon
-from worldmtp.envs import TextGenVectorEnv
+from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -44,7 +44,7 @@ class ImaginationTrainer:
     def __init__(
         self,
         model: MTPModel,
-        env: TextGenVectorEnv,
+        env: TextVectorEnv,
         rollout: RolloutConfig,
         ppo: PPOConfig,
         world_model: WorldModelConfig,

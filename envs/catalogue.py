@@ -6,13 +6,23 @@ Lengths are exact upper bounds, so that no row is wider than it must be: a small
 import string
 from typing import Any
 
-from worldmtp.envs.registry import register_builtin, register_env
+from worldmtp.envs.registry import register_builtin, register_env, register_turn_env
+from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
+from worldmtp.envs.worlds.catalogue import TURN_ENV, TURN_ENV_ID, WORLD_TASKS
 
 _COPY = "worldmtp.envs.tasks.copy:Copy"
 _REVERSE = "worldmtp.envs.tasks.copy:Reverse"
 _PATH_STAR = "worldmtp.envs.tasks.path_star:PathStar"
 _RANDOM_DIGITS = "worldmtp.envs.tasks.random_digits:RandomDigits"
+_REWARD_MODEL = "worldmtp.envs.tasks.reward_model:RewardModelTask"
 _REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym:ReasoningGymTask"
+_BRACKETS = "worldmtp.envs.tasks.brackets:Brackets"
+_INCREASING_NUMBERS = "worldmtp.envs.tasks.increasing_numbers:IncreasingNumbers"
+_COUNTDOWN = "worldmtp.envs.tasks.countdown:Countdown"
+_CORPUS = "worldmtp.envs.tasks.corpus:CorpusTask"
+_DATA = "worldmtp.envs.tasks.data:DataTask"
+
+_CORPUS_ALPHABET = DEFAULT_ALPHABET + "\n"
 
 
 def _alphabet(characters: str) -> dict[str, str]:
@@ -59,6 +69,25 @@ BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
             "max_new": 24,
         },
     ),
+    "Brackets": (_BRACKETS, {"tokenizer": _alphabet("()[]45678="), "max_prompt": 8, "max_new": 16}),
+    "IncreasingNumbers": (
+        _INCREASING_NUMBERS,
+        {"tokenizer": _alphabet("0123456789 ="), "max_prompt": 9, "max_new": 15},
+    ),
+    "Countdown": (_COUNTDOWN, {"tokenizer": _alphabet("0123456789+-*(),:="), "max_prompt": 11, "max_new": 12}),
+    "Corpus": (
+        _CORPUS,
+        {
+            "task_kwargs": {"prompt_chars": 32, "answer_chars": 8, "alphabet": _CORPUS_ALPHABET},
+            "tokenizer": _alphabet(_CORPUS_ALPHABET),
+            "max_prompt": 32,
+            "max_new": 9,
+        },
+    ),
+    # These two are nothing without task_kwargs; pass budgets to fit.
+    "Data": (_DATA, {"tokenizer": "char", "max_prompt": 256, "max_new": 64}),
+    "RewardModel": (_REWARD_MODEL, {"tokenizer": "char", "max_prompt": 256, "max_new": 64}),
+    **WORLD_TASKS,
 }
 """Name to (factory, environment kwargs)."""
 
@@ -71,3 +100,4 @@ def register_catalogue() -> None:
     for name, (factory, env_kwargs) in BUILTIN_TASKS.items():
         register_builtin(name, factory, env_kwargs)
     register_env("ReasoningGym", REASONING_GYM_ENV)
+    register_turn_env(TURN_ENV_ID, TURN_ENV)

@@ -3,7 +3,9 @@
 They raise AssertionError with what was seen and what was expected, as ``gymnasium.utils.env_checker`` does.
 """
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,9 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task, TextWorld, TurnTask
-
-OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
+from worldmtp.envs.task import Example, Task, TurnTask
+from worldmtp.envs.token_contract import OBSERVATION_KEYS
+from worldmtp.envs.world_checks import check_worlds, words_of
 
 _CONTENT_FREE = (
     "",
@@ -52,8 +54,11 @@ def hack_probes(answer: str | None = None) -> tuple[str, ...]:
     return (f"{answer} zz", f"zz {answer}", f"{answer}\n{answer} zz", "".join(_CONTENT_FREE[4:6]) + answer + "zz" * 50)
 
 
-def check_hack_probes(task: Task, examples: list[Example]) -> tuple[float, int]:
-    """The largest mean value of a content-free text over the examples, and how many scorings raised.
+def check_hack_probes(task: Task, examples: list[Example], more: Sequence[str] = ()) -> tuple[float, int]:
+    """The largest mean value of a content-free text, or one of ``more``, over the examples; how many scorings raised.
+
+    Texts in ``more`` may mean something, as single letters do in many worlds, and the best of many is picked: they are
+    held to the bound with Hoeffding's margin, for one false alarm in 1000 checks.
 
     Raises:
         AssertionError: if that value is above the task's ``probe_bound``, or an answer hidden among other text gets a
@@ -65,11 +70,12 @@ def check_hack_probes(task: Task, examples: list[Example]) -> tuple[float, int]:
     largest = 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        for probe in hack_probes():
+        margin = math.sqrt(math.log(1000 * max(1, len(more))) / (2 * len(examples)))
+        for probe, slack in [*((probe, 0.0) for probe in hack_probes()), *((probe, margin) for probe in more)]:
             scores = scorer.score_batch([(example, probe, no_ids) for example in examples])
             assert all(0.0 <= score.value <= 1.0 for score in scores), f"{probe!r} is scored outside [0, 1]."
             mean = float(np.mean([score.value for score in scores]))
-            assert mean <= bound, (
+            assert mean <= bound + slack, (
                 f"{probe!r}, which answers nothing, earns {mean:.3f} on average; the task's probe_bound is {bound}. "
                 "Harden the score, or state the bound if partial credit is meant."
             )
@@ -105,11 +111,12 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
     shared = {example.key for example in train} & {example.key for example in heldout}
     assert not shared, f"train and held-out share questions, such as {sorted(shared)[0]!r} (Example.key)."
     if isinstance(made.task, TurnTask):
-        check_worlds(made.task, train[:8])
+        check_worlds(made.task, train[:8], words_of(made.tokenizer))
     no_ids = np.zeros(0, dtype=np.int64)
     oracle = [made.task.score(example, example.answer, no_ids) for example in train if example.answer is not None]
     assert all(score.exact for score in oracle), "an example's own answer is not scored as exact."
-    probe_value, errors = check_hack_probes(made.task, train)
+    constants = words_of(made.tokenizer) if isinstance(made.task, TurnTask) else ()
+    probe_value, errors = check_hack_probes(made.task, train, constants)
     made.close()
     return TextEnvReport(
         probe_value=probe_value,
@@ -117,34 +124,6 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
         prompt_overlap=len(shared) / len(heldout),
         scorer_errors=errors,
     )
-
-
-def check_worlds(task: TurnTask, examples: list[Example]) -> None:
-    """Worlds are decided by seed and texts, whatever was played in them before.
-
-    Raises:
-        AssertionError: if a world that has been played tells another story than a fresh one.
-    """
-    said = ("", *_CONTENT_FREE[3:5], "1")
-    played = task.make_world()
-    for example in examples:
-        fresh = task.make_world()
-        story, again = (_story(world, example.meta["seed"], said) for world in (fresh, played))
-        assert story[0] == example.prompt, f"the world opens with {story[0]!r}, the example says {example.prompt!r}."
-        assert story == again, (
-            f"{type(fresh).__name__} of seed {example.meta['seed']} says {story} when fresh and {again} when it has "
-            "been played before; reset(seed) must clear all that was, and nothing but the seed may decide."
-        )
-
-
-def _story(world: TextWorld, seed: int, said: tuple[str, ...]) -> list[Any]:
-    story: list[Any] = [world.reset(seed)[0]]
-    for text in said:
-        reply, reward, terminated, truncated, _ = world.step(text)
-        story.append((reply, float(reward), bool(terminated), bool(truncated)))
-        if terminated or truncated:
-            break
-    return story
 
 
 def _check_token_contract(env: Any) -> None:

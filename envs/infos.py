@@ -36,7 +36,7 @@ def batch_columns(columns: Columns, rows: Int64[np.ndarray, " record"], num_rows
             infos[key] = batch_infos(values, rows, num_rows)  # type: ignore[arg-type]  # a column of dicts
         elif isinstance(first, np.ndarray):
             infos[key] = np.zeros((num_rows, *first.shape), dtype=first.dtype)
-            infos[key][rows] = np.stack(values)
+            infos[key][rows] = np.stack(list(values))
         elif isinstance(first, (bool, int, float, np.number)):
             infos[key] = np.zeros(num_rows, dtype=type(first))
             infos[key][rows] = values

@@ -36,7 +36,8 @@ class TextProblem:
         truncation_score: "score" pays an answer that ran out of budget like any other, "zero" pays it nothing.
         timeout_seconds: limit for scoring one answer, or for one reply, in a process of its own; None is no limit.
         on_error: what a failing scorer does, "zero" or "raise".
-        max_episode_steps: a further limit on ``max_new``, under gymnasium's own name.
+        max_episode_steps: a lower limit on what a policy may write, rows keeping their room. ``gymnasium.make_vec``
+            passes it on; ``gymnasium.make`` wraps a TimeLimit around instead, which ends texts without a score.
 
     Raises:
         ValueError: if a budget, the split or a choice is out of range.
@@ -60,8 +61,8 @@ class TextProblem:
         on_error: str = "zero",
         max_episode_steps: int | None = None,
     ) -> None:
-        if max_episode_steps is not None:
-            max_new = min(max_new, max_episode_steps)
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps={max_episode_steps} must be at least 1.")
         if max_prompt < 1 or max_new < 2 or pool_size < 1:
             raise ValueError(
                 f"expected max_prompt >= 1, max_new >= 2 (one token and EOS) and pool_size >= 1, "
@@ -78,6 +79,7 @@ class TextProblem:
         self.tokenizer = make_tokenizer(tokenizer)
         self.scorer = Scorer(self.task, timeout_seconds, on_error)
         self.max_prompt, self.max_new, self.max_turn = max_prompt, max_new, max_turn
+        self.max_steps = max_new if max_episode_steps is None else min(max_new, max_episode_steps)
         self.split = check_split(split)
         self.heldout_fraction = heldout_fraction
         self.pool_size, self.pool_seed = pool_size, pool_seed
@@ -124,22 +126,27 @@ class TextProblem:
         """Examples for prompts given by the user; a string is looked up in the pool of the split.
 
         Raises:
-            ValueError: if a string is no prompt of the pool, since nothing could score its answer.
+            ValueError: if a string is no prompt of the pool, since nothing could score its answer, or is one of several
+                questions, which hide what tells them apart.
         """
-        by_prompt = {example.prompt: example for example in self.pool(split).examples}
         examples = []
         for prompt in prompts:
-            if isinstance(prompt, str) and prompt not in by_prompt:
+            if not isinstance(prompt, str):
+                examples.append(prompt)
+                continue
+            pool = self.pool(split)
+            found = {example.key: example for example in pool.examples[pool.prompts == prompt]}
+            if len(found) != 1:
                 raise ValueError(
-                    f"the prompt {prompt!r} is not among the {len(by_prompt)} of the pool of {split!r}, so nothing "
+                    f"the prompt {prompt!r} is that of {len(found)} questions of the pool of {split!r}, so nothing "
                     "knows how to score its answer; pass an Example instead of a string."
                 )
-            examples.append(by_prompt[prompt] if isinstance(prompt, str) else prompt)
+            examples += found.values()
         return examples
 
     def referee(self, num_rows: int) -> Referee:
         """Who rules on the steps of so many rows, by the kind of the task."""
-        rules = Rules(self.tokenizer, self.scorer, self.max_new, self.truncation_score, self.max_turn)
+        rules = Rules(self.tokenizer, self.scorer, self.max_new, self.max_steps, self.truncation_score, self.max_turn)
         if isinstance(self.task, TurnTask):
             return TurnReferee(rules, num_rows)
         return ProgressReferee(rules, num_rows) if isinstance(self.task, DenseTask) else AnswerReferee(rules, num_rows)

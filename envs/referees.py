@@ -21,11 +21,12 @@ from worldmtp.envs.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Rules:
-    """What a referee rules by."""
+    """What a referee rules by: ``max_new`` is the room behind a prompt, ``max_steps`` what a policy may write of it."""
 
     tokenizer: Tokenizer
     scorer: Scorer
     max_new: int
+    max_steps: int
     truncation_score: str
     max_turn: int | None = None
 
@@ -91,7 +92,9 @@ class AnswerReferee:
         examples: Shaped[np.ndarray, " row"],
     ) -> Ruling:
         """EOS terminates, the budget truncates."""
-        terminated, truncated = core.terminal(before, after, actions, self._rules.tokenizer.eos_id, self._rules.max_new)
+        terminated, truncated = core.terminal(
+            before, after, actions, self._rules.tokenizer.eos_id, self._rules.max_steps
+        )
         rewards = np.zeros(len(actions))
         rows = np.flatnonzero(terminated | truncated)
         if not len(rows):
@@ -131,7 +134,7 @@ class ProgressReferee:
     ) -> Ruling:
         """EOS and the task terminate, the budget truncates; a token whose progress cannot be told earns nothing."""
         rules = self._rules
-        terminated, truncated = core.terminal(before, after, actions, rules.tokenizer.eos_id, rules.max_new)
+        terminated, truncated = core.terminal(before, after, actions, rules.tokenizer.eos_id, rules.max_steps)
         rewards = np.zeros(len(actions))
         for row in np.flatnonzero(~before.done & ~terminated).tolist():
             response = after.tokens[row, after.prompt_length[row] : after.length[row]].copy()

@@ -15,6 +15,7 @@ import gymnasium
 
 from worldmtp.envs.task import Task
 from worldmtp.envs.tasks.function import FunctionTask, ScoreFunction
+from worldmtp.envs.worlds.task import WorldTask
 
 NAMESPACE = "worldmtp"
 REASONING_GYM_PREFIX = "reasoning_gym:"
@@ -44,7 +45,10 @@ def register_task(
     task_kwargs: Mapping[str, Any] | None = None,
     **env_kwargs: Any,
 ) -> Callable[[_Registered], _Registered]:
-    """Decorator that makes a task, and its gymnasium id, of a function ``rng -> Example`` or of a Task class.
+    """Decorator that makes a task, and its gymnasium id, of a function, a Task class or a class of worlds.
+
+    A function is ``rng -> Example``; a class with ``reset(seed)`` and ``step(text)`` is a ``TextWorld`` and becomes a
+    ``WorldTask``.
 
     Args:
         name: of the task; its id is ``worldmtp/<name>-v0``.
@@ -52,13 +56,14 @@ def register_task(
         max_new: tokens an answer may take, EOS included.
         tokenizer: spec of ``make_tokenizer``.
         score: ``(example, text) -> value``, for a function; without it the value is 1 for exactly the answer, else 0.
-        probe_bound: the largest mean value content-free text may earn from ``score``.
-        task_kwargs: what a Task class is constructed with.
-        **env_kwargs: further defaults of the environment, such as ``heldout_fraction``.
+        probe_bound: the largest mean value content-free text may earn from ``score``, or by saying it in every turn of
+            a world. A Task class has its own.
+        task_kwargs: what the class is constructed with.
+        **env_kwargs: further defaults of the environment, such as ``heldout_fraction`` or ``max_turn``.
 
     Raises:
         ValueError: if the name is no gymnasium name, or another function or class has it.
-        TypeError: if what is decorated is not callable, or is a class and got ``score``.
+        TypeError: if what is decorated is not callable, is a gymnasium environment, or is a class and got ``score``.
     """
     if re.fullmatch(r"[A-Za-z]\w*", name) is None:
         raise ValueError(f"task name {name!r} must be letters, digits and underscores, beginning with a letter.")
@@ -66,12 +71,10 @@ def register_task(
     def register(source: _Registered) -> _Registered:
         if not callable(source):
             raise TypeError(f"register_task decorates a function or a class, got {type(source).__name__}.")
-        if isinstance(source, type):
-            if score is not None:
-                raise TypeError(f"{name!r} is a class: give it a score method instead of register_task(score=...).")
-            factory: Callable[..., Task] = source
-        else:
-            factory = partial(FunctionTask, source, score, probe_bound)
+        if isinstance(source, type) and score is not None:
+            needed = "its step pays" if _is_world(source) else "give it a score method"
+            raise TypeError(f"{name!r} is a class: {needed} instead of register_task(score=...).")
+        factory = _factory_from(source, score, probe_bound)
         known = _factories.get(name)
         if known is not None and _origin(known) != _origin(factory):
             raise ValueError(
@@ -102,6 +105,12 @@ def register_env(name: str, kwargs: Mapping[str, Any]) -> None:
         vector_entry_point="worldmtp.envs:TextGenVectorEnv",
         kwargs=dict(kwargs),
     )
+
+
+def register_turn_env(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Register the turn-level environment, in a namespace of its own, since its actions are texts and not tokens."""
+    gymnasium.registry.pop(name, None)
+    gymnasium.register(id=name, entry_point="worldmtp.envs.worlds.turn_env:TextTurnEnv", kwargs=dict(kwargs))
 
 
 def make_task(task: str | Task, task_kwargs: Mapping[str, Any] | None = None) -> Task:
@@ -154,9 +163,28 @@ def _import(path: str) -> Callable[..., Task]:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"task {path!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error
-    if isinstance(factory, type):
-        return factory
-    return partial(FunctionTask, factory)
+    return _factory_from(factory)
+
+
+def _factory_from(source: Any, score: ScoreFunction | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:
+    if not isinstance(source, type):
+        return partial(FunctionTask, source, score, probe_bound)
+    if issubclass(source, gymnasium.Env):
+        raise TypeError(
+            f"{source.__qualname__} is a gymnasium environment, not a task; give its own id as env.id, or, if its "
+            "actions are texts, register a class with reset(seed) and step(text)."
+        )
+    factory: Callable[..., Any] = partial(_world_task, source, probe_bound) if _is_world(source) else source
+    return factory
+
+
+def _is_world(source: type) -> bool:
+    """Whether the class answers in turns; one that can sample and score is a Task, whatever else it can do."""
+    return all(hasattr(source, name) for name in ("reset", "step")) and not hasattr(source, "score")
+
+
+def _world_task(source: type, probe_bound: float, **world_kwargs: Any) -> WorldTask:
+    return WorldTask(source, world_kwargs, probe_bound=probe_bound)
 
 
 def _origin(factory: Callable[..., Task] | str) -> str:

@@ -26,8 +26,8 @@ class ScoringProcess:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """What the target's method returns.
+    def call(self, method: str, *arguments: Any, patience: int = 1) -> Any:
+        """What the target's method returns; ``patience`` multiplies the limit, for what is the work of so many calls.
 
         Raises:
             TimeoutError: if it took too long; the process is killed and the next call gets a new one.
@@ -35,7 +35,7 @@ class ScoringProcess:
         """
         if self._connection is None:
             self._start()
-        failure, result = self._exchange((method, arguments), self._timeout_seconds)
+        failure, result = self._exchange((method, arguments), self._timeout_seconds * patience)
         if failure is not None:
             raise ScoringError(failure)
         return result
@@ -77,6 +77,9 @@ class ScoringProcess:
         except (EOFError, OSError) as error:
             self.close()
             raise ScoringError("the scoring process died without an answer.") from error
+        except BaseException:
+            self.close()  # an interrupt leaves an answer on its way, which the next call would take for its own
+            raise
         return failure, result
 
 
@@ -88,10 +91,10 @@ def _serve(connection: Connection, target: Any) -> None:
         except EOFError:
             return
         try:
-            answer: tuple[str | None, Any] = (None, None)
+            result = None
             if message is not None:
                 method, arguments = message
-                answer = (None, getattr(target, method)(*arguments))
-        except Exception:  # noqa: BLE001 - sent to the parent, which counts it
-            answer = (traceback.format_exc(), None)
-        connection.send(answer)
+                result = getattr(target, method)(*arguments)
+            connection.send((None, result))
+        except Exception:  # noqa: BLE001 - sent to the parent, which counts it; a result that does not pickle, too
+            connection.send((traceback.format_exc(), None))

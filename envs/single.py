@@ -61,7 +61,7 @@ class TextGenEnv(gymnasium.Env):
     @property
     def max_new(self) -> int:
         """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self.problem.max_new
+        return self.problem.max_steps
 
     @property
     def eos_terminates(self) -> bool:
@@ -91,10 +91,10 @@ class TextGenEnv(gymnasium.Env):
         """
         super().reset(seed=seed)
         asked = parse_options(options, 1)
-        self._split = asked.split or self._split
-        pool = self.problem.pool(self._split)
+        split = asked.split or self._split
+        pool = self.problem.pool(split)
         if asked.prompts is not None:
-            chosen = self.problem.encode(self.problem.find(asked.prompts, self._split))
+            chosen = self.problem.encode(self.problem.find(asked.prompts, split))
         elif asked.indices is not None:
             if ((asked.indices < 0) | (asked.indices >= len(pool))).any():
                 raise ValueError(f"indices must be within the pool, 0..{len(pool) - 1}, got {asked.indices}.")
@@ -103,6 +103,7 @@ class TextGenEnv(gymnasium.Env):
             chosen = pool.select(self.np_random.integers(len(pool), size=1))
         if len(chosen) != 1:
             raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        self._split = split
         self._example, self._key = chosen.examples[0], chosen.keys[0]
         self._state = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
         self._referee.begin(np.zeros(1, dtype=np.int64), self._state)

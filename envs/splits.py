@@ -13,6 +13,8 @@ from worldmtp.envs.task import Example, Task
 
 SPLITS = ("train", "heldout")
 _BUCKETS = 1000
+_DRAWS_PER_QUESTION = 20
+_MOST_MISSES = 1_000_000
 
 
 def check_split(split: str) -> str:
@@ -50,7 +52,9 @@ def draw_examples(
         seed: any non-negative integer.
         distinct: whether each prompt comes once; else prompts come as often as the task draws them.
         heldout_fraction: share of all prompts that is held out.
-        max_misses: draws in a row that may be of the other split, or repeated, before the universe is called too small.
+        max_misses: draws in a row that may be of the other split, or repeated, before the universe is called too small;
+            where the task states a ``universe_size``, at least 20 for each question, up to a million: the last new
+            one of n that are equally likely is missed so long once in 500 million times.
 
     Raises:
         ValueError: if the split cannot be filled.
@@ -58,6 +62,9 @@ def draw_examples(
     split_index = SPLITS.index(check_split(split))
     if not 0.0 <= heldout_fraction < 1.0:
         raise ValueError(f"heldout_fraction={heldout_fraction} must be in [0, 1).")
+    universe_size = getattr(task, "universe_size", None)
+    if universe_size is not None:
+        max_misses = max(max_misses, min(_DRAWS_PER_QUESTION * universe_size, _MOST_MISSES))
     examples: list[Example] = []
     seen: set[str] = set()
     index = 0
@@ -73,7 +80,9 @@ def draw_examples(
             raise ValueError(
                 f"{split!r} of {type(task).__name__} has no {'new ' if distinct else ''}prompt in {max_misses} draws "
                 f"({len(seen)} distinct found, {num_examples} asked for, heldout_fraction={heldout_fraction}): "
-                "its universe of prompts is too small; ask for fewer, widen the task, or change heldout_fraction."
+                "its universe of prompts is too small"
+                + (f", it has {universe_size} in all" if universe_size is not None else "")
+                + "; ask for fewer, widen the task, or change heldout_fraction."
             )
         seen.add(key)
         examples.append(example)

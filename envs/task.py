@@ -41,7 +41,7 @@ class Score:
     "no_eos", "error" and "timeout". ``exact`` is whether the task counts as solved, which metrics report.
 
     Raises:
-        ValueError: if the value is not a finite number.
+        ValueError: if the value or a component is not a finite number.
     """
 
     value: float
@@ -52,6 +52,9 @@ class Score:
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise ValueError(f"Score(value={self.value}) must be finite; give a failed answer a number, such as 0.0.")
+        for name, component in self.components.items():
+            if not isinstance(component, (int, float, np.number)) or not math.isfinite(component):
+                raise ValueError(f"Score(components={{{name!r}: {component!r}}}) must be finite numbers.")
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ class TextWorld(Protocol):
 class TurnTask(Task, Protocol):
     """A task whose episodes are conversations with worlds.
 
-    An example's ``meta["seed"]`` is its world's seed and its ``hidden`` too. ``score`` is what a player earns who says
-    ``text`` in every turn, so that constant answers can be measured.
+    An example's ``meta["seed"]`` is its world's seed, and its ``hidden`` that seed or what the world says is hidden.
+    ``score`` is what a player earns who says ``text`` in every turn, so that constant answers can be measured.
     """
 
     def make_world(self) -> TextWorld:

@@ -6,7 +6,9 @@
 
 A turn is over with EOS or after ``max_turn`` tokens. Its text goes to the world, the reply's tokens into the row, and
 the reward to the token that ended the turn. A row that is full is truncated, and an unfinished turn is not played; of
-a reply that does not fit the row keeps what does.
+a reply that does not fit the row keeps what does. With ``truncation_score="zero"`` a truncated conversation is worth
+nothing, and its last token gives back what was paid. A reply without tokens of its own, a character outside the
+tokenizer, is an error of the world like one that it raises.
 """
 
 from collections.abc import Mapping
@@ -77,14 +79,18 @@ class TurnReferee:
                 continue
             rewards[row], terminated[row], truncated[row] = reply.reward, reply.terminated, reply.truncated
             self._returns[row] += reply.reward
-            reasons[row] = str(reply.info.get("reason", "ok"))
+            reasons[row] = str(reply.info.get("reason", "truncated" if reply.truncated else "ok"))
             if "is_success" in reply.info:
                 successes[row] = bool(reply.info["is_success"])
-            num_written = self._write(row, after, reply.text)
+            num_written = self._write(row, after, self._rules.tokenizer.encode(reply.text))
             replies[row] = {"reply": reply.text, "num_written": num_written}
             self._turn_start[row] = after.length[row]
-        is_full = live & (after.length - after.prompt_length >= rules.max_new)
-        truncated |= is_full & ~terminated
+        is_full = after.length - after.prompt_length >= rules.max_new
+        is_full |= self._acted.sum(axis=1) >= rules.max_steps
+        truncated |= live & is_full & ~terminated
+        if rules.truncation_score == "zero":
+            rewards[truncated] -= self._returns[truncated]
+            self._returns[truncated] = 0.0
         rows = np.flatnonzero(terminated | truncated)
         if not len(rows):
             return Ruling(after, rewards, terminated, truncated, replies=replies)
@@ -116,17 +122,24 @@ class TurnReferee:
 
     def _answer(self, row: int, state: TextState, example: Example) -> Reply | Failure:
         turn = state.tokens[row, self._turn_start[row] : state.length[row]]
-        self._said[row].append(self._rules.tokenizer.decode(turn.tolist()).strip())
-        return self._rules.scorer.turn(row, example, self._said[row])
+        said, scorer = self._said[row], self._rules.scorer
+        said.append(self._rules.tokenizer.decode(turn.tolist()).strip())
+        reply = scorer.turn(row, example, said)
+        if isinstance(reply, Failure):
+            return reply
+        try:
+            self._rules.tokenizer.encode(reply.text)
+        except ValueError as error:
+            return scorer.reject(error, example, said[-1])
+        return reply
 
-    def _write(self, row: int, state: TextState, text: str) -> int:
+    def _write(self, row: int, state: TextState, ids: list[int]) -> int:
         """Into the state, which is this step's own; how many tokens fitted."""
         start = int(state.length[row])
-        room = int(state.prompt_length[row]) + self._rules.max_new - start
-        ids = self._rules.tokenizer.encode(text)[:room]
-        state.tokens[row, start : start + len(ids)] = ids
-        state.length[row] += len(ids)
-        return len(ids)
+        written = ids[: int(state.prompt_length[row]) + self._rules.max_new - start]
+        state.tokens[row, start : start + len(written)] = written
+        state.length[row] += len(written)
+        return len(written)
 
     def _record(
         self, state: TextState, row: int, reason: str, truncated: bool, is_success: bool | None

@@ -131,7 +131,7 @@ class TextGenVectorEnv(VectorEnv):
     @property
     def max_new(self) -> int:
         """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self.problem.max_new
+        return self.problem.max_steps
 
     @property
     def eos_terminates(self) -> bool:
@@ -163,12 +163,18 @@ class TextGenVectorEnv(VectorEnv):
         asked = parse_options(options, self.num_envs)
         if self._state is None and asked.reset_mask is not None and not asked.reset_mask.all():
             raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
-        self._use(asked)
         mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
         rows = np.flatnonzero(mask)
+        before = self._split, self._group_size
+        try:
+            self._use(asked)
+            choice = self._choose(rows, asked)
+        except ValueError:
+            self._split, self._group_size = before  # what was refused holds for no later reset
+            raise
         if seed is not None and mask.all():
             self._num_groups = 0
-        self._give_prompts(rows, self._choose(rows, asked))
+        self._give_prompts(rows, choice)
         assert self._state is not None
         return core.observation(self._state), self._prompt_infos(rows)
 
@@ -227,6 +233,7 @@ class TextGenVectorEnv(VectorEnv):
         given = [None if index >= 0 else example for index, example in zip(self._indices, self._examples, strict=True)]
         return {
             "version": _STATE_VERSION,
+            "rules": self._rules(),
             "split": self._split,
             "splits": self._splits.tolist(),
             "pools": {split: self.problem.pool(split).fingerprint() for split in sorted({self._split, *self._splits})},
@@ -256,11 +263,12 @@ class TextGenVectorEnv(VectorEnv):
         shape = (self.num_envs, self.problem.max_prompt + self.problem.max_new)
         tokens = np.array(state["tokens"], dtype=np.int64)
         pools = {split: self.problem.pool(split).fingerprint() for split in state["pools"]}
-        if state["version"] != _STATE_VERSION or tokens.shape != shape or state["pools"] != pools:
+        found = state["version"], state.get("rules"), tokens.shape, state["pools"]
+        expected = _STATE_VERSION, self._rules(), shape, pools
+        if found != expected:
             raise ValueError(
-                f"this state does not belong to this env: version {state['version']}, tokens of shape {tokens.shape}, "
-                f"prompts {state['pools']}; expected {_STATE_VERSION}, {shape}, {pools}. "
-                "Make the env with the arguments it was saved with."
+                f"this state does not belong to this env: version, rules, shape of tokens and prompts are {found}; "
+                f"expected {expected}. Make the env with the arguments it was saved with."
             )
         self._split, self._group_size = state["split"], state["group_size"]
         self._num_groups = state["num_groups"]
@@ -284,6 +292,16 @@ class TextGenVectorEnv(VectorEnv):
         self._np_random_seed = state["np_random_seed"]
         self.scorer.counters = ScorerCounters(**state["scorer"])
         return core.observation(self._state)
+
+    def _rules(self) -> dict[str, Any]:
+        problem = self.problem
+        return {
+            "autoreset_mode": self.autoreset_mode.value,
+            "referee": type(self._referee).__name__,
+            "max_steps": problem.max_steps,
+            "max_turn": problem.max_turn,
+            "truncation_score": problem.truncation_score,
+        }
 
     def _use(self, asked: ResetOptions) -> None:
         group_size = self._group_size if asked.group_size is None else asked.group_size

@@ -13,7 +13,9 @@ import numpy as np
 from gymnasium.utils.passive_env_checker import data_shares_objects
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
+
+from worldmtp.envs.episode_book import EpisodeBook
 
 MakeVectorEnv = Callable[[int, AutoresetMode], VectorEnv]
 Observation = dict[str, np.ndarray]
@@ -21,11 +23,10 @@ Observation = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class _Step:
-    """A step and all it is judged by; ``waiting`` rows had ended before it, ``returns`` were paid before it."""
+    """A step and all it is judged by; ``waiting`` rows had ended before it."""
 
     before: Observation
     waiting: Bool[np.ndarray, " env"]
-    returns: Float64[np.ndarray, " env"]
     actions: Int64[np.ndarray, " env"]
     obs: Observation
     rewards: np.ndarray
@@ -58,6 +59,7 @@ def check_vector_env(make: MakeVectorEnv, num_envs: int = 6, num_steps: int = 12
             expected = batch_space(getattr(envs, f"single_{name}"), num_envs)
             assert getattr(envs, name) == expected, f"{name} must be batch_space(single_{name}): {expected}."
         check_seeding(envs)
+        check_replay(envs)
         check_steps(envs, mode, num_steps)
         envs.close()
 
@@ -81,6 +83,23 @@ def check_seeding(envs: VectorEnv) -> None:
     assert np.mean(shifted) < 0.5, "row i shows the prompts of row i + 1 one episode later: rows are seeded seed + i."
 
 
+def check_replay(envs: Any) -> None:
+    """The same seed and tokens give the same episodes, those after an autoreset included.
+
+    Raises:
+        AssertionError: at the first step that differs.
+    """
+    vocab_size, num_steps = envs.single_action_space.n, 2 * envs.single_observation_space["tokens"].shape[0]
+    actions = np.random.default_rng(1).integers(vocab_size, size=(min(num_steps, 200), envs.num_envs))
+    plays = []
+    for _ in range(2):
+        envs.reset(seed=5)
+        steps = [envs.step(column.copy()) for column in actions]
+        plays.append([(obs["tokens"].tobytes(), rewards.tolist()) for obs, rewards, *_ in steps])
+    for index, (first, second) in enumerate(zip(*plays, strict=True)):
+        assert first == second, f"step {index} after reset(seed=5) differs when the same tokens are played once more."
+
+
 def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
     """Referee random play.
 
@@ -88,42 +107,61 @@ def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
         AssertionError: what was seen and what was expected.
     """
     rng = np.random.default_rng(3)
-    num_steps = max(num_steps, 3 * envs.single_observation_space["tokens"].shape[0])
-    eos_id, vocab_size = envs.tokenizer.eos_id, envs.tokenizer.vocab_size
+    length = envs.single_observation_space["tokens"].shape[0]
+    num_steps, eos_terminates = max(num_steps, 3 * length), getattr(envs, "eos_terminates", True)
+    book = EpisodeBook(envs.tokenizer, envs.num_envs, length)
     kept = envs.reset(seed=11)
-    before = _copied(kept[0])
-    waiting, returns = np.zeros(envs.num_envs, dtype=bool), np.zeros(envs.num_envs)
+    before, waiting = _copied(kept[0]), np.zeros(envs.num_envs, dtype=bool)
+    book.begin(kept[1], np.arange(envs.num_envs))
     num_terminated = num_truncated = 0
     for index in range(num_steps):
-        if mode is AutoresetMode.DISABLED and waiting.all():
+        if mode is AutoresetMode.DISABLED and (waiting.all() or (waiting.any() and rng.random() < 0.3)):
             kept = envs.reset(options={"reset_mask": waiting.copy()})
+            _check_masked_reset(before, kept[0], waiting)
+            book.begin(kept[1], np.flatnonzero(waiting))
             before, waiting = _copied(kept[0]), np.zeros(envs.num_envs, dtype=bool)
-            returns = np.zeros(envs.num_envs)
-        actions = rng.integers(vocab_size, size=envs.num_envs)
-        actions[actions == eos_id] = (eos_id + 1) % vocab_size
-        if index >= num_steps // 2:
-            actions[rng.random(envs.num_envs) < 0.2] = eos_id
+        actions = _draw(envs, rng, eos_share=0.0 if index < num_steps // 2 else 0.2)
         returned = envs.step(actions.copy())
         assert not data_shares_objects(kept, (returned[0], returned[4])), (
             "two calls returned the same arrays; users keep what they were given, so every call must return new ones."
         )
         kept = (returned[0], returned[4])
-        step = _Step(before, waiting, returns, actions, *(_copied(part) for part in returned))
-        _check_ends(step, eos_id, getattr(envs, "eos_terminates", True))
+        step = _Step(before, waiting, actions, *(_copied(part) for part in returned))
+        book.act(before, np.flatnonzero(~waiting), step.rewards)
+        _check_ends(step, envs.tokenizer.eos_id, eos_terminates)
         _check_waiting(step, mode)
-        _check_running(step, mode)
+        _check_running(step, mode, book)
+        assert envs.observation_space.contains(step.obs), "an observation is outside the observation space."
+        begun = {AutoresetMode.SAME_STEP: step.ended, AutoresetMode.NEXT_STEP: waiting}.get(mode)
+        if begun is not None and begun.any():
+            book.begin(step.infos, np.flatnonzero(begun))
         for array in returned[0].values():
             array += 1  # whatever users do to an observation must not reach the environment
         before = step.obs
-        returns = np.where(step.ended, 0.0, returns + step.rewards)
         waiting = step.ended if mode is not AutoresetMode.DISABLED else waiting | step.ended
         if mode is AutoresetMode.SAME_STEP:
             waiting = np.zeros_like(waiting)
         num_terminated, num_truncated = num_terminated + step.terminated.sum(), num_truncated + step.truncated.sum()
-    if getattr(envs, "eos_terminates", True):
+    if eos_terminates:
         assert num_terminated > 0, "no row was terminated in random play with one EOS in five tokens."
         assert num_truncated > 0, "no row was truncated in random play without EOS."
     assert num_terminated + num_truncated > 0, f"no row ended in {num_steps} steps of random play."
+
+
+def _draw(envs: Any, rng: np.random.Generator, eos_share: float) -> np.ndarray:
+    eos_id, vocab_size = envs.tokenizer.eos_id, envs.tokenizer.vocab_size
+    actions = rng.integers(vocab_size, size=envs.num_envs)
+    actions[actions == eos_id] = (eos_id + 1) % vocab_size
+    actions[rng.random(envs.num_envs) < eos_share] = eos_id
+    return actions
+
+
+def _check_masked_reset(before: Observation, obs: Observation, mask: np.ndarray) -> None:
+    for row in range(len(mask)):
+        if mask[row]:
+            _assert_fresh(obs, row, "the reset whose mask names it")
+        else:
+            _assert_same(_row(obs, row), _row(before, row), f"row {row}, which reset_mask leaves alone")
 
 
 def _check_ends(step: _Step, eos_id: int, eos_terminates: bool) -> None:
@@ -133,9 +171,6 @@ def _check_ends(step: _Step, eos_id: int, eos_terminates: bool) -> None:
         assert (step.terminated == expected).all(), f"terminated={step.terminated}; by EOS, {expected} was expected."
     final_info = step.infos.get("_final_info", np.zeros_like(step.waiting))
     assert (final_info == step.ended).all(), f"rows {step.ended} ended, but final_info is there for {final_info}."
-    for row in np.flatnonzero(step.ended).tolist():
-        score, paid = step.infos["final_info"]["score"][row], step.returns[row] + step.rewards[row]
-        assert abs(score - paid) < 1e-9, f"row {row}: final_info says score {score}, paid in all was {paid}."
 
 
 def _check_waiting(step: _Step, mode: AutoresetMode) -> None:
@@ -148,7 +183,7 @@ def _check_waiting(step: _Step, mode: AutoresetMode) -> None:
             _assert_same(_row(step.obs, row), _row(step.before, row), f"row {row} has ended and waits for its reset")
 
 
-def _check_running(step: _Step, mode: AutoresetMode) -> None:
+def _check_running(step: _Step, mode: AutoresetMode, book: EpisodeBook) -> None:
     final_mask = step.infos.get("_final_obs", np.zeros_like(step.waiting))
     expected_mask = step.ended if mode is AutoresetMode.SAME_STEP else np.zeros_like(step.ended)
     assert (final_mask == expected_mask).all(), f"final_obs is there for {final_mask}; in {mode} for {expected_mask}."
@@ -156,21 +191,25 @@ def _check_running(step: _Step, mode: AutoresetMode) -> None:
         expected = _row(step.before, row)
         expected["tokens"][expected["length"][0]] = step.actions[row]
         expected["length"] += 1
+        seen = step.infos["final_obs"][row] if final_mask[row] else _row(step.obs, row)
         if step.infos.get("_num_written", step.waiting)[row]:
-            seen = step.infos["final_obs"][row] if final_mask[row] else _row(step.obs, row)
-            _take_reply(expected, seen, int(step.infos["num_written"][row]))
+            written = _take_reply(expected, seen, int(step.infos["num_written"][row]))
+            book.reply(row, written, step.infos["reply"][row], is_full=bool(step.truncated[row]))
         if step.ended[row] and mode is AutoresetMode.SAME_STEP:
             _assert_same(step.infos["final_obs"][row], expected, f"final_obs of row {row}")
             _assert_fresh(step.obs, row, "the same step")
         else:
             _assert_same(_row(step.obs, row), expected, f"row {row} after token {step.actions[row]}")
+        if step.ended[row]:
+            book.end(row, seen, step.infos["final_info"])
 
 
-def _take_reply(expected: Observation, seen: Observation, num_written: int) -> None:
+def _take_reply(expected: Observation, seen: Observation, num_written: int) -> np.ndarray:
     """What a world wrote is its own; that it wrote as many tokens as it says, and just behind the turn, is checked."""
     start = int(expected["length"][0])
     expected["tokens"][start : start + num_written] = seen["tokens"][start : start + num_written]
     expected["length"] += num_written
+    return seen["tokens"][start : start + num_written]
 
 
 def _assert_fresh(obs: Observation, row: int, when: str) -> None:

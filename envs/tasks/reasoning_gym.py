@@ -12,22 +12,29 @@ What is added to it, and why:
   pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every calibration item is
   measured once, and credit not above that floor is removed (reason "floor"). A scorer that raises raises here too: the
   environment's scorer counts it.
+* *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
+* *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
+  (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
 * *Global generators.* Some generators draw from Python's or numpy's; these are seeded for each item and put back.
 
-Left out: chain-of-thought answer tags, curricula.
+Left out: chain-of-thought answer tags, and a level that rises while training: levels are environments of their own.
 """
 
 import difflib
-import random
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.envs.global_rng import seeded_global_rng
 from worldmtp.envs.task import Example, Score
+from worldmtp.envs.tasks.curriculum import Level, curriculum_options
+from worldmtp.envs.tasks.item_cache import ItemCache
 from worldmtp.envs.tasks.matching import check_reward
 
 _INDEX_RANGE = 2**31
@@ -45,11 +52,15 @@ class ReasoningGymTask:
         drop: characters to remove from prompts, such as the blanks of an arithmetic expression.
         separator: appended to a prompt; what tells a model that the question is over.
         probe_bound: largest mean value that content-free text may earn; raise it for datasets with partial credit.
+        level: of the curriculum: a number for all its attributes, or numbers by the attributes' names.
+        cache_dir: where slow items are kept for the next process; None asks the variable ``WORLDMTP_CACHE_DIR``, and
+            without it nothing is kept.
         calibration_items: items from which prompts and the credit floor are learned; fewer for slow generators.
         config: of the dataset, by the names of its own config class.
 
     Raises:
-        ValueError: if the dataset, an option of it, or the reward is unknown.
+        ValueError: if the dataset, an option or a level of it, or the reward is unknown, or ``level`` and ``config``
+            both decide an option.
     """
 
     def __init__(
@@ -61,6 +72,8 @@ class ReasoningGymTask:
         drop: str = "",
         separator: str = "=",
         probe_bound: float = 0.1,
+        level: Level | None = None,
+        cache_dir: str | Path | None = None,
         calibration_items: int = 64,
         **config: Any,
     ) -> None:
@@ -68,9 +81,11 @@ class ReasoningGymTask:
         if calibration_items < 2:
             raise ValueError(f"calibration_items={calibration_items} must be 2 or more.")
         self.dataset_name, self.reward, self.separator, self.probe_bound = dataset, reward, separator, probe_bound
-        with _seeded_global_rng(0):
-            self._dataset = _create(dataset, config)
+        with seeded_global_rng(0):
+            self._dataset = _create(dataset, config, level)
             self._index_range = _BOUNDED_SIZE if _is_bounded(self._dataset) else _INDEX_RANGE
+        identity = f"{version('reasoning-gym')} python {sys.version_info[:2]} {dataset} {self._dataset.config!r}"
+        self._cache = ItemCache(cache_dir, f"reasoning_gym-{dataset}", identity)
         rng = np.random.default_rng(0)
         indices = [int(index) for index in rng.integers(self._index_range, size=calibration_items)]
         entries = [self._entry(index) for index in indices]
@@ -112,7 +127,10 @@ class ReasoningGymTask:
         return Score(value=paid, components={"raw_score": raw}, reason=reason, exact=exact)
 
     def _entry(self, index: int) -> dict[str, Any]:
-        with _seeded_global_rng(index):
+        return self._cache.get(index, self._make)
+
+    def _make(self, index: int) -> dict[str, Any]:
+        with seeded_global_rng(index):
             return dict(self._dataset[index])
 
     def _compact(self, question: str) -> str:
@@ -146,12 +164,12 @@ def dataset_names() -> list[str]:
 
 def _library() -> Any:
     """reasoning-gym's factory; its import draws from Python's global generator."""
-    with _seeded_global_rng(0):
+    with seeded_global_rng(0):
         from reasoning_gym import factory
     return factory
 
 
-def _create(name: str, config: dict[str, Any]) -> Any:
+def _create(name: str, config: dict[str, Any], level: Level | None) -> Any:
     library = _library()
     if name not in library.DATASETS:
         hint = difflib.get_close_matches(name, library.DATASETS, n=3)
@@ -168,7 +186,16 @@ def _create(name: str, config: dict[str, Any]) -> Any:
             + (f", did you mean {hint[0]!r}?" if hint else ".")
             + f" Its options: {sorted(fields)}."
         )
-    return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **config)
+    if level is None:
+        return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **config)
+    options = curriculum_options(library, name, level)
+    twice = sorted(set(options) & set(config))
+    if twice:
+        raise ValueError(f"level={level!r} of {name} decides {twice} too; leave one of them out.")
+    try:
+        return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **options, **config)
+    except AssertionError as error:  # some curricula have levels that their own dataset refuses
+        raise ValueError(f"level={level!r} of {name} means {options}, which it refuses: {error}.") from error
 
 
 def _is_bounded(dataset: Any) -> bool:
@@ -194,15 +221,3 @@ def _constant_credit(score_answer: Callable[[str, dict[str, Any]], float], entri
                 break
         floor = max(floor, least)
     return floor
-
-
-@contextmanager
-def _seeded_global_rng(seed: int) -> Iterator[None]:
-    python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

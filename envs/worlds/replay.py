@@ -35,29 +35,57 @@ class WorldReplay:
         """The task's own."""
         return self._task.score(*arguments)
 
+    def tell(self, row: int, example: Example, said: Sequence[str]) -> bool:
+        """Bring the row's world to where all of this has been said; at once if it is there already.
+
+        Raises:
+            ValueError: if the world opens otherwise than the example says.
+        """
+        seed = example.meta["seed"]
+        state = seed, tuple(said)
+        if said and self._heard.get(row) == state:
+            return True
+        if row not in self._worlds:
+            self._worlds[row] = self._task.make_world()
+        world = self._worlds[row]
+        self._heard.pop(row, None)
+        opening, _ = opening_of(world, seed)
+        if opening != example.prompt:
+            raise ValueError(
+                f"{type(world).__name__}.reset({seed}) said {opening!r} and, when the prompt was drawn, "
+                f"{example.prompt!r}; a world must be decided by its seed."
+            )
+        for text in said:
+            world.step(text)
+        self._heard[row] = state
+        return True
+
     def turn(self, row: int, example: Example, said: Sequence[str]) -> Reply:
         """The reply of the row's world to the last of the texts.
 
         Raises:
             ValueError: if the world opens otherwise than the example says, or its reply is no reply.
         """
-        seed, before = example.meta["seed"], tuple(said[:-1])
-        if row not in self._worlds:
-            self._worlds[row] = self._task.make_world()
+        self.tell(row, example, said[:-1])
         world = self._worlds[row]
-        if not before or self._heard.get(row) != (seed, before):
-            opening, _ = world.reset(seed)
-            if opening != example.prompt:
-                raise ValueError(
-                    f"{type(world).__name__}.reset({seed}) said {opening!r} and, when the prompt was drawn, "
-                    f"{example.prompt!r}; a world must be decided by its seed."
-                )
-            for text in before:
-                world.step(text)
         self._heard.pop(row, None)  # what a step that raises leaves behind is not to be gone on with
         reply = _checked(world.step(said[-1]), world)
-        self._heard[row] = (seed, tuple(said))
+        self._heard[row] = (example.meta["seed"], tuple(said))
         return reply
+
+
+def opening_of(world: TextWorld, seed: int) -> tuple[str, dict[str, Any]]:
+    """What a world says first, and its info.
+
+    Raises:
+        ValueError: if that is not what ``reset`` returned.
+    """
+    returned = world.reset(seed)
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], str):
+        raise ValueError(
+            f"{type(world).__name__}.reset returned {returned!r}; expected (text, info), as in ('hello', {{}})."
+        )
+    return returned[0], dict(returned[1] or {})
 
 
 def _checked(returned: Any, world: TextWorld) -> Reply:
@@ -70,4 +98,4 @@ def _checked(returned: Any, world: TextWorld) -> Reply:
         raise ValueError(
             f"{type(world).__name__}.step said {text!r} and paid {reward!r}; expected a str and a finite number."
         )
-    return Reply(text, float(reward), bool(terminated), bool(truncated) and not terminated, dict(info))
+    return Reply(text, float(reward), bool(terminated), bool(truncated) and not terminated, dict(info or {}))

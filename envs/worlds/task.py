@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Score, TextWorld
+from worldmtp.envs.worlds.replay import opening_of
 
 _SEED_RANGE = 2**31
 _MAX_CONSTANT_TURNS = 1000
@@ -20,7 +21,8 @@ class WorldTask:
         world: "<module>:<class>", or what makes a ``TextWorld`` when called with ``world_kwargs``.
         world_kwargs: what each world is made with.
         probe_bound: the largest mean return that saying the same thing in every turn may earn.
-        num_seeds: worlds are seeded below this; the number of different episodes.
+        num_seeds: worlds are seeded below this.
+        universe_size: the number of different episodes where that is small; by default ``num_seeds`` if it was given.
 
     Raises:
         ValueError: if the world cannot be imported, or there are no seeds.
@@ -33,13 +35,14 @@ class WorldTask:
         *,
         probe_bound: float = 0.0,
         num_seeds: int = _SEED_RANGE,
+        universe_size: int | None = None,
     ) -> None:
         if num_seeds < 1:
             raise ValueError(f"num_seeds={num_seeds} must be positive.")
-        self._make = _import(world) if isinstance(world, str) else world
+        self.factory = _import(world) if isinstance(world, str) else world
         self.world_kwargs = dict(world_kwargs or {})
         self.probe_bound = probe_bound
-        self.universe_size = num_seeds if num_seeds < _SEED_RANGE else None
+        self.universe_size = universe_size or (num_seeds if num_seeds < _SEED_RANGE else None)
         self._num_seeds = num_seeds
         self._asked: TextWorld | None = None
 
@@ -49,16 +52,20 @@ class WorldTask:
         Raises:
             TypeError: if what was made is none.
         """
-        made = self._make(**self.world_kwargs)
+        made = self.factory(**self.world_kwargs)
         if not isinstance(made, TextWorld):
-            raise TypeError(f"{self._make!r} made a {type(made).__name__} without reset(seed) and step(text).")
+            raise TypeError(f"{self.factory!r} made a {type(made).__name__} without reset(seed) and step(text).")
         return made
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
-        """The opening of a world with a random seed."""
+        """The opening of a world with a random seed.
+
+        What is hidden is ``info["hidden"]`` of the reset where the world says it, such as the number to be guessed, so
+        that two seeds of one episode are one example; else it is the seed.
+        """
         seed = int(rng.integers(self._num_seeds))
-        prompt, _ = self._world().reset(seed)
-        return Example(prompt=prompt, meta={"seed": seed}, hidden=str(seed))
+        prompt, info = opening_of(self._world(), seed)
+        return Example(prompt=prompt, meta={"seed": seed}, hidden=str(info.get("hidden", seed)))
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """The return of a player who says ``text`` in every turn."""

@@ -1,4 +1,4 @@
-"""A policy in a conversation: what the world wrote is on the length axis only, and log-probabilities are the trunk's."""
+"""A policy in a conversation: what the world wrote is on the length axis only, log-probabilities are the trunk's."""
 
 from collections.abc import Callable
 from typing import Any

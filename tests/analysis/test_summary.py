@@ -41,6 +41,12 @@ def test_the_table_is_aligned_and_says_what_was_not_measured():
     assert second.endswith("0.750 [0.700, 0.800]      0.900      0.700            0.710            0.740      180")
 
 
+def test_a_depth_that_no_text_reached_is_not_measured(tmp_path):
+    summary = dataclasses.replace(SUMMARY, arms=(ArmSummary("PPO", interval(0.4), (1.0, 0.9, None)),))
+    assert read_summary(write_summary(summary, tmp_path)) == summary
+    assert summary_table(summary).splitlines()[2].split()[-4:] == ["0.900", "-", "-", "-"]
+
+
 def test_seconds_are_a_column_only_if_measured():
     untimed = dataclasses.replace(SUMMARY, arms=(dataclasses.replace(SUMMARY.arms[0], seconds=None),))
     assert summary_table(untimed).splitlines()[0].endswith("realized return")

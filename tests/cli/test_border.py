@@ -47,12 +47,12 @@ def test_vector_environment_of_another_kind(refused, monkeypatch):
     class Other:
         unwrapped = property(lambda self: self)
 
-    monkeypatch.setattr("worldmtp.cli.make.gymnasium.make_vec", lambda *args, **kwargs: Other())
-    refused(r"env\.id='worldmtp/Reverse-v0' makes a Other; training needs a TextGenVectorEnv")
+    monkeypatch.setattr("gymnasium.make_vec", lambda *args, **kwargs: Other())
+    refused(r"env\.id='worldmtp/Reverse-v0' makes a Other\. Training needs a TextGenVectorEnv")
 
 
 def test_unknown_keyword_of_the_environment(refused):
-    refused(r"with env\.kwargs=\{.*unexpected keyword argument 'max_nwe'", "+env.kwargs.max_nwe=3")
+    refused(r"cannot be made with \{.*unexpected keyword argument 'max_nwe'", "+env.kwargs.max_nwe=3")
 
 
 @pytest.mark.parametrize("name", ["no_such_module", "./no_such_file.py"])

@@ -19,7 +19,12 @@ OPTIONS = sorted(
     for entry in (TREE / group).iterdir()
     if entry.name.endswith(".yaml")
 )
-MANDATORY = {"env=custom": ["env.id=worldmtp/Reverse-v0"], "model=pretrained": ["model.path=somewhere"]}
+MANDATORY = {
+    "env=custom": ["env.id=worldmtp/Reverse-v0"],
+    "env=data": ["env.kwargs.task_kwargs.path=questions.jsonl"],
+    "env=reward_model": ["env.kwargs.task_kwargs.checkpoint=somewhere"],
+    "model=pretrained": ["model.path=somewhere"],
+}
 
 
 def test_groups_are_these():
@@ -99,6 +104,7 @@ def test_wrong_type_does_not_compose(compose, override):
         ("sft.mtp_coef=-0.1", r"sft: mtp_coef=-0\.1 must be at least 0"),
         ("profile.num_jobs=0", r"profile: num_jobs=0 must be at least 1"),
         ("env=custom", r"the config lacks env\.id; give a value on the command line, as env\.id=\.\.\."),
+        ("env=data", r"the config lacks env\.kwargs\.task_kwargs\.path; give a value on the command line"),
     ],
 )
 def test_value_out_of_range_names_its_place(compose, override, message):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from worldmtp.cli.make import import_user_modules
+from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.train import run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -64,6 +64,56 @@ def test_own_gymnasium_id(here, compose_tiny):
     )
     run(compose_tiny("sft.num_steps=0", "env=custom", "env.id=own_id:MyEnv-v0"), here / "run")
     assert (here / "run" / "DONE").exists()
+
+
+TWINS = """\
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from worldmtp.envs import make_tokenizer
+
+
+class Twins(gymnasium.Env):
+    def __init__(self):
+        self.tokenizer = make_tokenizer("char:abcdefghijklmnopqrst=")
+        one = spaces.Box(0, 7, (1,), np.int64)
+        self.observation_space = spaces.Dict(
+            tokens=spaces.Box(0, 22, (7,), np.int64), length=one, prompt_length=one
+        )
+        self.action_space = spaces.Discrete(23)
+
+    def observation(self):
+        tokens = np.array(self.ids + [0] * (7 - len(self.ids)))
+        return {"tokens": tokens, "length": np.array([len(self.ids)]), "prompt_length": np.array([3])}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.asked = self.np_random.integers(2, 22, size=2).tolist()
+        self.ids = [*self.asked, 22]
+        return self.observation(), {"answer": self.tokenizer.decode(self.asked)}
+
+    def step(self, action):
+        place = len(self.ids) - 3
+        self.ids.append(int(action))
+        is_right = place < 2 and int(action) == self.asked[place]
+        return self.observation(), 0.5 * is_right, int(action) == 1, place == 3 and int(action) != 1, {}
+
+
+gymnasium.register("Twins-v0", entry_point="twins_module:Twins", max_episode_steps=4)
+"""
+
+
+def test_own_gymnasium_class_with_a_stop_on_the_way(here, compose_tiny, results_of):
+    (here / "twins_module.py").write_text(TWINS)
+    own = ("env=custom", "env.id=twins_module:Twins-v0", "imagination=baseline")
+    run(compose_tiny(*own), here / "whole")
+    run(compose_tiny(*own, "checkpoint.stop_after=1"), here / "stopped")
+    assert not (here / "stopped" / "DONE").exists()
+    run(compose_tiny(*own), here / "stopped", resumes=True)
+    stopped, whole = (results_of(here / name) for name in ("stopped", "whole"))
+    for results in (stopped, whole):
+        del results["metrics.jsonl"][0]  # the config, in which the stop stands
+    assert stopped == whole
 
 
 def test_error_inside_a_user_file_keeps_its_traceback(here):

@@ -1,4 +1,6 @@
-"""Tasks whose episodes can be worked by hand, and the vector env held against single envs."""
+"""Tasks whose episodes can be worked by hand, what every id needs, and the vector env held against single envs."""
+
+import json
 
 import gymnasium
 import numpy as np
@@ -71,6 +73,59 @@ def registered_ids():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A directory with a random classifier of the given labels, and its tokenizer of single letters."""
+
+    def make(labels, problem_type=None, **changes):
+        import torch
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+        path = tmp_path / f"judge-{len(labels)}-{problem_type}-{len(changes)}"
+        vocab = {token: index for index, token in enumerate(["[PAD]", "[UNK]", *"abc="])}
+        tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        special = {"pad_token": "[PAD]", "unk_token": "[UNK]"} | changes
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+        config = BertConfig(
+            vocab_size=len(vocab),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=512,
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type=problem_type,
+            initializer_range=1.0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            BertForSequenceClassification(config).save_pretrained(path)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def kwargs_of(tmp_path, checkpoint):
+    """Small pools, and for the ids that are nothing without a user what a user would say."""
+
+    def kwargs(name, pool_size=32):
+        small = {"pool_size": pool_size}
+        if name == "worldmtp/RewardModel-v0":
+            return small | {"task_kwargs": {"checkpoint": checkpoint(["good"]), "prompts": "Copy"}, "max_new": 12}
+        if name != "worldmtp/Data-v0":
+            return small
+        path = tmp_path / "sums.jsonl"
+        rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(12) for b in range(12)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return small | {"task_kwargs": {"path": str(path)}, "max_prompt": 8, "max_new": 8}
+
+    return kwargs
 
 
 @pytest.fixture

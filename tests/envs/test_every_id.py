@@ -17,25 +17,8 @@ from worldmtp.envs import TextGenEnv, TextGenVectorEnv, check_text_env, check_ve
 from worldmtp.envs.task import TurnTask
 
 IDS = sorted(name for name in gymnasium.registry if name.startswith("worldmtp/"))
-NEEDS_ARGUMENTS = {"worldmtp/Data-v0"}
+NEEDS_ARGUMENTS = {"worldmtp/Data-v0", "worldmtp/RewardModel-v0"}
 """Ids that are nothing without what a user says."""
-
-SMALL = {"pool_size": 32}
-
-
-@pytest.fixture
-def kwargs_of(tmp_path):
-    """Small pools, and for ids that are nothing without a user what a user would say."""
-
-    def kwargs(name):
-        if name == "worldmtp/Data-v0":
-            path = tmp_path / "sums.jsonl"
-            rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(12) for b in range(12)]
-            path.write_text("\n".join(map(json.dumps, rows)))
-            return SMALL | {"task_kwargs": {"path": str(path)}}
-        return SMALL
-
-    return kwargs
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -11,8 +11,8 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from worldmtp.envs import CharTokenizer, TextGenEnv, TextGenVectorEnv, check_text_env, check_vector_env
-from worldmtp.envs.checks import check_worlds
 from worldmtp.envs.task import Example
+from worldmtp.envs.world_checks import check_worlds
 from worldmtp.envs.worlds.replay import WorldReplay
 from worldmtp.envs.worlds.task import WorldTask
 
@@ -88,7 +88,7 @@ def test_a_dialogue_by_hand():
     assert (left["num_tokens"][1], left["components"]["num_turns"][1]) == (2, 1)
     assert (stopped["text"][0], stopped["score"][0], stopped["exact"][0]) == ("aa!!aa!", 0.5, False)
     assert (stopped["num_tokens"][0], stopped["components"]["num_turns"][0]) == (5, 3)
-    assert stopped["reason"][0] == "no_eos"
+    assert stopped["reason"][0] == "truncated"
     acted = [False, False, True, True, False, False, True, False, True, True, False, False, False, False]
     assert stopped["acted"][0].tolist() == acted
 
@@ -100,6 +100,27 @@ def test_a_full_row_is_truncated_and_its_unfinished_turn_not_played():
     assert [step[3].tolist() for step in steps] == [[False], [False], [False], [True]]
     assert sum(step[1][0] for step in steps) == 0.0
     assert steps[3][4]["final_info"]["components"]["num_turns"][0] == 0
+
+
+def test_a_truncated_conversation_gives_back_what_was_paid_where_it_is_worth_nothing():
+    envs = vector_of(Parrot, 1, truncation_score="zero")
+    envs.reset(seed=0, options=asked(0))
+    steps = [envs.step(np.array([action])) for action in (2, 1, 1, 3, 3, 1)]
+    assert [step[1][0] for step in steps] == [0, 0.25, 0.25, 0, 0, -0.5]
+    assert steps[5][4]["final_info"]["score"][0] == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:scoring 'a' for the prompt:RuntimeWarning")
+def test_a_reply_that_has_no_tokens_is_the_worlds_error():
+    class Shouts(Parrot):
+        def step(self, text):
+            return "A!", 1.0, False, False, {}
+
+    envs = vector_of(Shouts, 1)
+    envs.reset(seed=0, options=asked(0))
+    steps = [envs.step(np.array([action])) for action in (2, 1)]
+    assert (steps[1][1][0], steps[1][2][0], envs.scorer.counters.errors) == (0.0, True, 1)
+    assert steps[1][4]["final_info"]["reason"][0] == "error"
 
 
 def test_of_a_reply_that_does_not_fit_the_row_keeps_what_does():
@@ -144,12 +165,22 @@ class Remembers(Parrot):
         return "ab"[seed % 2] + "=", {}
 
 
+class OneForAll(Parrot):
+    """Every world is this one."""
+
+    only = None
+
+    def __new__(cls):
+        cls.only = cls.only or super().__new__(cls)
+        return cls.only
+
+
 class Unseeded(Parrot):
     count = 0
 
     def step(self, text):
         Unseeded.count += 1
-        return "a" * (Unseeded.count % 5), 0.0, False, False, {}
+        return "a" * (Unseeded.count % 7), 0.0, False, False, {}
 
 
 @pytest.mark.parametrize("world", [Remembers, Unseeded], ids=["remembers", "unseeded"])
@@ -157,7 +188,14 @@ def test_worlds_with_a_memory_or_without_a_seed_are_caught(world):
     task = WorldTask(world, num_seeds=64)
     examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(3)]
     with pytest.raises(AssertionError, match=r"reset\(seed\) must clear all that was, and nothing but the seed"):
-        check_worlds(task, examples)
+        check_worlds(task, examples, ["a", "b", "ab", ""])
+
+
+def test_worlds_that_share_a_game_are_caught():
+    task = WorldTask(OneForAll, num_seeds=64)
+    examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(6)]
+    with pytest.raises(AssertionError, match="make_world must make worlds that share nothing"):
+        check_worlds(task, examples, ["a", "bb", "ab", ""])
 
 
 def test_a_world_that_opens_otherwise_than_its_prompt_is_told_so():
@@ -205,6 +243,33 @@ def test_a_world_that_hangs_is_killed_and_the_others_go_on():
     assert (steps[6][1][1], steps[6][3][1]) == (0.25, True)
     assert envs.scorer.counters.timeouts == 1
     envs.close()
+
+
+class Slow(Parrot):
+    def step(self, text):
+        time.sleep(60 if text == "bb" else 0.15)
+        return text + "!", 0.125, False, False, {}
+
+
+@pytest.mark.filterwarnings("ignore:scoring 'bb' for the prompt:RuntimeWarning")
+def test_telling_a_world_again_may_take_as_long_as_it_took():
+    """Row 0 hangs in its sixth turn; row 1 is told five turns again, 0.75 s, with a limit of 0.6 s for one."""
+    envs = vector_of(Slow, 2, max_new=30, timeout_seconds=0.6)
+    envs.reset(seed=0, options=asked(0, 2))
+    for column in ([1, 1],) * 5 + ([3, 2], [3, 2], [1, 2], [1, 1]):
+        _, rewards, terminated, _, _ = envs.step(np.array(column))
+    assert (rewards[1], terminated[1]) == (0.125, False)
+    assert envs.scorer.counters.timeouts == 1
+    envs.close()
+
+
+def test_what_reset_must_return_is_said():
+    class Plain(Parrot):
+        def reset(self, seed):
+            return "ab="
+
+    with pytest.raises(ValueError, match=r"Plain.reset returned 'ab='; expected \(text, info\)"):
+        WorldTask(Plain).sample(np.random.default_rng(0), "train")
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

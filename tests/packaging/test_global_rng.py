@@ -11,9 +11,9 @@ import pytest
 
 PRODUCT = ("worldmtp/", "envs/", "agents/", "configs/")
 
-BORROWED = "some of reasoning-gym's generators draw from the global ones: seeded for one item, then put back"
+BORROWED = "code of others that knows no other (reasoning-gym, GEM, TextArena): lent for one call, then put back"
 ALLOWED = {
-    f"envs/tasks/reasoning_gym.py: {name}": BORROWED
+    f"envs/global_rng.py: {name}": BORROWED
     for name in (
         "numpy.random.get_state",
         "numpy.random.seed",

@@ -14,7 +14,7 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One row: a policy and how it did on held-out prompts. None is "not measured".
+    """One row: a policy and how it did on held-out prompts. None is "not measured", as of depths that no text reached.
 
     ``exact`` is of greedy answers, ``exact_sampled`` of the policy as it acts, one sample a prompt. ``acceptance[k-1]``
     is that of depth k; ``artefact`` the name of the saved evaluation behind the row, if any.
@@ -22,7 +22,7 @@ class ArmSummary:
 
     arm: str
     exact: Interval
-    acceptance: tuple[float, ...] = ()
+    acceptance: tuple[float | None, ...] = ()
     imagined_return: float | None = None
     realized_return: float | None = None
     seconds: float | None = None

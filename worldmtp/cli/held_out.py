@@ -1,5 +1,6 @@
 """Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +111,11 @@ def make_artefact(
 def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
     """A judgement as a row of the closing table."""
     metrics, depths = judgement.metrics, judgement.artefact.num_depths
+    acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
     return ArmSummary(
         arm=arm,
         exact=judgement.exact,
-        acceptance=tuple(metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)),
+        acceptance=tuple(value if math.isfinite(value) else None for value in acceptance),
         imagined_return=metrics.get("eval/return_imagined"),
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,

@@ -18,12 +18,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from worldmtp.cli import clean_exit
+from worldmtp.cli.clean_exit import TRACEBACK_VARIABLE, exit_cleanly, message_of
 from worldmtp.cli.hints import explain, flat_keys
 from worldmtp.cli.schema import TrainConfig, twin
 
 CONFIG_TREE = "pkg://worldmtp.configs"
 CONFIG_PATH_VARIABLE = "WORLDMTP_CONFIG_PATH"
-TRACEBACK_VARIABLE = "HYDRA_FULL_ERROR"
 
 
 class UserConfigDirectories(SearchPathPlugin):
@@ -57,7 +58,7 @@ def register() -> None:
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Run ``task`` under Hydra with this process's arguments; an expected error ends with its message and code 1."""
     register()
-    shows_traceback = bool(os.environ.get(TRACEBACK_VARIABLE))
+    shows_traceback = clean_exit.shows_traceback()
     # Else Hydra prints and exits by itself, and nobody can add what was probably meant.
     os.environ[TRACEBACK_VARIABLE] = "1"
     decorated = hydra.main(version_base="1.3", config_path=CONFIG_TREE, config_name=config_name)(task)
@@ -79,14 +80,8 @@ def fail_cleanly(action: Callable[[], object], shows_traceback: bool | None = No
     Anything else is a defect and keeps its traceback; $HYDRA_FULL_ERROR, the default, keeps all of them.
     """
     if shows_traceback is None:
-        shows_traceback = bool(os.environ.get(TRACEBACK_VARIABLE))
-    try:
-        action()
-    except Exception as error:
-        if shows_traceback or not isinstance(error, _expected_errors()):
-            raise
-        print(f"error: {_describe(error)}\n({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
-        sys.exit(1)
+        shows_traceback = clean_exit.shows_traceback()
+    exit_cleanly(action, _expected_errors, _describe, shows_traceback)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -113,4 +108,4 @@ def known_keys(arguments: Sequence[str]) -> list[str]:
 def _describe(error: Exception) -> str:
     if isinstance(error, HydraException):
         return explain(error, sys.argv[1:], known_keys(sys.argv[1:]))
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+    return message_of(error)

@@ -1,13 +1,10 @@
 """Environment, trunk and model of a training config, and whether they fit each other."""
 
 import difflib
-import importlib
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -18,68 +15,22 @@ from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
 from worldmtp.dynamics import check_backend, make_world_model
 from worldmtp.dynamics.rollout import check_action_conditional
-from worldmtp.envs import TextGenVectorEnv, Tokenizer
+from worldmtp.envs import TextVectorEnv, Tokenizer
+from worldmtp.envs.making import MakingError, make_text_vec
 from worldmtp.model import MTPModel
 
 
-def import_user_modules(modules: Sequence[str]) -> None:
-    """Import modules and ``./files.py`` whose environments register themselves; the current directory is searched.
-
-    Raises:
-        ValueError: a module or a file cannot be imported, or a file's name hides that of a module.
-    """
-    _search(Path.cwd())
-    for name in modules:
-        try:
-            if name.endswith(".py"):
-                _import_file(Path(name).resolve())
-            else:
-                importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"imports={name!r} cannot be imported: {error}. Give a module on the path or a file as ./my_envs.py."
-            ) from error
-
-
-def _import_file(path: Path) -> None:
-    """By its stem, so that another process can import it too; the name must be free."""
-    if not path.is_file():
-        raise ImportError(f"there is no file {path}")
-    _search(path.parent)
-    module = importlib.import_module(path.stem)
-    found = getattr(module, "__file__", None)
-    if found is None or Path(found).resolve() != path:
-        raise ImportError(f"there is another module {path.stem!r}, {found or 'built in'}; rename the file")
-
-
-def _search(directory: Path) -> None:
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-        importlib.invalidate_caches()
-
-
-def make_env(config: EnvConfig, num_envs: int) -> TextGenVectorEnv:
+def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
     """A batch-synchronous vector environment of ``num_envs`` rows.
 
     Raises:
-        ValueError: the id is unknown (gymnasium's message names the nearest), its module cannot be imported, or it is
-            no text environment.
+        ValueError: the id is unknown (the message names the nearest), its module cannot be imported, or it is no text
+            environment.
     """
     try:
-        env = gymnasium.make_vec(config.id, num_envs=num_envs, autoreset_mode="disabled", **config.kwargs)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"env.id={config.id!r} cannot be made: {error}") from error
-    except TypeError as error:
-        raise ValueError(
-            f"env.id={config.id!r} cannot be made with env.kwargs={config.kwargs}: {error}. Training needs a "
-            "TextGenVectorEnv, which worldmtp.register_task makes of any task."
-        ) from error
-    if not isinstance(env.unwrapped, TextGenVectorEnv):
-        raise ValueError(
-            f"env.id={config.id!r} makes a {type(env.unwrapped).__name__}; training needs a TextGenVectorEnv, which "
-            "worldmtp.register_task makes of any task."
-        )
-    return env.unwrapped
+        return make_text_vec(config.id, num_envs, **config.kwargs)
+    except MakingError as error:
+        raise ValueError(f"env.id={error}") from error
 
 
 def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generator: torch.Generator) -> PreTrainedModel:
@@ -132,7 +83,7 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def make_model(config: ModelConfig, env: TextGenVectorEnv, seed: int, reward_range: tuple[float, float]) -> MTPModel:
+def make_model(config: ModelConfig, env: TextVectorEnv, seed: int, reward_range: tuple[float, float]) -> MTPModel:
     """The trunk with fresh heads, for the environment's vocabulary and lengths.
 
     Raises:
@@ -155,7 +106,7 @@ def make_model(config: ModelConfig, env: TextGenVectorEnv, seed: int, reward_ran
         raise ValueError(f"model.head={config.head} with model.head_spec={given(config.head_spec)}: {error}") from error
 
 
-def check_fits(config: MTPConfig, env: TextGenVectorEnv) -> None:
+def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
     """See that a model has the environment's tokens and its lengths, and reads it token by token.
 
     Raises:
@@ -242,7 +193,7 @@ def checked_device(name: str, option: str, remedy: str) -> torch.device:
     return device
 
 
-def vocabulary(env: TextGenVectorEnv) -> tuple[str, ...]:
+def vocabulary(env: TextVectorEnv) -> tuple[str, ...]:
     """The text of every token id."""
     special: Mapping[int, str] = {env.tokenizer.pad_id: "<pad>", env.tokenizer.eos_id: "<eos>"}
     return tuple(special.get(i) or env.tokenizer.decode([i]) for i in range(env.tokenizer.vocab_size))

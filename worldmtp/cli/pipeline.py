@@ -23,10 +23,10 @@ from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.analysis.timing import time_breakdown
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
+from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.make import (
     check_fits,
     check_imagination,
-    import_user_modules,
     make_env,
     make_model,
     on_device,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from worldmtp.cli.make import import_user_modules
+from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.run_dir import DONE_FILE
 from worldmtp.cli.schema import TrainConfig
 from worldmtp.studies.protocol import Study

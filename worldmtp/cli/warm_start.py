@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from worldmtp.cli.saved_model import save_model, transformers_tokenizer
 from worldmtp.cli.schema import SFTStageConfig
-from worldmtp.envs import Example, TextGenVectorEnv
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.post_training import MetricWriterCallback, MTPSFTConfig, MTPSFTTrainer, build_demonstrations
 from worldmtp.tracking import MetricWriter
@@ -54,7 +54,7 @@ class _LogCallback(MetricWriterCallback):
         super().on_log(args, state, control, kept, **kwargs)
 
 
-def demonstrations(env: TextGenVectorEnv, config: SFTStageConfig, seed: int) -> list[Example]:
+def demonstrations(env: TextVectorEnv, config: SFTStageConfig, seed: int) -> list[Example]:
     """Training prompts with the task's own answers.
 
     Raises:
@@ -71,7 +71,7 @@ def demonstrations(env: TextGenVectorEnv, config: SFTStageConfig, seed: int) -> 
 
 def warm_start(
     model: MTPModel,
-    env: TextGenVectorEnv,
+    env: TextVectorEnv,
     examples: list[Example],
     config: SFTStageConfig,
     objective: dict[str, Any] | None,
@@ -145,7 +145,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _processing_class(env: TextGenVectorEnv) -> PreTrainedTokenizerBase:
+def _processing_class(env: TextVectorEnv) -> PreTrainedTokenizerBase:
     """The environment's tokenizer as TRL wants one."""
     tokenizer = transformers_tokenizer(env.tokenizer)
     if tokenizer is None:

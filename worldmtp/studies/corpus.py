@@ -8,16 +8,13 @@ Split by file, never inside one: the second half of a file is far easier after i
 depends on its own path and the seed alone, so a file that comes or goes moves no other. Documents stand in an order
 given by another hash, so that the first n of them are a sample and not the letter a.
 
-Left out: tests (more than half of the bytes, much of it repetition), generated tables and texts, files that belong to
-one build of the interpreter, and empty files. Not looked for: near-copies between two files.
+``worldmtp.stdlib_sources`` says which files those are. Not looked for: near-copies between two files.
 """
 
 import hashlib
 import platform
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -25,19 +22,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from worldmtp.stdlib_sources import stdlib_files, stdlib_root
 from worldmtp.studies.byte_pair import encode_documents, train_tokenizer
-
-EXCLUDED_FOLDERS = (
-    *("site-packages", "dist-packages", "__pycache__"),  # not the standard library's own
-    *("test", "tests", "idle_test"),
-    "config-*",  # one build of the interpreter
-    "encodings",  # generated tables of character codes
-    "pydoc_data",  # the language reference, generated as one dictionary
-)
-"""Patterns of folder names, at any level."""
-
-EXCLUDED_FILES = ("_sysconfigdata*", "sitecustomize.py", "usercustomize.py")
-"""Patterns of files that describe one build or one machine."""
 
 
 @dataclass(frozen=True)
@@ -111,33 +97,6 @@ def load_corpus(
     )
 
 
-def stdlib_root() -> Path:
-    """The folder of the running interpreter's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
-def stdlib_files(root: Path | None = None) -> list[Path]:
-    """The library's Python files, sorted, as paths relative to ``root``: the same on every machine with that Python.
-
-    ``EXCLUDED_FOLDERS``, ``EXCLUDED_FILES``, empty files and files that are not UTF-8 are left out. Another ``root``
-    is read by the same rules.
-
-    Raises:
-        ValueError: ``root`` is no folder, or no file is left; some systems install the library without its source.
-    """
-    root = stdlib_root() if root is None else root
-    if not root.is_dir():
-        raise ValueError(f"root={root} is not a folder; pass one that holds Python files.")
-    found = [path.relative_to(root) for path in root.rglob("*.py") if path.is_file()]
-    kept = [path for path in found if not _is_excluded(path) and _is_text(root / path)]
-    if not kept:
-        raise ValueError(
-            f"There are {len(found)} Python files under {root} and none to learn from: each is empty, not UTF-8, or in "
-            f"a folder that is left out ({', '.join(EXCLUDED_FOLDERS)}). Pass the root of a tree of sources."
-        )
-    return sorted(kept, key=lambda path: path.as_posix())
-
-
 def split_files(paths: Sequence[Path], held_out_fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
     """Files to train on and files held out, each in the order given.
 
@@ -164,20 +123,6 @@ def _unit_hash(purpose: str, path: Path, seed: int) -> float:
     """A number in [0, 1) that depends on its arguments alone."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{path.as_posix()}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float
-
-
-def _is_excluded(path: Path) -> bool:
-    in_folder = any(fnmatchcase(part, pattern) for part in path.parts[:-1] for pattern in EXCLUDED_FOLDERS)
-    return in_folder or any(fnmatchcase(path.name, pattern) for pattern in EXCLUDED_FILES)
-
-
-def _is_text(path: Path) -> bool:
-    content = path.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return len(content) > 0
 
 
 def _chain(

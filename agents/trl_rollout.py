@@ -1,0 +1,210 @@
+"""An environment as the ``rollout_func`` of TRL's GRPOTrainer: its model plays, the environment answers and pays.
+
+TRL hands over prompts and its trainer, and gets back ids, their log-probabilities and a mask that is 1 where the policy
+wrote: what worlds wrote is read by the model and is no part of the loss. Prompts and completions are the ids of the
+environment's rows; text is never encoded again. No trl is imported.
+
+Left out: RLOOTrainer, which has no ``rollout_func``; vLLM; models whose weights are sharded over devices.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.rollout import collect_rollout
+from worldmtp.config import MTPConfig
+from worldmtp.envs import Example
+from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+_PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "top_p": (None, 1.0),
+    "top_k": (None, 0),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "generation_kwargs": (None, {}),
+}
+
+
+class TextGenRollout:
+    """A callable for ``rollout_func=``, and the rows of the data set that goes with it.
+
+    ::
+
+        rollout = TextGenRollout(gymnasium.make_vec(env_id, num_envs=16, autoreset_mode="disabled"), seed=0)
+        trainer = GRPOTrainer(
+            model,
+            reward_funcs=env_reward,
+            args=GRPOConfig(..., max_completion_length=rollout.max_new),
+            train_dataset=Dataset.from_list(rollout.rows("train", 256, seed=0)),
+            rollout_func=rollout,
+            processing_class=...,  # it is used for what is logged only
+        )
+
+    What it returns besides TRL's ``prompt_ids``, ``completion_ids``, ``logprobs`` and ``env_mask``: ``env_reward``, the
+    sum of an episode's rewards, which the reward function of that name hands on, and ``env_exact``. Log-probabilities
+    are those of the tokens as they were sampled, at the trainer's ``temperature``; 0 where the environment wrote.
+
+    What is drawn depends on ``seed``, the trainer's global step, the number of calls in it and the process, so that a
+    resumed run draws as one that went through.
+
+    Args:
+        env: rows, with ``autoreset_mode="disabled"``; so many episodes are played at a time.
+        seed: of the sampling.
+
+    Raises:
+        ValueError: if a row would be reset by itself, or rows come in groups: TRL repeats prompts by itself.
+    """
+
+    def __init__(self, env: TextVectorEnv, seed: int) -> None:
+        mode = getattr(env.metadata.get("autoreset_mode"), "name", None)
+        if mode != "DISABLED":
+            raise ValueError(f"autoreset_mode={mode} would mix episodes in one row; make the env with 'disabled'.")
+        self.env, self.seed = env, seed
+        self._examples: dict[str, Example] = {}
+        self._call = (-1, 0)
+        self._model: MTPModel | None = None
+
+    @property
+    def max_new(self) -> int:
+        """Tokens behind a prompt, the environment's included: the trainer's ``max_completion_length``."""
+        return self.env.max_new
+
+    def rows(self, split: str, num_examples: int, seed: int) -> list[dict[str, str]]:
+        """Distinct examples as rows of ``prompt`` and ``example_key``; their episodes can be played from now on.
+
+        TRL tells a rollout of prompts only. Where something hidden decides an episode, such as the seed of a world, the
+        prompt of the row therefore ends with ``[example_key]``; the model never sees this.
+        """
+        rows = []
+        for example in self.env.examples(split, num_examples, seed):
+            prompt = f"{example.prompt} [{example.key}]" if example.hidden else example.prompt
+            self._examples[prompt] = example
+            rows.append({"prompt": prompt, "example_key": example.key})
+        return rows
+
+    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
+        """Episodes of the prompts, one each and in order.
+
+        Raises:
+            ValueError: if a prompt is unknown, or the trainer samples in a way that ``TrunkPolicy`` does not.
+        """
+        examples = [self._find(prompt) for prompt in prompts]
+        check_trainer(trainer)
+        model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+        generator = torch.Generator(model.device).manual_seed(self._next_seed(trainer))
+        was_training = model.training
+        model.eval()  # TRL generates in train mode, in which dropout would sample from another policy
+        try:
+            with torch.no_grad():
+                policy = TrunkPolicy(self._mtp_model(model), float(trainer.args.temperature))
+                played = [
+                    episode
+                    for batch in batches(examples, self.env.num_envs)
+                    for episode in self._play(batch, policy, generator)
+                ]
+        finally:
+            model.train(was_training)
+        return {key: [episode[key] for episode in played] for key in played[0]}
+
+    def _play(
+        self, examples: Sequence[Example], policy: TrunkPolicy, generator: torch.Generator
+    ) -> Iterator[dict[str, Any]]:
+        """Rows that no example is left for play the last one once more, and are not returned."""
+        padded = [*examples, *[examples[-1]] * (self.env.num_envs - len(examples))]
+        rollout = collect_rollout(self.env, policy, generator, {"prompts": padded, "group_size": 1})
+        for row in range(len(examples)):
+            yield episode_of(rollout, row)
+
+    def _find(self, prompt: Any) -> Example:
+        example = self._examples.get(prompt) if isinstance(prompt, str) else None
+        if example is None:
+            raise ValueError(
+                f"the prompt {prompt!r} is none of the {len(self._examples)} that rows() gave; train on rows of this "
+                "very object, their prompts unchanged."
+            )
+        return example
+
+    def _next_seed(self, trainer: Any) -> int:
+        step = int(trainer.state.global_step)
+        self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
+        entropy = [self.seed, int(trainer.accelerator.process_index), *self._call]
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _mtp_model(self, model: PreTrainedModel) -> MTPModel:
+        """The model with no heads on it, which shares its weights; made once."""
+        if isinstance(model, MTPModel):
+            return model
+        if self._model is None or self._model.trunk is not model:
+            generator = torch.Generator().manual_seed(0)  # of world heads that nobody asks; not the global one
+            self._model = MTPModel.from_trunk(model, MTPConfig(head="latent", depth=1), generator)
+        return self._model
+
+
+def check_trainer(trainer: Any) -> None:
+    """See that what the trainer is set to sample from is what ``TrunkPolicy`` samples from.
+
+    Raises:
+        ValueError: if it is not, or the model's weights are not all here.
+    """
+    changed = {
+        name: getattr(trainer.args, name)
+        for name, plain in _PLAIN_SAMPLING.items()
+        if getattr(trainer.args, name, None) not in plain
+    }
+    if changed:
+        raise ValueError(
+            f"the trainer samples with {changed}, a rollout from the policy itself at the trainer's temperature; "
+            "leave them at their defaults."
+        )
+    if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
+        raise ValueError(
+            "the model's weights are sharded over devices; rollouts need them whole: use DDP or one device."
+        )
+
+
+def batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    """Examples in order, ``size`` at a time; the last may be fewer."""
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]
+
+
+def episode_of(rollout: Rollout, row: int) -> dict[str, Any]:
+    """An episode as TRL takes it."""
+    start, stop = int(rollout.prompt_length[row]), int(rollout.attention_mask[row].sum())
+    taken = rollout.step_mask[row]
+    places = rollout.action_index[row][taken]
+    acted = torch.zeros_like(rollout.input_ids[row])
+    acted[places] = 1
+    logprobs = torch.zeros(len(acted), dtype=torch.float64)
+    logprobs[places] = rollout.logprobs[row][taken].double()
+    return {
+        "prompt_ids": rollout.input_ids[row, :start].tolist(),
+        "completion_ids": rollout.input_ids[row, start:stop].tolist(),
+        "logprobs": logprobs[start:stop].tolist(),
+        "env_mask": acted[start:stop].tolist(),
+        "env_reward": float(rollout.rewards[row].double().sum()),
+        "env_exact": bool(rollout.exact[row]),
+    }
+
+
+def env_reward(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]],
+    env_reward: Sequence[float] | None = None,
+    **columns: Any,
+) -> list[float]:
+    """What the environment paid: the field of that name that ``TextGenRollout`` returned, for ``reward_funcs=``.
+
+    Raises:
+        ValueError: if there is no such field.
+    """
+    if env_reward is None:
+        raise ValueError("there is no field 'env_reward'; pass rollout_func=TextGenRollout(...) to the same trainer.")
+    return list(env_reward)

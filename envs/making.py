@@ -1,0 +1,96 @@
+"""A vector environment of any id that can be trained on: ours, or rows of a user's own."""
+
+import difflib
+import importlib
+import inspect
+import re
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
+from gymnasium.vector import AutoresetMode
+
+from worldmtp.envs.stacked import StackedVectorEnv
+from worldmtp.envs.trainable import TextVectorEnv
+
+_OWN_ARGUMENTS = ("pool_size", "heldout_fraction")
+_REMEDY = (
+    "Training needs a TextGenVectorEnv, which worldmtp.register_task makes of any task, or an environment of one text "
+    "that follows the token contract of docs/environments.md."
+)
+
+
+class MakingError(ValueError):
+    """There is no such environment, or it is none of text; the message begins with its id."""
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registered EnvSpec of an id; the module before a colon is imported first.
+
+    Raises:
+        MakingError: if the module cannot be imported, or there is no such id; the nearest is suggested.
+    """
+    module_name, _, name = env_id.rpartition(":")
+    if module_name:
+        try:
+            importlib.import_module(module_name)
+        except ImportError as error:
+            raise MakingError(f"{env_id!r} cannot be made: {error}. Expected '<module>:<id>'.") from error
+    if name in gymnasium.registry:
+        return gymnasium.registry[name]
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error as error:  # it looks for the nearest within the namespace that was given, or in none
+        told = str(error) if "/" in name else f"there is no environment {name!r}."
+        hint = "" if "Did you mean" in told else _nearest(name)
+        raise MakingError(f"{env_id!r} cannot be made: {told}{hint}") from error
+
+
+def make_text_vec(
+    env_id: str, num_envs: int, autoreset_mode: str | AutoresetMode = AutoresetMode.DISABLED, **kwargs: Any
+) -> TextVectorEnv:
+    """Rows of an environment, by its vector entry point or, where it has none, side by side.
+
+    Args:
+        env_id: a gymnasium id, or ``<module>:<id>``.
+        num_envs: rows.
+        autoreset_mode: as of ``TextGenVectorEnv``.
+        **kwargs: what the environment is made with. Where a user's own does not take ``pool_size`` or
+            ``heldout_fraction``, they are those of ``StackedVectorEnv``.
+
+    Raises:
+        MakingError: if there is no such id, or what it makes is no environment of text.
+    """
+    spec = find_spec(env_id)
+    try:
+        if spec.vector_entry_point is None:
+            return _stacked(spec, num_envs, autoreset_mode, kwargs)
+        made = gymnasium.make_vec(spec.id, num_envs=num_envs, autoreset_mode=autoreset_mode, **kwargs)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise MakingError(f"{env_id!r} cannot be made: {error}") from error
+    except TypeError as error:
+        raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}. {_REMEDY}") from error
+    if not isinstance(made.unwrapped, TextVectorEnv):
+        raise MakingError(f"{env_id!r} makes a {type(made.unwrapped).__name__}. {_REMEDY}")
+    return made.unwrapped
+
+
+def _stacked(
+    spec: EnvSpec, num_envs: int, autoreset_mode: str | AutoresetMode, kwargs: dict[str, Any]
+) -> StackedVectorEnv:
+    assert spec.entry_point is not None  # gymnasium registers none without an entry point
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    parameters = inspect.signature(creator).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    kept = {name: kwargs[name] for name in _OWN_ARGUMENTS if name in kwargs and not takes_any | (name in parameters)}
+    passed = {name: value for name, value in kwargs.items() if name not in kept}
+    make = partial(gymnasium.make, spec.id, disable_env_checker=True, **passed)
+    return StackedVectorEnv(make, num_envs, autoreset_mode=autoreset_mode, **kept)
+
+
+def _nearest(name: str) -> str:
+    """The nearest id of any namespace, as a question: who leaves out the namespace means an id of one."""
+    ids = {parse_env_id(env_id)[1]: env_id for env_id in gymnasium.registry if "/" in env_id}
+    near = difflib.get_close_matches(re.sub(r"-v\d+$", "", name.rpartition("/")[2]), ids, n=1)
+    return f" Did you mean: `{ids[near[0]]}`?" if near else ""

@@ -1,0 +1,156 @@
+"""RewardModelTask: what a sequence classifier says of prompt and answer, as a probability.
+
+A judge of text reads text: it has a tokenizer of its own, so here, and only here, what was generated is encoded again.
+Nothing is learnt from those ids; the ids of the policy stay as they were sampled.
+
+Left out: comparisons of two answers, and rewards of single tokens.
+"""
+
+import difflib
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from worldmtp.envs.task import Example, Score, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RewardModelTask:
+    """Prompts of another task, worth what a checkpoint of ``AutoModelForSequenceClassification`` says of the answers.
+
+    The value is a probability: the sigmoid of a single output, or what softmax gives ``label`` among several (the
+    sigmoid again where the checkpoint's ``problem_type`` says that labels do not exclude one another).
+
+    Args:
+        checkpoint: directory of the model and its tokenizer, as ``save_pretrained`` writes it.
+        prompts: where prompts come from: a task, or its name for ``make_task``, such as "Data".
+        prompts_kwargs: what the named task is made with, such as ``{"path": "prompts.jsonl", "answer": None, ...}``.
+        label: name or index of the label that is good; needed where there are several.
+        template: how the judged text is made of ``{prompt}`` and ``{text}``.
+        exact_from: the value from which an answer counts as solved.
+        show_answers: whether answers of the prompts' task are shown as demonstrations. They are what that task calls
+            right, and this one need not count them as solved.
+        device: of the model.
+        batch_size: answers judged at once. With 1 a value does not depend on what else is judged; more is faster, and
+            equal but for rounding. A tokenizer without a padding token needs 1.
+        max_length: tokens of a judged text; a longer one raises. None is no limit.
+        probe_bound: the largest mean value that content-free text may earn; a judge promises nothing by itself.
+
+    Raises:
+        ValueError: if there is no checkpoint, the label is missing or unknown, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        prompts: str | Task | None = None,
+        prompts_kwargs: Mapping[str, Any] | None = None,
+        *,
+        label: str | int | None = None,
+        template: str = "{prompt}{text}",
+        exact_from: float = 0.5,
+        show_answers: bool = False,
+        device: str = "cpu",
+        batch_size: int = 1,
+        max_length: int | None = None,
+        probe_bound: float = 1.0,
+    ) -> None:
+        if checkpoint is None or prompts is None:
+            raise ValueError('a reward model needs task_kwargs={"checkpoint": "<directory>", "prompts": "<task>"}.')
+        if batch_size < 1 or (max_length is not None and max_length < 1):
+            raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be positive.")
+        if {name for _, name, _, _ in string.Formatter().parse(template) if name is not None} != {"prompt", "text"}:
+            raise ValueError(f"template={template!r} must name {{prompt}} and {{text}}, and nothing else.")
+        # imported here: the registry knows the tasks by their paths, and only this task asks for another by name
+        from worldmtp.envs.registry import make_task
+
+        self.checkpoint, self.template, self.device = str(checkpoint), template, device
+        self.exact_from, self.show_answers, self.probe_bound = exact_from, show_answers, probe_bound
+        self.batch_size, self.max_length = batch_size, max_length
+        self._label, self._is_exclusive = _read_label(self.checkpoint, label)
+        self._prompts = make_task(prompts, prompts_kwargs)
+        self.universe_size = getattr(self._prompts, "universe_size", None)
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model: a scoring process loads its own."""
+        return {**self.__dict__, "_loaded": None}
+
+    def sample(self, rng: np.random.Generator, split: str) -> Example:
+        """A prompt of the other task."""
+        example = self._prompts.sample(rng, split)
+        answer = example.answer if self.show_answers else None
+        return Example(prompt=example.prompt, answer=answer, meta=example.meta, hidden=example.hidden)
+
+    def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
+        """The probability that the answer is good; ``ids`` are the policy's and not looked at."""
+        return self.score_batch([(example, text, ids)])[0]
+
+    def score_batch(self, answers: Sequence[tuple[Example, str, np.ndarray]]) -> list[Score]:
+        """Of several answers, in order.
+
+        Raises:
+            ValueError: if a text has no tokens or more than ``max_length``, or cannot be padded.
+        """
+        texts = [self.template.format(prompt=example.prompt, text=text) for example, text, _ in answers]
+        values: list[float] = []
+        for first in range(0, len(texts), self.batch_size):
+            values.extend(self._probabilities(texts[first : first + self.batch_size]))
+        return [Score(value=value, exact=value >= self.exact_from) for value in values]
+
+    def _probabilities(self, texts: list[str]) -> list[float]:
+        import torch
+
+        model, tokenizer = self._load()
+        if len(texts) > 1 and tokenizer.pad_token is None:
+            raise ValueError(f"the tokenizer of {self.checkpoint!r} has no padding token; set batch_size=1.")
+        inputs = tokenizer(texts, padding=len(texts) > 1, return_tensors="pt")
+        length = inputs["input_ids"].shape[1]
+        if length == 0 or (self.max_length is not None and length > self.max_length):
+            raise ValueError(f"a judged text has {length} tokens; expected 1..{self.max_length or 'any number'}.")
+        with torch.inference_mode():
+            logits = model(**inputs.to(self.device)).logits.double()
+        probs = logits.softmax(dim=-1) if self._is_exclusive else logits.sigmoid()
+        result: list[float] = probs[:, self._label].tolist()
+        return result
+
+    def _load(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+        if self._loaded is None:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+            model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint).to(self.device).eval()
+            if model.config.pad_token_id is None:
+                model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row by it
+            self._loaded = (model, tokenizer)
+        return self._loaded
+
+
+def _read_label(checkpoint: str, label: str | int | None) -> tuple[int, bool]:
+    """The index of the good label, and whether labels exclude one another."""
+    if not (Path(checkpoint) / "config.json").is_file():
+        raise ValueError(
+            f"checkpoint={checkpoint!r} is no directory with a config.json; save one with model.save_pretrained and "
+            "tokenizer.save_pretrained."
+        )
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint)
+    names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    if len(names) == 1 and label in (None, 0, names[0]):
+        return 0, False
+    index = names.index(label) if label in names else label
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(names):
+        hint = difflib.get_close_matches(str(label), names, n=1)
+        raise ValueError(
+            f"label={label!r} of {checkpoint!r}: say which label is good"
+            + (f"; did you mean {hint[0]!r}?" if hint else ".")
+            + f" Its labels: {names}."
+        )
+    return index, config.problem_type != "multi_label_classification"

@@ -1,0 +1,96 @@
+"""Rows of a data file as dicts: JSONL, CSV, Parquet, or what ``datasets`` saved to disk."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
+    """All rows, in the order of the file.
+
+    Args:
+        path: a file, whose suffix says how it is read, or a directory written by ``save_to_disk``.
+        part: which part of a directory that holds several, such as "train".
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path.
+        ValueError: if the suffix is unknown, a line is no JSON object or has other fields than the header, the part is
+            missing or unknown, or there are no rows.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"path={str(path)!r}: no such file or directory (from {str(Path.cwd())!r}).")
+    if path.is_dir():
+        rows = _saved_dataset(path, part)
+    elif part is not None:
+        raise ValueError(
+            f"part={part!r} chooses in a directory of datasets, and {str(path)!r} is a file; leave it out."
+        )
+    elif path.suffix == ".jsonl":
+        rows = _jsonl(path)
+    elif path.suffix == ".csv":
+        rows = _csv(path)
+    elif path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        raise ValueError(
+            f"path={str(path)!r} ends in {path.suffix!r}; expected one of {SUFFIXES}, or a directory that datasets "
+            "saved with save_to_disk."
+        )
+    if not rows:
+        raise ValueError(f"{str(path)!r} has no rows; a task needs at least one.")
+    return rows
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(path)!r}, line {number}: {error}; each line must be a JSON object.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r}, line {number}: a JSON {type(row).__name__}; each line must be an object.")
+        rows.append(row)
+    return rows
+
+
+def _csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = []
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"not the {len(reader.fieldnames or ())} fields of the header {reader.fieldnames}")
+                rows.append(dict(row))
+        except (csv.Error, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r}, line {reader.line_num}: {error}; put quotes around a field with commas or quotes."
+            ) from error
+    return rows
+
+
+def _saved_dataset(path: Path, part: str | None) -> list[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"path={str(path)!r} is a directory that datasets did not save: {error}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if part not in saved:
+            raise ValueError(f"part={part!r}: {str(path)!r} holds the parts {sorted(saved)}; choose one of them.")
+        saved = saved[part]
+    elif part is not None:
+        raise ValueError(f"part={part!r}: {str(path)!r} holds a single dataset; leave it out.")
+    return list(saved)

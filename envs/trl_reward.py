@@ -1,0 +1,169 @@
+"""An environment as a reward function of TRL's trainers: ids in, rewards out, by the rules of the environment.
+
+TRL generates the answers, and hands over the ids that it sampled. They are played through the environment as if a
+policy had chosen them, so that a reward here is the sum of an episode's rewards there, whatever the task and whatever
+wraps the environment; text is what its tokenizer decodes, and is never encoded again. No trl is imported.
+
+Left out: conversations, since TRL would write the world's replies itself. They are rolled out by
+``worldmtp.agents.TextGenRollout``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.task import Example, TurnTask
+
+
+class TextGenReward:
+    """A callable for ``reward_funcs=`` of GRPOTrainer and RLOOTrainer, and the rows of the data set that goes with it.
+
+    ::
+
+        reward = TextGenReward("worldmtp/Copy-v0")
+        trainer = GRPOTrainer(
+            model,
+            reward_funcs=reward,
+            args=GRPOConfig(..., max_completion_length=reward.max_new),
+            train_dataset=Dataset.from_list(reward.rows("train", 256, seed=0)),
+            processing_class=...,  # a tokenizer with the environment's ids; see check_tokenizer
+        )
+
+    Args:
+        env: a gymnasium id, or an environment of one text, such as ``TextGenEnv``; it is this reward's from now on.
+        name: what the trainer's metrics are called by, ``rewards/<name>/mean``; by default that of the id, or of the
+            task's class.
+        **env_kwargs: what ``gymnasium.make`` is given with an id.
+
+    Raises:
+        TypeError: if the environment is none of text, or its task is a conversation.
+    """
+
+    def __init__(self, env: str | gymnasium.Env[Any, Any], name: str | None = None, **env_kwargs: Any) -> None:
+        made = gymnasium.make(env, disable_env_checker=True, **env_kwargs) if isinstance(env, str) else env
+        problem = getattr(made.unwrapped, "problem", None)
+        if not isinstance(made, gymnasium.Env) or not isinstance(problem, TextProblem):
+            raise TypeError(f"{made} is no environment of one text; expected a TextGenEnv or its gymnasium id.")
+        if isinstance(problem.task, TurnTask):
+            raise TypeError(
+                f"{type(problem.task).__name__} is a conversation, whose replies TRL's own generation cannot write; "
+                "use worldmtp.agents.TextGenRollout as rollout_func of GRPOTrainer."
+            )
+        self.env, self.problem = made, problem
+        self.__name__ = name or (made.spec.name if made.spec is not None else type(problem.task).__name__)
+        self._by_key: dict[str, Example] = {}
+        self._keys_of_prompt: dict[str, set[str]] = {}
+
+    @property
+    def max_new(self) -> int:
+        """Tokens of an answer, EOS included: the trainer's ``max_completion_length``."""
+        return self.problem.max_steps
+
+    def rows(self, split: str, num_examples: int, seed: int) -> list[dict[str, str]]:
+        """Distinct examples as rows of ``prompt`` and ``example_key``; their answers can be scored from now on."""
+        examples = self.problem.examples(split, num_examples, seed)
+        self.problem.encode(examples)  # that they fit is seen before training
+        for example in examples:
+            self._by_key[example.key] = example
+            self._keys_of_prompt.setdefault(example.prompt, set()).add(example.key)
+        return [{"prompt": example.prompt, "example_key": example.key} for example in examples]
+
+    def check_tokenizer(self, processing_class: Any) -> None:
+        """See that a trainer's tokenizer writes the prompts of all rows as the environment does, and ends alike.
+
+        Raises:
+            ValueError: if it does not; a BOS token in front of prompts is the usual reason.
+        """
+        ours = self.problem.tokenizer
+        if processing_class.eos_token_id != ours.eos_id:
+            raise ValueError(
+                f"the trainer's tokenizer ends texts with id {processing_class.eos_token_id}, the environment's with "
+                f"{ours.eos_id}; use the same tokenizer in both."
+            )
+        for prompt in self._keys_of_prompt:
+            theirs = list(processing_class(text=prompt)["input_ids"])
+            if theirs != ours.encode(prompt):
+                raise ValueError(
+                    f"the trainer's tokenizer writes {prompt!r} as {theirs}, the environment's as "
+                    f"{ours.encode(prompt)}; use the same tokenizer in both, without special tokens around prompts."
+                )
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        example_key: Sequence[str] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """What the environment pays for each completion.
+
+        Raises:
+            ValueError: if a prompt is unknown, or a completion is no episode of the environment.
+        """
+        keys: Sequence[str | None] = [None] * len(prompts) if example_key is None else example_key
+        examples = [self._find(prompt, key) for prompt, key in zip(prompts, keys, strict=True)]
+        played = [play(self.env, example, ids) for example, ids in zip(examples, completion_ids, strict=True)]
+        self._log([info for _, info in played], columns.get("log_metric"))
+        return [reward for reward, _ in played]
+
+    def _log(self, infos: Sequence[dict[str, Any]], log_metric: Callable[[str, float], None] | None) -> None:
+        if log_metric is None:
+            return
+        counters = self.problem.scorer.counters
+        log_metric(f"{self.__name__}/exact", float(np.mean([info["exact"] for info in infos])))
+        log_metric(f"{self.__name__}/no_eos", float(np.mean([info["reason"] == "no_eos" for info in infos])))
+        log_metric(f"{self.__name__}/scorer_errors", float(counters.errors))
+        log_metric(f"{self.__name__}/scorer_timeouts", float(counters.timeouts))
+
+    def _find(self, prompt: Any, key: str | None) -> Example:
+        if not isinstance(prompt, str):
+            raise ValueError(
+                f"prompt {prompt!r} is no text: environments take prompts as they are, without roles and templates."
+            )
+        known = self._keys_of_prompt.get(prompt, set())
+        if key is None and len(known) > 1:
+            raise ValueError(
+                f"the prompt {prompt!r} stands for {len(known)} questions; keep the column 'example_key' in the data "
+                "set, with remove_unused_columns=False."
+            )
+        if not known or (key is not None and key not in known):
+            raise ValueError(
+                f"the prompt {prompt!r} with example_key={key!r} is none of the {len(self._by_key)} that rows() gave; "
+                "train on rows of this very object, their prompts unchanged."
+            )
+        return self._by_key[next(iter(known)) if key is None else key]
+
+
+def play(env: gymnasium.Env[Any, Any], example: Example, ids: Sequence[int]) -> tuple[float, dict[str, Any]]:
+    """Sum of rewards, and last info, of the episode in which these ids were chosen.
+
+    A dense task may end a text before its last id; the rest earns nothing.
+
+    Raises:
+        ValueError: if an id is not in the vocabulary, or ids go on behind EOS or the budget, or stop before both.
+    """
+    problem: TextProblem = env.unwrapped.problem  # type: ignore[attr-defined]  # TextGenReward saw to it
+    env.reset(options={"prompts": [example]})
+    total = 0.0
+    for num_played, token in enumerate(ids, start=1):
+        _, reward, terminated, truncated, info = env.step(int(token))
+        total += float(reward)
+        if terminated or truncated:
+            behind = (
+                "EOS" if token == problem.tokenizer.eos_id else f"max_new={problem.max_steps}" if truncated else None
+            )
+            if num_played < len(ids) and behind is not None:
+                raise ValueError(
+                    f"a completion of {len(ids)} tokens goes on behind {behind}, where the episode is over; the "
+                    f"trainer needs eos_token_id={problem.tokenizer.eos_id} and "
+                    f"max_completion_length={problem.max_steps}."
+                )
+            return total, info
+    raise ValueError(
+        f"a completion of {len(ids)} tokens stops without EOS, but the episode goes on up to "
+        f"max_new={problem.max_steps}; set max_completion_length={problem.max_steps} in the trainer's config."
+    )

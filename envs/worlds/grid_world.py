@@ -1,0 +1,149 @@
+"""A grid of which the player sees the next four fields only: the walls and the goal are hidden.
+
+A turn is a letter out of n, e, s, w. The answer is the four fields around the player in that order, "#" for a wall or
+the edge, "." for a free field, "G" for the goal; the player keeps the map. A move into a wall leaves one where one is,
+and the answer looks as before. The move onto the goal is answered with "G" alone::
+
+    # .#.   e EOS  #G.#   e ...          what is no move:  ?
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MOVES = {"n": (-1, 0), "e": (0, 1), "s": (1, 0), "w": (0, -1)}
+WALL, FREE, START, GOAL, MALFORMED = "#", ".", "S", "G", "?"
+
+
+def shortest_path(grid: Sequence[str]) -> str | None:
+    """The first shortest way from S to G in the order n, e, s, w, by breadth-first search; None if there is none.
+
+    Raises:
+        ValueError: if the grid has not one S and one G, rows of other lengths, or other characters than S, G, "#", ".".
+    """
+    check_grid(grid)
+    start = _find(grid, START)
+    frontier: deque[tuple[int, int]] = deque([start])
+    ways = {start: ""}
+    while frontier:
+        position = frontier.popleft()
+        if _field(grid, *position) == GOAL:
+            return ways[position]
+        for move, (down, right) in MOVES.items():
+            row, column = position[0] + down, position[1] + right
+            if (row, column) not in ways and _field(grid, row, column) != WALL:
+                ways[row, column] = ways[position] + move
+                frontier.append((row, column))
+    return None
+
+
+def check_grid(grid: Sequence[str]) -> None:
+    """Do nothing if the rows are a grid.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    text = "".join(grid)
+    if (
+        isinstance(grid, str)
+        or len({len(row) for row in grid}) != 1
+        or set(text) - {WALL, FREE, START, GOAL}
+        or (text.count(START), text.count(GOAL)) != (1, 1)
+    ):
+        raise ValueError(
+            f"grid={grid!r} must be rows of one length, of '#', '.', and exactly one 'S' and one 'G', such as "
+            "['S.#', '..G']."
+        )
+
+
+class GridWorld:
+    """A random square grid, or a given one. Who reaches the goal in n turns, the shortest way being d, earns d / n.
+
+    That is success weighted by path length (Anderson et al. 2018, "On Evaluation of Embodied Navigation Agents",
+    https://arxiv.org/abs/1807.06757). The map known, the optimal return is 1; a player who must explore earns less.
+    After ``max_turns`` turns the episode is truncated and has earned nothing; what is no move takes a turn as well.
+
+    Args:
+        size: rows and columns.
+        wall_probability: that a field is a wall. Start and goal are uniform among the pairs of free fields, and grids
+            without a way between them are drawn again.
+        max_turns: turns of an episode.
+        grid: rows of a grid to be used in every episode instead of random ones.
+
+    Raises:
+        ValueError: if there is no grid of that kind, or no way in the grid.
+    """
+
+    def __init__(
+        self,
+        size: int = 4,
+        wall_probability: float = 0.25,
+        max_turns: int = 16,
+        grid: Sequence[str] | None = None,
+    ) -> None:
+        if size < 2 or not 0.0 <= wall_probability <= 0.5 or max_turns < 1:
+            raise ValueError(
+                f"expected size >= 2, wall_probability in [0, 0.5] and max_turns >= 1, got {size}, "
+                f"{wall_probability}, {max_turns}."
+            )
+        if grid is not None and shortest_path(grid) is None:
+            raise ValueError(f"grid={list(grid)} has no way from S to G.")
+        self.size, self.wall_probability, self.max_turns = size, wall_probability, max_turns
+        self._given = None if grid is None else tuple(grid)
+        self.grid: tuple[str, ...] = self._given or ()
+        self.position = (0, 0)
+        self.turn = 0
+        self._shortest = 0
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        """A new grid; what the start has around it is the prompt, and the map what it hides."""
+        self.grid = self._given or self._draw(np.random.default_rng(seed))
+        way = shortest_path(self.grid)
+        assert way is not None
+        self._shortest = len(way)
+        self.position, self.turn = _find(self.grid, START), 0
+        return self.view(), {"hidden": "/".join(self.grid), "shortest_path": way}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """What is around the player after a move."""
+        self.turn += 1
+        move = text.strip()
+        is_last = self.turn >= self.max_turns
+        if move not in MOVES:
+            return MALFORMED, 0.0, False, is_last, {"is_success": False, "reason": "malformed"}
+        row, column = (here + there for here, there in zip(self.position, MOVES[move], strict=True))
+        field = _field(self.grid, row, column)
+        if field != WALL:
+            self.position = (row, column)
+        if field == GOAL:
+            return GOAL, self._shortest / self.turn, True, False, {"is_success": True}
+        return self.view(), 0.0, False, is_last, {"is_success": False}
+
+    def view(self) -> str:
+        """The fields to the north, east, south and west; the start looks like any free field."""
+        row, column = self.position
+        fields = [_field(self.grid, row + down, column + right) for down, right in MOVES.values()]
+        return "".join(FREE if field == START else field for field in fields)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[str, ...]:
+        while True:
+            fields = np.where(rng.random((self.size, self.size)) < self.wall_probability, WALL, FREE)
+            free = np.flatnonzero(fields.ravel() == FREE)
+            if len(free) < 2:
+                continue
+            start, goal = rng.choice(free, size=2, replace=False)
+            fields.flat[start], fields.flat[goal] = START, GOAL
+            grid = tuple("".join(row) for row in fields.tolist())
+            if shortest_path(grid) is not None:
+                return grid
+
+
+def _field(grid: Sequence[str], row: int, column: int) -> str:
+    is_inside = 0 <= row < len(grid) and 0 <= column < len(grid[0])
+    return grid[row][column] if is_inside else WALL
+
+
+def _find(grid: Sequence[str], field: str) -> tuple[int, int]:
+    return next((row, fields.index(field)) for row, fields in enumerate(grid) if field in fields)

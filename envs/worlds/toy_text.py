@@ -1,0 +1,108 @@
+"""Gymnasium's toy-text environments as worlds: the dynamics are gymnasium's own, only the text is ours.
+
+How the games are told is in ``toy_games.py``; ``reset(seed)`` is gymnasium's own with that seed.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.toy_text.frozen_lake import generate_random_map
+
+from worldmtp.envs.worlds.settlement import Returns, Settlement
+from worldmtp.envs.worlds.toy_games import MALFORMED, TOY_GAMES, is_deterministic
+
+_MAP_STREAM = 1  # maps are drawn from a stream of their own, so that a map says nothing about its slips
+
+
+class ToyText:
+    """One of gymnasium's toy-text environments.
+
+    The return is gymnasium's, settled: r -> (r - low) / (high - low) with ``returns`` = (low, high), paid when the game
+    is over. A game that is cut short by ``max_turns`` is truncated and pays nothing.
+
+    Args:
+        game: "FrozenLake", "Taxi", "Blackjack" or "CliffWalking".
+        env_kwargs: of gymnasium's environment, such as ``is_slippery``.
+        actions: words for gymnasium's actions 0, 1, ..., instead of the usual ones.
+        max_turns: turns after which an episode is truncated.
+        returns: gymnasium's returns that are worth 0 and 1; those between are in proportion, those beyond are clipped.
+            By default (0, 1) for FrozenLake, (-1, 1) for Blackjack, (-max_turns, 20) for Taxi and (-max_turns, -13) for
+            CliffWalking, whose shortest way has 13 steps.
+        random_map: of FrozenLake, a new map for each seed, by gymnasium's generator: {"size": 4, "p": 0.8}.
+
+    Raises:
+        ValueError: if the game is unknown, or an argument does not fit it.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        env_kwargs: Mapping[str, Any] | None = None,
+        *,
+        actions: Sequence[str] | None = None,
+        max_turns: int = 30,
+        returns: Returns | None = None,
+        random_map: Mapping[str, Any] | None = None,
+    ) -> None:
+        if game not in TOY_GAMES:
+            hint = difflib.get_close_matches(game, TOY_GAMES, n=1)
+            raise ValueError(
+                f"game={game!r} is unknown" + (f", did you mean {hint[0]!r}?" if hint else f"; {list(TOY_GAMES)}.")
+            )
+        if max_turns < 1:
+            raise ValueError(f"max_turns={max_turns} must be at least 1.")
+        if random_map is not None and (game != "FrozenLake" or {"desc", "map_name"} & set(env_kwargs or {})):
+            raise ValueError(f"random_map={dict(random_map)} is for FrozenLake without desc or map_name.")
+        self._game = TOY_GAMES[game]
+        words = tuple(self._game.actions if actions is None else actions)
+        if len(words) != len(self._game.actions) or len({word.strip() for word in words} - {""}) != len(words):
+            raise ValueError(f"actions={words} must be {len(self._game.actions)} different words for {game}.")
+        low = -max_turns if self._game.low is None else self._game.low
+        self._settlement = Settlement((low, self._game.high) if returns is None else returns)
+        self._action_of = {word.strip(): action for action, word in enumerate(words)}
+        self._kwargs = dict(env_kwargs or {})
+        self._random_map = None if random_map is None else dict(random_map)
+        self.max_turns = max_turns
+        self.turn = 0
+        self._seed = 0
+        self._desc: list[str] = []
+        self._env: Any = self._game.make(**self._kwargs)
+        self._is_told = self._random_map is not None or is_deterministic(self._env)
+
+    @property
+    def env(self) -> Any:
+        """Gymnasium's environment; on a random map made with the first turn, since the prompt needs only the map."""
+        if self._env is None:
+            self._env = self._game.make(desc=self._desc, **self._kwargs)
+            self._env.reset(seed=self._seed)
+        return self._env
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        """The opening of the environment that is reset to this seed.
+
+        Nothing is hidden where the opening decides the episode, and on random maps, of which none shall be in two
+        splits; elsewhere the seed is.
+        """
+        self.turn, self._seed = 0, seed
+        self._settlement.begin()
+        if self._random_map is not None:
+            map_seed = int(np.random.default_rng([seed, _MAP_STREAM]).integers(2**31))
+            self._desc, self._env = generate_random_map(**self._random_map, seed=map_seed), None
+            return "/".join(self._desc), {"hidden": ""}
+        self.env.reset(seed=seed)
+        return self._game.opening(self.env), {"hidden": ""} if self._is_told else {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Where gymnasium's step has led."""
+        self.turn += 1
+        is_last = self.turn >= self.max_turns
+        action = self._action_of.get(text.strip())
+        if action is None:
+            return MALFORMED, 0.0, False, is_last, {"is_success": False, "reason": "malformed"}
+        _, reward, terminated, _, _ = self.env.step(action)
+        paid = self._settlement.pay(float(reward), bool(terminated))
+        reply = self._game.reply(self.env, float(reward), bool(terminated))
+        is_success = bool(terminated) and float(reward) >= self._game.success
+        return reply, paid, bool(terminated), is_last and not terminated, {"is_success": is_success}

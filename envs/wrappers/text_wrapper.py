@@ -1,0 +1,111 @@
+"""What wrappers of the vector text env share: they can be used wherever the env itself can be rolled out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.task import Example, Task
+from worldmtp.envs.tokenizer import Tokenizer
+
+OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
+
+
+def text_problem(env: Any) -> TextProblem:
+    """The problem of the text env under ``env``.
+
+    Raises:
+        TypeError: if there is none, or a wrapper between has taken the observations apart.
+    """
+    problem = getattr(env.unwrapped, "problem", None)
+    if not isinstance(problem, TextProblem):
+        raise TypeError(
+            f"{env} is not a TextGenEnv or TextGenVectorEnv; this wrapper needs its tokenizer and its examples. "
+            "Rows made of single envs are wrapped one by one, before they are batched."
+        )
+    space = env.single_observation_space if isinstance(env, VectorEnv) else env.observation_space
+    missing = [key for key in OBSERVATION_KEYS if not (isinstance(space, spaces.Dict) and key in space.spaces)]
+    if missing:
+        raise TypeError(f"observations of {env} lack {missing}; put this wrapper under the one that changes them.")
+    return problem
+
+
+class TextVectorWrapper(VectorWrapper):
+    """A vector wrapper that shows what agents ask of a ``TextGenVectorEnv`` beyond gymnasium's interface.
+
+    A wrapper that follows episodes says in ``own_state`` and ``load_own_state`` what a snapshot needs of it.
+
+    Raises:
+        TypeError: if what is wrapped is no vector text env.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self.problem = text_problem(env)
+
+    @property
+    def task(self) -> Task:
+        """What is asked and scored."""
+        return self.problem.task
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        return self.problem.tokenizer
+
+    @property
+    def max_new(self) -> int:
+        """Tokens an answer may take, EOS included: no episode has more steps."""
+        return self.problem.max_steps
+
+    @property
+    def eos_terminates(self) -> bool:
+        """Whether EOS ends the text and nothing else but the budget does."""
+        return bool(self.env.unwrapped.eos_terminates)  # type: ignore[attr-defined]  # a text env's: text_problem saw
+
+    @property
+    def scorer(self) -> Scorer:
+        """With ``counters`` of scored answers, errors, time-outs and seconds."""
+        return self.problem.scorer
+
+    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
+        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
+        return self.problem.examples(split, num_examples, seed)
+
+    def overlap(self) -> float:
+        """Share of the held-out pool's prompts that the training pool has."""
+        return self.problem.overlap()
+
+    def state(self) -> dict[str, Any]:
+        """A snapshot of the env and of this wrapper.
+
+        Raises:
+            TypeError: if a wrapper between takes none.
+        """
+        return {"env": self._inner().state(), "wrapper": self.own_state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Go on from a snapshot; returns the observation there.
+
+        Raises:
+            TypeError: if a wrapper between takes none.
+        """
+        obs = self._inner().load_state(state["env"])
+        return self.load_own_state(state["wrapper"], obs)
+
+    def own_state(self) -> dict[str, Any]:
+        """What decides this wrapper's future, JSON-able."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Go on from there, where the env shows ``obs``; returns what this wrapper shows."""
+        return obs
+
+    def _inner(self) -> Any:
+        if not hasattr(self.env, "load_state"):
+            raise TypeError(f"{self.env} takes no snapshots; put it over {type(self).__name__}, not under it.")
+        return self.env

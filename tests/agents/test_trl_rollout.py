@@ -1,0 +1,200 @@
+"""Episodes as TRL takes them, played by a stub of its trainer; no trl here. Ids: pad 0, EOS 1, a 2 .. d 5, = 6."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from worldmtp.agents import TextGenRollout, env_reward
+from worldmtp.envs import TextGenVectorEnv, VectorEpisodeRecorder, read_episodes
+from worldmtp.envs.worlds.task import WorldTask
+
+
+class Parrot:
+    """Opens with "=", repeats what it was told in two turns, and pays 1/2 for each that begins with its letter."""
+
+    def reset(self, seed):
+        self._letter, self._turns = "abcd"[seed % 4], 0
+        return "=", {}
+
+    def step(self, text):
+        self._turns += 1
+        return text[:1] + "=", 0.5 * text.startswith(self._letter), self._turns == 2, False, {}
+
+
+class Accelerator:
+    process_index = 0
+
+    def unwrap_model(self, model):
+        return model
+
+
+def make_trainer(model, **args):
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+    return SimpleNamespace(
+        model=model,
+        accelerator=Accelerator(),
+        args=SimpleNamespace(**(sampling | {"generation_kwargs": None} | args)),
+        state=SimpleNamespace(global_step=0),
+    )
+
+
+def make_conversations(num_envs):
+    return TextGenVectorEnv(
+        num_envs,
+        autoreset_mode="disabled",
+        task=WorldTask(Parrot),
+        tokenizer={"kind": "char", "alphabet": "abcd="},
+        max_prompt=1,
+        max_new=10,
+        max_turn=2,
+        pool_size=8,
+    )
+
+
+@pytest.fixture
+def trunk(tiny_model):
+    return tiny_model().trunk
+
+
+def teacher_forced(trunk, prompt_ids, completion_ids, temperature=1.0):
+    """Log-probabilities of a completion by one plain forward of the model."""
+    ids = torch.tensor([prompt_ids + completion_ids])
+    with torch.no_grad():
+        log_policy = (trunk(ids).logits[0].double() / temperature).log_softmax(-1)
+    return [float(log_policy[len(prompt_ids) + t - 1, token]) for t, token in enumerate(completion_ids)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_answers(text_env, trunk, tmp_path, temperature):
+    """Six prompts in rows of four, repeated as TRL repeats them: the last rows play twice and count once."""
+    envs = VectorEpisodeRecorder(text_env(4), tmp_path / "episodes.jsonl")
+    rollout = TextGenRollout(envs, seed=0)
+    rows = rollout.rows("train", 3, seed=0)
+    prompts = [row["prompt"] for row in rows for _ in range(2)]
+    played = rollout(prompts, make_trainer(trunk, temperature=temperature))
+    assert [envs.tokenizer.decode(ids) for ids in played["prompt_ids"]] == prompts
+    assert all(len(column) == 6 for column in played.values())
+    assert all(mask == [1] * len(ids) for mask, ids in zip(played["env_mask"], played["completion_ids"], strict=True))
+    # The same ids were scored: the answer is the prompt's first letter, and neither padding nor EOS is text.
+    letters = dict(zip("abcd", range(2, 6), strict=True))
+    by_hand = [
+        float([token for token in ids if token > 1] == [letters[prompt[0]]])
+        for prompt, ids in zip(prompts, played["completion_ids"], strict=True)
+    ]
+    assert played["env_reward"] == by_hand
+    assert played["env_exact"] == [reward == 1.0 for reward in by_hand]
+    lines = read_episodes(tmp_path / "episodes.jsonl")
+    assert len(lines) == 8
+    assert sorted(played["completion_ids"])[0] in [line["ids"] for line in lines]
+    for prompt_ids, ids, logprobs in zip(
+        played["prompt_ids"], played["completion_ids"], played["logprobs"], strict=True
+    ):
+        # Both in float32, by other orders of summation.
+        assert logprobs == pytest.approx(teacher_forced(trunk, prompt_ids, ids, temperature), abs=1e-5)
+
+
+def test_conversations(trunk):
+    """Prompt "=", then twice: a turn of two tokens or to EOS, and the parrot's reply of its first letter and "="."""
+    envs = make_conversations(4)
+    rollout = TextGenRollout(envs, seed=1)
+    rows = rollout.rows("train", 3, seed=0)
+    assert [row["prompt"] for row in rows] == [f"= [{row['example_key']}]" for row in rows]
+    played = rollout([row["prompt"] for row in rows], make_trainer(trunk))
+    assert played["prompt_ids"] == [[6]] * 3
+    worlds = {example.key: example.meta["seed"] for example in envs.examples("train", 3, 0)}
+    num_replies = 0
+    for row, ids, mask, logprobs, reward in zip(
+        rows,
+        *[played[key] for key in ("completion_ids", "env_mask", "logprobs", "env_reward")],
+        strict=True,
+    ):
+        expected_mask, by_hand, at = [], 0.0, 0
+        letter = "abcd"[worlds[row["example_key"]] % 4]
+        for _ in range(2):
+            turn = ids[at : at + 1] if ids[at] == 1 else ids[at : at + 2]
+            text = envs.tokenizer.decode(turn)
+            reply = envs.tokenizer.encode(text[:1] + "=")
+            by_hand += 0.5 * text.startswith(letter)
+            assert ids[at + len(turn) : at + len(turn) + len(reply)] == reply
+            expected_mask += [1] * len(turn) + [0] * len(reply)
+            at += len(turn) + len(reply)
+            num_replies += 1
+        assert (len(ids), mask, reward) == (at, expected_mask, by_hand)
+        truth = teacher_forced(trunk, [6], ids)
+        assert logprobs == pytest.approx([m * p for m, p in zip(mask, truth, strict=True)], abs=1e-5)
+    assert num_replies == 6
+
+
+def test_draws_depend_on_seed_step_call_and_process_only(text_env, trunk):
+    def draw(seed=0, step=0, process=0, skip=0):
+        rollout = TextGenRollout(text_env(4), seed)
+        prompts = [row["prompt"] for row in rollout.rows("train", 4, seed=0)] * 4
+        trainer = make_trainer(trunk)
+        trainer.state.global_step, trainer.accelerator.process_index = step, process
+        for _ in range(skip):
+            rollout(prompts, trainer)
+        return rollout(prompts, trainer)["completion_ids"]
+
+    first = draw()
+    assert draw() == first
+    assert all(draw(**other) != first for other in ({"seed": 1}, {"step": 1}, {"process": 1}, {"skip": 1}))
+    assert draw(skip=1) == draw(skip=1)
+
+
+def test_the_model_is_left_as_it_was(text_env, trunk):
+    trunk.train()
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    rollout = TextGenRollout(text_env(4), seed=0)
+    prompts = [row["prompt"] for row in rollout.rows("train", 2, seed=0)]
+    rollout(prompts, make_trainer(trunk))
+    assert trunk.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in trunk.parameters())
+    with torch.no_grad():
+        trunk.get_input_embeddings().weight.mul_(-3.0)  # a training step
+    played = rollout(prompts, make_trainer(trunk))
+    trunk.eval()
+    for prompt_ids, ids, logprobs in zip(
+        *[played[key] for key in ("prompt_ids", "completion_ids", "logprobs")], strict=True
+    ):
+        assert logprobs == pytest.approx(teacher_forced(trunk, prompt_ids, ids), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"top_p": 0.9}, r"the trainer samples with \{'top_p': 0.9\}"),
+        ({"top_k": 5, "repetition_penalty": 1.1}, r"\{'top_k': 5, 'repetition_penalty': 1.1\}"),
+        ({"generation_kwargs": {"min_new_tokens": 2}}, "min_new_tokens"),
+    ],
+)
+def test_other_samplings_are_refused(text_env, trunk, args, message):
+    rollout = TextGenRollout(text_env(2), seed=0)
+    prompts = [row["prompt"] for row in rollout.rows("train", 2, seed=0)]
+    with pytest.raises(ValueError, match=message):
+        rollout(prompts, make_trainer(trunk, **args))
+
+
+def test_sharded_weights_are_refused(text_env, trunk):
+    rollout = TextGenRollout(text_env(2), seed=0)
+    trainer = make_trainer(trunk)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="the model's weights are sharded"):
+        rollout([rollout.rows("train", 1, seed=0)[0]["prompt"]], trainer)
+
+
+def test_what_cannot_be_played_is_refused(text_env, trunk):
+    rollout = TextGenRollout(text_env(2), seed=0)
+    with pytest.raises(ValueError, match=r"the prompt 'zz=' is none of the 0 that rows\(\) gave"):
+        rollout(["zz="], make_trainer(trunk))
+    envs = TextGenVectorEnv(2, task="Copy", tokenizer="char", max_prompt=9, max_new=9)
+    with pytest.raises(ValueError, match="autoreset_mode=SAME_STEP would mix episodes"):
+        TextGenRollout(envs, seed=0)
+
+
+def test_the_reward_function_hands_on():
+    assert env_reward(["p"], ["c"], [[1]], env_reward=[0.25], env_exact=[False]) == [0.25]
+    with pytest.raises(ValueError, match="there is no field 'env_reward'; pass rollout_func"):
+        env_reward(["p"], ["c"], [[1]])

@@ -1,0 +1,181 @@
+"""The five routes to an environment of one's own: checked and trained from an empty directory by the console scripts.
+
+The texts are those of docs/own_environments.md, which a test compares where the sources are; all else runs from an
+installed wheel as well.
+"""
+
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MAX_LINES = 10
+
+
+@dataclass(frozen=True)
+class Route:
+    """A section of the page: a file, and the two commands."""
+
+    heading: str
+    check: str
+    train: str
+    file: str = ""
+    text: str = ""
+
+
+ROUTES = (
+    Route(
+        "Decorator",
+        "worldmtp-envs check worldmtp/DoubleLetters-v0 --import ./my_envs.py",
+        "worldmtp-train imports=[./my_envs.py] env=custom env.id=worldmtp/DoubleLetters-v0",
+        "my_envs.py",
+        '''\
+import worldmtp
+
+
+@worldmtp.register_task("DoubleLetters", max_prompt=4, max_new=8, tokenizer="char:abcdef=")
+def double_letters(rng):
+    """Write every letter twice."""
+    word = "".join(rng.choice(list("abcdef"), size=3))
+    return worldmtp.envs.Example(prompt=word + "=", answer="".join(2 * letter for letter in word))
+''',
+    ),
+    Route(
+        "Data",
+        "worldmtp-envs check worldmtp/Data-v0 --kwargs task_kwargs.path=questions.jsonl "
+        "task_kwargs.reward=my_rewards:share_right",
+        "worldmtp-train env=data env.kwargs.task_kwargs.path=questions.jsonl "
+        "+env.kwargs.task_kwargs.reward=my_rewards:share_right",
+        "my_rewards.py",
+        """\
+def share_right(example, text):
+    return sum(a == b for a, b in zip(text, example.answer)) / max(len(text), len(example.answer))
+""",
+    ),
+    Route(
+        "Gymnasium",
+        "worldmtp-envs check my_pkg:MyEnv-v0",
+        "worldmtp-train env=custom env.id=my_pkg:MyEnv-v0",
+        "my_pkg.py",
+        '''\
+import gymnasium
+from worldmtp.envs import TextGenEnv
+
+
+class MyEnv(TextGenEnv):
+    """Words in reverse, and a token costs a hundredth of the score."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated or truncated:
+            reward = info["score"] = reward * 0.99 ** info["num_tokens"]
+        return obs, reward, terminated, truncated, info
+
+
+gymnasium.register("MyEnv-v0", entry_point="my_pkg:MyEnv", kwargs={"task": "Reverse", "max_prompt": 9, "max_new": 9})
+''',
+    ),
+    Route(
+        "reasoning-gym",
+        "worldmtp-envs check worldmtp/ReasoningGym-v0 "
+        "--kwargs task=gcd task_kwargs.max_value=50 max_prompt=9 max_new=4",
+        "worldmtp-train env=reasoning_gym env.kwargs.task=gcd +env.kwargs.task_kwargs.max_value=50",
+    ),
+    Route(
+        "World",
+        "worldmtp-envs check worldmtp/HotCold-v0 --import ./my_worlds.py",
+        "worldmtp-train imports=[./my_worlds.py] env=custom env.id=worldmtp/HotCold-v0 sft.num_steps=0",
+        "my_worlds.py",
+        """\
+import random
+import worldmtp
+
+
+@worldmtp.register_task("HotCold", max_prompt=1, max_new=16, max_turn=3, tokenizer="char:0123456789?<>")
+class HotCold:
+    def reset(self, seed):
+        self.number = str(random.Random(seed).randrange(10))
+        return "?", {}
+
+    def step(self, text):
+        reply = "<" if text < self.number else ">" if text > self.number else ""
+        return reply, float(not reply), not reply, False, {}
+""",
+    ),
+)
+BY_HEADING = {route.heading: route for route in ROUTES}
+HEADINGS = tuple(BY_HEADING)
+
+
+@pytest.fixture
+def here(tmp_path):
+    """An otherwise empty directory with a route's file, and the questions that one of them asks."""
+
+    def prepared(route):
+        if route.file:
+            (tmp_path / route.file).write_text(route.text)
+        if route.heading == "Data":
+            words = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
+            rows = [{"prompt": f"{word}=", "answer": word.upper()} for word in words]
+            (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path
+
+    return prepared
+
+
+def run_script(command, directory, *more):
+    """The finished process of a line of the page, started as a shell would, with further arguments."""
+    name, *arguments = shlex.split(command)
+    script = Path(sys.executable).parent / name
+    if not script.exists():
+        pytest.fail(f"{script} is missing: the package was installed before it had this script; install it again.")
+    return subprocess.run(
+        [script, *arguments, *more], cwd=directory, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_route_is_checked(heading, here):
+    route = BY_HEADING[heading]
+    done = run_script(route.check, here(route), "--episodes", "20", "--examples", "8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("PASS ")
+    assert "random answer" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_route_is_trained(heading, here, tiny_overrides):
+    route = BY_HEADING[heading]
+    directory = here(route)
+    chosen = {argument.partition("=")[0] for argument in shlex.split(route.train)}
+    tiny = [value for value in tiny_overrides if value.partition("=")[0] not in chosen]
+    done = run_script(route.train, directory, *tiny, "hydra.run.dir=run", "seed=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (directory / "run" / "DONE").exists()
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_route_takes_ten_lines(heading):
+    route = BY_HEADING[heading]
+    lines = [line for line in route.text.splitlines() if line.strip()]
+    assert len(lines) <= MAX_LINES
+
+
+def test_the_page_has_these_texts(project_root):
+    page = (project_root / "docs" / "own_environments.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE))
+    assert tuple(sections) == HEADINGS
+    for heading, section in sections.items():
+        route = BY_HEADING[heading]
+        files = re.findall(r"[Ii]n `([\w.]+)`:\n\n```python\n(.*?)```", section, flags=re.DOTALL)
+        commands = re.findall(r"^```\n(worldmtp.*?)```", section, flags=re.DOTALL | re.MULTILINE)
+        assert files == ([(route.file, route.text)] if route.file else [])
+        assert commands == [f"{route.check}\n{route.train}\n"]

@@ -1,0 +1,205 @@
+"""Questions from files: every format gives the same examples, and what is wrong with a file is told with its place."""
+
+import csv
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+
+from worldmtp.envs import Example, Score, draw_examples, make_task, split_of
+from worldmtp.envs.tasks.data import DataTask
+
+NO_IDS = np.zeros(0, dtype=np.int64)
+ROWS = [
+    {"prompt": "2+3=", "answer": "5", "level": "easy"},
+    {"prompt": "capital of France, please:", "answer": 'Paris, or "Paname"', "level": "hard"},
+    {"prompt": "new\nline=", "answer": "yes", "level": "hard"},
+]
+REWARDS = """
+from worldmtp.envs import Score
+
+NUMBER = 3
+
+
+def length(example, text):
+    return min(len(text), len(example.answer)) / len(example.answer)
+
+
+def by_level(example, text):
+    return Score(0.5, {"hard": float(example.meta["level"] == "hard")}, reason="judged")
+"""
+
+
+def write_jsonl(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_csv(path, rows=ROWS):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path, rows=ROWS):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_saved(path, rows=ROWS):
+    from datasets import Dataset
+
+    Dataset.from_list(rows).save_to_disk(str(path))
+
+
+FORMATS = {"a.jsonl": write_jsonl, "a.csv": write_csv, "a.parquet": write_parquet, "saved": write_saved}
+
+
+@pytest.fixture
+def my_rewards(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards_of_test_data.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "my_rewards_of_test_data"
+
+
+def all_examples(task):
+    rng = np.random.default_rng(0)
+    return {example.prompt: example for example in (task.sample(rng, "train") for _ in range(200))}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_examples(tmp_path, name):
+    FORMATS[name](tmp_path / name)
+    task = DataTask(tmp_path / name)
+    expected = {row["prompt"]: Example(row["prompt"], row["answer"], {"level": row["level"]}) for row in ROWS}
+    assert all_examples(task) == expected
+    assert task.universe_size == 3
+
+
+def test_columns_are_named_and_a_separator_appended(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"question": "2+3", "gold": "5", "prompt": "other"}])
+    task = DataTask(tmp_path / "a.jsonl", prompt="question", answer="gold", separator="=")
+    assert all_examples(task) == {"2+3=": Example("2+3=", "5", {"prompt": "other"})}
+
+
+def test_without_a_reward_a_text_is_right_or_wrong(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "2+3=", "answer": " 5\n"}])
+    task = DataTask(tmp_path / "a.jsonl")
+    (example,) = all_examples(task).values()
+    assert task.score(example, "5", NO_IDS) == Score(1.0, exact=True)
+    assert task.score(example, "5 5", NO_IDS) == Score(0.0)
+
+
+def test_a_reward_by_its_path_sees_the_example_and_the_text(tmp_path, my_rewards):
+    write_jsonl(tmp_path / "a.jsonl")
+    task = DataTask(tmp_path / "a.jsonl", f"{my_rewards}:length", probe_bound=0.5)
+    example = all_examples(task)["new\nline="]
+    assert task.score(example, "y", NO_IDS) == Score(1 / 3)
+    assert task.score(example, "123", NO_IDS) == Score(1.0, exact=True)
+    assert task.probe_bound == 0.5
+    judged = DataTask(tmp_path / "a.jsonl", f"{my_rewards}:by_level").score(example, "y", NO_IDS)
+    assert (judged.value, judged.components, judged.reason) == (0.5, {"hard": 1.0}, "judged")
+
+
+def test_answers_may_be_missing_where_there_is_a_reward(tmp_path, my_rewards):
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a="}, {"prompt": "b=", "answer": None}])
+    task = DataTask(tmp_path / "a.jsonl", f"{my_rewards}:by_level", answer=None)
+    assert {example.answer for example in all_examples(task).values()} == {None}
+    assert DataTask(tmp_path / "a.jsonl", f"{my_rewards}:by_level").universe_size == 2
+
+
+def test_parts_of_a_saved_dictionary_are_chosen(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(str(tmp_path / "saved"))
+    assert DataTask(tmp_path / "saved", part="test").universe_size == 1
+    for part in (None, "validation"):
+        with pytest.raises(ValueError, match=r"holds the parts \['test', 'train'\]; choose one"):
+            DataTask(tmp_path / "saved", part=part)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "message"),
+    [
+        ("a.txt", "x", {}, r"ends in '\.txt'; expected one of \('\.jsonl', '\.csv', '\.parquet'\)"),
+        ("a.jsonl", "", {}, "has no rows"),
+        ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt"', {}, r"line 2: Expecting .* each line must be"),
+        ("a.jsonl", '["a", "b"]', {}, "line 1: a JSON list; each line must be an object"),
+        ("a.jsonl", '{"promt": "a", "answer": "b"}', {}, "has no column 'prompt'; did you mean 'promt'"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "x": "b"}',
+            {},
+            r"no column 'answer'\. .*answer=\.\.\., or answer=None and a reward",
+        ),
+        ("a.jsonl", '{"prompt": "", "answer": "b"}', {}, "row 1: prompt is empty"),
+        ("a.jsonl", '{"prompt": "a", "answer": 5}', {}, "row 1: answer is 5, a int; expected text"),
+        ("a.jsonl", '{"prompt": "a", "answer": null}', {}, "row 1: answer is None, a NoneType; expected text"),
+        ("a.jsonl", '{"prompt": "a", "answer": "b"}', {"part": "train"}, "is a file; leave it out"),
+        ("a.jsonl", '{"prompt": "a", "answer": "b"}', {"answer": None}, "nothing to match; give a reward"),
+        ("a.csv", "prompt,answer\na,b\na,b,c\n", {}, r"line 3: not the 2 fields of the header \['prompt', 'answer'\]"),
+        ("a.csv", 'prompt,answer\na,"b\n', {}, "unexpected end of data"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_its_place(tmp_path, name, content, arguments, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        DataTask(tmp_path / name, **arguments)
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"path='.*none\.jsonl': no such file or directory \(from "):
+        DataTask(tmp_path / "none.jsonl")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="is a directory that datasets did not save"):
+        DataTask(tmp_path / "folder")
+    with pytest.raises(ValueError, match="a task from data needs a file"):
+        make_task("Data")
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("length", "reward='length' must be '<module>:<function>'"),
+        ("no_such_module:length", "the module 'no_such_module' cannot be imported"),
+        ("{module}:lenght", "has no 'lenght'; did you mean 'length'"),
+        ("{module}:zzz", r"has no 'zzz'; define it there as zzz\(example, text\)"),
+    ],
+)
+def test_a_reward_that_is_not_there_is_told(tmp_path, my_rewards, reward, message):
+    write_jsonl(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=message):
+        DataTask(tmp_path / "a.jsonl", reward.format(module=my_rewards))
+
+
+def test_a_reward_that_is_no_function_is_told(tmp_path, my_rewards):
+    write_jsonl(tmp_path / "a.jsonl")
+    with pytest.raises(TypeError, match=r":NUMBER' is a int; expected a function \(example, text\) -> float"):
+        DataTask(tmp_path / "a.jsonl", f"{my_rewards}:NUMBER")
+
+
+def test_a_small_file_fills_its_splits_and_no_more(tmp_path):
+    """Of 400 prompts each can be had, the last one too; of more there are none, and the error says so."""
+    prompts = [f"{number}=" for number in range(400)]
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": prompt, "answer": "1"} for prompt in prompts])
+    task = DataTask(tmp_path / "a.jsonl")
+    heldout = {prompt for prompt in prompts if split_of(Example(prompt).key) == "heldout"}
+    drawn = draw_examples(task, "heldout", len(heldout), seed=0, distinct=True)
+    assert {example.prompt for example in drawn} == heldout
+    message = rf"no new prompt in 8000 draws \({len(heldout)} distinct found.*too small, it has 400 in all; ask for"
+    with pytest.raises(ValueError, match=message):
+        draw_examples(task, "heldout", len(heldout) + 1, seed=0, distinct=True)
+
+
+def test_an_env_of_a_file_scores_by_its_reward(tmp_path, my_rewards):
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"{number}=", "answer": "12"} for number in range(20)])
+    task_kwargs = {"path": str(tmp_path / "a.jsonl"), "reward": f"{my_rewards}:length"}
+    env = gymnasium.make("worldmtp/Data-v0", task_kwargs=task_kwargs, tokenizer="char:0123456789=", max_new=3).unwrapped
+    assert json.loads(json.dumps(env.spec.kwargs))["task_kwargs"] == task_kwargs
+    env.reset(seed=0)
+    env.step(2)
+    _, reward, terminated, _, info = env.step(env.tokenizer.eos_id)
+    assert (reward, terminated, info["score"], info["text"]) == (0.5, True, 0.5, "0")

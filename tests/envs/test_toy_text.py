@@ -1,0 +1,191 @@
+"""Gymnasium's toy-text environments side by side with the worlds made of them."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.toy_text import BlackjackEnv, CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
+
+from worldmtp.envs.worlds.settlement import Settlement
+from worldmtp.envs.worlds.toy_text import ToyText
+
+LAKE_MAP = ["SFFF", "FHFH", "FFFH", "HFFG"]
+
+CASES = {
+    "lake": ("FrozenLake", FrozenLakeEnv, {}, "ldru"),
+    "dry lake": ("FrozenLake", FrozenLakeEnv, {"is_slippery": False, "map_name": "8x8"}, "ldru"),
+    "taxi": ("Taxi", TaxiEnv, {}, "snewpd"),
+    "rainy taxi": ("Taxi", TaxiEnv, {"is_rainy": True, "fickle_passenger": True}, "snewpd"),
+    "cards": ("Blackjack", BlackjackEnv, {"sab": True}, "sh"),
+    "cliff": ("CliffWalking", CliffWalkingEnv, {"is_slippery": True}, "urdl"),
+}
+
+
+def state_in(game, text):
+    """Gymnasium's observation, read back from the text by the table of the module."""
+    if game == "Blackjack":
+        total, _, dealer = text.rstrip("+-=").replace("a", ":").partition(":")
+        return (int(total), int(dealer), int("a" in text))
+    row, column = int(text[0], 36), int(text[1], 36)
+    if game == "Taxi":
+        return ((row * 5 + column) * 5 + "RGYBT".index(text[2])) * 4 + "RGYB".index(text[3])
+    return row, column
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_transitions_are_gymnasiums(case):
+    game, make, kwargs, words = CASES[case]
+    world, theirs, rng = ToyText(game, kwargs, max_turns=60), make(**kwargs), np.random.default_rng(0)
+    num_ended = 0
+    for seed in range(12):
+        opening, _ = world.reset(seed)
+        obs, _ = theirs.reset(seed=seed)
+        if game == "FrozenLake":
+            assert opening == "/".join("".join(row) for row in theirs.desc.astype(str))
+        else:
+            assert state_in(game, opening) == (divmod(obs, 12) if game == "CliffWalking" else obs)
+        collected = 0.0
+        for _ in range(60):
+            action = int(rng.integers(len(words)))
+            obs, reward, terminated, _, _ = theirs.step(action)
+            collected += float(reward)
+            reply, paid, ended, truncated, _ = world.step(words[action])
+            width = {"FrozenLake": 8 if "map_name" in kwargs else 4, "CliffWalking": 12}.get(game)
+            assert state_in(game, reply) == (obs if width is None else divmod(obs, width))
+            assert ended == terminated
+            low, high = {"FrozenLake": (0, 1), "Taxi": (-60, 20), "Blackjack": (-1, 1), "CliffWalking": (-60, -13)}[
+                game
+            ]
+            expected = (min(max(collected, low), high) - low) / (high - low) if terminated else 0.0
+            assert paid == pytest.approx(expected, abs=1e-15)
+            if terminated or truncated:
+                num_ended += terminated
+                break
+    assert num_ended > 0 or game in ("Taxi", "CliffWalking")  # which nobody ends by chance in so few turns
+
+
+def test_random_maps_are_gymnasiums_and_differ_by_seed():
+    world = ToyText("FrozenLake", random_map={"size": 4, "p": 0.7})
+    openings = {}
+    for seed in range(30):
+        opening, info = world.reset(seed)
+        openings.setdefault(opening, seed)
+        assert info == {"hidden": ""}  # the map is told and must not be in two splits
+        theirs = FrozenLakeEnv(desc=opening.split("/"))
+        theirs.reset(seed=seed)
+        for word, action in (("r", 2), ("d", 1), ("d", 1)):
+            state, reward, terminated, *_ = theirs.step(action)
+            reply, paid, ended, *_ = world.step(word)
+            letter = opening.split("/")[state // 4][state % 4]
+            assert reply == f"{state // 4}{state % 4}" + (letter if terminated else "")
+            assert (paid, ended) == (reward, terminated)
+            if ended:
+                break
+    assert len(openings) > 20
+
+
+def test_a_dry_lake_by_hand():
+    world = ToyText("FrozenLake", {"is_slippery": False, "desc": LAKE_MAP})
+    assert world.reset(0) == ("SFFF/FHFH/FFFH/HFFG", {"hidden": ""})
+    assert [world.step(text)[0] for text in ("d", "l", "up", " d ", "r", "d", "r")] == [
+        "10", "10", "?", "20", "21", "31", "32",
+    ]  # fmt: skip
+    assert world.step("r") == ("33G", 1.0, True, False, {"is_success": True})
+    world.reset(0)
+    world.step("r")
+    assert world.step("d") == ("11H", 0.0, True, False, {"is_success": False})
+
+
+def test_the_shortest_cliff_walk_earns_one_and_a_fall_costs():
+    world = ToyText("CliffWalking", max_turns=30)
+    assert world.reset(0) == ("30", {"hidden": ""})
+    steps = [world.step(text) for text in "u" + "r" * 11 + "d"]
+    assert [step[0] for step in steps[-2:]] == ["2b", "3b"]
+    assert steps[-1][1:3] == (1.0, True)
+    world.reset(0)
+    assert world.step("r")[:2] == ("30", 0.0)  # -100, and back to the start
+    assert [world.step(text) for text in "u" + "r" * 11 + "d"][-1][1] == 0.0
+
+
+def test_a_taxi_ride_by_hand():
+    world = ToyText("Taxi", max_turns=30)
+    seed = next(seed for seed in range(3000) if world.reset(seed)[0] == "00RG")
+    world.reset(seed)
+    # From R in the corner to G: pick up; two south, since walls are between the columns above; four east, two north.
+    ride = ["p", "s", "s", "e", "e", "e", "e", "n", "n"]
+    replies = [world.step(text)[0] for text in ride]
+    assert replies == ["00TG", "10TG", "20TG", "21TG", "22TG", "23TG", "24TG", "14TG", "04TG"]
+    # Nine turns at -1 and 20 for the delivery: 11, of -30 to 20.
+    assert world.step("d") == ("04GG", pytest.approx(41 / 50, abs=1e-15), True, False, {"is_success": True})
+
+
+def test_blackjack_tells_the_outcome():
+    world, outcomes = ToyText("Blackjack"), set()
+    for seed in range(60):
+        world.reset(seed)
+        reply, paid, *_ = world.step("s")
+        outcomes.add((reply[-1], paid))
+    assert outcomes == {("+", 1.0), ("=", 0.5), ("-", 0.0)}
+    world.reset(0)
+    replies = [world.step("h") for _ in range(21)]
+    bust = next(step for step in replies if step[2])
+    assert bust[0].endswith("-")
+    assert int(bust[0][:2]) > 21
+    assert bust[1] == 0.0
+
+
+def test_a_game_cut_short_pays_nothing():
+    world = ToyText("Blackjack", max_turns=2)
+    world.reset(0)
+    assert world.step("stand") == ("?", 0.0, False, False, {"is_success": False, "reason": "malformed"})
+    assert world.step("")[1:4] == (0.0, False, True)
+
+
+def test_what_is_hidden():
+    assert ToyText("Taxi").reset(3)[1] == {"hidden": ""}
+    for game, kwargs in (
+        ("Taxi", {"is_rainy": True}),
+        ("Taxi", {"fickle_passenger": True}),
+        ("Blackjack", {}),
+        ("FrozenLake", {}),
+        ("CliffWalking", {"is_slippery": True}),
+    ):
+        assert "hidden" not in ToyText(game, kwargs).reset(3)[1]  # the seed is
+
+
+def test_other_words_and_returns():
+    world = ToyText("FrozenLake", {"is_slippery": False}, actions=["west", "south", "east", "north"], returns=(0, 2))
+    world.reset(0)
+    steps = [world.step(text) for text in ("south", "south", "east", "east", "south", "east")]
+    assert steps[-1][:2] == ("33G", 0.5)
+
+
+def test_impossible_arguments():
+    with pytest.raises(ValueError, match="game='FrozenLakes' is unknown, did you mean 'FrozenLake'"):
+        ToyText("FrozenLakes")
+    with pytest.raises(ValueError, match="must be 2 different words for Blackjack"):
+        ToyText("Blackjack", actions=["s", "s"])
+    with pytest.raises(ValueError, match=r"random_map=.* is for FrozenLake without desc or map_name"):
+        ToyText("Taxi", random_map={"size": 4})
+    with pytest.raises(ValueError, match="max_turns=0 must be at least 1"):
+        ToyText("Taxi", max_turns=0)
+    with pytest.raises(ValueError, match=r"returns=\(1, 0\) must be two finite numbers"):
+        ToyText("Taxi", returns=(1, 0))
+
+
+def test_settlements_by_hand():
+    settlement = Settlement((-10, 10.0))
+    settlement.begin()
+    assert [settlement.pay(reward, last) for reward, last in ((-1.0, False), (-4.0, False), (10.0, True))] == [
+        0,
+        0,
+        0.75,
+    ]
+    settlement.begin()
+    assert settlement.pay(-50.0, True) == 0.0
+    settlement.begin()
+    assert settlement.pay(50.0, True) == 1.0
+
+
+def test_gymnasium_still_registers_what_is_taken_from_it():
+    for name in ("FrozenLake", "Blackjack", "CliffWalking", "Taxi"):
+        assert any(spec.name == name and spec.namespace is None for spec in gymnasium.registry.values())

@@ -1,0 +1,181 @@
+"""Rewards of completions as TRL hands them over, by hand. Ids: pad 0, EOS 1, a 2, b 3, = 4. No trl here."""
+
+import subprocess
+import sys
+
+import pytest
+
+from worldmtp.envs import EpisodeRecorder, Score, TextGenEnv, TextGenReward, read_episodes
+from worldmtp.envs.task import Example, Progress
+from worldmtp.envs.worlds.task import WorldTask
+
+
+class Letters:
+    """Dense: every a pays 1/4 at once, a b ends the text; the prompt is "a=" or "b="."""
+
+    def sample(self, rng, split):
+        return Example("ab"[int(rng.integers(2))] + "=", hidden=str(rng.integers(1000)))
+
+    def progress(self, example, text, ids):
+        return Progress(text.count("a") / 4, ended="b" in text)
+
+    def score(self, example, text, ids):
+        return Score(text.count("a") / 4)
+
+
+class Silent:
+    def reset(self, seed):
+        return "=", {}
+
+    def step(self, text):
+        return "", 0.0, True, False, {}
+
+
+@pytest.fixture
+def reward(make_single):
+    made = TextGenReward(make_single(), name="echo")
+    made.rows("train", 3, seed=0)
+    return made
+
+
+def asked(reward, *prompts):
+    """Columns for these prompts, whatever rows there are."""
+    return {"prompts": list(prompts), "completions": ["never read"] * len(prompts)}
+
+
+def test_rows_are_distinct_examples_of_the_split(make_single):
+    reward = TextGenReward(make_single())
+    rows = reward.rows("heldout", 3, seed=1)
+    examples = make_single().examples("heldout", 3, seed=1)
+    assert rows == [{"prompt": example.prompt, "example_key": example.key} for example in examples]
+    assert len({row["prompt"] for row in rows}) == 3
+
+
+def test_rewards_are_those_of_the_env(reward):
+    """The right answer pays 1, one of its length 1/2, another 0; ids are what is scored."""
+    rows = reward.rows("train", 3, seed=0)
+    word = rows[0]["prompt"][:-1]
+    right = [{"a": 2, "b": 3}[letter] for letter in word]
+    wrong = [5 - token for token in right]
+    answers = [[*right, 1], [*wrong, 1], [1]]
+    rewards = reward(
+        **asked(reward, *[rows[0]["prompt"]] * 3), completion_ids=answers, example_key=[rows[0]["example_key"]] * 3
+    )
+    assert rewards == [1.0, 0.5, 0.0]
+    assert reward.problem.scorer.counters.scored == 3
+    assert reward(**asked(reward, rows[0]["prompt"]), completion_ids=answers[:1]) == [1.0]  # found by its prompt alone
+
+
+def test_the_name_is_the_metrics(make_single):
+    assert TextGenReward("worldmtp/Copy-v0").__name__ == "Copy"
+    assert TextGenReward(make_single()).__name__ == "EchoTask"
+    assert TextGenReward(make_single(), name="mine").__name__ == "mine"
+
+
+@pytest.mark.parametrize(("truncation_score", "paid"), [("score", 0.5), ("zero", 0.0)])
+def test_no_eos_is_worth_what_it_is_in_the_env(echo_problem, make_single, truncation_score, paid):
+    task = echo_problem["task"]
+    task.max_length = 4
+    reward = TextGenReward(make_single(truncation_score=truncation_score, max_prompt=5, max_new=5))
+    examples = [row for row in reward.rows("train", 12, seed=0) if len(row["prompt"]) == 5]
+    ids = [{"a": 3, "b": 2}[letter] for letter in examples[0]["prompt"][:-1]]
+    # Four wrong letters and padding: as long as the word, without EOS.
+    assert reward(**asked(reward, examples[0]["prompt"]), completion_ids=[[*ids, 0]]) == [paid]
+
+
+def test_a_dense_task_is_paid_to_its_own_end(echo_problem):
+    reward = TextGenReward(make_dense(echo_problem))
+    row = reward.rows("train", 1, seed=0)[0]
+    rewards = reward(
+        **asked(reward, *[row["prompt"]] * 4),
+        completion_ids=[[2, 2, 1], [2, 3, 2, 2], [2, 2, 2, 2], [3, 1]],
+        example_key=[row["example_key"]] * 4,
+    )
+    assert rewards == [0.5, 0.25, 1.0, 0.0]  # what comes behind a b earns nothing
+
+
+def make_dense(problem):
+    return TextGenEnv(**(problem | {"task": Letters()}))
+
+
+def test_one_prompt_of_several_questions_needs_its_key(echo_problem):
+    reward = TextGenReward(make_dense(echo_problem))
+    rows = [row for row in reward.rows("train", 8, seed=0) if row["prompt"] == "a="]
+    assert len(rows) > 1
+    with pytest.raises(ValueError, match=f"'a=' stands for {len(rows)} questions; keep the column 'example_key'"):
+        reward(**asked(reward, "a="), completion_ids=[[1]])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids", "message"),
+    [
+        ("zzz=", [1], "the prompt 'zzz=' with example_key=None is none of the 3 that rows"),
+        ([{"role": "user", "content": "a="}], [1], "is no text: environments take prompts as they are"),
+        (None, [2], "a completion of 1 tokens stops without EOS.*set max_completion_length=4"),
+        (None, [], "a completion of 0 tokens stops without EOS"),
+        (None, [2, 1, 0], r"3 tokens goes on behind EOS.*eos_token_id=1 and max_completion_length=4"),
+        (None, [2, 2, 2, 2, 2], "5 tokens goes on behind max_new=4"),
+        (None, [9, 1], r"action 9 is outside the vocabulary 0\.\.4"),
+    ],
+)
+def test_what_is_no_episode_is_an_error(reward, prompt, ids, message):
+    prompt = prompt or reward.rows("train", 3, seed=0)[0]["prompt"]
+    with pytest.raises(ValueError, match=message):
+        reward(**asked(reward, prompt), completion_ids=[ids])
+
+
+def test_a_key_of_another_prompt_is_an_error(reward):
+    rows = reward.rows("train", 3, seed=0)
+    with pytest.raises(ValueError, match="is none of the 3 that rows"):
+        reward(**asked(reward, rows[0]["prompt"]), completion_ids=[[1]], example_key=[rows[1]["example_key"]])
+
+
+def test_metrics_are_logged(reward):
+    logged = {}
+    rows = reward.rows("train", 3, seed=0)
+    word = [{"a": 2, "b": 3}[letter] for letter in rows[0]["prompt"][:-1]]
+    reward(
+        **asked(reward, rows[0]["prompt"], rows[0]["prompt"]),
+        completion_ids=[[*word, 1], [0, 0, 0, 0]],
+        log_metric=logged.__setitem__,
+    )
+    assert logged == {"echo/exact": 0.5, "echo/no_eos": 0.5, "echo/scorer_errors": 0.0, "echo/scorer_timeouts": 0.0}
+
+
+def test_tokenizers_are_compared(reward):
+    same = reward.problem.tokenizer.to_transformers()
+    reward.check_tokenizer(same)
+
+    class WithBos:
+        eos_token_id = 1
+
+        def __call__(self, text):
+            return {"input_ids": [0, *same(text=text)["input_ids"]]}
+
+    with pytest.raises(ValueError, match=r"writes '[ab]+=' as \[0, .*without special tokens around prompts"):
+        reward.check_tokenizer(WithBos())
+    same.eos_token = "a"
+    with pytest.raises(ValueError, match="ends texts with id 2, the environment's with 1"):
+        reward.check_tokenizer(same)
+
+
+def test_wrappers_see_the_episodes(make_single, tmp_path):
+    reward = TextGenReward(EpisodeRecorder(make_single(), tmp_path / "episodes.jsonl"))
+    row = reward.rows("train", 1, seed=0)[0]
+    reward(**asked(reward, row["prompt"]), completion_ids=[[2, 0, 1]])
+    assert [line["ids"] for line in read_episodes(tmp_path / "episodes.jsonl")] == [[2, 0, 1]]
+
+
+def test_conversations_and_other_environments_are_refused(echo_problem):
+    with pytest.raises(TypeError, match=r"WorldTask is a conversation.*use worldmtp\.agents\.TextGenRollout"):
+        TextGenReward(TextGenEnv(**(echo_problem | {"task": WorldTask(Silent)})))
+    with pytest.raises(TypeError, match="is no environment of one text"):
+        TextGenReward("CartPole-v1")
+
+
+def test_no_trl_and_no_torch_is_imported():
+    code = (
+        "import sys; from worldmtp.envs import TextGenReward; TextGenReward('worldmtp/Copy-v0'); "
+        "print(sorted({'trl', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

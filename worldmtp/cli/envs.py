@@ -1,0 +1,158 @@
+"""``worldmtp-envs list | check | play``: what environments there are, whether one is sound, and how it feels.
+
+    worldmtp-envs list                                          the catalogue, with lengths measured
+    worldmtp-envs check worldmtp/Reverse-v0                     contract, splits, hack probes, baselines
+    worldmtp-envs play worldmtp/Reverse-v0                      answer at the keyboard
+    worldmtp-envs check worldmtp/MyTask-v0 --import ./my_envs.py
+    worldmtp-envs check worldmtp/ReasoningGym-v0 --kwargs task=gcd task_kwargs.max_value=50
+
+Here are the arguments; the work is in ``envs_list.py``, ``envs_check.py`` and ``envs_play.py``.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from worldmtp.cli.clean_exit import exit_cleanly, message_of, shows_traceback
+from worldmtp.cli.imports import import_user_modules
+
+_ID = "a gymnasium id, or <module>:<id>, whose module is imported first; the current directory is searched"
+
+
+def main() -> None:
+    """Console script."""
+    arguments = _parser().parse_args()
+    # What is expected to fail says what to do; a failed check says what was seen.
+    expected = (ValueError, TypeError, OSError, AssertionError)
+    exit_cleanly(lambda: _run(arguments), lambda: expected, message_of, shows_traceback())
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    known = _registered()
+    import_user_modules(arguments.imports, option="--import ")
+    if arguments.command == "list":
+        from worldmtp.cli.envs_list import list_envs
+
+        list_envs(arguments.pattern, sorted(_registered() - known), as_json=arguments.json)
+        return
+    kwargs = parse_kwargs(arguments.kwargs)
+    if arguments.command == "check":
+        from worldmtp.cli.envs_check import check_env
+
+        check_env(arguments.id, kwargs, arguments.episodes, arguments.seed, arguments.examples)
+    else:
+        from worldmtp.cli.envs_play import play_env
+
+        play_env(arguments.id, kwargs, arguments.split, arguments.episodes, arguments.seed)
+
+
+def _registered() -> set[str]:
+    import gymnasium
+
+    import worldmtp.envs  # noqa: F401 - registers
+
+    return set(gymnasium.registry)
+
+
+def parse_kwargs(settings: Sequence[str]) -> dict[str, Any]:
+    """What ``--kwargs`` was given: JSON objects, and ``key=value`` with dots for nesting and JSON or text as value.
+
+    Raises:
+        ValueError: a setting is neither.
+    """
+    kwargs: dict[str, Any] = {}
+    for setting in settings:
+        if setting.lstrip().startswith("{"):
+            try:
+                kwargs |= json.loads(setting)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--kwargs {setting!r} is no JSON object: {error}.") from error
+            continue
+        key, equals, value = setting.partition("=")
+        *outer, last = key.split(".")
+        if not equals or not last or not all(outer):
+            raise ValueError(f"--kwargs {setting!r} must be key=value, as max_new=9, or a JSON object.")
+        inner = kwargs
+        for name in outer:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"--kwargs {setting!r}: {name!r} has the value {inner!r} already, and so no keys.")
+        inner[last] = _value(value)
+    return kwargs
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worldmtp-envs",
+        description="Text environments: list what there is, check one, play one.",
+        epilog="example: worldmtp-envs check worldmtp/Reverse-v0",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | check | play")
+    listing = commands.add_parser(
+        "list", help="the catalogue", description="The catalogue, lengths measured in tokens."
+    )
+    listing.add_argument("pattern", nargs="?", default="", help="part of an id, or a pattern with * and ?")
+    listing.add_argument("--json", action="store_true", help="one JSON object, ids to descriptions")
+    check = commands.add_parser(
+        "check",
+        help="is it sound, and what do baselines earn",
+        description=(
+            "Contract of the single and of the vector environment, splits, hack probes, and what players earn who know "
+            "nothing. Code 1 and what was seen where it is unsound."
+        ),
+    )
+    check.add_argument("--episodes", type=_positive, default=200, metavar="N", help="of each baseline; by default 200")
+    check.add_argument(
+        "--examples", type=_positive, metavar="N", help="questions of each split for the probes; by default up to 64"
+    )
+    play = commands.add_parser(
+        "play",
+        help="answer at the keyboard",
+        description=r"Answer at the keyboard, a line an answer or turn; \n in it is a new line. Ctrl-D ends.",
+    )
+    play.add_argument("--episodes", type=_positive, default=1, metavar="N", help="by default 1")
+    play.add_argument("--split", default="train", choices=("train", "heldout"))
+    for command in (check, play):
+        command.add_argument("id", help=_ID)
+        command.add_argument(
+            "--kwargs",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY=VALUE",
+            help="what the environment is made with: key=value, dots for nesting, or a JSON object",
+        )
+        command.add_argument("--seed", type=_seed, default=0, metavar="N", help="by default 0")
+    for command in (listing, check, play):
+        command.add_argument(
+            "--import",
+            nargs="+",
+            action="extend",
+            default=[],
+            dest="imports",
+            metavar="MODULE",
+            help="modules and ./files.py to import first, which register environments",
+        )
+    return parser
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, smallest: int) -> int:
+    if not text.isdecimal() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {smallest} on.")
+    return int(text)

@@ -1,0 +1,99 @@
+"""``worldmtp-envs play <id>``: a person is the policy, a line of the terminal an answer or a turn."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldmtp.envs.making import make_text_vec
+from worldmtp.envs.splits import draw_examples
+from worldmtp.envs.task import Example, TurnTask
+from worldmtp.envs.trainable import TextVectorEnv
+
+
+def play_env(env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int, seed: int) -> None:
+    """Ask, read lines and tell what they earned, until the episodes are over or the input is.
+
+    Raises:
+        ValueError: the environment cannot be made, or the split cannot be filled.
+    """
+    # What is asked is drawn here; the pool, which every environment has, may be small.
+    envs = make_text_vec(env_id, 1, **{"pool_size": 1} | kwargs)
+    examples = draw_examples(envs.task, split, num_episodes, seed, heldout_fraction=envs.problem.heldout_fraction)
+    scores = []
+    for number, example in enumerate(examples, start=1):
+        print(f"--- episode {number} of {num_episodes}, {split}, seed {seed}")
+        final = _play_episode(envs, example, split)
+        if final is None:
+            print("\nthe input has ended.")
+            break
+        _tell(final, example)
+        scores.append(final["score"])
+    if len(scores) > 1:
+        print(f"--- mean score {np.mean(scores):.3f} of {len(scores)} episodes")
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What came of a line; ``reply`` is None where nothing was written behind it, ``final`` until the text ends."""
+
+    reward: float
+    reply: str | None
+    truncated: bool
+    final: dict[str, Any] | None
+
+
+def _play_episode(envs: TextVectorEnv, example: Example, split: str) -> dict[str, Any] | None:
+    """What the environment said of the ended text; None where the input ended first."""
+    obs, _ = envs.reset(options={"split": split, "group_size": 1, "prompts": [example]})
+    print(example.prompt)
+    length = int(obs["length"][0, 0])
+    while (ids := _read_ids(envs)) is not None:
+        turn, length = _take_turn(envs, [*ids, envs.tokenizer.eos_id], length)
+        if turn.reply is not None:
+            print(turn.reply)
+        if turn.final is None or isinstance(envs.task, TurnTask):
+            print(f"    reward {turn.reward:.3f}")
+        if turn.truncated:
+            print("    truncated: the room of the episode is used up")
+        if turn.final is not None:
+            return turn.final
+    return None
+
+
+def _take_turn(envs: TextVectorEnv, ids: list[int], length: int) -> tuple[_Turn, int]:
+    """Write tokens until they are all written, the environment writes, or the text ends; and the row's length then."""
+    reward, reply, final, truncated = 0.0, None, None, False
+    for token in ids:
+        obs, rewards, _, is_truncated, infos = envs.step(np.array([token]))
+        before, length = length, int(obs["length"][0, 0])
+        reward, truncated = reward + float(rewards[0]), bool(is_truncated[0])
+        if length > before + 1:
+            reply = envs.tokenizer.decode(obs["tokens"][0, before + 1 : length].tolist())
+        if "final_info" in infos:
+            final = {key: value if isinstance(value, dict) else value[0] for key, value in infos["final_info"].items()}
+        if reply is not None or final is not None:
+            break
+    return _Turn(reward, reply, truncated, final), length
+
+
+def _read_ids(envs: TextVectorEnv) -> list[int] | None:
+    """The tokens of the next line that can be written; None at the end of the input."""
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return None
+        try:
+            return envs.tokenizer.encode(line.replace("\\n", "\n"))
+        except ValueError as error:
+            print(f"    {error}")
+
+
+def _tell(final: dict[str, Any], example: Example) -> None:
+    """The account of an ended episode."""
+    print(f"score {final['score']:.3f}, {'solved' if final['exact'] else 'not solved'}, reason: {final['reason']}")
+    components = {name: values[0] for name, values in final["components"].items() if not name.startswith("_")}
+    if components:
+        print("components: " + ", ".join(f"{name} {value:g}" for name, value in components.items()))
+    print("the task shows no answer." if example.answer is None else f"an answer: {example.answer}")

@@ -1,0 +1,62 @@
+"""The Python standard library's own source files: real text that every machine has, without a download.
+
+Left out: tests (more than half of the bytes, much of it repetition), generated tables and texts, files that belong to
+one build of the interpreter, and empty files.
+"""
+
+import sysconfig
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+EXCLUDED_FOLDERS = (
+    *("site-packages", "dist-packages", "__pycache__"),  # not the standard library's own
+    *("test", "tests", "idle_test"),
+    "config-*",  # one build of the interpreter
+    "encodings",  # generated tables of character codes
+    "pydoc_data",  # the language reference, generated as one dictionary
+)
+"""Patterns of folder names, at any level."""
+
+EXCLUDED_FILES = ("_sysconfigdata*", "sitecustomize.py", "usercustomize.py")
+"""Patterns of files that describe one build or one machine."""
+
+
+def stdlib_root() -> Path:
+    """The folder of the running interpreter's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def stdlib_files(root: Path | None = None) -> list[Path]:
+    """The library's Python files, sorted, as paths relative to ``root``: the same on every machine with that Python.
+
+    ``EXCLUDED_FOLDERS``, ``EXCLUDED_FILES``, empty files and files that are not UTF-8 are left out. Another ``root``
+    is read by the same rules.
+
+    Raises:
+        ValueError: ``root`` is no folder, or no file is left; some systems install the library without its source.
+    """
+    root = stdlib_root() if root is None else root
+    if not root.is_dir():
+        raise ValueError(f"root={root} is not a folder; pass one that holds Python files.")
+    found = [path.relative_to(root) for path in root.rglob("*.py") if path.is_file()]
+    kept = [path for path in found if not _is_excluded(path) and _is_text(root / path)]
+    if not kept:
+        raise ValueError(
+            f"There are {len(found)} Python files under {root} and none to learn from: each is empty, not UTF-8, or in "
+            f"a folder that is left out ({', '.join(EXCLUDED_FOLDERS)}). Pass the root of a tree of sources."
+        )
+    return sorted(kept, key=lambda path: path.as_posix())
+
+
+def _is_excluded(path: Path) -> bool:
+    in_folder = any(fnmatchcase(part, pattern) for part in path.parts[:-1] for pattern in EXCLUDED_FOLDERS)
+    return in_folder or any(fnmatchcase(path.name, pattern) for pattern in EXCLUDED_FILES)
+
+
+def _is_text(path: Path) -> bool:
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return len(content) > 0

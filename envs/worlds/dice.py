@@ -41,6 +41,9 @@ def optimal_decision(target: int, banked: int, at_risk: int, decisions: int) -> 
     return HOLD if hold >= roll else ROLL
 
 
+_LARGEST = 100
+
+
 class Pig:
     """Bank ``target`` points within ``decisions`` turns; both are drawn and told in the prompt.
 
@@ -64,6 +67,11 @@ class Pig:
             raise ValueError(
                 f"expected 1 <= min_target <= max_target and 2 <= min_decisions <= max_decisions (a roll and a hold), "
                 f"got {min_target}, {max_target}, {min_decisions}, {max_decisions}."
+            )
+        if max(max_target, max_decisions) > _LARGEST:
+            raise ValueError(
+                f"max_target={max_target} and max_decisions={max_decisions} must be at most {_LARGEST}: the optimal "
+                "value takes target**2 * decisions states."
             )
         self.min_target, self.max_target = min_target, max_target
         self.min_decisions, self.max_decisions = min_decisions, max_decisions

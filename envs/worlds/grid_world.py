@@ -68,7 +68,7 @@ class GridWorld:
     Args:
         size: rows and columns.
         wall_probability: that a field is a wall. Start and goal are uniform among the pairs of free fields, and grids
-            without a way between them are drawn again.
+            without a way between them in ``max_turns`` turns are drawn again.
         max_turns: turns of an episode.
         grid: rows of a grid to be used in every episode instead of random ones.
 
@@ -88,8 +88,9 @@ class GridWorld:
                 f"expected size >= 2, wall_probability in [0, 0.5] and max_turns >= 1, got {size}, "
                 f"{wall_probability}, {max_turns}."
             )
-        if grid is not None and shortest_path(grid) is None:
-            raise ValueError(f"grid={list(grid)} has no way from S to G.")
+        way = "" if grid is None else shortest_path(grid)
+        if way is None or len(way) > max_turns:
+            raise ValueError(f"grid={list(grid or ())} has no way from S to G in max_turns={max_turns} turns.")
         self.size, self.wall_probability, self.max_turns = size, wall_probability, max_turns
         self._given = None if grid is None else tuple(grid)
         self.grid: tuple[str, ...] = self._given or ()
@@ -136,7 +137,8 @@ class GridWorld:
             start, goal = rng.choice(free, size=2, replace=False)
             fields.flat[start], fields.flat[goal] = START, GOAL
             grid = tuple("".join(row) for row in fields.tolist())
-            if shortest_path(grid) is not None:
+            way = shortest_path(grid)
+            if way is not None and len(way) <= self.max_turns:
                 return grid
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 
 from worldmtp.envs.task import TextWorld
 from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
@@ -91,10 +92,10 @@ class TextTurnEnv(gymnasium.Env[str, str]):
 
         Raises:
             ValueError: if the text said or heard leaves the space.
-            RuntimeError: if there is no episode, or it is over.
+            ResetNeeded: if there is no episode, or it is over.
         """
         if self._is_over:
-            raise RuntimeError("the episode is over, or has not begun; call reset first.")
+            raise ResetNeeded("the episode is over, or has not begun; call reset first.")
         said = self._admit(action, "the action is")
         reply, reward, terminated, truncated, info = self.world.step(said)
         self._turn += 1

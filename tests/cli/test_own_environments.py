@@ -97,11 +97,11 @@ import random
 import worldmtp
 
 
-@worldmtp.register_task("HotCold", max_prompt=1, max_new=16, max_turn=3, tokenizer="char:0123456789?<>")
+@worldmtp.register_task("HotCold", max_prompt=1, max_new=40, max_turn=4, tokenizer="char:0123456789?<>")
 class HotCold:
     def reset(self, seed):
-        self.number = str(random.Random(seed).randrange(10))
-        return "?", {}
+        self.number = f"{random.Random(seed).randrange(1000):03}"
+        return "?", {"hidden": self.number}
 
     def step(self, text):
         reply = "<" if text < self.number else ">" if text > self.number else ""

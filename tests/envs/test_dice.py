@@ -137,3 +137,8 @@ def test_impossible_arguments():
         Pig(5, 4)
     with pytest.raises(ValueError, match=r"2 <= min_decisions"):
         Pig(min_decisions=1)
+
+
+def test_games_whose_value_would_take_for_ever_are_refused():
+    with pytest.raises(ValueError, match=r"max_target=20 and max_decisions=600 must be at most 100"):
+        Pig(20, 20, 600, 600)

@@ -82,3 +82,10 @@ def test_impossible_arguments():
     for grid in (["S."], ["SG", "."], ["SGx"], "SG", ["SG", "SG"], []):
         with pytest.raises(ValueError, match="must be rows of one length"):
             GridWorld(grid=grid)
+
+
+def test_grids_whose_way_is_longer_than_an_episode_are_drawn_again_or_refused():
+    world = GridWorld(size=6, max_turns=4)
+    assert max(len(world.reset(seed)[1]["shortest_path"]) for seed in range(100)) == 4
+    with pytest.raises(ValueError, match="no way from S to G in max_turns=3 turns"):
+        GridWorld(grid=["S....G"], max_turns=3)

@@ -33,6 +33,10 @@ class Unruly:
             raise ZeroDivisionError("by the task")
         if text == "none":
             return None
+        if text == "lambda":
+            return lambda: 0.0
+        if text == "slow":
+            time.sleep(1.0)
         return Score(float(text == example.answer), {"ids": float(len(ids))}, exact=text == example.answer)
 """
 
@@ -136,3 +140,39 @@ def test_an_env_goes_on_and_pays_nothing(make_vector, unruly):
     assert infos["final_info"]["reason"].tolist() == ["error", "error"]
     assert envs.scorer.counters.errors == 2
     envs.close()
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next(unruly, monkeypatch):
+    """The answer to "slow" is on its way when the user interrupts; "a" must not be given it."""
+    scorer = Scorer(unruly, timeout_seconds=30.0)
+    assert scorer.score(EXAMPLE, "a", NO_IDS).value == 1.0
+    connection = scorer._process._connection
+
+    class Interrupted:
+        def send(self, message):
+            connection.send(message)
+
+        def poll(self, timeout):
+            raise KeyboardInterrupt
+
+        def close(self):
+            connection.close()
+
+    scorer._process._connection = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(EXAMPLE, "slow", NO_IDS)
+    assert [scorer.score(EXAMPLE, text, NO_IDS).value for text in ("a", "b")] == [1.0, 0.0]
+    scorer.close()
+
+
+def test_a_result_that_does_not_pickle_is_told_with_its_traceback(unruly):
+    scorer = Scorer(unruly, timeout_seconds=30.0, on_error="raise")
+    with pytest.raises(ScoringError, match=r"(?s)Traceback.*pickle"):
+        scorer.score(EXAMPLE, "lambda", NO_IDS)
+    assert scorer.score(EXAMPLE, "a", NO_IDS).value == 1.0
+    scorer.close()
+
+
+def test_components_are_finite_numbers():
+    with pytest.raises(ValueError, match=r"Score\(components=\{'parsed': nan\}\) must be finite numbers"):
+        Score(0.0, {"parsed": float("nan")})

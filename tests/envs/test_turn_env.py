@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import worldmtp.envs  # noqa: F401 - registers
@@ -70,7 +71,7 @@ def test_a_conversation_by_hand():
     assert env.step("nine")[:4] == ("?", 0.0, False, False)
     assert env.step(str(number))[:4] == ("=", 1.0, True, False)
     assert env.render() == f"0-3:\n> nine\n?\n> {number}\n="
-    with pytest.raises(RuntimeError, match="the episode is over"):
+    with pytest.raises(ResetNeeded, match="the episode is over"):
         env.step("1")
 
 
@@ -139,5 +140,5 @@ def test_impossible_arguments():
         TextTurnEnv(Parrot(), render_mode="human")
     with pytest.raises(ValueError, match="max_text=0 and max_turns=None must be at least 1"):
         TextTurnEnv(Parrot(), max_text=0)
-    with pytest.raises(RuntimeError, match="call reset first"):
+    with pytest.raises(ResetNeeded, match="call reset first"):
         TextTurnEnv(Parrot()).step("a")

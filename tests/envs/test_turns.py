@@ -155,6 +155,69 @@ def test_the_checkers_pass():
     check_vector_env(lambda n, mode: vector_of(Parrot, n, mode), num_steps=40)
 
 
+class InvertsActed(TextGenVectorEnv):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        if "final_info" in infos:
+            infos["final_info"]["acted"] = ~infos["final_info"]["acted"]
+        return *rest, infos
+
+
+class TellsAnotherReply(TextGenVectorEnv):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        if "reply" in infos:
+            infos["reply"] = np.where(infos["_reply"], "b", None)
+        return *rest, infos
+
+
+class CountsReplies(TextGenVectorEnv):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        if "final_info" in infos:
+            infos["final_info"]["num_tokens"] += infos["final_info"]["num_written"]
+        return *rest, infos
+
+
+class TellsTheNextQuestion(TextGenVectorEnv):
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        if "final_info" in infos and "example_key" in infos:
+            infos["final_info"]["example_key"] = infos["example_key"].copy()
+        return *rest, infos
+
+
+class IgnoresMasks(TextGenVectorEnv):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)
+
+
+class Entropy(TextGenVectorEnv):
+    def _reset_rows(self, rows):
+        self._np_random = np.random.default_rng()
+        return super()._reset_rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (InvertsActed, "final_info's acted is not what was acted"),
+        (TellsAnotherReply, "infos say the reply 'b', the row holds"),
+        (CountsReplies, "tokens, the policy wrote"),
+        (TellsTheNextQuestion, "final_info says example_key"),
+        (IgnoresMasks, "which reset_mask leaves alone"),
+        (Entropy, r"differs when the same tokens are played once more"),
+    ],
+    ids=["acted", "reply", "num_tokens", "question", "mask", "entropy"],
+)
+def test_planted_faults_are_caught(fault, message):
+    def make(num_envs, mode):
+        return fault(num_envs, autoreset_mode=mode, **kwargs_of(Parrot))
+
+    with pytest.raises(AssertionError, match=message):
+        check_vector_env(make, num_steps=60)
+
+
 class Remembers(Parrot):
     """What text environments of the field do: the last episode's history is still there."""
 

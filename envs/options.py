@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Int64
 
 from worldmtp.envs.splits import check_split
@@ -47,7 +48,10 @@ def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOpti
     if indices is not None and prompts is not None:
         raise ValueError("reset options 'indices' and 'prompts' both name the prompts; give one of them.")
     if indices is not None:
-        indices = np.asarray(indices, dtype=np.int64)
+        indices = np.asarray(indices)
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(f"indices must be integers, got {indices}.")
+        indices = indices.astype(np.int64)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
@@ -55,3 +59,48 @@ def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOpti
                 f"reset_mask must be {num_envs} booleans, at least one true, got {mask.dtype} of shape {mask.shape}."
             )
     return ResetOptions(split, group_size, indices, prompts, mask)
+
+
+def check_group_size(group_size: int, mode: AutoresetMode) -> None:
+    """Do nothing if rows can share prompts in this mode.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if group_size > 1 and mode is not AutoresetMode.DISABLED:
+        raise ValueError(
+            f"group_size={group_size} needs autoreset_mode='disabled', got {mode.value!r}: "
+            "rows that reset at their own ends cannot keep sharing a prompt."
+        )
+
+
+def count_groups(rows: Int64[np.ndarray, " row"], group_size: int) -> int:
+    """Groups that these rows are.
+
+    Raises:
+        ValueError: if a group is not whole.
+    """
+    num_groups, rest = divmod(len(rows), group_size)
+    if rest or (rows.reshape(-1, group_size) // group_size != rows.reshape(-1, group_size)[:, :1] // group_size).any():
+        raise ValueError(f"reset_mask must cover whole groups of {group_size} rows, got rows {rows.tolist()}.")
+    return num_groups
+
+
+def check_indices(indices: Int64[np.ndarray, " index"], pool_size: int) -> None:
+    """Do nothing if these are indices of a pool.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    if indices.ndim != 1 or ((indices < 0) | (indices >= pool_size)).any():
+        raise ValueError(f"indices must be a list of indices of the pool, 0..{pool_size - 1}, got {indices}.")
+
+
+def check_num_prompts(num_prompts: int, num_groups: int, group_size: int) -> None:
+    """Do nothing if there is one prompt a group.
+
+    Raises:
+        ValueError: if there is not.
+    """
+    if num_prompts != num_groups:
+        raise ValueError(f"{num_prompts} prompts are named for {num_groups} groups of {group_size} rows.")

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from worldmtp.envs import core
-from worldmtp.envs.options import parse_options
+from worldmtp.envs.options import check_indices, parse_options
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.prompts import object_column
 from worldmtp.envs.scoring import Scorer
@@ -96,8 +96,7 @@ class TextGenEnv(gymnasium.Env):
         if asked.prompts is not None:
             chosen = self.problem.encode(self.problem.find(asked.prompts, split))
         elif asked.indices is not None:
-            if ((asked.indices < 0) | (asked.indices >= len(pool))).any():
-                raise ValueError(f"indices must be within the pool, 0..{len(pool) - 1}, got {asked.indices}.")
+            check_indices(asked.indices, len(pool))
             chosen = pool.select(asked.indices)
         else:
             chosen = pool.select(self.np_random.integers(len(pool), size=1))

@@ -15,7 +15,14 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, Int
 
 from worldmtp.envs.infos import batch_infos
-from worldmtp.envs.options import ResetOptions, parse_options
+from worldmtp.envs.options import (
+    ResetOptions,
+    check_group_size,
+    check_indices,
+    check_num_prompts,
+    count_groups,
+    parse_options,
+)
 from worldmtp.envs.own import MakeEnv, own_text_envs
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.scoring import Scorer, ScorerCounters
@@ -216,31 +223,23 @@ class StackedVectorEnv(VectorEnv):
 
     def _use(self, asked: ResetOptions) -> None:
         group_size = self._group_size if asked.group_size is None else asked.group_size
-        if group_size > 1 and self.autoreset_mode is not AutoresetMode.DISABLED:
-            raise ValueError(
-                f"group_size={group_size} needs autoreset_mode='disabled', got {self.autoreset_mode.value!r}: "
-                "rows that reset at their own ends cannot keep sharing a prompt."
-            )
+        check_group_size(group_size, self.autoreset_mode)
         self._group_size = group_size
         self._split = asked.split or self._split
 
     def _choose(self, rows: np.ndarray, asked: ResetOptions | None = None) -> list[Example]:
         """One example a row: groups share theirs."""
         size = self._group_size
-        num_groups, rest = divmod(len(rows), size)
-        if rest or (rows.reshape(-1, size) // size != rows.reshape(-1, size)[:, :1] // size).any():
-            raise ValueError(f"reset_mask must cover whole groups of {size} rows, got rows {rows.tolist()}.")
+        num_groups = count_groups(rows, size)
         pool = self.problem.pool(self._split)
         if asked is not None and asked.prompts is not None:
             chosen = self.problem.find(asked.prompts, self._split)
         else:
             given = None if asked is None else asked.indices
             indices = self.np_random.integers(len(pool), size=num_groups) if given is None else given
-            if indices.ndim != 1 or ((indices < 0) | (indices >= len(pool))).any():
-                raise ValueError(f"indices must be a list of indices of the pool, 0..{len(pool) - 1}, got {indices}.")
+            check_indices(indices, len(pool))
             chosen = [pool.examples[index] for index in indices.tolist()]
-        if len(chosen) != num_groups:
-            raise ValueError(f"{len(chosen)} prompts are named for {num_groups} groups of {size} rows.")
+        check_num_prompts(len(chosen), num_groups, size)
         return [example for example in chosen for _ in range(size)]
 
     def _give_prompts(self, rows: np.ndarray, examples: list[Example]) -> dict[str, Any]:

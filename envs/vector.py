@@ -50,7 +50,14 @@ from jaxtyping import Bool, Float64, Int
 
 from worldmtp.envs import core
 from worldmtp.envs.infos import Columns, batch_columns, batch_infos
-from worldmtp.envs.options import ResetOptions, parse_options
+from worldmtp.envs.options import (
+    ResetOptions,
+    check_group_size,
+    check_indices,
+    check_num_prompts,
+    count_groups,
+    parse_options,
+)
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.prompts import EncodedExamples, object_column
 from worldmtp.envs.scoring import Scorer, ScorerCounters
@@ -305,34 +312,24 @@ class TextGenVectorEnv(VectorEnv):
 
     def _use(self, asked: ResetOptions) -> None:
         group_size = self._group_size if asked.group_size is None else asked.group_size
-        if group_size > 1 and self.autoreset_mode is not AutoresetMode.DISABLED:
-            raise ValueError(
-                f"group_size={group_size} needs autoreset_mode='disabled', got {self.autoreset_mode.value!r}: "
-                "rows that reset at their own ends cannot keep sharing a prompt."
-            )
+        check_group_size(group_size, self.autoreset_mode)
         self._group_size = group_size
         self._split = asked.split or self._split
 
     def _choose(self, rows: np.ndarray, asked: ResetOptions | None = None) -> tuple[EncodedExamples, np.ndarray]:
         """One example a row, and its index in the pool or -1."""
         size = self._group_size
-        num_groups, members = divmod(len(rows), size)
-        if members or (rows.reshape(-1, size) // size != rows.reshape(-1, size)[:, :1] // size).any():
-            raise ValueError(f"reset_mask must cover whole groups of {size} rows, got rows {rows.tolist()}.")
+        num_groups = count_groups(rows, size)
         pool = self.problem.pool(self._split)
         if asked is not None and asked.prompts is not None:
             chosen = self.problem.encode(self.problem.find(asked.prompts, self._split))
-            indices, named = np.full(len(chosen), -1, dtype=np.int64), "prompts"
-        elif asked is not None and asked.indices is not None:
-            indices, named = asked.indices, "indices"
-            if indices.ndim != 1 or ((indices < 0) | (indices >= len(pool))).any():
-                raise ValueError(f"indices must be a list of indices of the pool, 0..{len(pool) - 1}, got {indices}.")
-            chosen = pool.select(indices)
+            indices = np.full(len(chosen), -1, dtype=np.int64)
         else:
-            indices, named = self.np_random.integers(len(pool), size=num_groups), "indices"
+            given = None if asked is None else asked.indices
+            indices = self.np_random.integers(len(pool), size=num_groups) if given is None else given
+            check_indices(indices, len(pool))
             chosen = pool.select(indices)
-        if len(chosen) != num_groups:
-            raise ValueError(f"{named} names {len(chosen)} prompts for {num_groups} groups of {size} rows.")
+        check_num_prompts(len(chosen), num_groups, size)
         repeats = np.repeat(np.arange(num_groups), size)
         return (chosen if size == 1 else chosen.select(repeats)), indices[repeats]
 

@@ -59,7 +59,7 @@ def test_the_split_holds_and_prompts_can_be_named(make_single):
     ("options", "message"),
     [
         ({"indices": [0, 1]}, "one text has one prompt, but the options name 2"),
-        ({"indices": [32]}, r"within the pool, 0\.\.31"),
+        ({"indices": [32]}, r"of the pool, 0\.\.31"),
         ({"group_size": 2}, "does not divide num_envs=1"),
     ],
 )

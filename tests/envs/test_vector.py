@@ -159,7 +159,7 @@ def test_split_holds_until_changed_and_never_mixes(make_vector):
         ({"splits": "train"}, "reset option 'splits' is unknown, did you mean 'split'"),
         ({"split": "test"}, "split='test' is unknown"),
         ({"group_size": 3}, "does not divide num_envs=4"),
-        ({"indices": [0, 1, 2]}, "indices names 3 prompts for 4 groups of 1 rows"),
+        ({"indices": [0, 1, 2]}, "3 prompts are named for 4 groups of 1 rows"),
         ({"indices": [0, 1, 2, 32]}, r"indices of the pool, 0\.\.31"),
         ({"indices": [0] * 4, "prompts": ["a="] * 4}, "give one of them"),
         ({"prompts": ["nope="] * 4}, "'nope=' is that of 0 questions of the pool"),

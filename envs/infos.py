@@ -31,17 +31,18 @@ def batch_columns(columns: Columns, rows: Int64[np.ndarray, " record"], num_rows
     mask[rows] = True
     infos: dict[str, Any] = {}
     for key, values in columns.items():
-        first = values[0]
-        if isinstance(first, dict):
+        kinds = {type(value) for value in values}
+        if kinds == {dict}:
             infos[key] = batch_infos(values, rows, num_rows)  # type: ignore[arg-type]  # a column of dicts
-        elif isinstance(first, np.ndarray):
-            infos[key] = np.zeros((num_rows, *first.shape), dtype=first.dtype)
+        elif kinds == {np.ndarray} and len({(value.shape, value.dtype) for value in values}) == 1:
+            infos[key] = np.zeros((num_rows, *values[0].shape), dtype=values[0].dtype)
             infos[key][rows] = np.stack(list(values))
-        elif isinstance(first, (bool, int, float, np.number)):
-            infos[key] = np.zeros(num_rows, dtype=type(first))
+        elif kinds <= {int, float} or (len(kinds) == 1 and issubclass(next(iter(kinds)), (bool, np.number))):
+            infos[key] = np.zeros(num_rows, dtype=float if kinds == {int, float} else kinds.pop())
             infos[key][rows] = values
         else:
             infos[key] = np.full(num_rows, None)
-            infos[key][rows] = values
+            for row, value in zip(rows.tolist(), values, strict=True):  # one by one: numpy would unpack sequences
+                infos[key][row] = value
         infos[f"_{key}"] = mask.copy()
     return infos

@@ -67,6 +67,10 @@ class OwnTextEnv(gymnasium.Env):
         """False: what ends a text of a user's own environment is its own affair."""
         return False
 
+    def example_of(self, row: int = 0) -> Example:
+        """The question that the text answers."""
+        return self._example
+
     def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
         """Distinct examples of a split; more of them begin with the fewer."""
         return self.problem.examples(split, num_examples, seed)

@@ -73,6 +73,10 @@ class TextGenEnv(gymnasium.Env):
         """With ``counters`` of scored answers, errors, time-outs and seconds."""
         return self.problem.scorer
 
+    def example_of(self, row: int = 0) -> Example:
+        """The question that the text answers."""
+        return self._example
+
     def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
         """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
         return self.problem.examples(split, num_examples, seed)

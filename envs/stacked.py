@@ -103,6 +103,10 @@ class StackedVectorEnv(VectorEnv):
         """False: what ends a text of a user's own environment is its own affair."""
         return False
 
+    def example_of(self, row: int) -> Example:
+        """The question that a row answers."""
+        return self.envs[row].example_of(0)
+
     def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
         """Distinct examples of a split; more of them begin with the fewer."""
         return self.problem.examples(split, num_examples, seed)
@@ -134,7 +138,7 @@ class StackedVectorEnv(VectorEnv):
             raise
         if seed is not None and mask.all():
             self._num_groups = 0
-        infos = self._give_prompts(rows, choice)
+        infos = self._batched(self._give_prompts(rows, choice))
         return self._observation(), infos
 
     def step(
@@ -150,8 +154,12 @@ class StackedVectorEnv(VectorEnv):
         """
         if self._rows is None:
             raise ResetNeeded("call reset before step.")
-        if np.shape(actions) != (self.num_envs,):
-            raise ValueError(f"actions must be {self.num_envs} integers, got shape {np.shape(actions)}.")
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(f"actions must be {self.num_envs} integers, got {actions.dtype} of shape {actions.shape}.")
+        live = actions[~self._done]
+        if live.size and (live.min() < 0 or live.max() >= self.tokenizer.vocab_size):
+            raise ValueError(f"an action is outside the vocabulary 0..{self.tokenizer.vocab_size - 1}: {live}.")
         waiting = np.flatnonzero(self._done)
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
@@ -159,24 +167,25 @@ class StackedVectorEnv(VectorEnv):
         final: dict[int, dict[str, Any]] = {}
         for row in np.flatnonzero(~self._done).tolist():
             obs, rewards[row], terminated[row], truncated[row], info = self.envs[row].step(int(actions[row]))
-            self._rows[row] = obs
+            self._rows[row] = _copied(obs)
             if terminated[row] or truncated[row]:
                 final[row] = info | {"group": int(self._groups[row])}
             else:
                 told[row] = info
         ended = terminated | truncated
         self._done |= ended
-        infos = batch_infos(list(told.values()), np.array(list(told), dtype=np.int64), self.num_envs)
         rows = np.flatnonzero(ended)
+        infos: dict[str, Any] = {}
         if len(rows):
             infos["final_info"], infos["_final_info"] = batch_infos(list(final.values()), rows, self.num_envs), ended
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(rows):
             infos["final_obs"], infos["_final_obs"] = np.full(self.num_envs, None), ended.copy()
             for row in rows.tolist():
                 infos["final_obs"][row] = self._rows[row]
-            infos |= self._give_prompts(rows, self._choose(rows))
+            told |= self._give_prompts(rows, self._choose(rows))
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and len(waiting):
-            infos |= self._give_prompts(waiting, self._choose(waiting))
+            told |= self._give_prompts(waiting, self._choose(waiting))
+        infos |= self._batched(told)
         return self._observation(), rewards, terminated, truncated, infos
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -242,7 +251,7 @@ class StackedVectorEnv(VectorEnv):
         check_num_prompts(len(chosen), num_groups, size)
         return [example for example in chosen for _ in range(size)]
 
-    def _give_prompts(self, rows: np.ndarray, examples: list[Example]) -> dict[str, Any]:
+    def _give_prompts(self, rows: np.ndarray, examples: list[Example]) -> dict[int, dict[str, Any]]:
         fresh = {}
         self._groups[rows] = self._num_groups + np.arange(len(rows)) // self._group_size
         self._num_groups += len(rows) // self._group_size
@@ -250,12 +259,21 @@ class StackedVectorEnv(VectorEnv):
         for row, example in zip(rows.tolist(), examples, strict=True):
             seed = int(self.np_random.integers(_SEED_RANGE))
             options = {"split": self._split, "prompts": [example]}
-            observations[row], info = self.envs[row].reset(seed=seed, options=options)
+            obs, info = self.envs[row].reset(seed=seed, options=options)
+            observations[row] = _copied(obs)
             fresh[row] = info | {"group": int(self._groups[row])}
         self._rows = observations
         self._done[rows] = False
-        return batch_infos(list(fresh.values()), rows, self.num_envs)
+        return fresh
+
+    def _batched(self, told: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        return batch_infos(list(told.values()), np.array(list(told), dtype=np.int64), self.num_envs)
 
     def _observation(self) -> Observation:
         assert self._rows is not None
         return {key: np.stack([obs[key] for obs in self._rows]) for key in self.single_observation_space.spaces}  # type: ignore[attr-defined]
+
+
+def _copied(obs: Observation) -> Observation:
+    """What a user's environment shows, apart from buffers that it may go on writing into."""
+    return {key: np.array(value) for key, value in obs.items()}

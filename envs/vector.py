@@ -150,6 +150,11 @@ class TextGenVectorEnv(VectorEnv):
         """With ``counters`` of scored answers, errors, time-outs and seconds."""
         return self.problem.scorer
 
+    def example_of(self, row: int) -> Example:
+        """The question that a row answers."""
+        example: Example = self._examples[row]
+        return example
+
     def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
         """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
         return self.problem.examples(split, num_examples, seed)

@@ -86,6 +86,11 @@ class DataTask:
         question = texts[0]
         if not question or not question.strip():
             raise ValueError(f"{self.path!r}, row {number}: {prompt} is empty; a policy needs something to answer to.")
+        if self._reward is None and texts[1] is not None and not texts[1].strip():
+            raise ValueError(
+                f"{self.path!r}, row {number}: {answer} is empty, so that saying nothing would be right; leave the row "
+                "out, or give a reward."
+            )
         meta = {column: value for column, value in row.items() if column not in (prompt, answer)}
         return Example(prompt=question + separator, answer=texts[1], meta=meta)
 

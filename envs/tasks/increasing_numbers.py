@@ -73,6 +73,5 @@ class IncreasingNumbers:
                 break
             last, count = int(word), count + 1
         exact = count == len(words) == self.num_numbers
-        return Score(
-            value=count / max(len(words), self.num_numbers), components={"increasing": float(count)}, exact=exact
-        )
+        value = min(count, self.num_numbers) / max(len(words), self.num_numbers)
+        return Score(value=value, components={"increasing": float(count)}, exact=exact)

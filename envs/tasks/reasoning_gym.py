@@ -15,6 +15,8 @@ What is added to it, and why:
 * *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
 * *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
   (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
+* *Evaluated answers.* Some scorers run the text as Python; only literals or small arithmetic reach those
+  (``evaluated_answers``).
 * *Global generators.* Some generators draw from Python's or numpy's; these are seeded for each item and put back.
 
 Left out: chain-of-thought answer tags, and a level that rises while training: levels are environments of their own.
@@ -34,6 +36,7 @@ from jaxtyping import Int64
 from worldmtp.envs.global_rng import seeded_global_rng
 from worldmtp.envs.task import Example, Score
 from worldmtp.envs.tasks.curriculum import Level, curriculum_options
+from worldmtp.envs.tasks.evaluated_answers import refusal
 from worldmtp.envs.tasks.item_cache import ItemCache
 from worldmtp.envs.tasks.matching import check_reward
 
@@ -114,8 +117,13 @@ class ReasoningGymTask:
             )
         entry = example.meta["entry"]
         text = text.strip()
-        raw = min(max(float(self._dataset.score_answer(text, entry)), 0.0), 1.0)
         oracle = None if entry["answer"] is None else str(entry["answer"]).strip()
+        if text != oracle:
+            source = entry["metadata"].get("source_dataset", self.dataset_name)
+            refused = refusal(source, text, entry)
+            if refused is not None:
+                return Score(value=0.0, components={"raw_score": 0.0}, reason=refused)
+        raw = min(max(float(self._dataset.score_answer(text, entry)), 0.0), 1.0)
         value, reason = raw, "ok"
         if text != oracle:
             if raw <= self._floor and raw > 0.0:

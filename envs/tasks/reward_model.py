@@ -126,8 +126,9 @@ class RewardModelTask:
 
             tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
             model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint).to(self.device).eval()
-            if model.config.pad_token_id is None:
-                model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a row by it
+            # Decoders find the last token of a row by its padding, which must be theirs and on the right.
+            tokenizer.padding_side = "right"
+            model.config.pad_token_id = tokenizer.pad_token_id
             self._loaded = (model, tokenizer)
         return self._loaded
 

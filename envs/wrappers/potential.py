@@ -1,11 +1,8 @@
-"""Potentials of unfinished texts, and the examples they are told of."""
+"""Potentials of unfinished texts."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.splits import split_of
 from worldmtp.envs.task import Example
 
 Potential = Callable[[Example, str], float]
@@ -46,35 +43,3 @@ def make_potential(potential: str | Potential) -> Potential:
             "and a text" + (f", did you mean {hint[0]!r}?" if hint else ".")
         )
     return _POTENTIALS[potential]
-
-
-class ExampleFinder:
-    """Examples of a problem by their key, which is what infos tell of them."""
-
-    def __init__(self, problem: TextProblem) -> None:
-        self._problem = problem
-        self._pools: dict[str, dict[str, Example]] = {}
-        self._given: dict[str, Example] = {}
-
-    def note(self, options: Mapping[str, Any] | None) -> None:
-        """Remember the Examples that a reset is given; those of earlier resets are over or in the pool."""
-        prompts = (options or {}).get("prompts") or ()
-        self._given |= {prompt.key: prompt for prompt in prompts if isinstance(prompt, Example)}
-
-    def find(self, key: str) -> Example:
-        """The example.
-
-        Raises:
-            ValueError: if it is neither in the pool of its split nor was given at a reset.
-        """
-        if key in self._given:
-            return self._given[key]
-        split = split_of(key, self._problem.heldout_fraction)
-        if split not in self._pools:
-            self._pools[split] = {example.key: example for example in self._problem.pool(split).examples}
-        if key not in self._pools[split]:
-            raise ValueError(
-                f"no example with key {key!r} is in the pool of {split!r} or was given through this wrapper's reset; "
-                "reset the wrapper, not the env under it."
-            )
-        return self._pools[split][key]

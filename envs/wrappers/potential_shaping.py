@@ -26,7 +26,7 @@ from gymnasium.vector import VectorEnv
 
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.task import Example
-from worldmtp.envs.wrappers.potential import ExampleFinder, Potential, make_potential
+from worldmtp.envs.wrappers.potential import Potential, make_potential
 from worldmtp.envs.wrappers.row_clock import RowClock, row_observation
 from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, text_problem
 
@@ -39,16 +39,15 @@ class _Shaper:
     ) -> None:
         if not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma={gamma} must be in (0, 1]; it is the agent's.")
-        self.finder = ExampleFinder(problem)
         self._decode = problem.tokenizer.decode
         self._potential = make_potential(potential)
         self._gamma, self._bootstrap_truncated = gamma, bootstrap_truncated
         self._examples: list[Example] = [Example("")] * num_rows
         self._potentials = np.zeros(num_rows)
 
-    def begin(self, row: int, obs: Mapping[str, np.ndarray], key: str) -> None:
+    def begin(self, row: int, obs: Mapping[str, np.ndarray], example: Example) -> None:
         """The row shows the prompt of this example."""
-        self._examples[row] = self.finder.find(key)
+        self._examples[row] = example
         self._potentials[row] = self._of(row, obs)
 
     def shaping(self, row: int, obs: Mapping[str, np.ndarray], terminated: bool, truncated: bool) -> float:
@@ -104,9 +103,8 @@ class PotentialShaping(gymnasium.Wrapper, RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As of the env."""
-        self._shaper.finder.note(options)
         obs, info = self.env.reset(seed=seed, options=options)
-        self._shaper.begin(0, obs, info["example_key"])
+        self._shaper.begin(0, obs, self.env.unwrapped.example_of())  # type: ignore[attr-defined]  # text_problem saw to it
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -140,10 +138,9 @@ class VectorPotentialShaping(TextVectorWrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """As of the env."""
-        self._shaper.finder.note(options)
         begun = self._clock.reset(options)
         obs, infos = self.env.reset(seed=seed, options=options)
-        self._begin(begun, obs, infos)
+        self._begin(begun, obs)
         return obs, infos
 
     def step(
@@ -156,7 +153,7 @@ class VectorPotentialShaping(TextVectorWrapper):
         for row in np.flatnonzero(played.ran).tolist():
             last = row_observation(obs, infos, row)
             shaping[row] = self._shaper.shaping(row, last, bool(terminated[row]), bool(truncated[row]))
-        self._begin(played.fresh, obs, infos)
+        self._begin(played.fresh, obs)
         return obs, rewards + shaping, terminated, truncated, infos | {"shaping": shaping, "_shaping": played.ran}
 
     def own_state(self) -> dict[str, Any]:
@@ -169,7 +166,7 @@ class VectorPotentialShaping(TextVectorWrapper):
         self._clock.waiting = np.array(state["waiting"], dtype=bool)
         return obs
 
-    def _begin(self, rows: np.ndarray, obs: dict[str, np.ndarray], infos: dict[str, Any]) -> None:
+    def _begin(self, rows: np.ndarray, obs: dict[str, np.ndarray]) -> None:
         for row in np.flatnonzero(rows).tolist():
             shown = {key: value[row] for key, value in obs.items()}
-            self._shaper.begin(row, shown, infos["example_key"][row])
+            self._shaper.begin(row, shown, self.env.unwrapped.example_of(row))  # type: ignore[attr-defined]  # as above

@@ -16,7 +16,7 @@ EXAMPLE = Example("3 7 12=", "13 14 15 16 17")
         ("13 14 15 16 17", 5, 1.0),
         ("21 30 39 48 57", 5, 1.0),  # steps of 9
         ("13 14 15", 3, 3 / 5),
-        ("13 14 15 16 17 18", 6, 1.0),  # more than asked for: all of them follow, but it is not the asked form
+        ("13 14 15 16 17 18", 6, 5 / 6),  # more than asked for: all of them follow, but it is not the asked form
         ("13 14 14 15 16", 2, 2 / 5),  # ends at the repeat, though what follows increases
         ("22 23 24 25 26", 0, 0.0),  # a step of 10
         ("13 x 14 15 16 17", 1, 1 / 6),  # RL4LMs skips the word

@@ -7,6 +7,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from worldmtp.envs import TextGenEnv, TextGenVectorEnv, TextVectorEnv, check_text_env, check_vector_env, make_tokenizer
+from worldmtp.envs.infos import batch_infos
 from worldmtp.envs.own import OwnTextEnv, own_text_envs
 from worldmtp.envs.seeded_task import SeededTask
 from worldmtp.envs.stacked import StackedVectorEnv
@@ -183,8 +184,48 @@ def test_wrong_calls():
     with pytest.raises(ResetNeeded, match="the first reset must be of all rows"):
         envs.reset(options={"reset_mask": np.array([True, False, False])})
     envs.reset(seed=0)
-    with pytest.raises(ValueError, match=r"3 integers, got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"3 integers, got int64 of shape \(2,\)"):
         envs.step(np.ones(2, dtype=np.int64))
+
+
+class Reuses(Twins):
+    """One set of arrays for all observations, and a running count in every info, reset included."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffer = super().observation()
+
+    def observation(self):
+        for key, value in super().observation().items():
+            self.buffer[key][:] = value
+        return self.buffer
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs, info | {"so_far": 0}
+
+    def step(self, action):
+        *step, info = super().step(action)
+        return *step, info | {"so_far": len(self.ids) - 3}
+
+
+def test_rows_do_not_share_infos_with_rows_that_reset_nor_buffers_with_the_user():
+    envs = StackedVectorEnv(Reuses, 3, pool_size=64, autoreset_mode="same_step")
+    envs.reset(seed=0)
+    envs.step(np.array([2, 2, 2]))
+    obs, _, terminated, _, infos = envs.step(np.array([1, 2, 2]))
+    assert terminated.tolist() == [True, False, False]
+    assert (infos["so_far"].tolist(), infos["_so_far"].tolist()) == ([0, 2, 2], [True] * 3)
+    assert infos["final_obs"][0]["tokens"][3:5].tolist() == [2, 1]
+    assert infos["final_obs"][0]["length"].tolist() == [5]
+    assert obs["length"][:, 0].tolist() == [3, 5, 5]
+
+
+def test_a_column_of_mixed_numbers_is_of_floats_and_of_mixed_things_of_objects():
+    infos = batch_infos([{"x": 0, "y": 1, "z": np.zeros(1)}, {"x": 0.5, "y": "two", "z": np.zeros(2)}], np.arange(2), 2)
+    assert (infos["x"].dtype, infos["x"].tolist()) == (np.float64, [0.0, 0.5])
+    assert (infos["y"].dtype, infos["y"].tolist()) == (object, [1, "two"])
+    assert [value.shape for value in infos["z"]] == [(1,), (2,)]
 
 
 class NoTokenizer(Twins):

@@ -175,10 +175,15 @@ def test_impossible_arguments_are_refused(make_vector, potential, gamma, message
         VectorPotentialShaping(make_vector(1), potential, gamma=gamma)
 
 
-def test_an_example_given_behind_its_back_is_refused(make_vector):
-    envs = make_vector(1, "next_step")
-    shaped = VectorPotentialShaping(envs, "prefix_match", gamma=1.0)
-    shaped.reset(seed=0)
-    envs.reset(options={"prompts": [Example("=ab=", "ab")]})
-    with pytest.raises(ValueError, match="reset the wrapper, not the env under it"):
-        shaped._begin(np.array([True]), {}, {"example_key": [Example("=ab=").key]})
+def test_each_row_is_shaped_by_its_own_answer(make_vector):
+    """The same prompt with two answers, and a given example once the pool's own is asked for again."""
+    shaped = VectorPotentialShaping(make_vector(2, "disabled"), "prefix_match", gamma=1.0)
+    shaped.reset(seed=0, options={"prompts": [Example("ab=", "a"), Example("ab=", "b")]})
+    _, _, _, _, infos = shaped.step(np.array([2, 2]))  # "a" in both rows
+    assert infos["shaping"].tolist() == [1.0, 0.0]
+    own = shaped.problem.pool("train").examples[0]
+    first, other = shaped.tokenizer.encode(own.answer)[0], "b" if own.answer[0] == "a" else "a"
+    shaped.reset(options={"prompts": [Example(own.prompt, other)] * 2})
+    shaped.reset(options={"indices": [0, 0]})
+    _, _, _, _, infos = shaped.step(np.array([first, first]))
+    assert infos["shaping"].tolist() == [1 / len(own.answer)] * 2

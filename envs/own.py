@@ -16,20 +16,20 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from worldmtp.envs.options import parse_options
+from worldmtp.envs.options import check_indices, parse_options
 from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.seeded_task import SeededTask
 from worldmtp.envs.single import TextGenEnv
-from worldmtp.envs.task import Example, Task
+from worldmtp.envs.task import Example
 from worldmtp.envs.token_contract import attribute, check_contract, longest_episode
-from worldmtp.envs.tokenizer import Tokenizer
 
 _SEED_RANGE = 2**31
 
 MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
 
 
-class OwnTextEnv(gymnasium.Env):
+class OwnTextEnv(ProblemView, gymnasium.Env):
     """A user's environment with ``problem``, ``task``, ``examples`` and the reset options of ``TextGenEnv``.
 
     The info of the last step has ``text``, ``score``, ``exact``, ``components``, ``reason`` and ``num_tokens``, filled
@@ -48,21 +48,6 @@ class OwnTextEnv(gymnasium.Env):
         self._paid = 0.0
 
     @property
-    def task(self) -> Task:
-        """What is asked and scored."""
-        return self.problem.task
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        return self.problem.tokenizer
-
-    @property
-    def max_new(self) -> int:
-        """The longest episode, in steps."""
-        return self.problem.max_steps
-
-    @property
     def eos_terminates(self) -> bool:
         """False: what ends a text of a user's own environment is its own affair."""
         return False
@@ -70,14 +55,6 @@ class OwnTextEnv(gymnasium.Env):
     def example_of(self, row: int = 0) -> Example:
         """The question that the text answers."""
         return self._example
-
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split; more of them begin with the fewer."""
-        return self.problem.examples(split, num_examples, seed)
-
-    def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has."""
-        return self.problem.overlap()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -89,13 +66,17 @@ class OwnTextEnv(gymnasium.Env):
         """
         super().reset(seed=seed)
         asked = parse_options(options, 1)
-        self._split = asked.split or self._split
-        pool = self.problem.pool(self._split)
+        split = asked.split or self._split
+        pool = self.problem.pool(split)
         if asked.prompts is not None:
-            (self._example,) = self.problem.find(asked.prompts, self._split)
+            chosen = self.problem.find(asked.prompts, split)
         else:
             indices = self.np_random.integers(len(pool), size=1) if asked.indices is None else asked.indices
-            (self._example,) = pool.select(indices).examples
+            check_indices(indices, len(pool))
+            chosen = pool.select(indices).examples.tolist()
+        if len(chosen) != 1:
+            raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        self._split, self._example = split, chosen[0]
         self._key = self._example.key
         self._episode = 0 if seed is not None else self._episode + 1
         self._paid = 0.0

@@ -127,7 +127,7 @@ class TextProblem:
 
         Raises:
             ValueError: if a string is no prompt of the pool, since nothing could score its answer, or is one of several
-                questions, which hide what tells them apart.
+                questions, which hide what tells them apart or have other answers.
         """
         examples = []
         for prompt in prompts:
@@ -135,7 +135,8 @@ class TextProblem:
                 examples.append(prompt)
                 continue
             pool = self.pool(split)
-            found = {example.key: example for example in pool.examples[pool.prompts == prompt]}
+            alike = pool.examples[pool.prompts == prompt]
+            found = {(example.key, example.answer): example for example in alike}
             if len(found) != 1:
                 raise ValueError(
                     f"the prompt {prompt!r} is that of {len(found)} questions of the pool of {split!r}, so nothing "

@@ -9,15 +9,14 @@ from gymnasium.error import ResetNeeded
 from worldmtp.envs import core
 from worldmtp.envs.options import check_indices, parse_options
 from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.prompts import object_column
-from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.task import Example
 
 Observation = dict[str, np.ndarray]
 
 
-class TextGenEnv(gymnasium.Env):
+class TextGenEnv(ProblemView, gymnasium.Env):
     """Text generation, one token a step, paid as in ``TextGenVectorEnv``.
 
     ``info`` of ``reset`` has ``prompt_text``, ``example_key`` and ``group``, the number of the episode since the last
@@ -49,41 +48,13 @@ class TextGenEnv(gymnasium.Env):
         self._referee = self.problem.referee(1)
 
     @property
-    def task(self) -> Task:
-        """What is asked and scored."""
-        return self.problem.task
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        return self.problem.tokenizer
-
-    @property
-    def max_new(self) -> int:
-        """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self.problem.max_steps
-
-    @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
         return self._referee.eos_terminates
 
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self.problem.scorer
-
     def example_of(self, row: int = 0) -> Example:
         """The question that the text answers."""
         return self._example
-
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
-        return self.problem.examples(split, num_examples, seed)
-
-    def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has."""
-        return self.problem.overlap()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -25,16 +25,16 @@ from worldmtp.envs.options import (
 )
 from worldmtp.envs.own import MakeEnv, own_text_envs
 from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.scoring import Scorer, ScorerCounters
-from worldmtp.envs.task import Example, Task
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.problem_view import ProblemView
+from worldmtp.envs.scoring import ScorerCounters
+from worldmtp.envs.task import Example
 from worldmtp.envs.vector import parse_autoreset_mode
 
 Observation = dict[str, np.ndarray]
 _SEED_RANGE = 2**31
 
 
-class StackedVectorEnv(VectorEnv):
+class StackedVectorEnv(ProblemView, VectorEnv):
     """Single environments of a user, side by side.
 
     Args:
@@ -79,26 +79,6 @@ class StackedVectorEnv(VectorEnv):
         self._num_groups = 0
 
     @property
-    def task(self) -> Task:
-        """What is asked and scored."""
-        return self.problem.task
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        return self.problem.tokenizer
-
-    @property
-    def scorer(self) -> Scorer:
-        """Of the problem; what an environment pays by itself is not counted there."""
-        return self.problem.scorer
-
-    @property
-    def max_new(self) -> int:
-        """The longest episode, in steps."""
-        return self.problem.max_steps
-
-    @property
     def eos_terminates(self) -> bool:
         """False: what ends a text of a user's own environment is its own affair."""
         return False
@@ -106,14 +86,6 @@ class StackedVectorEnv(VectorEnv):
     def example_of(self, row: int) -> Example:
         """The question that a row answers."""
         return self.envs[row].example_of(0)
-
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split; more of them begin with the fewer."""
-        return self.problem.examples(split, num_examples, seed)
-
-    def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has."""
-        return self.problem.overlap()
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None

@@ -73,16 +73,17 @@ class TurnReferee:
         replies: dict[int, dict[str, Any]] = {}
         successes: dict[int, bool] = {}
         for row in np.flatnonzero(is_over).tolist():
-            reply = self._answer(row, after, examples[row])
-            if isinstance(reply, Failure):
-                terminated[row], reasons[row] = True, reply.reason
+            answered = self._answer(row, after, examples[row])
+            if isinstance(answered, Failure):
+                terminated[row], reasons[row] = True, answered.reason
                 continue
+            reply, ids = answered
             rewards[row], terminated[row], truncated[row] = reply.reward, reply.terminated, reply.truncated
             self._returns[row] += reply.reward
             reasons[row] = str(reply.info.get("reason", "truncated" if reply.truncated else "ok"))
             if "is_success" in reply.info:
                 successes[row] = bool(reply.info["is_success"])
-            num_written = self._write(row, after, self._rules.tokenizer.encode(reply.text))
+            num_written = self._write(row, after, ids)
             replies[row] = {"reply": reply.text, "num_written": num_written}
             self._turn_start[row] = after.length[row]
         is_full = after.length - after.prompt_length >= rules.max_new
@@ -120,7 +121,7 @@ class TurnReferee:
         self._turn_start = np.array(state["turn_start"], dtype=np.int64)
         self._acted = np.array(state["acted"], dtype=bool)
 
-    def _answer(self, row: int, state: TextState, example: Example) -> Reply | Failure:
+    def _answer(self, row: int, state: TextState, example: Example) -> tuple[Reply, list[int]] | Failure:
         turn = state.tokens[row, self._turn_start[row] : state.length[row]]
         said, scorer = self._said[row], self._rules.scorer
         said.append(self._rules.tokenizer.decode(turn.tolist()).strip())
@@ -128,10 +129,9 @@ class TurnReferee:
         if isinstance(reply, Failure):
             return reply
         try:
-            self._rules.tokenizer.encode(reply.text)
+            return reply, self._rules.tokenizer.encode(reply.text)
         except ValueError as error:
             return scorer.reject(error, example, said[-1])
-        return reply
 
     def _write(self, row: int, state: TextState, ids: list[int]) -> int:
         """Into the state, which is this step's own; how many tokens fitted."""

@@ -59,10 +59,10 @@ from worldmtp.envs.options import (
     parse_options,
 )
 from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.prompts import EncodedExamples, object_column
-from worldmtp.envs.scoring import Scorer, ScorerCounters
-from worldmtp.envs.task import Example, Task
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.scoring import ScorerCounters
+from worldmtp.envs.task import Example
 
 Observation = dict[str, np.ndarray]
 _STATE_VERSION = 2
@@ -82,7 +82,7 @@ def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     raise ValueError(f"autoreset_mode={mode!r} is unknown; expected 'same_step', 'next_step' or 'disabled'.")
 
 
-class TextGenVectorEnv(VectorEnv):
+class TextGenVectorEnv(ProblemView, VectorEnv):
     """Text generation in ``num_envs`` rows; the module's docstring is the contract.
 
     Args:
@@ -126,42 +126,14 @@ class TextGenVectorEnv(VectorEnv):
         self._referee = self.problem.referee(num_envs)
 
     @property
-    def task(self) -> Task:
-        """What is asked and scored."""
-        return self.problem.task
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        return self.problem.tokenizer
-
-    @property
-    def max_new(self) -> int:
-        """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self.problem.max_steps
-
-    @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
         return self._referee.eos_terminates
-
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self.problem.scorer
 
     def example_of(self, row: int) -> Example:
         """The question that a row answers."""
         example: Example = self._examples[row]
         return example
-
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
-        return self.problem.examples(split, num_examples, seed)
-
-    def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has."""
-        return self.problem.overlap()
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None

@@ -8,9 +8,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.problem_view import ProblemView
 
 OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
 
@@ -34,7 +32,7 @@ def text_problem(env: Any) -> TextProblem:
     return problem
 
 
-class TextVectorWrapper(VectorWrapper):
+class TextVectorWrapper(ProblemView, VectorWrapper):
     """A vector wrapper that shows what agents ask of a ``TextGenVectorEnv`` beyond gymnasium's interface.
 
     A wrapper that follows episodes says in ``own_state`` and ``load_own_state`` what a snapshot needs of it.
@@ -48,37 +46,9 @@ class TextVectorWrapper(VectorWrapper):
         self.problem = text_problem(env)
 
     @property
-    def task(self) -> Task:
-        """What is asked and scored."""
-        return self.problem.task
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        return self.problem.tokenizer
-
-    @property
-    def max_new(self) -> int:
-        """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self.problem.max_steps
-
-    @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does."""
         return bool(self.env.unwrapped.eos_terminates)  # type: ignore[attr-defined]  # a text env's: text_problem saw
-
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self.problem.scorer
-
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
-        return self.problem.examples(split, num_examples, seed)
-
-    def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has."""
-        return self.problem.overlap()
 
     def state(self) -> dict[str, Any]:
         """A snapshot of the env and of this wrapper.

@@ -188,6 +188,15 @@ def test_wrong_calls():
         envs.step(np.ones(2, dtype=np.int64))
 
 
+def test_a_refused_reset_changes_nothing():
+    (env,) = own_text_envs(Twins, pool_size=64)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"indices of the pool, 0\.\.63"):
+        env.reset(options={"split": "heldout", "indices": [64]})
+    train = {example.prompt for example in env.problem.pool("train").examples}
+    assert {env.reset()[1]["prompt_text"] for _ in range(5)} <= train
+
+
 class Reuses(Twins):
     """One set of arrays for all observations, and a running count in every info, reset included."""
 

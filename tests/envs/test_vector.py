@@ -295,6 +295,16 @@ def test_max_episode_steps_limits_the_budget(make_vector):
     assert make_vector(2, max_episode_steps=99).max_new == 4
 
 
+def test_a_prompt_with_two_answers_is_not_found_by_its_text():
+    """RandomDigits: 1000 draws of one digit, each with a digit of its own for an answer."""
+    envs = gymnasium.make_vec(
+        "worldmtp/RandomDigits-v0", 1, task_kwargs={"prompt_length": 1, "answer_length": 1}, pool_size=1000
+    )
+    prompt = envs.problem.pool("train").examples[0].prompt
+    with pytest.raises(ValueError, match=rf"the prompt '{prompt}' is that of 10 questions of the pool of 'train'"):
+        envs.reset(options={"prompts": [prompt]})
+
+
 def test_a_refused_reset_changes_nothing(make_vector):
     envs = make_vector(4, "disabled")
     envs.reset(seed=0)

@@ -1,6 +1,7 @@
 """Tasks whose episodes can be worked by hand, what every id needs, and the vector env held against single envs."""
 
 import json
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -73,6 +74,12 @@ def registered_ids():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """A scoring process finds the classes of a test's module by its name, wherever pytest was started."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 @pytest.fixture

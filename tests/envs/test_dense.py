@@ -91,6 +91,7 @@ def test_the_checkers_pass():
     check_vector_env(lambda n, mode: make(Alternate(), n, mode), num_steps=60)
 
 
+@pytest.mark.usefixtures("importable")
 def test_progress_in_a_process():
     envs = make(Alternate(), 1, timeout_seconds=30.0)
     assert [step[1][0] for step in play(envs, [[2], [3]])] == [0.25, 0.25]

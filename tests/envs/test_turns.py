@@ -295,6 +295,7 @@ def test_a_world_that_raises_ends_its_episode_and_is_counted():
 
 
 @pytest.mark.filterwarnings("ignore:scoring 'bb' for the prompt:RuntimeWarning")
+@pytest.mark.usefixtures("importable")
 def test_a_world_that_hangs_is_killed_and_the_others_go_on():
     envs = vector_of(Hangs, 2, timeout_seconds=0.5)
     envs.reset(seed=0, options=asked(0, 2))
@@ -315,6 +316,7 @@ class Slow(Parrot):
 
 
 @pytest.mark.filterwarnings("ignore:scoring 'bb' for the prompt:RuntimeWarning")
+@pytest.mark.usefixtures("importable")
 def test_telling_a_world_again_may_take_as_long_as_it_took():
     """Row 0 hangs in its sixth turn; row 1 is told five turns again, 0.75 s, with a limit of 0.6 s for one."""
     envs = vector_of(Slow, 2, max_new=30, timeout_seconds=0.6)

@@ -72,7 +72,8 @@ def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) ->
     Raises:
         ValueError: the task has no training prompt.
     """
-    seed, notes = _pool_seed(config), ()
+    seed = _pool_seed(config)
+    notes: tuple[str, ...] = ()
     shown = [] if config.sft.share_prompts else prompts.demonstrations
     if shown and not _leaves_room(env, shown, seed):
         shown = []

@@ -27,6 +27,7 @@ from worldmtp.agents.regression import correlation
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
+from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.alarm import AcceptanceAlarm
 from worldmtp.decoding.making import make_drafter
 from worldmtp.dynamics import WorldModel, make_world_model
@@ -190,13 +191,18 @@ class ImaginationTrainer:
             "estimator": self._estimator.state_dict(),
             "alarm": self._alarm.state_dict(),
             "env": self._env.state(),
-            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+            "generators": capture_rng(self._generators),
             "iteration": self.iteration,
             "totals": dict(self.totals),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; the next iteration is the one that would have followed."""
+        """Restore; the next iteration is the one that would have followed.
+
+        Raises:
+            ValueError: the state lacks a random stream, or has one that this trainer does not know.
+        """
+        restore_rng(self._generators, state["generators"])
         self.model.load_state_dict(state["model"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
@@ -205,8 +211,6 @@ class ImaginationTrainer:
         self._estimator.load_state_dict(state["estimator"])
         self._alarm.load_state_dict(state["alarm"])
         self._env.load_state(state["env"])
-        for name, saved in state["generators"].items():
-            self._generators[name].set_state(saved.cpu())
         self.iteration = int(state["iteration"])
         self.totals = {name: float(value) for name, value in state["totals"].items()}
 

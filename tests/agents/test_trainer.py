@@ -250,3 +250,17 @@ def test_drafts_are_counted_and_missed(text_env: MakeEnv, tiny_model: MakeModel)
     trainer._alarm.observe(100.0)  # as if drafts had once been that good
     with pytest.warns(AcceptanceDropWarning, match="train the heads beside the trunk"):
         trainer.step()
+
+
+@pytest.mark.parametrize(("change", "message"), [("lack", r"missing \['acting'\]"), ("add", r"unknown \['dreams'\]")])
+def test_a_checkpoint_of_other_random_streams_is_refused(
+    change: str, message: str, text_env: MakeEnv, tiny_model: MakeModel
+) -> None:
+    trainer = make_trainer(text_env, tiny_model(), "off")
+    state = trainer.state_dict()
+    if change == "lack":
+        del state["generators"]["acting"]
+    else:
+        state["generators"]["dreams"] = state["generators"]["acting"]
+    with pytest.raises(ValueError, match=message):
+        trainer.load_state_dict(state)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
+from worldmtp.config import MTPConfig
 from worldmtp.dynamics import (
     MTPWorldModel,
     OracleWorldModel,
@@ -12,6 +14,7 @@ from worldmtp.dynamics import (
     make_world_model,
 )
 from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.model import MTPModel
 
 DEPTH, LENGTH = 5, 9
 
@@ -121,3 +124,40 @@ def test_half_of_a_root_is_refused(make_model, make_text) -> None:
     input_ids, mask, _ = make_text("right")
     with pytest.raises(ValueError, match="root_rows and root_positions go together"):
         MTPWorldModel(make_model("llama")).encode(input_ids, mask, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_oracle_is_the_trunk_also_where_its_attention_slides(window: int, side: str, make_text) -> None:
+    """Roots at every token of every row: latents after 0 .. 3 steps are those of a pass over the longer text alone."""
+    config = MistralConfig(
+        vocab_size=11,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=window,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trunk = MistralForCausalLM(config).double().eval()
+    model = MTPModel.from_trunk(trunk, MTPConfig(depth=2), torch.Generator().manual_seed(0)).eval()
+    input_ids, mask, starts = make_text(side)
+    rows, positions = torch.nonzero(mask, as_tuple=True)
+    actions = torch.randint(11, (len(rows), 3), generator=torch.Generator().manual_seed(3))
+    world = make_world_model("oracle", model, torch.Generator())
+    with torch.no_grad():
+        state = world.encode(input_ids, mask, rows, positions)
+        for step in range(4):
+            if step:
+                state = world.step(state, actions[:, step - 1])
+            if step == 2:  # a choice among states that have already been moved
+                kept = torch.arange(len(rows)).flip(0)[::2]
+                state, actions, rows, positions = state.select(kept), actions[kept], rows[kept], positions[kept]
+            for n, (row, last) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+                text = torch.cat([input_ids[row, int(starts[row]) : last + 1], actions[n, :step]])
+                alone = trunk.model(text[None]).last_hidden_state[0, -1]
+                torch.testing.assert_close(state.latent[n], alone, atol=1e-10, rtol=0)

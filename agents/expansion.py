@@ -10,7 +10,6 @@ stack where STEVE (Buckman et al. 2018) weighs by ensemble variance, because the
 they share. With no skilled horizon the baseline is the critic, and this is PPO with lambda = 1.
 """
 
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -52,6 +51,49 @@ def imagined_expansions(
     return torch.cat(expansions)
 
 
+def least_on_simplex(moments: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+    """The w that minimises w' E w with w >= 0 and sum w = 1, exactly: active sets, as in Lawson & Hanson 1974.
+
+    It is the minimum where no coordinate outside the support has a gradient (E w)_j below w' E w. From the best single
+    coordinate, the one that breaks this most joins the support; where the minimum on the new support, w ~ E^-1 1, has
+    negative weights, w moves towards it until one of them is zero, which leaves. Every round lowers w' E w, so no
+    support comes twice.
+    """
+    scale = float(moments.diagonal().mean())
+    weights = torch.zeros(len(moments), dtype=moments.dtype)
+    support = [int(moments.diagonal().argmin())]
+    weights[support] = 1.0
+    while True:
+        gradient = moments @ weights
+        error = float(weights @ gradient)
+        joining = int(gradient.argmin())
+        if joining in support or float(gradient[joining]) >= error - 1e-12 * scale:
+            return weights
+        support, candidate = _descend(moments, weights, [*support, joining])
+        if not float(candidate @ moments @ candidate) < error:  # what is left to gain is rounding
+            return weights
+        weights = candidate
+
+
+def _descend(moments: Tensor, weights: Tensor, support: list[int]) -> tuple[list[int], Tensor]:
+    """From ``weights`` towards the minimum on ``support``, which loses the coordinates that would turn negative."""
+    while True:
+        index = torch.tensor(support)
+        block = moments[index][:, index]
+        ridge = max(1e-9 * float(block.diagonal().mean()), _LEAST_RIDGE) * torch.eye(len(support), dtype=block.dtype)
+        solved = torch.linalg.solve(block + ridge, torch.ones(len(support), dtype=block.dtype))
+        aim = torch.zeros_like(weights)
+        aim[index] = solved / solved.sum()
+        if bool((aim >= 0).all()):
+            return support, aim
+        negative = index[aim[index] < 0]
+        shares = weights[negative] / (weights[negative] - aim[negative])
+        weights = weights + float(shares.min()) * (aim - weights)
+        leaving = int(negative[shares.argmin()])
+        weights[leaving] = 0.0
+        support = [h for h in support if h != leaving]
+
+
 class StackedHorizons:
     """Weights of the horizons, from moments of past batches: on the simplex, skilled horizons only."""
 
@@ -69,28 +111,16 @@ class StackedHorizons:
     def weights(self) -> Float[Tensor, " horizon_plus_1"]:
         """Least squares on the simplex over T_0 and the horizons of positive skill; T_0 alone while the gate is shut.
 
-        E = moments of the errors T_h - G; minimising w' E w with sum w = 1 on a support gives w ~ E^-1 1. The supports
-        are few, so all are tried and the best with no negative weight is taken.
+        E = moments of the errors T_h - G; w' E w is minimised with sum w = 1 and no negative weight.
         """
-        size = len(self._moments)
-        best = torch.zeros(size, dtype=torch.float64)
-        best[0] = 1.0
+        weights = torch.zeros(len(self._moments), dtype=torch.float64)
         if self._num_batches < self._min_batches:
-            return best
-        skilled = [0, *[h for h in range(1, size) if float(self.skills()[h]) > 0]]
-        least = float(best @ self._moments @ best)
-        for count in range(1, len(skilled) + 1):
-            for support in combinations(skilled, count):
-                index = torch.tensor(support)
-                block = self._moments[index][:, index]
-                ridge = max(1e-9 * float(block.diagonal().mean()), _LEAST_RIDGE) * torch.eye(count, dtype=torch.float64)
-                solved = torch.linalg.solve(block + ridge, torch.ones(count, dtype=torch.float64))
-                candidate = torch.zeros(size, dtype=torch.float64)
-                candidate[index] = solved / solved.sum()
-                error = float(candidate @ self._moments @ candidate)
-                if bool((candidate >= 0).all()) and error < least:
-                    best, least = candidate, error
-        return best
+            weights[0] = 1.0
+            return weights
+        skills = self.skills()
+        skilled = torch.tensor([0, *[h for h in range(1, len(skills)) if float(skills[h]) > 0]])
+        weights[skilled] = least_on_simplex(self._moments[skilled][:, skilled])
+        return weights
 
     def update(self, expansions: Float[Tensor, "state horizon_plus_1"], returns: Float[Tensor, " state"]) -> None:
         """Take a batch in."""

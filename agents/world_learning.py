@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -129,7 +129,7 @@ class WorldModelLearner:
     def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The world model's loss on episodes, and its parts."""
         config = self._config
-        latents = self._latents(rollout, rollout.input_ids)
+        latents = self._latents(rollout)
         next_token = self._next_token_losses(latents, rollout)
         targets = state_targets(rollout, self._ppo)
         parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
@@ -155,19 +155,25 @@ class WorldModelLearner:
     def action_sensitivity(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind."""
         rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
-        real = self._next_token_losses(self._latents(rollout, rollout.input_ids), rollout)
-        if not real:
+        if self._model.config.depth == 1:
             return {}
-        permuted = rollout.input_ids[torch.randperm(len(rollout), generator=generator)]
-        wrong = self._next_token_losses(self._latents(rollout, permuted), rollout)
-        ratio = float(torch.stack(wrong).mean() / torch.stack(real).mean().clamp_min(1e-8))
+        features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+
+        def losses_with(actions_from: Tensor) -> Tensor:
+            latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
+            return torch.stack(self._next_token_losses(latents, rollout)).mean()
+
+        # The trunk reads the real text; only the heads are told other actions.
+        real = losses_with(rollout.input_ids)
+        wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
+        ratio = float(wrong / real.clamp_min(1e-8))
         return {"world_model/action_shuffle_loss_ratio": ratio}
 
-    def _latents(self, rollout: Rollout, actions_from: Int[Tensor, "batch length"]) -> list[Tensor]:
-        """Latents of depths 1..K; the heads read their tokens from ``actions_from``, the trunk reads the real text."""
+    def _latents(self, rollout: Rollout) -> list[Tensor]:
+        """Latents of depths 1..K, with gradients of the heads alone."""
         with torch.no_grad():
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
-        return self._model.latents(actions_from, rollout.attention_mask, features=features)
+        return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
     def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
         """Cross-entropy of the policy's own tokens at depths 2..K."""

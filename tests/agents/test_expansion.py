@@ -1,6 +1,7 @@
 """Stacked horizons by hand, and the baseline they make."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from worldmtp.agents.advantages import gae_of
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions
+from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions, least_on_simplex
 from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.trajectory import Rollout
@@ -151,3 +152,48 @@ def test_a_horizon_the_model_cannot_take_is_refused(total_world: Any) -> None:
     total_world.max_horizon = 2
     with pytest.raises(ValueError, match="horizon=3 exceeds the 2 steps"):
         ExpansionAdvantages(total_world, ImaginationConfig(horizon=3), PPOConfig(), torch.Generator())
+
+
+def brute_force(moments: Tensor) -> float:
+    """The least w' E w on the simplex, by trying every support."""
+    least = float("inf")
+    for count in range(1, len(moments) + 1):
+        for support in combinations(range(len(moments)), count):
+            index = torch.tensor(support)
+            solved = torch.linalg.solve(moments[index][:, index], torch.ones(count, dtype=moments.dtype))
+            w = torch.zeros(len(moments), dtype=moments.dtype)
+            w[index] = solved / solved.sum()
+            if bool((w >= 0).all()):
+                least = min(least, float(w @ moments @ w))
+    return least
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_the_least_on_the_simplex_is_that_of_all_supports(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    for num_states in (size, 3 * size, 20 * size):
+        for _ in range(8):
+            shared = torch.randn(num_states, 1, generator=generator, dtype=torch.float64)
+            own = torch.randn(num_states, size, generator=generator, dtype=torch.float64)
+            errors = (shared + own) * torch.linspace(1, 0.3, size, dtype=torch.float64)
+            moments = errors.T @ errors / num_states
+            w = least_on_simplex(moments)
+            assert bool((w >= 0).all())
+            assert float(w.sum()) == pytest.approx(1.0)
+            assert float(w @ moments @ w) == pytest.approx(brute_force(moments), rel=1e-6, abs=1e-7)
+
+
+def test_forty_horizons_satisfy_the_optimality_conditions() -> None:
+    """No coordinate has a gradient (E w)_j below w' E w, and those of the support have just that."""
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.randn(500, 41, generator=generator) * torch.linspace(1, 0.3, 41) + torch.randn(
+        500, 1, generator=generator
+    )
+    stack = StackedHorizons(40, 0.9, 0)
+    stack.update(errors, torch.zeros(500))
+    w = stack.weights()
+    moments = errors.T.double() @ errors.double() / 500
+    gradient, value = moments @ w, float(w @ moments @ w)
+    assert float(gradient.min()) > value - 1e-6
+    torch.testing.assert_close(gradient[w > 0], torch.full_like(gradient[w > 0], value), atol=1e-6, rtol=0)
+    assert 1 < int((w > 0).sum()) < 41

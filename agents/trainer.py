@@ -21,11 +21,11 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
 from worldmtp.agents.expansion import ExpansionAdvantages
 from worldmtp.agents.forward import episode_returns, policy_stats
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.regression import correlation
 from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.decoding.alarm import AcceptanceAlarm
 from worldmtp.decoding.making import make_drafter
@@ -74,7 +74,11 @@ class ImaginationTrainer:
         if self.imagines:
             self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
             check_horizon(self._world_model, imagination.horizon)
-        self._estimator = make_estimator(model, self._world_model, imagination, ppo, self._generators["imagination"])
+        low, high = model.config.value_range
+        self._acting = Acting.of(env, rollout.temperature, (low, high))
+        self._estimator = make_estimator(
+            model, self._world_model, self._acting, imagination, ppo, self._generators["imagination"]
+        )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)
         self._drafting: dict[str, float] = {}
@@ -144,7 +148,12 @@ class ImaginationTrainer:
         """What the world model imagines at the first state of each episode, beside what the episode brought."""
         assert self._world_model is not None  # who imagines has one
         imagined = imagined_root_returns(
-            self._world_model, rollout, self._imagination.horizon, self._ppo.gamma, self._generators["imagination"]
+            self._world_model,
+            self._acting,
+            rollout,
+            self._imagination.horizon,
+            self._ppo.gamma,
+            self._generators["imagination"],
         )
         realized = episode_returns(rollout)
         return {
@@ -214,6 +223,7 @@ class ImaginationTrainer:
 def make_estimator(
     model: MTPModel,
     world_model: WorldModel[Any] | None,
+    acting: Acting,
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
@@ -223,9 +233,7 @@ def make_estimator(
         return PlainAdvantages(ppo)
     assert world_model is not None
     if imagination.use == "counterfactual":
-        low, high = model.config.value_range
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it
-        device = model.device
-        return CounterfactualAdvantages(world_model, hidden_size, (low, high), imagination, ppo, generator, device)
-    return ExpansionAdvantages(world_model, imagination, ppo, generator)
+        return CounterfactualAdvantages(world_model, acting, hidden_size, imagination, ppo, generator, model.device)
+    return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

@@ -11,9 +11,10 @@ from worldmtp.dynamics import (
     imagine,
     make_world_model,
 )
-from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.dynamics.rollout import acting_policy
 
 DEPTH, LENGTH = 5, 9
+SAMPLED = acting_policy(1.0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -69,7 +70,7 @@ def test_imagined_rollouts_follow_their_own_actions(make_model, make_text) -> No
     input_ids, mask, _ = make_text("right")
     world = MTPWorldModel(model)
     root = world.encode(input_ids, mask)
-    imagined = imagine(world, root, 3)
+    imagined = imagine(world, root, 3, SAMPLED, None)
     state, alive = root, torch.ones(3, dtype=torch.float64)
     for h in range(3):
         logits = model.logits_of(state.latent)
@@ -92,7 +93,7 @@ def test_sampling_follows_its_generator(make_model, make_text) -> None:
     input_ids, mask, _ = make_text("right")
     world = OracleWorldModel(model)
     rolled = [
-        world.imagine(world.encode(input_ids, mask), 4, as_sampled, torch.Generator().manual_seed(seed)).actions
+        imagine(world, world.encode(input_ids, mask), 4, SAMPLED, torch.Generator().manual_seed(seed)).actions
         for seed in (0, 0, 1)
     ]
     assert torch.equal(rolled[0], rolled[1])
@@ -104,7 +105,7 @@ def test_a_horizon_beyond_the_heads_is_refused(make_model, make_text) -> None:
     input_ids, mask, _ = make_text("right")
     world = MTPWorldModel(model)
     with pytest.raises(ValueError, match=r"horizon=5 exceeds the 4 steps.*lower the horizon or train .* depth=6"):
-        imagine(world, world.encode(input_ids, mask), 5)
+        imagine(world, world.encode(input_ids, mask), 5, SAMPLED, None)
     state = world.encode(input_ids, mask)
     for _ in range(4):
         state = world.step(state, torch.zeros(3, dtype=torch.long))

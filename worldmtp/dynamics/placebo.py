@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction, State, WorldModel
+from worldmtp.dynamics.protocol import Prediction, State, WorldModel
 from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import imagine
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
@@ -71,12 +70,6 @@ class IdentityWorldModel:
         """Read the root's latent."""
         return read_latent(self._model, state.latent, with_logits)
 
-    def imagine(
-        self, state: FrozenState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)
-
 
 class ShuffledWorldModel(Generic[State]):
     """World model back-end ``shuffled``: every state is stepped by the action of another row of the batch."""
@@ -113,7 +106,3 @@ class ShuffledWorldModel(Generic[State]):
     def predict(self, state: State, with_logits: bool = True) -> Prediction:
         """As the dynamics inside."""
         return self._inner.predict(state, with_logits)
-
-    def imagine(self, state: State, horizon: int, policy: Policy, generator: torch.Generator | None) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``; the actions drawn are not those it moves by."""
-        return imagine(self, state, horizon, policy, generator)

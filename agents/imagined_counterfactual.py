@@ -32,7 +32,7 @@ class CounterfactualAdvantages:
 
     Raises:
         TypeError: the world model, where a rung reads it, is blind to actions.
-        ValueError: the horizon is beyond it.
+        ValueError: the horizon is beyond it; or gamma is below 1, or truncated episodes go on in value.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class CounterfactualAdvantages:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ) -> None:
+        ppo.check_whole_episodes("imagination.use='counterfactual'")
         if config.max_rung > 0:
             check_action_conditional(world_model)
             check_horizon(world_model, config.horizon)

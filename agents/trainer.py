@@ -19,7 +19,7 @@ from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.expansion import ExpansionAdvantages
-from worldmtp.agents.forward import episode_returns, policy_stats
+from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats, start_returns
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
@@ -39,7 +39,10 @@ _STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
 
 
 class ImaginationTrainer:
-    """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows."""
+    """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows.
+
+    The model is put into evaluation mode, here and at each step, and stays in it.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class ImaginationTrainer:
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # what cannot be is told now, not while acting
-        self.model = model
+        self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
         self._env = env
         self._config = rollout
@@ -105,6 +108,7 @@ class ImaginationTrainer:
     def _step(self) -> tuple[dict[str, float], Rollout]:
         clock = self.clock
         clock.take()
+        self.model.eval()
         with clock.phase("total"):
             rollout = self._collect()
             with clock.phase("read"):
@@ -113,7 +117,7 @@ class ImaginationTrainer:
                 plan, metrics = self._estimator.estimate(rollout, stats)
                 metrics.setdefault("imagination/imagined_tokens", 0.0)
                 if self.imagines:
-                    metrics |= self._root_agreement(rollout)
+                    metrics |= self._root_agreement(rollout, stats)
                     metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
             with clock.phase("update"):
                 remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
@@ -135,16 +139,11 @@ class ImaginationTrainer:
         if config.draft != "none":
             self._drafting = {"rollout/tokens_per_forward": policy.tokens_per_forward}
             self._alarm.observe(policy.tokens_per_forward)
-        returns, (low, high) = episode_returns(rollout), self.model.config.value_range
-        if float(returns.min()) < low or float(returns.max()) > high:
-            raise ValueError(
-                f"an episode's return of {float(returns.min())} .. {float(returns.max())} lies outside the model's "
-                f"value_range ({low}, {high}), so its value bins cannot hold it; scale the task's score."
-            )
+        check_returns(rollout, self.model.config.value_range)
         return rollout.to(self.model.device)
 
     @torch.no_grad()
-    def _root_agreement(self, rollout: Rollout) -> dict[str, float]:
+    def _root_agreement(self, rollout: Rollout, stats: PolicyStats) -> dict[str, float]:
         """What the world model imagines at the first state of each episode, beside what the episode brought."""
         assert self._world_model is not None  # who imagines has one
         imagined = imagined_root_returns(
@@ -155,7 +154,7 @@ class ImaginationTrainer:
             self._ppo.gamma,
             self._generators["imagination"],
         )
-        realized = episode_returns(rollout)
+        realized = start_returns(rollout, stats, self._ppo)
         return {
             "imagination/return_imagined": float(imagined.mean()),
             "imagination/return_realized": float(realized.mean()),
@@ -218,6 +217,24 @@ class ImaginationTrainer:
             self._generators[name].set_state(saved.cpu())
         self.iteration = int(state["iteration"])
         self.totals = {name: float(value) for name, value in state["totals"].items()}
+
+
+def check_returns(rollout: Rollout, value_range: tuple[float, float]) -> None:
+    """Raise if a return lies outside the range of the values, by more than float32 may be off.
+
+    Each of T rewards is rounded to half an ulp of the range's larger end, which adds up to T ulps at most. Value bins
+    clamp what is left (``distributions.two_hot``).
+
+    Raises:
+        ValueError: a return is really outside.
+    """
+    returns, (low, high) = episode_returns(rollout), value_range
+    tolerance = rollout.rewards.shape[1] * torch.finfo(torch.float32).eps * max(abs(low), abs(high))
+    if float(returns.min()) < low - tolerance or float(returns.max()) > high + tolerance:
+        raise ValueError(
+            f"an episode's return of {float(returns.min())} .. {float(returns.max())} lies outside the model's "
+            f"value_range ({low}, {high}), so its value bins cannot hold it; scale the task's score."
+        )
 
 
 def make_estimator(

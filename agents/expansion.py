@@ -19,10 +19,10 @@ from torch import Tensor
 from worldmtp.agents.advantages import AdvantagePlan, advantage_scale, gae_of, monte_carlo_targets, plain_plan
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.forward import PolicyStats, state_index
+from worldmtp.agents.imagined_returns import Acting, border_fraction
 from worldmtp.agents.regression import correlation, explained_share
 from worldmtp.dynamics.protocol import WorldModel
-from worldmtp.dynamics.rollout import as_sampled, check_horizon
-from worldmtp.returns import value_expansion
+from worldmtp.dynamics.rollout import check_horizon, imagine
 from worldmtp.trajectory import Rollout
 
 _LEAST_RIDGE = 1e-30
@@ -32,23 +32,30 @@ _LEAST_RIDGE = 1e-30
 @torch.no_grad()
 def imagined_expansions(
     world_model: WorldModel[Any],
+    acting: Acting,
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
     gamma: float,
     chunk_states: int,
     generator: torch.Generator,
-) -> Float[Tensor, "state horizon_plus_1"]:
-    """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``."""
+) -> tuple[Float[Tensor, "state horizon_plus_1"], float]:
+    """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``.
+
+    And the share of the rollouts that stopped at the end of the policy's turn before their horizon.
+    """
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
     root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps])
-    expansions = []
+    turn = acting.room(rollout, rows, steps)
+    expansions, rolled = [], []
     for chunk in torch.arange(len(rows), device=rows.device).split(max(1, chunk_states // num_rollouts)):
-        branches = root.select(chunk.repeat_interleave(num_rollouts))
-        imagined = world_model.imagine(branches, horizon, as_sampled, generator)
-        expanded = value_expansion(imagined.rewards, gamma * imagined.continuations, imagined.values)
+        branched = chunk.repeat_interleave(num_rollouts)
+        room = turn.select(branched) if turn is not None else None
+        imagined = imagine(world_model, root.select(branched), horizon, acting.policy, generator, room)
+        expanded = acting.returns(imagined, gamma)
         expansions.append(expanded.view(len(chunk), num_rollouts, horizon + 1).mean(dim=1))
-    return torch.cat(expansions)
+        rolled.append(imagined)
+    return torch.cat(expansions), border_fraction(rolled)
 
 
 def least_on_simplex(moments: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
@@ -142,10 +149,16 @@ class ExpansionAdvantages:
     """An ``AdvantageEstimator`` whose baseline looks ahead in imagination."""
 
     def __init__(
-        self, world_model: WorldModel[Any], config: ImaginationConfig, ppo: PPOConfig, generator: torch.Generator
+        self,
+        world_model: WorldModel[Any],
+        acting: Acting,
+        config: ImaginationConfig,
+        ppo: PPOConfig,
+        generator: torch.Generator,
     ) -> None:
         check_horizon(world_model, config.horizon)
         self._world_model = world_model
+        self._acting = acting
         self._config = config
         self._ppo = ppo
         self._generator = generator
@@ -156,8 +169,9 @@ class ExpansionAdvantages:
         config, mask = self._config, rollout.step_mask
         targets = monte_carlo_targets(rollout, stats, self._ppo)
         realized = targets[mask]
-        expansions = imagined_expansions(
+        expansions, cut = imagined_expansions(
             self._world_model,
+            self._acting,
             rollout,
             config.horizon,
             config.num_rollouts,
@@ -174,6 +188,8 @@ class ExpansionAdvantages:
             "imagination/gate_open": float(weights[0] < 1),
             "imagination/imagined_tokens": float(len(realized) * config.horizon * config.num_rollouts),
         }
+        if self._acting.turns is not None:
+            metrics["imagination/turn_border_fraction"] = cut
         for h, (weight, skill) in enumerate(zip(weights.tolist(), skills.tolist(), strict=True)):
             metrics |= {f"imagination/weight_h{h}": weight, f"imagination/skill_h{h}": skill}
         self._stack.update(expansions, realized)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.forward import action_mask, discounts_of, lambdas_of, state_index
+from worldmtp.agents.forward import action_mask, check_eval_mode, discounts_of, lambdas_of, state_index
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.distributions import two_hot_cross_entropy
@@ -107,7 +107,9 @@ class WorldModelLearner:
 
         Raises:
             FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
+            ValueError: the model is in training mode.
         """
+        check_eval_mode(self._model)
         self._replay.add(rollout)
         sums: dict[str, float] = {}
         for _ in range(self._config.num_updates):
@@ -122,7 +124,7 @@ class WorldModelLearner:
             if not math.isfinite(norm):
                 raise FloatingPointError(f"world_model/grad_norm is {norm}; the update was not applied.")
             self.optimizer.step()
-            for name, value in metrics.items():
+            for name, value in (metrics | {"world_model/grad_norm": norm}).items():
                 sums[name] = sums.get(name, 0.0) + value
         return {name: value / self._config.num_updates for name, value in sums.items()}
 

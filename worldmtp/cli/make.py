@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
@@ -134,14 +134,17 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
         )
 
 
-def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig) -> bool:
+def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig, ppo: PPOConfig) -> bool:
     """Whether a world model on ``model`` can imagine what is asked; where it is to be trained for, it must.
 
     Raises:
         ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
-            far, or it is blind to the actions that counterfactuals compare.
+            far, or it is blind to the actions that counterfactuals compare; or these compare whole episodes and the
+            agent discounts.
     """
     check_backend(backend)
+    if imagination.use == "counterfactual":
+        ppo.check_whole_episodes("imagination=counterfactual")
     try:
         _check_imagination(model, backend, imagination)
     except ValueError:

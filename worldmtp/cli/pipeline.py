@@ -103,7 +103,9 @@ class Pipeline:
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._objective = checked_objective(config.objective, self._model.config.depth)
-        self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
         held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
         self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
         self._prompt = held_out[0].prompt

@@ -6,6 +6,7 @@ whose ``__post_init__`` checks them. No DictConfig leaves this package.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, TypeVar
 
@@ -66,8 +67,8 @@ def _at_least(smallest: int, **values: int | float) -> None:
 
 def _positive(**values: int | float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive and finite.")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
+from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import imagine
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
@@ -120,9 +119,3 @@ class OracleWorldModel:
     def predict(self, state: CachedState, with_logits: bool = True) -> Prediction:
         """Read the true latent."""
         return read_latent(self._model, state.latent, with_logits)
-
-    def imagine(
-        self, state: CachedState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)

@@ -25,6 +25,7 @@ from worldmtp.agents.losses import (
 )
 from worldmtp.distributions import two_hot_cross_entropy
 from worldmtp.model import MTPModel
+from worldmtp.precision import check_trained_weights, full_precision
 from worldmtp.trajectory import Rollout
 
 
@@ -36,6 +37,7 @@ class PPOAgent:
         self.config = config
         self._temperature = temperature
         self._parameters = [*unique_parameters(model.trunk), *model.world_heads.value.parameters()]
+        check_trained_weights("PPOAgent", self._parameters)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
         self._num_updates = 0
 
@@ -92,7 +94,7 @@ class PPOAgent:
         states = gather_states(
             hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask), state_index(rollout)[:, :-1]
         )
-        log_policy = (self.model.logits_of(states) / self._temperature).log_softmax(dim=-1)
+        log_policy = (full_precision(self.model.logits_of(states)) / self._temperature).log_softmax(dim=-1)
         logprobs = log_policy.gather(2, rollout.actions[..., None])[..., 0]
         taken = policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef)
         terms = {"losses/policy": masked_mean(taken, mask)}

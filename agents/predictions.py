@@ -17,6 +17,7 @@ from worldmtp.agents.imagined_returns import Acting
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import imagine
 from worldmtp.model import MTPModel
+from worldmtp.precision import full_precision
 from worldmtp.returns import lambda_returns
 from worldmtp.trajectory import Rollout
 
@@ -53,7 +54,7 @@ def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float) -> 
 def _read_depth(
     model: MTPModel, latent: Tensor, rollout: Rollout, depth: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    log_policy = (model.logits_of(latent, depth) / temperature).log_softmax(dim=-1)
+    log_policy = (full_precision(model.logits_of(latent, depth)) / temperature).log_softmax(dim=-1)
     realized = rollout.input_ids[:, depth:]
     said = log_policy[:, :-depth]
     top1_probs, top1_ids = said.exp().max(dim=-1)

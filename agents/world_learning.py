@@ -29,6 +29,7 @@ from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.distributions import two_hot_cross_entropy
 from worldmtp.model import MTPModel
+from worldmtp.precision import check_trained_weights, full_precision
 from worldmtp.returns import lambda_returns
 from worldmtp.targets import depth_targets
 from worldmtp.trajectory import Rollout
@@ -100,6 +101,7 @@ class WorldModelLearner:
         self._ppo = ppo
         self._replay = EpisodeReplay(config.replay_iterations)
         self._parameters = [*model.heads.parameters(), *model.world_heads.parameters()]
+        check_trained_weights("WorldModelLearner", self._parameters)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
     def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
@@ -183,7 +185,7 @@ class WorldModelLearner:
         losses = []
         for depth in range(2, len(latents) + 1):
             mask = aims.mask[..., depth - 1]
-            logits = self._model.logits_of(latents[depth - 1][mask], depth)
+            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth))
             ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
             losses.append(ce / mask.sum().clamp(min=1))
         return losses
@@ -194,7 +196,7 @@ class WorldModelLearner:
         reward = two_hot_cross_entropy(world.reward_logits, targets.rewards, heads.reward_bins)
         value = two_hot_cross_entropy(world.value_logits, targets.returns, heads.value_bins)
         continuation = F.cross_entropy(
-            world.continuation_logits.transpose(1, 2), targets.continues.long(), reduction="none"
+            full_precision(world.continuation_logits).transpose(1, 2), targets.continues.long(), reduction="none"
         )
         return {
             "reward": masked_mean(reward, targets.arrived_mask),

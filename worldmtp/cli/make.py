@@ -34,7 +34,7 @@ def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
 
 
 def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generator: torch.Generator) -> PreTrainedModel:
-    """The causal LM: from ``path``, or fresh from a transformers config.
+    """The causal LM, its weights in float32: from ``path``, or fresh from a transformers config.
 
     Raises:
         ValueError: neither or both are given, or what is given does not exist.
@@ -48,7 +48,7 @@ def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generato
     path = str(config.path)
     if not Path(path).is_dir():
         raise ValueError(f"model.path={path!r} is not a directory; give one written by save_pretrained.")
-    trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path)
+    trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     return trunk
 
 
@@ -75,7 +75,7 @@ def _fresh_trunk(
     # Hugging Face draws initial weights from the global state; it is lent a seed and restored.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return AutoModelForCausalLM.from_config(trunk_config)
+        return AutoModelForCausalLM.from_config(trunk_config, dtype=torch.float32)
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:

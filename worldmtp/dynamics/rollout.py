@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldmtp.draws import draw
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, TurnRoom, WorldModel
+from worldmtp.precision import full_precision
 
 
 def acting_policy(temperature: float) -> Policy:
@@ -24,7 +25,7 @@ def acting_policy(temperature: float) -> Policy:
         raise ValueError(f"temperature={temperature} must be positive and finite; for greedy acting pass no generator.")
 
     def policy(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
-        return (logits / temperature).log_softmax(dim=-1)
+        return (full_precision(logits) / temperature).log_softmax(dim=-1)
 
     return policy
 

@@ -16,7 +16,13 @@ from trl import SFTTrainer
 
 from worldmtp.ema import EMATrunk
 from worldmtp.model import MTPModel
-from worldmtp.post_training.checks import check_config, check_model, check_not_empty, check_vocabulary
+from worldmtp.post_training.checks import (
+    check_config,
+    check_model,
+    check_not_empty,
+    check_vocabulary,
+    warn_of_half_precision,
+)
 from worldmtp.post_training.compat import check_seams, check_trainer
 from worldmtp.post_training.forward import add_mtp_forward
 from worldmtp.post_training.mixin import EMACallback, MTPTrainerMixin
@@ -31,6 +37,10 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     ``mtp/top1_depth_k`` and, in evaluation or where a term compares logits, ``mtp/acceptance_depth_k`` (sum_v min(p, q)
     with the teacher's p: the trunk's, or in training that of its moving average where the objective has one), each a
     mean per target and then over the micro-batches since the last log. In evaluation ``eval_`` stands in front.
+
+    Weights are trained in the dtype that the model has, which is that of its checkpoint unless ``from_pretrained`` is
+    told otherwise; half precision loses small steps, and a warning says so. Load with ``dtype=torch.float32`` and leave
+    the computing to ``bf16=True``.
 
     A model with adapters (``worldmtp.lora``) has checkpoints of ``save_lora``: without the trunk's own weights.
 
@@ -80,6 +90,8 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
             optimizers=optimizers,
         )
         check_trainer(self)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # these keep copies in float32
+            warn_of_half_precision(model)
         check_not_empty(
             "train_dataset", self.train_dataset, f"max_length={args.max_length} cuts every completion off; raise it"
         )

@@ -141,8 +141,9 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """Teacher-forced logits of all depths and, with ``labels``, their combined loss.
 
         ``labels`` are Hugging Face's: not shifted, -100 where a token is not to be predicted. Without
-        ``compute_depth_logits`` the loss is the same, one depth's logits in memory at a time; without labels too, it
-        is the trunk alone. ``num_items_in_batch`` is Trainer's. Other keywords go to the trunk's backbone.
+        ``compute_depth_logits`` the loss is the same, one depth's logits in memory at a time, and ``logits`` is None;
+        without labels too, it is the trunk alone, with its logits. ``num_items_in_batch`` is Trainer's. Other keywords
+        go to the trunk's backbone.
 
         Raises:
             ValueError: the heads were asked for over a cached prefix, whose latents they would need.
@@ -157,20 +158,18 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         features, cache = self._run_trunk(
             input_ids, attention_mask, position_ids, past_key_values=past_key_values, **kwargs
         )
-        logits = self.logits_of(features.post_norm)
         if not needs_heads:
+            logits = self.logits_of(features.post_norm)
             return MTPOutput(logits=logits, hidden_states=(features.post_norm,), past_key_values=cache)
         latents = self.latents(input_ids, attention_mask, position_ids, features=features)
+        output = MTPOutput(hidden_states=tuple(latents), past_key_values=cache)
         depth_logits = None
         if compute_depth_logits:
-            later = [
-                self.logits_of(latent, depth, self.config.detach_lm_head)
-                for depth, latent in enumerate(latents[1:], start=2)
-            ]
-            depth_logits = (logits, *later)
-        output = MTPOutput(
-            logits=logits, depth_logits=depth_logits, hidden_states=tuple(latents), past_key_values=cache
-        )
+            depth_logits = tuple(
+                self.logits_of(latent, depth, self.config.detach_lm_head and depth > 1)
+                for depth, latent in enumerate(latents, start=1)
+            )
+            output.logits, output.depth_logits = depth_logits[0], depth_logits
         if labels is not None:
             targets = self.targets(input_ids, attention_mask, position_ids, labels)
             if depth_logits is None:

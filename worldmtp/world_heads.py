@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from worldmtp.config import MTPConfig
 from worldmtp.distributions import make_bins
 from worldmtp.heads.zero import ZeroLinear
+from worldmtp.precision import full_precision
 
 NORM_EPS = 1e-6
 
@@ -29,7 +30,7 @@ class WorldPrediction:
     @property
     def continuation_probs(self) -> Float[Tensor, "*batch"]:
         """Probability that the episode went on."""
-        return self.continuation_logits.softmax(dim=-1)[..., 1]
+        return full_precision(self.continuation_logits).softmax(dim=-1)[..., 1]
 
 
 class WorldHeads(nn.Module):

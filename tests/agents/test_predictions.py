@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.predictions import depth_predictions, root_imaginations
+from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
+
+# The acting policy at temperature 1, and returns of any size: TotalWorld's are sums of token ids.
+ACTING = Acting(acting_policy(1.0), (-1e3, 1e3))
 
 
 def two_rows(make: MakeRollout) -> Rollout:
@@ -53,9 +58,9 @@ def test_depth_one_is_the_policy_that_wrote_the_text(
 ) -> None:
     """On its own text its log-probabilities do not depend on what follows."""
     model, rollout = tiny_model(depth=2), two_rows(hand_rollout)
-    whole = depth_predictions(model, rollout).logprobs[0, :5, 0]
+    whole = depth_predictions(model, rollout, 1.0).logprobs[0, :5, 0]
     rollout.input_ids[0, 5] = 3
-    torch.testing.assert_close(depth_predictions(model, rollout).logprobs[0, :5, 0], whole, equal_nan=True)
+    torch.testing.assert_close(depth_predictions(model, rollout, 1.0).logprobs[0, :5, 0], whole, equal_nan=True)
 
 
 def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
@@ -64,7 +69,9 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
     Roots stand at the last token of each prefix: row 0 at 2, 3, 4; row 1 at 0, 1.
     """
     rollout = two_rows(hand_rollout)
-    roots = root_imaginations(total_world, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0))
+    roots = root_imaginations(
+        total_world, ACTING, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0)
+    )
     nan = float("nan")
     expected = torch.tensor([[nan, nan, 0.0, 0.25, 1.0, nan, nan], [0.5, 0.25, nan, nan, nan, nan, nan]])
     torch.testing.assert_close(roots.realized, expected, equal_nan=True)
@@ -79,7 +86,9 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
 def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     """From totals 11, 15, 20 and 2, 5: total mod 7 is appended, twice."""
     rollout = two_rows(hand_rollout)
-    roots = root_imaginations(total_world, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    roots = root_imaginations(
+        total_world, ACTING, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0)
+    )
     assert roots.realized[0, 2:5].tolist() == [0.375, 0.75, 1.0]
     assert roots.realized[1, :2].tolist() == [0.625, 0.25]
     assert roots.tokens[0, 2:5].tolist() == [[4, 1], [1, 2], [6, 5]]
@@ -94,7 +103,7 @@ def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_wor
 def test_without_a_world_model_only_what_was_realized_is_known(hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout = two_rows(hand_rollout)
     known, nothing = (
-        root_imaginations(world, rollout, 2, 1, PPOConfig(), torch.Generator().manual_seed(0))
+        root_imaginations(world, ACTING, rollout, 2, 1, PPOConfig(), torch.Generator().manual_seed(0))
         for world in (total_world, None)
     )
     torch.testing.assert_close(nothing.realized, known.realized, equal_nan=True)

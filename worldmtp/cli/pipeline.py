@@ -42,6 +42,7 @@ from worldmtp.cli.warm_start import warm_start
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
 from worldmtp.model import MTPModel
+from worldmtp.precision import computing_in
 from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
@@ -106,7 +107,9 @@ class Pipeline:
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._objective = checked_objective(config.objective, self._model.config.depth)
-        self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
         prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         self._overlap, notes = choose_pool(self._env, prompts, config)
@@ -135,15 +138,16 @@ class Pipeline:
         trainer = self._trainer()
         if saved is not None:
             trainer.load_state_dict(saved.trainer)
-        reinforce(
-            trainer,
-            self._config.agent.rollout.num_iterations,
-            self._run_dir,
-            self._config.checkpoint,
-            self._writer,
-            lambda step: self._evaluate(trainer, step),
-            lambda fraction, note: self._progress.update("reinforce", fraction, note),
-        )
+        with self._computing():
+            reinforce(
+                trainer,
+                self._config.agent.rollout.num_iterations,
+                self._run_dir,
+                self._config.checkpoint,
+                self._writer,
+                lambda step: self._evaluate(trainer, step),
+                lambda fraction, note: self._progress.update("reinforce", fraction, note),
+            )
         if self._after is None:
             # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
             self._after = self._judge()
@@ -185,6 +189,7 @@ class Pipeline:
                 stream_seed(config.seed, "warm start") % 2**32,  # Hugging Face seeds numpy, too
                 writer,
                 lambda fraction, note: self._progress.update("warm start", fraction, note),
+                config.model.compute_dtype,
             )
         on_device(self._model, config.profile)
 
@@ -203,6 +208,10 @@ class Pipeline:
             return []
         words = ["worldmtp-generate", *(["--explain"] if can_draft(self._model) else []), "--model", str(self._run_dir)]
         return ["generate:    " + shlex.join([*words, "--", self._prompt])]
+
+    def _computing(self) -> torch.autocast:
+        """Not around the warm start, which has an autocast of its own."""
+        return computing_in(self._config.model.compute_dtype, self._model.device)
 
     def _trainer(self) -> ImaginationTrainer:
         config = self._config
@@ -235,16 +244,17 @@ class Pipeline:
         config = self._config
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
         backend = config.world_model.backend
-        return judge(
-            self._model,
-            self._evaluator,
-            make_world_model(backend, self._model, generator) if self._can_imagine else None,
-            config.imagination.horizon,
-            config.eval.num_imagined,
-            config.agent.ppo,
-            self._tokens_text,
-            stream_seed(config.seed, "imagination in evaluation"),
-        )
+        with self._computing():
+            return judge(
+                self._model,
+                self._evaluator,
+                make_world_model(backend, self._model, generator) if self._can_imagine else None,
+                config.imagination.horizon,
+                config.eval.num_imagined,
+                config.agent.ppo,
+                self._tokens_text,
+                stream_seed(config.seed, "imagination in evaluation"),
+            )
 
     def _close(self, before: Judgement, after: Judgement) -> None:
         """The closing table, the report, and the mark that all is done."""

@@ -64,6 +64,7 @@ def warm_start(
     seed: int,
     writer: MetricWriter,
     report: Callable[[float, str], None],
+    compute_dtype: str,
 ) -> None:
     """Train ``model`` in place by fields of ``MTPObjective`` and leave it in ``directory/model``.
 
@@ -92,6 +93,7 @@ def warm_start(
         report_to="none",
         disable_tqdm=True,
         seed=seed,
+        bf16=compute_dtype == "bfloat16",
         max_length=env.problem.max_prompt + env.problem.max_new,
     )
     trainer = MTPSFTTrainer(

@@ -1,5 +1,6 @@
 """What a trainer of this room refuses at its construction, before TRL fails later and elsewhere."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from worldmtp.model import IGNORE_INDEX, MTPModel
+from worldmtp.precision import check_trained_weights
 
 
 def check_model(model: Any) -> None:
@@ -20,6 +22,14 @@ def check_model(model: Any) -> None:
             f"model is a {type(model).__name__}, expected an MTPModel; make one with "
             "MTPModel.from_trunk(trunk, MTPConfig(depth=...)) or MTPModel.from_pretrained(path)."
         )
+
+
+def warn_of_half_precision(model: MTPModel) -> None:
+    """Warn where weights to be trained are kept in half precision; Trainer's optimiser keeps no copies in float32."""
+    try:
+        check_trained_weights("the trainer", model.parameters())
+    except ValueError as error:
+        warnings.warn(f"{error} Trainer has bf16=True for that.", stacklevel=4)
 
 
 def check_config(args: Any, config_class: type) -> None:

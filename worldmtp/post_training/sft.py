@@ -23,6 +23,7 @@ from worldmtp.post_training.checks import (
     check_not_empty,
     check_vocabulary,
     named_sets,
+    warn_of_half_precision,
 )
 from worldmtp.post_training.compat import check_seams, check_trainer
 from worldmtp.post_training.depth_means import DepthMeans
@@ -40,6 +41,10 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     with the teacher's p: the trunk's, or in training that of its moving average where the objective has one), each a
     mean per target over all micro-batches since the last log. In evaluation ``eval_`` stands in front; with a dict of
     evaluation sets ``eval_<name>_``, as in TRL's ``eval_<name>_loss``.
+
+    Weights are trained in the dtype that the model has, which is that of its checkpoint unless ``from_pretrained`` is
+    told otherwise; half precision loses small steps, and a warning says so. Load with ``dtype=torch.float32`` and leave
+    the computing to ``bf16=True``.
 
     A model with adapters (``worldmtp.lora``) has checkpoints of ``save_lora``: without the trunk's own weights.
 
@@ -92,6 +97,8 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
             optimizers=optimizers,
         )
         check_trainer(self)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # these keep copies in float32
+            warn_of_half_precision(model)
         for name, dataset in [("train_dataset", self.train_dataset), *named_sets("eval_dataset", self.eval_dataset)]:
             check_has_target(name, dataset, self._remove_unused_columns, self.data_collator, args.max_length)
         # Trainer asks the model's own forward and class name; the loss here is always TRL's, which shifts the labels

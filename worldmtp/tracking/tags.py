@@ -154,6 +154,11 @@ _IMAGINATION = _rows(
     ("return_realized", "mean realized return over the same roots", "reward"),
     ("return_bias", "mean of imagined - realized return; positive = optimism", "reward"),
     ("return_corr", "Pearson correlation of imagined and realized return over episodes", "1"),
+    (
+        "turn_border_fraction",
+        "share of imagined rollouts that stop before the horizon because the policy's turn is over; where worlds reply",
+        "share",
+    ),
     ("imagined_tokens", "tokens imagined in this iteration", "tokens"),
     ("imagined_tokens_total", "tokens imagined since the start", "tokens"),
     ("num_live_mean", "mean number of candidate tokens that are imagined per state", "tokens"),

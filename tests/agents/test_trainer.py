@@ -50,7 +50,7 @@ def test_without_imagination_it_is_plain_ppo_to_the_bit(text_env: MakeEnv, tiny_
     shuffling = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence)))
     parameters = [*dict.fromkeys(plain.trunk.parameters()), *plain.world_heads.value.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=1e-5)
-    bins = torch.linspace(0, 1, 11)
+    bins = (torch.arange(-10, 11, dtype=torch.float64) / 10).float()
     for _ in range(3):
         trainer.step()
         policy = TrunkPolicy(plain)
@@ -117,9 +117,9 @@ def plain_logprobs(trunk: Any, states: torch.Tensor, actions: torch.Tensor) -> t
 
 
 def two_hot_by_hand(targets: torch.Tensor) -> torch.Tensor:
-    """Returns here are 0 or 1 and the bins 0, 0.1 .. 1: the target is the first or the last bin."""
-    hot = torch.zeros((*targets.shape, 11))
-    hot[..., 0], hot[..., -1] = 1 - targets, targets
+    """Returns here are 0 or 1 and the bins -1, -.9 .. 1: the target is the middle or the last bin."""
+    hot = torch.zeros((*targets.shape, 21))
+    hot[..., 10], hot[..., -1] = 1 - targets, targets
     return hot
 
 

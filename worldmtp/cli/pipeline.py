@@ -53,9 +53,6 @@ from worldmtp.tracking import (
     tensorboard_command,
 )
 
-RETURN_RANGE = (0.0, 1.0)
-"""Scores of a text environment lie in [0, 1], and an episode is paid once."""
-
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
@@ -155,7 +152,7 @@ class Pipeline:
                 raise ValueError(f"sft.load={config.sft.load!r} is not a directory; give the sft/model of a run.")
         if done.is_dir():
             return True, on_device(load_model(done), config.profile)
-        return False, on_device(make_model(config.model, self._env, config.seed, RETURN_RANGE), config.profile)
+        return False, on_device(make_model(config.model, self._env, config.seed), config.profile)
 
     def _warm_start(self) -> None:
         config, directory = self._config, self._run_dir / "sft"

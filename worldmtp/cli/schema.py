@@ -89,7 +89,8 @@ class ModelConfig:
     depth: int = 4
     head: str = "sequential"
     head_spec: HeadSpecConfig = field(default_factory=HeadSpecConfig)
-    num_value_bins: int = 21
+    num_value_bins: int | None = None
+    """None is the default of ``MTPConfig``."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
     generator = torch.Generator().manual_seed(seed)
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
-    bins = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
+    bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
     try:
         heads = MTPConfig(head=config.head, depth=config.depth, **bins, **given(config.head_spec))
         return MTPModel.from_trunk(trunk, heads, generator)

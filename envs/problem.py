@@ -3,7 +3,7 @@
 Everything of an environment but the stepping, shared by the single and the vector env.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class TextProblem:
         split: where prompts come from until ``reset(options={"split": ...})`` says otherwise.
         heldout_fraction: share of all prompts that is held out, by hash.
         pool_size: prompts drawn per split, before its first episode; they come as often as the task draws them.
-        pool_seed: of these prompts. The seed of ``reset`` only chooses among them.
+        pool_seed: of these prompts, 0 where nothing else is said. The seed of ``reset`` only chooses among them; a
+            training run sets its own seed by ``choose_pools``.
         truncation_score: "score" pays an answer that ran out of budget like any other, "zero" pays it nothing.
         timeout_seconds: limit for scoring one answer, or for one reply, in a process of its own; None is no limit.
         on_error: what a failing scorer does, "zero" or "raise".
@@ -84,6 +85,7 @@ class TextProblem:
         self.heldout_fraction = heldout_fraction
         self.pool_size, self.pool_seed = pool_size, pool_seed
         self.truncation_score = truncation_score
+        self._excluded: frozenset[str] = frozenset()
         self._pools: dict[str, EncodedExamples] = {}
 
     def observation_space(self) -> spaces.Space[Any]:
@@ -103,23 +105,51 @@ class TextProblem:
         """Prompts of a split, made when first asked for."""
         if split not in self._pools:
             drawn = draw_examples(
-                self.task, split, self.pool_size, self.pool_seed, heldout_fraction=self.heldout_fraction
+                self.task,
+                split,
+                self.pool_size,
+                self.pool_seed,
+                purpose="pool",
+                heldout_fraction=self.heldout_fraction,
+                excluded=self._excluded,
             )
             self._pools[split] = self.encode(drawn)
         return self._pools[split]
+
+    def choose_pools(self, seed: int, excluded: Iterable[Example] = ()) -> None:
+        """Set the seed of all pools and the questions that they must not have, before the first of them is drawn.
+
+        Raises:
+            RuntimeError: if a pool has been drawn: episodes may have been played from it.
+        """
+        if self._pools:
+            raise RuntimeError(f"the pools of {sorted(self._pools)} are drawn already; choose them before any reset.")
+        self.pool_seed, self._excluded = seed, frozenset(example.key for example in excluded)
 
     def encode(self, examples: Sequence[Example]) -> EncodedExamples:
         """Examples with the tokens of their prompts; see ``encode_examples``."""
         return encode_examples(examples, self.tokenizer, self.max_prompt, self.max_new)
 
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
+    def examples(
+        self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False
+    ) -> list[Example]:
+        """Distinct examples of a split, by the stream of a purpose; more of them begin with the fewer.
+
+        With ``fewer`` a small task gives what it has; see ``draw_examples``.
+        """
         return draw_examples(
-            self.task, split, num_examples, seed, distinct=True, heldout_fraction=self.heldout_fraction
+            self.task,
+            split,
+            num_examples,
+            seed,
+            purpose=purpose,
+            distinct=True,
+            heldout_fraction=self.heldout_fraction,
+            fewer=fewer,
         )
 
     def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has: measured, and 0 by construction."""
+        """Share of the held-out pool's questions that the training pool has: 0, since a hash decides the split."""
         return prompt_overlap(self.pool("train").examples, self.pool("heldout").examples)
 
     def find(self, prompts: Sequence[str | Example], split: str) -> list[Example]:

@@ -12,6 +12,7 @@ Left out: heads over a cached trunk pass (the decoding session and the world mod
 themselves), and encoder-decoder trunks.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ from worldmtp.world_heads import WorldHeads
 IGNORE_INDEX = -100
 CHUNK_SIZE = 1024
 """Positions unembedded at a time where logits are not asked for."""
+TRAINS_HEADS = "mtp"
+"""The tag of a trainer that trains the heads, in the list that TRL's trainers pass to ``add_model_tags``."""
 
 
 @dataclass
@@ -332,6 +335,22 @@ class MTPModel(PreTrainedModel, GenerationMixin):
                 "stand beside; use worldmtp.lora.save_lora(model, directory), or merge_lora(model) first."
             )
         super().save_pretrained(*args, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """As the base class, which every TRL trainer calls with its tags when it is constructed.
+
+        Warns for a TRL trainer that does not train the heads: they stay as they are while the trunk moves away.
+        """
+        names = [tags] if isinstance(tags, str) else list(tags)
+        if "trl" in names and TRAINS_HEADS not in names and self.config.depth > 1:
+            warnings.warn(
+                f"this trainer ({', '.join(names)}) trains the trunk alone: the heads of depths 2 to "
+                f"{self.config.depth} and the world heads keep their weights, and their predictions go stale as the "
+                "trunk moves. Train model.trunk to do without heads, or train the heads again afterwards with "
+                "MTPSFTTrainer.",
+                stacklevel=2,
+            )
+        super().add_model_tags(tags)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from worldmtp import MTPConfig, MTPModel
 from worldmtp.agents import TextGenRollout, env_reward
 from worldmtp.envs import Example, Score, TextGenEnv, TextGenReward, TextGenVectorEnv
 from worldmtp.envs.tokenizer import TransformersTokenizer
@@ -203,3 +204,29 @@ def echoed(tokenizer, ids, mask):
         total += 0.5 * text.startswith("a")
     assert at == len(ids)
     return total
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_trainer_that_leaves_the_heads_alone_says_so(lossy, trunk, make_args, depth):
+    reward = TextGenReward(
+        TextGenEnv(task=CountA(), tokenizer=lossy, max_prompt=5, max_new=8, heldout_fraction=0.0, pool_size=4)
+    )
+    generator = torch.Generator().manual_seed(0)
+    model = MTPModel.from_trunk(trunk, MTPConfig(head="latent", depth=depth), generator)
+    heads = [parameter.detach().clone() for parameter in model.heads.parameters()]
+
+    def train():
+        GRPOTrainer(
+            model,
+            reward_funcs=reward,
+            args=make_args(GRPOConfig, reward.max_new, beta=0.0),
+            train_dataset=Dataset.from_list(reward.rows("train", 8, seed=0)),
+            processing_class=lossy.backend,
+        ).train()
+
+    if depth == 1:
+        train()  # no heads, no word: warnings are errors
+    else:
+        with pytest.warns(UserWarning, match=r"this trainer \(trl, grpo\) trains the trunk alone: .* depths 2 to 3"):
+            train()
+    assert all(map(torch.equal, heads, model.heads.parameters()))

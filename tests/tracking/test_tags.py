@@ -14,7 +14,7 @@ world_model/depth_2/accept world_model/depth_2/survival world_model/depth_2/kl i
 imagination/gate_open imagination/kappa imagination/corr imagination/rung
 imagination/return_imagined imagination/return_realized imagination/return_bias imagination/return_corr
 imagination/imagined_tokens imagination/num_live_mean imagination/weight_h0 imagination/skill_h4 imagination/rung_0/r2
-imagination/rung_3/slope eval/exact eval/exact_lo90 eval/exact_hi90 eval/exact_sampled eval/score eval/prompt_overlap
+imagination/rung_3/slope eval/exact eval/exact_lo90 eval/exact_hi90 eval/exact_sampled eval/score
 eval/length_mean time/rollout_seconds time/scoring_seconds time/world_model_seconds time/imagination_seconds
 time/update_seconds time/eval_seconds time/total_seconds time/env_fraction env/episodes env/tokens env/scorer_calls
 env/scorer_errors env/scorer_timeouts sft/loss sft/mtp/loss_depth_2 sft/anything

@@ -109,6 +109,8 @@ class SFTStageConfig:
     save_steps: int = 100
     """Steps between two checkpoints; a multiple of ``log_steps``, so that no mean is cut by a resumption."""
     load: str | None = None
+    share_prompts: bool = False
+    """Reinforcement may train on the prompts whose answers the warm start has shown."""
 
     def __post_init__(self) -> None:
         _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps, mtp_coef=self.mtp_coef or 0.0)

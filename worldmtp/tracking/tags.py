@@ -88,6 +88,7 @@ _ROLLOUT = _rows(
     ("exact_mean", "share of episodes whose answer the task's scorer marks exactly right, sampled", "share"),
     ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
+    ("prompt_overlap_sft", "share of the pool's questions whose answers the warm start has shown; at step 0", "share"),
     ("tokens_per_forward", "tokens a row got from a trunk forward, mean over rows and rounds; with drafts", "tokens"),
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
 )
@@ -171,7 +172,6 @@ _EVAL = _rows(
     ("return_imagined", "mean over states of held-out answers of the imagined return-to-go", "reward"),
     ("return_realized", "mean over the same states of the realized return-to-go", "reward"),
     ("return_corr", "Pearson correlation of the two over states", "1"),
-    ("prompt_overlap", "share of held-out prompts that are also training prompts; must be 0", "share"),
     ("length_mean", "mean tokens of the answer", "tokens"),
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
 )

@@ -16,7 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.agents.advantages import AdvantagePlan, advantage_scale, gae_of, monte_carlo_targets, plain_plan
+from worldmtp.agents.advantages import (
+    AdvantagePlan,
+    advantage_moments,
+    advantage_scale,
+    gae_of,
+    monte_carlo_targets,
+    plain_plan,
+)
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.forward import PolicyStats, state_index
 from worldmtp.agents.imagined_returns import Acting, border_fraction
@@ -196,6 +203,7 @@ class ExpansionAdvantages:
         values = stats.values.clone()
         values[:, :-1][mask] = baseline.to(values.dtype)
         advantages = gae_of(rollout, values, 1.0, self._ppo)
+        metrics |= advantage_moments(advantages, rollout)
         scale = advantage_scale(advantages, rollout) if self._ppo.scale_advantages else 1.0
         return plain_plan(advantages / scale, targets), metrics
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.agents.advantages import AdvantagePlan, advantage_scale, monte_carlo_targets, spread
+from worldmtp.agents.advantages import AdvantagePlan, advantage_moments, advantage_scale, monte_carlo_targets, spread
 from worldmtp.agents.baselines import shrunk_baseline, update_kappa
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episode_correction, live_tokens
@@ -100,6 +100,7 @@ class CounterfactualAdvantages:
             self._remember(rung, features, live, rollout, returns)
         metrics["imagination/gate_open"] = float(serving is not None)
         correction = episode_correction(used_advantages, live, rollout.actions)
+        metrics |= advantage_moments(spread(residual - used_slope * correction, rollout), rollout)
         scale = advantage_scale(spread(residual, rollout), rollout) if self._ppo.scale_advantages else 1.0
         plan = AdvantagePlan(
             advantages=spread((residual - used_slope * correction) / scale, rollout),

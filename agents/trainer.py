@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages
+from worldmtp.agents.baselines import same_return_fraction
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.expansion import ExpansionAdvantages
@@ -111,7 +112,9 @@ class ImaginationTrainer:
         clock.take()
         self.model.eval()
         with clock.phase("total"):
+            scored_before = self._env.scorer.counters.seconds
             rollout = self._collect()
+            scoring_seconds = self._env.scorer.counters.seconds - scored_before
             with clock.phase("read"):
                 stats = policy_stats(self.model, self.reference, rollout, self._config.temperature)
             with clock.phase("imagination"):
@@ -130,6 +133,7 @@ class ImaginationTrainer:
             with clock.phase("imagination"):
                 metrics |= self._estimator.learn()
         self.iteration += 1
+        metrics |= {"time/scoring_seconds": scoring_seconds}
         return metrics | self._bookkeeping(rollout, metrics), rollout
 
     def _collect(self) -> Rollout:
@@ -169,9 +173,12 @@ class ImaginationTrainer:
         self.totals["env/tokens"] += rollout.num_tokens
         self.totals["imagination/imagined_tokens_total"] += metrics.get("imagination/imagined_tokens", 0.0)
         counters = self._env.scorer.counters
-        total = seconds["total"]
+        total, acting = seconds["total"], seconds.get("policy", 0.0)
+        returns = episode_returns(rollout)
         return {
-            "rollout/return_mean": float(episode_returns(rollout).mean()),
+            "rollout/return_mean": float(returns.mean()),
+            "rollout/return_std": float(returns.std(unbiased=False)),
+            "rollout/same_return_group_fraction": same_return_fraction(returns, rollout.group),
             "rollout/exact_mean": float(rollout.exact.float().mean()),
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
@@ -180,7 +187,9 @@ class ImaginationTrainer:
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),
             **self.totals,
-            "time/rollout_seconds": seconds.get("policy", 0.0),
+            "imagination/imagined_to_real_ratio": metrics.get("imagination/imagined_tokens", 0.0) / rollout.num_tokens,
+            "time/rollout_seconds": acting,
+            "time/tokens_per_second": rollout.num_tokens / acting,
             "time/env_seconds": seconds.get("env", 0.0),
             "time/update_seconds": seconds.get("update", 0.0) + seconds.get("read", 0.0),
             "time/world_model_seconds": seconds.get("world_model", 0.0),

@@ -50,7 +50,7 @@ def test_without_imagination_it_is_plain_ppo_to_the_bit(text_env: MakeEnv, tiny_
     shuffling = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence)))
     parameters = [*dict.fromkeys(plain.trunk.parameters()), *plain.world_heads.value.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=1e-5)
-    bins = torch.linspace(0, 1, 11)
+    bins = (torch.arange(-10, 11, dtype=torch.float64) / 10).float()
     for _ in range(3):
         trainer.step()
         policy = TrunkPolicy(plain)
@@ -117,9 +117,9 @@ def plain_logprobs(trunk: Any, states: torch.Tensor, actions: torch.Tensor) -> t
 
 
 def two_hot_by_hand(targets: torch.Tensor) -> torch.Tensor:
-    """Returns here are 0 or 1 and the bins 0, 0.1 .. 1: the target is the first or the last bin."""
-    hot = torch.zeros((*targets.shape, 11))
-    hot[..., 0], hot[..., -1] = 1 - targets, targets
+    """Returns here are 0 or 1 and the bins -1, -.9 .. 1: the target is the middle or the last bin."""
+    hot = torch.zeros((*targets.shape, 21))
+    hot[..., 10], hot[..., -1] = 1 - targets, targets
     return hot
 
 
@@ -393,3 +393,22 @@ def test_a_world_that_pays_a_tenth_ten_times_trains(tiny_model: MakeModel) -> No
     imagination = ImaginationConfig(use="off")
     trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPOConfig(), WORLD, imagination, seed=0)
     assert trainer.step()[0]["rollout/return_mean"] == 1.0
+
+
+def test_what_an_iteration_logs_by_hand(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Spreads, sums and rates, from the rollout and from their parts."""
+    ppo = PPOConfig(learning_rate=1e-3, ent_coef=0.5, num_minibatches=1, num_epochs=1)
+    metrics, rollout = make_trainer(text_env, tiny_model(), "baseline", ppo=ppo).step()
+    paid = rollout.rewards.sum(1)
+    assert metrics["rollout/return_std"] == pytest.approx(float((paid - paid.mean()).square().mean().sqrt()))
+    same = [len(set(paid[rollout.group == g].tolist())) == 1 for g in rollout.group.unique()]
+    assert metrics["rollout/same_return_group_fraction"] == sum(same) / 4
+    parts = {"policy": 1.0, "value": 0.5, "kl_reference": 0.02, "entropy": -0.5}
+    assert metrics["losses/total"] == pytest.approx(sum(c * metrics[f"losses/{name}"] for name, c in parts.items()))
+    assert metrics["losses/advantage_std"] > 0
+    tokens = rollout.num_tokens
+    # Two rollouts of two tokens at each state, and one of two at each of 16 roots.
+    assert metrics["imagination/imagined_to_real_ratio"] == pytest.approx((tokens * 4 + 32) / tokens)
+    assert metrics["time/tokens_per_second"] == pytest.approx(tokens / metrics["time/rollout_seconds"])
+    assert 0 <= metrics["time/scoring_seconds"] <= metrics["time/env_seconds"]
+    assert metrics["world_model/grad_norm"] > 0

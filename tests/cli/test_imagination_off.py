@@ -32,9 +32,9 @@ def test_off_needs_no_world_model(compose_tiny, tmp_path):
 
 @pytest.mark.usefixtures("no_report")
 def test_off_with_parallel_heads(compose_tiny, monkeypatch, tmp_path):
-    def with_parallel_heads(config, env, seed, reward_range):
-        model = make.make_model(config, env, seed, reward_range)
-        heads = MTPConfig(head="medusa", depth=3, value_range=reward_range, reward_range=reward_range)
+    def with_parallel_heads(config, env, seed):
+        model = make.make_model(config, env, seed)
+        heads = MTPConfig(head="medusa", depth=3)
         return MTPModel.from_trunk(model.trunk, heads, torch.Generator().manual_seed(seed))
 
     monkeypatch.setattr("worldmtp.cli.pipeline.make_model", with_parallel_heads)

@@ -117,7 +117,7 @@ def test_imagined_rollouts_follow_their_own_actions(make_model, make_text) -> No
         state = world.step(state, imagined.actions[:, h])
         read = model.world_heads(state.latent)
         torch.testing.assert_close(imagined.continuations[:, h], read.continuation_logits.softmax(-1)[:, 1])
-        bins = torch.linspace(0, 1, model.config.num_value_bins, dtype=torch.float64)
+        bins = torch.linspace(-1, 1, 2 * model.config.num_value_bins - 1, dtype=torch.float64)
         torch.testing.assert_close(imagined.values[:, h + 1], (read.value_logits.softmax(-1) * bins).sum(-1))
         torch.testing.assert_close(imagined.rewards[:, h], (read.reward_logits.softmax(-1) * bins).sum(-1))
         alive = alive * imagined.continuations[:, h]

@@ -121,9 +121,21 @@ def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
 
 
 def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
-    """The artefact on disk, the numbers in the log."""
+    """The artefact on disk, the numbers and some sampled answers in the log."""
     save_artefact(judgement.artefact, run_dir / "artefacts", name)
     writer.scalars(judgement.metrics, step)
+    writer.text("samples/heldout", samples(judgement.artefact), step)
+
+
+def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
+    """The first prompts with what was answered and earned, as a list in markdown; texts as Python spells them."""
+    lines = []
+    for row in range(min(num_samples, len(artefact))):
+        texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]
+        start = int(artefact.prompt_length[row])
+        prompt, answer = "".join(texts[:start]), "".join(texts[start:])
+        lines.append(f"* `{prompt!r}` -> `{answer!r}`: {artefact.returns[row]:.2f}")
+    return "\n".join(lines)
 
 
 def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:

@@ -83,7 +83,7 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def make_model(config: ModelConfig, env: TextVectorEnv, seed: int, reward_range: tuple[float, float]) -> MTPModel:
+def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
     """The trunk with fresh heads, for the environment's vocabulary and lengths.
 
     Raises:
@@ -92,15 +92,9 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int, reward_range:
     generator = torch.Generator().manual_seed(seed)
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
+    bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
     try:
-        heads = MTPConfig(
-            head=config.head,
-            depth=config.depth,
-            num_value_bins=config.num_value_bins,
-            value_range=reward_range,
-            reward_range=reward_range,
-            **given(config.head_spec),
-        )
+        heads = MTPConfig(head=config.head, depth=config.depth, **bins, **given(config.head_spec))
         return MTPModel.from_trunk(trunk, heads, generator)
     except ValueError as error:
         raise ValueError(f"model.head={config.head} with model.head_spec={given(config.head_spec)}: {error}") from error

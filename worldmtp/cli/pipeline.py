@@ -55,9 +55,6 @@ from worldmtp.tracking import (
     tensorboard_command,
 )
 
-RETURN_RANGE = (0.0, 1.0)
-"""Scores of a text environment lie in [0, 1], and an episode is paid once."""
-
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
@@ -167,7 +164,7 @@ class Pipeline:
         if done.is_dir():
             return True, on_device(load_model(done), config.profile)
         seed = stream_seed(config.seed, "model")
-        return False, on_device(make_model(config.model, self._env, seed, RETURN_RANGE), config.profile)
+        return False, on_device(make_model(config.model, self._env, seed), config.profile)
 
     @property
     def _start(self) -> str:

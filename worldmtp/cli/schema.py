@@ -97,7 +97,8 @@ class ModelConfig:
     depth: int = 4
     head: str = "sequential"
     head_spec: HeadSpecConfig = field(default_factory=HeadSpecConfig)
-    num_value_bins: int = 21
+    num_value_bins: int | None = None
+    """None is the default of ``MTPConfig``."""
     compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:

@@ -105,8 +105,11 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         return self.env.render()
 
     def close(self) -> None:
-        """Close the environment."""
+        """Close the environment, and the one that the problem asks."""
         self.env.close()
+        self.problem.scorer.close()
+        if isinstance(self.problem.task, SeededTask):
+            self.problem.task.close()
 
     def _begin(self, example: Example) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if isinstance(self.problem.task, SeededTask):
@@ -136,9 +139,9 @@ def own_text_envs(
     check_contract(envs[0])
     if isinstance(envs[0].unwrapped, TextGenEnv):
         problem = envs[0].unwrapped.problem
-        for env in envs[1:]:
+        for row, env in enumerate(envs[1:], start=1):
             assert isinstance(env.unwrapped, TextGenEnv)
-            env.unwrapped.problem = problem  # its pools, which are large; each keeps its own referee
+            env.unwrapped.share(problem, row)  # its pools, which are large, and its scorer, which counts and is closed
     else:
         tokenizer = attribute(envs[0], "tokenizer", None)
         length = envs[0].observation_space["tokens"].shape[0]  # type: ignore[index]

@@ -23,6 +23,7 @@ from worldmtp.envs.seeded_task import SeededTask
 from worldmtp.envs.single import TextGenEnv
 from worldmtp.envs.task import Example
 from worldmtp.envs.token_contract import attribute, check_contract, longest_episode
+from worldmtp.envs.tokenizer import written_text
 
 _SEED_RANGE = 2**31
 
@@ -90,7 +91,7 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         if terminated or truncated:
             response = obs["tokens"][int(obs["prompt_length"][0]) : int(obs["length"][0])]
             told = {
-                "text": self.tokenizer.decode(response.tolist()),
+                "text": written_text(self.tokenizer, response.tolist()),
                 "score": self._paid,
                 "exact": self._paid >= 1.0,
                 "components": {},

@@ -16,7 +16,7 @@ from worldmtp.envs.core import TextState
 from worldmtp.envs.infos import Columns
 from worldmtp.envs.scoring import Failure, Scorer
 from worldmtp.envs.task import Score
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.tokenizer import Tokenizer, written_text
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class ProgressReferee:
         rewards = np.zeros(len(actions))
         live = np.flatnonzero(~before.done & ~terminated).tolist()
         responses = [after.tokens[row, after.prompt_length[row] : after.length[row]].copy() for row in live]
-        texts = [rules.tokenizer.decode(response.tolist()) for response in responses]
+        texts = [written_text(rules.tokenizer, response.tolist()) for response in responses]
         answers = list(zip(examples[live].tolist(), texts, responses, strict=True))
         for row, progress in zip(live, rules.scorer.progress_batch(answers), strict=True):
             if isinstance(progress, Failure):
@@ -176,11 +176,10 @@ def judge(
     examples: Shaped[np.ndarray, " row"],
 ) -> dict[str, list[Any]]:
     """What is to be told of rows that have ended: text, score, exact, components, reason and num_tokens."""
-    decode = rules.tokenizer.decode
     starts, stops = state.prompt_length[rows].tolist(), state.length[rows].tolist()
     block = state.tokens[rows]
     responses = [tokens[start:stop] for tokens, start, stop in zip(block, starts, stops, strict=True)]
-    texts = [decode(response.tolist()) for response in responses]
+    texts = [written_text(rules.tokenizer, response.tolist()) for response in responses]
     ran_out = truncated[rows].tolist()
     answers = list(zip(examples[rows].tolist(), texts, responses, strict=True))
     if rules.truncation_score == "score":

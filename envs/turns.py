@@ -12,6 +12,7 @@ tokenizer, is an error of the world like one that it raises.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from worldmtp.envs import core
 from worldmtp.envs.core import TextState
 from worldmtp.envs.referees import Rules, Ruling
 from worldmtp.envs.scoring import Failure
+from worldmtp.envs.tokenizer import NO_TEXT, written_text
 from worldmtp.envs.worlds.replay import Reply
 
 
@@ -127,13 +129,15 @@ class TurnReferee:
         rules = self._rules
         for row in rows:
             turn = state.tokens[row, self._turn_start[row] : state.length[row]]
-            self._said[row].append(rules.tokenizer.decode(turn.tolist()).strip())
+            self._said[row].append(written_text(rules.tokenizer, turn.tolist()).strip())
         asked = [(rules.first_row + row, examples[row], self._said[row]) for row in rows]
         answers: list[tuple[Reply, list[int]] | Failure] = []
         for (_, example, said), reply in zip(asked, rules.scorer.turn_batch(asked), strict=True):
             if isinstance(reply, Failure):
                 answers.append(reply)
                 continue
+            if any(NO_TEXT in text for text in said):  # a world that repeats it would be blamed for what it was told
+                reply = replace(reply, text=reply.text.replace(NO_TEXT, ""))
             try:
                 answers.append((reply, rules.tokenizer.encode(reply.text)))
             except ValueError as error:
@@ -155,7 +159,7 @@ class TurnReferee:
         response = state.tokens[row, state.prompt_length[row] : state.length[row]]
         score = float(self._returns[row])
         return {
-            "text": self._rules.tokenizer.decode(response.tolist()),
+            "text": written_text(self._rules.tokenizer, response.tolist()),
             "score": score,
             "exact": score >= 1.0 if is_success is None else is_success,
             "components": {"num_turns": float(len(self._said[row]))},

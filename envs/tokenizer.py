@@ -82,11 +82,6 @@ class CharTokenizer:
         self._text_of = [NO_TEXT, "", *alphabet]
 
     @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that stand for no text."""
-        return frozenset((self.pad_id, self.eos_id))
-
-    @property
     def vocab_size(self) -> int:
         """Characters and the two special ids."""
         return len(self._text_of)
@@ -209,11 +204,6 @@ class TransformersTokenizer:
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""
         return {"kind": "transformers", "path": self.path}
-
-
-def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that stand for no text: padding, EOS, and what the tokenizer names besides as its ``special_ids``."""
-    return frozenset({*getattr(tokenizer, "special_ids", ()), tokenizer.pad_id, tokenizer.eos_id})
 
 
 def written_text(tokenizer: Tokenizer, ids: Iterable[SupportsIndex]) -> str:

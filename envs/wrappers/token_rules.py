@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.tokenizer import special_ids
 
 ActionRule = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Batched observations to a mask (N, V), of booleans or of 0 and 1; non-zero is allowed."""
@@ -43,7 +42,6 @@ class TokenRules:
             characters = set(alphabet)
             texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
             self._everywhere = np.array([text != "" and set(text) <= characters for text in texts])
-            self._everywhere[list(special_ids(tokenizer))] = False
             if not self._everywhere.any():
                 raise ValueError(f"alphabet={alphabet!r} leaves no token of {type(tokenizer).__name__} but EOS.")
             self._everywhere[self._eos_id] = True

@@ -35,7 +35,9 @@ class TextProblem:
         pool_seed: of these prompts, 0 where nothing else is said. The seed of ``reset`` only chooses among them; a
             training run sets its own seed by ``choose_pools``.
         truncation_score: "score" pays an answer that ran out of budget like any other, "zero" pays it nothing.
-        timeout_seconds: limit for scoring one answer, or for one reply, in a process of its own; None is no limit.
+        timeout_seconds: limit for scoring one answer, or for one reply, in processes of its own; None is no limit.
+        num_scorers: how many of these processes there are; None is one for each core and at most 4.
+        scorer_memory_gib: memory that each of them may take beyond its task; None is no limit.
         on_error: what a failing scorer does, "zero" or "raise".
         max_episode_steps: a lower limit on what a policy may write, rows keeping their room. ``gymnasium.make_vec``
             passes it on; ``gymnasium.make`` wraps a TimeLimit around instead, which ends texts without a score.
@@ -59,6 +61,8 @@ class TextProblem:
         pool_seed: int = 0,
         truncation_score: str = "score",
         timeout_seconds: float | None = None,
+        num_scorers: int | None = None,
+        scorer_memory_gib: float | None = 4.0,
         on_error: str = "zero",
         max_episode_steps: int | None = None,
     ) -> None:
@@ -78,7 +82,9 @@ class TextProblem:
                 f"{type(self.task).__name__} {'is' if isinstance(self.task, TurnTask) else 'is not'}."
             )
         self.tokenizer = make_tokenizer(tokenizer)
-        self.scorer = Scorer(self.task, timeout_seconds, on_error)
+        self.scorer = Scorer(
+            self.task, timeout_seconds, on_error, num_scorers=num_scorers, scorer_memory_gib=scorer_memory_gib
+        )
         self.max_prompt, self.max_new, self.max_turn = max_prompt, max_new, max_turn
         self.max_steps = max_new if max_episode_steps is None else min(max_new, max_episode_steps)
         self.split = check_split(split)
@@ -175,9 +181,17 @@ class TextProblem:
             examples += found.values()
         return examples
 
-    def referee(self, num_rows: int) -> Referee:
+    def referee(self, num_rows: int, first_row: int = 0) -> Referee:
         """Who rules on the steps of so many rows, by the kind of the task."""
-        rules = Rules(self.tokenizer, self.scorer, self.max_new, self.max_steps, self.truncation_score, self.max_turn)
+        rules = Rules(
+            self.tokenizer,
+            self.scorer,
+            self.max_new,
+            self.max_steps,
+            self.truncation_score,
+            self.max_turn,
+            first_row,
+        )
         if isinstance(self.task, TurnTask):
             return TurnReferee(rules, num_rows)
         return ProgressReferee(rules, num_rows) if isinstance(self.task, DenseTask) else AnswerReferee(rules, num_rows)

@@ -329,3 +329,14 @@ def test_render_shows_the_rows(make_vector, words):
     assert envs.render() is None
     play(envs, words("a", "b"), [[3, 3], [1, 2]])
     assert envs.render() == ("a=b", "b=ba")
+
+
+@pytest.mark.parametrize(
+    ("actions", "text"), [([2, 0, 3, 1], "a\ufffdb"), ([2, 3, 0, 1], "ab\ufffd"), ([2, 3, 0, 0], "ab\ufffd\ufffd")]
+)
+def test_padding_that_the_policy_writes_makes_another_answer(make_vector, words, actions, text):
+    """To "ab=" the answer is "ab"; with padding inside, before EOS or at the end of its room it is another."""
+    steps = play(make_vector(1, "disabled"), words("ab"), [[action] for action in actions])
+    final = steps[-1][4]["final_info"]
+    assert (final["text"][0], final["exact"][0], final["num_tokens"][0]) == (text, False, 4)
+    assert steps[-1][1].tolist() == [0.0]

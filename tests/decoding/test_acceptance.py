@@ -189,6 +189,13 @@ def test_acceptance_and_residual_by_hand():
     torch.testing.assert_close(residual(q.log()[None], p.log()[None]).exp(), torch.tensor([[0.6, 0.0, 0.4, 0.0]]))
 
 
+def test_a_draft_that_q_cannot_have_drawn_is_never_accepted():
+    """q = (1, 0, 0), p = (0, 1/2, 1/2): token 1 is impossible for q, token 0 for p; of token 2 q and p say 0 and 0."""
+    log_q = torch.tensor([1.0, 0.0, 0.0]).log().expand(1, 3, 3)
+    log_p = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]]).log()[None]
+    assert acceptance_probability(torch.tensor([[0, 1, 2]]), log_q, log_p).tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_equal_laws_never_give_nan():
     log_p = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
     log_q = log_p.roll(0, dims=0) + 0.0

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -19,6 +19,7 @@ SETTINGS = settings(
     derandomize=True,
     database=None,
     deadline=None,
+    phases=[Phase.generate],  # with Phase.shrink a failure takes minutes to become a few calls shorter
     suppress_health_check=list(HealthCheck),  # they are about speed
 )
 SEEDS = st.none() | st.integers(0, 3)

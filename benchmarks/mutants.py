@@ -41,8 +41,9 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -51,6 +52,7 @@ CATALOGUE = Path(__file__).resolve().with_suffix("")
 DEFAULT_SELECTION = "not slow and not gpu and not browser"
 MIN_CAUGHT = 0.95
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_running: set[subprocess.Popen[str]] = set()
 _NOT_COPIED = ("*.egg-info", ".*", "__pycache__", "build", "dist", "multirun", "outputs", "runs")
 
 
@@ -120,12 +122,15 @@ def run_tests(tree: Path, tests: Sequence[str], timeout: float) -> tuple[int | N
         text=True,
         start_new_session=True,
     )
+    _running.add(process)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
         output, _ = process.communicate()
         return None, output
+    finally:
+        _running.discard(process)
     return process.returncode, output
 
 
@@ -190,19 +195,25 @@ def run_mutants(
             copied = Path(scratch) / f"tree-{job}"
             trees.put(shutil.copytree(root, copied, symlinks=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)))
 
-        def check(tests: tuple[str, ...]) -> None:
+        @contextmanager
+        def lent() -> Iterator[Path]:
             tree = trees.get()
-            code, output = run_tests(tree, tests, timeout)
-            trees.put(tree)
+            try:
+                yield tree
+            finally:
+                trees.put(tree)
+
+        def check(tests: tuple[str, ...]) -> None:
+            with lent() as tree:
+                code, output = run_tests(tree, tests, timeout)
             if code != 0:
                 reason = "ran out of time" if code is None else f"ended with code {code}"
                 raise RuntimeError(f"{' '.join(tests)} {reason} without a fault; mend that first.\n{output}")
             said(f"sound     {' '.join(tests)}")
 
         def attempt(mutant: Mutant) -> Outcome:
-            tree = trees.get()
-            outcome = try_mutant(mutant, tree, timeout)
-            trees.put(tree)
+            with lent() as tree:
+                outcome = try_mutant(mutant, tree, timeout)
             said(f"{outcome.verdict:9} {mutant.name}")
             return outcome
 
@@ -210,8 +221,10 @@ def run_mutants(
             for future in as_completed([workers.submit(check, tests) for tests in selections]):
                 future.result()
             return list(workers.map(attempt, mutants))
-        except BaseException:
-            workers.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C too: sessions of their own do not hear it
+            workers.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                _end(process)
             raise
 
 
@@ -234,6 +247,14 @@ def is_enough(outcomes: Sequence[Outcome]) -> bool:
     return not {"stale", "error"} & set(verdicts) and verdicts.count("caught") >= MIN_CAUGHT * len(verdicts)
 
 
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill pytest and what its tests started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has just ended by itself
+        return
+
+
 def _last_line(output: str) -> str:
     return next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
 
@@ -247,6 +268,7 @@ def main() -> None:
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass without a fault")
     parser.add_argument("--list", action="store_true", help="print names and files, run nothing")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     mutants = [mutant for mutant in read_catalogue() if any(part in mutant.name for part in arguments.only)]
     if not mutants:
         parser.error(f"--only {' '.join(arguments.only)} names no mutant; see --list.")

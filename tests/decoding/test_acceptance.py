@@ -190,7 +190,7 @@ def test_acceptance_and_residual_by_hand():
 
 
 def test_a_draft_that_q_cannot_have_drawn_is_never_accepted():
-    """q = (1, 0, 0), p = (0, 1/2, 1/2): token 1 is impossible for q, token 0 for p; of token 2 q and p say 0 and 0."""
+    """With q = (1, 0, 0) a draft of token 1 or 2 is impossible; p gives the three drafts 0, 1/2 and 0."""
     log_q = torch.tensor([1.0, 0.0, 0.0]).log().expand(1, 3, 3)
     log_p = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]]).log()[None]
     assert acceptance_probability(torch.tensor([[0, 1, 2]]), log_q, log_p).tolist() == [[0.0, 0.0, 0.0]]

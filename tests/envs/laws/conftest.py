@@ -209,11 +209,11 @@ def games():
     """By name."""
     return {
         "plain": Game("plain"),
-        "plain, three steps": Game("plain", max_steps=3, truncation_score="zero"),
+        "plain-three-steps": Game("plain", max_steps=3, truncation_score="zero"),
         "dense": Game("dense"),
-        "dense, three steps": Game("dense", max_steps=3, truncation_score="zero"),
+        "dense-three-steps": Game("dense", max_steps=3, truncation_score="zero"),
         "conversation": Game("talk", max_new=14),
-        "conversation, five steps": Game("talk", max_new=14, max_steps=5, max_turn=3, truncation_score="zero"),
-        "conversation in short rows": Game("talk", max_new=6),
-        "conversation that raises": Game("talk", max_new=14, on_error="raise"),
+        "conversation-five-steps": Game("talk", max_new=14, max_steps=5, max_turn=3, truncation_score="zero"),
+        "conversation-in-short-rows": Game("talk", max_new=6),
+        "conversation-that-raises": Game("talk", max_new=14, on_error="raise"),
     }

@@ -177,13 +177,13 @@ def plain(value):
     "name",
     [
         "plain",
-        "plain, three steps",
+        "plain-three-steps",
         "dense",
-        "dense, three steps",
+        "dense-three-steps",
         "conversation",
-        "conversation, five steps",
-        "conversation in short rows",
-        "conversation that raises",
+        "conversation-five-steps",
+        "conversation-in-short-rows",
+        "conversation-that-raises",
     ],
 )
 def test_whatever_is_called(name, games):

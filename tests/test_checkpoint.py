@@ -122,6 +122,16 @@ def test_a_damaged_checkpoint_is_named_with_the_previous_good_one(tmp_path, dama
         load_checkpoint(bad)
 
 
+def test_the_checkpoint_to_fall_back_on_is_intact_itself(tmp_path):
+    good, damaged, bad = (save_checkpoint(tmp_path, step, {"step": step}, keep_last=3) for step in (1, 2, 3))
+    for path in (damaged, bad):
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=rf"newest intact checkpoint is {re.escape(str(good))} \(step 1\)"):
+        load_checkpoint(bad)
+    with pytest.raises(CheckpointError, match=rf"newest intact checkpoint is {re.escape(str(good))} \(step 1\)"):
+        load_checkpoint(tmp_path / "checkpoint-000000000009.pt")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     good = save_checkpoint(tmp_path, 1, {})
     missing = tmp_path / "checkpoint-000000000009.pt"

@@ -1,6 +1,7 @@
 """What depths said of realized tokens, and imagined beside realized returns, by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,6 +82,37 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
     mean = torch.tensor([p * mode + q * (21 - mode) for mode in (4, 1, 6, 2, 5)]) / 10
     # Standard error below .6 / 20 * sqrt(6 q) = .006; six of them: false alarm below 1e-8, and the seed is fixed.
     torch.testing.assert_close(roots.imagined[~expected.isnan()], mean, atol=0.036, rtol=0)
+
+
+def test_imagined_returns_weigh_what_follows_by_the_imagined_continuation(
+    hand_rollout: MakeRollout, total_world: Any
+) -> None:
+    """T_2 = r_0 + gamma c_0 r_1 + gamma^2 c_0 c_1 v_2, with gamma = .5 and c = .5: a quarter and a sixteenth.
+
+    A logit of 50 instead of 5 makes every draw the likeliest token, total mod 7; a token is paid a tenth of its id, a
+    text is worth its total. Row 0 from total 11 appends 4 and 1; row 1 from total 2 appends 2 and 4.
+    """
+    world = _without_doubt(total_world)
+    rows = [
+        {"prompt": [2, 3, 6], "actions": [1], "rewards": [1.0], "end": "terminated"},
+        {"prompt": [2], "actions": [1], "rewards": [0.5], "end": "terminated"},
+    ]
+    rollout = hand_rollout(rows, steps=1, length=5)
+    roots = root_imaginations(world, rollout, 2, 3, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    nan = float("nan")
+    first = 0.4 + 0.25 * 0.1 + 16 / 16
+    second = 0.2 + 0.25 * 0.4 + 8 / 16
+    expected = torch.tensor([[nan, nan, first, nan, nan], [second, nan, nan, nan, nan]])
+    torch.testing.assert_close(roots.imagined, expected, equal_nan=True)
+
+
+def _without_doubt(world: Any) -> Any:
+    class Certain(type(world)):  # type: ignore[misc]  # its class is known to the fixture alone
+        def predict(self, state: Any, with_logits: bool = True) -> Any:
+            prediction = super().predict(state, with_logits)
+            return replace(prediction, logits=10 * prediction.logits if with_logits else None)
+
+    return Certain()
 
 
 def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:

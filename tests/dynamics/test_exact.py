@@ -91,6 +91,19 @@ def test_imagined_returns_average_to_the_value() -> None:
     assert abs(float(returns.mean() - values[1])) < 4.5 * float(returns.std()) / count**0.5
 
 
+def test_after_the_end_nothing_is_paid_and_nothing_is_worth_anything() -> None:
+    """Two tokens of which 1 ends the episode, in prefix () at once; every action in every prefix pays 5."""
+    mdp = TokenMDP(2, 3, torch.full((7, 2), 5.0), eos=1)
+    world = ExactWorldModel(mdp, torch.zeros((7, 2)))
+    state = world.encode(torch.zeros((1, 1), dtype=torch.long), torch.ones((1, 1), dtype=torch.bool))
+    read = []
+    for action in (1, 0, 1):
+        state = world.step(state, torch.tensor([action]))
+        prediction = world.predict(state)
+        read.append([float(prediction.reward), float(prediction.continuation), float(prediction.value)])
+    assert read == [[5.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
 def test_rewards_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rewards has shape \(3, 3\); 3 tokens and horizon 2 need \(4, 3\)"):
         TokenMDP(3, 2, torch.zeros((3, 3)))

@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from worldmtp.envs import Example
+from worldmtp.envs import Example, Score
 from worldmtp.envs.infos import batch_infos
 
 
@@ -79,6 +79,18 @@ def test_what_running_out_of_budget_is_worth(make_vector, truncation_score, paid
     final = steps[3][4]["final_info"]
     assert (final["reason"][0], final["score"][0], final["num_tokens"][0]) == ("no_eos", paid, 4)
     assert envs.scorer.counters.scored == (truncation_score == "score")
+
+
+def test_the_tasks_own_reason_is_kept_where_the_budget_ran_out(make_vector, echo_problem):
+    class Picky(type(echo_problem["task"])):
+        def score(self, example, text, ids):
+            return Score(0.25, reason="ok" if text == "aaaa" else "malformed")
+
+    envs = make_vector(2, "disabled", max_prompt=5, task=Picky())
+    steps = play(envs, [Example("aaaa="), Example("abab=")], [[2, 3]] * 4)
+    final = steps[3][4]["final_info"]
+    assert final["reason"].tolist() == ["no_eos", "malformed"]
+    assert final["score"].tolist() == [0.25, 0.25]
 
 
 def test_same_step_shows_the_new_prompt_and_keeps_the_end(make_vector, words):

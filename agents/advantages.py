@@ -73,6 +73,7 @@ class PlainAdvantages:
             baseline = shrunk_baseline(returns, rollout.group, self._kappa.slope)
             update_kappa(self._kappa, returns, rollout.group)
             advantages = spread(returns - baseline, rollout)
+        metrics |= advantage_moments(advantages, rollout)
         scale = advantage_scale(advantages, rollout) if self._config.scale_advantages else 1.0
         return plain_plan(advantages / scale, monte_carlo_targets(rollout, stats, self._config)), metrics
 
@@ -110,6 +111,15 @@ def monte_carlo_targets(rollout: Rollout, stats: PolicyStats, config: PPOConfig)
 def spread(episode_values: Float[Tensor, " batch"], rollout: Rollout) -> Float[Tensor, "batch time"]:
     """One number an episode, at each of its steps."""
     return torch.where(rollout.step_mask, episode_values[:, None], 0.0)
+
+
+def advantage_moments(advantages: Float[Tensor, "batch time"], rollout: Rollout) -> dict[str, float]:
+    """Mean and standard deviation over the steps, before scaling."""
+    taken = advantages[rollout.step_mask]
+    return {
+        "losses/advantage_mean": float(taken.mean()),
+        "losses/advantage_std": float(taken.std(unbiased=False)),
+    }
 
 
 def advantage_scale(advantages: Float[Tensor, "batch time"], rollout: Rollout) -> float:

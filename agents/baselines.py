@@ -37,6 +37,12 @@ def shrunk_baseline(
     return batch_mean + kappa * (leave_one_out_mean(returns, group) - batch_mean)
 
 
+def same_return_fraction(returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]) -> float:
+    """Return the share of groups whose episodes all have one return: they teach a group baseline nothing."""
+    same = [bool((returns[group == index] == returns[group == index][0]).all()) for index in group.unique()]
+    return sum(same) / len(same)
+
+
 def update_kappa(slope: RunningSlope, returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]) -> None:
     """Take a batch into the running regression of G - m on loo - m."""
     batch_mean = _others_mean(returns)

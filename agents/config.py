@@ -1,5 +1,6 @@
 """Frozen configs of the agent. Values are checked here, where they are used."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -8,12 +9,24 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_coefficients(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < math.inf, f"{name}={value} must be finite and not negative; 0 turns the term off.")
+
+
+def _require_rates(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 < value < math.inf, f"{name}={value} must be positive and finite.")
+
+
 @dataclass(frozen=True)
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017) on text.
 
-    gamma and gae_lambda default to one: an answer is short, its reward comes at the end, and a terminal reward
-    discounted over tokens would pay for brevity.
+    gamma defaults to one: an answer is short, its reward comes at the end, and a terminal reward discounted over tokens
+    would pay for brevity. gae_lambda defaults to .95 (Schulman et al. 2016).
     """
 
     learning_rate: float = 3e-4
@@ -23,6 +36,7 @@ class PPOConfig:
     """The learning rate falls linearly to zero over the run's iterations: late noise is averaged out."""
     gamma: float = 1.0
     gae_lambda: float = 0.95
+    """Of ``advantage="gae"`` without imagination; groups and both uses of imagination take real returns, lambda 1."""
     clip_coef: float = 0.2
     vf_coef: float = 0.5
     ent_coef: float = 0.0
@@ -31,7 +45,11 @@ class PPOConfig:
     num_minibatches: int = 2
     max_grad_norm: float = 1.0
     advantage: str = "gae"
-    """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode."""
+    """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode.
+
+    A group compares whole episodes, so it takes neither gamma < 1 nor ``bootstrap_truncated``. Both uses of imagination
+    bring an estimator of their own, and this is not read.
+    """
     scale_advantages: bool = True
     """Divide by the root mean square of the batch; the mean is never subtracted."""
     detach_value: bool = True
@@ -40,7 +58,8 @@ class PPOConfig:
     """Whether a truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")
+        _require_rates(self, "learning_rate")
+        _require_coefficients(self, "vf_coef", "ent_coef", "kl_coef")
         _require(self.warmup_updates >= 0, f"warmup_updates={self.warmup_updates} cannot be negative.")
         _require(0 <= self.gamma <= 1, f"gamma={self.gamma} must be in [0, 1].")
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")
@@ -50,6 +69,25 @@ class PPOConfig:
         _require(self.num_minibatches >= 1, f"num_minibatches={self.num_minibatches} must be at least 1.")
         _require(
             self.advantage in ("gae", "group"), f"advantage={self.advantage!r} is unknown; choose 'gae' or 'group'."
+        )
+        if self.advantage == "group":
+            self.check_whole_episodes("advantage='group'")
+
+    def check_whole_episodes(self, name: str) -> None:
+        """Raise if these settings cannot be followed by what compares the undiscounted returns of whole episodes.
+
+        Raises:
+            ValueError: gamma is below 1, or truncated episodes are to go on in value.
+        """
+        _require(
+            self.gamma == 1,
+            f"gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts nothing; "
+            "set gamma=1, or use advantage='gae'.",
+        )
+        _require(
+            not self.bootstrap_truncated,
+            f"bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and bootstraps nothing; "
+            "set bootstrap_truncated=False, or use advantage='gae'.",
         )
 
 
@@ -73,7 +111,7 @@ class RolloutConfig:
             self.num_prompts * self.group_size >= 2,
             "one episode an iteration has nothing to be compared with; raise num_prompts or group_size.",
         )
-        _require(self.temperature > 0, f"temperature={self.temperature} must be positive.")
+        _require_rates(self, "temperature")
 
 
 @dataclass(frozen=True)
@@ -94,7 +132,8 @@ class WorldModelConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")
+        _require_rates(self, "learning_rate")
+        _require_coefficients(self, "ce_coef", "reward_coef", "continuation_coef", "value_coef")
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
         _require(self.replay_iterations >= 1, f"replay_iterations={self.replay_iterations} must be at least 1.")
@@ -138,7 +177,7 @@ class ImaginationConfig:
         _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
         for name in ("critic_replay_iterations", "critic_hidden_size"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
-        _require(self.critic_learning_rate > 0, f"critic_learning_rate={self.critic_learning_rate} must be positive.")
+        _require_rates(self, "critic_learning_rate")
         _require(self.critic_updates >= 0, f"critic_updates={self.critic_updates} cannot be negative.")
         _require(self.min_batches >= 0, f"min_batches={self.min_batches} cannot be negative.")
         _require(self.num_rollouts >= 1, f"num_rollouts={self.num_rollouts} must be at least 1.")

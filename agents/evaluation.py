@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from worldmtp.agents.forward import episode_returns
+from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.envs import Example, TextVectorEnv
@@ -42,6 +43,15 @@ class Evaluator:
         self.examples = tuple(examples)
         self._temperature = temperature
         self._seed = seed
+
+    @property
+    def temperature(self) -> float:
+        """That of the sampled answers."""
+        return self._temperature
+
+    def acting(self, return_range: tuple[float, float]) -> Acting:
+        """The policy that wrote the sampled answers, and its turns."""
+        return Acting.of(self._env, self._temperature, return_range)
 
     @torch.no_grad()
     def run(self, model: MTPModel) -> Evaluation:

@@ -10,20 +10,26 @@ stack where STEVE (Buckman et al. 2018) weighs by ensemble variance, because the
 they share. With no skilled horizon the baseline is the critic, and this is PPO with lambda = 1.
 """
 
-from itertools import combinations
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.agents.advantages import AdvantagePlan, advantage_scale, gae_of, monte_carlo_targets, plain_plan
+from worldmtp.agents.advantages import (
+    AdvantagePlan,
+    advantage_moments,
+    advantage_scale,
+    gae_of,
+    monte_carlo_targets,
+    plain_plan,
+)
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.forward import PolicyStats, state_index
+from worldmtp.agents.imagined_returns import Acting, border_fraction
 from worldmtp.agents.regression import correlation, explained_share
 from worldmtp.dynamics.protocol import WorldModel
-from worldmtp.dynamics.rollout import as_sampled, check_horizon
-from worldmtp.returns import value_expansion
+from worldmtp.dynamics.rollout import check_horizon, imagine
 from worldmtp.trajectory import Rollout
 
 _LEAST_RIDGE = 1e-30
@@ -33,23 +39,73 @@ _LEAST_RIDGE = 1e-30
 @torch.no_grad()
 def imagined_expansions(
     world_model: WorldModel[Any],
+    acting: Acting,
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
     gamma: float,
     chunk_states: int,
     generator: torch.Generator,
-) -> Float[Tensor, "state horizon_plus_1"]:
-    """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``."""
+) -> tuple[Float[Tensor, "state horizon_plus_1"], float]:
+    """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``.
+
+    And the share of the rollouts that stopped at the end of the policy's turn before their horizon.
+    """
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
     root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps])
-    expansions = []
+    turn = acting.room(rollout, rows, steps)
+    expansions, rolled = [], []
     for chunk in torch.arange(len(rows), device=rows.device).split(max(1, chunk_states // num_rollouts)):
-        branches = root.select(chunk.repeat_interleave(num_rollouts))
-        imagined = world_model.imagine(branches, horizon, as_sampled, generator)
-        expanded = value_expansion(imagined.rewards, gamma * imagined.continuations, imagined.values)
+        branched = chunk.repeat_interleave(num_rollouts)
+        room = turn.select(branched) if turn is not None else None
+        imagined = imagine(world_model, root.select(branched), horizon, acting.policy, generator, room)
+        expanded = acting.returns(imagined, gamma)
         expansions.append(expanded.view(len(chunk), num_rollouts, horizon + 1).mean(dim=1))
-    return torch.cat(expansions)
+        rolled.append(imagined)
+    return torch.cat(expansions), border_fraction(rolled)
+
+
+def least_on_simplex(moments: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
+    """The w that minimises w' E w with w >= 0 and sum w = 1, exactly: active sets, as in Lawson & Hanson 1974.
+
+    It is the minimum where no coordinate outside the support has a gradient (E w)_j below w' E w. From the best single
+    coordinate, the one that breaks this most joins the support; where the minimum on the new support, w ~ E^-1 1, has
+    negative weights, w moves towards it until one of them is zero, which leaves. Every round lowers w' E w, so no
+    support comes twice.
+    """
+    scale = float(moments.diagonal().mean())
+    weights = torch.zeros(len(moments), dtype=moments.dtype)
+    support = [int(moments.diagonal().argmin())]
+    weights[support] = 1.0
+    while True:
+        gradient = moments @ weights
+        error = float(weights @ gradient)
+        joining = int(gradient.argmin())
+        if joining in support or float(gradient[joining]) >= error - 1e-12 * scale:
+            return weights
+        support, candidate = _descend(moments, weights, [*support, joining])
+        if not float(candidate @ moments @ candidate) < error:  # what is left to gain is rounding
+            return weights
+        weights = candidate
+
+
+def _descend(moments: Tensor, weights: Tensor, support: list[int]) -> tuple[list[int], Tensor]:
+    """From ``weights`` towards the minimum on ``support``, which loses the coordinates that would turn negative."""
+    while True:
+        index = torch.tensor(support)
+        block = moments[index][:, index]
+        ridge = max(1e-9 * float(block.diagonal().mean()), _LEAST_RIDGE) * torch.eye(len(support), dtype=block.dtype)
+        solved = torch.linalg.solve(block + ridge, torch.ones(len(support), dtype=block.dtype))
+        aim = torch.zeros_like(weights)
+        aim[index] = solved / solved.sum()
+        if bool((aim >= 0).all()):
+            return support, aim
+        negative = index[aim[index] < 0]
+        shares = weights[negative] / (weights[negative] - aim[negative])
+        weights = weights + float(shares.min()) * (aim - weights)
+        leaving = int(negative[shares.argmin()])
+        weights[leaving] = 0.0
+        support = [h for h in support if h != leaving]
 
 
 class StackedHorizons:
@@ -69,28 +125,16 @@ class StackedHorizons:
     def weights(self) -> Float[Tensor, " horizon_plus_1"]:
         """Least squares on the simplex over T_0 and the horizons of positive skill; T_0 alone while the gate is shut.
 
-        E = moments of the errors T_h - G; minimising w' E w with sum w = 1 on a support gives w ~ E^-1 1. The supports
-        are few, so all are tried and the best with no negative weight is taken.
+        E = moments of the errors T_h - G; w' E w is minimised with sum w = 1 and no negative weight.
         """
-        size = len(self._moments)
-        best = torch.zeros(size, dtype=torch.float64)
-        best[0] = 1.0
+        weights = torch.zeros(len(self._moments), dtype=torch.float64)
         if self._num_batches < self._min_batches:
-            return best
-        skilled = [0, *[h for h in range(1, size) if float(self.skills()[h]) > 0]]
-        least = float(best @ self._moments @ best)
-        for count in range(1, len(skilled) + 1):
-            for support in combinations(skilled, count):
-                index = torch.tensor(support)
-                block = self._moments[index][:, index]
-                ridge = max(1e-9 * float(block.diagonal().mean()), _LEAST_RIDGE) * torch.eye(count, dtype=torch.float64)
-                solved = torch.linalg.solve(block + ridge, torch.ones(count, dtype=torch.float64))
-                candidate = torch.zeros(size, dtype=torch.float64)
-                candidate[index] = solved / solved.sum()
-                error = float(candidate @ self._moments @ candidate)
-                if bool((candidate >= 0).all()) and error < least:
-                    best, least = candidate, error
-        return best
+            weights[0] = 1.0
+            return weights
+        skills = self.skills()
+        skilled = torch.tensor([0, *[h for h in range(1, len(skills)) if float(skills[h]) > 0]])
+        weights[skilled] = least_on_simplex(self._moments[skilled][:, skilled])
+        return weights
 
     def update(self, expansions: Float[Tensor, "state horizon_plus_1"], returns: Float[Tensor, " state"]) -> None:
         """Take a batch in."""
@@ -112,10 +156,16 @@ class ExpansionAdvantages:
     """An ``AdvantageEstimator`` whose baseline looks ahead in imagination."""
 
     def __init__(
-        self, world_model: WorldModel[Any], config: ImaginationConfig, ppo: PPOConfig, generator: torch.Generator
+        self,
+        world_model: WorldModel[Any],
+        acting: Acting,
+        config: ImaginationConfig,
+        ppo: PPOConfig,
+        generator: torch.Generator,
     ) -> None:
         check_horizon(world_model, config.horizon)
         self._world_model = world_model
+        self._acting = acting
         self._config = config
         self._ppo = ppo
         self._generator = generator
@@ -126,8 +176,9 @@ class ExpansionAdvantages:
         config, mask = self._config, rollout.step_mask
         targets = monte_carlo_targets(rollout, stats, self._ppo)
         realized = targets[mask]
-        expansions = imagined_expansions(
+        expansions, cut = imagined_expansions(
             self._world_model,
+            self._acting,
             rollout,
             config.horizon,
             config.num_rollouts,
@@ -144,12 +195,15 @@ class ExpansionAdvantages:
             "imagination/gate_open": float(weights[0] < 1),
             "imagination/imagined_tokens": float(len(realized) * config.horizon * config.num_rollouts),
         }
+        if self._acting.turns is not None:
+            metrics["imagination/turn_border_fraction"] = cut
         for h, (weight, skill) in enumerate(zip(weights.tolist(), skills.tolist(), strict=True)):
             metrics |= {f"imagination/weight_h{h}": weight, f"imagination/skill_h{h}": skill}
         self._stack.update(expansions, realized)
         values = stats.values.clone()
         values[:, :-1][mask] = baseline.to(values.dtype)
         advantages = gae_of(rollout, values, 1.0, self._ppo)
+        metrics |= advantage_moments(advantages, rollout)
         scale = advantage_scale(advantages, rollout) if self._ppo.scale_advantages else 1.0
         return plain_plan(advantages / scale, targets), metrics
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from worldmtp.agents.counterfactual import LiveTokens
 from worldmtp.agents.forward import state_index
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import as_sampled, check_action_conditional
+from worldmtp.agents.imagined_returns import Acting, border_fraction
+from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, WorldModel
+from worldmtp.dynamics.rollout import check_action_conditional, imagine
 from worldmtp.trajectory import Rollout
 
 NUM_SURPRISALS = 6
@@ -29,6 +30,8 @@ class ImaginedFeatures:
     latents: Float[Tensor, "candidate hidden"]
     num_steps: int
     """Imagined steps paid for."""
+    border_fraction: float
+    """Share of the candidates behind which the policy's turn was over before the horizon."""
 
 
 def surprisal_features(
@@ -62,9 +65,16 @@ def surprisal_features(
 
 @torch.no_grad()
 def imagined_features(
-    world_model: WorldModel[Any], rollout: Rollout, live: LiveTokens, horizon: int, chunk_states: int
+    world_model: WorldModel[Any],
+    acting: Acting,
+    rollout: Rollout,
+    live: LiveTokens,
+    horizon: int,
+    chunk_states: int,
 ) -> ImaginedFeatures:
     """Step by each live token, then greedily on to ``horizon``; what is read at every imagined state.
+
+    Where the candidate or a later token ends the policy's turn, imagination stands still: what follows is a reply.
 
     Raises:
         TypeError: the world model is blind to actions.
@@ -74,21 +84,28 @@ def imagined_features(
     positions = state_index(rollout)[rows, steps]
     candidates = live.ids[live.mask]
     root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, positions)
-    readings, latents = [], []
+    turn = acting.room(rollout, rows, steps)
+    readings, latents, onwards = [], [], []
     for chunk in torch.arange(len(rows), device=rows.device).split(chunk_states):
         state = world_model.step(root.select(chunk), candidates[chunk])
-        reading, latent = _read_onwards(world_model, state, horizon)
-        readings.append(reading)
-        latents.append(latent)
-    return ImaginedFeatures(torch.cat(readings), torch.cat(latents), num_steps=len(rows) * horizon)
+        room = turn.select(chunk).after(candidates[chunk]) if turn is not None else None
+        if horizon > 1:
+            onwards.append(imagine(world_model, state, horizon - 1, acting.policy, None, room))
+        readings.append(_readings(world_model, state, onwards[-1] if onwards else None))
+        latents.append(state.latent)
+    return ImaginedFeatures(
+        torch.cat(readings),
+        torch.cat(latents),
+        num_steps=len(rows) * horizon,
+        border_fraction=border_fraction(onwards) if onwards else 0.0,
+    )
 
 
-def _read_onwards(world_model: WorldModel[Any], state: LatentState, horizon: int) -> tuple[Tensor, Tensor]:
+def _readings(world_model: WorldModel[Any], state: LatentState, onwards: ImaginedRollout | None) -> Tensor:
     """Reward, continuation and value on arrival; then of each greedy step log-prob, entropy and what it arrives at."""
     arrived = world_model.predict(state, with_logits=False)
     columns = [arrived.reward, arrived.continuation, arrived.value]
-    if horizon > 1:
-        onwards = world_model.imagine(state, horizon - 1, as_sampled, None)
+    if onwards is not None:
         carried = arrived.continuation[:, None] * onwards.alive
         collected = arrived.reward + (carried * onwards.rewards).sum(dim=1)
         columns += [
@@ -97,7 +114,7 @@ def _read_onwards(world_model: WorldModel[Any], state: LatentState, horizon: int
             *(carried * onwards.values[:, 1:]).unbind(dim=1),
             collected,
         ]
-    return torch.stack(columns, dim=-1), state.latent
+    return torch.stack(columns, dim=-1)
 
 
 def num_readings(horizon: int) -> int:

@@ -11,6 +11,8 @@ from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
 from worldmtp.distributions import binned_mean
 from worldmtp.model import MTPModel
+from worldmtp.precision import full_precision
+from worldmtp.returns import lambda_returns
 from worldmtp.targets import position_ids_from_attention_mask
 from worldmtp.trajectory import Rollout, TensorBatch
 
@@ -59,19 +61,41 @@ def gather_states(
     return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
+def check_eval_mode(model: MTPModel) -> None:
+    """Raise if the model is in training mode.
+
+    With dropout the policy that acts, the one that is read and the one that is updated would be three networks.
+
+    Raises:
+        ValueError: it is.
+    """
+    if model.training:
+        raise ValueError(
+            "the model is in training mode, so its dropout would make the policy that acts another one than the policy "
+            "that is updated; call model.eval() first (gradients are computed all the same)."
+        )
+
+
 @torch.no_grad()
 def policy_stats(
     model: MTPModel, reference: PreTrainedModel | None, rollout: Rollout, temperature: float
 ) -> PolicyStats:
-    """Read ``rollout`` with the policy that acted it and with the reference, the policy itself where there is none."""
+    """Read ``rollout`` with the policy that acted it and with the reference, the policy itself where there is none.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    check_eval_mode(model)
     index = state_index(rollout)
     states = gather_states(hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask), index)
-    log_policy = forbid(model.logits_of(states[:, :-1]) / temperature, rollout.allowed).log_softmax(dim=-1)
+    log_policy = forbid(full_precision(model.logits_of(states[:, :-1])) / temperature, rollout.allowed).log_softmax(
+        dim=-1
+    )
     ref_logprobs = rollout.logprobs
     if reference is not None:
         hidden = hidden_states(reference, rollout.input_ids, rollout.attention_mask)
         logits = model.final_logits(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
-        log_reference = forbid(logits / temperature, rollout.allowed).log_softmax(dim=-1)
+        log_reference = forbid(full_precision(logits) / temperature, rollout.allowed).log_softmax(dim=-1)
         ref_logprobs = log_reference.gather(2, rollout.actions[..., None])[..., 0]
     world = model.world_heads(states)
     return PolicyStats(log_policy, binned_mean(world.value_logits, model.world_heads.value_bins), ref_logprobs)
@@ -89,5 +113,12 @@ def lambdas_of(rollout: Rollout, lambda_: float) -> Float[Tensor, "batch time"]:
 
 
 def episode_returns(rollout: Rollout) -> Float[Tensor, " batch"]:
-    """Undiscounted sum of an episode's rewards."""
-    return torch.where(rollout.step_mask, rollout.rewards, 0.0).sum(dim=1)
+    """Undiscounted sum of an episode's rewards, added up in double precision: ten times .1 are 1."""
+    paid = torch.where(rollout.step_mask, rollout.rewards, 0.0)
+    return paid.double().sum(dim=1).to(paid.dtype)
+
+
+def start_returns(rollout: Rollout, stats: PolicyStats, config: PPOConfig) -> Float[Tensor, " batch"]:
+    """Discounted return of an episode from s_0; bootstrapped by the critic at a truncation that goes on."""
+    discounts, lambdas = discounts_of(rollout, config), lambdas_of(rollout, 1.0)
+    return lambda_returns(rollout.rewards, discounts, stats.values[:, 1:], lambdas)[:, 0]

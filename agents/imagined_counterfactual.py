@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.agents.advantages import AdvantagePlan, advantage_scale, monte_carlo_targets, spread
+from worldmtp.agents.advantages import AdvantagePlan, advantage_moments, advantage_scale, monte_carlo_targets, spread
 from worldmtp.agents.baselines import shrunk_baseline, update_kappa
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episode_correction, live_tokens
 from worldmtp.agents.critic import Rung, serving_rung
 from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
 from worldmtp.agents.forward import PolicyStats, episode_returns
+from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.regression import RunningSlope, correlation, explained_share
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
@@ -31,24 +32,26 @@ class CounterfactualAdvantages:
 
     Raises:
         TypeError: the world model, where a rung reads it, is blind to actions.
-        ValueError: the horizon is beyond it.
+        ValueError: the horizon is beyond it; or gamma is below 1, or truncated episodes go on in value.
     """
 
     def __init__(
         self,
         world_model: WorldModel[Any],
+        acting: Acting,
         hidden_size: int,
-        return_range: tuple[float, float],
         config: ImaginationConfig,
         ppo: PPOConfig,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ) -> None:
+        ppo.check_whole_episodes("imagination.use='counterfactual'")
         if config.max_rung > 0:
             check_action_conditional(world_model)
             check_horizon(world_model, config.horizon)
         self._world_model = world_model
-        self._range = return_range
+        self._acting = acting
+        self._range = acting.return_range
         self._config = config
         self._ppo = ppo
         self._generator = generator
@@ -97,6 +100,7 @@ class CounterfactualAdvantages:
             self._remember(rung, features, live, rollout, returns)
         metrics["imagination/gate_open"] = float(serving is not None)
         correction = episode_correction(used_advantages, live, rollout.actions)
+        metrics |= advantage_moments(spread(residual - used_slope * correction, rollout), rollout)
         scale = advantage_scale(spread(residual, rollout), rollout) if self._ppo.scale_advantages else 1.0
         plan = AdvantagePlan(
             advantages=spread((residual - used_slope * correction) / scale, rollout),
@@ -114,8 +118,11 @@ class CounterfactualAdvantages:
         features = surprisal_features(stats.log_policy, live, rollout)[live.mask].float()
         if self._config.max_rung == 0:
             return features
-        imagined = imagined_features(self._world_model, rollout, live, self._config.horizon, self._config.chunk_states)
+        config, acting = self._config, self._acting
+        imagined = imagined_features(self._world_model, acting, rollout, live, config.horizon, config.chunk_states)
         metrics["imagination/imagined_tokens"] = float(imagined.num_steps)
+        if acting.turns is not None:
+            metrics["imagination/turn_border_fraction"] = imagined.border_fraction
         columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
         return torch.cat([column.float() for column in columns], dim=-1)
 

@@ -22,6 +22,7 @@ from worldmtp.decoding.session import DecodingSession, Emission
 from worldmtp.decoding.text import CachedTexts
 from worldmtp.draws import draw
 from worldmtp.model import MTPModel
+from worldmtp.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generato
     Raises:
         FloatingPointError: a row's logits are NaN or all infinite.
     """
-    log_policy = (logits / temperature).log_softmax(dim=-1)
+    log_policy = (full_precision(logits) / temperature).log_softmax(dim=-1)
     if bool(torch.isnan(log_policy).any()):
         raise FloatingPointError("the policy's logits are not finite while acting; its weights have overflowed.")
     actions = draw(log_policy, generator)

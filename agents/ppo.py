@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from worldmtp.agents.action_masks import entropies, forbid
 from worldmtp.agents.advantages import AdvantagePlan
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.forward import PolicyStats, gather_states, hidden_states, state_index
+from worldmtp.agents.forward import PolicyStats, check_eval_mode, gather_states, hidden_states, state_index
 from worldmtp.agents.losses import (
     all_action_loss_per_token,
     explained_variance,
@@ -26,6 +26,7 @@ from worldmtp.agents.losses import (
 )
 from worldmtp.distributions import two_hot_cross_entropy
 from worldmtp.model import MTPModel
+from worldmtp.precision import check_trained_weights, full_precision
 from worldmtp.trajectory import Rollout
 
 
@@ -37,6 +38,7 @@ class PPOAgent:
         self.config = config
         self._temperature = temperature
         self._parameters = [*unique_parameters(model.trunk), *model.world_heads.value.parameters()]
+        check_trained_weights("PPOAgent", self._parameters)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
         self._num_updates = 0
 
@@ -50,42 +52,52 @@ class PPOAgent:
     ) -> dict[str, float]:
         """Epochs of minibatches over one rollout; metrics are means over the minibatches.
 
+        A Python user's model must be in evaluation mode: at the first minibatch the ratio is 1 and approx_kl 0.
+
         ``remaining`` is the share of the run that is left, which an annealed learning rate is proportional to.
 
         Raises:
             FloatingPointError: a loss is not finite; the model is left as it was before that step.
+            ValueError: the model is in training mode.
         """
-        self._set_learning_rate(remaining)
+        check_eval_mode(self.model)
         sums: dict[str, float] = {}
-        num_steps = 0
+        num_steps, largest_ratio = 0, 0.0
         size = -(-len(rollout) // self.config.num_minibatches)
         for _ in range(self.config.num_epochs):
             order = torch.randperm(len(rollout), generator=generator)
             for rows in order.split(size):
+                learning_rate = self._set_learning_rate(remaining)
                 terms = self._losses(rollout.select(rows), stats.select(rows), plan.select(rows))
-                for name, value in self._step(terms).items():
+                values = self._step(terms)
+                largest_ratio = max(largest_ratio, values.pop("losses/ratio_max"))
+                for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
+                sums["losses/learning_rate"] = sums.get("losses/learning_rate", 0.0) + learning_rate
                 num_steps += 1
                 self._num_updates += 1
-                self._set_learning_rate(remaining)
         metrics = {name: value / num_steps for name, value in sums.items()}
         mask = rollout.step_mask
-        metrics["losses/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        metrics["losses/ratio_max"] = largest_ratio
         metrics["losses/explained_variance"] = explained_variance(stats.values[:, :-1][mask], plan.value_targets[mask])
         return metrics
 
-    def _set_learning_rate(self, remaining: float) -> None:
+    def _set_learning_rate(self, remaining: float) -> float:
         config = self.config
         warmth = min(1.0, (self._num_updates + 1) / config.warmup_updates) if config.warmup_updates else 1.0
         annealed = remaining if config.anneals_learning_rate else 1.0
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * warmth * annealed
+        learning_rate = config.learning_rate * warmth * annealed
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        return learning_rate
 
     def _losses(self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan) -> dict[str, torch.Tensor]:
         config, mask = self.config, rollout.step_mask
         states = gather_states(
             hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask), state_index(rollout)[:, :-1]
         )
-        log_policy = forbid(self.model.logits_of(states) / self._temperature, rollout.allowed).log_softmax(dim=-1)
+        log_policy = forbid(
+            full_precision(self.model.logits_of(states)) / self._temperature, rollout.allowed
+        ).log_softmax(dim=-1)
         logprobs = log_policy.gather(2, rollout.actions[..., None])[..., 0]
         taken = policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef)
         terms = {"losses/policy": masked_mean(taken, mask)}
@@ -100,6 +112,7 @@ class PPOAgent:
         terms["losses/value"] = masked_mean(value_loss, mask)
         with torch.no_grad():
             ratio = (logprobs - rollout.logprobs).exp()
+            terms["losses/ratio_max"] = torch.where(mask, ratio, 0.0).max()
             terms["losses/approx_kl"] = masked_mean(ratio - 1 - ratio.log(), mask)
             terms["losses/clip_fraction"] = masked_mean(((ratio - 1).abs() > config.clip_coef).float(), mask)
         return terms
@@ -117,6 +130,7 @@ class PPOAgent:
             loss = loss + config.kl_coef * terms["losses/kl_reference"]
         if config.ent_coef:
             loss = loss - config.ent_coef * terms["losses/entropy"]
+        values["losses/total"] = float(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
+from worldmtp.agents.imagined_returns import Acting
 from worldmtp.dynamics.protocol import WorldModel
-from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.dynamics.rollout import imagine
 from worldmtp.model import MTPModel
-from worldmtp.returns import lambda_returns, value_expansion
+from worldmtp.precision import full_precision
+from worldmtp.returns import lambda_returns
 from worldmtp.trajectory import Rollout
 
 
@@ -34,8 +36,8 @@ class DepthPredictions:
 
 
 @torch.no_grad()
-def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float = 1.0) -> DepthPredictions:
-    """Read a rollout with all depths."""
+def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float) -> DepthPredictions:
+    """Read a rollout with all depths, at the temperature at which it was acted."""
     latents = model.latents(rollout.input_ids, rollout.attention_mask)
     per_depth = [
         _read_depth(model, latent, rollout, depth, temperature) for depth, latent in enumerate(latents, start=1)
@@ -52,7 +54,7 @@ def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float = 1.
 def _read_depth(
     model: MTPModel, latent: Tensor, rollout: Rollout, depth: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    log_policy = (model.logits_of(latent, depth) / temperature).log_softmax(dim=-1)
+    log_policy = (full_precision(model.logits_of(latent, depth)) / temperature).log_softmax(dim=-1)
     realized = rollout.input_ids[:, depth:]
     said = log_policy[:, :-depth]
     top1_probs, top1_ids = said.exp().max(dim=-1)
@@ -75,7 +77,8 @@ def _read_depth(
 class RootImaginations:
     """What was imagined at each state acted in, at the last token of its prefix; NaN (ids: 0) elsewhere.
 
-    Imagined and realized return-to-go, and the most likely imagined continuation with its probabilities.
+    Imagined and realized return-to-go, and the most likely imagined continuation with its probabilities: NaN from the
+    end of the policy's turn on, since what comes then is the environment's.
     """
 
     imagined: Float[Tensor, "batch length"]
@@ -87,6 +90,7 @@ class RootImaginations:
 @torch.no_grad()
 def root_imaginations(
     world_model: WorldModel[Any] | None,
+    acting: Acting,
     rollout: Rollout,
     horizon: int,
     num_rollouts: int,
@@ -114,13 +118,15 @@ def root_imaginations(
         tokens = rollout.input_ids.new_zeros((*rollout.input_ids.shape, horizon))
         return RootImaginations(unknown, realized, tokens, torch.full_like(tokens, float("nan"), dtype=unknown.dtype))
     root = world_model.encode(rollout.input_ids, rollout.attention_mask, *at)
-    branches = root.select(torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts))
-    rolled = world_model.imagine(branches, horizon, as_sampled, generator)
-    expanded = value_expansion(rolled.rewards, ppo.gamma * rolled.continuations, rolled.values)[:, -1]
-    likeliest = world_model.imagine(root, horizon, as_sampled, None)
+    branched = torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts)
+    turn = acting.room(rollout, rows, steps)
+    room = turn.select(branched) if turn is not None else None
+    rolled = imagine(world_model, root.select(branched), horizon, acting.policy, generator, room)
+    expanded = acting.returns(rolled, ppo.gamma)[:, -1]
+    likeliest = imagine(world_model, root, horizon, acting.policy, None, turn)
     return RootImaginations(
         imagined=placed(expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype), float("nan")),
         realized=realized,
-        tokens=placed(likeliest.actions, 0),
-        token_probs=placed(likeliest.logprobs.exp(), float("nan")),
+        tokens=placed(torch.where(likeliest.in_turn, likeliest.actions, 0), 0),
+        token_probs=placed(torch.where(likeliest.in_turn, likeliest.logprobs.exp(), float("nan")), float("nan")),
     )

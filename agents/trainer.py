@@ -16,17 +16,19 @@ import torch
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages
+from worldmtp.agents.baselines import same_return_fraction
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.expansion import ExpansionAdvantages
-from worldmtp.agents.forward import episode_returns, policy_stats
+from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats, start_returns
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.regression import correlation
 from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.root_returns import imagined_root_returns
 from worldmtp.agents.world_learning import WorldModelLearner
+from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.alarm import AcceptanceAlarm
 from worldmtp.decoding.making import make_drafter
 from worldmtp.dynamics import WorldModel, make_world_model
@@ -39,7 +41,10 @@ _STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
 
 
 class ImaginationTrainer:
-    """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows."""
+    """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows.
+
+    The model is put into evaluation mode, here and at each step, and stays in it.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class ImaginationTrainer:
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # what cannot be is told now, not while acting
-        self.model = model
+        self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
         self._env = env
         self._config = rollout
@@ -74,7 +79,11 @@ class ImaginationTrainer:
         if self.imagines:
             self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
             check_horizon(self._world_model, imagination.horizon)
-        self._estimator = make_estimator(model, self._world_model, imagination, ppo, self._generators["imagination"])
+        low, high = model.config.value_range
+        self._acting = Acting.of(env, rollout.temperature, (low, high))
+        self._estimator = make_estimator(
+            model, self._world_model, self._acting, imagination, ppo, self._generators["imagination"]
+        )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)
         self._drafting: dict[str, float] = {}
@@ -83,8 +92,8 @@ class ImaginationTrainer:
         _, infos = self._env.reset(seed=seed)
         if "action_mask" in infos and (self.imagines or rollout.draft != "none"):
             raise ValueError(
-                f"the environment masks actions, and imagination={imagination.use!r} with draft={rollout.draft!r} would "
-                "choose tokens at places whose masks are not known; set imagination=off and agent.rollout.draft=none."
+                f"the environment masks actions, and imagination={imagination.use!r} with draft={rollout.draft!r} "
+                "would choose tokens where no mask is known; set imagination=off and agent.rollout.draft=none."
             )
 
     @property
@@ -106,15 +115,18 @@ class ImaginationTrainer:
     def _step(self) -> tuple[dict[str, float], Rollout]:
         clock = self.clock
         clock.take()
+        self.model.eval()
         with clock.phase("total"):
+            scored_before = self._env.scorer.counters.seconds
             rollout = self._collect()
+            scoring_seconds = self._env.scorer.counters.seconds - scored_before
             with clock.phase("read"):
                 stats = policy_stats(self.model, self.reference, rollout, self._config.temperature)
             with clock.phase("imagination"):
                 plan, metrics = self._estimator.estimate(rollout, stats)
                 metrics.setdefault("imagination/imagined_tokens", 0.0)
                 if self.imagines:
-                    metrics |= self._root_agreement(rollout)
+                    metrics |= self._root_agreement(rollout, stats)
                     metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
             with clock.phase("update"):
                 remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
@@ -126,6 +138,7 @@ class ImaginationTrainer:
             with clock.phase("imagination"):
                 metrics |= self._estimator.learn()
         self.iteration += 1
+        metrics |= {"time/scoring_seconds": scoring_seconds}
         return metrics | self._bookkeeping(rollout, metrics), rollout
 
     def _collect(self) -> Rollout:
@@ -136,22 +149,22 @@ class ImaginationTrainer:
         if config.draft != "none":
             self._drafting = {"rollout/tokens_per_forward": policy.tokens_per_forward}
             self._alarm.observe(policy.tokens_per_forward)
-        returns, (low, high) = episode_returns(rollout), self.model.config.value_range
-        if float(returns.min()) < low or float(returns.max()) > high:
-            raise ValueError(
-                f"an episode's return of {float(returns.min())} .. {float(returns.max())} lies outside the model's "
-                f"value_range ({low}, {high}), so its value bins cannot hold it; scale the task's score."
-            )
+        check_returns(rollout, self.model.config.value_range)
         return rollout.to(self.model.device)
 
     @torch.no_grad()
-    def _root_agreement(self, rollout: Rollout) -> dict[str, float]:
+    def _root_agreement(self, rollout: Rollout, stats: PolicyStats) -> dict[str, float]:
         """What the world model imagines at the first state of each episode, beside what the episode brought."""
         assert self._world_model is not None  # who imagines has one
         imagined = imagined_root_returns(
-            self._world_model, rollout, self._imagination.horizon, self._ppo.gamma, self._generators["imagination"]
+            self._world_model,
+            self._acting,
+            rollout,
+            self._imagination.horizon,
+            self._ppo.gamma,
+            self._generators["imagination"],
         )
-        realized = episode_returns(rollout)
+        realized = start_returns(rollout, stats, self._ppo)
         return {
             "imagination/return_imagined": float(imagined.mean()),
             "imagination/return_realized": float(realized.mean()),
@@ -165,9 +178,12 @@ class ImaginationTrainer:
         self.totals["env/tokens"] += rollout.num_tokens
         self.totals["imagination/imagined_tokens_total"] += metrics.get("imagination/imagined_tokens", 0.0)
         counters = self._env.scorer.counters
-        total = seconds["total"]
+        total, acting = seconds["total"], seconds.get("policy", 0.0)
+        returns = episode_returns(rollout)
         return {
-            "rollout/return_mean": float(episode_returns(rollout).mean()),
+            "rollout/return_mean": float(returns.mean()),
+            "rollout/return_std": float(returns.std(unbiased=False)),
+            "rollout/same_return_group_fraction": same_return_fraction(returns, rollout.group),
             "rollout/exact_mean": float(rollout.exact.float().mean()),
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
@@ -176,7 +192,9 @@ class ImaginationTrainer:
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),
             **self.totals,
-            "time/rollout_seconds": seconds.get("policy", 0.0),
+            "imagination/imagined_to_real_ratio": metrics.get("imagination/imagined_tokens", 0.0) / rollout.num_tokens,
+            "time/rollout_seconds": acting,
+            "time/tokens_per_second": rollout.num_tokens / acting,
             "time/env_seconds": seconds.get("env", 0.0),
             "time/update_seconds": seconds.get("update", 0.0) + seconds.get("read", 0.0),
             "time/world_model_seconds": seconds.get("world_model", 0.0),
@@ -195,13 +213,18 @@ class ImaginationTrainer:
             "estimator": self._estimator.state_dict(),
             "alarm": self._alarm.state_dict(),
             "env": self._env.state(),
-            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+            "generators": capture_rng(self._generators),
             "iteration": self.iteration,
             "totals": dict(self.totals),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; the next iteration is the one that would have followed."""
+        """Restore; the next iteration is the one that would have followed.
+
+        Raises:
+            ValueError: the state lacks a random stream, or has one that this trainer does not know.
+        """
+        restore_rng(self._generators, state["generators"])
         self.model.load_state_dict(state["model"])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
@@ -210,15 +233,32 @@ class ImaginationTrainer:
         self._estimator.load_state_dict(state["estimator"])
         self._alarm.load_state_dict(state["alarm"])
         self._env.load_state(state["env"])
-        for name, saved in state["generators"].items():
-            self._generators[name].set_state(saved.cpu())
         self.iteration = int(state["iteration"])
         self.totals = {name: float(value) for name, value in state["totals"].items()}
+
+
+def check_returns(rollout: Rollout, value_range: tuple[float, float]) -> None:
+    """Raise if a return lies outside the range of the values, by more than float32 may be off.
+
+    Each of T rewards is rounded to half an ulp of the range's larger end, which adds up to T ulps at most. Value bins
+    clamp what is left (``distributions.two_hot``).
+
+    Raises:
+        ValueError: a return is really outside.
+    """
+    returns, (low, high) = episode_returns(rollout), value_range
+    tolerance = rollout.rewards.shape[1] * torch.finfo(torch.float32).eps * max(abs(low), abs(high))
+    if float(returns.min()) < low - tolerance or float(returns.max()) > high + tolerance:
+        raise ValueError(
+            f"an episode's return of {float(returns.min())} .. {float(returns.max())} lies outside the model's "
+            f"value_range ({low}, {high}), so its value bins cannot hold it; scale the task's score."
+        )
 
 
 def make_estimator(
     model: MTPModel,
     world_model: WorldModel[Any] | None,
+    acting: Acting,
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
@@ -228,9 +268,7 @@ def make_estimator(
         return PlainAdvantages(ppo)
     assert world_model is not None
     if imagination.use == "counterfactual":
-        low, high = model.config.value_range
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it
-        device = model.device
-        return CounterfactualAdvantages(world_model, hidden_size, (low, high), imagination, ppo, generator, device)
-    return ExpansionAdvantages(world_model, imagination, ppo, generator)
+        return CounterfactualAdvantages(world_model, acting, hidden_size, imagination, ppo, generator, model.device)
+    return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

@@ -50,8 +50,11 @@ class TextGenRollout:
     sum of an episode's rewards, which the reward function of that name hands on, and ``env_exact``. Log-probabilities
     are those of the tokens as they were sampled, at the trainer's ``temperature``; 0 where the environment wrote.
 
-    What is drawn depends on ``seed``, the trainer's global step, the number of calls in it and the process, so that a
-    resumed run draws as one that went through.
+    What is drawn depends on ``seed``, the trainer's global step, the number of calls in it and the process. A resumed
+    run therefore draws as one that went through, if its checkpoint stands at a generation: TRL keeps no generated batch
+    in a checkpoint and generates anew where it resumes. A generation serves ``num_iterations * steps_per_generation /
+    gradient_accumulation_steps`` optimiser steps; make ``save_steps`` a multiple of that, which it always is with TRL's
+    defaults of ``num_iterations`` and ``steps_per_generation``.
 
     Args:
         env: rows, with ``autoreset_mode="disabled"``; so many episodes are played at a time.

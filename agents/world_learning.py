@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.forward import action_mask, discounts_of, lambdas_of, state_index
+from worldmtp.agents.forward import action_mask, check_eval_mode, discounts_of, lambdas_of, state_index
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.distributions import two_hot_cross_entropy
 from worldmtp.model import MTPModel
+from worldmtp.precision import check_trained_weights, full_precision
 from worldmtp.returns import lambda_returns
 from worldmtp.targets import depth_targets
 from worldmtp.trajectory import Rollout
@@ -100,6 +101,7 @@ class WorldModelLearner:
         self._ppo = ppo
         self._replay = EpisodeReplay(config.replay_iterations)
         self._parameters = [*model.heads.parameters(), *model.world_heads.parameters()]
+        check_trained_weights("WorldModelLearner", self._parameters)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
     def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
@@ -107,7 +109,9 @@ class WorldModelLearner:
 
         Raises:
             FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
+            ValueError: the model is in training mode.
         """
+        check_eval_mode(self._model)
         self._replay.add(rollout)
         sums: dict[str, float] = {}
         for _ in range(self._config.num_updates):
@@ -122,14 +126,14 @@ class WorldModelLearner:
             if not math.isfinite(norm):
                 raise FloatingPointError(f"world_model/grad_norm is {norm}; the update was not applied.")
             self.optimizer.step()
-            for name, value in metrics.items():
+            for name, value in (metrics | {"world_model/grad_norm": norm}).items():
                 sums[name] = sums.get(name, 0.0) + value
         return {name: value / self._config.num_updates for name, value in sums.items()}
 
     def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The world model's loss on episodes, and its parts."""
         config = self._config
-        latents = self._latents(rollout, rollout.input_ids)
+        latents = self._latents(rollout)
         next_token = self._next_token_losses(latents, rollout)
         targets = state_targets(rollout, self._ppo)
         parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
@@ -155,19 +159,25 @@ class WorldModelLearner:
     def action_sensitivity(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind."""
         rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
-        real = self._next_token_losses(self._latents(rollout, rollout.input_ids), rollout)
-        if not real:
+        if self._model.config.depth == 1:
             return {}
-        permuted = rollout.input_ids[torch.randperm(len(rollout), generator=generator)]
-        wrong = self._next_token_losses(self._latents(rollout, permuted), rollout)
-        ratio = float(torch.stack(wrong).mean() / torch.stack(real).mean().clamp_min(1e-8))
+        features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+
+        def losses_with(actions_from: Tensor) -> Tensor:
+            latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
+            return torch.stack(self._next_token_losses(latents, rollout)).mean()
+
+        # The trunk reads the real text; only the heads are told other actions.
+        real = losses_with(rollout.input_ids)
+        wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
+        ratio = float(wrong / real.clamp_min(1e-8))
         return {"world_model/action_shuffle_loss_ratio": ratio}
 
-    def _latents(self, rollout: Rollout, actions_from: Int[Tensor, "batch length"]) -> list[Tensor]:
-        """Latents of depths 1..K; the heads read their tokens from ``actions_from``, the trunk reads the real text."""
+    def _latents(self, rollout: Rollout) -> list[Tensor]:
+        """Latents of depths 1..K, with gradients of the heads alone."""
         with torch.no_grad():
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
-        return self._model.latents(actions_from, rollout.attention_mask, features=features)
+        return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
     def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
         """Cross-entropy of the policy's own tokens at depths 2..K."""
@@ -175,7 +185,7 @@ class WorldModelLearner:
         losses = []
         for depth in range(2, len(latents) + 1):
             mask = aims.mask[..., depth - 1]
-            logits = self._model.logits_of(latents[depth - 1][mask], depth)
+            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth))
             ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
             losses.append(ce / mask.sum().clamp(min=1))
         return losses
@@ -186,7 +196,7 @@ class WorldModelLearner:
         reward = two_hot_cross_entropy(world.reward_logits, targets.rewards, heads.reward_bins)
         value = two_hot_cross_entropy(world.value_logits, targets.returns, heads.value_bins)
         continuation = F.cross_entropy(
-            world.continuation_logits.transpose(1, 2), targets.continues.long(), reduction="none"
+            full_precision(world.continuation_logits).transpose(1, 2), targets.continues.long(), reduction="none"
         )
         return {
             "reward": masked_mean(reward, targets.arrived_mask),

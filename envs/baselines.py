@@ -116,7 +116,9 @@ def play_baselines(make: Callable[[int], TextVectorEnv], num_episodes: int = 200
     envs = make(num_episodes)
     problem, tokenizer = envs.problem, envs.tokenizer
     train, heldout = (
-        draw_examples(envs.task, split, num_episodes, seed, heldout_fraction=problem.heldout_fraction)
+        draw_examples(
+            envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=problem.heldout_fraction
+        )
         for split in ("train", "heldout")
     )
     answers = [example.answer for example in train if example.answer is not None]

@@ -132,6 +132,10 @@ def _check_token_contract(env: Any) -> None:
     assert keys == set(OBSERVATION_KEYS), f"the observation space must be a Dict of {OBSERVATION_KEYS}, got {space}."
     assert all(box.dtype == np.int64 for box in space.spaces.values()), f"observations must be int64, got {space}."
     vocab_size, eos_id, pad_id = env.tokenizer.vocab_size, env.tokenizer.eos_id, env.tokenizer.pad_id
+    assert pad_id == eos_id or env.tokenizer.decode([pad_id, eos_id]) != "", (
+        f"{type(env.tokenizer).__name__}.decode leaves padding out, so an answer with padding inside would be as good "
+        "as the answer; leave out EOS and padding at the end, and write what no answer holds for other padding."
+    )
     assert env.action_space == spaces.Discrete(vocab_size), (
         f"the action space must be Discrete({vocab_size}), the tokenizer's vocabulary; got {env.action_space}."
     )

@@ -67,7 +67,9 @@ def describe(env_id: str, num_examples: int = 24, seed: int = 0, **kwargs: Any) 
     """
     envs = make_text_vec(env_id, 1, **kwargs)
     problem, task, tokenizer = envs.problem, envs.task, envs.tokenizer
-    examples = draw_examples(task, "train", num_examples, seed, heldout_fraction=problem.heldout_fraction)
+    examples = draw_examples(
+        task, "train", num_examples, seed, purpose="evaluation", heldout_fraction=problem.heldout_fraction
+    )
     answers = [example.answer for example in examples if example.answer is not None]
     return Description(
         id=find_spec(env_id).id,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.tokenizer import Tokenizer, written_text
 
 Observation = dict[str, np.ndarray]
 
@@ -58,7 +58,7 @@ class EpisodeBook:
         for key, value in self._questions[row].items():
             assert info[key] == value, f"row {row}: final_info says {key} {info[key]!r}, it began with {value!r}."
         response = final["tokens"][int(final["prompt_length"][0]) : int(final["length"][0])]
-        text, num_tokens = self._tokenizer.decode(response.tolist()), int(self._acted[row].sum())
+        text, num_tokens = written_text(self._tokenizer, response.tolist()), int(self._acted[row].sum())
         assert info["text"] == text, f"row {row}: final_info says text {info['text']!r}, the row holds {text!r}."
         assert info["num_tokens"] == num_tokens, (
             f"row {row}: final_info says {info['num_tokens']} tokens, the policy wrote {num_tokens}."

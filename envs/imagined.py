@@ -6,7 +6,11 @@ and ``step`` bring what a policy needs to act without the trunk:
 * ``policy_logits`` (N, V), ``values`` (N,) and ``continuations`` (N,), all float32 with their masks: of the rows still
   running, and, for the last two, of those that ended with this step too (to bootstrap). Elsewhere 0.
 * of rows that ended with this step, ``final_info``: ``score`` (float64, the imagined return), ``num_tokens`` (int64,
-  imagined tokens) and ``reason`` ("eos", "continuation", "horizon" or "budget").
+  imagined tokens) and ``reason`` ("eos", "turn", "continuation", "horizon" or "budget").
+
+In a conversation the policy's turn ends with EOS or after so many tokens, and the world model does not know the reply.
+Give ``turn_room``, and a row is truncated there, for the reason "turn", to be bootstrapped by its value; without it the
+text is one answer, which EOS ends.
 
 Rows end for good, as in autoreset mode "disabled": latent states cannot be spliced, so ``reset`` begins all rows anew.
 """
@@ -46,6 +50,8 @@ class ImaginedVectorEnv(VectorEnv):
         continuation_threshold: a step whose predicted probability of going on is below it ends the text; with None,
             only EOS does.
         device: where the prefixes are encoded.
+        turn_room: tokens that the policy's turn may still take in each row of a conversation; None where EOS ends the
+            text.
 
     Raises:
         TypeError: if the model cannot be stepped by an action.
@@ -66,6 +72,7 @@ class ImaginedVectorEnv(VectorEnv):
         horizon: int | None = None,
         continuation_threshold: float | None = 0.5,
         device: torch.device | str = "cpu",
+        turn_room: Sequence[int] | Int64[np.ndarray, " env"] | None = None,
     ) -> None:
         if not world_model.action_conditional:
             raise TypeError(
@@ -88,6 +95,7 @@ class ImaginedVectorEnv(VectorEnv):
         self.device = torch.device(device)
         self._root = self._rooted(prefix_ids, prompt_length)
         self.num_envs = len(self._root.done)
+        self._turn_room = self._checked_room(turn_room)
         length = max_prompt + max_new
         self.single_observation_space = spaces.Dict(
             tokens=spaces.Box(0, vocab_size - 1, (length,), np.int64),
@@ -104,19 +112,25 @@ class ImaginedVectorEnv(VectorEnv):
     ) -> tuple[Observation, dict[str, Any]]:
         """Encode the prefixes; options ``prefix_ids`` and ``prompt_length`` give new ones, as many as there are rows.
 
+        With them goes ``turn_room`` in a conversation.
+
         Raises:
             ValueError: if an option is unknown or the prefixes do not fit.
         """
         super().reset(seed=seed)
         asked = dict(options or {})
-        unknown = sorted(set(asked) - {"prefix_ids", "prompt_length"})
+        unknown = sorted(set(asked) - {"prefix_ids", "prompt_length", "turn_room"})
         if unknown:
-            raise ValueError(f"reset options {unknown} are unknown; expected 'prefix_ids' and 'prompt_length'.")
+            raise ValueError(
+                f"reset options {unknown} are unknown; expected 'prefix_ids', 'prompt_length' and 'turn_room'."
+            )
         if "prefix_ids" in asked:
             root = self._rooted(asked["prefix_ids"], asked.get("prompt_length"))
             if len(root.done) != self.num_envs:
                 raise ValueError(f"{len(root.done)} prefixes for {self.num_envs} rows; give one a row.")
-            self._root = root
+            if self._turn_room is not None and "turn_room" not in asked:
+                raise ValueError("new prefixes of a conversation need their turn_room, which has not been given.")
+            self._root, self._turn_room = root, self._checked_room(asked.get("turn_room"))
         self._state = self._root
         self._latent, prediction = self._encode(self._root)
         self._latent_rows = np.arange(self.num_envs)
@@ -158,8 +172,13 @@ class ImaginedVectorEnv(VectorEnv):
         imagined_end = np.zeros(self.num_envs, dtype=bool)
         if self.continuation_threshold is not None:
             imagined_end = ~before.done & (continuations < self.continuation_threshold)
+        turn_over = np.zeros(self.num_envs, dtype=bool)
+        if self._turn_room is not None:
+            turn_over = ~before.done & (eos | (self._num_steps >= self._turn_room))
+            eos = np.zeros(self.num_envs, dtype=bool)
+        imagined_end &= ~turn_over
         terminated = eos | imagined_end
-        truncated = ~before.done & ~terminated & (out_of_budget | (self._num_steps >= self.horizon))
+        truncated = ~before.done & ~terminated & (turn_over | out_of_budget | (self._num_steps >= self.horizon))
         ended = terminated | truncated
         self._state = core.TextState(state.tokens, state.length, state.prompt_length, before.done | ended)
 
@@ -167,7 +186,9 @@ class ImaginedVectorEnv(VectorEnv):
         infos = self._infos(stepped, stepped[live], prediction)
         if ended.any():
             rows = np.flatnonzero(ended)
-            causes = np.select([eos, imagined_end, out_of_budget], ["eos", "continuation", "budget"], "horizon")
+            causes = np.select(
+                [eos, turn_over, imagined_end, out_of_budget], ["eos", "turn", "continuation", "budget"], "horizon"
+            )
             records = [
                 {"score": float(self._returns[row]), "num_tokens": self._num_steps, "reason": str(causes[row])}
                 for row in rows
@@ -197,6 +218,17 @@ class ImaginedVectorEnv(VectorEnv):
         for row, prefix in enumerate(prefixes):
             tokens[row, : len(prefix)] = prefix
         return core.TextState(tokens, lengths, prompts, np.zeros(len(prefixes), dtype=bool))
+
+    def _checked_room(self, room: Sequence[int] | np.ndarray | None) -> np.ndarray | None:
+        if room is None:
+            return None
+        given = np.asarray(room, dtype=np.int64)
+        if given.shape != (self.num_envs,) or (given < 1).any():
+            raise ValueError(
+                f"turn_room={given.tolist()} must be at least 1 for each of {self.num_envs} rows: where the turn is "
+                "over, the world speaks."
+            )
+        return given
 
     @torch.no_grad()
     def _encode(self, root: core.TextState) -> tuple[LatentState, Prediction]:

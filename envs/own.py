@@ -23,6 +23,7 @@ from worldmtp.envs.seeded_task import SeededTask
 from worldmtp.envs.single import TextGenEnv
 from worldmtp.envs.task import Example
 from worldmtp.envs.token_contract import attribute, check_contract, longest_episode
+from worldmtp.envs.tokenizer import written_text
 
 _SEED_RANGE = 2**31
 
@@ -90,7 +91,7 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         if terminated or truncated:
             response = obs["tokens"][int(obs["prompt_length"][0]) : int(obs["length"][0])]
             told = {
-                "text": self.tokenizer.decode(response.tolist()),
+                "text": written_text(self.tokenizer, response.tolist()),
                 "score": self._paid,
                 "exact": self._paid >= 1.0,
                 "components": {},
@@ -105,8 +106,11 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         return self.env.render()
 
     def close(self) -> None:
-        """Close the environment."""
+        """Close the environment, and the one that the problem asks."""
         self.env.close()
+        self.problem.scorer.close()
+        if isinstance(self.problem.task, SeededTask):
+            self.problem.task.close()
 
     def _begin(self, example: Example) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if isinstance(self.problem.task, SeededTask):
@@ -136,9 +140,9 @@ def own_text_envs(
     check_contract(envs[0])
     if isinstance(envs[0].unwrapped, TextGenEnv):
         problem = envs[0].unwrapped.problem
-        for env in envs[1:]:
+        for row, env in enumerate(envs[1:], start=1):
             assert isinstance(env.unwrapped, TextGenEnv)
-            env.unwrapped.problem = problem  # its pools, which are large; each keeps its own referee
+            env.unwrapped.share(problem, row)  # its pools, which are large, and its scorer, which counts and is closed
     else:
         tokenizer = attribute(envs[0], "tokenizer", None)
         length = envs[0].observation_space["tokens"].shape[0]  # type: ignore[index]

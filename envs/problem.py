@@ -3,7 +3,7 @@
 Everything of an environment but the stepping, shared by the single and the vector env.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,12 @@ class TextProblem:
         split: where prompts come from until ``reset(options={"split": ...})`` says otherwise.
         heldout_fraction: share of all prompts that is held out, by hash.
         pool_size: prompts drawn per split, before its first episode; they come as often as the task draws them.
-        pool_seed: of these prompts. The seed of ``reset`` only chooses among them.
+        pool_seed: of these prompts, 0 where nothing else is said. The seed of ``reset`` only chooses among them; a
+            training run sets its own seed by ``choose_pools``.
         truncation_score: "score" pays an answer that ran out of budget like any other, "zero" pays it nothing.
-        timeout_seconds: limit for scoring one answer, or for one reply, in a process of its own; None is no limit.
+        timeout_seconds: limit for scoring one answer, or for one reply, in processes of its own; None is no limit.
+        num_scorers: how many of these processes there are; None is one for each core and at most 4.
+        scorer_memory_gib: memory that each of them may take beyond its task; None is no limit.
         on_error: what a failing scorer does, "zero" or "raise".
         max_episode_steps: a lower limit on what a policy may write, rows keeping their room. ``gymnasium.make_vec``
             passes it on; ``gymnasium.make`` wraps a TimeLimit around instead, which ends texts without a score.
@@ -58,6 +61,8 @@ class TextProblem:
         pool_seed: int = 0,
         truncation_score: str = "score",
         timeout_seconds: float | None = None,
+        num_scorers: int | None = None,
+        scorer_memory_gib: float | None = 4.0,
         on_error: str = "zero",
         max_episode_steps: int | None = None,
     ) -> None:
@@ -77,13 +82,16 @@ class TextProblem:
                 f"{type(self.task).__name__} {'is' if isinstance(self.task, TurnTask) else 'is not'}."
             )
         self.tokenizer = make_tokenizer(tokenizer)
-        self.scorer = Scorer(self.task, timeout_seconds, on_error)
+        self.scorer = Scorer(
+            self.task, timeout_seconds, on_error, num_scorers=num_scorers, scorer_memory_gib=scorer_memory_gib
+        )
         self.max_prompt, self.max_new, self.max_turn = max_prompt, max_new, max_turn
         self.max_steps = max_new if max_episode_steps is None else min(max_new, max_episode_steps)
         self.split = check_split(split)
         self.heldout_fraction = heldout_fraction
         self.pool_size, self.pool_seed = pool_size, pool_seed
         self.truncation_score = truncation_score
+        self._excluded: frozenset[str] = frozenset()
         self._pools: dict[str, EncodedExamples] = {}
 
     def observation_space(self) -> spaces.Space[Any]:
@@ -103,23 +111,51 @@ class TextProblem:
         """Prompts of a split, made when first asked for."""
         if split not in self._pools:
             drawn = draw_examples(
-                self.task, split, self.pool_size, self.pool_seed, heldout_fraction=self.heldout_fraction
+                self.task,
+                split,
+                self.pool_size,
+                self.pool_seed,
+                purpose="pool",
+                heldout_fraction=self.heldout_fraction,
+                excluded=self._excluded,
             )
             self._pools[split] = self.encode(drawn)
         return self._pools[split]
+
+    def choose_pools(self, seed: int, excluded: Iterable[Example] = ()) -> None:
+        """Set the seed of all pools and the questions that they must not have, before the first of them is drawn.
+
+        Raises:
+            RuntimeError: if a pool has been drawn: episodes may have been played from it.
+        """
+        if self._pools:
+            raise RuntimeError(f"the pools of {sorted(self._pools)} are drawn already; choose them before any reset.")
+        self.pool_seed, self._excluded = seed, frozenset(example.key for example in excluded)
 
     def encode(self, examples: Sequence[Example]) -> EncodedExamples:
         """Examples with the tokens of their prompts; see ``encode_examples``."""
         return encode_examples(examples, self.tokenizer, self.max_prompt, self.max_new)
 
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
+    def examples(
+        self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False
+    ) -> list[Example]:
+        """Distinct examples of a split, by the stream of a purpose; more of them begin with the fewer.
+
+        With ``fewer`` a small task gives what it has; see ``draw_examples``.
+        """
         return draw_examples(
-            self.task, split, num_examples, seed, distinct=True, heldout_fraction=self.heldout_fraction
+            self.task,
+            split,
+            num_examples,
+            seed,
+            purpose=purpose,
+            distinct=True,
+            heldout_fraction=self.heldout_fraction,
+            fewer=fewer,
         )
 
     def overlap(self) -> float:
-        """Share of the held-out pool's prompts that the training pool has: measured, and 0 by construction."""
+        """Share of the held-out pool's questions that the training pool has: 0, since a hash decides the split."""
         return prompt_overlap(self.pool("train").examples, self.pool("heldout").examples)
 
     def find(self, prompts: Sequence[str | Example], split: str) -> list[Example]:
@@ -145,9 +181,17 @@ class TextProblem:
             examples += found.values()
         return examples
 
-    def referee(self, num_rows: int) -> Referee:
+    def referee(self, num_rows: int, first_row: int = 0) -> Referee:
         """Who rules on the steps of so many rows, by the kind of the task."""
-        rules = Rules(self.tokenizer, self.scorer, self.max_new, self.max_steps, self.truncation_score, self.max_turn)
+        rules = Rules(
+            self.tokenizer,
+            self.scorer,
+            self.max_new,
+            self.max_steps,
+            self.truncation_score,
+            self.max_turn,
+            first_row,
+        )
         if isinstance(self.task, TurnTask):
             return TurnReferee(rules, num_rows)
         return ProgressReferee(rules, num_rows) if isinstance(self.task, DenseTask) else AnswerReferee(rules, num_rows)

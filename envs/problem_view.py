@@ -31,9 +31,11 @@ class ProblemView:
         """With ``counters`` of scored answers, errors, time-outs and seconds; what a user's env pays is not counted."""
         return self.problem.scorer
 
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split, for demonstrations and evaluation; more of them begin with the fewer."""
-        return self.problem.examples(split, num_examples, seed)
+    def examples(
+        self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False
+    ) -> list[Example]:
+        """Distinct examples of a split, by the stream of a purpose; more of them begin with the fewer."""
+        return self.problem.examples(split, num_examples, seed, purpose, fewer)
 
     def overlap(self) -> float:
         """Share of the held-out pool's questions that the training pool has."""

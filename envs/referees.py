@@ -16,12 +16,15 @@ from worldmtp.envs.core import TextState
 from worldmtp.envs.infos import Columns
 from worldmtp.envs.scoring import Failure, Scorer
 from worldmtp.envs.task import Score
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.tokenizer import Tokenizer, written_text
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a referee rules by: ``max_new`` is the room behind a prompt, ``max_steps`` what a policy may write of it."""
+    """What a referee rules by: ``max_new`` is the room behind a prompt, ``max_steps`` what a policy may write of it.
+
+    ``first_row`` is the number of the referee's first row among all rows that share the scorer.
+    """
 
     tokenizer: Tokenizer
     scorer: Scorer
@@ -29,6 +32,7 @@ class Rules:
     max_steps: int
     truncation_score: str
     max_turn: int | None = None
+    first_row: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,11 @@ class ProgressReferee:
         rules = self._rules
         terminated, truncated = core.terminal(before, after, actions, rules.tokenizer.eos_id, rules.max_steps)
         rewards = np.zeros(len(actions))
-        for row in np.flatnonzero(~before.done & ~terminated).tolist():
-            response = after.tokens[row, after.prompt_length[row] : after.length[row]].copy()
-            progress = rules.scorer.progress(examples[row], rules.tokenizer.decode(response.tolist()), response)
+        live = np.flatnonzero(~before.done & ~terminated).tolist()
+        responses = [after.tokens[row, after.prompt_length[row] : after.length[row]].copy() for row in live]
+        texts = [written_text(rules.tokenizer, response.tolist()) for response in responses]
+        answers = list(zip(examples[live].tolist(), texts, responses, strict=True))
+        for row, progress in zip(live, rules.scorer.progress_batch(answers), strict=True):
             if isinstance(progress, Failure):
                 continue
             rewards[row] = progress.value - self._paid[row]
@@ -170,11 +176,10 @@ def judge(
     examples: Shaped[np.ndarray, " row"],
 ) -> dict[str, list[Any]]:
     """What is to be told of rows that have ended: text, score, exact, components, reason and num_tokens."""
-    decode = rules.tokenizer.decode
     starts, stops = state.prompt_length[rows].tolist(), state.length[rows].tolist()
     block = state.tokens[rows]
     responses = [tokens[start:stop] for tokens, start, stop in zip(block, starts, stops, strict=True)]
-    texts = [decode(response.tolist()) for response in responses]
+    texts = [written_text(rules.tokenizer, response.tolist()) for response in responses]
     ran_out = truncated[rows].tolist()
     answers = list(zip(examples[rows].tolist(), texts, responses, strict=True))
     if rules.truncation_score == "score":

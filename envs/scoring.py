@@ -1,25 +1,31 @@
 """Scoring that cannot stop a run: failures are counted and shown, a scorer that hangs is killed.
 
-With a time limit, scoring runs in a process of its own, since only a process can be killed whatever it is doing.
+With a time limit, scoring runs in processes of its own, since only a process can be killed whatever it is doing.
 """
 
+import os
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.scoring_process import ScoringProcess
+from worldmtp.envs.scoring_pool import Call, Job, Outcome, ScoringPool
+from worldmtp.envs.scoring_process import ScoringError, ScoringTimeout
 from worldmtp.envs.task import Example, Progress, Score, Task, TurnTask
 from worldmtp.envs.worlds.replay import Reply, WorldReplay
 
 OnError = Literal["zero", "raise"]
 Answer = tuple[Example, str, np.ndarray]
 """What is scored: an example, the text, and its tokens as they were generated."""
+Turn = tuple[int, Example, Sequence[str]]
+"""What a world is asked: its row, the example, and all texts that were said to it in this episode."""
+
+_MAX_SCORERS = 4  # unless the user asks for more: each process holds a task of its own
 
 
 @runtime_checkable
@@ -57,24 +63,49 @@ class Scorer:
     Args:
         task: whose methods are called, on stripped text.
         timeout_seconds: limit for one call; None scores in this process, without a limit.
-        on_error: "zero" pays 0 with reason "error" or "timeout", counts it and warns once; "raise" raises.
+        on_error: "zero" pays 0 with reason "error" or "timeout", counts it, and warns once for each kind of failure;
+            "raise" raises.
+        num_scorers: how many processes score at once where there is a limit. None is one for each core and at most 4,
+            and a single one for a ``BatchScoringTask``, whose network uses all cores by itself.
+        scorer_memory_gib: memory that each of these processes may take beyond its task; None is no limit, which a task
+            on a GPU needs.
 
     Raises:
-        ValueError: if the limit is not positive or ``on_error`` is unknown.
+        ValueError: if a limit or a number is not positive, ``on_error`` is unknown, or ``num_scorers`` is given without
+            a time limit.
     """
 
-    def __init__(self, task: Task, timeout_seconds: float | None = None, on_error: str = "zero") -> None:
+    def __init__(
+        self,
+        task: Task,
+        timeout_seconds: float | None = None,
+        on_error: str = "zero",
+        *,
+        num_scorers: int | None = None,
+        scorer_memory_gib: float | None = 4.0,
+    ) -> None:
         if timeout_seconds is not None and timeout_seconds <= 0:
             raise ValueError(f"timeout_seconds={timeout_seconds} must be positive, or None for no limit.")
+        if scorer_memory_gib is not None and scorer_memory_gib <= 0:
+            raise ValueError(f"scorer_memory_gib={scorer_memory_gib} must be positive, or None for no limit.")
+        if num_scorers is not None and num_scorers < 1:
+            raise ValueError(f"num_scorers={num_scorers} must be at least 1, or None for one a core and at most 4.")
+        if num_scorers is not None and timeout_seconds is None:
+            raise ValueError(
+                f"num_scorers={num_scorers} needs timeout_seconds: without a limit, scoring stays in this process."
+            )
         if on_error not in ("zero", "raise"):
             raise ValueError(f"on_error={on_error!r} is unknown; expected 'zero' or 'raise'.")
         self.task = task
         self.on_error = on_error
         self.counters = ScorerCounters()
         self._target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
-        self._process = None if timeout_seconds is None else ScoringProcess(self._target, timeout_seconds)
-        self._together = task if self._process is None and isinstance(task, BatchScoringTask) else None
-        self._warned = False
+        self._pool: ScoringPool | None = None
+        if timeout_seconds is not None:
+            number = num_scorers or (1 if isinstance(task, BatchScoringTask) else min(_MAX_SCORERS, _num_cores()))
+            self._pool = ScoringPool(self._target, number, timeout_seconds, scorer_memory_gib)
+        self._together = task if self._pool is None and isinstance(task, BatchScoringTask) else None
+        self._warned: set[str] = set()
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """What the text is worth; see the class for what failures do.
@@ -92,30 +123,29 @@ class Scorer:
         """
         if self._together is not None and len(answers) > 1:
             return self._score_together(self._together, answers)
-        return [self._score_alone(answer) for answer in answers]
+        return self._score_each(answers)
 
-    def progress(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Progress | Failure:
-        """How far the text has come, of a dense task.
+    def progress_batch(self, answers: Sequence[Answer]) -> list[Progress | Failure]:
+        """How far each text has come, of a dense task.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
         """
-        result: Progress | Failure = self._ask("progress", (example, text.strip(), ids), Progress, example, text)
-        return result
+        return self._ask(_jobs("progress", answers), Progress, answers)
 
-    def turn(self, row: int, example: Example, said: Sequence[str]) -> Reply | Failure:
-        """What the world of a row replies to the last text of all that was said to it in this episode.
+    def turn_batch(self, turns: Sequence[Turn]) -> list[Reply | Failure]:
+        """What the world of each row replies to the last text of all that was said to it in this episode.
 
         Raises:
             Exception: whatever the world raised, or TimeoutError, with ``on_error="raise"``.
         """
-        said = tuple(said)
-        if self._process is not None:  # a world that was killed is told all again, which takes as many turns' time
-            told = self._ask("tell", (row, example, said[:-1]), bool, example, said[-1], patience=len(said))
-            if isinstance(told, Failure):
-                return told
-        result: Reply | Failure = self._ask("turn", (row, example, said), Reply, example, said[-1])
-        return result
+        jobs = []
+        for row, example, said in turns:
+            calls = [Call("turn", (row, example, tuple(said)))]
+            if self._pool is not None:  # a world that was killed is told all again, which takes as many turns' time
+                calls.insert(0, Call("tell", (row, example, tuple(said[:-1])), patience=len(said)))
+            jobs.append(Job(tuple(calls), place=row))
+        return self._ask(jobs, Reply, [(example, said[-1], None) for _, example, said in turns])
 
     def reject(self, error: Exception, example: Example, text: str) -> Failure:
         """Count what was answered as a failure, because it is of no use.
@@ -126,34 +156,45 @@ class Scorer:
         return self._failure(error, example, text)
 
     def close(self) -> None:
-        """End the scoring process, if there is one."""
-        if self._process is not None:
-            self._process.close()
+        """End the scoring processes, if there are any; a later call starts others."""
+        if self._pool is not None:
+            self._pool.close()
 
-    def _ask(
-        self, method: str, arguments: tuple[Any, ...], expected: type, example: Example, text: str, patience: int = 1
-    ) -> Any:
+    def _ask(self, jobs: Sequence[Job], expected: type, about: Iterable[tuple[Example, str, Any]]) -> list[Any]:
         start = time.perf_counter()
-        self.counters.scored += method != "tell"
         try:
-            if self._process is None:
-                result = getattr(self._target, method)(*arguments)
-            else:
-                result = self._process.call(method, *arguments, patience=patience)
-            if not isinstance(result, expected):
-                raise TypeError(
-                    f"task.{method} returned {type(result).__name__}; expected worldmtp.envs.{expected.__name__}."
-                )
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
-            return self._failure(error, example, text)
+            outcomes = self._do_here(jobs) if self._pool is None else self._pool.run(jobs)
+            return [
+                self._settle(outcome, job.calls[-1].method, expected, example, text)
+                for outcome, job, (example, text, _) in zip(outcomes, jobs, about, strict=True)
+            ]
         finally:
             self.counters.seconds += time.perf_counter() - start
-        return result
 
-    def _score_alone(self, answer: Answer) -> Score:
-        example, text, ids = answer
-        score = self._ask("score", (example, text.strip(), ids), Score, example, text)
-        return Score(0.0, reason=score.reason) if isinstance(score, Failure) else score
+    def _do_here(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            (call,) = job.calls
+            try:
+                result = getattr(self._target, call.method)(*call.arguments)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
+                yield Outcome(error=_error_of(error))
+            else:
+                yield Outcome(result)
+
+    def _settle(self, outcome: Outcome, method: str, expected: type, example: Example, text: str) -> Any:
+        self.counters.scored += 1
+        if outcome.error is not None:
+            return self._failure(outcome.error, example, text)
+        if not isinstance(outcome.result, expected):
+            message = f"task.{method} returned {type(outcome.result).__name__}; expected worldmtp.envs."
+            return self._failure(TypeError(f"{message}{expected.__name__}."), example, text)
+        return outcome.result
+
+    def _score_each(self, answers: Sequence[Answer]) -> list[Score]:
+        scores = self._ask(_jobs("score", answers), Score, answers)
+        return [Score(0.0, reason=score.reason) if isinstance(score, Failure) else score for score in scores]
 
     def _score_together(self, task: BatchScoringTask, answers: Sequence[Answer]) -> list[Score]:
         start = time.perf_counter()
@@ -161,36 +202,65 @@ class Scorer:
             scores = task.score_batch([(example, text.strip(), ids) for example, text, ids in answers])
             if len(scores) != len(answers) or not all(isinstance(score, Score) for score in scores):
                 raise TypeError(f"task.score_batch must return {len(answers)} worldmtp.envs.Score, got {scores!r}.")
-        except Exception as error:  # a user's function may raise anything; the answers that raise alone are counted
-            num_errors = self.counters.errors
-            scores = [self._score_alone(answer) for answer in answers]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # noqa: BLE001 - as above; the answers that raise alone are counted
+            error, num_errors = _error_of(raised), self.counters.errors
+            scores = self._score_each(answers)
             if self.counters.errors == num_errors:  # no counter would show it
                 if self.on_error == "raise":
-                    raise
-                self._warn(f"scoring {len(answers)} answers together failed, and none of them failed alone", error)
+                    raise error from raised.__cause__
+                shown = f"scoring {len(answers)} answers together failed, and none of them failed alone"
+                self._warn("together", shown, error)
         else:
             self.counters.scored += len(answers)
             self.counters.seconds += time.perf_counter() - start
         return list(scores)
 
     def _failure(self, error: Exception, example: Example, text: str) -> Failure:
-        timed_out = isinstance(error, TimeoutError) and self._process is not None
+        timed_out = isinstance(error, ScoringTimeout)
         if timed_out:
             self.counters.timeouts += 1
         else:
             self.counters.errors += 1
         if self.on_error == "raise":
             raise error
+        kind = "timeout" if timed_out else _kind_of(error)
         self._warn(
-            f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures are counted only "
-            "(scorer.counters)",
+            kind,
+            f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures of this kind, "
+            f"{kind!r}, are counted only (scorer.counters)",
             error,
         )
         return Failure("timeout" if timed_out else "error")
 
-    def _warn(self, message: str, error: Exception) -> None:
-        """Once."""
-        if not self._warned:
-            self._warned = True
+    def _warn(self, kind: str, message: str, error: Exception) -> None:
+        """Once for each kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
             trace = "".join(traceback.format_exception(error))
             warnings.warn(f"{message}.\n{trace}", RuntimeWarning, stacklevel=2)
+
+
+def _jobs(method: str, answers: Sequence[Answer]) -> list[Job]:
+    return [Job((Call(method, (example, text.strip(), ids)),)) for example, text, ids in answers]
+
+
+def _error_of(raised: BaseException) -> Exception:
+    """An error that can be raised: SystemExit would end the training as if all were well."""
+    if isinstance(raised, Exception):
+        return raised
+    error = ScoringError(f"the scorer raised {raised!r}, which would end the program.", "exit")
+    error.__cause__ = raised
+    return error
+
+
+def _kind_of(error: Exception) -> str:
+    if isinstance(error, ScoringError):
+        return error.kind
+    return "memory" if isinstance(error, MemoryError) else "error"
+
+
+def _num_cores() -> int:
+    """Of this process, which may have been given fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

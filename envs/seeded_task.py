@@ -24,6 +24,7 @@ class SeededTask:
     def __init__(self, env: gymnasium.Env[Any, Any], tokenizer: Tokenizer) -> None:
         self.env = env
         self._tokenizer = tokenizer
+        self._is_closed = False
         self.probe_bound = float(attribute(env, "probe_bound", 0.0))
         self.universe_size: int | None = attribute(env, "universe_size", None)
 
@@ -55,3 +56,9 @@ class SeededTask:
         return Score(
             total, info.get("components", {}), str(info.get("reason", "ok")), bool(info.get("exact", total >= 1.0))
         )
+
+    def close(self) -> None:
+        """Close the environment, once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.env.close()

@@ -114,8 +114,14 @@ class TextGenEnv(ProblemView, gymnasium.Env):
         text = self.tokenizer.decode(self._state.tokens[0, : self._state.length[0]].tolist())
         return text if self._last_score is None else f"{text}    [score {self._last_score:.2f}]"
 
+    def share(self, problem: TextProblem, row: int) -> None:
+        """Take the problem of other environments, its scorer included, as their row of that number."""
+        self.problem.scorer.close()
+        self.problem = problem
+        self._referee = problem.referee(1, first_row=row)
+
     def close(self) -> None:
-        """End the scoring process."""
+        """End the scoring processes."""
         self.scorer.close()
 
     def _observation(self) -> Observation:

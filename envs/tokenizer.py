@@ -14,12 +14,20 @@ DEFAULT_ALPHABET = string.digits + string.ascii_lowercase + string.ascii_upperca
 """Printable ASCII without control characters: 95 characters, a vocabulary of 97."""
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
+NO_TEXT = "\ufffd"
+"""What a special token other than EOS is read as, Unicode's replacement character, which no answer holds."""
+
 _KINDS = ("char", "transformers")
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What an environment asks of a tokenizer. ``encode`` adds no special tokens, ``decode`` leaves them out."""
+    """What an environment asks of a tokenizer: text is made of ordinary tokens, whatever it spells.
+
+    A policy may write any token. If ``decode`` left special tokens out, an answer with padding inside would be as good
+    as the answer; so it leaves out EOS and padding at the end, and any other is read as ``NO_TEXT``. ``written_text``
+    reads tokens that somebody chose, among which padding at the end counts.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -37,11 +45,15 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text."""
+        """Ids of the text, none of them special, even if it spells a special token.
+
+        Raises:
+            ValueError: if it cannot be written so.
+        """
         ...
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text of the ids, special tokens left out."""
+        """Text of the ids, EOS and padding at the end left out."""
         ...
 
     def spec(self) -> dict[str, Any]:
@@ -67,7 +79,7 @@ class CharTokenizer:
             )
         self.alphabet = alphabet
         self._id_of = {character: index for index, character in enumerate(alphabet, start=2)}
-        self._text_of = ["", "", *alphabet]
+        self._text_of = [NO_TEXT, "", *alphabet]
 
     @property
     def vocab_size(self) -> int:
@@ -89,7 +101,7 @@ class CharTokenizer:
             ) from None
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text of the ids; pad and eos are nothing.
+        """Text of the ids; eos and padding at the end are nothing, other padding is ``NO_TEXT``.
 
         Raises:
             ValueError: if an id is outside the vocabulary.
@@ -97,7 +109,7 @@ class CharTokenizer:
         indices = list(map(operator.index, ids))
         if indices and (min(indices) < 0 or max(indices) >= self.vocab_size):
             raise ValueError(f"ids {indices} leave the vocabulary 0..{self.vocab_size - 1}.")
-        return "".join(map(self._text_of.__getitem__, indices))
+        return "".join(map(self._text_of.__getitem__, _without_padding(indices, self.pad_id)))
 
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""
@@ -140,6 +152,11 @@ class TransformersTokenizer:
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(self.backend, name) is None:
                 raise ValueError(f"the tokenizer at {self.path!r} has no {name}; set one and save it again.")
+        added = self.backend.added_tokens_decoder.items()
+        marked = {index for index, token in added if token.special}
+        self.special_ids = frozenset({*self.backend.all_special_ids, *marked, self.pad_id, self.eos_id})
+        # What the vocabulary does not know may be written as unknown, unless that is a token with a meaning of its own.
+        self._unwritable = self.special_ids - ({self.backend.unk_token_id} - {self.pad_id, self.eos_id})
 
     @property
     def vocab_size(self) -> int:
@@ -157,16 +174,48 @@ class TransformersTokenizer:
         return int(self.backend.eos_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without special tokens."""
-        return list(self.backend.encode(text, add_special_tokens=False))
+        """Ids of the text; what spells a special token is split into ordinary ones.
+
+        Raises:
+            ValueError: if the vocabulary writes it as a special token all the same.
+        """
+        ids = list(self.backend.encode(text, add_special_tokens=False, split_special_tokens=True))
+        for index in ids:
+            if index in self._unwritable:
+                raise ValueError(
+                    f"{text!r} spells {self.backend.convert_ids_to_tokens(index)!r}, which the tokenizer at "
+                    f"{self.path!r} can only write as its special token {index}; leave it out of prompts and replies."
+                )
+        return ids
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text of the ids, special tokens left out."""
-        return str(self.backend.decode([int(index) for index in ids], skip_special_tokens=True))
+        """Text of the ids; eos and padding at the end are nothing, any other special token is ``NO_TEXT``."""
+        indices = _without_padding(list(map(operator.index, ids)), self.pad_id)
+        pieces: list[list[int]] = [[]]
+        for index in indices:
+            if index == self.eos_id:
+                continue
+            if index in self.special_ids:
+                pieces.append([])
+            else:
+                pieces[-1].append(index)
+        return NO_TEXT.join(str(self.backend.decode(piece)) for piece in pieces)
 
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""
         return {"kind": "transformers", "path": self.path}
+
+
+def written_text(tokenizer: Tokenizer, ids: Iterable[SupportsIndex]) -> str:
+    """Text of tokens that were all written: EOS, which is nothing, closes them, so that padding before it counts."""
+    return tokenizer.decode([*ids, tokenizer.eos_id])
+
+
+def _without_padding(ids: list[int], pad_id: int) -> list[int]:
+    length = len(ids)
+    while length and ids[length - 1] == pad_id:
+        length -= 1
+    return ids[:length]
 
 
 def make_tokenizer(spec: str | Mapping[str, Any] | Tokenizer) -> Tokenizer:

@@ -44,8 +44,10 @@ class TextVectorEnv(Protocol):
         """Whether EOS ends the text and nothing else but the budget does."""
         ...
 
-    def examples(self, split: str, num_examples: int, seed: int) -> list[Example]:
-        """Distinct examples of a split; more of them begin with the fewer."""
+    def examples(
+        self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False
+    ) -> list[Example]:
+        """Distinct examples of a split, by the stream of a purpose; more of them begin with the fewer."""
         ...
 
     def overlap(self) -> float:

@@ -71,6 +71,10 @@ class TextGenReward:
             self._keys_of_prompt.setdefault(example.prompt, set()).add(example.key)
         return [{"prompt": example.prompt, "example_key": example.key} for example in examples]
 
+    def close(self) -> None:
+        """Close the environment and with it its scoring processes; without it they end with the program."""
+        self.env.close()
+
     def check_tokenizer(self, processing_class: Any) -> None:
         """See that a trainer's tokenizer writes the prompts of all rows as the environment does, and ends alike.
 

@@ -11,7 +11,8 @@ nothing, and its last token gives back what was paid. A reply without tokens of 
 tokenizer, is an error of the world like one that it raises.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from worldmtp.envs import core
 from worldmtp.envs.core import TextState
 from worldmtp.envs.referees import Rules, Ruling
 from worldmtp.envs.scoring import Failure
-from worldmtp.envs.task import Example
+from worldmtp.envs.tokenizer import NO_TEXT, written_text
 from worldmtp.envs.worlds.replay import Reply
 
 
@@ -72,8 +73,8 @@ class TurnReferee:
         reasons: dict[int, str] = {}
         replies: dict[int, dict[str, Any]] = {}
         successes: dict[int, bool] = {}
-        for row in np.flatnonzero(is_over).tolist():
-            answered = self._answer(row, after, examples[row])
+        over = np.flatnonzero(is_over).tolist()
+        for row, answered in zip(over, self._answers(over, after, examples), strict=True):
             if isinstance(answered, Failure):
                 terminated[row], reasons[row] = True, answered.reason
                 continue
@@ -121,17 +122,27 @@ class TurnReferee:
         self._turn_start = np.array(state["turn_start"], dtype=np.int64)
         self._acted = np.array(state["acted"], dtype=bool)
 
-    def _answer(self, row: int, state: TextState, example: Example) -> tuple[Reply, list[int]] | Failure:
-        turn = state.tokens[row, self._turn_start[row] : state.length[row]]
-        said, scorer = self._said[row], self._rules.scorer
-        said.append(self._rules.tokenizer.decode(turn.tolist()).strip())
-        reply = scorer.turn(row, example, said)
-        if isinstance(reply, Failure):
-            return reply
-        try:
-            return reply, self._rules.tokenizer.encode(reply.text)
-        except ValueError as error:
-            return scorer.reject(error, example, said[-1])
+    def _answers(
+        self, rows: Sequence[int], state: TextState, examples: Shaped[np.ndarray, " row"]
+    ) -> list[tuple[Reply, list[int]] | Failure]:
+        """Reply and its ids, or a failure, for each row whose turn is over."""
+        rules = self._rules
+        for row in rows:
+            turn = state.tokens[row, self._turn_start[row] : state.length[row]]
+            self._said[row].append(written_text(rules.tokenizer, turn.tolist()).strip())
+        asked = [(rules.first_row + row, examples[row], self._said[row]) for row in rows]
+        answers: list[tuple[Reply, list[int]] | Failure] = []
+        for (_, example, said), reply in zip(asked, rules.scorer.turn_batch(asked), strict=True):
+            if isinstance(reply, Failure):
+                answers.append(reply)
+                continue
+            if any(NO_TEXT in text for text in said):  # a world that repeats it would be blamed for what it was told
+                reply = replace(reply, text=reply.text.replace(NO_TEXT, ""))
+            try:
+                answers.append((reply, rules.tokenizer.encode(reply.text)))
+            except ValueError as error:
+                answers.append(rules.scorer.reject(error, example, said[-1]))
+        return answers
 
     def _write(self, row: int, state: TextState, ids: list[int]) -> int:
         """Into the state, which is this step's own; how many tokens fitted."""
@@ -148,7 +159,7 @@ class TurnReferee:
         response = state.tokens[row, state.prompt_length[row] : state.length[row]]
         score = float(self._returns[row])
         return {
-            "text": self._rules.tokenizer.decode(response.tolist()),
+            "text": written_text(self._rules.tokenizer, response.tolist()),
             "score": score,
             "exact": score >= 1.0 if is_success is None else is_success,
             "components": {"num_turns": float(len(self._said[row]))},

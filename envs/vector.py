@@ -204,7 +204,7 @@ class TextGenVectorEnv(ProblemView, VectorEnv):
         return tuple(self.tokenizer.decode(tokens[:length]) for tokens, length in rows)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the scoring process."""
+        """End the scoring processes."""
         self.scorer.close()
 
     def state(self) -> dict[str, Any]:

@@ -90,6 +90,16 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     assert load_checkpoint(latest) == {"step": 100}
 
 
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [7]), (2, [7, 90]), (3, [7, 50, 90]), (5, [1, 3, 7, 50, 90])])
+def test_the_checkpoint_just_written_stays_though_others_have_higher_steps(tmp_path, keep_last, kept):
+    """Step 7 is written beside steps 50 and 90 of a run that went further."""
+    for step in [1, 3, 50, 90]:
+        save_checkpoint(tmp_path, step, {"step": step}, keep_last=9)
+    path = save_checkpoint(tmp_path, 7, {"step": 7}, keep_last)
+    assert load_checkpoint(path) == {"step": 7}
+    assert sorted(map(checkpoint_step, tmp_path.iterdir())) == kept
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])
 def test_a_damaged_checkpoint_is_named_with_the_previous_good_one(tmp_path, damage):
     good = save_checkpoint(tmp_path, 1, {"weight": torch.ones(100)})
@@ -110,6 +120,16 @@ def test_a_damaged_checkpoint_is_named_with_the_previous_good_one(tmp_path, dama
     good.unlink()
     with pytest.raises(CheckpointError, match=r"There is no intact checkpoint in that directory"):
         load_checkpoint(bad)
+
+
+def test_the_checkpoint_to_fall_back_on_is_intact_itself(tmp_path):
+    good, damaged, bad = (save_checkpoint(tmp_path, step, {"step": step}, keep_last=3) for step in (1, 2, 3))
+    for path in (damaged, bad):
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=rf"newest intact checkpoint is {re.escape(str(good))} \(step 1\)"):
+        load_checkpoint(bad)
+    with pytest.raises(CheckpointError, match=rf"newest intact checkpoint is {re.escape(str(good))} \(step 1\)"):
+        load_checkpoint(tmp_path / "checkpoint-000000000009.pt")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

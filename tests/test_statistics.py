@@ -120,8 +120,8 @@ def test_sums_interval_of_a_slope():
 
 
 def test_paired_difference_uses_the_pairing():
-    # Values spread over 0..100, but each pair differs by exactly 1: only a paired interval has no width.
-    second = np.linspace(0, 100, 15)
+    # Values spread over 0..100 in no order, but each pair differs by exactly 1: only a paired interval has no width.
+    second = np.random.default_rng(0).permutation(np.linspace(0, 100, 15))
     interval = paired_difference(second + 1, second, generator=0)
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((1.0, 1.0, 1.0))
     assert interval.excludes_zero

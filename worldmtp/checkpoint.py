@@ -35,8 +35,8 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep
     """Write ``payload`` atomically; the checkpoint's path.
 
     The payload nests mappings, lists and tuples of tensors, numpy arrays, bytes, str, int, float, bool and None.
-    Tensors are stored as they are; ``load_checkpoint`` brings them back on the device it is told. Of the checkpoints
-    in the directory the ``keep_last`` newest stay.
+    Tensors are stored as they are; ``load_checkpoint`` brings them back on the device it is told. The one
+    written stays, and of the others in the directory the ``keep_last - 1`` with the highest steps.
 
     Raises:
         CheckpointError: the directory cannot be written or the disk is full; older checkpoints are untouched.
@@ -57,7 +57,8 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep
             f"Could not write the checkpoint of step {step} to {directory}: {error}. "
             f"{_survivor_sentence(survivor)} Free space or choose another directory, then resume."
         ) from error
-    for outdated in _checkpoints(directory)[:-keep_last]:
+    others = [path for path in _checkpoints(directory) if path != target]
+    for outdated in others[: max(0, len(others) - keep_last + 1)]:
         outdated.unlink()
     return target
 

@@ -63,9 +63,10 @@ class MTPConfig(PreTrainedConfig):
         detach_lm_head: nor the LM head.
         mtp_loss_coef: lambda of DeepSeek-V3 (arXiv 2412.19437, eq. 25, 0.3 for most of its training): weight of the
             mean of the depth 2 .. K losses beside the depth 1 loss.
-        num_value_bins: bins of the reward and of the value distribution.
-        value_range: first and last bin of the value.
-        reward_range: first and last bin of the reward.
+        num_value_bins: bins of the reward and of the value distribution over their ranges. The distributions go as far
+            below zero as above it, equally dense, so that untrained heads predict zero (``worldmtp.world_heads``).
+        value_range: lowest and highest return; (0, 1) is that of the environments' scores.
+        reward_range: lowest and highest reward.
         initializer_range: standard deviation of the heads' initial weights.
         trunk_config: the trunk's config, or its ``to_dict()`` with ``model_type``.
         vocab_size: the trunk's.
@@ -97,9 +98,9 @@ class MTPConfig(PreTrainedConfig):
     detach_embedding: bool = False
     detach_lm_head: bool = False
     mtp_loss_coef: float = 0.3
-    num_value_bins: int = 51
-    value_range: tuple[float, float] = (-1.0, 1.0)
-    reward_range: tuple[float, float] = (-1.0, 1.0)
+    num_value_bins: int = 21
+    value_range: tuple[float, float] = (0.0, 1.0)
+    reward_range: tuple[float, float] = (0.0, 1.0)
     initializer_range: float = 0.02
     trunk_config: PreTrainedConfig | None = None
     vocab_size: int | None = None

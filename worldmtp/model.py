@@ -12,6 +12,7 @@ Left out: heads over a cached trunk pass (the decoding session and the world mod
 themselves), and encoder-decoder trunks.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ from worldmtp.world_heads import WorldHeads
 IGNORE_INDEX = -100
 CHUNK_SIZE = 1024
 """Positions unembedded at a time where logits are not asked for."""
+TRAINS_HEADS = "mtp"
+"""The tag of a trainer that trains the heads, in the list that TRL's trainers pass to ``add_model_tags``."""
 
 
 @dataclass
@@ -138,8 +141,9 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """Teacher-forced logits of all depths and, with ``labels``, their combined loss.
 
         ``labels`` are Hugging Face's: not shifted, -100 where a token is not to be predicted. Without
-        ``compute_depth_logits`` the loss is the same, one depth's logits in memory at a time; without labels too, it
-        is the trunk alone. ``num_items_in_batch`` is Trainer's. Other keywords go to the trunk's backbone.
+        ``compute_depth_logits`` the loss is the same, one depth's logits in memory at a time, and ``logits`` is None;
+        without labels too, it is the trunk alone, with its logits. ``num_items_in_batch`` is Trainer's. Other keywords
+        go to the trunk's backbone.
 
         Raises:
             ValueError: the heads were asked for over a cached prefix, whose latents they would need.
@@ -154,20 +158,18 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         features, cache = self._run_trunk(
             input_ids, attention_mask, position_ids, past_key_values=past_key_values, **kwargs
         )
-        logits = self.logits_of(features.post_norm)
         if not needs_heads:
+            logits = self.logits_of(features.post_norm)
             return MTPOutput(logits=logits, hidden_states=(features.post_norm,), past_key_values=cache)
         latents = self.latents(input_ids, attention_mask, position_ids, features=features)
+        output = MTPOutput(hidden_states=tuple(latents), past_key_values=cache)
         depth_logits = None
         if compute_depth_logits:
-            later = [
-                self.logits_of(latent, depth, self.config.detach_lm_head)
-                for depth, latent in enumerate(latents[1:], start=2)
-            ]
-            depth_logits = (logits, *later)
-        output = MTPOutput(
-            logits=logits, depth_logits=depth_logits, hidden_states=tuple(latents), past_key_values=cache
-        )
+            depth_logits = tuple(
+                self.logits_of(latent, depth, self.config.detach_lm_head and depth > 1)
+                for depth, latent in enumerate(latents, start=1)
+            )
+            output.logits, output.depth_logits = depth_logits[0], depth_logits
         if labels is not None:
             targets = self.targets(input_ids, attention_mask, position_ids, labels)
             if depth_logits is None:
@@ -332,6 +334,22 @@ class MTPModel(PreTrainedModel, GenerationMixin):
                 "stand beside; use worldmtp.lora.save_lora(model, directory), or merge_lora(model) first."
             )
         super().save_pretrained(*args, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """As the base class, which every TRL trainer calls with its tags when it is constructed.
+
+        Warns for a TRL trainer that does not train the heads: they stay as they are while the trunk moves away.
+        """
+        names = [tags] if isinstance(tags, str) else list(tags)
+        if "trl" in names and TRAINS_HEADS not in names and self.config.depth > 1:
+            warnings.warn(
+                f"this trainer ({', '.join(names)}) trains the trunk alone: the heads of depths 2 to "
+                f"{self.config.depth} and the world heads keep their weights, and their predictions go stale as the "
+                "trunk moves. Train model.trunk to do without heads, or train the heads again afterwards with "
+                "MTPSFTTrainer.",
+                stacklevel=2,
+            )
+        super().add_model_tags(tags)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):

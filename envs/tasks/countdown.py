@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.arithmetic import evaluate, parse_expression
 from worldmtp.envs.tasks.countdown_solver import (
-    OPERATORS,
     Expression,
     check_operators,
     combine,
     number_expression,
 )
 from worldmtp.envs.tasks.matching import check_reward
+from worldmtp.envs.tasks.safe_arithmetic import Grammar, TooLarge, evaluate_exact, parse
 
+_GRAMMAR = Grammar(signs=False, powers=False, decimals=False, max_digits=9)
 _MAX_TRIES = 2_000
 _LARGEST_DISTANCE = 1e9  # a component is a float, and a product of many numbers might be too large for one
 
@@ -86,24 +86,27 @@ class Countdown:
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """1 for an expression of exactly these numbers with exactly this value, else 0 or partial credit.
 
-        The reason tells what is wrong: "no_expression", "wrong_operator", "wrong_numbers", "division_by_zero" or
-        "wrong_value". The component ``distance``, of the value from the target, is there for the right numbers only.
+        The reason tells what is wrong: "no_expression", "wrong_operator", "wrong_numbers", "division_by_zero",
+        "too_large" or "wrong_value". The component ``distance``, of the value from the target, is there for the right
+        numbers only.
         """
         numbers, target = self._puzzle(example.prompt)
         components = {"parses": 0.0, "uses_numbers": 0.0}
         try:
-            postfix, used = parse_expression(text)
+            expression = parse(text, _GRAMMAR)
         except ValueError:
             return Score(value=0.0, components=components, reason="no_expression")
-        components |= {"parses": 1.0, "uses_numbers": float(sorted(used) == numbers)}
-        if any(token in OPERATORS and token not in self.operators for token in postfix):
+        components |= {"parses": 1.0, "uses_numbers": float(sorted(expression.numbers) == numbers)}
+        if not expression.operators <= set(self.operators):
             return Score(value=0.0, components=components, reason="wrong_operator")
         if not components["uses_numbers"]:  # and no value either: of other numbers it might be astronomical
             return Score(value=0.0, components=components, reason="wrong_numbers")
         try:
-            distance = abs(evaluate(postfix) - target)
+            distance = abs(evaluate_exact(expression) - target)
         except ZeroDivisionError:
             return Score(value=0.0, components=components, reason="division_by_zero")
+        except TooLarge:
+            return Score(value=0.0, components=components, reason="too_large")
         components["distance"] = float(distance) if distance < _LARGEST_DISTANCE else _LARGEST_DISTANCE
         if distance == 0:
             return Score(value=1.0, components=components, exact=True)

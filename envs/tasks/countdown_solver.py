@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from worldmtp.envs.tasks.arithmetic import apply
+from worldmtp.envs.tasks.safe_arithmetic import apply_exact
 
 OPERATORS = "+-*/"
 _NEGATING = {"+": 1, "*": 1, "-": -1, "/": -1}
@@ -36,7 +36,7 @@ def combine(operator: str, left: Expression, right: Expression) -> Expression:
     Raises:
         ZeroDivisionError: if it divides by zero.
     """
-    value = apply(operator, left.value, right.value)
+    value = apply_exact(operator, left.value, right.value)
     kind, plus, minus = ("sum", "+", "-") if operator in "+-" else ("product", "*", "/")
     turned = [(_NEGATING[operator] * sign, part) for sign, part in _parts(right, kind)]
     parts = tuple(sorted([*_parts(left, kind), *turned], key=lambda item: (-item[0], item[1].text)))

@@ -1,14 +1,30 @@
-"""Answers that reasoning-gym's scorers evaluate as Python: what may be handed to them.
+"""Answers that reasoning-gym's scorers evaluate as Python, and what is done about it.
 
 Nine of its datasets call ``eval`` or sympy's ``parse_expr``, which is ``eval``, on the text of a policy (read in
-0.1.25). A text could so run any code in the training process, read the oracle out of the caller's frame, or compute
-``9**9**9**9`` for ever. So only literals reach the first kind, and only arithmetic of bounded size the second.
+0.1.25). A text could so run any code in the training process, read the oracle out of the caller's frame
+(``entry['metadata']['solutions'][0]``), or compute ``9**9**9**9`` for ever. Here
+
+* a text that is no literal of bounded size does not reach those that call ``eval``;
+* countdown, puzzle24 and integrals are decided by ``safe_arithmetic``, in exact rational numbers where there are no
+  functions: sympy sees nothing that a policy wrote. The derivative of an integral is compared with the integrand at
+  fixed points;
+* products of polynomials are first compared exactly at fixed points. Only a right one reaches the library's scorer,
+  which also looks at how it is written: ``(x+1)*(x+2)`` is no answer to "multiply (x+1)*(x+2)".
+
+complex_arithmetic reads its answers safely, but takes "NaN" for right on every question: what is no number is refused.
 """
 
 import ast
+import cmath
+import math
 import re
 from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
+
+from worldmtp.envs.tasks.derivative import derivative
+from worldmtp.envs.tasks.safe_arithmetic import Grammar, Number, evaluate, parse
 
 LITERAL = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
 """Datasets whose scorers call ``eval``."""
@@ -17,61 +33,104 @@ EXPRESSION = frozenset(
 )
 """Datasets whose scorers call ``parse_expr``."""
 
-_LITERAL_TEXT = re.compile(r"[\w\s,.\[\]'\"-]*")
-_COMPREHENSION = re.compile(r"\b(for|lambda|if|await|yield)\b")
-_FUNCTIONS = frozenset(
-    "sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sqrt Abs erf".split()  # noqa: SIM905 - a word list
-)
-_CONSTANTS = frozenset({"pi", "E", "C"})
-_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub)
-_MAX_LENGTH, _MAX_NUMBER, _MAX_EXPONENT, _MAX_POWERS = 1000, 1e9, 32, 2
+_MAX_LITERAL = 4000
+_MAX_PRODUCT = 400
+_NUMBERS = Grammar(decimals=False, max_length=400)
+_INTEGRAL_FUNCTIONS = frozenset("sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sqrt".split())  # noqa: SIM905
+_COMPLEX = re.compile(r"[-+0-9.eEiIjJ() ]*")
+_POINTS = (Fraction(7, 11), Fraction(13, 9), Fraction(-5, 7), Fraction(17, 6), Fraction(-23, 10), Fraction(3, 19))
+"""Where polynomials and derivatives are compared. A wrong one agrees at all of them by no accident."""
+_CONSTANT = Fraction(29, 31)
+"""The constant of integration."""
+_TOLERANCE = 1e-10
+
+Verdict = tuple[float, str] | None
 
 
-def refusal(dataset: str, text: str, entry: dict[str, Any]) -> str | None:
-    """Why a text is not handed to the scorer of a dataset, in one word; None if it may be."""
+def verdict(dataset: str, text: str, entry: dict[str, Any]) -> Verdict:
+    """Score and reason of a text, or None if the dataset's own scorer may and shall decide.
+
+    ``text`` is stripped, and not the oracle's answer itself, which any scorer may see.
+    """
     if dataset in LITERAL:
-        is_literal = _LITERAL_TEXT.fullmatch(text) is not None and _COMPREHENSION.search(text) is None
-        return None if is_literal else "no_literal"
+        return None if _is_literal(text) or text in entry["metadata"].get("valid_answers", ()) else (0.0, "no_literal")
+    if dataset == "complex_arithmetic":
+        return None if _COMPLEX.fullmatch(text) and len(text) <= _MAX_PRODUCT else (0.0, "no_number")
     if dataset not in EXPRESSION:
         return None
-    tree = _arithmetic(text)
-    if tree is None:
-        return "no_arithmetic"
-    if dataset == "puzzle24":  # whose scorer looks at the value alone, so that 1*2*3*4 would answer every question
-        used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-        if used - Counter(entry["metadata"]["numbers"]):
-            return "wrong_numbers"
+    try:
+        return _DECIDE[dataset](text, entry)
+    except (ValueError, ZeroDivisionError):
+        return 0.0, "no_arithmetic"
+
+
+def _is_literal(text: str) -> bool:
+    if len(text) > _MAX_LITERAL:
+        return False
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _countdown(text: str, entry: dict[str, Any]) -> Verdict:
+    expression = parse(text, _NUMBERS)
+    if sorted(expression.numbers) != sorted(entry["metadata"]["numbers"]):
+        return 0.0, "wrong_numbers"
+    return (1.0, "ok") if evaluate(expression) == entry["metadata"]["target"] else (0.0, "wrong_value")
+
+
+def _puzzle24(text: str, entry: dict[str, Any]) -> Verdict:
+    """The library's scorer looks at the value alone, cut to a whole number: 1*2*3*4 would answer every question."""
+    expression = parse(text, _NUMBERS)
+    if Counter(expression.numbers) != Counter(entry["metadata"]["numbers"]):
+        return 0.0, "wrong_numbers"
+    return (1.0, "ok") if evaluate(expression) == 24 else (0.0, "wrong_value")
+
+
+def _product(text: str, entry: dict[str, Any]) -> Verdict:
+    grammar = Grammar(names=frozenset(entry["metadata"]["variables"]), max_length=_MAX_PRODUCT)
+    written, right = parse(text, grammar), parse(entry["answer"], grammar)
+    for shift in range(len(_POINTS)):
+        values = {name: _POINTS[(i + shift) % len(_POINTS)] for i, name in enumerate(sorted(grammar.names))}
+        if evaluate(written, values) != evaluate(right, values):
+            return 0.0, "wrong_value"
     return None
 
 
-def _arithmetic(text: str) -> ast.expr | None:
-    """The expression, if it is one of numbers, letters and elementary functions, and small."""
-    if len(text) > _MAX_LENGTH or "\n" in text:
-        return None
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-        return tree if _is_small(tree, num_powers=0) else None
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+def _integral(text: str, entry: dict[str, Any]) -> Verdict:
+    variable = entry["metadata"]["variable"]
+    grammar = Grammar(names=frozenset({variable, "C", "pi", "E"}), functions=_INTEGRAL_FUNCTIONS, max_length=400)
+    written, integrand = parse(text, grammar), parse(entry["metadata"]["integrand"], grammar)
+    constants: dict[str, Number] = {"C": _CONSTANT, "pi": math.pi, "E": math.e}
+    num_compared = 0
+    for point in _POINTS:
+        values = {**constants, variable: point}
+        try:
+            expected = evaluate(integrand, values)
+        except (ValueError, ZeroDivisionError):
+            continue  # the question has no value there
+        _, slope = derivative(written, variable, values)
+        if not _equal(slope, expected):
+            return 0.0, "wrong_value"
+        num_compared += 1
+    if num_compared < 2:
+        raise ValueError(f"the integrand {entry['metadata']['integrand']!r} has a value at {num_compared} points only.")
+    return 1.0, "ok"
 
 
-def _is_small(node: ast.expr, num_powers: int) -> bool:
-    if isinstance(node, ast.Constant):
-        value = node.value
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
-    if isinstance(node, ast.Name):
-        return node.id in _CONSTANTS or (len(node.id) == 1 and node.id.islower())
-    if isinstance(node, ast.UnaryOp):
-        return isinstance(node.op, _OPERATORS) and _is_small(node.operand, num_powers)
-    if isinstance(node, ast.Call):
-        is_known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords
-        return is_known and len(node.args) == 1 and _is_small(node.args[0], num_powers)
-    if not isinstance(node, ast.BinOp) or not isinstance(node.op, _OPERATORS):
-        return False
-    if isinstance(node.op, ast.Pow):
-        num_powers += 1
-        exponents = [part for part in ast.walk(node.right) if isinstance(part, ast.Constant)]
-        if num_powers > _MAX_POWERS or any(abs(part.value) > _MAX_EXPONENT for part in exponents):  # type: ignore[arg-type]
-            return False
-        return _is_small(node.left, num_powers) and _is_small(node.right, _MAX_POWERS)
-    return _is_small(node.left, num_powers) and _is_small(node.right, num_powers)
+def _equal(left: Number, right: Number) -> bool:
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left == right
+    first, second = complex(left), complex(right)
+    return cmath.isclose(first, second, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+
+
+_DECIDE: dict[str, Callable[[str, dict[str, Any]], Verdict]] = {
+    "countdown": _countdown,
+    "puzzle24": _puzzle24,
+    "polynomial_multiplication": _product,
+    "intermediate_integration": _integral,
+    "simple_integration": _integral,
+}

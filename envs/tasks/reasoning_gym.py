@@ -7,22 +7,24 @@ What is added to it, and why:
 * *Item seeds.* A dataset seeds item i with ``seed + i``, so neighbouring seeds share nearly all items. Here one dataset
   is asked for items at random indices of a range of 2**31, and splits are by the hash of the prompt.
 * *Credit.* The library's default scorer pays ``len(oracle) / len(answer)`` for any answer that contains the oracle, so
-  that a list of all digits earns something everywhere, and others find the oracle wherever it is hidden. So a text
-  that has the oracle among other text earns nothing (reason "containment"), be it as harmless as "15.0". Some scorers
+  that a list of all digits earns something everywhere, and others find the oracle wherever it is hidden. Where a
+  scorer does that on any calibration item, a text that has the oracle among other text earns nothing (reason
+  "containment"), be it as harmless as "15.0". Some scorers
   pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every calibration item is
   measured once, and credit not above that floor is removed (reason "floor"). A scorer that raises raises here too: the
   environment's scorer counts it.
 * *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
 * *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
   (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
-* *Evaluated answers.* Some scorers run the text as Python; only literals or small arithmetic reach those
-  (``evaluated_answers``).
+* *Evaluated answers.* Some scorers run the text as Python; what a policy writes is read here instead, or does not
+  reach them (``evaluated_answers``).
 * *Global generators.* Some generators draw from Python's or numpy's; these are seeded for each item and put back.
 
 Left out: chain-of-thought answer tags, and a level that rises while training: levels are environments of their own.
 """
 
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -36,7 +38,7 @@ from jaxtyping import Int64
 from worldmtp.envs.global_rng import seeded_global_rng
 from worldmtp.envs.task import Example, Score
 from worldmtp.envs.tasks.curriculum import Level, curriculum_options
-from worldmtp.envs.tasks.evaluated_answers import refusal
+from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
 from worldmtp.envs.tasks.item_cache import ItemCache
 from worldmtp.envs.tasks.matching import check_reward
 
@@ -95,7 +97,9 @@ class ReasoningGymTask:
         questions = [entry["question"] for entry in entries]
         self._prefix, self._suffix = shared_affixes(questions) if compact else ("", "")
         self._drop = str.maketrans("", "", drop)
-        self._floor = _constant_credit(self._dataset.score_answer, entries)
+        self._floor = _constant_credit(self._raw, entries)
+        evaluates = dataset in EXPRESSION | LITERAL  # decided by what is written: nothing can be hidden there
+        self._pays_hidden = not evaluates and _pays_hidden(self._dataset.score_answer, entries)
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
         """The item at a random index."""
@@ -119,17 +123,30 @@ class ReasoningGymTask:
         text = text.strip()
         oracle = None if entry["answer"] is None else str(entry["answer"]).strip()
         if text != oracle:
-            source = entry["metadata"].get("source_dataset", self.dataset_name)
-            refused = refusal(source, text, entry)
-            if refused is not None:
-                return Score(value=0.0, components={"raw_score": 0.0}, reason=refused)
-        raw = min(max(float(self._dataset.score_answer(text, entry)), 0.0), 1.0)
+            decided = self._verdict(text, entry)
+            if decided is not None:
+                return self._paid(*decided, raw=decided[0])
+        raw = float(self._dataset.score_answer(text, entry))
+        if not math.isfinite(raw):
+            return self._paid(0.0, "no_number", 0.0)
+        raw = min(max(raw, 0.0), 1.0)
         value, reason = raw, "ok"
         if text != oracle:
             if raw <= self._floor and raw > 0.0:
                 value, reason = 0.0, "floor"
-            elif oracle and oracle in text:
+            elif self._pays_hidden and oracle and oracle in text:
                 value, reason = 0.0, "containment"
+        return self._paid(value, reason, raw)
+
+    def _verdict(self, text: str, entry: dict[str, Any]) -> tuple[float, str] | None:
+        return verdict(entry["metadata"].get("source_dataset", self.dataset_name), text, entry)
+
+    def _raw(self, text: str, entry: dict[str, Any]) -> float:
+        """What a text that is not the oracle earns before credit is removed."""
+        decided = self._verdict(text, entry)
+        return float(self._dataset.score_answer(text, entry)) if decided is None else decided[0]
+
+    def _paid(self, value: float, reason: str, raw: float) -> Score:
         exact = value >= 1.0
         paid = value if self.reward == "score" else float(exact)
         return Score(value=paid, components={"raw_score": raw}, reason=reason, exact=exact)
@@ -212,6 +229,20 @@ def _is_bounded(dataset: Any) -> bool:
         dataset[_INDEX_RANGE - 1]
     except IndexError:
         return True
+    return False
+
+
+def _pays_hidden(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:
+    """Return whether the scorer finds an oracle among other text on any item."""
+    for entry in entries:
+        if entry["answer"] is None:
+            continue
+        hidden = f"zz {entry['answer']} zz"
+        try:
+            if float(score_answer(hidden, entry)) > max(float(score_answer("zz", entry)), 0.0):
+                return True
+        except Exception:  # noqa: BLE001 - a scorer that cannot read this text pays nothing for it
+            continue
     return False
 
 

@@ -93,16 +93,39 @@ class RewardModelTask:
         return self.score_batch([(example, text, ids)])[0]
 
     def score_batch(self, answers: Sequence[tuple[Example, str, np.ndarray]]) -> list[Score]:
-        """Of several answers, in order.
+        """Of several answers, in order; one that spells a special token of the judge is worth 0, "special_token".
 
         Raises:
-            ValueError: if a text has no tokens or more than ``max_length``, or cannot be padded.
+            ValueError: if a text has no tokens or more than ``max_length``, or cannot be padded, or a prompt spells a
+                special token.
         """
         texts = [self.template.format(prompt=example.prompt, text=text) for example, text, _ in answers]
-        values: list[float] = []
-        for first in range(0, len(texts), self.batch_size):
-            values.extend(self._probabilities(texts[first : first + self.batch_size]))
-        return [Score(value=value, exact=value >= self.exact_from) for value in values]
+        plain = [
+            index
+            for index, (text, (example, _, _)) in enumerate(zip(texts, answers, strict=True))
+            if not self._spells_special(text, example.prompt)
+        ]
+        scores = [Score(0.0, reason="special_token")] * len(texts)
+        for first in range(0, len(plain), self.batch_size):
+            chosen = plain[first : first + self.batch_size]
+            for index, value in zip(chosen, self._probabilities([texts[index] for index in chosen]), strict=True):
+                scores[index] = Score(value=value, exact=value >= self.exact_from)
+        return scores
+
+    def _spells_special(self, text: str, prompt: str) -> bool:
+        """Whether a judged text spells a special token that the template does not: a border that is the judge's own."""
+        _, tokenizer = self._load()
+        marked = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        template = self.template.format(prompt="", text="")
+        for token in marked.union(tokenizer.all_special_tokens):
+            if token in prompt:
+                raise ValueError(
+                    f"the prompt {prompt!r} spells {token!r}, a special token of {self.checkpoint!r}, which would read "
+                    "it as a border; leave it out of the prompts, or put it into the template."
+                )
+            if text.count(token) > template.count(token):
+                return True
+        return False
 
     def _probabilities(self, texts: list[str]) -> list[float]:
         import torch

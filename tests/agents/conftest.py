@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from worldmtp.config import MTPConfig
-from worldmtp.dynamics import ImaginedRollout, Prediction, imagine
+from worldmtp.dynamics import Prediction
 from worldmtp.envs import Example, Score, TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
@@ -197,9 +197,6 @@ class TotalWorld:
         logits = 5.0 * torch.nn.functional.one_hot(state.total % 7, 7).float()
         half = torch.full(state.total.shape, 0.5)
         return Prediction(logits if with_logits else None, state.last / 10, half, state.total.float())
-
-    def imagine(self, state: Any, horizon: int, policy: Any, generator: Any) -> ImaginedRollout:
-        return imagine(self, state, horizon, policy, generator)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldmtp.agents.baselines import leave_one_out_mean, shrunk_baseline, update_kappa
+from worldmtp.agents.baselines import leave_one_out_mean, same_return_fraction, shrunk_baseline, update_kappa
 from worldmtp.agents.regression import RunningSlope
 
 # Group 7 of three, group 3 of two, group 9 of one; the returns add up to 3.
@@ -57,3 +57,9 @@ def test_kappa_by_hand() -> None:
 
 def test_a_single_episode_is_compared_with_nothing() -> None:
     assert shrunk_baseline(torch.tensor([3.0]), torch.tensor([0]), 0.5).tolist() == [0.0]
+
+
+def test_groups_whose_episodes_are_all_alike() -> None:
+    """Of groups 0 (1, 1), 1 (0, 1) and 2 (0), the first and the last say nothing to a group baseline."""
+    returns, group = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]), torch.tensor([0, 1, 0, 1, 2])
+    assert same_return_fraction(returns, group) == pytest.approx(2 / 3)

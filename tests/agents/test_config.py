@@ -62,3 +62,37 @@ def test_nobody_mutates_a_config(config: Any) -> None:
     name = next(iter(config.__dataclass_fields__))
     with pytest.raises(FrozenInstanceError):
         setattr(config, name, getattr(config, name))
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        *((PPOConfig, name) for name in ("vf_coef", "ent_coef", "kl_coef")),
+        *((WorldModelConfig, name) for name in ("ce_coef", "reward_coef", "continuation_coef", "value_coef")),
+    ],
+)
+def test_coefficients_are_finite_and_not_negative(config: Any, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name}={value} must be finite and not negative; 0 turns the term off"):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_rates_and_temperatures_are_positive_and_finite(value: float) -> None:
+    for config, name in (
+        (PPOConfig, "learning_rate"),
+        (WorldModelConfig, "learning_rate"),
+        (ImaginationConfig, "critic_learning_rate"),
+        (lambda **given: RolloutConfig(num_iterations=1, **given), "temperature"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}={value} must be positive and finite"):
+            config(**{name: value})
+
+
+def test_what_compares_whole_episodes_takes_no_discount() -> None:
+    with pytest.raises(ValueError, match=r"gamma=0\.9 with advantage='group': it compares whole episodes"):
+        PPOConfig(advantage="group", gamma=0.9)
+    with pytest.raises(ValueError, match="bootstrap_truncated=True with advantage='group'"):
+        PPOConfig(advantage="group", bootstrap_truncated=True)
+    with pytest.raises(ValueError, match=r"gamma=0\.9 with imagination=counterfactual.*set gamma=1"):
+        PPOConfig(gamma=0.9).check_whole_episodes("imagination=counterfactual")

@@ -56,4 +56,4 @@ def test_evaluation_on_the_device(
     model, env = tiny_model(), text_env(4)
     torch.nn.Module.to(model, "cuda")
     evaluation = Evaluator(env, env.examples("heldout", 4, seed=0), 1.0, 0).run(model)
-    assert depth_predictions(model, evaluation.sampled).logprobs.is_cuda
+    assert depth_predictions(model, evaluation.sampled, 1.0).logprobs.is_cuda

@@ -1,6 +1,7 @@
 """Stacked horizons by hand, and the baseline they make."""
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from worldmtp.agents.advantages import gae_of
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions
+from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions, least_on_simplex
 from worldmtp.agents.forward import PolicyStats
-from worldmtp.agents.root_returns import imagined_root_returns
+from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
+from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
+
+# The acting policy at temperature 1, and returns of any size: TotalWorld's are sums of token ids.
+ACTING = Acting(acting_policy(1.0), (-1e3, 1e3))
 RETURNS = torch.tensor([0.0, 1.0, 2.0, 3.0])
 
 
@@ -102,7 +107,7 @@ def test_expansions_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None
     """
     rollout = rollout_of(hand_rollout)
     generator = torch.Generator().manual_seed(0)
-    expansions = imagined_expansions(total_world, rollout, 1, 400, 0.5, 64, generator)
+    expansions, _ = imagined_expansions(total_world, ACTING, rollout, 1, 400, 0.5, 64, generator)
     assert expansions[:, 0].tolist() == [5.0, 9.0, 2.0]
     probs = [torch.nn.functional.one_hot(torch.tensor(total % 7), 7).mul(5.0).softmax(0) for total in (5, 9, 2)]
     tokens = torch.arange(7.0)
@@ -111,8 +116,9 @@ def test_expansions_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None
     )
     # Standard error below 0.35 * 2 / 20 = 0.035; 5 of them: false alarm below 1e-5, and the seed is fixed.
     torch.testing.assert_close(expansions[:, 1], exact, atol=0.175, rtol=0)
-    roots = imagined_root_returns(total_world, rollout, 1, 0.5, generator)
-    assert roots.shape == (2,)
+    # The same of the first roots alone, one draw a call.
+    roots = torch.stack([imagined_root_returns(total_world, ACTING, rollout, 1, 0.5, generator) for _ in range(400)])
+    torch.testing.assert_close(roots.mean(dim=0), exact[[0, 2]], atol=0.175, rtol=0)
 
 
 def stats_of(rollout: Rollout, values: list[list[float]]) -> PolicyStats:
@@ -123,7 +129,7 @@ def test_with_a_shut_gate_the_baseline_is_the_critic(hand_rollout: MakeRollout, 
     """PPO with lambda = 1: 1.25 - 5, 1 - 9; and .5 - 2 at the truncation that ends."""
     rollout, ppo = rollout_of(hand_rollout), PPOConfig(scale_advantages=False)
     config = ImaginationConfig(use="baseline", horizon=2, num_rollouts=2, min_batches=2)
-    estimator = ExpansionAdvantages(total_world, config, ppo, torch.Generator().manual_seed(0))
+    estimator = ExpansionAdvantages(total_world, ACTING, config, ppo, torch.Generator().manual_seed(0))
     stats = stats_of(rollout, [[5.0, 9.0, 0.0], [2.0, 0.0, 0.0]])
     plan, metrics = estimator.estimate(rollout, stats)
     torch.testing.assert_close(plan.advantages, torch.tensor([[-3.75, -8.0], [-1.5, 0.0]]))
@@ -137,7 +143,7 @@ def test_with_a_shut_gate_the_baseline_is_the_critic(hand_rollout: MakeRollout, 
 def test_the_weights_of_a_batch_come_from_the_batches_before(hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout, ppo = rollout_of(hand_rollout), PPOConfig(scale_advantages=False)
     config = ImaginationConfig(use="baseline", horizon=1, num_rollouts=2, min_batches=1)
-    estimator = ExpansionAdvantages(total_world, config, ppo, torch.Generator().manual_seed(0))
+    estimator = ExpansionAdvantages(total_world, ACTING, config, ppo, torch.Generator().manual_seed(0))
     stats = stats_of(rollout, [[5.0, 9.0, 0.0], [2.0, 0.0, 0.0]])
     first, metrics = estimator.estimate(rollout, stats)
     assert metrics["imagination/skill_h1"] == 0.0
@@ -150,4 +156,49 @@ def test_the_weights_of_a_batch_come_from_the_batches_before(hand_rollout: MakeR
 def test_a_horizon_the_model_cannot_take_is_refused(total_world: Any) -> None:
     total_world.max_horizon = 2
     with pytest.raises(ValueError, match="horizon=3 exceeds the 2 steps"):
-        ExpansionAdvantages(total_world, ImaginationConfig(horizon=3), PPOConfig(), torch.Generator())
+        ExpansionAdvantages(total_world, ACTING, ImaginationConfig(horizon=3), PPOConfig(), torch.Generator())
+
+
+def brute_force(moments: Tensor) -> float:
+    """The least w' E w on the simplex, by trying every support."""
+    least = float("inf")
+    for count in range(1, len(moments) + 1):
+        for support in combinations(range(len(moments)), count):
+            index = torch.tensor(support)
+            solved = torch.linalg.solve(moments[index][:, index], torch.ones(count, dtype=moments.dtype))
+            w = torch.zeros(len(moments), dtype=moments.dtype)
+            w[index] = solved / solved.sum()
+            if bool((w >= 0).all()):
+                least = min(least, float(w @ moments @ w))
+    return least
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_the_least_on_the_simplex_is_that_of_all_supports(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    for num_states in (size, 3 * size, 20 * size):
+        for _ in range(8):
+            shared = torch.randn(num_states, 1, generator=generator, dtype=torch.float64)
+            own = torch.randn(num_states, size, generator=generator, dtype=torch.float64)
+            errors = (shared + own) * torch.linspace(1, 0.3, size, dtype=torch.float64)
+            moments = errors.T @ errors / num_states
+            w = least_on_simplex(moments)
+            assert bool((w >= 0).all())
+            assert float(w.sum()) == pytest.approx(1.0)
+            assert float(w @ moments @ w) == pytest.approx(brute_force(moments), rel=1e-6, abs=1e-7)
+
+
+def test_forty_horizons_satisfy_the_optimality_conditions() -> None:
+    """No coordinate has a gradient (E w)_j below w' E w, and those of the support have just that."""
+    generator = torch.Generator().manual_seed(0)
+    errors = torch.randn(500, 41, generator=generator) * torch.linspace(1, 0.3, 41) + torch.randn(
+        500, 1, generator=generator
+    )
+    stack = StackedHorizons(40, 0.9, 0)
+    stack.update(errors, torch.zeros(500))
+    w = stack.weights()
+    moments = errors.T.double() @ errors.double() / 500
+    gradient, value = moments @ w, float(w @ moments @ w)
+    assert float(gradient.min()) > value - 1e-6
+    torch.testing.assert_close(gradient[w > 0], torch.full_like(gradient[w > 0], value), atol=1e-6, rtol=0)
+    assert 1 < int((w > 0).sum()) < 41

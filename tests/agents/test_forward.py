@@ -81,7 +81,7 @@ def test_stats_are_those_of_each_unpadded_prefix(
             text = rollout.input_ids[row : row + 1, :end]
             hidden = model.trunk.base_model(input_ids=text).last_hidden_state[0, -1]
             weights = model.world_heads.value(hidden).softmax(-1)
-            value = (weights * torch.linspace(0, 1, 11)).sum()
+            value = (weights * torch.linspace(-1, 1, 21)).sum()
             torch.testing.assert_close(stats.values[row, t], value, atol=1e-5, rtol=0)
             if end == prefixes[-1]:
                 continue

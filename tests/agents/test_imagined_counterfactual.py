@@ -11,6 +11,8 @@ from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagined_returns import Acting
+from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
@@ -36,7 +38,9 @@ def stats_of(rollout: Rollout) -> PolicyStats:
 def make_estimator(world: Any, max_rung: int = 0, **ppo: Any) -> CounterfactualAdvantages:
     config = ImaginationConfig(max_rung=max_rung, horizon=2, max_live=3, min_batches=1, min_probability=0.05)
     settings = PPOConfig(advantage="group", scale_advantages=False, **ppo)
-    return CounterfactualAdvantages(world, 2, (0.0, 1.0), config, settings, torch.Generator().manual_seed(0))
+    return CounterfactualAdvantages(
+        world, Acting(acting_policy(1.0), (0.0, 1.0)), 2, config, settings, torch.Generator().manual_seed(0)
+    )
 
 
 def test_with_a_shut_gate_it_is_plain_group_ppo(hand_rollout: MakeRollout, total_world: Any) -> None:

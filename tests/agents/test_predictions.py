@@ -1,17 +1,23 @@
 """What depths said of realized tokens, and imagined beside realized returns, by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.predictions import depth_predictions, root_imaginations
+from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
+
+# The acting policy at temperature 1, and returns of any size: TotalWorld's are sums of token ids.
+ACTING = Acting(acting_policy(1.0), (-1e3, 1e3))
 
 
 def two_rows(make: MakeRollout) -> Rollout:
@@ -53,9 +59,9 @@ def test_depth_one_is_the_policy_that_wrote_the_text(
 ) -> None:
     """On its own text its log-probabilities do not depend on what follows."""
     model, rollout = tiny_model(depth=2), two_rows(hand_rollout)
-    whole = depth_predictions(model, rollout).logprobs[0, :5, 0]
+    whole = depth_predictions(model, rollout, 1.0).logprobs[0, :5, 0]
     rollout.input_ids[0, 5] = 3
-    torch.testing.assert_close(depth_predictions(model, rollout).logprobs[0, :5, 0], whole, equal_nan=True)
+    torch.testing.assert_close(depth_predictions(model, rollout, 1.0).logprobs[0, :5, 0], whole, equal_nan=True)
 
 
 def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
@@ -64,7 +70,9 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
     Roots stand at the last token of each prefix: row 0 at 2, 3, 4; row 1 at 0, 1.
     """
     rollout = two_rows(hand_rollout)
-    roots = root_imaginations(total_world, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0))
+    roots = root_imaginations(
+        total_world, ACTING, rollout, 1, 400, PPOConfig(gamma=0.0), torch.Generator().manual_seed(0)
+    )
     nan = float("nan")
     expected = torch.tensor([[nan, nan, 0.0, 0.25, 1.0, nan, nan], [0.5, 0.25, nan, nan, nan, nan, nan]])
     torch.testing.assert_close(roots.realized, expected, equal_nan=True)
@@ -76,10 +84,43 @@ def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> No
     torch.testing.assert_close(roots.imagined[~expected.isnan()], mean, atol=0.036, rtol=0)
 
 
+def test_imagined_returns_weigh_what_follows_by_the_imagined_continuation(
+    hand_rollout: MakeRollout, total_world: Any
+) -> None:
+    """T_2 = r_0 + gamma c_0 r_1 + gamma^2 c_0 c_1 v_2, with gamma = .5 and c = .5: a quarter and a sixteenth.
+
+    A logit of 50 instead of 5 makes every draw the likeliest token, total mod 7; a token is paid a tenth of its id, a
+    text is worth its total. Row 0 from total 11 appends 4 and 1; row 1 from total 2 appends 2 and 4.
+    """
+    world = _without_doubt(total_world)
+    rows = [
+        {"prompt": [2, 3, 6], "actions": [1], "rewards": [1.0], "end": "terminated"},
+        {"prompt": [2], "actions": [1], "rewards": [0.5], "end": "terminated"},
+    ]
+    rollout = hand_rollout(rows, steps=1, length=5)
+    roots = root_imaginations(world, rollout, 2, 3, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    nan = float("nan")
+    first = 0.4 + 0.25 * 0.1 + 16 / 16
+    second = 0.2 + 0.25 * 0.4 + 8 / 16
+    expected = torch.tensor([[nan, nan, first, nan, nan], [second, nan, nan, nan, nan]])
+    torch.testing.assert_close(roots.imagined, expected, equal_nan=True)
+
+
+def _without_doubt(world: Any) -> Any:
+    class Certain(type(world)):  # type: ignore[misc]  # its class is known to the fixture alone
+        def predict(self, state: Any, with_logits: bool = True) -> Any:
+            prediction = super().predict(state, with_logits)
+            return replace(prediction, logits=10 * prediction.logits if with_logits else None)
+
+    return Certain()
+
+
 def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     """From totals 11, 15, 20 and 2, 5: total mod 7 is appended, twice."""
     rollout = two_rows(hand_rollout)
-    roots = root_imaginations(total_world, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    roots = root_imaginations(
+        total_world, ACTING, rollout, 2, 2, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0)
+    )
     assert roots.realized[0, 2:5].tolist() == [0.375, 0.75, 1.0]
     assert roots.realized[1, :2].tolist() == [0.625, 0.25]
     assert roots.tokens[0, 2:5].tolist() == [[4, 1], [1, 2], [6, 5]]
@@ -94,7 +135,7 @@ def test_the_likeliest_continuation_by_hand(hand_rollout: MakeRollout, total_wor
 def test_without_a_world_model_only_what_was_realized_is_known(hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout = two_rows(hand_rollout)
     known, nothing = (
-        root_imaginations(world, rollout, 2, 1, PPOConfig(), torch.Generator().manual_seed(0))
+        root_imaginations(world, ACTING, rollout, 2, 1, PPOConfig(), torch.Generator().manual_seed(0))
         for world in (total_world, None)
     )
     torch.testing.assert_close(nothing.realized, known.realized, equal_nan=True)

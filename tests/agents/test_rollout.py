@@ -130,9 +130,6 @@ class ExactFirstLetter:
         going_on = (~state.ended).float()
         return Prediction(torch.zeros((len(state), 7)), state.reward, going_on, torch.zeros(len(state)))
 
-    def imagine(self, *_: Any) -> Any:
-        raise NotImplementedError("the environment steps")
-
 
 def test_one_loop_serves_the_real_and_the_imagined_environment(text_env: Callable[[int], TextGenVectorEnv]) -> None:
     """With the true rules in its head, imagination brings what reality brings, action by action."""

@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.trainer import ImaginationTrainer, check_returns
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
 from worldmtp.config import MTPConfig
 from worldmtp.decoding.alarm import AcceptanceDropWarning
-from worldmtp.envs import TextGenVectorEnv
+from worldmtp.dynamics import ExactWorldModel, TokenMDP
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -45,7 +50,7 @@ def test_without_imagination_it_is_plain_ppo_to_the_bit(text_env: MakeEnv, tiny_
     shuffling = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence)))
     parameters = [*dict.fromkeys(plain.trunk.parameters()), *plain.world_heads.value.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=1e-5)
-    bins = torch.linspace(0, 1, 11)
+    bins = (torch.arange(-10, 11, dtype=torch.float64) / 10).float()
     for _ in range(3):
         trainer.step()
         policy = TrunkPolicy(plain)
@@ -112,9 +117,9 @@ def plain_logprobs(trunk: Any, states: torch.Tensor, actions: torch.Tensor) -> t
 
 
 def two_hot_by_hand(targets: torch.Tensor) -> torch.Tensor:
-    """Returns here are 0 or 1 and the bins 0, 0.1 .. 1: the target is the first or the last bin."""
-    hot = torch.zeros((*targets.shape, 11))
-    hot[..., 0], hot[..., -1] = 1 - targets, targets
+    """Returns here are 0 or 1 and the bins -1, -.9 .. 1: the target is the middle or the last bin."""
+    hot = torch.zeros((*targets.shape, 21))
+    hot[..., 10], hot[..., -1] = 1 - targets, targets
     return hot
 
 
@@ -250,3 +255,160 @@ def test_drafts_are_counted_and_missed(text_env: MakeEnv, tiny_model: MakeModel)
     trainer._alarm.observe(100.0)  # as if drafts had once been that good
     with pytest.warns(AcceptanceDropWarning, match="train the heads beside the trunk"):
         trainer.step()
+
+
+@pytest.mark.parametrize(("change", "message"), [("lack", r"missing \['acting'\]"), ("add", r"unknown \['dreams'\]")])
+def test_a_checkpoint_of_other_random_streams_is_refused(
+    change: str, message: str, text_env: MakeEnv, tiny_model: MakeModel
+) -> None:
+    trainer = make_trainer(text_env, tiny_model(), "off")
+    state = trainer.state_dict()
+    if change == "lack":
+        del state["generators"]["acting"]
+    else:
+        state["generators"]["dreams"] = state["generators"]["acting"]
+    with pytest.raises(ValueError, match=message):
+        trainer.load_state_dict(state)
+
+
+def dropping_model() -> MTPModel:
+    """A GPT-2 with dropout, in training mode, as transformers makes it."""
+    config = GPT2Config(
+        vocab_size=7, n_embd=32, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        trunk = GPT2LMHeadModel(config)
+    heads = MTPConfig(head="latent", depth=3, value_range=(0.0, 1.0), reward_range=(0.0, 1.0), num_value_bins=11)
+    return MTPModel.from_trunk(trunk.train(), heads, torch.Generator().manual_seed(0)).train()
+
+
+@pytest.mark.parametrize("use", ["off", "counterfactual", "baseline"])
+def test_dropout_is_off_while_acting_reading_and_updating(use: str, text_env: MakeEnv, tmp_path: Any) -> None:
+    """With a learning rate near 0 the ratio is 1 in every minibatch, and a resumed run is the one that went on."""
+    ppo = PPOConfig(learning_rate=1e-12)
+    trainer = make_trainer(text_env, dropping_model(), use, ppo=ppo)
+    for _ in range(2):
+        trainer.model.train()  # what a user's callback may do in between
+        metrics, _ = trainer.step()
+        assert metrics["losses/approx_kl"] == pytest.approx(0.0, abs=1e-9)
+        assert metrics["losses/ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert not trainer.model.training
+        if trainer.iteration == 1:
+            path = save_checkpoint(tmp_path, 1, {"trainer": trainer.state_dict()})
+    resumed = make_trainer(text_env, dropping_model(), use, seed=9, ppo=ppo)
+    resumed.load_state_dict(load_checkpoint(path)["trainer"])
+    again, _ = resumed.step()
+    assert {k: v for k, v in again.items() if "time/" not in k} == {
+        k: v for k, v in metrics.items() if "time/" not in k
+    }
+
+
+def test_a_model_in_training_mode_is_refused_by_its_users(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    trainer = make_trainer(text_env, tiny_model(), "off")
+    _, rollout = trainer.step()
+    stats = policy_stats(trainer.model, None, rollout, 1.0)
+    plan, _ = PlainAdvantages(PPOConfig()).estimate(rollout, stats)
+    trainer.model.train()
+    message = r"the model is in training mode.*call model\.eval\(\) first"
+    with pytest.raises(ValueError, match=message):
+        policy_stats(trainer.model, None, rollout, 1.0)
+    with pytest.raises(ValueError, match=message):
+        trainer.agent.update(rollout, stats, plan, torch.Generator())
+    with pytest.raises(ValueError, match=message):
+        trainer._learner.learn(rollout, torch.Generator())
+
+
+def test_rewards_that_add_up_to_one_are_no_more(hand_rollout: Any) -> None:
+    """Ten times .1 is 1.0000001 in float32, which is no return above 1; 1.001 is one."""
+    rows = [{"prompt": [2], "actions": [3] * 10, "rewards": [0.1] * 10, "end": "terminated"}]
+    rollout = hand_rollout(rows, steps=10, length=12)
+    assert float(sum(rollout.rewards[0])) > 1.0  # one after the other, in float32
+    assert episode_returns(rollout).tolist() == [1.0]
+    check_returns(rollout, (0.0, 1.0))
+    rollout.rewards[0, 0] += 5e-7  # five ulps, of ten allowed
+    check_returns(rollout, (0.0, 1.0))
+    rollout.rewards[0, 0] = 0.101
+    with pytest.raises(ValueError, match=r"return of 1\.001.* lies outside the model's value_range \(0\.0, 1\.0\)"):
+        check_returns(rollout, (0.0, 1.0))
+    rollout.rewards[0] = -0.1
+    with pytest.raises(ValueError, match=r"return of -1\.0"):
+        check_returns(rollout, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_a_perfect_model_has_no_bias(gamma: float, text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Every text of four tokens is paid 1 at its end: gamma^3 from the start, imagined and realized."""
+    rewards = torch.zeros(1 + 2 + 4 + 8, 2)
+    rewards[7:] = 1.0
+    mdp = TokenMDP(2, 4, rewards)
+    ids = torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]])
+    whole, no = torch.ones(2, 4, dtype=torch.bool), torch.zeros(2, 4, dtype=torch.bool)
+    end = no.clone()
+    end[:, -1] = True
+    index = torch.arange(4).expand(2, 4)
+    paid = end.float()
+    group, length = torch.arange(2), torch.zeros(2, dtype=torch.long)
+    rollout = Rollout(ids, whole, length, index, ids, whole, paid - 1, paid, end, no, group, no[:, 0])
+    trainer = make_trainer(text_env, tiny_model(), "baseline", ppo=PPOConfig(gamma=gamma))
+    trainer._world_model = ExactWorldModel(mdp, torch.zeros(mdp.num_prefixes, 2))
+    trainer._imagination = ImaginationConfig(use="baseline", horizon=4)
+    stats = PolicyStats(torch.zeros(2, 4, 2), torch.zeros(2, 5), paid)
+    metrics = trainer._root_agreement(rollout, stats)
+    assert metrics["imagination/return_realized"] == pytest.approx(gamma**3)
+    assert metrics["imagination/return_bias"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_learning_rate_logged_is_the_one_used(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Warm-up over 8 updates to 8e-4, four an iteration: 1, 2, 3, 4 e-4, then 5 .. 8 e-4; the mean of each."""
+    trainer = make_trainer(text_env, tiny_model(), "off", ppo=PPOConfig(learning_rate=8e-4, warmup_updates=8))
+    assert trainer.step()[0]["losses/learning_rate"] == pytest.approx(2.5e-4)
+    assert trainer.step()[0]["losses/learning_rate"] == pytest.approx(6.5e-4)
+    assert trainer.step()[0]["losses/learning_rate"] == pytest.approx(8e-4)
+
+
+class Tenths:
+    """A world that pays a tenth for each of ten turns, whatever is said."""
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        self._num_turns = 0
+        return "abcd"[seed % 4] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._num_turns += 1
+        return "=", 0.1, self._num_turns == 10, False, {}
+
+
+def test_a_world_that_pays_a_tenth_ten_times_trains(tiny_model: MakeModel) -> None:
+    env = TextGenVectorEnv(
+        16,
+        autoreset_mode="disabled",
+        task=WorldTask(Tenths, num_seeds=40),
+        tokenizer=CharTokenizer("abcd="),
+        max_prompt=2,
+        max_new=20,
+        max_turn=1,
+        pool_size=8,
+    )
+    imagination = ImaginationConfig(use="off")
+    trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPOConfig(), WORLD, imagination, seed=0)
+    assert trainer.step()[0]["rollout/return_mean"] == 1.0
+
+
+def test_what_an_iteration_logs_by_hand(text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Spreads, sums and rates, from the rollout and from their parts."""
+    ppo = PPOConfig(learning_rate=1e-3, ent_coef=0.5, num_minibatches=1, num_epochs=1)
+    metrics, rollout = make_trainer(text_env, tiny_model(), "baseline", ppo=ppo).step()
+    paid = rollout.rewards.sum(1)
+    assert metrics["rollout/return_std"] == pytest.approx(float((paid - paid.mean()).square().mean().sqrt()))
+    same = [len(set(paid[rollout.group == g].tolist())) == 1 for g in rollout.group.unique()]
+    assert metrics["rollout/same_return_group_fraction"] == sum(same) / 4
+    parts = {"policy": 1.0, "value": 0.5, "kl_reference": 0.02, "entropy": -0.5}
+    assert metrics["losses/total"] == pytest.approx(sum(c * metrics[f"losses/{name}"] for name, c in parts.items()))
+    assert metrics["losses/advantage_std"] > 0
+    tokens = rollout.num_tokens
+    # Two rollouts of two tokens at each state, and one of two at each of 16 roots.
+    assert metrics["imagination/imagined_to_real_ratio"] == pytest.approx((tokens * 4 + 32) / tokens)
+    assert metrics["time/tokens_per_second"] == pytest.approx(tokens / metrics["time/rollout_seconds"])
+    assert 0 <= metrics["time/scoring_seconds"] <= metrics["time/env_seconds"]
+    assert metrics["world_model/grad_norm"] > 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
+from worldmtp.agents.forward import action_mask
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
@@ -161,3 +162,43 @@ def test_frozen_restores_also_after_an_error(tiny_model: MakeModel) -> None:
         raise KeyError
     assert not first.requires_grad
     assert sum(parameter.requires_grad for parameter in trunk.parameters()) == len(list(trunk.parameters())) - 1
+
+
+def test_sensitivity_reads_the_text_with_one_pass_of_the_trunk(
+    hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    """The trunk reads the real text in both measurements, the heads the permuted one in the second alone."""
+    seed = next(s for s in range(9) if torch.randperm(2, generator=torch.Generator().manual_seed(s))[0] == 1)
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    with torch.no_grad():  # at their initialisation the heads hardly see the actions
+        for parameter in model.heads.parameters():
+            parameter.mul_(3.0)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    read: list[Tensor] = []
+    hook = model.trunk.base_model.register_forward_pre_hook(
+        lambda module, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True
+    )
+    metrics = learner.action_sensitivity(rollout, torch.Generator().manual_seed(seed))
+    hook.remove()
+    assert len(read) == 1
+    assert torch.equal(read[0], rollout.input_ids)
+
+    permuted = rollout.input_ids[torch.randperm(2, generator=torch.Generator().manual_seed(seed))]
+    assert not torch.equal(permuted, rollout.input_ids)
+    means = []
+    with torch.no_grad():
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+        chosen = action_mask(rollout)
+        for text in (rollout.input_ids, permuted):
+            latents = model.latents(text, rollout.attention_mask, features=features)
+            by_depth = []
+            for depth in (2, 3):
+                # Latent i of depth k is asked for token i + k, where the policy wrote that.
+                logits = model.logits_of(latents[depth - 1][:, :-depth], depth)
+                right = rollout.input_ids[:, depth:]
+                ce = -logits.log_softmax(-1).gather(2, right[..., None])[..., 0]
+                by_depth.append(ce[chosen[:, depth:]].mean())
+            means.append(torch.stack(by_depth).mean())
+    expected = float(means[1] / means[0])
+    assert abs(expected - 1) > 1e-3
+    assert metrics["world_model/action_shuffle_loss_ratio"] == pytest.approx(expected, rel=1e-5)

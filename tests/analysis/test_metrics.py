@@ -9,6 +9,7 @@ import pytest
 from worldmtp.analysis import metrics
 from worldmtp.analysis.rooted import rooted_predictions
 from worldmtp.analysis.scalars import depth_scalars
+from worldmtp.analysis.token_strips import token_strip
 from worldmtp.tracking.tags import TAGS
 
 
@@ -164,3 +165,13 @@ def test_scalars_are_documented_tags(make_artefact, marginal_heads):
         TAGS.check(tag, "scalar")
     assert sum(bool(re.fullmatch(r"world_model/depth_3/\w+", tag)) for tag in scalars) == 10
     assert scalars["world_model/depth_2/accept"] == pytest.approx(0.892578125)
+
+
+def test_strips_do_not_run_over_a_reply(make_artefact, marginal_heads):
+    """Token 2 is the world's: depth 2 and 3 at token 3 would have spoken over it, and nobody speaks of token 2."""
+    artefact = make_artefact(marginal_heads)
+    spoken = [[token is not None for token in row.tokens] for row in token_strip(artefact, 0).rows]
+    assert spoken == [[False, True, True, True], [False, False, True, True], [False, False, False, True]]
+    artefact.action_mask[0, 2] = False
+    spoken = [[token is not None for token in row.tokens] for row in token_strip(artefact, 0).rows]
+    assert spoken == [[False, True, False, True], [False] * 4, [False] * 4]

@@ -80,34 +80,10 @@ def test_horizon_beyond_the_heads(refused, backend):
     )
 
 
-def test_empty_dataset(refused):
-    refused(r"'train' of Reverse has no new prompt in 1000 draws", *SMALL_WORLD)
-
-
-def test_too_few_held_out_prompts(refused):
-    refused(r"'heldout' of Reverse has no new prompt in 1000 draws", "eval.num_prompts=100", *SMALL_WORLD)
-
-
-# 110 words of one or two of ten letters, in two halves: some 55, fewer than the 64 demonstrations.
-SMALL_WORLD = ("+env.kwargs.task_kwargs={min_length: 1, max_length: 2}", "+env.kwargs.heldout_fraction=0.5")
-
-
 def test_nothing_held_out(refused):
-    refused("'heldout' of .* heldout_fraction=0.0", "+env.kwargs.heldout_fraction=0.0")
-
-
-def test_task_without_answers(refused, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    (tmp_path / "answerless_envs.py").write_text(
-        "import worldmtp\n"
-        "@worldmtp.register_task('Answerless', max_prompt=5, max_new=5)\n"
-        "def task(rng):\n"
-        "    return worldmtp.envs.Example(prompt=str(rng.integers(10_000)))\n"
-    )
     refused(
-        "prompts without an answer, so there is nothing to imitate; set sft.num_steps=0",
-        f"imports=[{tmp_path / 'answerless_envs.py'}]",
-        "env.id=worldmtp/Answerless-v0",
+        r"has 0 held-out prompts of 8 asked for, and needs at least 2; .* raise env.kwargs.heldout_fraction=0\.0",
+        "+env.kwargs.heldout_fraction=0.0",
     )
 
 

@@ -197,6 +197,16 @@ def test_the_command_line_knows_every_field_of_a_head():
     assert {column.name for column in fields(HeadSpecConfig)} == own - elsewhere - derived - training
 
 
+@pytest.mark.parametrize("group", ["llama_tiny", "qwen3_tiny", "pretrained"])
+def test_bins_and_ranges_have_one_source(compose, group):
+    """The command line says nothing of bins or ranges, so a model has what Python gives: 21 bins over [0, 1]."""
+    from worldmtp.config import MTPConfig
+
+    assert compose(f"model={group}").model.num_value_bins is None
+    config = MTPConfig()
+    assert (config.num_value_bins, config.value_range, config.reward_range) == (21, (0.0, 1.0), (0.0, 1.0))
+
+
 @pytest.mark.parametrize("family", sorted(name for group, name in OPTIONS if group == "head"))
 def test_a_family_is_chosen_by_its_name(compose, family):
     head = build(TrainConfig, compose(f"head={family}")).model.head

@@ -69,7 +69,12 @@ def transformers_text(model, prompt, num_tokens=int(NEW)):
     """What transformers' greedy generation of the trunk goes on with."""
     ids = torch.tensor([TOKENIZER.encode(prompt)])
     output = model.trunk.generate(ids, max_new_tokens=num_tokens, do_sample=False, eos_token_id=1, pad_token_id=0)
-    return TOKENIZER.decode(output[0].tolist())
+    return plain_text(output[0])
+
+
+def plain_text(tokens):
+    """Text of the ids behind padding and EOS, 0 and 1, which the command leaves out."""
+    return TOKENIZER.decode([token for token in tokens.tolist() if token > 1])
 
 
 @pytest.mark.parametrize("draft", ["none", "mtp", "tree", "lookup", "model", None])
@@ -110,7 +115,7 @@ def test_drawn_texts_are_those_of_generate(command_line, save, model_of):
         **law,
     )
     assert code == 0, err
-    assert out.splitlines() == [TOKENIZER.decode(row.tolist()) for row in output.sequences]
+    assert out.splitlines() == [plain_text(row) for row in output.sequences]
     assert "batch size 2, temperature 1.3, draft mtp, K=4, num_draft=3" in err
 
 

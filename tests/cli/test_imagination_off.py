@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli import make
 from worldmtp.cli.train import run
 from worldmtp.config import MTPConfig
@@ -32,9 +32,9 @@ def test_off_needs_no_world_model(compose_tiny, tmp_path):
 
 @pytest.mark.usefixtures("no_report")
 def test_off_with_parallel_heads(compose_tiny, monkeypatch, tmp_path):
-    def with_parallel_heads(config, env, seed, reward_range):
-        model = make.make_model(config, env, seed, reward_range)
-        heads = MTPConfig(head="medusa", depth=3, value_range=reward_range, reward_range=reward_range)
+    def with_parallel_heads(config, env, seed):
+        model = make.make_model(config, env, seed)
+        heads = MTPConfig(head="medusa", depth=3)
         return MTPModel.from_trunk(model.trunk, heads, torch.Generator().manual_seed(seed))
 
     monkeypatch.setattr("worldmtp.cli.pipeline.make_model", with_parallel_heads)
@@ -53,7 +53,7 @@ def test_off_with_parallel_heads(compose_tiny, monkeypatch, tmp_path):
 )
 def test_what_is_refused_before_any_training(backend, use, message, parallel_model):
     with pytest.raises(ValueError, match=message):
-        make.check_imagination(parallel_model, backend, ImaginationConfig(use=use, horizon=2))
+        make.check_imagination(parallel_model, backend, ImaginationConfig(use=use, horizon=2), PPOConfig())
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,12 @@ def test_what_is_refused_before_any_training(backend, use, message, parallel_mod
     ],
 )
 def test_what_can_be_imagined(backend, use, horizon, imagines, parallel_model):
-    assert make.check_imagination(parallel_model, backend, ImaginationConfig(use=use, horizon=horizon)) is imagines
+    assert (
+        make.check_imagination(parallel_model, backend, ImaginationConfig(use=use, horizon=horizon), PPOConfig())
+        is imagines
+    )
+
+
+def test_counterfactuals_take_no_discount(parallel_model):
+    with pytest.raises(ValueError, match=r"gamma=0\.9 with imagination=counterfactual: it compares whole episodes"):
+        make.check_imagination(parallel_model, "oracle", ImaginationConfig(), PPOConfig(gamma=0.9))

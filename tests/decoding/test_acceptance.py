@@ -189,6 +189,35 @@ def test_acceptance_and_residual_by_hand():
     torch.testing.assert_close(residual(q.log()[None], p.log()[None]).exp(), torch.tensor([[0.6, 0.0, 0.4, 0.0]]))
 
 
+def test_a_draft_that_q_cannot_have_drawn_is_never_accepted():
+    """With q = (1, 0, 0) a draft of token 1 or 2 is impossible; p gives the three drafts 0, 1/2 and 0."""
+    log_q = torch.tensor([1.0, 0.0, 0.0]).log().expand(1, 3, 3)
+    log_p = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]]).log()[None]
+    assert acceptance_probability(torch.tensor([[0, 1, 2]]), log_q, log_p).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_after_drafts_that_were_all_accepted_comes_the_trunks_next_token():
+    """Tokens 0 and 1 are certain to q and p; behind them p says 2, behind the first alone 1, whatever row it is.
+
+    Row 0 means both drafts, row 1 the first alone, row 2 none; nothing was refused, so nothing is corrected.
+    """
+    certain = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2]] * 3), 4).double().log()
+    wrong = torch.tensor([0.0, 0.5, 0.0, 0.5], dtype=torch.float64).log()  # q behind drafts that a row does not mean
+    log_q = certain[:, :2].clone()
+    log_q[1, 1] = log_q[2, 0] = log_q[2, 1] = wrong
+    drafts, num_drafts = torch.tensor([[0, 1]] * 3), torch.tensor([2, 1, 0])
+    verdict = accept_sampled(drafts, num_drafts, log_q, certain, torch.Generator().manual_seed(0))
+    assert verdict.num_accepted.tolist() == [2, 1, 0]
+    assert verdict.next_tokens.tolist() == [2, 1, 0]
+    # The third row's q may be anything: the token is drawn from p, here a half each, and not from what q left of it.
+    half = torch.tensor([[[0.5, 0.5]]], dtype=torch.float64).log().expand(400, 2, 2)
+    sure = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64).log().expand(400, 1, 2)
+    none = torch.zeros((400, 1), dtype=torch.long), torch.zeros(400, dtype=torch.long)
+    drawn = accept_sampled(*none, sure, half, torch.Generator().manual_seed(0)).next_tokens
+    # Binomial(400, 1/2): 120 to 280 are eight standard deviations, and the seed is fixed.
+    assert 120 < int(drawn.sum()) < 280
+
+
 def test_equal_laws_never_give_nan():
     log_p = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).log_softmax(dim=-1)
     log_q = log_p.roll(0, dims=0) + 0.0

@@ -75,6 +75,15 @@ def test_parity_with_transformers(places, config, processors):
     torch.testing.assert_close(found, theirs(processors, logits, contexts, lengths), rtol=0, atol=0)
 
 
+def test_a_tail_of_just_one_minus_top_p_is_cut():
+    """Four tokens of a quarter each, exact in floats: at 3/4 the last quarter goes, a little above it stays."""
+    logits = torch.zeros(1, 4)
+    for top_p, num_kept in ((0.75, 3), (0.5, 2), (0.25, 1), (0.76, 4)):
+        found = processed_logits(logits, SamplingConfig(do_sample=True, top_p=top_p))
+        assert int(found.isfinite().sum()) == num_kept
+        assert int(TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), logits).isfinite().sum()) == num_kept
+
+
 def test_greedy_heeds_penalties_and_nothing_else(places):
     logits, contexts, lengths = places
     config = SamplingConfig(temperature=0.3, top_k=1, top_p=0.1)

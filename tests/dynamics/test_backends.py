@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
+from worldmtp.config import MTPConfig
 from worldmtp.dynamics import (
     MTPWorldModel,
     OracleWorldModel,
@@ -11,9 +13,12 @@ from worldmtp.dynamics import (
     imagine,
     make_world_model,
 )
-from worldmtp.dynamics.rollout import as_sampled
+from worldmtp.dynamics.placebo import other_actions
+from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.model import MTPModel
 
 DEPTH, LENGTH = 5, 9
+SAMPLED = acting_policy(1.0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -49,17 +54,49 @@ def test_what_moves_a_state(backend: str, make_model, make_text) -> None:
 
 
 @torch.no_grad()
-def test_shuffled_moves_by_another_rows_action(make_model, make_text) -> None:
+def test_shuffled_moves_by_other_actions(make_model, make_text) -> None:
     model = make_model("llama")
     input_ids, mask, _ = make_text("right")
     true = MTPWorldModel(model)
-    world = ShuffledWorldModel(true, torch.Generator().manual_seed(4))
-    actions = torch.tensor([1, 2, 3])
-    permutation = torch.randperm(3, generator=torch.Generator().manual_seed(4))
-    assert permutation.tolist() != [0, 1, 2]
-    moved = world.step(world.encode(input_ids, mask), actions)
-    expected = true.step(true.encode(input_ids, mask), actions[permutation])
-    torch.testing.assert_close(moved.latent, expected.latent)
+    world = ShuffledWorldModel(true, torch.Generator().manual_seed(4), vocab_size=5)
+    moved = world.step(world.encode(input_ids, mask), torch.tensor([1, 2, 3]))
+    given = other_actions(torch.tensor([1, 2, 3]), 5, torch.Generator().manual_seed(4))
+    torch.testing.assert_close(moved.latent, true.step(true.encode(input_ids, mask), given).latent)
+
+
+@pytest.mark.parametrize("actions", [[1, 2, 3, 4], [1, 1, 2, 2, 2, 3], [1, 1, 2, 2], [4, 3, 3, 0, 3, 1, 0, 2]])
+def test_other_actions_are_the_batchs_and_none_is_a_rows_own(actions: list[int]) -> None:
+    """A permutation for every seed, and not the same for all."""
+    own, seen = torch.tensor(actions), set()
+    for seed in range(50):
+        given = other_actions(own, 5, torch.Generator().manual_seed(seed))
+        assert sorted(given.tolist()) == sorted(actions)
+        assert bool((given != own).all()), (seed, given)
+        seen.add(tuple(given.tolist()))
+    assert len(seen) > 1 or len(set(actions)) == 2
+
+
+@pytest.mark.parametrize("actions", [[2], [1, 1, 1], [3, 3, 3, 0], [0, 0, 0, 0, 1, 2]])
+def test_where_most_share_an_action_others_come_from_the_vocabulary(actions: list[int]) -> None:
+    """One row, all alike, or more than half: no permutation changes them all."""
+    own, seen = torch.tensor(actions), set()
+    for seed in range(100):
+        given = other_actions(own, 4, torch.Generator().manual_seed(seed))
+        assert bool((given != own).all()), (seed, given)
+        seen |= set(given[own == own.mode().values].tolist())
+    # Each of three other tokens is missed in 100 draws with probability (2/3)^100 < 1e-17.
+    assert seen == set(range(4)) - {int(own.mode().values)}
+
+
+@torch.no_grad()
+def test_one_state_of_the_placebo_is_not_the_model(make_model, make_text) -> None:
+    model = make_model("llama")
+    input_ids, mask, _ = make_text("right")
+    true, placebo = MTPWorldModel(model), make_world_model("shuffled", model, torch.Generator().manual_seed(0))
+    root, action = true.encode(input_ids, mask).select(torch.tensor([0])), torch.tensor([3])
+    assert not torch.equal(true.step(root, action).latent, placebo.step(root, action).latent)
+    with pytest.raises(ValueError, match="vocab_size=1 has no other action"):
+        ShuffledWorldModel(true, torch.Generator(), vocab_size=1)
 
 
 @torch.no_grad()
@@ -69,7 +106,7 @@ def test_imagined_rollouts_follow_their_own_actions(make_model, make_text) -> No
     input_ids, mask, _ = make_text("right")
     world = MTPWorldModel(model)
     root = world.encode(input_ids, mask)
-    imagined = imagine(world, root, 3)
+    imagined = imagine(world, root, 3, SAMPLED, None)
     state, alive = root, torch.ones(3, dtype=torch.float64)
     for h in range(3):
         logits = model.logits_of(state.latent)
@@ -80,7 +117,7 @@ def test_imagined_rollouts_follow_their_own_actions(make_model, make_text) -> No
         state = world.step(state, imagined.actions[:, h])
         read = model.world_heads(state.latent)
         torch.testing.assert_close(imagined.continuations[:, h], read.continuation_logits.softmax(-1)[:, 1])
-        bins = torch.linspace(0, 1, model.config.num_value_bins, dtype=torch.float64)
+        bins = torch.linspace(-1, 1, 2 * model.config.num_value_bins - 1, dtype=torch.float64)
         torch.testing.assert_close(imagined.values[:, h + 1], (read.value_logits.softmax(-1) * bins).sum(-1))
         torch.testing.assert_close(imagined.rewards[:, h], (read.reward_logits.softmax(-1) * bins).sum(-1))
         alive = alive * imagined.continuations[:, h]
@@ -92,7 +129,7 @@ def test_sampling_follows_its_generator(make_model, make_text) -> None:
     input_ids, mask, _ = make_text("right")
     world = OracleWorldModel(model)
     rolled = [
-        world.imagine(world.encode(input_ids, mask), 4, as_sampled, torch.Generator().manual_seed(seed)).actions
+        imagine(world, world.encode(input_ids, mask), 4, SAMPLED, torch.Generator().manual_seed(seed)).actions
         for seed in (0, 0, 1)
     ]
     assert torch.equal(rolled[0], rolled[1])
@@ -104,7 +141,7 @@ def test_a_horizon_beyond_the_heads_is_refused(make_model, make_text) -> None:
     input_ids, mask, _ = make_text("right")
     world = MTPWorldModel(model)
     with pytest.raises(ValueError, match=r"horizon=5 exceeds the 4 steps.*lower the horizon or train .* depth=6"):
-        imagine(world, world.encode(input_ids, mask), 5)
+        imagine(world, world.encode(input_ids, mask), 5, SAMPLED, None)
     state = world.encode(input_ids, mask)
     for _ in range(4):
         state = world.step(state, torch.zeros(3, dtype=torch.long))
@@ -121,3 +158,40 @@ def test_half_of_a_root_is_refused(make_model, make_text) -> None:
     input_ids, mask, _ = make_text("right")
     with pytest.raises(ValueError, match="root_rows and root_positions go together"):
         MTPWorldModel(make_model("llama")).encode(input_ids, mask, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_oracle_is_the_trunk_also_where_its_attention_slides(window: int, side: str, make_text) -> None:
+    """Roots at every token of every row: latents after 0 .. 3 steps are those of a pass over the longer text alone."""
+    config = MistralConfig(
+        vocab_size=11,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=window,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trunk = MistralForCausalLM(config).double().eval()
+    model = MTPModel.from_trunk(trunk, MTPConfig(depth=2), torch.Generator().manual_seed(0)).eval()
+    input_ids, mask, starts = make_text(side)
+    rows, positions = torch.nonzero(mask, as_tuple=True)
+    actions = torch.randint(11, (len(rows), 3), generator=torch.Generator().manual_seed(3))
+    world = make_world_model("oracle", model, torch.Generator())
+    with torch.no_grad():
+        state = world.encode(input_ids, mask, rows, positions)
+        for step in range(4):
+            if step:
+                state = world.step(state, actions[:, step - 1])
+            if step == 2:  # a choice among states that have already been moved
+                kept = torch.arange(len(rows)).flip(0)[::2]
+                state, actions, rows, positions = state.select(kept), actions[kept], rows[kept], positions[kept]
+            for n, (row, last) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+                text = torch.cat([input_ids[row, int(starts[row]) : last + 1], actions[n, :step]])
+                alone = trunk.model(text[None]).last_hidden_state[0, -1]
+                torch.testing.assert_close(state.latent[n], alone, atol=1e-10, rtol=0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from worldmtp.dynamics.exact import ExactWorldModel, TokenMDP
-from worldmtp.dynamics.rollout import as_sampled, imagine
+from worldmtp.dynamics.rollout import acting_policy, imagine
 from worldmtp.returns import value_expansion
 
 
@@ -58,7 +58,7 @@ def test_oracle_dynamics_leave_no_value_expansion_error_at_any_horizon(eos: int 
         weight = torch.ones(len(branches), dtype=torch.float64)
         rewards, discounts, reached = [], [], [world.predict(state).value]
         for h in range(horizon):
-            log_policy = as_sampled(world.predict(state).logits)
+            log_policy = acting_policy(1.0)(world.predict(state).logits)
             weight = weight * log_policy.gather(1, branches[:, h : h + 1])[:, 0].exp()
             state = world.step(state, branches[:, h])
             read = world.predict(state)
@@ -84,11 +84,24 @@ def test_imagined_returns_average_to_the_value() -> None:
     count = 20_000
     root = world.encode(torch.zeros((1, 1), dtype=torch.long), torch.ones((1, 1), dtype=torch.bool))
     branches = root.select(torch.zeros(count, dtype=torch.long))
-    imagined = imagine(world, branches, 2, as_sampled, torch.Generator().manual_seed(0))
+    imagined = imagine(world, branches, 2, acting_policy(1.0), torch.Generator().manual_seed(0))
     returns = value_expansion(imagined.rewards, imagined.continuations, imagined.values)[:, -1]
     values = (logits.softmax(-1) * mdp.action_values(logits)).sum(-1)
     # Two-sided z-test at 4.5 standard errors: false alarm below 1e-5, and the seed is fixed.
     assert abs(float(returns.mean() - values[1])) < 4.5 * float(returns.std()) / count**0.5
+
+
+def test_after_the_end_nothing_is_paid_and_nothing_is_worth_anything() -> None:
+    """Two tokens of which 1 ends the episode, in prefix () at once; every action in every prefix pays 5."""
+    mdp = TokenMDP(2, 3, torch.full((7, 2), 5.0), eos=1)
+    world = ExactWorldModel(mdp, torch.zeros((7, 2)))
+    state = world.encode(torch.zeros((1, 1), dtype=torch.long), torch.ones((1, 1), dtype=torch.bool))
+    read = []
+    for action in (1, 0, 1):
+        state = world.step(state, torch.tensor([action]))
+        prediction = world.predict(state)
+        read.append([float(prediction.reward), float(prediction.continuation), float(prediction.value)])
+    assert read == [[5.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_rewards_of_the_wrong_shape_are_refused() -> None:
@@ -101,4 +114,4 @@ def test_horizons_are_checked_at_the_border() -> None:
     world = ExactWorldModel(mdp, logits)
     root = world.encode(torch.zeros((1, 1), dtype=torch.long), torch.ones((1, 1), dtype=torch.bool))
     with pytest.raises(ValueError, match="horizon=0 must be at least 1"):
-        imagine(world, root, 0)
+        imagine(world, root, 0, acting_policy(1.0), None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from worldmtp.dynamics import MTPWorldModel, imagine, make_world_model
+from worldmtp.dynamics.rollout import acting_policy
 
 DEPTH, LENGTH = 5, 9
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -129,7 +130,7 @@ def test_one_recursive_step_goes_on_beyond_its_depths(make_model, make_text):
         torch.testing.assert_close(states[0].latent, states[1].latent, **EXACT)
         first, second = (world.predict(state).logits for world, state in zip(worlds, states, strict=True))
         torch.testing.assert_close(first, second, **EXACT)
-    assert imagine(worlds[0], worlds[0].encode(input_ids, mask), 9).actions.shape == (3, 9)
+    assert imagine(worlds[0], worlds[0].encode(input_ids, mask), 9, acting_policy(1.0), None).actions.shape == (3, 9)
 
 
 @pytest.mark.parametrize("head", ["sequential", "hydra", "eagle"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldmtp.dynamics import ParallelWorldModel, WorldModel, imagine, make_world_model
-from worldmtp.dynamics.rollout import check_action_conditional
+from worldmtp.dynamics.rollout import acting_policy, check_action_conditional
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -47,7 +47,7 @@ def test_actions_change_nothing_and_branches_follow_their_rows(make_model, make_
 def test_it_can_be_rolled_out_and_not_asked_what_if(make_model, make_text):
     world = ParallelWorldModel(make_model("llama", "medusa", depth=3))
     root = world.encode(*make_text("right")[:2])
-    rolled = imagine(world, root, 2)
+    rolled = imagine(world, root, 2, acting_policy(1.0), None)
     # Greedy: each depth's own most likely token, independent of the one before.
     state = root
     for h in range(2):
@@ -61,7 +61,7 @@ def test_its_horizon_ends_with_its_depths(make_model, make_text):
     world = ParallelWorldModel(make_model("llama", "medusa", depth=2))
     root = world.encode(*make_text("right")[:2])
     with pytest.raises(ValueError, match="horizon=2 exceeds the 1 steps"):
-        imagine(world, root, 2)
+        imagine(world, root, 2, acting_policy(1.0), None)
     state = world.step(root, torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"step 2 exceeds the 1 steps these heads can take; train .* depth=3"):
         world.step(state, torch.zeros(3, dtype=torch.long))

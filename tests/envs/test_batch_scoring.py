@@ -1,11 +1,13 @@
 """Several answers at once: the task is asked once, and failures are counted as if each were asked alone."""
 
+import sys
 import warnings
 
 import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, Scorer
+from worldmtp.envs.scoring_process import ScoringError
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 EXAMPLE = Example("a=", "a")
@@ -60,6 +62,7 @@ def test_failures_in_a_batch_are_counted_one_by_one():
         (lambda batch: [Score(9.0)], r"must return 2 worldmtp\.envs\.Score, got \[Score\(value=9"),
         (lambda batch: [1.0, 2.0], r"must return 2 worldmtp\.envs\.Score, got \[1\.0"),
         (lambda batch: 1 / 0, "division by zero"),
+        (lambda batch: sys.exit(0), r"the scorer raised SystemExit\(0\)"),
     ],
 )
 def test_a_batch_that_fails_by_itself_is_shown_once_and_pays_what_single_answers_pay(fault, message):
@@ -71,5 +74,5 @@ def test_a_batch_that_fails_by_itself_is_shown_once_and_pays_what_single_answers
         warnings.simplefilter("error")
         assert scorer.score_batch(answers("1", "0.5")) == [Score(1.0), Score(0.5)]
     assert (scorer.counters.scored, scorer.counters.errors) == (4, 0)
-    with pytest.raises((TypeError, ZeroDivisionError), match=message):
+    with pytest.raises((TypeError, ZeroDivisionError, ScoringError), match=message):
         Scorer(Together(fault), on_error="raise").score_batch(answers("1", "0.5"))

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, hack_probes
-from worldmtp.envs.tasks.arithmetic import evaluate, parse_expression
 from worldmtp.envs.tasks.countdown import Countdown
 from worldmtp.envs.tasks.countdown_solver import all_expressions, solutions
+from worldmtp.envs.tasks.safe_arithmetic import Grammar, TooLarge, evaluate, parse
 
+PLAIN = Grammar(signs=False, powers=False, decimals=False, max_digits=9)
 NO_IDS = np.zeros(0, dtype=np.int64)
 HAND = Example("2,3,7:27=", "(2+7)*3")
 
@@ -53,7 +54,7 @@ def bracketed(numbers, operators):
     ],
 )
 def test_arithmetic_worked_by_hand(text, value):
-    assert evaluate(parse_expression(text)[0]) == value
+    assert evaluate(parse(text, PLAIN)) == value
 
 
 @pytest.mark.parametrize(
@@ -83,13 +84,19 @@ def test_arithmetic_worked_by_hand(text, value):
     ],
 )
 def test_what_is_no_expression_is_refused(text):
-    with pytest.raises(ValueError, match=r"is no expression|is not finished|did not open"):
-        parse_expression(text)
+    with pytest.raises(
+        ValueError,
+        match=r"is no expression|is no whole number|stands for nothing|is not allowed|has a sign|more than|exceeds",
+    ):
+        parse(text, PLAIN)
 
 
-def test_deep_brackets_need_no_recursion():
-    depth = 50_000
-    assert evaluate(parse_expression("(" * depth + "1" + ")" * depth)[0]) == 1
+def test_brackets_are_bounded():
+    assert evaluate(parse("(" * 40 + "1" + ")" * 40, PLAIN)) == 1
+    with pytest.raises(TooLarge, match="opens more than 40 brackets"):
+        parse("(" * 41 + "1" + ")" * 41, PLAIN)
+    with pytest.raises(TooLarge, match="a text of 100001 characters exceeds 1000"):
+        parse("(" * 50_000 + "1" + ")" * 50_000, PLAIN)
 
 
 @pytest.mark.parametrize("numbers", ["12", "11", "123", "226", "0123", "3388", "1234"])
@@ -100,9 +107,9 @@ def test_the_solver_finds_what_there_is_and_nothing_else(numbers, operators):
     found = all_expressions(numbers, operators)
     assert {expression.value for expression in found} == reached
     for expression in found:
-        postfix, used = parse_expression(expression.text)
-        assert sorted(used) == sorted(numbers)
-        assert evaluate(postfix) == expression.value == eval(exactly(expression.text))
+        parsed = parse(expression.text, PLAIN)
+        assert sorted(parsed.numbers) == sorted(numbers)
+        assert evaluate(parsed) == expression.value == eval(exactly(expression.text))
 
 
 def exactly(text):

@@ -25,7 +25,7 @@ def path(tmp_path):
 def test_a_line_by_hand(make_single, words, path):
     env = EpisodeRecorder(make_single(), path)
     env.reset(seed=5, options={"prompts": words("ab")})
-    for action in (2, 0, 1):  # "a", padding, EOS: what was sampled, though its text is "a"
+    for action in (2, 0, 1):  # "a", padding, EOS: what was sampled; the padding is no text
         env.step(action)
     key = words("ab")[0].key
     assert read_episodes(path) == [
@@ -39,10 +39,10 @@ def test_a_line_by_hand(make_single, words, path):
             "prompt": "ab=",
             "prompt_ids": [2, 3, 4],
             "ids": [2, 0, 1],
-            "text": "a",
-            "score": 0.0,
+            "text": "a\ufffd",
+            "score": 0.5,
             "exact": False,
-            "components": {"length": 1.0},
+            "components": {"length": 2.0},
             "reason": "ok",
             "num_tokens": 3,
             "terminated": True,

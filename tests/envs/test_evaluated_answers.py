@@ -1,102 +1,260 @@
-"""Nothing that a policy writes is run as code by reasoning-gym's scorers."""
+"""Nothing that a policy writes is run as code by reasoning-gym's scorers; right answers earn what the library pays."""
+
+import inspect
+import re
+import sys
+import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reasoning_gym import create_dataset
 from reasoning_gym.factory import DATASETS
 
 from worldmtp.envs import make_task
-from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, refusal
+from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 EVALUATING = sorted(EXPRESSION | LITERAL)
-ENTRY = {"metadata": {"numbers": [1, 3, 5, 9]}}
+NUMBERS = {"metadata": {"numbers": [1, 3, 5, 9], "target": 24}}
+
+
+def integral(integrand, variable="x"):
+    return {"metadata": {"integrand": integrand, "variable": variable}}
 
 
 @pytest.fixture(scope="module")
 def asked():
-    """A task and an example of each of the datasets."""
+    """A task and examples of each of the datasets."""
     made = {}
 
-    def of(name):
+    def of(name, count=8):
         if name not in made:
             task = make_task(name, {"calibration_items": 2, "compact": False})
-            made[name] = task, task.sample(np.random.default_rng(0), "train")
+            made[name] = task, [task.sample(np.random.default_rng(seed), "train") for seed in range(count)]
         return made[name]
 
     return of
 
 
+CODE = [
+    "[9 for x in range(10)]",
+    "().__class__",
+    "entry['metadata']['solutions'][0]",
+    "entry['metadata']['solution']",
+    "entry['answer']",
+    "oracle_answer",
+    "[oracle_answer]",
+    "list(oracle_answer)",
+    "S(__import__('sys')._getframe(3).f_locals['entry']['answer'])",
+    "sin(x, evaluate=open)",
+    "f'{entry}'",
+]
+HANGS = [
+    "9**9**9**9",
+    "9**(32*32*32*32*32*32*32)",
+    "((9**99)**99)**99",
+    "9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99*9**99",
+    "exp(exp(exp(5)))",
+    "exp(exp(exp(exp(E))))",
+    "exp(exp(exp(exp(32))))",
+    "sin(exp(10**9))",
+    "(9**100*x)**100",
+    "9" * 5000,
+    "1e999999999",
+    "(" * 2000 + "1" + ")" * 2000,
+    "[" * 2000 + "]" * 2000,
+    "-" * 3000 + "1",
+    "+".join(["x"] * 3000),
+]
+
+
 @pytest.mark.parametrize("name", EVALUATING)
-def test_code_is_not_run_and_the_oracle_is_still_right(name, asked, tmp_path):
-    task, example = asked(name)
+def test_code_is_not_run_and_nothing_hangs(name, asked, tmp_path):
+    task, examples = asked(name)
     mark = tmp_path / "ran"
-    payloads = [
-        f"open({str(mark)!r}, 'w').write('x')",
-        f"[open({str(mark)!r}, 'w').write('x')]",
-        "S(__import__('sys')._getframe(3).f_locals['entry']['answer'])",
-        "9**9**9**9",
-        "[9 for x in range(10)]",
-        "().__class__",
-    ]
-    for payload in payloads:
-        score = task.score(example, payload, NO_IDS)
-        assert (score.value, score.exact) == (0.0, False), payload
+    writes = [f"open({str(mark)!r}, 'w').write('x')", f"[open({str(mark)!r}, 'w').write('x')]"]
+    for example in examples[:2]:
+        for text in [*writes, *CODE, *HANGS]:
+            start = time.perf_counter()
+            score = task.score(example, text, NO_IDS)
+            assert (score.value, score.exact) == (0.0, False), text[:80]
+            assert time.perf_counter() - start < 10, text[:80]  # a guard against hangs, not a bound on speed
+        assert task.score(example, example.answer, NO_IDS).exact
     assert not mark.exists()
-    assert task.score(example, example.answer, NO_IDS).exact
 
 
-@pytest.mark.parametrize("text", ["1*3*5 + 9", "(5 + 3)*(9 - 1)", "3*5 + 9 - 1 + 1/1"])
-def test_arithmetic_reaches_the_scorer(text):
-    assert refusal("countdown", text, ENTRY) is None
+ATOMS = st.sampled_from(
+    [
+        *(
+            "1",
+            "9",
+            "24",
+            "0",
+            "x",
+            "X",
+            "y",
+            "C",
+            "E",
+            "pi",
+            "entry",
+            "oracle_answer",
+            "__import__",
+            "1e9",
+            ".5",
+            "None",
+        ),
+        *("9" * 40, "1_000", "\u0663", "0x9", "'a'", "self", "lambda", "True", "1j", "nan", "inf", "zoo"),
+    ]
+)
+HOSTILE = st.recursive(
+    ATOMS,
+    lambda part: st.one_of(
+        st.tuples(part, st.sampled_from(["**", "*", "/", "+", "-", "//", "%", "<<", ",", " "]), part).map("".join),
+        st.tuples(st.sampled_from(["exp", "sin", "log", "factorial", "eval", "S", "range", "gamma"]), part).map(
+            lambda called: f"{called[0]}({called[1]})"
+        ),
+        part.map(lambda text: f"({text})"),
+        part.map(lambda text: f"[{text}]"),
+        part.map(lambda text: f"{text}['metadata']"),
+        part.map(lambda text: f"{text}.__class__"),
+        part.map(lambda text: f"[{text} for x in {text}]"),
+        part.map(lambda text: f"{text}**(9**9**9)"),
+        part.map(lambda text: f"-{text}"),
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", EVALUATING)
+def test_hostile_texts_earn_nothing(name, asked):
+    task, examples = asked(name)
+
+    @settings(derandomize=True, max_examples=100, deadline=None, database=None)
+    @given(HOSTILE)
+    def check(text):
+        start = time.perf_counter()
+        score = task.score(examples[0], text, NO_IDS)
+        assert score.value < 1.0
+        assert time.perf_counter() - start < 10
+
+    check()
+
+
+WRONG_NUMBER = (0.0, "wrong_numbers")
 
 
 @pytest.mark.parametrize(
-    "text", ["-4*(-2*x - 8)**(3/2)/3 + C", "sin(x)**2 + log(2*x)", "exp(-x)*x**8/15", "-896*x**4 + 3584*x**3"]
+    ("text", "expected"),
+    [
+        ("(9-1)*(5-3)+9", WRONG_NUMBER),  # the 9 twice
+        ("1*3*5 + 9", (1.0, "ok")),  # 15 + 9
+        ("(1*3*5+9)", (1.0, "ok")),
+        ("9+5*3/1", (1.0, "ok")),
+        (" 9 + 3 * 5 * 1 ", (1.0, "ok")),
+        ("1*3*5*9", (0.0, "wrong_value")),
+        ("24", WRONG_NUMBER),
+        ("1*2*3*4", WRONG_NUMBER),
+        ("9/(5-3*1)/0", WRONG_NUMBER),
+        ("1*3*5.0+9", (0.0, "no_arithmetic")),
+        ("", (0.0, "no_arithmetic")),
+    ],
 )
-def test_the_answers_of_integrals_and_products_reach_the_scorer(text):
-    assert refusal("simple_integration", text, ENTRY) is None
+def test_numbers_by_hand(text, expected):
+    assert verdict("countdown", text, NUMBERS) == expected
+    assert verdict("puzzle24", text, NUMBERS) == expected
 
 
-OTHER = {
-    "huge exponent": "2**99",
-    "tower": "((2**9)**9)**9",
-    "huge number": "9" * 20,
-    "unknown function": "f(x)",
-    "attribute": "x.y",
-    "string": "'a'",
-    "condition": "x if x else y",
-    "sympify": "S(1)",
-    "two arguments": "sin(x, y)",
-    "two lines": "1\n+1",
-    "nothing": "",
-    "no operator": "2x",
-    "deep": "(" * 500 + "1" + ")" * 500,
-    "long": "+".join(["1"] * 600),
-}
+def test_dividing_by_zero_is_no_answer():
+    entry = {"metadata": {"numbers": [1, 1, 4, 6], "target": 24}}
+    assert verdict("countdown", "4*6/(1-1)", entry) == (0.0, "no_arithmetic")
+    assert verdict("countdown", "4*6*1**1", entry) == (1.0, "ok")
 
 
-@pytest.mark.parametrize("text", OTHER.values(), ids=OTHER)
-def test_other_text_does_not(text):
-    assert refusal("countdown", text, ENTRY) == "no_arithmetic"
+def test_puzzle24_is_not_cut_to_a_whole_number():
+    """5*5 - 5/9 is 24.4, which the library's scorer cuts to 24."""
+    assert verdict("puzzle24", "5*5-5/9", {"metadata": {"numbers": [5, 5, 5, 9]}}) == (0.0, "wrong_value")
 
 
-def test_puzzle24_is_of_its_own_numbers(asked):
-    """The library's scorer looks at the value alone, so that 1*2*3*4 would be right everywhere."""
-    assert refusal("puzzle24", "1*3*5 + 9", ENTRY) is None
-    assert refusal("puzzle24", "1*2*3*4", ENTRY) == "wrong_numbers"
-    assert refusal("puzzle24", "9*5 - 9*3 + 5 + 1", ENTRY) == "wrong_numbers"
-    task, _ = asked("puzzle24")
-    examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(8)]
-    others = [e for e in examples if sorted(e.meta["entry"]["metadata"]["numbers"]) != [1, 2, 3, 4]]
-    assert [task.score(example, "1*2*3*4", NO_IDS).value for example in others] == [0.0] * len(others)
+@pytest.mark.parametrize(
+    ("integrand", "variable", "text", "value"),
+    [
+        ("2*x", "x", "x**2", 1.0),
+        ("2*x", "x", "x*x + C", 1.0),
+        ("2*x", "x", "C + (x + 1)*(x - 1)", 1.0),
+        ("2*X", "X", "X**2 + C", 1.0),
+        ("2*X", "X", "x**2 + C", 0.0),  # another variable
+        ("2*x", "x", "x**2 + x/1000000", 0.0),
+        ("2*x", "x", "x**2 + C*x", 0.0),
+        ("cos(x)", "x", "sin(x) + C", 1.0),
+        ("2*cos(x)*sin(x)", "x", "sin(x)**2", 1.0),
+        ("2*cos(x)*sin(x)", "x", "-cos(x)**2 + C", 1.0),
+        ("1/x", "x", "log(x)", 1.0),
+        ("1/x", "x", "log(3*x)", 1.0),
+        ("4*sqrt(4*x + 2)", "x", "2*(4*x + 2)**(3/2)/3 + C", 1.0),
+        ("asin(3*x)", "x", "x*asin(3*x) + sqrt(1 - 9*x**2)/3 + C", 1.0),
+        ("exp(-x)", "x", "-exp(-x)", 1.0),
+        ("exp(-x)", "x", "exp(-x)", 0.0),
+        ("1/(1 + x**2)", "x", "atan(x)", 1.0),
+        ("2**x*log(2)", "x", "2**x", 1.0),
+    ],
+)
+def test_integrals_by_hand(integrand, variable, text, value):
+    decided = verdict("intermediate_integration", text, integral(integrand, variable))
+    assert decided is not None
+    assert decided[0] == value
+
+
+def respelled(name, answer):
+    """Three equivalent ways of writing an answer of a dataset."""
+    if name in EXPRESSION:
+        return [f"({answer})", answer.replace(" ", ""), f" {answer}\n"]
+    if name == "n_queens":
+        return [f" {answer}", f"{answer}\n", repr([row.split() for row in answer.split("\n")])]
+    if name == "string_insertion":
+        return [f" {answer} ", repr(list(answer)), repr(tuple(answer))]
+    matrix = [[int(value) for value in row.split()] for row in answer.split("\n")]
+    return [f" {answer}", f"{answer}\n", repr(matrix if name == "binary_matrix" else matrix[0])]
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", EVALUATING)
+def test_right_answers_are_paid_as_the_library_pays_them(name, count):
+    task = make_task(name, {"calibration_items": 2, "compact": False})
+    dataset = create_dataset(name, seed=0, size=1)
+    for seed in range(count):
+        example = task.sample(np.random.default_rng(seed), "train")
+        entry = example.meta["entry"]
+        if "Integral" in example.answer:
+            continue  # an oracle that has not solved its question
+        for text in [example.answer, *respelled(name, example.answer)]:
+            expected = float(dataset.score_answer(text.strip(), entry))
+            assert task.score(example, text, NO_IDS).value == expected, (example.answer, text)
+            assert expected > 0
+
+
+def test_complex_numbers():
+    task = make_task("complex_arithmetic", {"calibration_items": 8, "compact": False})
+    for seed in range(40):
+        example = task.sample(np.random.default_rng(seed), "train")
+        assert task.score(example, example.answer.replace(" ", ""), NO_IDS).value == 1.0
+        for text in ("NaN", "nan+nanj", "inf", "-inf", "infinity", "nanj"):
+            assert task.score(example, text, NO_IDS).value == 0.0
+        assert task.score(example, "987654", NO_IDS).value == 0.0
+
+
+def test_containment_is_for_scorers_that_look_for_the_oracle():
+    added = make_task("chain_sum", {"calibration_items": 8})
+    example = added.sample(np.random.default_rng(0), "train")
+    assert added.score(example, f"{example.answer} {example.answer}", NO_IDS).reason == "containment"
+    puzzle = make_task("puzzle24", {"calibration_items": 8})
+    example = puzzle.sample(np.random.default_rng(0), "train")
+    assert puzzle.score(example, f"({example.answer})", NO_IDS).value == 1.0
 
 
 def test_all_datasets_that_evaluate_are_known():
     """By their source: a version of the library that evaluates more is noticed here."""
-    import inspect
-    import re
-    import sys
-
     evaluating = {
         name
         for name, (dataset, _) in DATASETS.items()

@@ -61,9 +61,6 @@ class EchoWorldModel:
             value=lengths / 10,
         )
 
-    def imagine(self, state, horizon, policy, generator):
-        raise NotImplementedError
-
     def reward(self, prefix):
         word, response = prefix[: prefix.index(4)], prefix[prefix.index(4) + 1 :]
         if not response or (response[-1] != 1 and len(response) < 4):
@@ -126,6 +123,26 @@ def test_an_imagined_episode_by_hand():
     assert [array.any() for array in (rewards, terminated, truncated)] == [False] * 3
     assert infos == {}
     assert model.num_steps == before == 5  # ended rows are not imagined
+
+
+def test_in_a_conversation_the_turn_ends_and_is_bootstrapped():
+    """EOS (row 0) and a turn of two tokens (row 1) cut a row, as the world speaks next; row 2 has room for more."""
+    prefixes = [[2, 4], [3, 3, 4], [2, 2, 4]]
+    envs = ImaginedVectorEnv(EchoWorldModel(), prefixes, **SHAPE, turn_room=[3, 2, 3])
+    envs.reset()
+    _, _, terminated, truncated, infos = envs.step(np.array([1, 3, 2]))
+    assert (terminated.tolist(), truncated.tolist()) == ([False] * 3, [True, False, False])
+    assert infos["final_info"]["reason"][0] == "turn"
+    assert infos["values"][0] == np.float32(0.3)  # three tokens over ten
+    _, _, terminated, truncated, infos = envs.step(np.array([0, 3, 2]))
+    assert (terminated.tolist(), truncated.tolist()) == ([False] * 3, [False, True, False])
+    assert infos["final_info"]["reason"][1] == "turn"
+    with pytest.raises(ValueError, match="new prefixes of a conversation need their turn_room"):
+        envs.reset(options={"prefix_ids": prefixes})
+    envs.reset(options={"prefix_ids": prefixes, "turn_room": [1, 1, 1]})
+    assert envs.step(np.array([2, 2, 2]))[3].tolist() == [True] * 3
+    with pytest.raises(ValueError, match=r"turn_room=\[1, 0, 1\] must be at least 1 for each of 3 rows"):
+        ImaginedVectorEnv(EchoWorldModel(), prefixes, **SHAPE, turn_room=[1, 0, 1])
 
 
 def test_without_a_threshold_only_eos_ends():

@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.wrappers.vector import ClipReward, FlattenObservation, RecordEpisodeStatistics
+from gymnasium.wrappers.vector import ClipReward, FlattenObservation
 
 import worldmtp.envs
 from worldmtp.envs import (

@@ -319,3 +319,16 @@ def test_a_subclass_of_ours_keeps_its_prompts_and_pays_its_own_way():
     assert rewards.tolist() == [0.5, 0.0]
     assert infos["final_info"]["score"].tolist() == [0.5, 0.0]
     assert isinstance(envs.envs[0], OwnTextEnv)
+
+
+def test_the_environment_that_tells_prompts_is_closed_once_with_the_rows():
+    closed = []
+
+    class Closing(Twins):
+        def close(self):
+            closed.append(self)
+
+    envs = StackedVectorEnv(Closing, 3, pool_size=16)
+    envs.close()
+    assert len(closed) == 4
+    assert {*closed} == {envs.task.env, *(env.env for env in envs.envs)}

@@ -93,6 +93,20 @@ def test_a_text_that_cannot_be_judged_is_counted_and_the_others_are_judged(check
     assert (scorer.counters.scored, scorer.counters.errors) == (3, 1)
 
 
+def test_a_special_token_of_the_judge_cannot_be_spelled(checkpoint):
+    """What reads as a border is the template's to write; the judge's [UNK] is one of its special tokens."""
+    path = checkpoint(["reward"])
+    task = RewardModelTask(path, Copy(), batch_size=4)
+    answers = [(EXAMPLES[0], text, NO_IDS) for text in ("abc", "a[PAD]", "[UNK]", "[P")]
+    scores = task.score_batch(answers)
+    assert [score.reason for score in scores] == ["ok", "special_token", "special_token", "ok"]
+    assert [score.value for score in scores[1:3]] == [0.0, 0.0]
+    assert scores[3].value == pytest.approx(task.score(*answers[3]).value, abs=1e-6)
+    assert RewardModelTask(path, Copy(), template="{prompt}[UNK]{text}").score(*answers[0]).reason == "ok"
+    with pytest.raises(ValueError, match=r"the prompt 'a\[PAD\]=' spells '\[PAD\]', a special token of"):
+        task.score(Example("a[PAD]="), "a", NO_IDS)
+
+
 def test_what_is_missing_is_told(checkpoint, tmp_path):
     path = checkpoint(["bad", "good"])
     for label, message in [

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from worldmtp.envs import Example, Score, Scorer
+from worldmtp.envs import Example, Score, Scorer, scoring_pool
 from worldmtp.envs.scoring_process import ScoringError
 
 NO_IDS = np.zeros(0, dtype=np.int64)
@@ -31,6 +31,8 @@ class Unruly:
             os._exit(3)
         if text == "raise":
             raise ZeroDivisionError("by the task")
+        if text == "quit":
+            raise SystemExit(0)
         if text == "none":
             return None
         if text == "lambda":
@@ -81,9 +83,36 @@ def test_errors_can_be_raised_and_are_counted_nonetheless(unruly):
     assert scorer.counters.errors == 2
 
 
+def test_a_scorer_that_quits_is_counted_and_ends_nothing(unruly):
+    """SystemExit(0) would end the training as if all were well; an interrupt is the user's and passes."""
+    scorer = Scorer(unruly)
+    with pytest.warns(
+        RuntimeWarning, match=r"later failures of this kind, 'exit'(.|\n)*the scorer raised SystemExit\(0\)"
+    ):
+        assert scorer.score(EXAMPLE, "quit", NO_IDS) == Score(0.0, {}, "error", False)
+    with pytest.warns(RuntimeWarning, match="by the task"):  # another kind is shown, too
+        assert scorer.score(EXAMPLE, "raise", NO_IDS).reason == "error"
+    assert (scorer.counters.scored, scorer.counters.errors) == (2, 2)
+    with pytest.raises(ScoringError, match=r"SystemExit\(0\), which would end the program"):
+        Scorer(unruly, on_error="raise").score(EXAMPLE, "quit", NO_IDS)
+    unruly.score = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(EXAMPLE, "a", NO_IDS)
+
+
+def interrupt(example, text, ids):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"timeout_seconds": 0.0}, "must be positive"), ({"on_error": "log"}, "'zero' or 'raise'")],
+    [
+        ({"timeout_seconds": 0.0}, "must be positive"),
+        ({"on_error": "log"}, "'zero' or 'raise'"),
+        ({"timeout_seconds": 1.0, "num_scorers": 0}, "num_scorers=0 must be at least 1"),
+        ({"num_scorers": 2}, "num_scorers=2 needs timeout_seconds"),
+        ({"timeout_seconds": 1.0, "scorer_memory_gib": 0.0}, "scorer_memory_gib=0.0 must be positive"),
+    ],
 )
 def test_impossible_arguments_are_refused(unruly, arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -93,15 +122,17 @@ def test_impossible_arguments_are_refused(unruly, arguments, message):
 def test_a_scorer_that_hangs_or_dies_is_replaced(unruly):
     scorer = Scorer(unruly, timeout_seconds=0.5)
     assert scorer.score(EXAMPLE, "a", np.array([5])) == Score(1.0, {"ids": 1.0}, "ok", True)
-    hanging = scorer._process._process.pid
+    (hanging,) = scorer._pool.pids
     start = time.perf_counter()
     with pytest.warns(RuntimeWarning, match=r"no score after 0\.5 s; the scoring process was killed"):
         assert scorer.score(EXAMPLE, "hang", NO_IDS) == Score(0.0, {}, "timeout", False)
     assert time.perf_counter() - start < 5
     assert scorer.score(EXAMPLE, "a", NO_IDS).exact  # by a new process
-    assert scorer._process._process.pid != hanging
-    assert scorer.score(EXAMPLE, "raise", NO_IDS).reason == "error"
-    assert scorer.score(EXAMPLE, "die", NO_IDS).reason == "error"
+    assert scorer._pool.pids != [hanging]
+    with pytest.warns(RuntimeWarning, match="by the task"):
+        assert scorer.score(EXAMPLE, "raise", NO_IDS).reason == "error"
+    with pytest.warns(RuntimeWarning, match="the scoring process died without an answer, exit code 3"):
+        assert scorer.score(EXAMPLE, "die", NO_IDS).reason == "error"
     counters = scorer.counters
     assert (counters.scored, counters.errors, counters.timeouts) == (5, 2, 1)
     scorer.close()
@@ -113,7 +144,7 @@ def test_what_the_process_raises_comes_with_its_traceback(unruly):
     with pytest.raises(ScoringError, match=r"Traceback(.|\n)*ZeroDivisionError: by the task"):
         scorer.score(EXAMPLE, "raise", NO_IDS)
     scorer.close()
-    assert scorer._process._process is None
+    assert scorer._pool.pids == []
 
 
 def test_a_task_that_cannot_be_sent_is_counted_as_an_error():
@@ -142,26 +173,20 @@ def test_an_env_goes_on_and_pays_nothing(make_vector, unruly):
     envs.close()
 
 
-def test_an_interrupted_call_leaves_nothing_for_the_next(unruly, monkeypatch):
-    """The answer to "slow" is on its way when the user interrupts; "a" must not be given it."""
-    scorer = Scorer(unruly, timeout_seconds=30.0)
+def test_an_interrupted_batch_leaves_nothing_for_the_next(unruly, monkeypatch):
+    """The answers to "slow" and "b" are on their way when the user interrupts; nobody else must be given them."""
+    scorer = Scorer(unruly, timeout_seconds=30.0, num_scorers=2)
     assert scorer.score(EXAMPLE, "a", NO_IDS).value == 1.0
-    connection = scorer._process._connection
 
-    class Interrupted:
-        def send(self, message):
-            connection.send(message)
+    def interrupted(connections, timeout):
+        raise KeyboardInterrupt
 
-        def poll(self, timeout):
-            raise KeyboardInterrupt
-
-        def close(self):
-            connection.close()
-
-    scorer._process._connection = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
-        scorer.score(EXAMPLE, "slow", NO_IDS)
-    assert [scorer.score(EXAMPLE, text, NO_IDS).value for text in ("a", "b")] == [1.0, 0.0]
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring_pool, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scorer.score_batch([(EXAMPLE, text, NO_IDS) for text in ("slow", "b")])
+    values = [score.value for score in scorer.score_batch([(EXAMPLE, text, NO_IDS) for text in "abab"])]
+    assert values == [1.0, 0.0, 1.0, 0.0]
     scorer.close()
 
 

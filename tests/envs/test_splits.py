@@ -65,6 +65,42 @@ def test_item_i_depends_on_seed_split_and_i_alone():
     assert draw_examples(task, "train", 5, seed=3) != draw_examples(task, "train", 5, seed=4)
 
 
+def keys(examples):
+    return {example.key for example in examples}
+
+
+def test_purposes_seeds_and_splits_have_streams_of_their_own():
+    """Copies of 12 letters repeat by chance once in 26^12 pairs: any common prompt is a common stream."""
+    task = Copy(min_length=12, max_length=12)
+    drawn = [
+        keys(draw_examples(task, split, 50, seed, purpose=purpose))
+        for split in ("train", "heldout")
+        for seed in (0, 1, 2)
+        for purpose in ("pool", "demonstrations", "evaluation")
+    ]
+    assert len(set.union(*drawn)) == 50 * len(drawn)
+    with pytest.raises(ValueError, match=r"purpose='acting' is unknown; expected one of \('pool', 'demonstrations', "):
+        draw_examples(task, "train", 1, 0, purpose="acting")
+
+
+def test_excluded_questions_are_not_drawn_and_the_others_are():
+    task = Copy(alphabet="ab", min_length=1, max_length=3)  # 14 prompts
+    everything = keys(draw_examples(task, "train", 14, seed=0, distinct=True, heldout_fraction=0.0))
+    excluded = set(sorted(everything)[:9])
+    drawn = keys(draw_examples(task, "train", 200, seed=0, heldout_fraction=0.0, excluded=excluded))
+    assert drawn == everything - excluded  # one of 5 is missed in 200 draws once in 10^19 times
+    with pytest.raises(ValueError, match=r"no prompt in 1000 draws \(0 distinct found, .*, 14 excluded\)"):
+        draw_examples(task, "train", 1, seed=0, heldout_fraction=0.0, excluded=everything)
+
+
+def test_a_small_task_gives_what_it_has_where_fewer_will_do():
+    task = Copy(alphabet="ab", min_length=1, max_length=3)
+    drawn = draw_examples(task, "train", 100, seed=0, distinct=True, heldout_fraction=0.0, fewer=True)
+    assert len(keys(drawn)) == len(drawn) == 14
+    assert draw_examples(task, "train", 5, seed=0, distinct=True, heldout_fraction=0.0, fewer=True) == drawn[:5]
+    assert draw_examples(task, "heldout", 5, seed=0, heldout_fraction=0.0, fewer=True) == []
+
+
 def test_distinct_examples_are_distinct_and_all_of_a_small_universe():
     task = Copy(alphabet="ab", min_length=1, max_length=3)  # 2 + 4 + 8 = 14 prompts
     universe = {"a", "b", "aa", "ab", "ba", "bb", "aaa", "aab", "aba", "abb", "baa", "bab", "bba", "bbb"}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from worldmtp.envs import Example, Score, make_task
+from worldmtp.envs import Example, Score, TextGenEnv, make_task
 from worldmtp.envs.tasks.copy import Copy, Reverse
 from worldmtp.envs.tasks.matching import match_score, position_match
 from worldmtp.envs.tasks.random_digits import RandomDigits
@@ -163,3 +163,13 @@ def test_names_resolve_and_typos_suggest():
         make_task(Copy(), {"min_length": 3})
     with pytest.raises(TypeError, match="without the methods sample and score"):
         make_task("worldmtp.envs.tokenizer:CharTokenizer")
+
+
+def test_padding_inside_a_copy_is_not_exact():
+    env = TextGenEnv(task="Copy", tokenizer="char:abcdefghij=", max_prompt=9, max_new=9)
+    env.reset(seed=0, options={"prompts": [Example("abc=", "abc")]})
+    for action in (2, 0, 0, 3, 4, 1):  # a PAD PAD b c EOS
+        _, reward, terminated, _, info = env.step(action)
+    assert terminated
+    assert (info["text"], info["exact"]) == ("a\ufffd\ufffdbc", False)
+    assert reward == pytest.approx(1 / 5)  # one letter in its place, of five

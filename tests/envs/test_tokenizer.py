@@ -3,6 +3,7 @@
 import pytest
 
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer, make_tokenizer
+from worldmtp.envs.tokenizer import written_text
 
 
 def test_ids_are_pad_eos_then_the_alphabet():
@@ -23,6 +24,63 @@ def test_default_alphabet_is_printable_ascii():
 def test_unknown_character_is_named():
     with pytest.raises(ValueError, match=r"character 'c' of 'abc' is not in the alphabet 'ab='"):
         CharTokenizer("ab=").encode("abc")
+
+
+def test_padding_is_nothing_at_the_end_and_no_text_elsewhere():
+    tokenizer = CharTokenizer("ab=")
+    assert tokenizer.decode([2, 0, 0, 3, 1, 0]) == "a\ufffd\ufffdb"
+    assert tokenizer.decode([2, 0, 1]) == "a\ufffd"
+    assert tokenizer.decode([2, 1, 0, 3]) == "a\ufffdb"
+    assert tokenizer.decode([2, 0, 0]) == "a"  # a row
+    assert written_text(tokenizer, [2, 0, 0]) == "a\ufffd\ufffd"  # an answer that ran out of room
+
+
+@pytest.fixture
+def byte_pairs(tmp_path):
+    """A tokenizer of bytes with <pad> 0, </s> 1 and <s> 2, which is marked as special and given no role."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "</s>", "<s>"]
+    trainer = trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["one two"], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>").save_pretrained(tmp_path)
+    return TransformersTokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["a</s>b=", "</s>", "<pad><s>", "a <s>"])
+def test_text_cannot_spell_a_special_token(byte_pairs, text):
+    ids = byte_pairs.encode(text)
+    assert not {0, 1, 2} & {*ids}
+    assert byte_pairs.decode([*ids, 1, 0]) == text
+
+
+def test_a_special_token_that_the_policy_writes_is_no_text(byte_pairs):
+    (a,), (b,) = byte_pairs.encode("a"), byte_pairs.encode("b")
+    assert byte_pairs.special_ids == {0, 1, 2}
+    assert byte_pairs.decode([a, 0, 0, b, 1, 0, 0]) == "a\ufffd\ufffdb"
+    assert byte_pairs.decode([a, 2, b, 1]) == byte_pairs.decode([a, 0, b]) == "a\ufffdb"
+    assert byte_pairs.decode([a, 1, b, 1]) == "ab"  # two turns
+
+
+def test_a_vocabulary_that_has_a_special_token_as_a_word_refuses_it(tmp_path):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.WordLevel({"[PAD]": 0, "END": 1, "[UNK]": 2, "a": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "[PAD]", "eos_token": "END", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path)
+    tokenizer = TransformersTokenizer(str(tmp_path))
+    assert tokenizer.encode("a b") == [3, 2]
+    with pytest.raises(ValueError, match=r"'a END' spells 'END', which the tokenizer at .* as its special token 1"):
+        tokenizer.encode("a END")
 
 
 @pytest.mark.parametrize("ids", [[5], [-1], [2, 99]])

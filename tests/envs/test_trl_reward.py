@@ -76,11 +76,11 @@ def test_the_name_is_the_metrics(make_single):
 def test_no_eos_is_worth_what_it_is_in_the_env(echo_problem, make_single, truncation_score, paid):
     task = echo_problem["task"]
     task.max_length = 4
-    reward = TextGenReward(make_single(truncation_score=truncation_score, max_prompt=5, max_new=5))
+    reward = TextGenReward(make_single(truncation_score=truncation_score, max_prompt=5, max_new=5, max_episode_steps=4))
     examples = [row for row in reward.rows("train", 12, seed=0) if len(row["prompt"]) == 5]
     ids = [{"a": 3, "b": 2}[letter] for letter in examples[0]["prompt"][:-1]]
-    # Four wrong letters and padding: as long as the word, without EOS.
-    assert reward(**asked(reward, examples[0]["prompt"]), completion_ids=[[*ids, 0]]) == [paid]
+    # Four wrong letters: as long as the word, without EOS.
+    assert reward(**asked(reward, examples[0]["prompt"]), completion_ids=[ids]) == [paid]
 
 
 def test_a_dense_task_is_paid_to_its_own_end(echo_problem):

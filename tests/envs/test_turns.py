@@ -93,6 +93,15 @@ def test_a_dialogue_by_hand():
     assert stopped["acted"][0].tolist() == acted
 
 
+def test_a_world_is_told_of_padding_and_may_repeat_it_without_blame():
+    envs = vector_of(Parrot, 1)
+    envs.reset(seed=0, options=asked(0))
+    steps = [envs.step(np.array([action])) for action in (2, 0, 3, 1)]
+    assert steps[3][4]["reply"].tolist() == ["ab!"]
+    assert envs._referee._said == [["a\ufffdb"]]
+    assert envs.scorer.counters.errors == 0
+
+
 def test_a_full_row_is_truncated_and_its_unfinished_turn_not_played():
     envs = vector_of(Parrot, 1, max_new=4)
     envs.reset(seed=0, options=asked(0))

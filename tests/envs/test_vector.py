@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from worldmtp.envs import Example
+from worldmtp.envs import Example, Score
 from worldmtp.envs.infos import batch_infos
 
 
@@ -79,6 +79,18 @@ def test_what_running_out_of_budget_is_worth(make_vector, truncation_score, paid
     final = steps[3][4]["final_info"]
     assert (final["reason"][0], final["score"][0], final["num_tokens"][0]) == ("no_eos", paid, 4)
     assert envs.scorer.counters.scored == (truncation_score == "score")
+
+
+def test_the_tasks_own_reason_is_kept_where_the_budget_ran_out(make_vector, echo_problem):
+    class Picky(type(echo_problem["task"])):
+        def score(self, example, text, ids):
+            return Score(0.25, reason="ok" if text == "aaaa" else "malformed")
+
+    envs = make_vector(2, "disabled", max_prompt=5, task=Picky())
+    steps = play(envs, [Example("aaaa="), Example("abab=")], [[2, 3]] * 4)
+    final = steps[3][4]["final_info"]
+    assert final["reason"].tolist() == ["no_eos", "malformed"]
+    assert final["score"].tolist() == [0.25, 0.25]
 
 
 def test_same_step_shows_the_new_prompt_and_keeps_the_end(make_vector, words):
@@ -329,3 +341,14 @@ def test_render_shows_the_rows(make_vector, words):
     assert envs.render() is None
     play(envs, words("a", "b"), [[3, 3], [1, 2]])
     assert envs.render() == ("a=b", "b=ba")
+
+
+@pytest.mark.parametrize(
+    ("actions", "text"), [([2, 0, 3, 1], "a\ufffdb"), ([2, 3, 0, 1], "ab\ufffd"), ([2, 3, 0, 0], "ab\ufffd\ufffd")]
+)
+def test_padding_that_the_policy_writes_makes_another_answer(make_vector, words, actions, text):
+    """To "ab=" the answer is "ab"; with padding inside, before EOS or at the end of its room it is another."""
+    steps = play(make_vector(1, "disabled"), words("ab"), [[action] for action in actions])
+    final = steps[-1][4]["final_info"]
+    assert (final["text"][0], final["exact"][0], final["num_tokens"][0]) == (text, False, 4)
+    assert steps[-1][1].tolist() == [0.0]

@@ -271,3 +271,20 @@ def test_heads_learn_a_periodic_text(make_model, kind, share_depths):
         output.loss.backward()
         optimizer.step()
     assert torch.all(output.depth_losses < goal)
+
+
+def test_the_loss_without_depth_logits_unembeds_each_depth_once_and_keeps_no_logits(make_model, tokens):
+    """The layer runs once a depth where logits are asked for, and not at all where they are not."""
+    model = make_model("llama")
+    num_rows = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: num_rows.append(args[0].shape[:-1].numel())
+    )
+    output = model(tokens, labels=tokens, compute_depth_logits=False)
+    assert output.logits is None
+    assert output.depth_logits is None
+    assert num_rows == []  # the chunks are unembedded by the weight itself, none by the layer
+    full = model(tokens, labels=tokens)
+    assert num_rows == [tokens.numel()] * model.config.depth
+    assert torch.equal(full.logits, full.depth_logits[0])
+    torch.testing.assert_close(output.loss, full.loss)

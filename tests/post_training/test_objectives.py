@@ -189,13 +189,13 @@ def test_one_random_depth_is_the_same_in_all_micro_batches_of_a_step(run):
 def test_thinned_positions_count_for_those_left_out(make_trainer, make_model, frequency, scale):
     trainer = make_trainer(make_model(), mtp_objective={"frequency": frequency, "coef": {"start": 0.3}}, **ONE_BATCH)
     seen = []
-    log = trainer._log_depths
-    trainer._log_depths = lambda later: (seen.append(later), log(later))
+    log = trainer._add_depths
+    trainer._add_depths = lambda later, num_targets: (seen.append(later), log(later, num_targets))
     trainer.train()
     (later,) = seen
     whole = make_trainer(make_model(), mtp_objective={"coef": {"start": 0.3}}, **ONE_BATCH)
     all_targets = []
-    whole._log_depths = lambda later: all_targets.append(later.sums.counts[0].item())
+    whole._add_depths = lambda later, _: all_targets.append(later.sums.counts[0].item())
     whole.train()
     kept = later.sums.counts[0].item()
     # Binomial for the fraction: five standard deviations are a false alarm in 10^6. With a stride each row keeps a

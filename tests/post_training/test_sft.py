@@ -234,11 +234,6 @@ def test_an_empty_dataset_is_refused(make_trainer, make_model, demonstrations):
         make_trainer(make_model(), eval_dataset=empty)
 
 
-def test_a_length_limit_that_leaves_nothing_is_refused(make_trainer, make_model):
-    with pytest.raises(ValueError, match=r"train_dataset is empty.*max_length=2 cuts every completion off"):
-        make_trainer(make_model(), max_length=2, dataset_kwargs=None)
-
-
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(make_trainer, make_model, tokenizer):
     tokenizer.add_tokens(["x", "y"])
     with pytest.raises(ValueError, match="the tokenizer has 16 tokens and the model's vocabulary 14; build the trunk"):

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from worldmtp import MTPConfig, MTPModel
 from worldmtp.agents import TextGenRollout, env_reward
 from worldmtp.envs import Example, Score, TextGenEnv, TextGenReward, TextGenVectorEnv
 from worldmtp.envs.tokenizer import TransformersTokenizer
@@ -143,7 +144,7 @@ def test_rewards_of_trls_own_generations(lossy, trunk, make_args, trainer_class,
     assert len(recorder.calls) == 2
     handed = [(prompt, ids) for prompts, batch, _ in recorder.calls for prompt, ids in zip(prompts, batch, strict=True)]
     assert [(prompt, ids) for prompt, _, ids in task.seen] == handed
-    assert all(text == lossy.decode(ids) for _, text, ids in task.seen)
+    assert all(text == lossy.decode([*ids, 1]) for _, text, ids in task.seen)  # padding at the end was written, too
     assert any(lossy.encode(text) != [token for token in ids if token > 1] for _, text, ids in task.seen)
     by_hand = [torch.tensor([quarters_of_a(ids) for ids in batch]) for _, batch, _ in recorder.calls]
     assert logged(trainer, "rewards/CountA/mean") == [float(rewards.mean()) for rewards in by_hand]
@@ -203,3 +204,29 @@ def echoed(tokenizer, ids, mask):
         total += 0.5 * text.startswith("a")
     assert at == len(ids)
     return total
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_trainer_that_leaves_the_heads_alone_says_so(lossy, trunk, make_args, depth):
+    reward = TextGenReward(
+        TextGenEnv(task=CountA(), tokenizer=lossy, max_prompt=5, max_new=8, heldout_fraction=0.0, pool_size=4)
+    )
+    generator = torch.Generator().manual_seed(0)
+    model = MTPModel.from_trunk(trunk, MTPConfig(head="latent", depth=depth), generator)
+    heads = [parameter.detach().clone() for parameter in model.heads.parameters()]
+
+    def train():
+        GRPOTrainer(
+            model,
+            reward_funcs=reward,
+            args=make_args(GRPOConfig, reward.max_new, beta=0.0),
+            train_dataset=Dataset.from_list(reward.rows("train", 8, seed=0)),
+            processing_class=lossy.backend,
+        ).train()
+
+    if depth == 1:
+        train()  # no heads, no word: warnings are errors
+    else:
+        with pytest.warns(UserWarning, match=r"this trainer \(trl, grpo\) trains the trunk alone: .* depths 2 to 3"):
+            train()
+    assert all(map(torch.equal, heads, model.heads.parameters()))

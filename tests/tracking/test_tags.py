@@ -6,7 +6,7 @@ from worldmtp.tracking.tag_docs import metrics_markdown
 from worldmtp.tracking.tags import TAGS, TagRow, TagTable
 
 DOCUMENTED = """
-rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction rollout/entropy losses/policy
+rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction losses/policy
 losses/value losses/entropy losses/kl_reference losses/approx_kl losses/clip_fraction losses/grad_norm
 losses/explained_variance losses/counterfactual world_model/loss world_model/reward_loss world_model/continuation_loss
 world_model/value_loss world_model/action_shuffle_loss_ratio world_model/depth_1/ce world_model/depth_12/top1
@@ -14,10 +14,10 @@ world_model/depth_2/accept world_model/depth_2/survival world_model/depth_2/kl i
 imagination/gate_open imagination/kappa imagination/corr imagination/rung
 imagination/return_imagined imagination/return_realized imagination/return_bias imagination/return_corr
 imagination/imagined_tokens imagination/num_live_mean imagination/weight_h0 imagination/skill_h4 imagination/rung_0/r2
-imagination/rung_3/slope eval/exact eval/exact_lo90 eval/exact_hi90 eval/exact_sampled eval/score eval/prompt_overlap
+imagination/rung_3/slope eval/exact eval/exact_lo90 eval/exact_hi90 eval/exact_sampled eval/score
 eval/length_mean time/rollout_seconds time/scoring_seconds time/world_model_seconds time/imagination_seconds
 time/update_seconds time/eval_seconds time/total_seconds time/env_fraction env/episodes env/tokens env/scorer_calls
-env/scorer_errors env/scorer_timeouts sft/loss sft/loss_depth_2 sft/anything
+env/scorer_errors env/scorer_timeouts sft/loss sft/mtp/loss_depth_2 sft/anything
 """
 
 

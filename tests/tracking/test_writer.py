@@ -63,12 +63,12 @@ def test_jsonl_pictures_and_histograms(tmp_path):
     picture = np.zeros((2, 3, 3), dtype=np.uint8)
     picture[0, 1] = [255, 0, 7]
     with closing(JsonlWriter(tmp_path)) as writer:
-        writer.image("imagination/tokens", picture, step=12)
+        writer.image("imagination/imagined_3", picture, step=12)
         # Quantiles 0, .1, .5, .9, 1 of 0..10 are 0, 1, 5, 9, 10.
         writer.histogram("rollout/return", np.append(np.arange(11.0), np.nan), step=12)
     records = read_records(tmp_path / "metrics.jsonl")
-    relative = records[0]["image"]["imagination/tokens"]
-    assert relative == "images/imagination/tokens/000000000012.png"
+    relative = records[0]["image"]["imagination/imagined_3"]
+    assert relative == "images/imagination/imagined_3/000000000012.png"
     assert np.array_equal(np.asarray(Image.open(tmp_path / relative)), picture)
     assert records[1]["histogram"]["rollout/return"] == {"count": 12, "finite": 11, "quantiles": [0, 1, 5, 9, 10]}
 
@@ -169,12 +169,12 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         writer.custom_layout(default_layout())
         writer.scalars({"losses/policy": 0.25, "losses/value": math.nan}, step=3)
         writer.text("run/config", "a: 1", step=3)
-        writer.image("imagination/tokens", np.full((4, 5, 3), 9, dtype=np.uint8), step=3)
+        writer.image("imagination/imagined_3", np.full((4, 5, 3), 9, dtype=np.uint8), step=3)
         writer.histogram("rollout/return", np.array([0.0, 1.0, np.inf]), step=3)
     events = read_events(tmp_path / "tensorboard")
     assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == [(3, 0.25)]
     assert math.isnan(events.Scalars("losses/value")[0].value)
-    assert events.Images("imagination/tokens")[0].width == 5
+    assert events.Images("imagination/imagined_3")[0].width == 5
     assert events.Histograms("rollout/return")[0].histogram_value.num == 2
     assert events.Tensors("run/config/text_summary")[0].tensor_proto.string_val[0] == b"a: 1"
     assert "custom_scalars__config__" in events.Tags()["tensors"]

@@ -18,9 +18,11 @@ def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStr
     for k in range(1, artefact.num_depths + 1):
         probability = artefact.head_top1_prob[row, :length, k - 1]
         # What was said from inside the prompt of a token more than one ahead of its end is not shown: the root must
-        # have seen the whole prompt.
+        # have seen the whole prompt. Nor is what was said over the end of a turn: the reply in between is no action.
         spoken = [
-            bool(artefact.action_mask[row, place]) and place - k >= artefact.prompt_length[row] - 1 and value == value
+            place - k >= artefact.prompt_length[row] - 1
+            and bool(artefact.action_mask[row, place - k + 1 : place + 1].all())
+            and value == value
             for place, value in enumerate(probability)
         ]
         rows.append(

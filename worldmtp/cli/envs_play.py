@@ -19,7 +19,9 @@ def play_env(env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int,
     """
     # What is asked is drawn here; the pool, which every environment has, may be small.
     envs = make_text_vec(env_id, 1, **{"pool_size": 1} | kwargs)
-    examples = draw_examples(envs.task, split, num_episodes, seed, heldout_fraction=envs.problem.heldout_fraction)
+    examples = draw_examples(
+        envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=envs.problem.heldout_fraction
+    )
     scores = []
     for number, example in enumerate(examples, start=1):
         print(f"--- episode {number} of {num_episodes}, {split}, seed {seed}")

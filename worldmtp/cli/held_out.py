@@ -12,7 +12,7 @@ import torch
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.forward import action_mask, episode_returns
-from worldmtp.agents.predictions import depth_predictions, root_imaginations
+from worldmtp.agents.predictions import DepthPredictions, RootImaginations, depth_predictions, root_imaginations
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
@@ -53,7 +53,13 @@ def judge(
     """
     evaluation = evaluator.run(model)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    artefact = make_artefact(model, world_model, evaluation.sampled, horizon, num_rollouts, ppo, tokens_text, generator)
+    rollout = evaluation.sampled
+    low, high = model.config.value_range
+    said = depth_predictions(model, rollout, evaluator.temperature)
+    roots = root_imaginations(
+        world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator
+    )
+    artefact = make_artefact(rollout, said, roots, horizon, tokens_text)
     greedy = evaluation.greedy.exact
     sampled = evaluation.sampled.exact
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
@@ -71,18 +77,9 @@ def judge(
 
 
 def make_artefact(
-    model: MTPModel,
-    world_model: WorldModel[Any] | None,
-    rollout: Rollout,
-    horizon: int,
-    num_rollouts: int,
-    ppo: PPOConfig,
-    tokens_text: Sequence[str],
-    generator: torch.Generator,
+    rollout: Rollout, said: DepthPredictions, roots: RootImaginations, horizon: int, tokens_text: Sequence[str]
 ) -> EvalArtefact:
     """What the analysis needs to know of sampled answers."""
-    said = depth_predictions(model, rollout)
-    roots = root_imaginations(world_model, rollout, horizon, num_rollouts, ppo, generator)
     arrays: dict[str, Any] = {
         "input_ids": rollout.input_ids,
         "attention_mask": rollout.attention_mask,
@@ -124,9 +121,21 @@ def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
 
 
 def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
-    """The artefact on disk, the numbers in the log."""
+    """The artefact on disk, the numbers and some sampled answers in the log."""
     save_artefact(judgement.artefact, run_dir / "artefacts", name)
     writer.scalars(judgement.metrics, step)
+    writer.text("samples/heldout", samples(judgement.artefact), step)
+
+
+def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
+    """The first prompts with what was answered and earned, as a list in markdown; texts as Python spells them."""
+    lines = []
+    for row in range(min(num_samples, len(artefact))):
+        texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]
+        start = int(artefact.prompt_length[row])
+        prompt, answer = "".join(texts[:start]), "".join(texts[start:])
+        lines.append(f"* `{prompt!r}` -> `{answer!r}`: {artefact.returns[row]:.2f}")
+    return "\n".join(lines)
 
 
 def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:

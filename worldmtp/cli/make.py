@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
@@ -34,7 +34,7 @@ def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
 
 
 def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generator: torch.Generator) -> PreTrainedModel:
-    """The causal LM: from ``path``, or fresh from a transformers config.
+    """The causal LM, its weights in float32: from ``path``, or fresh from a transformers config.
 
     Raises:
         ValueError: neither or both are given, or what is given does not exist.
@@ -48,7 +48,7 @@ def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generato
     path = str(config.path)
     if not Path(path).is_dir():
         raise ValueError(f"model.path={path!r} is not a directory; give one written by save_pretrained.")
-    trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path)
+    trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     return trunk
 
 
@@ -75,7 +75,7 @@ def _fresh_trunk(
     # Hugging Face draws initial weights from the global state; it is lent a seed and restored.
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return AutoModelForCausalLM.from_config(trunk_config)
+        return AutoModelForCausalLM.from_config(trunk_config, dtype=torch.float32)
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:
@@ -83,7 +83,7 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def make_model(config: ModelConfig, env: TextVectorEnv, seed: int, reward_range: tuple[float, float]) -> MTPModel:
+def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
     """The trunk with fresh heads, for the environment's vocabulary and lengths.
 
     Raises:
@@ -92,15 +92,9 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int, reward_range:
     generator = torch.Generator().manual_seed(seed)
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
+    bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
     try:
-        heads = MTPConfig(
-            head=config.head,
-            depth=config.depth,
-            num_value_bins=config.num_value_bins,
-            value_range=reward_range,
-            reward_range=reward_range,
-            **given(config.head_spec),
-        )
+        heads = MTPConfig(head=config.head, depth=config.depth, **bins, **given(config.head_spec))
         return MTPModel.from_trunk(trunk, heads, generator)
     except ValueError as error:
         raise ValueError(f"model.head={config.head} with model.head_spec={given(config.head_spec)}: {error}") from error
@@ -134,14 +128,17 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
         )
 
 
-def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig) -> bool:
+def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig, ppo: PPOConfig) -> bool:
     """Whether a world model on ``model`` can imagine what is asked; where it is to be trained for, it must.
 
     Raises:
         ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
-            far, or it is blind to the actions that counterfactuals compare.
+            far, or it is blind to the actions that counterfactuals compare; or these compare whole episodes and the
+            agent discounts.
     """
     check_backend(backend)
+    if imagination.use == "counterfactual":
+        ppo.check_whole_episodes("imagination=counterfactual")
     try:
         _check_imagination(model, backend, imagination)
     except ValueError:

@@ -35,13 +35,15 @@ from worldmtp.cli.make import (
 from worldmtp.cli.objective import checked_objective
 from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
+from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts
 from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
-from worldmtp.cli.warm_start import demonstrations, warm_start
+from worldmtp.cli.warm_start import warm_start
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
-from worldmtp.envs import prompt_overlap
 from worldmtp.model import MTPModel
+from worldmtp.precision import computing_in
+from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
     JsonlWriter,
@@ -52,9 +54,6 @@ from worldmtp.tracking import (
     read_records,
     tensorboard_command,
 )
-
-RETURN_RANGE = (0.0, 1.0)
-"""Scores of a text environment lie in [0, 1], and an episode is paid once."""
 
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
@@ -67,6 +66,8 @@ def execute(config: TrainConfig, run_dir: Path) -> float:
     try:
         with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
             pipeline = Pipeline(config, run_dir, writer, progress)
+            for note in pipeline.notes:
+                print(f"note: {note}", file=sys.stderr)
             exact = pipeline.run()
     except StoppedEarly as stop:
         print(stop)
@@ -103,13 +104,21 @@ class Pipeline:
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._objective = checked_objective(config.objective, self._model.config.depth)
-        self._can_imagine = check_imagination(self._model, config.world_model.backend, config.imagination)
-        held_out = self._env.examples("heldout", config.eval.num_prompts, config.seed)
-        self._evaluator = Evaluator(make_env(config.env, len(held_out)), held_out, rollout.temperature, config.seed)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
+        prompts = draw_run_prompts(self._env, config)
+        held_out, self._examples = prompts.held_out, prompts.demonstrations
+        self._overlap, notes = choose_pool(self._env, prompts, config)
+        self.notes = (*prompts.notes, *notes)
+        self._evaluator = Evaluator(
+            make_env(config.env, len(held_out)),
+            held_out,
+            rollout.temperature,
+            stream_seed(config.seed, "evaluation"),
+        )
         self._prompt = held_out[0].prompt
-        self._examples = demonstrations(self._env, config.sft, config.seed) if config.sft.num_steps else []
         self._env.problem.encode([*held_out, *self._examples])
-        self._overlap = max(prompt_overlap(self._examples, held_out), self._env.overlap())
         self._tokens_text = vocabulary(self._env)
         self._after: Judgement | None = None
         self.closing = ""
@@ -126,15 +135,16 @@ class Pipeline:
         trainer = self._trainer()
         if saved is not None:
             trainer.load_state_dict(saved.trainer)
-        reinforce(
-            trainer,
-            self._config.agent.rollout.num_iterations,
-            self._run_dir,
-            self._config.checkpoint,
-            self._writer,
-            lambda step: self._evaluate(trainer, step),
-            lambda fraction, note: self._progress.update("reinforce", fraction, note),
-        )
+        with self._computing():
+            reinforce(
+                trainer,
+                self._config.agent.rollout.num_iterations,
+                self._run_dir,
+                self._config.checkpoint,
+                self._writer,
+                lambda step: self._evaluate(trainer, step),
+                lambda fraction, note: self._progress.update("reinforce", fraction, note),
+            )
         if self._after is None:
             # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
             self._after = self._judge()
@@ -153,11 +163,17 @@ class Pipeline:
                 raise ValueError(f"sft.load={config.sft.load!r} is not a directory; give the sft/model of a run.")
         if done.is_dir():
             return True, on_device(load_model(done), config.profile)
-        return False, on_device(make_model(config.model, self._env, config.seed, RETURN_RANGE), config.profile)
+        seed = stream_seed(config.seed, "model")
+        return False, on_device(make_model(config.model, self._env, seed), config.profile)
+
+    @property
+    def _start(self) -> str:
+        """What the evaluation before the first iteration is called: of a warm start, or of the model as it came."""
+        return "warm_start" if self._is_warm or self._examples else "start"
 
     def _warm_start(self) -> None:
         config, directory = self._config, self._run_dir / "sft"
-        if self._is_warm or not config.sft.num_steps:
+        if self._is_warm or not self._examples:
             return
         with _writer(directory, config) as writer:
             warm_start(
@@ -167,9 +183,10 @@ class Pipeline:
                 config.sft,
                 self._objective,
                 directory,
-                config.seed,
+                stream_seed(config.seed, "warm start") % 2**32,  # Hugging Face seeds numpy, too
                 writer,
                 lambda fraction, note: self._progress.update("warm start", fraction, note),
+                config.model.compute_dtype,
             )
         on_device(self._model, config.profile)
 
@@ -179,8 +196,8 @@ class Pipeline:
             self._writer.custom_layout(default_layout())
         config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
         self._writer.text("run/config", f"```yaml\n{config}\n```", 0)
-        self._writer.scalars({"eval/prompt_overlap": self._overlap}, 0)
-        write_judgement(before, self._run_dir, "warm_start", self._writer, 0)
+        self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
+        write_judgement(before, self._run_dir, self._start, self._writer, 0)
 
     def _generate_command(self) -> list[str]:
         """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
@@ -188,6 +205,10 @@ class Pipeline:
             return []
         words = ["worldmtp-generate", *(["--explain"] if can_draft(self._model) else []), "--model", str(self._run_dir)]
         return ["generate:    " + shlex.join([*words, "--", self._prompt])]
+
+    def _computing(self) -> torch.autocast:
+        """Not around the warm start, which has an autocast of its own."""
+        return computing_in(self._config.model.compute_dtype, self._model.device)
 
     def _trainer(self) -> ImaginationTrainer:
         config = self._config
@@ -198,7 +219,7 @@ class Pipeline:
             config.agent.ppo,
             config.world_model,
             config.imagination,
-            config.seed,
+            stream_seed(config.seed, "reinforcement"),
         )
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
@@ -218,22 +239,24 @@ class Pipeline:
 
     def _judge(self) -> Judgement:
         config = self._config
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
         backend = config.world_model.backend
-        return judge(
-            self._model,
-            self._evaluator,
-            make_world_model(backend, self._model, generator) if self._can_imagine else None,
-            config.imagination.horizon,
-            config.eval.num_imagined,
-            config.agent.ppo,
-            self._tokens_text,
-            config.seed,
-        )
+        with self._computing():
+            return judge(
+                self._model,
+                self._evaluator,
+                make_world_model(backend, self._model, generator) if self._can_imagine else None,
+                config.imagination.horizon,
+                config.eval.num_imagined,
+                config.agent.ppo,
+                self._tokens_text,
+                stream_seed(config.seed, "imagination in evaluation"),
+            )
 
     def _close(self, before: Judgement, after: Judgement) -> None:
         """The closing table, the report, and the mark that all is done."""
         config, use = self._config, self._config.imagination.use
+        started = "SFT" if self._start == "warm_start" else "before PPO"
         arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
@@ -241,15 +264,17 @@ class Pipeline:
         summary = RunSummary(
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
-                replace(summarize(before, "SFT", "warm_start"), imagined_return=None),
+                replace(summarize(before, started, self._start), imagined_return=None),
                 trained if use != "off" else replace(trained, imagined_return=None),
             ),
             # Of the log, whose clock goes on over a resumption.
             wall_clock_seconds=round(records[-1]["time_seconds"], 1),
             machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
             notes=(
-                f"{config.eval.num_prompts} held-out prompts of {config.env.id}, seed {config.seed}; "
+                f"{len(self._evaluator.examples)} held-out prompts of {config.env.id}, seed {config.seed}; "
                 "sampled is the policy as it acts, one answer a prompt",
+                f"{self._overlap:.3f} of the training prompts are those of the warm start",
+                *self.notes,
                 *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
             ),
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from worldmtp.agents.forward import episode_returns
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from worldmtp.cli.schema import CheckpointConfig
@@ -82,12 +83,14 @@ def reinforce(
         if config.stop_after is not None and trainer.iteration >= config.stop_after:
             raise StoppedEarly(f"stopped after iteration {trainer.iteration}; go on with resume={run_dir}")
         try:
-            metrics, _ = trainer.step()
+            metrics, rollout = trainer.step()
             _check_weights(trainer.model, trainer.iteration)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} {_way_back(directory, run_dir)}") from error
         step = int(trainer.totals["env/tokens"])
         writer.scalars(metrics, step)
+        writer.histogram("rollout/return", episode_returns(rollout).cpu().numpy(), step)
+        writer.histogram("rollout/length", rollout.step_mask.sum(dim=1).cpu().numpy(), step)
         evaluate(step)
         if trainer.iteration % config.every_iterations == 0 or trainer.iteration == num_iterations:
             writer.flush()

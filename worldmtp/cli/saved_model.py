@@ -7,6 +7,7 @@ complete checkpoint: ``AutoTokenizer`` and ``AutoModelForCausalLM`` read it wher
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,13 +18,13 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def load_model(directory: Path) -> MTPModel:
-    """A model that ``save_model`` wrote.
+    """A model that ``save_model`` wrote, to be trained on: its weights in float32.
 
     Raises:
         ValueError: its files are missing or damaged.
     """
     try:
-        return MTPModel.from_pretrained(directory)
+        return MTPModel.from_pretrained(directory, dtype=torch.float32)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"the model in {directory} cannot be read: {error}. Delete that directory to train the warm start again."

@@ -6,6 +6,7 @@ whose ``__post_init__`` checks them. No DictConfig leaves this package.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, TypeVar
 
@@ -13,9 +14,13 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.choices import check_choice
 from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig, given
 
 Config = TypeVar("Config")
+
+_COMPUTE_DTYPES = ("float32", "bfloat16")
+"""Those of ``worldmtp.precision``, which needs torch; ``--help`` is answered without."""
 
 
 def twin(frozen: type) -> type:
@@ -66,8 +71,8 @@ def _at_least(smallest: int, **values: int | float) -> None:
 
 def _positive(**values: int | float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive and finite.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,11 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The trunk, made from a transformers config or loaded from ``path``, and its heads."""
+    """The trunk, made from a transformers config or loaded from ``path``, and its heads.
+
+    Weights are loaded, trained and saved in float32, whatever a checkpoint holds. ``compute_dtype=bfloat16`` computes
+    with them by autocast, in the warm start, in reinforcement and in evaluation.
+    """
 
     architecture: str | None
     path: str | None
@@ -88,7 +97,12 @@ class ModelConfig:
     depth: int = 4
     head: str = "sequential"
     head_spec: HeadSpecConfig = field(default_factory=HeadSpecConfig)
-    num_value_bins: int = 21
+    num_value_bins: int | None = None
+    """None is the default of ``MTPConfig``."""
+    compute_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("compute_dtype", self.compute_dtype, _COMPUTE_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,8 @@ class SFTStageConfig:
     save_steps: int = 100
     """Steps between two checkpoints; a multiple of ``log_steps``, so that no mean is cut by a resumption."""
     load: str | None = None
+    share_prompts: bool = False
+    """Reinforcement may train on the prompts whose answers the warm start has shown."""
 
     def __post_init__(self) -> None:
         _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps, mtp_coef=self.mtp_coef or 0.0)

@@ -54,21 +54,6 @@ class _LogCallback(MetricWriterCallback):
         super().on_log(args, state, control, kept, **kwargs)
 
 
-def demonstrations(env: TextVectorEnv, config: SFTStageConfig, seed: int) -> list[Example]:
-    """Training prompts with the task's own answers.
-
-    Raises:
-        ValueError: the task has no answers to show.
-    """
-    examples = env.examples("train", config.num_demonstrations, seed)
-    if any(example.answer is None for example in examples):
-        raise ValueError(
-            f"task {type(env.task).__name__} has prompts without an answer, so there is nothing to imitate; set "
-            "sft.num_steps=0 to start from the model as it is."
-        )
-    return examples
-
-
 def warm_start(
     model: MTPModel,
     env: TextVectorEnv,
@@ -79,6 +64,7 @@ def warm_start(
     seed: int,
     writer: MetricWriter,
     report: Callable[[float, str], None],
+    compute_dtype: str,
 ) -> None:
     """Train ``model`` in place by fields of ``MTPObjective`` and leave it in ``directory/model``.
 
@@ -107,6 +93,7 @@ def warm_start(
         report_to="none",
         disable_tqdm=True,
         seed=seed,
+        bf16=compute_dtype == "bfloat16",
         max_length=env.problem.max_prompt + env.problem.max_new,
     )
     trainer = MTPSFTTrainer(

@@ -19,6 +19,14 @@ class LayerCache:
         """A copy of some rows, repeats allowed."""
         return LayerCache(self.keys[rows], self.values[rows])
 
+    def gather(self, rows: Int[Tensor, " selected"], slots: Int[Tensor, "selected width"]) -> "LayerCache":
+        """A copy of some rows, repeats allowed, each with the slots of its own."""
+
+        def gathered(values: Tensor) -> Tensor:
+            return values.transpose(1, 2)[rows[:, None], slots].transpose(1, 2)
+
+        return LayerCache(gathered(self.keys), gathered(self.values))
+
 
 def read_cache(cache: Cache) -> tuple[LayerCache, ...]:
     """Every layer of a cache.

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
-from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.roots import resolve_roots
 
 
@@ -184,9 +183,3 @@ class ExactWorldModel:
             continuation=(~state.ended).to(self._logits.dtype),
             value=torch.where(state.ended, 0.0, self._values[state.prefixes]),
         )
-
-    def imagine(
-        self, state: PrefixState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)

@@ -11,17 +11,15 @@ Depth 1 is the root itself, so K depths are K - 1 steps; heads with one recursiv
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from worldmtp.dynamics.branch import BranchDynamics
 from worldmtp.dynamics.chained import ChainedDynamics
 from worldmtp.dynamics.head_dynamics import HeadDynamics, HeadState
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
+from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.recurrent import RecurrentDynamics
-from worldmtp.dynamics.rollout import imagine
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
@@ -94,9 +92,3 @@ class MTPWorldModel:
     def predict(self, state: HeadState, with_logits: bool = True) -> Prediction:
         """Read the latent, through its depth's output layer."""
         return read_latent(self._model, state.latent, with_logits, min(state.depth, self._model.config.depth))
-
-    def imagine(
-        self, state: HeadState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)

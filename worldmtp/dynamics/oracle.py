@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
+from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import imagine
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
@@ -22,10 +21,15 @@ from worldmtp.targets import position_ids_from_attention_mask
 
 @dataclass(frozen=True)
 class CachedState:
-    """Prefixes with their trunk caches, one ``LayerCache`` a layer; state n is row ``cache_rows[n]`` of them."""
+    """Prefixes with their trunk caches, one ``LayerCache`` a layer.
+
+    State n is the first ``num_slots[n]`` slots of row ``cache_rows[n]``: padding on the left, then its prefix. What
+    stands behind them belongs to later tokens of the same text.
+    """
 
     latent: Float[Tensor, "state hidden"]
     attention_mask: Bool[Tensor, "state length"]
+    num_slots: Int[Tensor, " state"]
     next_position: Int[Tensor, " state"]
     caches: tuple[LayerCache, ...]
     cache_rows: Int[Tensor, " state"]
@@ -39,6 +43,7 @@ class CachedState:
             self,
             latent=self.latent[rows],
             attention_mask=self.attention_mask[rows],
+            num_slots=self.num_slots[rows],
             next_position=self.next_position[rows],
             cache_rows=self.cache_rows[rows],
         )
@@ -75,20 +80,26 @@ class OracleWorldModel:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        index = torch.arange(input_ids.shape[1], device=input_ids.device)
         return CachedState(
             latent=hidden[root_rows, root_positions],
-            attention_mask=attention_mask[root_rows] & (index <= root_positions[:, None]),
+            attention_mask=attention_mask[root_rows],
+            num_slots=root_positions + 1,
             next_position=position_ids[root_rows, root_positions] + 1,
             caches=read_cache(cache),
             cache_rows=root_rows,
         )
 
     def step(self, state: CachedState, actions: Int[Tensor, " state"]) -> CachedState:
-        """One token through the trunk over a gathered copy of the cache."""
-        cache = make_cache([layer.select(state.cache_rows) for layer in state.caches])
-        seen = torch.ones_like(state.attention_mask[:, :1])
-        attention_mask = torch.cat([state.attention_mask, seen], dim=1)
+        """One token through the trunk over a gathered copy of the cache.
+
+        A sliding window counts slots, so every prefix is moved to the right end: the token comes next to its last one.
+        """
+        width = int(state.num_slots.max())
+        slots = torch.arange(width, device=actions.device) - (width - state.num_slots)[:, None]
+        inside = slots.clamp_min(0)
+        cache = make_cache([layer.gather(state.cache_rows, inside) for layer in state.caches])
+        real = state.attention_mask.gather(1, inside) & (slots >= 0)
+        attention_mask = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
         hidden = self._model.base_model(
             input_ids=actions[:, None],
             attention_mask=attention_mask.long(),
@@ -99,6 +110,7 @@ class OracleWorldModel:
         return CachedState(
             latent=hidden[:, -1],
             attention_mask=attention_mask,
+            num_slots=torch.full_like(state.num_slots, width + 1),
             next_position=state.next_position + 1,
             caches=read_cache(cache),
             cache_rows=torch.arange(len(actions), device=actions.device),
@@ -107,9 +119,3 @@ class OracleWorldModel:
     def predict(self, state: CachedState, with_logits: bool = True) -> Prediction:
         """Read the true latent."""
         return read_latent(self._model, state.latent, with_logits)
-
-    def imagine(
-        self, state: CachedState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction
+from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import imagine
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.heads.base import ParallelHead
 from worldmtp.model import MTPModel
@@ -99,9 +98,3 @@ class ParallelWorldModel:
     def predict(self, state: ForeseenState, with_logits: bool = True) -> Prediction:
         """Read the depth's latent through its output layer."""
         return read_latent(self._model, state.latent, with_logits, state.depth)
-
-    def imagine(
-        self, state: ForeseenState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)

@@ -1,7 +1,7 @@
 """Dynamics that cannot help: whatever an agent gains with them is not due to its world model.
 
-``identity`` never moves (h^ = h), ``shuffled`` moves by somebody else's action. Both keep the interface, the cost and
-the statistics of the real thing.
+``identity`` never moves (h^ = h), ``shuffled`` moves by an action that is not the state's own. Both keep the interface
+and the cost of the real thing.
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, Prediction, State, WorldModel
+from worldmtp.dynamics.protocol import Prediction, State, WorldModel
 from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import imagine
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
@@ -71,19 +70,22 @@ class IdentityWorldModel:
         """Read the root's latent."""
         return read_latent(self._model, state.latent, with_logits)
 
-    def imagine(
-        self, state: FrozenState, horizon: int, policy: Policy, generator: torch.Generator | None
-    ) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``."""
-        return imagine(self, state, horizon, policy, generator)
-
 
 class ShuffledWorldModel(Generic[State]):
-    """World model back-end ``shuffled``: every state is stepped by the action of another row of the batch."""
+    """World model back-end ``shuffled``: no state is stepped by its own action.
 
-    def __init__(self, inner: WorldModel[State], generator: torch.Generator) -> None:
+    See ``other_actions``. Rows with equal actions do not exchange them, since that would be the real step.
+
+    Raises:
+        ValueError: a vocabulary of fewer than two tokens, which has no other action.
+    """
+
+    def __init__(self, inner: WorldModel[State], generator: torch.Generator, vocab_size: int) -> None:
+        if vocab_size < 2:
+            raise ValueError(f"vocab_size={vocab_size} has no other action to shuffle in; it must be at least 2.")
         self._inner = inner
         self._generator = generator
+        self._vocab_size = vocab_size
 
     @property
     def action_conditional(self) -> bool:
@@ -106,14 +108,32 @@ class ShuffledWorldModel(Generic[State]):
         return self._inner.encode(input_ids, attention_mask, root_rows, root_positions)
 
     def step(self, state: State, actions: Int[Tensor, " state"]) -> State:
-        """Step by permuted actions."""
-        permutation = torch.randperm(len(actions), generator=self._generator, device=self._generator.device)
-        return self._inner.step(state, actions[permutation.to(actions.device)])
+        """Step by other actions."""
+        return self._inner.step(state, other_actions(actions, self._vocab_size, self._generator))
 
     def predict(self, state: State, with_logits: bool = True) -> Prediction:
         """As the dynamics inside."""
         return self._inner.predict(state, with_logits)
 
-    def imagine(self, state: State, horizon: int, policy: Policy, generator: torch.Generator | None) -> ImaginedRollout:
-        """See ``worldmtp.dynamics.rollout.imagine``; the actions drawn are not those it moves by."""
-        return imagine(self, state, horizon, policy, generator)
+
+def other_actions(actions: Int[Tensor, " state"], vocab_size: int, generator: torch.Generator) -> Int[Tensor, " state"]:
+    """Give every row an action that differs from its own: those of the batch, permuted at random, where that can be.
+
+    Rows are put in random order, equal actions side by side, and turned by at least the largest number of equal ones,
+    so that none meets its like. Where more than half of the rows share an action no permutation changes them all; those
+    that would keep theirs get another token, uniform over the rest of the vocabulary.
+    """
+    device = generator.device
+    own = actions.to(device)
+    size = len(own)
+    # Actions in a random order of their ids, and rows of one action in random order.
+    rank = torch.randperm(vocab_size, generator=generator, device=device)[own]
+    order = torch.randperm(size, generator=generator, device=device)
+    order = order[rank[order].argsort(stable=True)]
+    largest = int(torch.bincount(rank, minlength=1).max())
+    latest = max(largest, size - largest)
+    shift = int(torch.randint(largest, latest + 1, (), generator=generator, device=device))
+    given = torch.empty_like(own)
+    given[order] = own[order.roll(-shift)]
+    offset = torch.randint(1, vocab_size, (size,), generator=generator, device=device)
+    return torch.where(given == own, (own + offset) % vocab_size, given).to(actions.device)

@@ -1,4 +1,4 @@
-"""What a world model of text answers: five verbs, the same for every back-end.
+"""What a world model of text answers: three verbs, the same for every back-end; ``imagine`` rolls any of them out.
 
 A state is a prefix; ``step`` appends a token. ``predict`` reads a state: the policy's next-token logits there, and, of
 the transition that *arrived* in it, the reward and the probability that the episode went on, and the value from there
@@ -19,7 +19,7 @@ from torch import Tensor
 _Same = TypeVar("_Same")
 
 Policy = Callable[[Float[Tensor, "state vocab"]], Float[Tensor, "state vocab"]]
-"""Logits to the log-probabilities that actions are drawn from (temperature, masks)."""
+"""Logits to the log-probabilities that actions are drawn from (temperature, masks): the policy that acts."""
 
 
 @runtime_checkable
@@ -54,12 +54,35 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class TurnRoom:
+    """How long the policy's turn goes on in a conversation, for each state of a batch.
+
+    A turn is over with ``eos_id``, or when ``room``, the tokens that the policy may still write, is used up.
+    """
+
+    eos_id: int
+    room: Int[Tensor, " state"]
+
+    def select(self, rows: Int[Tensor, " selected"]) -> "TurnRoom":
+        """By row, as ``LatentState.select``."""
+        return TurnRoom(self.eos_id, self.room[rows])
+
+    def after(self, actions: Int[Tensor, " state"]) -> "TurnRoom":
+        """The room that is left after one more token each."""
+        return TurnRoom(self.eos_id, torch.where(actions == self.eos_id, 0, self.room - 1))
+
+
+@dataclass(frozen=True)
 class ImaginedRollout:
     """Rollouts of a world model from a batch of roots.
 
     ``rewards[:, h]`` and ``continuations[:, h]`` belong to ``actions[:, h]``; ``values`` has one entry more, its first
     that of the root. ``alive[:, h]`` is the probability that step h is still inside the episode (product of the
     continuations before it): imagined steps after an imagined end weigh nothing.
+
+    ``in_turn[:, h]`` is False from the first step that is not the policy's to take: its turn is over, and what follows
+    is the world's reply. There the rollout stands still: reward 0, continuation 1, the value of the border, and a
+    log-probability and an entropy of 0.
     """
 
     actions: Int[Tensor, "root horizon"]
@@ -69,11 +92,12 @@ class ImaginedRollout:
     continuations: Float[Tensor, "root horizon"]
     alive: Float[Tensor, "root horizon"]
     values: Float[Tensor, "root horizon_plus_1"]
+    in_turn: Bool[Tensor, "root horizon"]
 
 
 @runtime_checkable
 class WorldModel(Protocol[State]):
-    """The five verbs."""
+    """Encode, step, predict; and what can be asked of them."""
 
     @property
     def action_conditional(self) -> bool:
@@ -104,8 +128,4 @@ class WorldModel(Protocol[State]):
 
     def predict(self, state: State, with_logits: bool = True) -> Prediction:
         """Read the states; without logits the unembedding is not paid for."""
-        ...
-
-    def imagine(self, state: State, horizon: int, policy: Policy, generator: torch.Generator | None) -> ImaginedRollout:
-        """Roll out with actions drawn from ``policy``; greedy where the generator is None."""
         ...

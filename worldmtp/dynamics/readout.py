@@ -6,6 +6,7 @@ from torch import Tensor
 from worldmtp.distributions import binned_mean
 from worldmtp.dynamics.protocol import Prediction
 from worldmtp.model import MTPModel
+from worldmtp.precision import full_precision
 
 
 def read_latent(
@@ -16,6 +17,6 @@ def read_latent(
     return Prediction(
         logits=model.logits_of(latent, depth) if with_logits else None,
         reward=binned_mean(world.reward_logits, model.world_heads.reward_bins),
-        continuation=world.continuation_logits.softmax(dim=-1)[..., 1],
+        continuation=full_precision(world.continuation_logits).softmax(dim=-1)[..., 1],
         value=binned_mean(world.value_logits, model.world_heads.value_bins),
     )

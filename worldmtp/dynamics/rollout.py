@@ -1,5 +1,6 @@
 """``imagine()``: the rollout every world model shares, in whatever latent space it has."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,26 +8,47 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmtp.draws import draw
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, WorldModel
+from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, TurnRoom, WorldModel
+from worldmtp.precision import full_precision
 
 
-def as_sampled(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
-    """The policy itself: temperature one, no mask."""
-    return logits.log_softmax(dim=-1)
+def acting_policy(temperature: float) -> Policy:
+    """Return the policy that acts at ``temperature``: log softmax(logits / temperature).
+
+    It is the law of ``TrunkPolicy`` and of PPO's ratios. Acting knows no other change of the logits than those that the
+    model itself makes, so there is no mask here either.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be positive and finite; for greedy acting pass no generator.")
+
+    def policy(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
+        return (full_precision(logits) / temperature).log_softmax(dim=-1)
+
+    return policy
 
 
 def imagine(
     world_model: WorldModel[State],
     state: State,
     horizon: int,
-    policy: Policy = as_sampled,
-    generator: torch.Generator | None = None,
+    policy: Policy,
+    generator: torch.Generator | None,
+    turn: TurnRoom | None = None,
 ) -> ImaginedRollout:
-    """Roll a world model forward ``horizon`` steps; greedy where there is no generator.
+    """Roll a world model forward ``horizon`` steps with ``policy``; greedy where there is no generator.
 
-    The last state is read without logits: nobody acts there.
+    ``policy`` is the one that acts: imagined returns of another policy say nothing about this one.
 
-    A world model that is blind to actions foresees what comes on average; its actions are drawn each by itself.
+    ``turn`` is the room of each state's turn in a conversation. World models do not know what a world replies, so a
+    rollout stops at the end of the policy's turn; see ``ImaginedRollout.in_turn``. The value there is the world model's
+    own value of the text that ends with the turn, whose target in training is the return of all that followed the
+    reply. Without ``turn`` the whole text is the policy's.
+
+    The last state is read without logits: nobody acts there. A world model that is blind to actions foresees what comes
+    on average; its actions are drawn each by itself.
 
     Raises:
         ValueError: ``horizon`` is not positive, or beyond what the dynamics can do.
@@ -34,18 +56,22 @@ def imagine(
     check_horizon(world_model, horizon)
     prediction = world_model.predict(state)
     actions, logprobs, entropies, rewards, continuations, values = [], [], [], [], [], [prediction.value]
+    open_turns = []
     for step in range(horizon):
         assert prediction.logits is not None
         log_policy = policy(prediction.logits)
         chosen = draw(log_policy, generator)
-        actions.append(chosen)
-        logprobs.append(log_policy.gather(1, chosen[:, None])[:, 0])
-        entropies.append(torch.special.entr(log_policy.exp()).sum(dim=-1))
+        is_open = torch.ones_like(chosen, dtype=torch.bool) if turn is None else turn.room > 0
         state = world_model.step(state, chosen)
         prediction = world_model.predict(state, with_logits=step + 1 < horizon)
-        rewards.append(prediction.reward)
-        continuations.append(prediction.continuation)
-        values.append(prediction.value)
+        actions.append(chosen)
+        open_turns.append(is_open)
+        logprobs.append(torch.where(is_open, log_policy.gather(1, chosen[:, None])[:, 0], 0.0))
+        entropies.append(torch.where(is_open, torch.special.entr(log_policy.exp()).sum(dim=-1), 0.0))
+        rewards.append(torch.where(is_open, prediction.reward, 0.0))
+        continuations.append(torch.where(is_open, prediction.continuation, 1.0))
+        values.append(torch.where(is_open, prediction.value, values[-1]))
+        turn = turn.after(chosen) if turn is not None else None
     continued = torch.stack(continuations, dim=1)
     return ImaginedRollout(
         actions=torch.stack(actions, dim=1),
@@ -55,6 +81,7 @@ def imagine(
         continuations=continued,
         alive=torch.cat([torch.ones_like(continued[:, :1]), continued[:, :-1]], dim=1).cumprod(dim=1),
         values=torch.stack(values, dim=1),
+        in_turn=torch.stack(open_turns, dim=1),
     )
 
 

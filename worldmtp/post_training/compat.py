@@ -37,6 +37,8 @@ SEAMS = (
     ),
     Seam(trl.SFTTrainer, "compute_loss", ("self", "model", "inputs", "return_outputs", "num_items_in_batch")),
     Seam(trl.SFTTrainer, "log", ("self", "logs", "start_time")),
+    Seam(trl.SFTTrainer, "evaluate", ("self", "eval_dataset", "ignore_keys", "metric_key_prefix")),
+    Seam(trl.SFTTrainer, "_remove_unused_columns", ("self", "dataset", "description")),
     Seam(trl.SFTTrainer, "_save_checkpoint", ("self", "model", "trial")),
     Seam(trl.SFTTrainer, "_send_telemetry", ("self",)),
     Seam(trl.SFTTrainer, "_clip_grad_norm", ("self", "model")),

@@ -12,6 +12,7 @@ the trunk's steps even where the heads are detached from it.
 As little of TRL as possible is overridden; ``compat`` lists what is.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from worldmtp.ema import EMATrunk
 from worldmtp.lora import has_lora, load_lora_weights, save_lora
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.mtp_loss import MultiTokenLoss, evaluation_plan
+from worldmtp.post_training.depth_means import DepthMeans
 from worldmtp.post_training.finite import check_finite, check_finite_weights
 from worldmtp.post_training.forward import MTPForward
 from worldmtp.schedules import Progress
@@ -56,7 +58,9 @@ class MTPTrainerMixin(_Trainer):
 
     mtp_forward: MTPForward
     mtp_ema: EMATrunk | None = None
+    mtp_means: dict[str, DepthMeans]
     _planned: tuple[int, StepPlan] | None = None
+    _eval_prefix = "eval"
 
     def compute_loss(
         self,
@@ -90,7 +94,7 @@ class MTPTrainerMixin(_Trainer):
         terms = {"loss": loss, "mtp/loss": later.total}
         terms |= {f"mtp/loss_depth_{k}": ce for k, ce in zip(later.depths, later.sums.ce, strict=True)}
         check_finite(terms, self.state.global_step, str(self.args.output_dir))
-        self._log_depths(later)
+        self._add_depths(later, num_targets)
         if adds_loss and later.depths:
             loss = loss + plan.coef * self._normalised(later.total, num_targets, num_items_in_batch)
         if trains and torch.is_grad_enabled() and not loss.requires_grad:
@@ -129,24 +133,45 @@ class MTPTrainerMixin(_Trainer):
             mean = mean * (self.accelerator.num_processes // self.get_tp_size())
         return mean
 
-    def _log_depths(self, later: MultiTokenLoss) -> None:
-        """Means per target of this micro-batch, over all processes."""
-        sums = later.sums
-        rows = [sums.ce, sums.top1_hits, sums.accepted, sums.counts]
-        local = torch.stack([row.double() for row in rows])
-        ce, hits, accepted, counts = self.accelerator.gather(local[None]).sum(dim=0).tolist()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As the base class; called once more for each set of a dict, whose name is then in the prefix."""
+        self._eval_prefix = metric_key_prefix
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's record and the depths' means per target since the last one, under the name of the evaluated set.
+
+        Warns where none of the texts since then had a target: nothing was learnt or measured.
+        """
+        mode, prefix = ("train", "") if self.mtp_forward.model.training else ("eval", f"{self._eval_prefix}_")
+        means = self.mtp_means[mode]
+        if means.num_batches and not means.num_targets:
+            warnings.warn(
+                f"no token had a label in {means.num_batches} micro-batch(es) of {prefix or 'train_'}dataset up to "
+                f"step {self.state.global_step}: every label is {IGNORE_INDEX}, of the prompt or cut off by "
+                f"max_length={getattr(self.args, 'max_length', None)}.",
+                stacklevel=2,
+            )
+        logs.update(means.take(prefix))
+        super().log(logs, start_time)
+
+    def _add_depths(self, later: MultiTokenLoss, num_targets: Tensor) -> None:
+        """Count one micro-batch of all processes."""
+        sums, num_depths = later.sums, len(later.depths)
+        rows = (sums.ce, sums.top1_hits, sums.accepted, sums.counts, num_targets[None])
+        local = torch.cat([row.double() for row in rows])
+        *flat, all_targets = self.accelerator.gather(local[None]).sum(dim=0).tolist()
         trains = self.mtp_forward.model.training
-        metrics = self._metrics["train" if trains else "eval"]
         if trains:
-            metrics["mtp/coef"].append(self._plan().coef)
-        measures_acceptance = not trains or self.mtp_forward.objective.terms.on_teacher_logits
-        for index, k in enumerate(later.depths):
-            if counts[index] == 0:
-                continue
-            metrics[f"mtp/loss_depth_{k}"].append(ce[index] / counts[index])
-            metrics[f"mtp/top1_depth_{k}"].append(hits[index] / counts[index])
-            if measures_acceptance:
-                metrics[f"mtp/acceptance_depth_{k}"].append(accepted[index] / counts[index])
+            self._metrics["train"]["mtp/coef"].append(self._plan().coef)
+        self.mtp_means["train" if trains else "eval"].add(
+            later.depths,
+            [flat[i * num_depths : (i + 1) * num_depths] for i in range(4)],
+            num_targets=int(all_targets),
+            accepts=not trains or self.mtp_forward.objective.terms.on_teacher_logits,
+        )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Two groups: the trunk, as it would be clipped without heads, and the heads. The trunk's norm is returned.

@@ -15,9 +15,18 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
 from worldmtp.ema import EMATrunk
-from worldmtp.model import MTPModel
-from worldmtp.post_training.checks import check_config, check_model, check_not_empty, check_vocabulary
+from worldmtp.model import TRAINS_HEADS, MTPModel
+from worldmtp.post_training.checks import (
+    check_config,
+    check_has_target,
+    check_model,
+    check_not_empty,
+    check_vocabulary,
+    named_sets,
+    warn_of_half_precision,
+)
 from worldmtp.post_training.compat import check_seams, check_trainer
+from worldmtp.post_training.depth_means import DepthMeans
 from worldmtp.post_training.forward import add_mtp_forward
 from worldmtp.post_training.mixin import EMACallback, MTPTrainerMixin
 from worldmtp.post_training.sft_config import MTPSFTConfig
@@ -30,7 +39,12 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     Logs, beside TRL's own metrics, ``mtp/coef`` and, for the depths k that ran, ``mtp/loss_depth_k``,
     ``mtp/top1_depth_k`` and, in evaluation or where a term compares logits, ``mtp/acceptance_depth_k`` (sum_v min(p, q)
     with the teacher's p: the trunk's, or in training that of its moving average where the objective has one), each a
-    mean per target and then over the micro-batches since the last log. In evaluation ``eval_`` stands in front.
+    mean per target over all micro-batches since the last log. In evaluation ``eval_`` stands in front; with a dict of
+    evaluation sets ``eval_<name>_``, as in TRL's ``eval_<name>_loss``.
+
+    Weights are trained in the dtype that the model has, which is that of its checkpoint unless ``from_pretrained`` is
+    told otherwise; half precision loses small steps, and a warning says so. Load with ``dtype=torch.float32`` and leave
+    the computing to ``bf16=True``.
 
     A model with adapters (``worldmtp.lora``) has checkpoints of ``save_lora``: without the trunk's own weights.
 
@@ -46,10 +60,12 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPSFTConfig.
-        ValueError: an empty dataset, a tokenizer larger than the model's vocabulary, or an objective that reaches
-            beyond the model's depths or that sharded training cannot follow.
+        ValueError: a dataset that is empty or has no label left, a tokenizer larger than the model's vocabulary, or an
+            objective that reaches beyond the model's depths or that sharded training cannot follow.
         IncompatibleTRLError: the installed TRL is not one this was built for.
     """
+
+    _tag_names = [*SFTTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
 
     def __init__(
         self,
@@ -68,7 +84,8 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         check_config(args, MTPSFTConfig)
         check_vocabulary(model, processing_class)
         check_not_empty("train_dataset", train_dataset, "give it at least one example")
-        check_not_empty("eval_dataset", eval_dataset, "give it at least one example, or None")
+        for name, dataset in named_sets("eval_dataset", eval_dataset):
+            check_not_empty(name, dataset, "give it at least one example, or leave it out")
         super().__init__(
             model=model,
             args=args,
@@ -80,9 +97,10 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
             optimizers=optimizers,
         )
         check_trainer(self)
-        check_not_empty(
-            "train_dataset", self.train_dataset, f"max_length={args.max_length} cuts every completion off; raise it"
-        )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # these keep copies in float32
+            warn_of_half_precision(model)
+        for name, dataset in [("train_dataset", self.train_dataset), *named_sets("eval_dataset", self.eval_dataset)]:
+            check_has_target(name, dataset, self._remove_unused_columns, self.data_collator, args.max_length)
         # Trainer asks the model's own forward and class name; the loss here is always TRL's, which shifts the labels
         # and divides by the targets of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -97,4 +115,5 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
                 )
             self.mtp_ema = EMATrunk(model.base_model, objective.ema_decay)
             self.add_callback(EMACallback(self.mtp_ema, model.base_model))
+        self.mtp_means = {"train": DepthMeans(), "eval": DepthMeans()}
         self.mtp_forward = add_mtp_forward(model, objective)

@@ -88,9 +88,8 @@ _ROLLOUT = _rows(
     ("exact_mean", "share of episodes whose answer the task's scorer marks exactly right, sampled", "share"),
     ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
+    ("prompt_overlap_sft", "share of the pool's questions whose answers the warm start has shown; at step 0", "share"),
     ("tokens_per_forward", "tokens a row got from a trunk forward, mean over rows and rounds; with drafts", "tokens"),
-    ("entropy", "mean over sampled tokens of the entropy of the distribution they were drawn from", "nats"),
-    ("reward_{part}_mean", "mean over episodes of one named part of the reward", "reward"),
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
 )
 
@@ -102,16 +101,14 @@ _LOSSES = _rows(
     ("kl_reference", "mean over action tokens of r - 1 - log r, r = pi_ref / pi (Schulman's k3)", "nats"),
     ("approx_kl", "mean over action tokens of r - 1 - log r, r = pi / pi_old (Schulman's k3)", "nats"),
     ("clip_fraction", "share of action tokens whose ratio lies outside the clip range", "share"),
-    ("ratio_max", "largest pi / pi_old of the batch", "1"),
+    ("ratio_max", "largest pi / pi_old of an action token in any minibatch", "1"),
     ("grad_norm", "global gradient norm before clipping", "1"),
-    ("learning_rate", "learning rate of the step", "1"),
+    ("learning_rate", "mean over this update's gradient steps of the learning rate they used", "1"),
     ("explained_variance", "1 - Var(return - value) / Var(return) over action tokens", "1"),
-    ("advantage_mean", "mean advantage before normalisation", "reward"),
-    ("advantage_std", "standard deviation of the advantages before normalisation", "reward"),
+    ("advantage_mean", "mean advantage over action tokens, before scaling", "reward"),
+    ("advantage_std", "standard deviation of the same advantages", "reward"),
     ("counterfactual", "all-action policy term over the live tokens, before its coefficient", "1"),
-    ("total", "the sum that was differentiated", "1"),
-    ("{part}_loss", "any other named term, before its coefficient", "1"),
-    ("{part}_coef", "coefficient of a named term at this step", "1"),
+    ("total", "the weighted sum that was differentiated", "1"),
 )
 
 _WORLD_MODEL = _rows(
@@ -122,7 +119,6 @@ _WORLD_MODEL = _rows(
     ("value_loss", "cross-entropy of the binned value head", "nats"),
     ("action_shuffle_loss_ratio", "loss with the actions permuted over states / loss; 1 = actions ignored", "1"),
     ("grad_norm", "global gradient norm of the world model before clipping", "1"),
-    ("{part}_loss", "any other named term of the world model", "1"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
@@ -133,7 +129,6 @@ _WORLD_MODEL = _rows(
     ("depth_{k}/kl", "mean of sum_{j<=k} log p / q_j: KL of the k-token paths, trunk against heads", "nats"),
     ("depth_{k}/ece", "top-1 expected calibration error over equal-width bins of confidence", "probability"),
     ("depth_{k}/entropy", "mean entropy of the head's prediction", "nats"),
-    ("depth_{k}/loss", "training loss of depth k", "nats/token"),
     ("h_eff", "sum over depths of the survival: expected accepted tokens per root", "tokens"),
 )
 
@@ -142,17 +137,22 @@ _IMAGINATION = _rows(
     ("slope", "eta: slope of return - baseline on the critic's correction S, over past batches; what is used", "1"),
     ("r2", "1 - Var(G - b - eta S) / Var(G - b) on the fresh batch, before anything trains on it", "1"),
     ("gate_open", "1 if the imagined term is used in this update, else 0", "0 or 1"),
-    ("kappa", "share of the group's mean in the shrunk group baseline, by regression over past batches", "1"),
+    ("kappa", "share of the group's mean in the shrunk group baseline, of advantage=group too, by past batches", "1"),
     ("corr", "Pearson correlation of the imagined baseline and the realized return-to-go over states", "1"),
     ("rung", "rung of the critic ladder that serves: the highest whose past r2 beats those below", "rung"),
     ("rung_{i}/r2", "r2 of rung i on the fresh batch, before anything trains on it", "1"),
     ("rung_{i}/slope", "slope of rung i over past batches", "1"),
     ("rung_{i}/corr", "Pearson correlation of rung i's S and G - b over the fresh batch's episodes", "1"),
     ("rung_{i}/loss", "cross-entropy of rung i's critic on its replay", "nats"),
-    ("return_imagined", "mean imagined return over roots", "reward"),
-    ("return_realized", "mean realized return over the same roots", "reward"),
+    ("return_imagined", "mean imagined return at the first states of the episodes, by gamma", "reward"),
+    ("return_realized", "mean realized return from the same roots, discounted as the imagined one is", "reward"),
     ("return_bias", "mean of imagined - realized return; positive = optimism", "reward"),
     ("return_corr", "Pearson correlation of imagined and realized return over episodes", "1"),
+    (
+        "turn_border_fraction",
+        "share of imagined rollouts that stop before the horizon because the policy's turn is over; where worlds reply",
+        "share",
+    ),
     ("imagined_tokens", "tokens imagined in this iteration", "tokens"),
     ("imagined_tokens_total", "tokens imagined since the start", "tokens"),
     ("num_live_mean", "mean number of candidate tokens that are imagined per state", "tokens"),
@@ -172,22 +172,20 @@ _EVAL = _rows(
     ("return_imagined", "mean over states of held-out answers of the imagined return-to-go", "reward"),
     ("return_realized", "mean over the same states of the realized return-to-go", "reward"),
     ("return_corr", "Pearson correlation of the two over states", "1"),
-    ("prompt_overlap", "share of held-out prompts that are also training prompts; must be 0", "share"),
     ("length_mean", "mean tokens of the answer", "tokens"),
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
-    ("{arm}_exact", "exact, for a named arm such as the warm start", "share"),
 )
 
 _TIME = _rows(
     "time",
     ("rollout_seconds", "wall clock of acting, decoding included", "s"),
-    ("scoring_seconds", "wall clock inside the task's scorer", "s"),
+    ("scoring_seconds", "wall clock of the task's scorer, as it counts it; within env_seconds", "s"),
     ("world_model_seconds", "wall clock of training the world model", "s"),
     ("imagination_seconds", "wall clock of imagining", "s"),
     ("update_seconds", "wall clock of the policy's update", "s"),
     ("eval_seconds", "wall clock of held-out evaluation", "s"),
     ("total_seconds", "wall clock of the whole iteration", "s"),
-    ("{stage}_seconds", "wall clock of any other named stage", "s"),
+    ("env_seconds", "wall clock inside the environment, its scorer included", "s"),
     ("env_fraction", "share of the iteration spent inside the environment, its scorer included", "share"),
     ("tokens_per_second", "real tokens generated / rollout_seconds", "tokens/s"),
 )
@@ -204,7 +202,6 @@ _ENV = _rows(
 _SFT = _rows(
     "sft",
     ("loss", "training loss of the warm start", "nats/token"),
-    ("loss_depth_{k}", "its term of depth k", "nats/token"),
     ("mtp/loss_depth_{k}", "cross-entropy of depth k on the demonstrations, a mean per target", "nats/token"),
     ("mtp/top1_depth_{k}", "share of targets that depth k predicts first", "share"),
     (
@@ -217,29 +214,19 @@ _SFT = _rows(
     ("eval_mtp/loss_depth_{k}", "the same cross-entropy on held-out demonstrations", "nats/token"),
     ("eval_mtp/top1_depth_{k}", "the same share on held-out demonstrations", "share"),
     ("eval_mtp/acceptance_depth_{k}", "the same acceptance on held-out demonstrations", "probability"),
-    ("ntp_loss", "its next-token term", "nats/token"),
-    ("mtp_loss", "its multi-token term, before the coefficient", "nats/token"),
-    ("eval_loss", "the same loss on held-out demonstrations", "nats/token"),
-    ("token_accuracy", "share of answer tokens predicted exactly, teacher-forced", "share"),
     ("learning_rate", "learning rate of the step", "1"),
     ("grad_norm", "global gradient norm before clipping", "1"),
     ("epoch", "passes over the demonstrations", "epochs"),
-    ("tokens", "tokens trained on since the start", "tokens"),
     ("{name}", "any other number that the trainer reports", "see the trainer"),
 )
 
 _RECORDS = (
     TagRow("imagination/predicted_{i}", "text i, and what each depth predicted, aligned by target", "-", "image"),
     TagRow("imagination/imagined_{i}", "text i, and what was imagined from each of its prefixes", "-", "image"),
-    TagRow("imagination/{figure}", "any other picture of imagined against realized trajectories", "-", "image"),
-    TagRow("samples/{split}", "prompts with the policy's answers and scores", "-", "text"),
-    TagRow("imagination/rollout", "an imagined beside a realized answer", "-", "text"),
+    TagRow("samples/{split}", "the first prompts of an evaluation, sampled answers and returns", "-", "text"),
     TagRow("run/{name}", "the resolved configuration, or a note on the run", "-", "text"),
     TagRow("rollout/return", "returns of the batch's episodes", "reward", "histogram"),
     TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),
-    TagRow("losses/advantages", "advantages of the batch's action tokens", "reward", "histogram"),
-    TagRow("world_model/depth_{k}/entropy", "entropies of the head's predictions", "nats", "histogram"),
-    TagRow("imagination/{name}", "values over roots, such as imagined returns", "reward", "histogram"),
 )
 
 TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS)

@@ -106,7 +106,7 @@ def default_layout() -> Layout:
         },
         "Policy health": {
             "divergence": ["Multiline", ["losses/approx_kl", "losses/kl_reference"]],
-            "entropy": ["Multiline", ["rollout/entropy"]],
+            "entropy": ["Multiline", ["losses/entropy"]],
             "clip fraction": ["Multiline", ["losses/clip_fraction"]],
         },
         "Time": {"seconds": ["Multiline", [r"time/[a-z_]+_seconds"]]},

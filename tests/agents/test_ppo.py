@@ -1,0 +1,84 @@
+"""One PPO update by itself: what the entropy bonus, the temperature of acting and the warm-up do to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from worldmtp.agents.advantages import plain_plan
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.forward import policy_stats
+from worldmtp.agents.ppo import PPOAgent
+from worldmtp.model import MTPModel
+from worldmtp.trajectory import Rollout
+
+MakeModel = Callable[..., MTPModel]
+MakeRollout = Callable[..., Rollout]
+ONE_STEP = {"num_epochs": 1, "num_minibatches": 1, "vf_coef": 0.0, "kl_coef": 0.0}
+
+
+def acted_at(model: MTPModel, make: MakeRollout, temperature: float) -> Rollout:
+    """Two answers with the log-probabilities that the model gives them at a temperature, from its plain logits."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": [2, 3, 6], "actions": [4, 5, 1], "rewards": [0.0, 0.0, 1.0], "end": "terminated"},
+        {"prompt": [3, 6], "actions": [2, 1], "rewards": [0.0, 0.5], "end": "terminated"},
+    ]
+    rollout = make(rows, steps=3, length=6)
+    with torch.no_grad():
+        logits = model.trunk(rollout.input_ids, attention_mask=rollout.attention_mask.long()).logits
+    log_policy = (logits / temperature).log_softmax(dim=-1)
+    for row in range(2):
+        for step in range(len(rows[row]["actions"])):
+            at, action = rollout.action_index[row, step], rollout.actions[row, step]
+            rollout.logprobs[row, step] = log_policy[row, at - 1, action]
+    return rollout
+
+
+def update(agent: PPOAgent, rollout: Rollout, advantage: float, temperature: float = 1.0) -> dict[str, float]:
+    stats = policy_stats(agent.model, None, rollout, temperature)
+    advantages = torch.where(rollout.step_mask, advantage, 0.0)
+    plan = plain_plan(advantages, torch.zeros_like(advantages))
+    return agent.update(rollout, stats, plan, torch.Generator().manual_seed(0))
+
+
+def test_the_entropy_bonus_makes_the_policy_less_certain(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
+    """Where nothing is worth anything, the bonus is all there is to climb; a negative one goes down."""
+    for coef, direction in ((1.0, 1), (-1.0, -1)):
+        model = tiny_model()
+        agent = PPOAgent(model, PPOConfig(ent_coef=coef, learning_rate=1e-3, **ONE_STEP))
+        rollout = acted_at(model, hand_rollout, 1.0)
+        entropies = [update(agent, rollout, advantage=0.0)["losses/entropy"] for _ in range(3)]
+        assert direction * (entropies[1] - entropies[0]) > 0
+        assert direction * (entropies[2] - entropies[1]) > 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_at_the_temperature_of_acting_the_first_update_is_on_policy(
+    temperature: float, tiny_model: MakeModel, hand_rollout: MakeRollout
+) -> None:
+    """So its ratio is one at every step: no divergence, nothing clipped, and the loss is minus the advantage."""
+    model = tiny_model()
+    agent = PPOAgent(model, PPOConfig(**ONE_STEP), temperature)
+    metrics = update(agent, acted_at(model, hand_rollout, temperature), 0.75, temperature)
+    assert metrics["losses/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["losses/clip_fraction"] == 0.0
+    assert metrics["losses/policy"] == pytest.approx(-0.75, abs=1e-5)
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_with_the_run(
+    tiny_model: MakeModel, hand_rollout: MakeRollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps of warm-up: a quarter at the first, all at the fourth; an annealed rate is the share that is left."""
+    model = tiny_model()
+    config = PPOConfig(
+        learning_rate=0.08, warmup_updates=4, anneals_learning_rate=True, **(ONE_STEP | {"num_epochs": 3})
+    )
+    agent, rates = PPOAgent(model, config), list[float]()
+    monkeypatch.setattr(agent.optimizer, "step", lambda: rates.append(agent.optimizer.param_groups[0]["lr"]))
+    rollout = acted_at(model, hand_rollout, 1.0)
+    stats = policy_stats(model, None, rollout, 1.0)
+    plan = plain_plan(torch.zeros_like(rollout.rewards), torch.zeros_like(rollout.rewards))
+    for remaining in (1.0, 0.5):
+        agent.update(rollout, stats, plan, torch.Generator().manual_seed(0), remaining)
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.04, 0.04, 0.04])

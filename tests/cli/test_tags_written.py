@@ -1,0 +1,84 @@
+"""Every documented tag is written: by a tiny run with the quickstart's settings, or by a setting that is named here."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from worldmtp.cli.pipeline import execute
+from worldmtp.cli.schema import TrainConfig, build
+from worldmtp.tracking.tags import TAGS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# What this run does not write, and what does.
+ELSEWHERE = {
+    "rollout/tokens_per_forward": "agent.rollout.draft=mtp",
+    "imagination/rung": "a gate that is open, after imagination.min_batches batches with skill",
+    "imagination/r2": "a gate that is open",
+    "imagination/slope": "a gate that is open",
+    "eval/return_corr": "imagined returns that differ, after some training",
+    "imagination/corr": "imagination=baseline",
+    "imagination/weight_h{h}": "imagination=baseline",
+    "imagination/skill_h{h}": "imagination=baseline",
+    "imagination/turn_border_fraction": "an environment whose worlds reply, env=pig",
+    "sft/mtp/acceptance_depth_{k}": "objective=loss_kl, or an evaluation during SFT",
+    "sft/eval_mtp/loss_depth_{k}": "MTPSFTTrainer with an eval_dataset",
+    "sft/eval_mtp/top1_depth_{k}": "MTPSFTTrainer with an eval_dataset",
+    "sft/eval_mtp/acceptance_depth_{k}": "MTPSFTTrainer with an eval_dataset",
+}
+
+
+def written(run_dir: Path) -> set[tuple[str, str]]:
+    """Tags of both logs with their kinds."""
+    found = set()
+    for log in (run_dir / "metrics.jsonl", run_dir / "sft" / "metrics.jsonl"):
+        for line in log.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            found |= {(key, "scalar") for key in record if "/" in key}
+            found |= {(key, kind) for kind in ("text", "image", "histogram") for key in record.get(kind, {})}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
+def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_path):
+    tiny = [value for value in tiny_overrides if value != "env=reverse"]
+    overrides = ["experiment=quickstart", *tiny, "eval.every_iterations=1", "logger.num_strips=1"]
+    execute(build(TrainConfig, compose(*overrides)), _run_dir(tmp_path / "run", overrides))
+    found = written(tmp_path / "run")
+    rows = {(row.tag, row.kind): row for row in TAGS.rows}
+    silent = {key for key, row in rows.items() if not any(row.matches(*tag) for tag in found)}
+    assert {tag for tag, kind in silent} == set(ELSEWHERE)
+    assert {kind for tag, kind in silent} == {"scalar"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["imagination=baseline"], ["imagination/corr", "imagination/weight_h0", "imagination/skill_h1"]),
+        (["agent.rollout.draft=mtp"], ["rollout/tokens_per_forward"]),
+        (["env=pig", "sft.num_steps=0"], ["imagination/turn_border_fraction"]),
+    ],
+)
+def test_what_another_setting_writes(overrides, expected, compose, tiny_overrides, tmp_path):
+    tiny = [value for value in tiny_overrides if not overrides[0].startswith("env=") or value != "env=reverse"]
+    run = tmp_path / "run"
+    execute(build(TrainConfig, compose(*tiny, *overrides)), _run_dir(run, overrides))
+    logged = set().union(*(json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()))
+    assert set(expected) <= logged
+
+
+def _run_dir(directory: Path, overrides: list[str]) -> Path:
+    directory.mkdir()
+    (directory / "config.yaml").write_text("\n".join(overrides), encoding="utf-8")
+    return directory
+
+
+def test_placeholders_are_the_only_open_tags():
+    """A family of tags is as narrow as what writes it, but for the trainer's own numbers and notes on a run."""
+    open_tags = {row.tag for row in TAGS.rows if re.search(r"\{(?![khi]\})", row.tag)}
+    assert open_tags == {"sft/{name}", "run/{name}", "samples/{split}"}

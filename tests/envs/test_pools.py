@@ -1,0 +1,44 @@
+"""The pool of an environment: its seed, and the questions that it must not have."""
+
+import numpy as np
+import pytest
+
+from worldmtp.envs import TextGenVectorEnv
+
+
+def make(**kwargs):
+    options = {"task": "Copy", "task_kwargs": {"alphabet": "abc", "min_length": 4, "max_length": 4}}
+    return TextGenVectorEnv(4, **options, max_prompt=6, max_new=6, pool_size=40, **kwargs)
+
+
+def questions(env):
+    return {example.key for example in env.problem.pool("train").examples}
+
+
+def test_the_seed_of_a_pool_decides_it():
+    assert questions(make()) == questions(make(pool_seed=0))
+    assert questions(make(pool_seed=1)) != questions(make(pool_seed=0))
+    chosen = make()
+    chosen.problem.choose_pools(1)
+    assert questions(chosen) == questions(make(pool_seed=1))
+
+
+def test_what_is_excluded_is_never_asked():
+    env = make()
+    shown = env.examples("train", 30, 0, "demonstrations")
+    env.problem.choose_pools(0, shown)
+    asked = set()
+    env.reset(seed=0)
+    for _ in range(20):
+        _, infos = env.reset()
+        asked |= set(infos["example_key"])
+    assert len(asked) > 20
+    assert not asked & {example.key for example in shown}
+
+
+def test_pools_are_chosen_before_any_is_drawn():
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(RuntimeError, match=r"the pools of \['train'\] are drawn already; choose them before any reset"):
+        env.problem.choose_pools(1)
+    assert np.array_equal(env.problem.pool("train").prompts, make().problem.pool("train").prompts)

@@ -1,0 +1,106 @@
+"""The prompts of a run: held-out ones, demonstrations of the warm start, and the pool of reinforcement.
+
+Each has a stream of its own, derived from the run's seed. What the warm start has shown is not in the pool, unless
+``sft.share_prompts`` says so: else reinforcement would be measured on how well it keeps what it was told. A task with
+fewer prompts than were asked for gives what it has, and a note says which key asked.
+"""
+
+from dataclasses import dataclass
+
+from worldmtp.cli.schema import TrainConfig
+from worldmtp.envs import Example, TextVectorEnv, draw_examples, prompt_overlap
+
+_PROBES, _MISSES_A_PROBE = 64, 50
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """``notes`` are sentences for the reader of the run: what was asked for and is not there."""
+
+    held_out: list[Example]
+    demonstrations: list[Example]
+    notes: tuple[str, ...]
+
+
+def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
+    """Held-out prompts and demonstrations of the run's seed.
+
+    Raises:
+        ValueError: the task has fewer than two held-out prompts.
+    """
+    held_out = env.examples("heldout", config.eval.num_prompts, config.seed, "evaluation", fewer=True)
+    notes = []
+    if len(held_out) < 2:
+        raise ValueError(
+            f"{config.env.id} has {len(held_out)} held-out prompts of {config.eval.num_prompts} asked for, and needs "
+            f"at least 2; give it more questions, or raise env.kwargs.heldout_fraction="
+            f"{env.problem.heldout_fraction}."
+        )
+    if len(held_out) < config.eval.num_prompts:
+        notes.append(
+            f"eval.num_prompts={config.eval.num_prompts}: the task has {len(held_out)} held-out prompts; all are used."
+        )
+    if not config.sft.num_steps:
+        return RunPrompts(held_out, [], tuple(notes))
+    asked = config.sft.num_demonstrations
+    drawn = env.examples("train", asked, config.seed, "demonstrations", fewer=True)
+    shown = [example for example in drawn if example.answer is not None]
+    if not shown:
+        notes.append(
+            f"sft.num_steps={config.sft.num_steps}: no prompt of {config.env.id} comes with an answer to imitate, so "
+            "there is no warm start; sft.num_steps=0 says the same."
+        )
+    elif len(shown) < len(drawn):
+        notes.append(
+            f"sft.num_demonstrations={asked}: {len(drawn) - len(shown)} of {len(drawn)} prompts have no answer and are "
+            "left out."
+        )
+    is_small = len(drawn) < asked or not _leaves_room(env, shown, _pool_seed(config))
+    if shown and not config.sft.share_prompts and is_small:
+        kept = shown[: max(1, len(shown) // 2)]
+        notes.append(
+            f"sft.num_demonstrations={asked}: the task has few training prompts ({len(drawn)} drawn); the warm start "
+            f"takes {len(kept)} and leaves the others to reinforcement. sft.share_prompts=true gives all to both."
+        )
+        shown = kept
+    return RunPrompts(held_out, shown, tuple(notes))
+
+
+def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) -> tuple[float, tuple[str, ...]]:
+    """Set the pools of ``env``; the share of the training pool's questions that the warm start shows, and notes.
+
+    Raises:
+        ValueError: the task has no training prompt.
+    """
+    seed = _pool_seed(config)
+    notes: tuple[str, ...] = ()
+    shown = [] if config.sft.share_prompts else prompts.demonstrations
+    if shown and not _leaves_room(env, shown, seed):
+        shown = []
+        notes = (
+            "sft.share_prompts=false: the task has no training prompt beyond those of the warm start, so "
+            "reinforcement trains on the same ones.",
+        )
+    env.problem.choose_pools(seed, shown)
+    return prompt_overlap(prompts.demonstrations, env.problem.pool("train").examples), notes
+
+
+def _pool_seed(config: TrainConfig) -> int:
+    """The run's, unless the environment's own options name one."""
+    return int(config.env.kwargs.get("pool_seed", config.seed))
+
+
+def _leaves_room(env: TextVectorEnv, shown: list[Example], seed: int) -> bool:
+    """New training prompts are found readily: at least one in 50 draws, 64 times in a row."""
+    found = draw_examples(
+        env.task,
+        "train",
+        _PROBES,
+        seed,
+        purpose="pool",
+        heldout_fraction=env.problem.heldout_fraction,
+        max_misses=_MISSES_A_PROBE,
+        excluded=frozenset(example.key for example in shown),
+        fewer=True,
+    )
+    return len(found) == _PROBES

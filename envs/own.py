@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from worldmtp.envs.options import check_indices, parse_options
+from worldmtp.envs.options import check_indices, parse_options, refusal_changes_nothing
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.seeded_task import SeededTask
@@ -65,18 +65,19 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         Raises:
             ValueError: if an option is unknown or impossible.
         """
-        super().reset(seed=seed)
-        asked = parse_options(options, 1)
-        split = asked.split or self._split
-        pool = self.problem.pool(split)
-        if asked.prompts is not None:
-            chosen = self.problem.find(asked.prompts, split)
-        else:
-            indices = self.np_random.integers(len(pool), size=1) if asked.indices is None else asked.indices
-            check_indices(indices, len(pool))
-            chosen = pool.select(indices).examples.tolist()
-        if len(chosen) != 1:
-            raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            asked = parse_options(options, 1)
+            split = asked.split or self._split
+            pool = self.problem.pool(split)
+            if asked.prompts is not None:
+                chosen = self.problem.find(asked.prompts, split)
+            else:
+                indices = self.np_random.integers(len(pool), size=1) if asked.indices is None else asked.indices
+                check_indices(indices, len(pool))
+                chosen = pool.select(indices).examples.tolist()
+            if len(chosen) != 1:
+                raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
         self._split, self._example = split, chosen[0]
         self._key = self._example.key
         self._episode = 0 if seed is not None else self._episode + 1

@@ -21,7 +21,7 @@ from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.seeded_task import SeededTask
 from worldmtp.envs.single import TextGenEnv
-from worldmtp.envs.task import Example
+from worldmtp.envs.task import Example, clamp_return, is_full_return
 from worldmtp.envs.token_contract import attribute, check_contract, longest_episode
 from worldmtp.envs.tokenizer import written_text
 
@@ -88,13 +88,14 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
     def step(self, action: int | np.integer) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """The environment's own."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._paid += float(reward)
+        paid, self._paid = self._paid, clamp_return(self._paid + float(reward))
+        reward = float(reward) if self._paid == paid + float(reward) else self._paid - paid
         if terminated or truncated:
             response = obs["tokens"][int(obs["prompt_length"][0]) : int(obs["length"][0])]
             told = {
                 "text": written_text(self.tokenizer, response.tolist()),
                 "score": self._paid,
-                "exact": self._paid >= 1.0,
+                "exact": is_full_return(self._paid),
                 "components": {},
                 "reason": "no_eos" if truncated else "ok",
                 "num_tokens": len(response),

@@ -1,6 +1,7 @@
 """Gymnasium's toy-text environments side by side with the worlds made of them."""
 
 import hashlib
+
 import gymnasium
 import numpy as np
 import pytest

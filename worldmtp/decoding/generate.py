@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,8 +27,8 @@ from worldmtp.decoding.trunk import as_mtp_model
 
 def generate(
     model: PreTrainedModel,
-    input_ids: Int[Tensor, "row length"],
-    attention_mask: Shaped[Tensor, "row length"] | None = None,
+    input_ids: Shaped[Tensor, "row length"],
+    attention_mask: Shaped[Tensor, "..."] | None = None,
     *,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None = None,
@@ -84,6 +84,7 @@ def generate(
     whole = as_mtp_model(model)
     stops = StopRule(as_token_ids(eos_token_id), tuple(map(tuple, stop_sequences)), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
+    input_ids = input_ids.long()  # any whole numbers are taken; embeddings and gathers ask for these
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
     chooser, length = length_chooser(num_draft, can_choose=tree is None and not three_phase)
     drafter = make_drafter(whole, draft, length, None if tree is None else tuple(tree))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmtp.agents import TextGenRollout, env_reward
-from worldmtp.envs import TextGenVectorEnv, VectorEpisodeRecorder, read_episodes
+from worldmtp.envs import TextGenVectorEnv, VectorActionMask, VectorEpisodeRecorder, read_episodes
 from worldmtp.envs.worlds.task import WorldTask
 
 
@@ -199,3 +199,10 @@ def test_the_reward_function_hands_on():
     assert env_reward(["p"], ["c"], [[1]], env_reward=[0.25], env_exact=[False]) == [0.25]
     with pytest.raises(ValueError, match="there is no field 'env_reward'; pass rollout_func"):
         env_reward(["p"], ["c"], [[1]])
+
+
+def test_a_mask_that_trls_loss_knows_nothing_of_is_refused(text_env, tiny_model):
+    rollout = TextGenRollout(VectorActionMask(text_env(2), alphabet="ab"), seed=0)
+    prompts = [row["prompt"] for row in rollout.rows("train", 2, seed=0)]
+    with pytest.raises(ValueError, match="the environment masks actions, and TRL's loss takes its softmax over all"):
+        rollout(prompts, make_trainer(tiny_model().trunk))

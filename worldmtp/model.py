@@ -127,10 +127,10 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As Hugging Face's, but weights that a checkpoint lacks are an error (ValueError), not drawn at random."""
-        kwargs["ignore_mismatched_sizes"] = True  # refused below, by name
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_weights_loaded(model, info, args[0] if args else kwargs.get("pretrained_model_name_or_path"))
-        return (model, info) if output_loading_info else model
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # refused below, by name
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        check_weights_loaded(loaded[0], loaded[1], args[0] if args else kwargs["pretrained_model_name_or_path"])
+        return loaded if output_loading_info else loaded[0]
 
     def forward(
         self,

@@ -84,7 +84,6 @@ def generate(
     whole = as_mtp_model(model)
     stops = StopRule(as_token_ids(eos_token_id), tuple(map(tuple, stop_sequences)), max_new_tokens)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
-    input_ids = input_ids.long()  # any whole numbers are taken; embeddings and gathers ask for these
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
     chooser, length = length_chooser(num_draft, can_choose=tree is None and not three_phase)
     drafter = make_drafter(whole, draft, length, None if tree is None else tuple(tree))
@@ -96,8 +95,8 @@ def generate(
     whole.eval()
     try:
         session = DecodingSession(whole, runner, drafter, policy, capacity, lossy)
-        rows = _Rows(input_ids, mask, stops, pad_token_id, drafter.max_drafts)
-        rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
+        rows = _Rows(input_ids.long(), mask, stops, pad_token_id, drafter.max_drafts)
+        rows.take(session, session.prefill(input_ids.long(), mask), counts_as_round=False)
         while len(session.texts):
             if chooser is None:
                 rows.take(session, session.advance_in_phases() if three_phase else session.advance())

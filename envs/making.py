@@ -94,7 +94,7 @@ def _trainable(env_id: str, made: VectorEnv) -> TextVectorEnv:
     if not unsaved and isinstance(made, TextVectorEnv):
         return made
     try:
-        view = UnsavedVectorWrapper(made) if unsaved else TextVectorWrapper(made)
+        view: Any = UnsavedVectorWrapper(made) if unsaved else TextVectorWrapper(made)
     except TypeError as error:
         raise MakingError(f"{env_id!r} makes {made}: {error}") from error
     if unsaved:

@@ -71,7 +71,7 @@ def refusal_changes_nothing(env: gymnasium.Env[Any, Any] | VectorEnv, *names: st
     must not decide a later reset.
     """
     kept = {name: getattr(env, name) for name in ("_np_random", "_np_random_seed", *names)}
-    drawn = None if env._np_random is None else env._np_random.bit_generator.state
+    drawn: Any = None if env._np_random is None else env._np_random.bit_generator.state
     try:
         yield
     except BaseException:

@@ -2,14 +2,11 @@
 
 The public names are loaded on first use, so that ``import worldmtp`` costs milliseconds and pulls no torch: command
 lines answer ``--help`` at once, and a tool that only reads metrics never pays for a framework. The rooms themselves
-(``worldmtp.envs``, ``worldmtp.heads``, ...) load the same way. The ids ``worldmtp/<Name>-v0`` are gymnasium's once both
-packages are imported.
+(``worldmtp.envs``, ``worldmtp.heads``, ...) load the same way.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from worldmtp.registration import register_with_gymnasium
 
 if TYPE_CHECKING:
     from worldmtp.config import MTPConfig
@@ -61,6 +58,3 @@ def _unknown(name: str) -> str:
     message = f"module 'worldmtp' has no attribute {name!r}"
     close = get_close_matches(name, [*_HOME_OF, *_ROOMS], n=1)
     return f"{message}; did you mean {close[0]!r}?" if close else f"{message}; public names: {', '.join(__all__)}."
-
-
-register_with_gymnasium()

@@ -22,25 +22,6 @@ def test_import_pulls_no_framework(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "imports",
-    [
-        "import gymnasium, worldmtp",
-        "import worldmtp, gymnasium",
-        "import worldmtp, importlib.util; importlib.util.find_spec('gymnasium'); import gymnasium",
-        "import worldmtp.envs, gymnasium",
-    ],
-)
-def test_ids_are_gymnasiums_once_both_are_imported(tmp_path: Path, imports: str) -> None:
-    """And torch is not needed to have them. What looked for gymnasium is gone when it has come."""
-    code = (
-        f"{imports}, sys; made = gymnasium.make_vec('worldmtp/Reverse-v0', num_envs=8);"
-        "print(made.num_envs, 'torch' in sys.modules, [f for f in sys.meta_path if 'worldmtp' in type(f).__module__])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "8 False []"
-
-
-@pytest.mark.parametrize(
     ("name", "home"),
     [("MTPConfig", "worldmtp.config"), ("MTPModel", "worldmtp.model"), ("register_task", "worldmtp.envs")],
 )

@@ -97,6 +97,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 def save_model(model: MTPModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Write a model beside its place and rename, so that a directory that exists is whole.
 
+    What was there before is moved aside first and removed last: at no time is neither of the two there.
+
     Without a tokenizer the weights stand alone: they can be trained on, and not talked to.
     """
     partial = directory.with_name(f".{directory.name}.partial")

@@ -10,8 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.decoding.alarm import weights_versions
@@ -80,7 +79,7 @@ class TrunkPolicy:
         self,
         model: MTPModel,
         temperature: float = 1.0,
-        draft: str | PreTrainedModel = "none",
+        draft: str | nn.Module = "none",
         num_draft: int | None = None,
     ) -> None:
         if temperature <= 0:

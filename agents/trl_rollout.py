@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.config import MTPConfig
+from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.envs import Example
 from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.lora import without_peft_wrapper
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -104,24 +106,21 @@ class TextGenRollout:
         """Episodes of the prompts, one each and in order.
 
         Raises:
-            ValueError: if a prompt is unknown, or the trainer samples in a way that ``TrunkPolicy`` does not.
+            ValueError: if a prompt is unknown, the trainer samples in a way that ``TrunkPolicy`` does not, or PEFT's
+                wrapper does more than the layers inside it.
         """
         examples = [self._find(prompt) for prompt in prompts]
         check_trainer(trainer)
-        model: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+        model: PreTrainedModel = without_peft_wrapper(trainer.accelerator.unwrap_model(trainer.model))
         generator = torch.Generator(model.device).manual_seed(self._next_seed(trainer))
-        was_training = model.training
-        model.eval()  # TRL generates in train mode, in which dropout would sample from another policy
-        try:
-            with torch.no_grad():
-                policy = TrunkPolicy(self._mtp_model(model), float(trainer.args.temperature))
-                played = [
-                    episode
-                    for batch in batches(examples, self.env.num_envs)
-                    for episode in self._play(batch, policy, generator)
-                ]
-        finally:
-            model.train(was_training)
+        # TRL generates in train mode, in which dropout would sample from another policy.
+        with evaluation_mode(model), torch.no_grad():
+            policy = TrunkPolicy(self._mtp_model(model), float(trainer.args.temperature))
+            played = [
+                episode
+                for batch in batches(examples, self.env.num_envs)
+                for episode in self._play(batch, policy, generator)
+            ]
         return {key: [episode[key] for episode in played] for key in played[0]}
 
     def _play(

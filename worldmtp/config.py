@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from worldmtp.choices import check_choice
 from worldmtp.heads.registry import check_head, head_class
+from worldmtp.interchange.layouts import find_layout
 
 CONCAT_ORDERS = ("embedding_first", "hidden_first")
 HIDDEN_STAGES = ("post_norm", "pre_norm")
@@ -71,6 +72,8 @@ class MTPConfig(PreTrainedConfig):
         trunk_config: the trunk's config, or its ``to_dict()`` with ``model_type``.
         vocab_size: the trunk's.
         hidden_size: the trunk's.
+        adapters: of a checkpoint whose trunk has some (``worldmtp.lora``): PEFT's configs by the adapters' names.
+            ``MTPModel.save_pretrained`` writes it.
     """
 
     model_type = "worldmtp"
@@ -105,6 +108,7 @@ class MTPConfig(PreTrainedConfig):
     trunk_config: PreTrainedConfig | None = None
     vocab_size: int | None = None
     hidden_size: int | None = None
+    adapters: dict[str, dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         nested: Any = self.trunk_config  # a dict where it comes from a file
@@ -139,16 +143,24 @@ class MTPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As Hugging Face's, but a plain trunk's config is refused instead of half read.
+        """As Hugging Face's, but a plain trunk's config, or a published checkpoint's, is refused instead of half read.
 
         Raises:
             ValueError: the config is another model's.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
+            layout = find_layout(config_dict)
+            trunk_alone = (
+                "load it with AutoModelForCausalLM.from_pretrained(path) and add heads with "
+                "MTPModel.from_trunk(trunk, config)."
+            )
+            if layout is None:
+                raise ValueError(f"this checkpoint is a plain {model_type!r} model without MTP heads; {trunk_alone}")
             raise ValueError(
-                f"this checkpoint is a plain {model_type!r} model without MTP heads; load it with "
-                "AutoModelForCausalLM.from_pretrained(path) and add heads with MTPModel.from_trunk(trunk, config)."
+                f"this checkpoint is a {model_type!r} model, whose releases have MTP heads in the layout "
+                f"{layout.name!r}; load both with worldmtp.interchange.import_checkpoint(path). A trunk without heads: "
+                f"{trunk_alone}"
             )
         return super().from_dict(config_dict, **kwargs)
 

@@ -4,13 +4,17 @@
 
 Adapters are PEFT's and stand in the trunk alone; a head's own copy of a decoder layer is trained as it is. The LM head,
 the embedding and what the heads share with the trunk stay plain: the fused losses read weight and bias of an output
-layer. What is saved is small: adapters in PEFT's format, heads, world heads and ``MTPConfig``, without the trunk.
+layer. What ``save_lora`` writes is small: adapters in PEFT's format, heads, world heads and ``MTPConfig``, without the
+trunk. ``MTPModel.save_pretrained`` writes the trunk with them: a checkpoint that loads by itself, and that any trainer
+of Hugging Face's resumes from.
 
 PEFT is optional (``pip install 'worldmtp[lora]'``) and only this module imports it. Left out: several adapters at once,
 PEFT's other methods, and the options of ``LoraConfig`` that train more of the trunk than matrices beside its layers.
 """
 
 import copy
+import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,11 +170,63 @@ def merge_lora(model: MTPModel) -> MTPModel:
     for layer in _adapted(model.trunk).values():
         layer.merge(safe_merge=True)
     _remove_adapters(model.trunk)
+    model.config.adapters = None
     model.trunk.requires_grad_(True)
     return model
 
 
-def _inject(trunk: PreTrainedModel, config: "LoraConfig") -> None:
+def described_adapters(model: MTPModel) -> dict[str, dict[str, Any]]:
+    """Return the adapter's config by its name, as JSON holds it; ``insert_adapters`` takes it.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        TypeError: the adapter is not one that ``add_lora`` takes.
+        ValueError: there are several adapters, or its config reaches beyond matrices beside the trunk's layers.
+    """
+    name = _adapter_name(model)
+    config: Any = model.trunk.peft_config[name]
+    _check_config(config)
+    described: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=sorted))
+    return {name: described}
+
+
+def insert_adapters(trunk: PreTrainedModel, adapters: dict[str, dict[str, Any]]) -> None:
+    """Put fresh adapters into a trunk, as ``described_adapters`` says; their weights are the caller's to load.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    peft = _peft()
+    for name, config in adapters.items():
+        _inject(trunk, peft.LoraConfig.from_peft_type(**config), name)
+
+
+def without_peft_wrapper(model: Any) -> Any:
+    """Return the model inside PEFT's wrapper, whose layers hold the active adapters; anything else as it is.
+
+    Nothing is copied: which adapters are active, and whether they are, stays the wrapper's to say.
+
+    Raises:
+        ValueError: the wrapper computes something that its layers do not, such as prompts that are learnt.
+    """
+    peft = sys.modules.get("peft")  # what PEFT has made cannot be here before it
+    if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
+        return model
+    from peft.tuners.tuners_utils import BaseTuner
+
+    tuner = model.base_model
+    configs = list(model.peft_config.values())
+    in_layers = isinstance(tuner, BaseTuner) and type(tuner).forward is BaseTuner.forward
+    if not in_layers or any(getattr(config, "alora_invocation_tokens", None) for config in configs):
+        kinds = sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs})
+        raise ValueError(
+            f"{type(model).__name__} with {', '.join(kinds)} does more than the layers inside it, and the model runs "
+            "without the wrapper here; use adapters in layers, such as LoRA, or merge them with merge_and_unload()."
+        )
+    return without_peft_wrapper(tuner.model)
+
+
+def _inject(trunk: PreTrainedModel, config: "LoraConfig", name: str = "default") -> None:
     peft = _peft()
     trained = {name: parameter.requires_grad for name, parameter in trunk.named_parameters()}
     plain = {id(trunk.get_output_embeddings()): "the LM head", id(trunk.get_input_embeddings()): "the embedding"}
@@ -178,18 +234,18 @@ def _inject(trunk: PreTrainedModel, config: "LoraConfig") -> None:
         with warnings.catch_warnings():
             # A tied embedding is refused below.
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
-            peft.inject_adapter_in_model(config, trunk)
-        for name, layer in _adapted(trunk).items():
+            peft.inject_adapter_in_model(config, trunk, name)
+        for place, layer in _adapted(trunk).items():
             what = plain.get(id(layer.get_base_layer()))
             if what is not None:
                 raise ValueError(
-                    f"target_modules puts an adapter on {what} ({name}), which the losses of all depths read as a "
+                    f"target_modules puts an adapter on {what} ({place}), which the losses of all depths read as a "
                     "plain layer; leave it out of target_modules or name it in exclude_modules."
                 )
     except BaseException:
         _remove_adapters(trunk)
-        for name, parameter in trunk.named_parameters():
-            parameter.requires_grad_(trained[name])
+        for weight, parameter in trunk.named_parameters():
+            parameter.requires_grad_(trained[weight])
         raise
     trunk._hf_peft_config_loaded = True  # so that the trunk's own save_pretrained writes its adapters
 

@@ -34,14 +34,15 @@ from worldmtp.heads.registry import make_head
 from worldmtp.heads.zero import ZeroLinear
 from worldmtp.logit_changes import LogitChanges
 from worldmtp.losses import combination_weights, combine_depth_losses, depth_cross_entropy
-from worldmtp.model_guards import check_no_adapters, check_weights_loaded, warn_of_untrained_heads
+from worldmtp.model_guards import check_weights_loaded, checked_trunk, unpublished, warn_of_untrained_heads
+from worldmtp.saved_adapters import adapters_to_save, freeze_beside_adapters, trunk_with_adapters
 from worldmtp.targets import (
     DepthTargets,
     depth_targets,
     document_ids_from_position_ids,
     position_ids_from_attention_mask,
 )
-from worldmtp.trunk_inputs import real_tokens, trunk_inputs
+from worldmtp.trunk_inputs import check_mask_shape, real_tokens, trunk_inputs
 from worldmtp.world_heads import WorldHeads
 
 IGNORE_INDEX = -100
@@ -76,7 +77,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         if config.trunk_config is None:
             raise ValueError("MTPConfig has no trunk_config; use MTPModel.from_trunk(trunk, config).")
         if trunk is None:
-            trunk = AutoModelForCausalLM.from_config(config.trunk_config)
+            trunk = trunk_with_adapters(config)
         else:
             for module in trunk.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]  # a flag of Hugging Face's
@@ -101,11 +102,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """
         if isinstance(trunk, MTPModel):
             raise TypeError("trunk is an MTPModel already; pass its .trunk to replace the heads.")
-        if not isinstance(trunk, PreTrainedModel) or trunk.get_output_embeddings() is None:
-            raise TypeError(
-                f"trunk is a {type(trunk).__name__}; from_trunk needs a Hugging Face causal LM with an LM head, such "
-                "as AutoModelForCausalLM.from_pretrained(path)."
-            )
+        trunk = checked_trunk(trunk)
         bound = config.for_trunk(trunk.config, resolve_head_block(config.head_block, trunk))
         if generator is None:
             model = cls(bound, trunk)
@@ -119,17 +116,19 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             # Weights only: rotary frequencies keep their precision, as they do in a trunk loaded in half precision.
             for weight in fresh.parameters():
                 weight.data = weight.data.to(trunk.dtype)
-        # In the trunk's precision, so that copies are exact.
-        model.heads.initialize_from(trunk)
-        model.train(trunk.training)
+            fresh.train(trunk.training)
+        model.heads.initialize_from(trunk)  # in the trunk's precision, so that copies are exact
+        model.training = trunk.training  # the trunk's own modules stay in their modes
         return model
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As Hugging Face's, but weights that a checkpoint lacks are an error (ValueError), not drawn at random."""
+        path = unpublished(args[0] if args else kwargs["pretrained_model_name_or_path"])
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # refused below, by name
         loaded: Any = super().from_pretrained(*args, **kwargs)
-        check_weights_loaded(loaded[0], loaded[1], args[0] if args else kwargs["pretrained_model_name_or_path"])
+        check_weights_loaded(loaded[0], loaded[1], path)
+        freeze_beside_adapters(loaded[0])
         return loaded if output_loading_info else loaded[0]
 
     def forward(
@@ -151,7 +150,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         go to the trunk's backbone.
 
         Raises:
-            ValueError: the heads were asked for over a cached prefix, whose latents they would need.
+            ValueError: heads over a cached prefix, whose latents they would need; a mask of another shape.
         """
         needs_heads = compute_depth_logits or labels is not None
         if past_key_values is not None and needs_heads:
@@ -324,8 +323,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's, of the trunk with its heads; a trunk with adapters is refused (ValueError)."""
-        check_no_adapters(self.trunk)
+        """As Hugging Face's, of the trunk with its heads and with adapters of ``add_lora``; others are refused."""
+        self.config.adapters = adapters_to_save(self)
         super().save_pretrained(*args, **kwargs)
 
     def add_model_tags(self, tags: list[str] | str) -> None:
@@ -350,6 +349,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         if kwargs.get("use_cache") and not kwargs.get("past_key_values") and attention_mask is None:
             # Where they fill a cache, backbones do not look for documents in the positions: they are told by a mask.
             attention_mask = torch.ones_like(input_ids)
+        check_mask_shape(input_ids, attention_mask, kwargs.get("past_key_values"))
         with self.recording() as recorded:
             output = self.base_model(**self.trunk_inputs(input_ids, attention_mask, position_ids), **kwargs)
         return recorded.features(), output.past_key_values

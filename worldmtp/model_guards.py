@@ -5,9 +5,14 @@ Left out: what a checkpoint's config must be, which is ``MTPConfig``'s.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from worldmtp.interchange.layouts import find_layout
+from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config
 
 TRAINS_HEADS = "mtp"
 """The tag of a trainer that trains the heads, in the list that TRL's trainers pass to ``add_model_tags``."""
@@ -35,17 +40,40 @@ def check_weights_loaded(model: nn.Module, info: Mapping[str, Any], path: object
         )
 
 
-def check_no_adapters(trunk: nn.Module) -> None:
-    """Raise if saving the whole model would lose the trunk's adapters.
+def unpublished(path: object) -> object:
+    """The path, unless it is of a published checkpoint in which transformers would find no config.
 
     Raises:
-        ValueError: the trunk has adapters, without which the weights beside them would not be found again.
+        ValueError: it is; the message says what reads it.
     """
-    if hasattr(trunk, "peft_config"):
-        raise ValueError(
-            "the trunk has adapters, and a checkpoint would be loaded without them and without the weights they "
-            "stand beside; use worldmtp.lora.save_lora(model, directory), or merge_lora(model) first."
+    if isinstance(path, (str, Path)) and (Path(path) / PARAMS).is_file() and not (Path(path) / CONFIG).is_file():
+        layout = find_layout(read_config(Path(path)))
+        if layout is not None:
+            raise ValueError(
+                f"{path} is a published checkpoint in the layout {layout.name!r}; load trunk and heads with "
+                "worldmtp.interchange.import_checkpoint(path)."
+            )
+    return path
+
+
+def checked_trunk(trunk: nn.Module) -> PreTrainedModel:
+    """The trunk, if heads can stand on it.
+
+    Raises:
+        TypeError: it is no causal LM of Hugging Face, or one inside PEFT's wrapper.
+    """
+    if type(trunk).__module__.partition(".")[0] == "peft":
+        raise TypeError(
+            f"trunk is PEFT's wrapper {type(trunk).__name__}; put heads on the model without it, then adapters in the "
+            "trunk: worldmtp.lora.add_lora(MTPModel.from_trunk(lm, config), lora_config). What is trained already is "
+            "merged by trunk.merge_and_unload() first."
         )
+    if not isinstance(trunk, PreTrainedModel) or trunk.get_output_embeddings() is None:
+        raise TypeError(
+            f"trunk is a {type(trunk).__name__}; from_trunk needs a Hugging Face causal LM with an LM head, such as "
+            "AutoModelForCausalLM.from_pretrained(path)."
+        )
+    return trunk
 
 
 def warn_of_untrained_heads(tags: Sequence[str], depth: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.masks import additive_mask, causal_mask
 from worldmtp.targets import document_ids_from_position_ids, position_ids_from_attention_mask
@@ -21,6 +21,24 @@ def real_tokens(
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
     return attention_mask.bool()
+
+
+def check_mask_shape(
+    input_ids: Int[Tensor, "batch time"], attention_mask: Shaped[Tensor, "..."] | None, cache: Cache | None = None
+) -> None:
+    """Raise unless the mask has an entry for each token and for each that is cached: a backbone would broadcast it.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    num_rows, length = input_ids.shape
+    num_cached = 0 if cache is None else cache.get_seq_length()
+    if attention_mask is not None and tuple(attention_mask.shape) != (num_rows, num_cached + length):
+        cached = f" after {num_cached} cached tokens" if num_cached else ""
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(num_rows, num_cached + length)}: "
+            f"input_ids has shape {tuple(input_ids.shape)}{cached}."
+        )
 
 
 def trunk_inputs(

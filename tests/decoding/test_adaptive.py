@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldmtp.decoding import AdaptiveLength, generate
-from worldmtp.decoding.adaptive import tokens_per_round
+from worldmtp.decoding.adaptive import length_chooser, tokens_per_round
 from worldmtp.decoding.head_drafts import head_drafter
 from worldmtp.decoding.making import make_runner
 from worldmtp.decoding.policy import DecodingPolicy
@@ -188,6 +188,12 @@ def test_auto_decodes_the_same_text(model_of, ragged):
 def test_misuse(model_of, ragged, options, message):
     with pytest.raises(ValueError, match=message):
         generate(model_of(), *ragged(1, 3, seed=0), max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("length", [2.0, True, [2]])
+def test_a_length_of_the_wrong_kind(length):
+    with pytest.raises(TypeError, match=r"num_draft=.* has type .*, expected a number of tokens, 'auto' or"):
+        length_chooser(length, can_choose=True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Vocabularies are small: random heads are then right often enough for every path 
 text fall inside drafts.
 """
 
+import numpy as np
 import pytest
 import torch
 from transformers import Cache
@@ -62,6 +63,16 @@ def test_every_trunk_with_trees(model_of, ragged, kind, tree, head):
         model, *ragged(5, 17, seed=depth), max_new_tokens=13, eos_token_id=EOS, pad_token_id=PAD, tree=tree
     )
     assert new_tokens(output, 17) == reference(model.trunk, *ragged(5, 17, seed=depth), 13)
+
+
+@pytest.mark.parametrize("tree", [(3, 2, 1), (2, 2), (4,)], ids=str)
+def test_drafts_of_a_tree_are_counted_by_depth(model_of, ragged, tree):
+    output = generate(model_of(), *ragged(3, 5, seed=1), max_new_tokens=9, tree=tree)
+    num_rounds = int(output.num_rounds.sum())
+    # Each round of a row drafts each token ahead once, however many candidates it has.
+    assert output.drafted_per_depth.tolist() == [num_rounds] * len(tree)
+    assert output.accepted_per_depth.shape == (len(tree),)
+    assert (np.diff(output.accepted_per_depth, prepend=num_rounds) <= 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -218,6 +229,29 @@ def test_three_phases_say_the_same(model_of, ragged, head):
     ids, mask = ragged(5, 8, seed=8)
     output = generate(model, ids, mask, max_new_tokens=13, eos_token_id=EOS, pad_token_id=PAD, three_phase=True)
     assert new_tokens(output, 8) == reference(model.trunk, ids, mask, 13)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("role", ["model", "drafting model"])
+def test_a_plain_model_runs_in_evaluation_and_is_left_as_it_was(
+    model_of, tiny_trunk, ragged, monkeypatch, global_rng_untouched, role, is_training
+):
+    plain = tiny_trunk("gpt2", vocab_size=7, num_layers=1, dtype=torch.float64).train(is_training)
+    plain.transformer.ln_f.train(not is_training)  # a part may be in another mode than the whole
+    modes, forward = list[set[bool]](), plain.transformer.forward
+
+    def watched(*args, **kwargs):
+        modes.append({module.training for module in plain.modules()})
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(plain.transformer, "forward", watched)
+    model, draft = (plain, "none") if role == "model" else (model_of(), plain)
+    with global_rng_untouched():
+        generate(model, *ragged(2, 4, seed=0), max_new_tokens=6, draft=draft)
+    assert len(modes) > 2
+    assert all(seen == {False} for seen in modes)
+    assert plain.training == is_training
+    assert plain.transformer.ln_f.training != is_training
 
 
 def test_the_model_is_left_in_its_mode_and_the_cache_is_ours(model_of, ragged, monkeypatch):

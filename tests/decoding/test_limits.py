@@ -1,11 +1,15 @@
 """Bad input is refused before anything runs, and the message says what to do."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Mamba2Config
 
-from worldmtp.decoding import generate, parallel_beam
-from worldmtp.decoding.drafts import LookupDraft
+from worldmtp.decoding import AdaptiveLength, DecodingSession, SamplingConfig, generate, parallel_beam
+from worldmtp.decoding.drafts import LookupDraft, NoDraft
+from worldmtp.decoding.explain import explain
+from worldmtp.decoding.making import make_drafter, make_runner
+from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.slot_cache import SlotCache, cache_size
 
 IDS = torch.tensor([[2, 3, 4], [5, 6, 2]])
@@ -30,9 +34,16 @@ def run(model, ids=IDS, mask=None, **settings):
         ({"num_draft": 0}, "num_draft=0, but heads of depth=4 draft 1 to 3 tokens"),
         ({"tree": (2, 0)}, r"widths=\(2, 0\) must be counts of at least 1"),
         ({"tree": (2, 2), "draft": "lookup"}, r"tree=\[2, 2\] is drafted by heads; use draft='mtp'"),
-        ({"draft": "lookup", "num_draft": 0}, "max_drafts=0 must be at least 1"),
+        ({"draft": "lookup", "num_draft": 0}, "num_draft=0 must be at least 1; for none use draft='none'"),
         ({"temperature": -1.0}, r"temperature=-1\.0 must be positive"),
         ({"eos_token_id": -3}, "token id -3 ends texts and is negative"),
+        ({"eos_token_id": [1, 7]}, r"token id 7 is to end texts and lies outside the vocabulary, 0 \.\. 6"),
+        ({"stop_sequences": [[2, 99]]}, r"token id 99 is to end texts and lies outside the vocabulary"),
+        ({"stop_sequences": [[2], []]}, "stop_sequences has an empty one"),
+        ({"num_draft": 2, "tree": (3, 2)}, r"num_draft=2 beside tree=\[3, 2\]: it has a number of candidates"),
+        ({"num_draft": 2, "draft": "none"}, "num_draft=2 beside draft='none': nothing is drafted; leave num_draft out"),
+        ({"num_draft": "auto", "draft": "none"}, "num_draft='auto' chooses a length and draft='none' drafts nothing"),
+        ({"num_draft": 2, "draft": LookupDraft(3)}, "num_draft=2 beside a drafter, which has its length"),
     ],
 )
 def test_refused(model_of, settings, message):
@@ -40,34 +51,103 @@ def test_refused(model_of, settings, message):
         run(model_of(head="sequential", depth=4), **settings)
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (2, 1), (2, 4), (3, 3), (2, 3, 1), (2, 1, 3, 3), (3,)], ids=str)
+@pytest.mark.parametrize("decode", [generate, parallel_beam])
+def test_a_mask_of_another_shape_is_refused_before_it_is_broadcast(model_of, decode, shape):
+    options = {"widths": (2,)} if decode is parallel_beam else {}
+    wrong = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+    with pytest.raises(ValueError, match=rf"attention_mask has shape \({wrong}\) and input_ids \(2, 3\); give every"):
+        decode(model_of(head="latent"), IDS, torch.ones(shape), max_new_tokens=3, **options)
+
+
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    "mask",
     [
-        (torch.ones(1, 3), r"attention_mask has shape \(1, 3\) and input_ids \(2, 3\); give every token"),
-        (torch.ones(2, 2), r"attention_mask has shape \(2, 2\) and input_ids \(2, 3\)"),
-        (torch.ones(3, 3), r"attention_mask has shape \(3, 3\) and input_ids \(2, 3\)"),
-        (torch.ones(2), r"attention_mask has shape \(2,\) and input_ids \(2, 3\)"),
-        (torch.full((2, 3), 0.3), r"values from 0\.3.* to 0\.3.*; expected 0 for padding and 1 for tokens"),
-        (torch.tensor([[0.0, -1e9, 0.0]] * 2), r"values from -1000000000\.0 to 0\.0; expected 0 for padding"),
+        torch.tensor([[0.0, 0.0, 0.0], [-torch.inf, 0.0, 0.0]]),  # as it is added to attention scores
+        torch.tensor([[1.0, 1.0, 0.5], [1.0, 1.0, 1.0]]),
+        torch.tensor([[1, 1, 2], [1, 1, 1]]),
+        torch.tensor([[1.0, 1.0, torch.nan], [1.0, 1.0, 1.0]]),
     ],
+    ids=["additive", "a half", "two", "nan"],
 )
-def test_masks_that_are_none(model_of, mask, message):
-    """One of another shape gave every row the first row's text, or dropped the end of the prompts."""
-    with pytest.raises(ValueError, match=message):
-        run(model_of(head="sequential", depth=2), mask=mask)
-    with pytest.raises(ValueError, match=message):
-        parallel_beam(model_of(head="medusa", depth=2), IDS, mask, widths=(2, 2), max_new_tokens=3, num_beams=2)
+@pytest.mark.parametrize("decode", [generate, parallel_beam])
+def test_a_mask_with_other_values_is_refused(model_of, decode, mask):
+    options = {"widths": (2,)} if decode is parallel_beam else {}
+    with pytest.raises(ValueError, match=r"attention_mask has values from .* to .*; expected 0 for padding and 1 for"):
+        decode(model_of(head="latent"), IDS, mask, max_new_tokens=3, **options)
 
 
-def test_ids_and_masks_of_any_whole_numbers(model_of):
-    model = model_of(head="sequential", depth=2)
-    expected = run(model).sequences
-    for dtype in (torch.int32, torch.int16, torch.uint8):
-        assert torch.equal(run(model, ids=IDS.to(dtype)).sequences, expected)
-    for dtype in (torch.bool, torch.int32, torch.float32):
-        assert torch.equal(run(model, mask=torch.ones_like(IDS).to(dtype)).sequences, expected)
-    with pytest.raises(ValueError, match=r"input_ids are of dtype torch\.float32; pass token ids as whole numbers"):
-        run(model, ids=IDS.float())
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int32, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("decode", [generate, parallel_beam])
+def test_ids_and_masks_of_any_kind_say_the_same(model_of, decode, kind):
+    model, ids, mask = model_of(head="latent"), torch.tensor([[2, 3, 4], [0, 6, 2]]), torch.tensor([[1] * 3, [0, 1, 1]])
+    # A beam of one candidate is greedy; transformers' own greedy text is what both are held to.
+    options = {"widths": (1,)} if decode is parallel_beam else {}
+    found = decode(model, ids.int(), mask.to(kind), max_new_tokens=4, **options)
+    expected = model.trunk.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert found.sequences.tolist() == expected.tolist()
+    assert found.sequences.dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([2, 3]), r"input_ids has shape \(2,\), expected \(rows, tokens\): pad shorter prompts"),
+        (torch.ones(1, 2, 3, dtype=torch.long), r"input_ids has shape \(1, 2, 3\), expected \(rows, tokens\)"),
+        (torch.ones(2, 3), r"input_ids are of dtype torch\.float32; pass token ids as whole numbers"),
+        (torch.ones(2, 3, dtype=torch.bool), r"input_ids are of dtype torch\.bool; pass token ids as whole numbers"),
+    ],
+    ids=["a row", "three axes", "floats", "bools"],
+)
+def test_ids_that_are_no_rows_of_whole_numbers(model_of, ids, message):
+    with pytest.raises(ValueError, match=message):
+        run(model_of(), ids)
+
+
+def test_explain_takes_one_prompt(model_of):
+    with pytest.raises(ValueError, match=r"prompt has shape \(2, 3\), expected \(tokens,\): one prompt"):
+        explain(model_of(), IDS, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "what"),
+    [(torch.ones(1, 3, dtype=torch.bool), r"\(1, 3\) and dtype torch.bool"), (torch.ones(2, 3), r"torch.float32")],
+    ids=["shape", "kind"],
+)
+def test_a_session_has_the_same_border(model_of, mask, what):
+    model = model_of()
+    policy = DecodingPolicy(SamplingConfig(), None)
+    session = DecodingSession(model, make_runner(model), NoDraft(), policy, 8)
+    with pytest.raises(ValueError, match=rf"attention_mask has shape .*{what}, expected \(2, 3\), as input_ids"):
+        session.prefill(IDS, mask)
+
+
+def test_integers_of_any_kind_are_taken(model_of):
+    model = model_of(head="latent")
+    plain = run(model, max_new_tokens=9, eos_token_id=1, stop_sequences=[[3, 4]], num_draft=2)
+    other = run(
+        model,
+        max_new_tokens=np.int32(9),
+        eos_token_id=torch.tensor(1),
+        pad_token_id=np.int64(0),
+        stop_sequences=torch.tensor([[3, 4]]),
+        num_draft=np.int64(2),
+    )
+    assert other.sequences.tolist() == plain.sequences.tolist()
+    assert other.drafted_per_depth.tolist() == plain.drafted_per_depth.tolist()
+    beams = [
+        parallel_beam(model, IDS, widths=widths, num_beams=number, max_new_tokens=5, eos_token_id=ends)
+        for widths, number, ends in [((2, 2), 2, [1, 2]), (np.array([2, 2]).tolist(), np.int64(2), np.array([1, 2]))]
+    ]
+    assert beams[0].sequences.tolist() == beams[1].sequences.tolist()
+
+
+def test_what_is_no_drafter(model_of):
+    with pytest.raises(TypeError, match=r"draft is a Linear, expected one of \['mtp', 'lookup', 'none'\], a Hugging"):
+        make_drafter(model_of(), torch.nn.Linear(2, 2), None, None)
+    assert make_drafter(model_of(), "lookup", None, None).max_drafts == 4
+    # A chooser beside a drafter is what the command line passes.
+    run(model_of(), draft=LookupDraft(3), num_draft=AdaptiveLength())
 
 
 def test_unmarked_padding_is_not_guessed(model_of):

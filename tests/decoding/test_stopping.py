@@ -1,9 +1,11 @@
 """Ends of texts, cut where they are."""
 
+import numpy as np
 import pytest
 import torch
 
-from worldmtp.decoding.stopping import StopRule, first_stop
+from worldmtp.decoding.integers import as_integer
+from worldmtp.decoding.stopping import StopRule, first_stop, make_stop_rule
 
 
 def stops(rows, old, new, **rule):
@@ -48,3 +50,50 @@ def test_length_ends_a_text_inside_a_draft():
 def test_wrong_rules(rule, message):
     with pytest.raises(ValueError, match=message):
         stops([[3]], [0], [1], **rule)
+
+
+@pytest.mark.parametrize(
+    "ends", [1, np.int64(1), torch.tensor(1), [1], (np.int32(1),), torch.tensor([1]), np.array([1])]
+)
+def test_ends_of_any_kind(ends):
+    rule = make_stop_rule(ends, [], 3, vocab_size=2)
+    assert rule == StopRule((1,), (), 3)
+    assert [type(token) for token in rule.eos_token_ids] == [int]
+
+
+def test_no_ends():
+    assert make_stop_rule(None, (), np.int64(3), vocab_size=2) == StopRule((), (), 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.0, [], 3), "eos_token_id=1.0 has type float, expected a token id, or several"),
+        (("1", [], 3), "eos_token_id='1' has type str"),
+        ((True, [], 3), "eos_token_id=True has type bool"),
+        ((torch.tensor(True), [], 3), "has type Tensor, expected a token id"),
+        (([1, None], [], 3), r"eos_token_id\[1\]=None has type NoneType, expected a token id"),
+        ((None, [1, 2], 3), r"stop_sequences\[0\]=1 has type int, .* pass a single sequence as \[\[1, 2\]\]"),
+        ((None, ["ab"], 3), r"stop_sequences\[0\]='ab' has type str, .* encode text with the tokenizer"),
+        ((None, "ab", 3), "stop_sequences='ab' has type str, expected sequences of token ids"),
+        ((None, None, 3), "stop_sequences=None has type NoneType"),
+        ((None, [[1, 2.0]], 3), r"stop_sequences\[0\]\[1\]=2.0 has type float"),
+        ((None, [], 1.5), "max_new_tokens=1.5 has type float, expected an integer"),
+    ],
+    ids=str,
+)
+def test_ends_of_the_wrong_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        make_stop_rule(*arguments, vocab_size=9)
+
+
+def test_the_last_id_of_the_vocabulary_ends_texts_and_the_next_does_not():
+    assert make_stop_rule(8, [[8, 0]], 3, vocab_size=9).stop_sequences == ((8, 0),)
+    with pytest.raises(ValueError, match=r"token id 9 .* outside the vocabulary, 0 \.\. 8, so it never would"):
+        make_stop_rule(None, [[0, 9]], 3, vocab_size=9)
+
+
+def test_one_element_counts_as_an_integer_and_its_bool_does_not():
+    assert as_integer("n", torch.tensor([3])) == 3
+    with pytest.raises(TypeError, match=r"n=.* expected an integer"):
+        as_integer("n", np.bool_(True))

@@ -8,6 +8,8 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from worldmtp.cli.find_model import model_directory
+from worldmtp.cli.saved_model import load_any_model
 from worldmtp.config import MTPConfig
 from worldmtp.interchange import LayoutError, export_checkpoint, import_checkpoint
 from worldmtp.interchange.llama_names import inner_size, params_from_config, to_half_split, to_interleaved
@@ -150,6 +152,51 @@ def test_the_journey_back(checkpoint, tensors, tmp_path, input_ids):
     assert torch.equal(again(input_ids).depth_logits[2], model(input_ids).depth_logits[2])
 
 
+def test_the_command_line_and_from_pretrained_know_the_release(checkpoint, tensors, input_ids):
+    assert model_directory(checkpoint, "--model") == checkpoint
+    model = load_any_model(checkpoint)
+    with torch.no_grad():
+        logits = model(input_ids).depth_logits
+    for ours, theirs in zip(logits, all_heads(tensors, input_ids), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with pytest.raises(
+        ValueError, match=r"published checkpoint in the layout 'facebook_mtp'; .*import_checkpoint\(path"
+    ):
+        MTPModel.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_future_tokens": "three"}, "the config has n_future_tokens='three', expected a whole number"),
+        ({"n_future_tokens": 2.5}, r"the config has n_future_tokens=2\.5, expected a whole number"),
+        ({"n_layers": [3]}, r"the config has n_layers=\[3\], expected a whole number"),
+        ({"dim": None}, "the config has dim=None, expected a whole number"),
+    ],
+    ids=str,
+)
+def test_odd_sizes_name_their_keys(checkpoint, change, message):
+    (checkpoint / "params.json").write_text(json.dumps(PARAMS | change))
+    with pytest.raises(LayoutError, match=message):
+        import_checkpoint(checkpoint)
+
+
+def test_a_size_that_is_not_there(checkpoint):
+    (checkpoint / "params.json").write_text(json.dumps({key: PARAMS[key] for key in PARAMS if key != "n_heads"}))
+    with pytest.raises(LayoutError, match=r"params\.json has no 'n_heads'"):
+        import_checkpoint(checkpoint)
+
+
+def test_weights_that_are_cut_off_name_their_file(checkpoint):
+    whole = (checkpoint / "consolidated.pth").read_bytes()
+    for kept in (0, 5000, len(whole) - 100):
+        (checkpoint / "consolidated.pth").write_bytes(whole[:kept])
+        with pytest.raises(
+            LayoutError, match=r"facebook/consolidated\.pth cannot be read \(.*\); it may be damaged or cut off"
+        ):
+            import_checkpoint(checkpoint)
+
+
 def test_missing_and_unexpected_weights_go_by_the_files_names(checkpoint, tensors):
     del tensors["extra_heads.1.attention.wk.weight"]
     tensors["extra_heads.2.ffn_norm.weight"] = torch.ones(32)
@@ -158,6 +205,7 @@ def test_missing_and_unexpected_weights_go_by_the_files_names(checkpoint, tensor
     with pytest.raises(LayoutError) as raised:
         import_checkpoint(checkpoint)
     assert str(raised.value).splitlines()[1:] == [
+        "  count: the config has n_future_tokens - 1=2, and the files have weights of 3 module(s)",
         "  missing: extra_heads.1.attention.wk.weight (16, 32)",
         "  unexpected: extra_heads.2.ffn_norm.weight (32,)",
         "  shape: layers.0.attention.wq.weight is (3, 3), expected (32, 32)",

@@ -1,6 +1,7 @@
 """Checkpoints that are not what they say, and models that a layout cannot hold."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def test_one_error_names_every_weight_of_trunk_and_heads(publish):
     with pytest.raises(LayoutError) as raised:
         import_checkpoint(published.path)
     assert str(raised.value).splitlines()[1:] == [
+        "  count: the config has num_nextn_predict_layers=1, and the files have weights of 2 module(s)",
         "  not finite: lm_head.weight has 1 NaN and 0 infinite values of 1280",
         "  not finite: model.layers.4.enorm.weight has 0 NaN and 2 infinite values of 32",
         "  missing: model.layers.1.mlp.experts.2.up_proj.weight (16, 32)",
@@ -56,6 +58,84 @@ def test_a_checkpoint_that_says_it_has_no_heads_is_refused(publish):
     published.edit_config(num_nextn_predict_layers=0)
     with pytest.raises(LayoutError, match=r"num_nextn_predict_layers=0\), and 1 modules' weights"):
         import_checkpoint(published.path)
+
+
+@pytest.mark.parametrize("value", ["three", [3], 2.5, True, {"a": 1}, ""], ids=repr)
+@pytest.mark.parametrize(
+    ("layout", "key"),
+    [
+        ("deepseek_v3", "num_nextn_predict_layers"),
+        ("glm4_moe", "num_nextn_predict_layers"),
+        ("qwen3_5", "mtp_num_hidden_layers"),
+        ("mimo", "num_nextn_predict_layers"),
+    ],
+)
+def test_a_count_that_is_no_number_names_its_key(publish, layout, key, value):
+    published = publish(layout)
+    published.edit_config(**{key: value})
+    options = {"hidden_stage": "pre_norm"} if layout == "mimo" else {}
+    with pytest.raises(ValueError, match=rf"the config has {key}={re.escape(repr(value))}, expected a whole number"):
+        import_checkpoint(published.path, **options)
+
+
+@pytest.mark.parametrize(("value", "depth"), [(2, 3), (2.0, 3), ("2", 3), (None, 3)], ids=repr)
+def test_a_count_may_be_written_in_other_ways(publish, value, depth):
+    published = publish("glm4_moe", num_modules=2)
+    published.edit_config(num_nextn_predict_layers=value)
+    assert import_checkpoint(published.path).config.depth == depth
+
+
+@pytest.mark.parametrize("said", [1, 3])
+def test_a_wrong_count_is_named_with_its_key(publish, said):
+    published = publish("glm4_moe", num_modules=2)
+    published.edit_config(num_nextn_predict_layers=said)
+    with pytest.raises(LayoutError) as raised:
+        import_checkpoint(published.path)
+    counted = f"  count: the config has num_nextn_predict_layers={said}, and the files have weights of 2 module(s)"
+    assert str(raised.value).splitlines()[1] == counted
+
+
+def test_a_dtype_that_is_none(publish):
+    published = publish("glm4_moe")
+    published.edit_config(dtype="bfloat17")
+    with pytest.raises(LayoutError, match="dtype='bfloat17', no dtype of torch; correct it"):
+        import_checkpoint(published.path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40])
+def test_a_config_that_is_cut_off_is_named(publish, kept):
+    path = publish("glm4_moe").path / "config.json"
+    path.write_text(path.read_text()[:kept])
+    with pytest.raises(LayoutError, match=r"glm4_moe/config\.json cannot be read \(.*\); it may be damaged or cut off"):
+        import_checkpoint(path.parent)
+
+
+def test_a_config_that_is_no_object(publish):
+    path = publish("glm4_moe").path / "config.json"
+    path.write_text("[1]")
+    with pytest.raises(LayoutError, match=r"glm4_moe/config\.json holds a list, expected an object"):
+        import_checkpoint(path.parent)
+
+
+def test_a_shard_or_index_that_is_cut_off_is_named(publish, tmp_path):
+    model = import_checkpoint(publish("glm4_moe").path)
+    export_checkpoint(model, tmp_path / "out", "glm4_moe")
+    shard, index = (
+        sorted((tmp_path / "out").glob("*.safetensors"))[1],
+        tmp_path / "out" / "model.safetensors.index.json",
+    )
+    whole = shard.read_bytes()
+    for kept in (0, 5000, len(whole) - 4):
+        shard.write_bytes(whole[:kept])
+        with pytest.raises(LayoutError, match=r"model-00002-of-00002\.safetensors cannot be read"):
+            import_checkpoint(tmp_path / "out")
+    shard.write_bytes(whole)
+    index.write_text("{}")
+    with pytest.raises(LayoutError, match=r"model\.safetensors\.index\.json has no 'weight_map'"):
+        import_checkpoint(tmp_path / "out")
+    index.write_text('{"weight_map": ')
+    with pytest.raises(LayoutError, match=r"model\.safetensors\.index\.json cannot be read"):
+        import_checkpoint(tmp_path / "out")
 
 
 def test_modules_that_share_their_projection_are_refused(publish):

@@ -225,12 +225,6 @@ def test_generation_uses_the_adapters(adapted, tokens):
     assert torch.equal(generated, merged)
 
 
-def test_save_pretrained_with_adapters_is_refused(adapted, tmp_path):
-    with pytest.raises(ValueError, match=r"the trunk has adapters.*save_lora\(model, directory\), or merge_lora"):
-        adapted().save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     ("targets", "what"),

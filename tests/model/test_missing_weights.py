@@ -3,9 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from worldmtp import MTPConfig, MTPModel
+from worldmtp.cli.saved_model import load_any_model, load_model
 
 
 def saved(directory, tied):
@@ -74,3 +75,26 @@ def test_what_is_whole_loads(tmp_path, tied):
     tokens = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(tokens).logits, model.eval()(tokens).logits)
+
+
+@pytest.mark.parametrize("load", [AutoModelForCausalLM.from_pretrained, load_any_model, load_model])
+def test_every_way_to_load_a_model_names_them(tmp_path, load):
+    saved(tmp_path, tied=False)
+    without(tmp_path, "trunk.lm_head")
+    with pytest.raises(ValueError, match=r"missing weights: trunk\.lm_head\.weight; weights of another shape: none"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["trunk.lm_head.weight", "trunk.model.embed_tokens.weight"])
+def test_either_name_of_a_tied_pair_is_enough(tmp_path, kept):
+    model, file = saved(tmp_path, tied=True), tmp_path / "model.safetensors"
+    pair = {"trunk.lm_head.weight", "trunk.model.embed_tokens.weight"}
+    weights = {name: value for name, value in load_file(file).items() if name not in pair}
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    save_file(weights | {kept: embedding}, file, metadata={"format": "pt"})
+    loaded = MTPModel.from_pretrained(tmp_path)
+    assert loaded.trunk.lm_head.weight is loaded.trunk.model.embed_tokens.weight
+    assert torch.equal(loaded.trunk.lm_head.weight, embedding)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing weights: .*trunk\.model\.embed_tokens\.weight"):
+        MTPModel.from_pretrained(tmp_path)

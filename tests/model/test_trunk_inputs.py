@@ -21,6 +21,22 @@ def test_a_cached_step_continues_a_padded_row(family, make_model, tokens, left):
     torch.testing.assert_close(second.logits, full[:, 6:], **EXACT)
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (2, 8), (2, 10)])
+@pytest.mark.parametrize("compute_depth_logits", [True, False])
+def test_a_mask_of_another_length_is_refused_before_it_is_broadcast(make_model, tokens, shape, compute_depth_logits):
+    expected = rf"attention_mask has shape \(2, {shape[1]}\), expected \(2, 9\): input_ids has shape \(2, 9\)\."
+    with pytest.raises(ValueError, match=expected):
+        make_model("llama")(tokens, torch.ones(shape), compute_depth_logits=compute_depth_logits)
+
+
+def test_over_a_cache_the_mask_has_its_tokens_too(make_model, tokens):
+    model = make_model("llama")
+    cache = model(tokens[:, :6], compute_depth_logits=False, use_cache=True).past_key_values
+    expected = r"attention_mask has shape \(2, 3\), expected \(2, 9\): input_ids has shape \(2, 3\) after 6 cached"
+    with pytest.raises(ValueError, match=expected):
+        model(tokens[:, 6:], torch.ones(2, 3), compute_depth_logits=False, past_key_values=cache)
+
+
 def test_packed_documents_stay_apart_while_a_cache_is_filled(make_model, tokens):
     model = make_model("llama")
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)

@@ -7,6 +7,7 @@ from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE, is_done
 MODEL_FOLDER = "model"
 """Where a run leaves its model."""
 _HUGGING_FACE_CONFIG = "config.json"
+_META_CONFIG = "params.json"
 
 
 def newest_model(runs: Path) -> Path:
@@ -36,7 +37,7 @@ def model_directory(path: Path, option: str) -> Path:
             f"{option} {path} is not a directory; give a run directory, a saved MTPModel, or a checkpoint of a Hugging "
             "Face causal LM on this machine."
         )
-    if (path / _HUGGING_FACE_CONFIG).is_file():
+    if (path / _HUGGING_FACE_CONFIG).is_file() or (path / _META_CONFIG).is_file():
         return path
     if (path / MODEL_FOLDER / _HUGGING_FACE_CONFIG).is_file():
         return path / MODEL_FOLDER

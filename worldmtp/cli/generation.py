@@ -156,6 +156,11 @@ def _decoding(config: GenerateConfig, model: MTPModel, tokenizer: PreTrainedToke
             "--explain shows drafts and what became of them, and this model has no heads to draft with; choose "
             "--draft lookup, or --draft-model PATH."
         )
+    if draft in ("mtp", "tree") and not can_draft(model):
+        raise ValueError(
+            f"--draft {draft}: this model has no heads to draft with, of the tokens right after one another; choose "
+            "--draft none or --draft lookup, or --draft-model PATH."
+        )
     if draft == "none" and config.num_draft is not None:
         raise ValueError(
             f"--num-draft {config.num_draft}: this model has no heads to draft with; choose --draft lookup, or "

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
+from worldmtp.cli.saved_model import load_causal_lm
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
 from worldmtp.dynamics import check_backend, make_world_model
@@ -48,8 +49,7 @@ def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generato
     path = str(config.path)
     if not Path(path).is_dir():
         raise ValueError(f"model.path={path!r} is not a directory; give one written by save_pretrained.")
-    trunk: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return trunk
+    return load_causal_lm(path, dtype=torch.float32)
 
 
 def _fresh_trunk(

@@ -6,13 +6,16 @@ complete checkpoint: ``AutoTokenizer`` and ``AutoModelForCausalLM`` read it wher
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer
+from worldmtp.interchange.importing import import_checkpoint, layout_with_heads
 from worldmtp.model import MTPModel
+from worldmtp.model_guards import check_weights_loaded
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -25,26 +28,51 @@ def load_model(directory: Path) -> MTPModel:
     """
     try:
         return MTPModel.from_pretrained(directory, dtype=torch.float32)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"the model in {directory} cannot be read: {error}. Delete that directory to train the warm start again."
         ) from error
 
 
 def load_any_model(directory: Path) -> PreTrainedModel:
-    """A model of this package's, or any causal LM of Hugging Face's.
+    """A model of this package's, a published checkpoint with its heads, or any causal LM of Hugging Face's.
 
     Raises:
-        ValueError: the directory holds none, or its files are damaged.
+        ValueError: the directory holds none, its files are missing or damaged, or what they mean is not in them.
     """
+    layout = layout_with_heads(directory)
+    if layout is not None:
+        unknown = [name for name in ("concat_order", "hidden_stage") if getattr(layout, name) is None]
+        if layout.head == "sequential" and unknown:
+            raise ValueError(
+                f"{directory} has MTP heads in the layout {layout.name!r}, whose {' and '.join(unknown)} cannot be "
+                f"told from its files; in Python call worldmtp.interchange.import_checkpoint(path, {unknown[0]}=...), "
+                "or measure it with probe_ids=, then save_pretrained(directory), and give that directory."
+            )
+        # The generator draws world heads, which no published checkpoint has and decoding does not read.
+        return import_checkpoint(directory, layout.name, generator=torch.Generator().manual_seed(0))
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
+        model = load_causal_lm(directory, local_files_only=True)
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"the model in {directory} cannot be read ({error}); give a directory that save_pretrained of an MTPModel "
             "or of a causal LM wrote."
         ) from error
     return model.eval()
+
+
+def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """A causal LM of Hugging Face's, or an MTPModel, from a checkpoint that has all of its weights.
+
+    Raises:
+        ValueError: weights are missing or have another shape; they are named.
+    """
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    check_weights_loaded(model, info, path)
+    return model
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -69,6 +97,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 def save_model(model: MTPModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Write a model beside its place and rename, so that a directory that exists is whole.
 
+    What was there before is moved aside first and removed last: at no time is neither of the two there.
+
     Without a tokenizer the weights stand alone: they can be trained on, and not talked to.
     """
     partial = directory.with_name(f".{directory.name}.partial")
@@ -77,9 +107,14 @@ def save_model(model: MTPModel, directory: Path, tokenizer: PreTrainedTokenizerB
     model.save_pretrained(partial)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
+    old = directory.with_name(f".{directory.name}.old")
     if directory.exists():
-        shutil.rmtree(directory)
+        if old.exists():
+            shutil.rmtree(old)
+        directory.rename(old)
     partial.rename(directory)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerBase | None:

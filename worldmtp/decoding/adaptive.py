@@ -13,10 +13,12 @@ and how many random numbers are drawn on what is chosen: equal seeds do not give
 
 import logging
 from collections import Counter, defaultdict, deque
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from worldmtp.decoding.integers import as_integer
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,20 +43,23 @@ class LengthChooser(Protocol):
         ...
 
 
-def length_chooser(
-    num_draft: int | str | LengthChooser | None, can_choose: bool
-) -> tuple[LengthChooser | None, int | None]:
-    """The chooser that ``num_draft`` names or is, or the length that it fixes.
+def length_chooser(num_draft: Any, can_choose: bool, draft: Any = "mtp") -> tuple[LengthChooser | None, int | None]:
+    """The chooser that ``num_draft`` names or is, or the length that it fixes. Kinds are checked here, not annotated.
 
     Raises:
+        TypeError: it is no integer and no chooser.
         ValueError: another name, or drafts whose length cannot be chosen: trees, and those of three phases.
     """
-    if num_draft is None or isinstance(num_draft, int):
-        return None, num_draft
+    if num_draft is None:
+        return None, None
+    if not isinstance(num_draft, (str, LengthChooser)):
+        return None, as_integer("num_draft", num_draft, "a number of tokens, 'auto' or an AdaptiveLength")
     if isinstance(num_draft, str) and num_draft != "auto":
         raise ValueError(f"num_draft={num_draft!r} is unknown; give a number of tokens, or 'auto'.")
     if not can_choose:
         raise ValueError("num_draft='auto' chooses the length of merged chains; leave tree and three_phase out.")
+    if isinstance(draft, str) and draft == "none":
+        raise ValueError(f"num_draft={num_draft!r} chooses a length and draft='none' drafts nothing; leave one out.")
     return (AdaptiveLength() if isinstance(num_draft, str) else num_draft), None
 
 

@@ -40,7 +40,10 @@ class Draft:
 
 @runtime_checkable
 class Drafter(Protocol):
-    """What a session asks; rows are those of its ``CachedTexts``, whose ``ids`` hold the newest token already."""
+    """What a session asks; rows are those of its ``CachedTexts``, whose ``ids`` hold the newest token already.
+
+    One whose drafts branch takes more slots than it reaches tokens ahead, and says ``max_depth``: how many those are.
+    """
 
     max_drafts: int
     """Slots a draft may take."""

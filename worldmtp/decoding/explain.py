@@ -8,19 +8,21 @@ logits, once for each place that it drafts, and what it is told is what it holds
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import SupportsIndex
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
 from worldmtp.decoding.drafts import Draft, Drafter
+from worldmtp.decoding.evaluation_mode import evaluation_mode
+from worldmtp.decoding.integers import as_integer
 from worldmtp.decoding.limits import check_cache, check_prompts
-from worldmtp.decoding.making import make_drafter, make_runner
+from worldmtp.decoding.making import as_widths, make_drafter, make_runner
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
-from worldmtp.decoding.stopping import StopRule, first_stop
+from worldmtp.decoding.stopping import StopRule, TokenIds, first_stop, make_stop_rule
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.heads.features import TrunkFeatures
@@ -110,22 +112,22 @@ class Explanation:
 
 
 def explain(
-    model: PreTrainedModel,
-    prompt: Int[Tensor, " length"],
+    model: nn.Module,
+    prompt: Shaped[Tensor, "..."],
     *,
-    max_new_tokens: int,
-    eos_token_id: Sequence[int] = (),
+    max_new_tokens: SupportsIndex,
+    eos_token_id: TokenIds | None = None,
     sampling: SamplingConfig | None = None,
-    draft: str | PreTrainedModel | Drafter = "mtp",
-    num_draft: int | None = None,
-    tree: Sequence[int] | None = None,
+    draft: str | nn.Module | Drafter = "mtp",
+    num_draft: SupportsIndex | None = None,
+    tree: Sequence[SupportsIndex] | None = None,
     generator: torch.Generator | None = None,
     num_likeliest: int = 5,
 ) -> Explanation:
     """Decode as ``worldmtp.decoding.generate`` does with these arguments, greedily by default, and keep the reasons.
 
-    Probabilities are those of the processed distributions, which drafts and trunk are compared in; ``num_likeliest``
-    tokens of each are kept.
+    ``prompt`` is the ids of one, without padding. Probabilities are those of the processed distributions, which drafts
+    and trunk are compared in; ``num_likeliest`` tokens of each are kept.
 
     Raises:
         ValueError: as ``generate``.
@@ -136,16 +138,18 @@ def explain(
     if sampling.do_sample and generator is None:
         raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
     whole = as_mtp_model(model)
-    ids = prompt[None]
-    mask = check_prompts(whole, ids, None, 0, max_new_tokens)
-    stops = StopRule(tuple(eos_token_id), (), max_new_tokens)
-    drafter = _WatchedDrafter(make_drafter(whole, draft, num_draft, None if tree is None else tuple(tree)))
-    capacity = ids.shape[1] + max_new_tokens
+    if prompt.ndim != 1:
+        raise ValueError(
+            f"prompt has shape {tuple(prompt.shape)}, expected (tokens,): one prompt, such as input_ids[0]."
+        )
+    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.trunk.config.get_text_config().vocab_size)
+    ids, mask = check_prompts(whole, prompt[None], None, 0, stops.max_new_tokens)
+    length = None if num_draft is None else as_integer("num_draft", num_draft, "a number of tokens")
+    drafter = _WatchedDrafter(make_drafter(whole, draft, length, as_widths("tree", tree)))
+    capacity = ids.shape[1] + stops.max_new_tokens
     runner = make_runner(whole)
     check_cache(whole, 1, capacity + drafter.max_drafts, None, runner.copied_bytes)
-    was_training = whole.training
-    whole.eval()
-    try:
+    with evaluation_mode(whole):
         session = DecodingSession(whole, runner, drafter, DecodingPolicy(sampling, generator), capacity)
         text, new, rounds = tuple(prompt.tolist()), list[int](), list[ExplainedRound]()
         emission = session.prefill(ids, mask)
@@ -156,8 +160,6 @@ def explain(
             if is_done:
                 return Explanation(text, tuple(rounds))
             emission = session.advance()
-    finally:
-        whole.train(was_training)
 
 
 class _WatchedPolicy(DecodingPolicy):

@@ -4,45 +4,47 @@ A loop over a ``DecodingSession`` that knows when rows end. Rows end on their ow
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
+from worldmtp.decoding.evaluation_mode import evaluation_mode
+from worldmtp.decoding.integers import as_integer
 from worldmtp.decoding.limits import check_cache, check_prompts
 from worldmtp.decoding.lossy import LossyRule
-from worldmtp.decoding.making import make_drafter, make_runner
+from worldmtp.decoding.making import as_widths, make_drafter, make_runner
 from worldmtp.decoding.output import DecodingOutput
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
-from worldmtp.decoding.stopping import StopRule, as_token_ids, first_stop
+from worldmtp.decoding.stopping import StopRule, TokenIds, first_stop, make_stop_rule
 from worldmtp.decoding.trunk import as_mtp_model
 
 
 def generate(
-    model: PreTrainedModel,
-    input_ids: Shaped[Tensor, "row length"],
+    model: nn.Module,
+    input_ids: Shaped[Tensor, "..."],
     attention_mask: Shaped[Tensor, "..."] | None = None,
     *,
-    max_new_tokens: int,
-    eos_token_id: int | Sequence[int] | None = None,
-    pad_token_id: int = 0,
+    max_new_tokens: SupportsIndex,
+    eos_token_id: TokenIds | None = None,
+    pad_token_id: SupportsIndex = 0,
     do_sample: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     logits_processors: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
-    stop_sequences: Sequence[Sequence[int]] = (),
-    draft: str | PreTrainedModel | Drafter = "mtp",
-    num_draft: int | str | LengthChooser | None = None,
-    tree: Sequence[int] | None = None,
+    stop_sequences: Iterable[Iterable[SupportsIndex]] = (),
+    draft: str | nn.Module | Drafter = "mtp",
+    num_draft: SupportsIndex | str | LengthChooser | None = None,
+    tree: Sequence[SupportsIndex] | None = None,
     generator: torch.Generator | None = None,
     three_phase: bool = False,
     lossy: LossyRule | None = None,
@@ -51,9 +53,9 @@ def generate(
     """Continue prompts, padded on either side; without ``lossy`` the law is that of the trunk alone, whatever drafts.
 
     Args:
-        model: an MTPModel, or any causal LM of Hugging Face's with attention layers.
+        model: an MTPModel, or any causal LM of Hugging Face's with attention layers, in PEFT's wrapper or without.
         input_ids: prompts.
-        attention_mask: zero at padding; None says that there is none.
+        attention_mask: of the prompts' shape, 1 at real tokens and 0 at padding; None says that there is no padding.
         max_new_tokens: at most, for each row.
         eos_token_id: what ends a text, itself included; one or several.
         pad_token_id: what stands after the end.
@@ -66,8 +68,9 @@ def generate(
         stop_sequences: tokens that end a text, kept in it.
         draft: ``"mtp"`` the model's heads, ``"lookup"`` repetitions of the text, ``"none"``, a smaller causal LM with
             the same vocabulary, or a ``Drafter``.
-        num_draft: tokens a draft, K - 1 of the heads' by default; ``"auto"``, or an ``AdaptiveLength`` of one's own,
-            finds out what is fastest, none included (equal seeds then need not give equal samples).
+        num_draft: tokens a draft, K - 1 of the heads' by default; not beside ``tree``, which has a number for each.
+            ``"auto"``, or an ``AdaptiveLength`` of one's own, finds out what is fastest, none included (equal seeds
+            then need not give equal samples).
         tree: candidates at each depth, for a draft that branches; of the heads only.
         generator: what is drawn from; needed with ``do_sample``.
         three_phase: predict and verify in forwards of their own, for comparison.
@@ -75,35 +78,34 @@ def generate(
         max_cache_bytes: a bound on the trunk's cache; None is the memory that is free.
 
     Raises:
-        ValueError: prompts that do not fit, are all padding or are ambiguous; a draft that cannot be made, or whose
-            length cannot be chosen; sampling without a generator; lossy acceptance in three phases.
+        ValueError: prompts that do not fit, are all padding or are ambiguous; a mask of another shape, or with other
+            values than 0 and 1; ends that no text can have; a draft that cannot be made, or whose length cannot be
+            chosen; sampling without a generator; lossy acceptance in three phases.
         MemoryError: the cache does not fit; the message does the sum.
-        TypeError: a trunk that is no causal LM, or with layers whose state cannot be taken back.
+        TypeError: a trunk that is no causal LM, or whose layers' state cannot be taken back; an option's kind.
     """
     _check_modes(do_sample, generator, three_phase, lossy)
     whole = as_mtp_model(model)
-    stops = StopRule(as_token_ids(eos_token_id), tuple(map(tuple, stop_sequences)), max_new_tokens)
-    mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
+    vocab_size = whole.trunk.config.get_text_config().vocab_size
+    stops = make_stop_rule(eos_token_id, stop_sequences, max_new_tokens, vocab_size)
+    pad_token_id = as_integer("pad_token_id", pad_token_id, "the id that stands after the end")
+    input_ids, mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, stops.max_new_tokens)
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))
-    chooser, length = length_chooser(num_draft, can_choose=tree is None and not three_phase)
-    drafter = make_drafter(whole, draft, length, None if tree is None else tuple(tree))
+    chooser, length = length_chooser(num_draft, tree is None and not three_phase, draft)
+    drafter = make_drafter(whole, draft, length, as_widths("tree", tree))
     runner = make_runner(whole)
-    capacity = int(mask.sum(dim=1).max()) + max_new_tokens
+    capacity = int(mask.sum(dim=1).max()) + stops.max_new_tokens
     check_cache(whole, len(input_ids), capacity + drafter.max_drafts, max_cache_bytes, runner.copied_bytes)
     policy = DecodingPolicy(sampling, generator)
-    was_training = whole.training
-    whole.eval()
-    try:
+    with evaluation_mode(whole):
         session = DecodingSession(whole, runner, drafter, policy, capacity, lossy)
-        rows = _Rows(input_ids.long(), mask, stops, pad_token_id, drafter.max_drafts)
-        rows.take(session, session.prefill(input_ids.long(), mask), counts_as_round=False)
+        rows = _Rows(input_ids, stops, pad_token_id, drafter)
+        rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
         while len(session.texts):
             if chooser is None:
                 rows.take(session, session.advance_in_phases() if three_phase else session.advance())
             else:
                 _timed_round(session, rows, chooser, drafter.max_drafts)
-    finally:
-        whole.train(was_training)
     return rows.output(session.num_trunk_forwards)
 
 
@@ -120,7 +122,9 @@ def _timed_round(session: DecodingSession, rows: "_Rows", chooser: LengthChooser
 class _Rows:
     """The texts as the caller will get them, from those a session still works on."""
 
-    def __init__(self, input_ids: Tensor, mask: Tensor, stops: StopRule, pad_token_id: int, max_drafts: int) -> None:
+    def __init__(self, input_ids: Tensor, stops: StopRule, pad_token_id: int, drafter: Drafter) -> None:
+        max_drafts = drafter.max_drafts
+        max_depth = getattr(drafter, "max_depth", max_drafts)
         num_rows, device = len(input_ids), input_ids.device
         self._prompts, self._stops, self._pad = input_ids, stops, pad_token_id
         self._new = torch.full((num_rows, stops.max_new_tokens + max_drafts + 1), pad_token_id, device=device)
@@ -128,8 +132,8 @@ class _Rows:
         self._lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._alive = torch.arange(num_rows, device=device)
         self._rounds = np.zeros(num_rows, dtype=np.int64)
-        self._drafted = np.zeros(max_drafts, dtype=np.int64)
-        self._accepted = np.zeros(max_drafts, dtype=np.int64)
+        self._drafted = np.zeros(max_depth, dtype=np.int64)
+        self._accepted = np.zeros(max_depth, dtype=np.int64)
 
     def take(self, session: DecodingSession, emission: Emission, counts_as_round: bool = True) -> None:
         """Add a round's tokens to the rows alive, and drop those that ended."""

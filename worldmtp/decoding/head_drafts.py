@@ -70,6 +70,7 @@ class HeadDraft(ABC):
         self._widths = widths
         self._num_depths = num_drafts
         self.max_drafts = num_drafts if widths is None else sum(widths)
+        self.max_depth = num_drafts
 
     @abstractmethod
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:

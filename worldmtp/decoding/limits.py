@@ -3,7 +3,7 @@
 import os
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from worldmtp.decoding.slot_cache import cache_size
@@ -12,22 +12,28 @@ from worldmtp.model import MTPModel
 
 def check_prompts(
     model: MTPModel,
-    input_ids: Shaped[Tensor, "row length"],
+    input_ids: Shaped[Tensor, "..."],
     attention_mask: Shaped[Tensor, "..."] | None,
     pad_token_id: int,
     max_new_tokens: int,
-) -> Bool[Tensor, "row length"]:
-    """The mask of the prompts' real tokens.
+) -> tuple[Int[Tensor, "row length"], Bool[Tensor, "row length"]]:
+    """The prompts in 64 bits, which embeddings and gathers ask for, and the mask of their real tokens.
 
     Raises:
-        ValueError: no rows, ids that are no whole numbers, tokens outside the vocabulary, a mask of another shape than
-            the ids' or with other values than 0 and 1, a row of padding alone, padding that nobody marked, or a
-            prompt that leaves no room in the trunk's context.
+        ValueError: no rows of equal length, ids that are no whole numbers, tokens outside the vocabulary, a mask of
+            another shape than the ids' or with other values than 0 and 1, a row of padding alone, padding that nobody
+            marked, or a prompt that leaves no room in the trunk's context.
     """
+    if input_ids.ndim != 2:
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}, expected (rows, tokens): pad shorter prompts, and pass "
+            "attention_mask."
+        )
     if not input_ids.numel():
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; pass at least one row of one token.")
     if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
         raise ValueError(f"input_ids are of dtype {input_ids.dtype}; pass token ids as whole numbers.")
+    input_ids = input_ids.long()
     config = model.trunk.config.get_text_config()
     lowest, highest = int(input_ids.min()), int(input_ids.max())
     if lowest < 0 or highest >= config.vocab_size:
@@ -59,7 +65,7 @@ def check_prompts(
             f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the trunk's context of "
             f"{context}; shorten one of them."
         )
-    return mask
+    return input_ids, mask
 
 
 def check_cache(

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from worldmtp.decoding.drafts import Draft, write_drafts
+from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.decoding.making import make_runner
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
@@ -21,7 +22,7 @@ DEFAULT_DRAFTS = 4
 
 
 class ModelDraft:
-    """A ``Drafter``; its tokens are drawn where the policy's are.
+    """A ``Drafter``; its tokens are drawn where the policy's are. The drafting model is left in the mode it was in.
 
     Raises:
         ValueError: another vocabulary, or no token to draft.
@@ -46,12 +47,12 @@ class ModelDraft:
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
         """Read the prompts."""
-        self._drafting.eval()
         runner = make_runner(self._drafting)
         runner.begin(texts.capacity)
         own = CachedTexts(runner, self._num_layers, texts.capacity, texts.device, self._max_position)
         own.num_cached = np.zeros(len(texts), dtype=np.int64)
-        own.forward(texts.ids[:, : int(texts.num_cached.max())])
+        with evaluation_mode(self._drafting):
+            own.forward(texts.ids[:, : int(texts.num_cached.max())])
         self._own, self._num_skipped = own, 0
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
@@ -67,7 +68,8 @@ class ModelDraft:
         self._num_skipped = 0
         tokens, distributions = list[Tensor](), list[Tensor]()
         for ahead in range(min(num_drafts, self.max_drafts)):
-            hidden = own.forward(pending).post_norm[:, -1:]
+            with evaluation_mode(self._drafting):
+                hidden = own.forward(pending).post_norm[:, -1:]
             own.accept(np.full(len(texts), pending.shape[1]))
             processed = policy.processed(self._drafting.logits_of(hidden), texts, num_before=ahead)
             distributions.append(processed.log_softmax(dim=-1))

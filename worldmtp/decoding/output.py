@@ -17,8 +17,9 @@ class DecodingOutput:
         logprobs: of the new tokens under the policy that was asked for; zero past the end.
         num_trunk_forwards: over the whole batch, the prompts' included.
         num_rounds: rounds that each row took part in, the prompts' forward left out.
-        drafted_per_depth: how often, over rows and rounds, a first, second, .. draft was made.
-        accepted_per_depth: and how often it and all before it were accepted.
+        drafted_per_depth: how often, over rows and rounds, a first, second, .. token ahead was drafted; the candidates
+            of a tree for one token count once.
+        accepted_per_depth: and how often one for it, and for all before it, was accepted.
     """
 
     sequences: Int[Tensor, "row time"]
@@ -26,8 +27,8 @@ class DecodingOutput:
     logprobs: Float[Tensor, "row new"]
     num_trunk_forwards: int
     num_rounds: Int[np.ndarray, " row"]
-    drafted_per_depth: Int[np.ndarray, " draft"]
-    accepted_per_depth: Int[np.ndarray, " draft"]
+    drafted_per_depth: Int[np.ndarray, " ahead"]
+    accepted_per_depth: Int[np.ndarray, " ahead"]
 
     @property
     def tokens_per_forward(self) -> float:

@@ -19,19 +19,21 @@ Left out: length penalties, sampling, logits processors, diverse beams, and head
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from worldmtp.decoding.beam_drafts import check_beam_heads
 from worldmtp.decoding.beam_selection import Beams, select_beams
 from worldmtp.decoding.beam_session import BeamSession
 from worldmtp.decoding.beam_tree import BeamTree
+from worldmtp.decoding.evaluation_mode import evaluation_mode
+from worldmtp.decoding.integers import as_integer
 from worldmtp.decoding.limits import check_cache, check_prompts
-from worldmtp.decoding.making import make_runner
-from worldmtp.decoding.stopping import StopRule, as_token_ids
+from worldmtp.decoding.making import as_widths, make_runner
+from worldmtp.decoding.stopping import StopRule, TokenIds, make_stop_rule
 from worldmtp.decoding.trunk import as_mtp_model
 
 
@@ -55,15 +57,15 @@ class ParallelBeamOutput:
 
 
 def parallel_beam(
-    model: PreTrainedModel,
-    input_ids: Shaped[Tensor, "row length"],
+    model: nn.Module,
+    input_ids: Shaped[Tensor, "..."],
     attention_mask: Shaped[Tensor, "..."] | None = None,
     *,
-    widths: Sequence[int],
-    num_beams: int = 1,
-    max_new_tokens: int,
-    eos_token_id: int | Sequence[int] | None = None,
-    pad_token_id: int = 0,
+    widths: Sequence[SupportsIndex],
+    num_beams: SupportsIndex = 1,
+    max_new_tokens: SupportsIndex,
+    eos_token_id: TokenIds | None = None,
+    pad_token_id: SupportsIndex = 0,
     max_cache_bytes: int | None = None,
 ) -> ParallelBeamOutput:
     """Search for each prompt's most likely continuation; see the module. Not lossless.
@@ -71,7 +73,8 @@ def parallel_beam(
     Args:
         model: an MTPModel whose heads have no attention; with one width, any causal LM with attention layers.
         input_ids: prompts.
-        attention_mask: zero at padding, on either side; None says that there is none.
+        attention_mask: of the prompts' shape, 1 at real tokens and 0 at padding, on either side; None says that there
+            is no padding.
         widths: candidates at depths 1, 2, ..; depth 1 is the trunk's own next token.
         num_beams: texts that are kept of each prompt.
         max_new_tokens: at most, for each row.
@@ -81,29 +84,28 @@ def parallel_beam(
             new tokens and the nodes of one beam's tree; None is the memory that is free.
 
     Raises:
-        ValueError: prompts that do not fit, are all padding or are ambiguous; widths that the heads or the vocabulary
+        ValueError: prompts that do not fit, are all padding or are ambiguous; a mask of another shape, or with other
+            values than 0 and 1; ends that no text can have; widths that the heads or the vocabulary
             have not, or that make too many nodes.
         MemoryError: the cache does not fit; the message does the sum.
-        TypeError: heads with attention; a trunk that is no causal LM, or with layers whose state cannot be taken back.
+        TypeError: heads with attention; a trunk that is no causal LM, or with layers whose state cannot be taken back;
+            an option of another kind.
     """
+    num_beams = as_integer("num_beams", num_beams)
     if num_beams < 1:
         raise ValueError(f"num_beams={num_beams} must be at least 1.")
     whole = as_mtp_model(model)
-    stops = StopRule(as_token_ids(eos_token_id), (), max_new_tokens)
-    tree = BeamTree(tuple(widths))
+    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.trunk.config.get_text_config().vocab_size)
+    tree = BeamTree(as_widths("widths", widths) or ())
     check_beam_heads(whole, tree.widths)
-    mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
-    input_ids = input_ids.long()  # any whole numbers are taken; embeddings and gathers ask for these
+    pad_token_id = as_integer("pad_token_id", pad_token_id, "the id that stands after the end")
+    input_ids, mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, stops.max_new_tokens)
     runner = make_runner(whole)
-    capacity = int(mask.sum(dim=1).max()) + max_new_tokens + tree.num_nodes
+    capacity = int(mask.sum(dim=1).max()) + stops.max_new_tokens + tree.num_nodes
     check_cache(whole, len(input_ids) * num_beams, capacity, max_cache_bytes, runner.copied_bytes)
-    was_training = whole.training
-    whole.eval()
-    try:
+    with evaluation_mode(whole):
         session = BeamSession(whole, runner, tree.widths, capacity)
         beams, num_rounds = _search(session, input_ids, mask, num_beams, stops)
-    finally:
-        whole.train(was_training)
     lengths = beams.lengths[:, 0]
     new = beams.tokens[:, 0, : int(lengths.max())]
     is_real = torch.arange(new.shape[1], device=new.device) < lengths[:, None]

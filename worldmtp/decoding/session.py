@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from worldmtp.decoding.acceptance import accept_deterministic, accept_greedy, accept_sampled, accept_tree
@@ -88,11 +88,12 @@ class DecodingSession:
         return self.texts.num_forwards
 
     @torch.no_grad()
-    def prefill(self, input_ids: Int[Tensor, "row length"], attention_mask: Bool[Tensor, "row length"]) -> Emission:
+    def prefill(self, input_ids: Int[Tensor, "row length"], attention_mask: Shaped[Tensor, "..."]) -> Emission:
         """Start over from prompts, wherever their padding is; each row's first token.
 
         Raises:
-            ValueError: a row is all padding, or longer than the session's capacity.
+            ValueError: a mask of another shape or kind than (row, length) and bool, or a row that is all padding or
+                longer than the session's capacity.
         """
         features = self.texts.prefill(input_ids, attention_mask)
         self._drafter.start(self.texts, features)

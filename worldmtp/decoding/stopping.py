@@ -3,12 +3,18 @@
 Several tokens come at a time, so an end may lie inside them; what follows it is cut off. What ends a text stays in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from worldmtp.decoding.integers import as_integer
+
+TokenIds = SupportsIndex | Iterable[SupportsIndex]
+"""One id or several: integers of Python's or numpy's, arrays or tensors of them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,48 @@ def first_stop(
     return torch.where(is_done, first, lengths), is_done
 
 
-def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """None, one or several as a tuple."""
-    if token_ids is None:
-        return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
+def make_stop_rule(
+    eos_token_id: Any,
+    stop_sequences: Any,
+    max_new_tokens: Any,
+    vocab_size: int,
+) -> StopRule:
+    """The rule of a caller's arguments, for a model with that vocabulary. Kinds are checked here, not annotated.
+
+    Raises:
+        TypeError: something is no integer, or a stop sequence is no sequence of them.
+        ValueError: an id that no text can have, an empty stop sequence, or ``max_new_tokens`` below 1.
+    """
+    ends = () if eos_token_id is None else _token_ids("eos_token_id", eos_token_id)
+    if not _is_several(stop_sequences):
+        raise TypeError(
+            f"stop_sequences={stop_sequences!r} has type {type(stop_sequences).__name__}, expected sequences of "
+            "token ids."
+        )
+    stops = list[tuple[int, ...]]()
+    for index, stop in enumerate(stop_sequences):
+        if not _is_several(stop):
+            raise TypeError(
+                f"stop_sequences[{index}]={stop!r} has type {type(stop).__name__}, expected a sequence of token ids: "
+                "encode text with the tokenizer, and pass a single sequence as [[1, 2]]."
+            )
+        stops.append(_token_ids(f"stop_sequences[{index}]", stop))
+    rule = StopRule(ends, tuple(stops), as_integer("max_new_tokens", max_new_tokens))
+    for token in (*ends, *(token for stop in stops for token in stop)):
+        if token >= vocab_size:
+            raise ValueError(
+                f"token id {token} is to end texts and lies outside the vocabulary, 0 .. {vocab_size - 1}, so it never "
+                "would; give ids of the vocabulary."
+            )
+    return rule
+
+
+def _token_ids(name: str, token_ids: Any) -> tuple[int, ...]:
+    if not _is_several(token_ids):
+        return (as_integer(name, token_ids, "a token id, or several"),)
+    return tuple(as_integer(f"{name}[{index}]", token, "a token id") for index, token in enumerate(token_ids))
+
+
+def _is_several(value: Any) -> bool:
+    """Whether it holds several ids or sequences; text does not, nor does a tensor of one number."""
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and getattr(value, "ndim", 1) > 0

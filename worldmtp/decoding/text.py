@@ -11,7 +11,7 @@ into their places: nothing is computed again.
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from worldmtp.decoding.slot_cache import SlotCache
@@ -42,18 +42,18 @@ class CachedTexts:
     def __len__(self) -> int:
         return len(self.num_cached)
 
-    def prefill(
-        self, input_ids: Int[Tensor, "row length"], attention_mask: Bool[Tensor, "row length"]
-    ) -> TrunkFeatures:
+    def prefill(self, input_ids: Int[Tensor, "row length"], attention_mask: Shaped[Tensor, "..."]) -> TrunkFeatures:
         """Start with prompts, wherever their padding is; features of each row's tokens from the first on.
 
         Raises:
-            ValueError: a row is all padding, or longer than there are slots.
+            ValueError: a mask of another shape or kind, or a row that is all padding or longer than there are slots.
         """
-        if attention_mask.shape != input_ids.shape:
+        if attention_mask.shape != input_ids.shape or attention_mask.dtype != torch.bool:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}."
+                f"attention_mask has shape {tuple(attention_mask.shape)} and dtype {attention_mask.dtype}, expected "
+                f"{tuple(input_ids.shape)}, as input_ids, and torch.bool."
             )
+        input_ids = input_ids.long()
         lengths = attention_mask.sum(dim=1)
         empty = torch.nonzero(lengths == 0)[:, 0].tolist()
         if empty:

@@ -14,6 +14,7 @@ from worldmtp.config import MTPConfig
 from worldmtp.decoding.slot_cache import SlotCache
 from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.masks import additive_mask
+from worldmtp.lora import without_peft_wrapper
 from worldmtp.model import MTPModel
 from worldmtp.trunk_inputs import has_sliding_attention
 
@@ -116,9 +117,16 @@ class HuggingFaceRunner:
 
 
 def as_mtp_model(model: Any) -> MTPModel:
-    """The model itself, or a trunk with no heads on it; the trunk is not copied.
+    """The model itself, or a trunk with no heads on it; the trunk is not copied, and no global generator moves.
+
+    PEFT's wrapper is taken off: the layers inside hold the active adapters.
 
     Raises:
         TypeError: neither.
+        ValueError: a wrapper that does more than its layers do.
     """
-    return model if isinstance(model, MTPModel) else MTPModel.from_trunk(model, MTPConfig(head="latent", depth=1))
+    model = without_peft_wrapper(model)
+    if isinstance(model, MTPModel):
+        return model
+    unused = torch.Generator().manual_seed(0)  # of world heads that nobody asks
+    return MTPModel.from_trunk(model, MTPConfig(head="latent", depth=1), unused)

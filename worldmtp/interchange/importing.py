@@ -9,7 +9,8 @@ checkpoint in the precision asked for.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from worldmtp.heads.block import resolve_head_block
 from worldmtp.heads.registry import make_head
 from worldmtp.interchange.experts import split_experts
 from worldmtp.interchange.fp8 import DEFAULT_BLOCK, dequantize_all
-from worldmtp.interchange.layouts import Layout, detect_layout, get_layout
-from worldmtp.interchange.llama_names import config_from_params
+from worldmtp.interchange.layouts import Layout, detect_layout, find_layout, get_layout
+from worldmtp.interchange.llama_names import config_from_params, num_future_tokens
 from worldmtp.interchange.naming import (
     EMBEDDING,
     LM_HEAD,
@@ -36,8 +37,8 @@ from worldmtp.interchange.naming import (
     vision_names,
 )
 from worldmtp.interchange.probing import choose_spec, probe_spec
-from worldmtp.interchange.problems import LayoutError, differences, not_finite, raise_all, shapes
-from worldmtp.interchange.tensors import read_config, read_tensors
+from worldmtp.interchange.problems import LayoutError, differences, not_finite, raise_all, shapes, whole_number
+from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config, read_tensors, weight_names
 from worldmtp.model import MTPModel
 
 _LOG = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ def import_checkpoint(
 
     Raises:
         FileNotFoundError: no checkpoint there, or not all of it.
-        LayoutError: weights are missing, left over, misshapen or not finite (all are named), there are no heads, or
-            order or stage are known from nowhere or could not be told apart.
+        LayoutError: weights are missing, left over, misshapen or not finite (all are named), a file is damaged, the
+            config's number of modules is none, there are no heads, or order or stage are known from nowhere or could
+            not be told apart.
         ValueError: no such layout, or none that fits the config.
     """
     directory = Path(path)
@@ -87,13 +89,13 @@ def import_checkpoint(
     problems += not_finite(tensors)
     trunk_config = config_from_params(raw, tensors) if form.is_original_llama else _trunk_config(raw)
 
-    with torch.device("meta"):
+    with _initial_weights_ignored(), torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(trunk_config)
     trunk_config = empty.config
-    num_modules = _num_modules(form, raw, tensors, trunk_config)
+    num_modules, miscount = _num_modules(form, raw, tensors, trunk_config)
     config = MTPConfig(head=form.head, depth=num_modules + 1, head_block="trunk", **spec)
     tensors, more = _check(form, tensors, empty, config)
-    raise_all(f"{directory} is not a whole {form.name} checkpoint", problems + more)
+    raise_all(f"{directory} is not a whole {form.name} checkpoint", miscount + problems + more)
 
     trunk_weights, head_weights = take_apart(form, tensors, trunk_config)
     config.unembedding = _settle_unembedding(head_weights, trunk_weights, num_modules)
@@ -128,8 +130,9 @@ def _stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> t
     nested = config.get("text_config") or {}
     named = config.get("dtype") or config.get("torch_dtype") or nested.get("dtype") or nested.get("torch_dtype")
     if isinstance(named, str):
-        dtype = getattr(torch, named)
-        assert isinstance(dtype, torch.dtype)
+        dtype = getattr(torch, named, None)
+        if not isinstance(dtype, torch.dtype):
+            raise LayoutError(f"the config has dtype={named!r}, no dtype of torch; correct it.")
         return dtype
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point() and tensor.element_size() > 1]
     return max(set(floating), key=floating.count) if floating else torch.get_default_dtype()
@@ -147,14 +150,37 @@ def _trunk_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
     return made
 
 
-def _num_modules(form: Layout, raw: Mapping[str, Any], tensors: Mapping[str, Tensor], config: PreTrainedConfig) -> int:
-    """What the config says, so that what the file lacks is named; what the file has where the config is silent."""
+def layout_with_heads(path: str | Path) -> Layout | None:
+    """The layout of a published checkpoint that has weights of MTP heads; None for any other directory.
+
+    Raises:
+        LayoutError: a file is damaged.
+    """
+    directory = Path(path)
+    if not any((directory / name).is_file() for name in (CONFIG, PARAMS)):
+        return None
+    raw = read_config(directory)
+    form = find_layout(raw)
+    if form is None or form.is_original_llama:
+        return form
+    num_layers = _trunk_config(raw).get_text_config().num_hidden_layers
+    return form if any(form.module_of(name, num_layers) is not None for name in weight_names(directory)) else None
+
+
+def _num_modules(
+    form: Layout, raw: Mapping[str, Any], tensors: Mapping[str, Tensor], config: PreTrainedConfig
+) -> tuple[int, list[str]]:
+    """What the config says, so that what the file lacks is named; what the file has where the config is silent.
+
+    The second is how the two differ.
+    """
     num_layers = config.get_text_config().num_hidden_layers
     found = {module for module in (form.module_of(name, num_layers) for name in tensors) if module is not None}
-    said = raw["n_future_tokens"] - 1 if form.is_original_llama else None
+    said = num_future_tokens(raw) - 1 if form.is_original_llama else None
     if form.count_key is not None:
-        said = raw.get(form.count_key, (raw.get("text_config") or {}).get(form.count_key))
-    number = len(found) if said is None else int(said)
+        written = raw.get(form.count_key, (raw.get("text_config") or {}).get(form.count_key))
+        said = None if written is None else whole_number(form.count_key, written)
+    number = len(found) if said is None else said
     if number < 1:
         has = f"{len(found)} modules' weights" if found else "no weights of any"
         raise LayoutError(
@@ -166,7 +192,9 @@ def _num_modules(form: Layout, raw: Mapping[str, Any], tensors: Mapping[str, Ten
             f"the checkpoint has {number} modules, and in the {form.name} layout they share one projection and norm, "
             f"which no family of heads does; at most {form.max_modules} can be read."
         )
-    return number
+    key = "n_future_tokens - 1" if form.is_original_llama else form.count_key
+    differ = [f"count: the config has {key}={said}, and the files have weights of {len(found)} module(s)"]
+    return number, differ if number != len(found) else []
 
 
 def _check(
@@ -174,7 +202,7 @@ def _check(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights that count, and all that is wrong with them, by the file's names."""
     bound = config.for_trunk(trunk.config, resolve_head_block(config.head_block, trunk))
-    with torch.device("meta"):
+    with _initial_weights_ignored(), torch.device("meta"):
         heads: nn.Module = make_head(bound, trunk)
     num_modules, num_layers = config.depth - 1, trunk.config.get_text_config().num_hidden_layers
     ours, theirs = publish(form, trunk.state_dict(), heads.state_dict(), num_modules, trunk.config)
@@ -225,9 +253,10 @@ def _load_trunk(
     Raises:
         LayoutError: transformers would have other weights than those checked here.
     """
-    loaded: Any = model_class.from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with _initial_weights_ignored():
+        loaded: Any = model_class.from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     trunk, info = loaded
     found = [f"{what}: {name}" for what, names in info.items() for name in names]
     raise_all("transformers does not take the trunk's weights", found)
@@ -235,11 +264,19 @@ def _load_trunk(
     return trunk
 
 
+@contextmanager
+def _initial_weights_ignored() -> Iterator[None]:
+    """Modules draw initial weights from the global state, some of them on any device; it is restored."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
 def _probed(model: MTPModel, input_ids: Tensor, concat_order: str | None, hidden_stage: str | None) -> MTPModel:
     """The model with the order and stage under which its heads agree with its trunk."""
     chosen = choose_spec(probe_spec(model, input_ids), concat_order, hidden_stage)
     config = model.config.to_dict() | {"concat_order": chosen.concat_order, "hidden_stage": chosen.hidden_stage}
-    probed = MTPModel.from_trunk(model.trunk, MTPConfig.from_dict(config))
+    drawn = torch.Generator().manual_seed(0)  # whatever it gives is overwritten at once
+    probed = MTPModel.from_trunk(model.trunk, MTPConfig.from_dict(config), drawn)
     probed.heads.load_state_dict(model.heads.state_dict())
     probed.world_heads.load_state_dict(model.world_heads.state_dict())
     return probed

@@ -233,12 +233,8 @@ def get_layout(name: str) -> Layout:
     return _LAYOUTS[name]
 
 
-def detect_layout(config: Mapping[str, Any]) -> Layout:
-    """The layout of a checkpoint, from its ``config.json`` (``params.json`` where there is no other).
-
-    Raises:
-        ValueError: no layout knows it.
-    """
+def find_layout(config: Mapping[str, Any]) -> Layout | None:
+    """The layout that knows a checkpoint by its ``config.json`` (``params.json`` where there is no other), if any."""
     if "n_future_tokens" in config:
         return _LAYOUTS["facebook_mtp"]
     marks = [*(config.get("architectures") or []), config.get("model_type")]
@@ -246,6 +242,18 @@ def detect_layout(config: Mapping[str, Any]) -> Layout:
         for layout in _LAYOUTS.values():
             if mark in layout.model_types:
                 return layout
+    return None
+
+
+def detect_layout(config: Mapping[str, Any]) -> Layout:
+    """As ``find_layout``.
+
+    Raises:
+        ValueError: no layout knows it.
+    """
+    found = find_layout(config)
+    if found is not None:
+        return found
     raise ValueError(
         f"no layout is recognised by architectures={config.get('architectures')} or model_type="
         f"{config.get('model_type')!r}; pass layout= one of {available_layouts()} if it is written like one."

@@ -17,6 +17,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig
 
+from worldmtp.interchange.problems import LayoutError, whole_number
+
 _ROOT = {
     "tok_embeddings.": "model.embed_tokens.",
     "norm.": "model.norm.",
@@ -84,15 +86,18 @@ def config_from_params(params: Mapping[str, Any], tensors: Mapping[str, Shaped[T
     """The trunk's config. The vocabulary is read off the weights: released files have -1, for the tokenizer's.
 
     ``n_layers`` counts the extra heads too: with n future tokens, n_layers - n + 1 layers are the trunk's.
+
+    Raises:
+        LayoutError: a size is missing, or no whole number.
     """
-    dim, num_heads = params["dim"], params["n_heads"]
+    dim, num_layers, num_heads = (_size(params, key) for key in ("dim", "n_layers", "n_heads"))
     embedding = tensors.get("tok_embeddings.weight")
     return LlamaConfig(
         # Without the weight, which is reported as missing, any size serves.
         vocab_size=len(embedding) if embedding is not None else max(1, params.get("vocab_size", 1)),
         hidden_size=dim,
         intermediate_size=inner_size(params),
-        num_hidden_layers=params["n_layers"] - params["n_future_tokens"] + 1,
+        num_hidden_layers=num_layers - num_future_tokens(params) + 1,
         num_attention_heads=num_heads,
         num_key_value_heads=params.get("n_kv_heads") or num_heads,
         rms_norm_eps=params.get("norm_eps", 1e-5),
@@ -100,6 +105,21 @@ def config_from_params(params: Mapping[str, Any], tensors: Mapping[str, Shaped[T
         rope_parameters={"rope_type": "default", "rope_theta": float(params.get("rope_theta", _PLAIN_THETA))},
         tie_word_embeddings=False,
     )
+
+
+def num_future_tokens(params: Mapping[str, Any]) -> int:
+    """K, by ``params.json``.
+
+    Raises:
+        LayoutError: it is missing, or no whole number.
+    """
+    return _size(params, "n_future_tokens")
+
+
+def _size(params: Mapping[str, Any], key: str) -> int:
+    if key not in params:
+        raise LayoutError(f"params.json has no {key!r}; copy it again, or add it.")
+    return whole_number(key, params[key])
 
 
 def params_from_config(config: PreTrainedConfig, num_future_tokens: int) -> dict[str, Any]:

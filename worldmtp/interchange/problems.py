@@ -1,6 +1,7 @@
 """What is wrong with a checkpoint, gathered: one error names every weight, not the first of a thousand."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -19,6 +20,20 @@ def raise_all(what: str, problems: Sequence[str]) -> None:
     """
     if problems:
         raise LayoutError("\n  ".join([f"{what}, {len(problems)} problem(s):", *problems]))
+
+
+def whole_number(key: str, value: Any) -> int:
+    """What a config says as a number: 3, 3.0 or "3".
+
+    Raises:
+        LayoutError: it is no whole number; the message names the key.
+    """
+    is_whole = (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    )
+    if not is_whole and not (isinstance(value, str) and value.strip().lstrip("-").isdecimal()):
+        raise LayoutError(f"the config has {key}={value!r}, expected a whole number; correct it.")
+    return int(value)
 
 
 def not_finite(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> list[str]:

@@ -7,13 +7,14 @@ Left out: ``pytorch_model.bin``, and Llama checkpoints cut into parts for model 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,11 +32,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: neither is there.
+        LayoutError: it is damaged.
     """
     for name in (CONFIG, PARAMS):
         if (directory / name).is_file():
-            config: dict[str, Any] = json.loads((directory / name).read_text())
-            return config
+            return _read_json(directory / name)
     raise FileNotFoundError(f"{directory} has neither {CONFIG} nor {PARAMS}; pass the folder of a checkpoint.")
 
 
@@ -44,7 +45,8 @@ def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
 
     Raises:
         FileNotFoundError: no file of a known form, or one that the index names is not there.
-        LayoutError: the index and its files disagree, or a ``.pth`` holds something else than tensors.
+        LayoutError: a file is damaged, the index and its files disagree, or a ``.pth`` holds something else than
+            tensors.
     """
     if (directory / INDEX).is_file():
         return _read_shards(directory)
@@ -61,8 +63,43 @@ def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
     raise FileNotFoundError(f"{directory} has none of {INDEX}, {SINGLE}, {PTH}; pass the folder of a checkpoint.")
 
 
+def weight_names(directory: Path) -> list[str]:
+    """Names of the weights in safetensors files; none where there are no such files.
+
+    Raises:
+        LayoutError: a file is damaged.
+    """
+    if (directory / INDEX).is_file():
+        return list(_weight_map(directory))
+    if not (directory / SINGLE).is_file():
+        return []
+    with _opened(directory / SINGLE) as file:
+        return list(file.keys())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # JSON that is cut off, or bytes that are no text
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise LayoutError(f"{path} holds a {type(content).__name__}, expected an object; copy it again.")
+    return content
+
+
+def _unreadable(path: Path, error: Exception) -> LayoutError:
+    return LayoutError(f"{path} cannot be read ({error}); it may be damaged or cut off, so copy it again.")
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    weight_map = _read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise LayoutError(f"{directory / INDEX} has no 'weight_map' of names and files; copy it again.")
+    return weight_map
+
+
 def _read_shards(directory: Path) -> dict[str, Tensor]:
-    weight_map: dict[str, str] = json.loads((directory / INDEX).read_text())["weight_map"]
+    weight_map = _weight_map(directory)
     files = sorted(set(weight_map.values()))
     absent = [name for name in files if not (directory / name).is_file()]
     if absent:
@@ -79,12 +116,24 @@ def _read_shards(directory: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
 def _read_pth(path: Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError) as error:  # torch's words for an archive that is cut off
+        raise _unreadable(path, error) from error
     odd = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if odd:
         raise LayoutError(f"{path} holds entries that are no tensors: {odd}.")

@@ -121,6 +121,11 @@ class TextGenRollout:
         """Rows that no example is left for play the last one once more, and are not returned."""
         padded = [*examples, *[examples[-1]] * (self.env.num_envs - len(examples))]
         rollout = collect_rollout(self.env, policy, generator, {"prompts": padded, "group_size": 1})
+        if rollout.is_masked:
+            raise ValueError(
+                "the environment masks actions, and TRL's loss takes its softmax over all tokens; train on it with "
+                "worldmtp-train, or leave the mask out."
+            )
         for row in range(len(examples)):
             yield episode_of(rollout, row)
 

@@ -1,12 +1,14 @@
 """What ``reset(options=...)`` may ask of a text environment, checked at the border."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Int64
 
 from worldmtp.envs.splits import check_split
@@ -59,6 +61,25 @@ def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOpti
                 f"reset_mask must be {num_envs} booleans, at least one true, got {mask.dtype} of shape {mask.shape}."
             )
     return ResetOptions(split, group_size, indices, prompts, mask)
+
+
+@contextmanager
+def refusal_changes_nothing(env: gymnasium.Env[Any, Any] | VectorEnv, *names: str) -> Iterator[None]:
+    """Put the environment's generator and the attributes named back if the block raises.
+
+    A reset seeds, parses, draws and then refuses, in this order: prompts are drawn by the new seed. What was refused
+    must not decide a later reset.
+    """
+    kept = {name: getattr(env, name) for name in ("_np_random", "_np_random_seed", *names)}
+    drawn: Any = None if env._np_random is None else env._np_random.bit_generator.state
+    try:
+        yield
+    except BaseException:
+        for name, value in kept.items():
+            setattr(env, name, value)
+        if env._np_random is not None:
+            env._np_random.bit_generator.state = drawn
+        raise
 
 
 def check_group_size(group_size: int, mode: AutoresetMode) -> None:

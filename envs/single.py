@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from worldmtp.envs import core
-from worldmtp.envs.options import check_indices, parse_options
+from worldmtp.envs.options import check_indices, parse_options, refusal_changes_nothing
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.prompts import object_column
@@ -64,19 +64,20 @@ class TextGenEnv(ProblemView, gymnasium.Env):
         Raises:
             ValueError: if an option is unknown or impossible.
         """
-        super().reset(seed=seed)
-        asked = parse_options(options, 1)
-        split = asked.split or self._split
-        pool = self.problem.pool(split)
-        if asked.prompts is not None:
-            chosen = self.problem.encode(self.problem.find(asked.prompts, split))
-        elif asked.indices is not None:
-            check_indices(asked.indices, len(pool))
-            chosen = pool.select(asked.indices)
-        else:
-            chosen = pool.select(self.np_random.integers(len(pool), size=1))
-        if len(chosen) != 1:
-            raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            asked = parse_options(options, 1)
+            split = asked.split or self._split
+            pool = self.problem.pool(split)
+            if asked.prompts is not None:
+                chosen = self.problem.encode(self.problem.find(asked.prompts, split))
+            elif asked.indices is not None:
+                check_indices(asked.indices, len(pool))
+                chosen = pool.select(asked.indices)
+            else:
+                chosen = pool.select(self.np_random.integers(len(pool), size=1))
+            if len(chosen) != 1:
+                raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
         self._split = split
         self._example, self._key = chosen.examples[0], chosen.keys[0]
         self._state = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)

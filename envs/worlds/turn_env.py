@@ -17,6 +17,7 @@ import gymnasium
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
+from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.task import TextWorld
 from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
 from worldmtp.envs.worlds.by_name import make_world
@@ -75,15 +76,16 @@ class TextTurnEnv(gymnasium.Env[str, str]):
         Raises:
             ValueError: if an option is unknown, or the opening leaves the space.
         """
-        super().reset(seed=seed)
-        options = options or {}
-        unknown = sorted(set(options) - set(_OPTIONS))
-        if unknown:
-            raise ValueError(f"reset option {unknown[0]!r} is unknown; expected one of {_OPTIONS}.")
-        drawn = int(self.np_random.integers(_SEED_RANGE))
-        world_seed = int(options.get("world_seed", drawn))
-        opening, info = self.world.reset(world_seed)
-        opening = self._admit(opening, "the world opened with")
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            options = options or {}
+            unknown = sorted(set(options) - set(_OPTIONS))
+            if unknown:
+                raise ValueError(f"reset option {unknown[0]!r} is unknown; expected one of {_OPTIONS}.")
+            drawn = int(self.np_random.integers(_SEED_RANGE))
+            world_seed = int(options.get("world_seed", drawn))
+            opening, info = self.world.reset(world_seed)
+            opening = self._admit(opening, "the world opened with")
         self._lines, self._turn, self._is_over = [opening], 0, False
         return opening, {**info, "world_seed": world_seed}
 

@@ -105,8 +105,9 @@ class VectorActionMask(TextVectorWrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As of the env, with masks of the first tokens."""
-        self._clock.reset(options)
+        begun = self._clock.begun_by(options)
         obs, infos = self.env.reset(seed=seed, options=options)
+        self._clock.begin(begun)
         return obs, infos | self._masked(obs)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

@@ -12,7 +12,7 @@ from worldmtp.cli.run_dir import claim, is_done
 
 @pytest.fixture
 def run_dir(compose_tiny, tmp_path):
-    claim(tmp_path / "run", compose_tiny("checkpoint.stop_after=1", "seed=3"), resumes=False)
+    claim(tmp_path / "run", compose_tiny("checkpoint.stop_after=1", "seed=3"), resumes=False).release()
     return tmp_path / "run"
 
 
@@ -81,5 +81,5 @@ def test_a_claim_is_whole_or_not_at_all(run_dir, compose_tiny, monkeypatch):
         with pytest.raises(MemoryError):
             claim(run_dir, compose_tiny("seed=4"), resumes=True)
     assert (run_dir / "config.yaml").read_text() == before
-    claim(run_dir, compose_tiny("seed=4"), resumes=True)
+    claim(run_dir, compose_tiny("seed=4"), resumes=True).release()
     assert OmegaConf.load(run_dir / "config.yaml").seed == 4

@@ -1,26 +1,122 @@
-"""The directory of one run: who may write there, its config, and the mark that it is done."""
+"""The directory of one run: who writes there, its config, and the mark that it is done.
 
+A process that writes in a directory holds a lock on it, so that no second run mixes its files with those of the first.
+The lock is the kernel's: it ends with its process, however that ends, and never has to be removed by hand.
+"""
+
+import errno
+import fcntl
+import json
 import os
+import socket
+import warnings
+import weakref
 from pathlib import Path
+from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
 CONFIG_FILE = "config.yaml"
 DONE_FILE = "DONE"
+LOCK_FILE = ".lock"
+"""Held by the process that writes in the directory, whose id and host it names. It stays: only the lock counts."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_OPEN: "weakref.WeakSet[Claim]" = weakref.WeakSet()
 
 
-def claim(run_dir: Path, node: DictConfig, resumes: bool) -> None:
-    """Make the directory, and put the resolved config there whole or not at all.
+class Claim:
+    """The right to write in a run directory, until ``release`` or the end of the process; a context manager."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Take the directory, which exists.
+
+        Raises:
+            ValueError: another process has it; the message names that process.
+            OSError: the file of the lock cannot be written.
+        """
+        self._file: IO[str] | None = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (held)
+        try:
+            self._lock(run_dir)
+        except BaseException:
+            self.release()
+            raise
+        _OPEN.add(self)
+
+    def _lock(self, run_dir: Path) -> None:
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{run_dir} is being written by {_owner(self._file)}; wait until that ends or stop it, or choose "
+                "another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{run_dir} is on a file system without locks ({error}): see to it that no second run writes there.",
+                stacklevel=4,
+            )
+        self._file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others write; harmless to repeat."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+def _owner(file: IO[str]) -> str:
+    """The process that a lock file names. Between taking the lock and writing the name, it names nobody."""
+    file.seek(0)
+    try:
+        owner = json.load(file)
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _forget_in_child() -> None:
+    """A forked child shares its parent's lock as long as it has the file open, and would keep a dead parent's run."""
+    for claim in list(_OPEN):
+        claim.release()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def config_text(node: DictConfig) -> str:
+    """What ``config.yaml`` holds: two runs are the same where this is."""
+    return OmegaConf.to_yaml(node, resolve=True)
+
+
+def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
+    """Make the directory, keep others out, and put the resolved config there whole or not at all.
 
     A directory that holds a run of just this config is taken up again, as a sweep started once more wants it.
 
     Raises:
-        ValueError: it cannot be written, or it holds another run and ``resumes`` is False.
+        ValueError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
+            False.
     """
-    text = OmegaConf.to_yaml(node, resolve=True)
+    text = config_text(node)
     path = run_dir / CONFIG_FILE
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        claimed = Claim(run_dir)
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    try:
         if not resumes and path.exists() and path.read_text(encoding="utf-8") != text:
             raise ValueError(
                 f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
@@ -30,9 +126,16 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(
-            f"the run directory {run_dir} cannot be written ({error}); choose another with hydra.run.dir=..."
-        ) from error
+        claimed.release()
+        raise _unwritable(run_dir, error) from error
+    except BaseException:
+        claimed.release()
+        raise
+    return claimed
+
+
+def _unwritable(run_dir: Path, error: OSError) -> ValueError:
+    return ValueError(f"the run directory {run_dir} cannot be written ({error}); choose another with hydra.run.dir=...")
 
 
 def is_done(run_dir: Path) -> bool:

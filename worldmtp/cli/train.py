@@ -49,17 +49,17 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
         StudyError: arms of a study failed; the message names them.
     """
     config = build(TrainConfig, node)
-    claim(run_dir, node, resumes)
-    if is_done(run_dir) and not resumes:
-        print(f"{run_dir} is done already; this is what it found.")
-        return _finished(config, run_dir)
-    if config.study:
-        from worldmtp.cli.study import execute_study
+    with claim(run_dir, node, resumes):
+        if is_done(run_dir) and not resumes:
+            print(f"{run_dir} is done already; this is what it found.")
+            return _finished(config, run_dir)
+        if config.study:
+            from worldmtp.cli.study import execute_study
 
-        return execute_study(config, run_dir)
-    from worldmtp.cli.pipeline import execute
+            return execute_study(config, run_dir)
+        from worldmtp.cli.pipeline import execute
 
-    return execute(config, run_dir)
+        return execute(config, run_dir)
 
 
 def _finished(config: TrainConfig, run_dir: Path) -> float:

@@ -147,7 +147,7 @@ def _costs(task: ReasoningGymTask, example: Any, num_texts: int) -> dict[str, An
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for text in [*_EXTREME, *(hostile(rng) for _ in range(num_texts))]:
         print(json.dumps({"at": text[:60]}), flush=True)
-        seconds = []
+        seconds, value = [], 0.0
         for _ in range(3):
             start = time.perf_counter()
             value, _ = our_score(task, example, text)

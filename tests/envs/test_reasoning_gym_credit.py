@@ -136,3 +136,14 @@ def test_long_products_are_read():
     assert len(example.answer) > 400
     assert task.score(example, example.answer.replace(" ", ""), NO_IDS).value == 1.0
     assert task.score(example, example.answer.replace(" ", "") + "+1", NO_IDS).reason == "wrong_value"
+
+
+def test_every_solution_of_a_board_is_right_and_a_list_of_rows_is_half():
+    task = made("n_queens", calibration_items=2)
+    examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(40)]
+    boards = [(example, board) for example in examples for board in example.meta["entry"]["metadata"]["valid_answers"]]
+    others = [(example, board) for example, board in boards if board != example.answer]
+    assert others  # a board that its own oracle does not show
+    for example, board in others:
+        assert task.score(example, board, NO_IDS).value == 1.0
+        assert task.score(example, repr([row.split() for row in board.split("\n")]), NO_IDS).value == 0.5

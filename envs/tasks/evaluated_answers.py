@@ -12,12 +12,17 @@ Nine of its datasets call ``eval`` or sympy's ``parse_expr``, which is ``eval``,
   which also looks at how it is written: ``(x+1)*(x+2)`` is no answer to "multiply (x+1)*(x+2)".
 
 complex_arithmetic reads its answers safely, but takes "NaN" for right on every question: what is no number is refused.
+Three more run no code, but hang on a short text: coin_flip computes ``1e999999999`` as a fraction, rubiks_cube and
+rush_hour make ``R999999999`` and ``A+999999999`` move by move. Numbers of that size are refused (reason "too_large").
+coin_flip also pays "0" in full for any probability that begins with it, so it is decided here.
+``benchmarks/scan_scorers.py`` looks for more.
 """
 
 import ast
 import cmath
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -35,14 +40,21 @@ EXPRESSION = frozenset(
 
 _MAX_LITERAL = 4000
 _MAX_PRODUCT = 400
+_MAX_LENGTH = 1000
+_TOO_LARGE = {
+    "coin_flip": re.compile(r"[eE][-+]?[\d_]{4}"),  # computed as a power of ten
+    "rubiks_cube": re.compile(r"\d\d"),  # repeats of one move
+    "rush_hour": re.compile(r"\d\d"),
+}
+"""Datasets whose scorers do as much work as a number says, and the numbers that no right answer has."""
 _NUMBERS = Grammar(decimals=False, max_length=400)
 _INTEGRAL_FUNCTIONS = frozenset("sin cos tan sec csc cot asin acos atan sinh cosh tanh exp log ln sqrt".split())  # noqa: SIM905
 _COMPLEX = re.compile(r"[-+0-9.eEiIjJ() ]*")
 _POINTS = (Fraction(7, 11), Fraction(13, 9), Fraction(-5, 7), Fraction(17, 6), Fraction(-23, 10), Fraction(3, 19))
 """Where polynomials and derivatives are compared. A wrong one agrees at all of them by no accident."""
-_CONSTANT = Fraction(29, 31)
-"""The constant of integration."""
+_LETTERS = frozenset(string.ascii_letters) - frozenset("EINOQS")  # those that sympy reads as something else
 _TOLERANCE = 1e-10
+_PROBABILITY_TOLERANCE = Fraction(1, 10_000)
 
 Verdict = tuple[float, str] | None
 
@@ -53,7 +65,12 @@ def verdict(dataset: str, text: str, entry: dict[str, Any]) -> Verdict:
     ``text`` is stripped, and not the oracle's answer itself, which any scorer may see.
     """
     if dataset in LITERAL:
-        return None if _is_literal(text) or text in entry["metadata"].get("valid_answers", ()) else (0.0, "no_literal")
+        may_be_read = _is_literal(text, max_length=max(_MAX_LITERAL, 4 * len(entry["answer"])))
+        return None if may_be_read or text in entry["metadata"].get("valid_answers", ()) else (0.0, "no_literal")
+    if dataset in _TOO_LARGE and (len(text) > _MAX_LENGTH or _TOO_LARGE[dataset].search(text)):
+        return 0.0, "too_large"
+    if dataset == "coin_flip":
+        return _probability(text, entry)
     if dataset == "complex_arithmetic":
         return None if _COMPLEX.fullmatch(text) and len(text) <= _MAX_PRODUCT else (0.0, "no_number")
     if dataset not in EXPRESSION:
@@ -64,14 +81,24 @@ def verdict(dataset: str, text: str, entry: dict[str, Any]) -> Verdict:
         return 0.0, "no_arithmetic"
 
 
-def _is_literal(text: str) -> bool:
-    if len(text) > _MAX_LITERAL:
+def _is_literal(text: str, max_length: int) -> bool:
+    if len(text) > max_length:
         return False
     try:
         ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return False
     return True
+
+
+def _probability(text: str, entry: dict[str, Any]) -> Verdict:
+    """Right within the library's tolerance. Its credit for shared first digits goes by the shorter of the two texts."""
+    try:
+        written = Fraction(text.replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return 0.0, "no_number"
+    is_right = abs(written - Fraction(entry["answer"])) <= _PROBABILITY_TOLERANCE
+    return (1.0, "ok") if is_right else (0.0, "wrong_value")
 
 
 def _countdown(text: str, entry: dict[str, Any]) -> Verdict:
@@ -90,7 +117,8 @@ def _puzzle24(text: str, entry: dict[str, Any]) -> Verdict:
 
 
 def _product(text: str, entry: dict[str, Any]) -> Verdict:
-    grammar = Grammar(names=frozenset(entry["metadata"]["variables"]), max_length=_MAX_PRODUCT)
+    max_length = max(_MAX_PRODUCT, 2 * len(entry["answer"]))
+    grammar = Grammar(names=frozenset(entry["metadata"]["variables"]), max_length=max_length)
     written, right = parse(text, grammar), parse(entry["answer"], grammar)
     for shift in range(len(_POINTS)):
         values = {name: _POINTS[(i + shift) % len(_POINTS)] for i, name in enumerate(sorted(grammar.names))}
@@ -101,9 +129,11 @@ def _product(text: str, entry: dict[str, Any]) -> Verdict:
 
 def _integral(text: str, entry: dict[str, Any]) -> Verdict:
     variable = entry["metadata"]["variable"]
-    grammar = Grammar(names=frozenset({variable, "C", "pi", "E"}), functions=_INTEGRAL_FUNCTIONS, max_length=400)
+    names = _LETTERS | {variable, "pi", "E"}  # any letter may be the constant of integration
+    grammar = Grammar(names=names, functions=_INTEGRAL_FUNCTIONS, max_length=400)
     written, integrand = parse(text, grammar), parse(entry["metadata"]["integrand"], grammar)
-    constants: dict[str, Number] = {"C": _CONSTANT, "pi": math.pi, "E": math.e}
+    constants: dict[str, Number] = {letter: Fraction(29 + ord(letter), 31) for letter in _LETTERS}
+    constants |= {"pi": math.pi, "E": math.e}
     num_compared = 0
     for point in _POINTS:
         values = {**constants, variable: point}

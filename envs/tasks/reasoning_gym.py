@@ -9,10 +9,11 @@ What is added to it, and why:
 * *Credit.* The library's default scorer pays ``len(oracle) / len(answer)`` for any answer that contains the oracle, so
   that a list of all digits earns something everywhere, and others find the oracle wherever it is hidden. Where a
   scorer does that on any calibration item, a text that has the oracle among other text earns nothing (reason
-  "containment"), be it as harmless as "15.0". Some scorers
-  pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every calibration item is
-  measured once, and credit not above that floor is removed (reason "floor"). A scorer that raises raises here too: the
-  environment's scorer counts it.
+  "containment"), unless the library pays it in full and nothing but brackets and signs was added: "015" and "15." are
+  15. Some scorers pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every
+  calibration item is measured once, and credit not above that floor is removed (reason "floor"), unless the text is the
+  oracle but for the letters' case and punctuation around it. A scorer that raises raises here too: the environment's
+  scorer counts it. ``benchmarks/scan_scorers.py`` shows what is paid for what.
 * *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
 * *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
   (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
@@ -26,8 +27,10 @@ Left out: chain-of-thought answer tags, and a level that rises while training: l
 import difflib
 import math
 import re
+import string
 import sys
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,10 @@ from worldmtp.envs.tasks.matching import check_reward
 
 _INDEX_RANGE = 2**31
 _BOUNDED_SIZE = 1000  # items of the few datasets that prepare their items in advance
-_CONSTANT_ANSWERS = ("", "zz", "0", "1", "0123456789", "True", "NaN", "inf", "\u2603")
+_CONSTANT_ANSWERS = (
+    *("", "zz", "0", "1", "0123456789", "True", "None", "null", "NaN", "inf", "\u2603"),
+    *("[]", "{}", '""', "1/2", "A=1", "A1"),  # which parse, and earn what several scorers pay for that
+)
 
 
 class ReasoningGymTask:
@@ -132,9 +138,9 @@ class ReasoningGymTask:
         raw = min(max(raw, 0.0), 1.0)
         value, reason = raw, "ok"
         if text != oracle:
-            if raw <= self._floor and raw > 0.0:
+            if 0.0 < raw <= self._floor and not (raw >= 1.0 and oracle and _is_respelled(text, oracle)):
                 value, reason = 0.0, "floor"
-            elif self._pays_hidden and oracle and oracle in text:
+            elif self._pays_hidden and oracle and oracle in text and not (raw >= 1.0 and _adds_nothing(text, oracle)):
                 value, reason = 0.0, "containment"
         return self._paid(value, reason, raw)
 
@@ -230,6 +236,22 @@ def _is_bounded(dataset: Any) -> bool:
     except IndexError:
         return True
     return False
+
+
+def _is_respelled(text: str, oracle: str) -> bool:
+    """Return whether two texts differ by the letters' case and punctuation around them alone."""
+    around = string.punctuation + string.whitespace
+    return text.casefold().strip(around) == oracle.casefold().strip(around) != ""
+
+
+def _adds_nothing(text: str, oracle: str) -> bool:
+    """Return whether a text has no letter or digit beside the oracle, or is the same number."""
+    if not re.search(r"\w", text.replace(oracle, "", 1)):
+        return True
+    try:
+        return Decimal(text.replace(",", "")) == Decimal(oracle.replace(",", ""))
+    except InvalidOperation:
+        return False
 
 
 def _pays_hidden(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:

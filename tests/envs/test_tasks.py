@@ -105,7 +105,10 @@ def chain_sum_example(answer):
     [
         ("15", 1.0, "ok"),
         (" 15\n", 1.0, "ok"),  # the library pays 2/4 for blanks around it; we strip
-        ("015", 0.0, "containment"),  # the same number to the library: harmless, but answers are to stand alone
+        ("015", 1.0, "ok"),  # the same number, which the library pays in full
+        ("15.", 1.0, "ok"),
+        ("+15.00", 1.0, "ok"),
+        ("(15)", 0.0, "containment"),  # the library pays 2/4
         ("1,5", 1.0, "ok"),  # the library strips commas, and the oracle is not inside
         ("0123456789", 0.0, "ok"),
         ("2150", 0.0, "containment"),  # the library pays 2/4

@@ -1,0 +1,149 @@
+"""What reasoning-gym's scorers pay too much or we paid too little, found by scanning all of its datasets."""
+
+import numpy as np
+import pytest
+
+from worldmtp.envs import Example, make_task
+
+NO_IDS = np.zeros(0, dtype=np.int64)
+
+
+def made(name, **kwargs):
+    return make_task(name, {"calibration_items": 8, "compact": False, **kwargs})
+
+
+def asked(answer, **metadata):
+    return Example("q=", answer, {"entry": {"question": "q", "answer": answer, "metadata": metadata}})
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reason"),
+    [
+        ("1/4", 1.0, "ok"),
+        ("2.5e-1", 1.0, "ok"),
+        ("25E-2", 1.0, "ok"),
+        ("0.25009", 1.0, "ok"),  # the library's tolerance is 0.0001
+        ("0.2502", 0.0, "wrong_value"),
+        ("0", 0.0, "wrong_value"),  # the library pays 1: the shorter text is a prefix of the other
+        ("0.2", 0.0, "wrong_value"),
+        ("1/0", 0.0, "no_number"),
+        ("nan", 0.0, "no_number"),
+        ("1e9999", 0.0, "too_large"),
+        ("0.25" + "0" * 2000, 0.0, "too_large"),
+    ],
+)
+def test_a_probability_is_a_number(text, value, reason):
+    score = made("coin_flip").score(asked("0.25"), text, NO_IDS)
+    assert (score.value, score.reason) == (value, reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle", "metadata", "right", "hidden"),
+    [
+        ("gsm_symbolic", "144", {}, ["(144)", "144.", "$144", "144.00"], ["144 144", "zz 144", "144 or 145"]),
+        ("products", "4291", {}, ["4291.", "4291.0", "+4291", "04291"], ["42910", "1 4291", "(4291)"]),
+        (
+            "knights_knaves",
+            "Ann is a knight, and Bob is a knave.",
+            {},
+            ["(Ann is a knight, and Bob is a knave.)", "Ann is a knight, and Bob is a knave"],
+            ["zz Ann is a knight, and Bob is a knave. zz"],
+        ),
+    ],
+)
+def test_brackets_and_forms_of_numbers_hide_nothing(name, oracle, metadata, right, hidden):
+    task, example = made(name), asked(oracle, **metadata)
+    assert [task.score(example, text, NO_IDS).value for text in right] == [1.0] * len(right)
+    assert [task.score(example, text, NO_IDS).value for text in hidden] == [0.0] * len(hidden)
+
+
+def test_brackets_around_moves():
+    task = made("sokoban", calibration_items=2)
+    example = task.sample(np.random.default_rng(0), "train")
+    assert task.score(example, f"({example.answer})", NO_IDS).value == 1.0
+    assert task.score(example, f"{example.answer} zz {example.answer}", NO_IDS).value == 0.0
+
+
+def test_where_the_library_pays_anything_the_answer_is_known_by_its_letters():
+    """game_of_life_halting's scorer pays 1 to every text but the empty one."""
+    task = made("game_of_life_halting", calibration_items=2)
+    for text, value in (
+        ("False", 1.0),
+        ("FALSE", 1.0),
+        ("false.", 1.0),
+        ("True", 0.0),
+        ("not False", 0.0),
+        ("zz", 0.0),
+    ):
+        assert task.score(asked("False"), text, NO_IDS).value == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("boxnet", "[]"),
+        ("codeio", "{}"),
+        ("cryptarithm", "A=1"),
+        ("fraction_simplification", "1/2"),
+        ("graph_color", "[]"),
+        ("group_anagrams", "[]"),
+        ("jugs", "[]"),
+        ("tsumego", "A1"),
+    ],
+)
+def test_what_only_parses_earns_nothing(name, text):
+    task = made(name, calibration_items=4)
+    examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(3)]
+    scores = [task.score(example, text, NO_IDS) for example in examples]
+    assert min(score.components["raw_score"] for score in scores) > 0.0  # the library pays it on every item
+    assert [score.value for score in scores if score.components["raw_score"] < 0.3] == [0.0] * len(scores)
+
+
+def test_cubes_and_cars_that_count_their_moves_are_still_scored():
+    """A 1 x 1 x 1 move solves what one move has scrambled; the library repeats a move by the number behind it."""
+    task = made("rubiks_cube", calibration_items=2, min_scramble_steps=1, max_scramble_steps=1, cube_size=3)
+    example = task.sample(np.random.default_rng(0), "train")
+    move = example.meta["entry"]["metadata"]["scramble_moves"].strip()
+    inverse = move[:-1] if move.endswith("'") else move + "'"
+    assert task.score(example, inverse, NO_IDS).value == 1.0
+    assert task.score(example, "R12", NO_IDS).reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("binary_matrix", {"min_n": 60, "max_n": 60}), ("spiral_matrix", {"min_n": 60, "max_n": 60})]
+)
+def test_long_literals_of_large_questions_are_read(name, config):
+    """The library pays a tenth for a list, whatever its length."""
+    task = made(name, calibration_items=2, **config)
+    example = task.sample(np.random.default_rng(0), "train")
+    rows = [[int(value) for value in row.split()] for row in example.answer.split("\n")]
+    text = repr(rows if name == "binary_matrix" else rows[0])
+    assert len(text) > 4000
+    assert task.score(example, text, NO_IDS).value == pytest.approx(0.1)
+
+
+def test_long_products_are_read():
+    config = {
+        "min_terms": 8,
+        "max_terms": 16,
+        "min_degree": 3,
+        "max_degree": 10,
+        "min_polynomials": 5,
+        "max_polynomials": 6,
+    }
+    task = made("polynomial_multiplication", calibration_items=2, **config, min_value=1000, max_value=10**8)
+    example = task.sample(np.random.default_rng(0), "train")
+    assert len(example.answer) > 400
+    assert task.score(example, example.answer.replace(" ", ""), NO_IDS).value == 1.0
+    assert task.score(example, example.answer.replace(" ", "") + "+1", NO_IDS).reason == "wrong_value"
+
+
+def test_every_solution_of_a_board_is_right_and_a_list_of_rows_is_half():
+    task = made("n_queens", calibration_items=2)
+    examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(40)]
+    boards = [(example, board) for example in examples for board in example.meta["entry"]["metadata"]["valid_answers"]]
+    others = [(example, board) for example, board in boards if board != example.answer]
+    assert others  # a board that its own oracle does not show
+    for example, board in others:
+        assert task.score(example, board, NO_IDS).value == 1.0
+        assert task.score(example, repr([row.split() for row in board.split("\n")]), NO_IDS).value == 0.5

@@ -72,6 +72,10 @@ def check_seeding(envs: VectorEnv) -> None:
     """
     first, again, other = (_questions(*envs.reset(seed=seed)) for seed in (7, 7, 8))
     assert first == again, "reset with the same seed must give the same prompts."
+    assert len({*first, *other}) > 1, (
+        f"all prompts are one question, {first[0]!r}; a task needs several, in each split, before its seeding can be "
+        "checked."
+    )
     assert first != other, "reset with another seed must give other prompts."
     assert len(set(first)) > 1, "all rows show the same prompt."
     rounds = [_questions(*envs.reset(seed=7))] + [_questions(*envs.reset()) for _ in range(7)]

@@ -4,8 +4,6 @@ The texts are those of docs/own_environments.md, which a test compares where the
 installed wheel as well.
 """
 
-import itertools
-import json
 import re
 import shlex
 import subprocess
@@ -27,6 +25,7 @@ class Route:
     train: str
     file: str = ""
     text: str = ""
+    rows: str = ""
 
 
 ROUTES = (
@@ -56,6 +55,12 @@ def double_letters(rng):
         """\
 def share_right(example, text):
     return sum(a == b for a, b in zip(text, example.answer)) / max(len(text), len(example.answer))
+""",
+        """\
+{"prompt": "cat=", "answer": "CAT"}
+{"prompt": "dog=", "answer": "DOG"}
+{"prompt": "cow=", "answer": "COW"}
+{"prompt": "hen=", "answer": "HEN"}
 """,
     ),
     Route(
@@ -120,10 +125,8 @@ def here(tmp_path):
     def prepared(route):
         if route.file:
             (tmp_path / route.file).write_text(route.text)
-        if route.heading == "Data":
-            words = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
-            rows = [{"prompt": f"{word}=", "answer": word.upper()} for word in words]
-            (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if route.rows:
+            (tmp_path / "questions.jsonl").write_text(route.rows)
         return tmp_path
 
     return prepared
@@ -143,7 +146,8 @@ def run_script(command, directory, *more):
 @pytest.mark.parametrize("heading", HEADINGS)
 def test_route_is_checked(heading, here):
     route = BY_HEADING[heading]
-    done = run_script(route.check, here(route), "--episodes", "20", "--examples", "8")
+    fewer = () if route.rows else ("--examples", "8")  # few rows are asked for fewer as it is
+    done = run_script(route.check, here(route), "--episodes", "20", *fewer)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("PASS ")
     assert "random answer" in done.stdout
@@ -179,3 +183,6 @@ def test_the_page_has_these_texts(project_root):
         commands = re.findall(r"^```\n(worldmtp.*?)```", section, flags=re.DOTALL | re.MULTILINE)
         assert files == ([(route.file, route.text)] if route.file else [])
         assert commands == [f"{route.check}\n{route.train}\n"]
+        assert re.findall(r"^```json\n(.*?)```", section, flags=re.DOTALL | re.MULTILINE) == (
+            [route.rows] if route.rows else []
+        )

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from worldmtp.cli.resume import resume_argument, resumed_config
 from worldmtp.cli.run_dir import claim, is_done
@@ -39,9 +39,62 @@ def test_what_would_be_another_run_is_refused(run_dir, override):
         resumed_config(run_dir, [override])
 
 
-@pytest.mark.parametrize("override", ["profile.num_threads=many", "checkpoint.evry=1"])
+@pytest.mark.parametrize("override", ["profile.num_threads=many", "checkpoint.evry=1", "imports=1"])
 def test_overrides_are_held_to_the_schema(run_dir, override):
-    with pytest.raises(OmegaConfBaseException):
+    with pytest.raises(HydraException, match="Could not override '" + override.partition("=")[0]):
+        resumed_config(run_dir, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("checkpoint.every_iterations=010", "checkpoint.every_iterations", 10),  # YAML would say 8
+        ("checkpoint.every_iterations=1_0", "checkpoint.every_iterations", 10),
+        ("agent.rollout.num_iterations=int(6)", "agent.rollout.num_iterations", 6),
+        (r"imports=[./a\ b.py]", "imports", ["./a b.py"]),
+        ("imports=['a b','c']", "imports", ["a b", "c"]),
+        ("+imports=[a]", "imports", ["a"]),
+        ("++checkpoint.keep_last=5", "checkpoint.keep_last", 5),
+        ("checkpoint={keep_last:3}", "checkpoint.keep_last", 3),
+        ("+checkpoint={keep_last:3}", "checkpoint.keep_last", 3),
+        ("profile={num_threads:2}", "profile.num_threads", 2),
+        ("profile.device='cuda:0'", "profile.device", "cuda:0"),
+        ("profile.device=cuda:0", "profile.device", "cuda:0"),
+        ("logger.tensorboard=true", "logger.tensorboard", True),
+        ("logger.tensorboard=on", "logger.tensorboard", True),
+        ("checkpoint.stop_after=null", "checkpoint.stop_after", None),
+        ("profile.num_jobs=${profile.num_threads}", "profile.num_jobs", 1),
+    ],
+)
+def test_an_override_means_what_it_means_for_a_new_run(run_dir, compose_tiny, override, key, value):
+    resumed, fresh = resumed_config(run_dir, [override]), compose_tiny("seed=3", override)
+    assert OmegaConf.select(resumed, key) == value
+    assert OmegaConf.to_container(resumed, resolve=True) == OmegaConf.to_container(fresh, resolve=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "checkpoint.every_iterations=0x2",
+        "checkpoint.every_iterations=2.5",
+        "imports=[./x.py",
+        "imports=[a,b",
+        "imports=[a]]",
+        "+checkpoint.keep_last=5",
+        "checkpoint.keep_last",
+        "logger.tensorboard=3.7",
+    ],
+)
+def test_an_override_that_a_new_run_refuses_is_refused(run_dir, compose_tiny, override):
+    with pytest.raises(HydraException):
+        compose_tiny(override)
+    with pytest.raises((HydraException, ValueError)):
+        resumed_config(run_dir, [override])
+
+
+@pytest.mark.parametrize("override", ["~imports", "checkpoint.keep_last=2,3", "checkpoint.keep_last=range(1,3)"])
+def test_deletions_and_sweeps_are_refused(run_dir, override):
+    with pytest.raises(ValueError, match="goes on with the run as it was"):
         resumed_config(run_dir, [override])
 
 
@@ -58,10 +111,11 @@ def test_a_run_that_is_done(run_dir):
     assert resumed_config(run_dir, ["agent.rollout.num_iterations=9"]).agent.rollout.num_iterations == 9
 
 
-def test_the_argument_is_found_among_others():
-    assert resume_argument(["seed=1", "resume=runs/a=b", "logger.num_strips=0"]) == (
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_the_argument_is_found_among_others(plus):
+    assert resume_argument(["seed=1", f"{plus}resume=runs/a=b", "+imports=[a]"]) == (
         Path("runs/a=b"),
-        ["seed=1", "logger.num_strips=0"],
+        ["seed=1", "+imports=[a]"],
     )
 
 

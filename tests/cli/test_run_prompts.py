@@ -79,7 +79,7 @@ def test_small_data_are_halved_and_a_note_names_the_key(config_of, sums):
     assert overlap == 0.0
     assert len(keys(env.problem.pool("train").examples)) == train - train // 2
     assert [note.partition(":")[0] for note in notes] == ["eval.num_prompts=512", "sft.num_demonstrations=4000"]
-    assert f"the task has {held_out} held-out prompts; all are used" in notes[0]
+    assert f"few held-out prompts; evaluation takes the {held_out} that were found" in notes[0]
     assert f"takes {train // 2} and leaves the others to reinforcement" in notes[1]
 
 
@@ -96,7 +96,7 @@ def test_one_training_prompt_is_shared_and_said(config_of, tmp_path):
 
 
 def test_a_task_without_answers_has_no_warm_start(config_of):
-    _, prompts, overlap, notes = prompts_of(config_of("env=pig"))
+    _, prompts, overlap, notes = prompts_of(config_of("env=pig", "sft.num_steps=160"))
     assert (prompts.demonstrations, overlap) == ([], 0.0)
     assert notes == (
         "sft.num_steps=160: no prompt of worldmtp/Pig-v0 comes with an answer to imitate, so there is no warm start; "
@@ -104,24 +104,70 @@ def test_a_task_without_answers_has_no_warm_start(config_of):
     )
 
 
-def test_too_few_held_out_prompts_are_refused(config_of, sums):
-    with pytest.raises(
-        ValueError, match=r"has . held-out prompts of 512 asked for, and needs at least 2; give it more"
-    ):
-        prompts_of(config_of(*sums(2)))
+@pytest.fixture
+def words(tmp_path):
+    """A file of questions, of which those of cat and cow are held out."""
+
+    def written(*names):
+        assert [name for name in names if split_of(Example(f"{name}=").key) == "heldout"] == [
+            name for name in names if name in ("cat", "cow")
+        ]
+        path = tmp_path / "words.jsonl"
+        rows = [{"prompt": f"{name}=", "answer": name.upper()} for name in names]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ("env=data", f"env.kwargs.task_kwargs.path={path}")
+
+    return written
 
 
-def test_every_purpose_of_every_run_has_a_stream_of_its_own():
-    purposes = ("model", "warm start", "reinforcement", "evaluation", "imagination in evaluation")
+def test_a_file_of_two_rows_is_enough_where_one_is_held_out(config_of, words):
+    env, prompts, overlap, notes = prompts_of(config_of(*words("cat", "dog")))
+    assert [example.prompt for example in prompts.held_out] == ["cat="]
+    assert [example.prompt for example in prompts.demonstrations] == ["dog="]
+    assert {example.prompt for example in env.problem.pool("train").examples} == {"dog="}
+    assert overlap == 1.0
+    assert [note.partition(":")[0] for note in notes] == ["eval.num_prompts=512", "sft.share_prompts=false"]
+    assert "evaluation takes the 1 that were found" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("dog", "hen"), r"has no held-out prompt, and eval\.num_prompts=512 asks for some; .* or raise the share"),
+        (
+            ("cat", "cow"),
+            r"has no training prompt, and sft\.num_demonstrations=4000 asks for some; .* or lower the share",
+        ),
+    ],
+)
+def test_an_empty_split_is_refused_and_what_would_fill_it_named(config_of, words, names, message):
+    with pytest.raises(ValueError, match=message + r" of prompts that is held out, env\.kwargs\.heldout_fraction=0\.2"):
+        prompts_of(config_of(*words(*names)))
+
+
+def test_every_purpose_of_every_run_has_a_stream_of_its_own(compose_tiny, no_report, tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(seed, purpose):
+        asked.append((seed, purpose))
+        return stream_seed(seed, purpose)
+
+    monkeypatch.setattr("worldmtp.cli.pipeline.stream_seed", recorded)
+    run(compose_tiny("seed=5", "agent.rollout.num_iterations=1", "world_model=shuffled"), tmp_path / "run")
+    assert {seed for seed, _ in asked} == {5}
+    purposes = {purpose for _, purpose in asked}
+    # What is drawn in a run: weights, batches, actions and updates, answers, a placebo's permutations, imagined tokens.
+    assert len(purposes) == 6
     seeds = {stream_seed(seed, purpose) for seed in range(100) for purpose in purposes}
-    assert len(seeds) == 500
+    assert len(seeds) == 600
+    assert len({seed % 2**32 for seed in seeds}) == 600  # as the warm start takes them
     assert all(0 <= seed < 2**63 for seed in seeds)
     with pytest.raises(ValueError, match="seed=-1 must be at least 0"):
         stream_seed(-1, "model")
 
 
 def test_a_run_without_a_warm_start_says_what_it_started_from(compose_tiny, no_report, tmp_path, capsys):
-    run(compose_tiny("env=pig", "sft.num_steps=3", "imagination=off", "+env.kwargs.max_turn=1"), tmp_path / "run")
+    run(compose_tiny("env=pig", "sft.num_steps=3", "imagination=off"), tmp_path / "run")
     told = capsys.readouterr()
     assert "note: sft.num_steps=3: no prompt of worldmtp/Pig-v0 comes with an answer to imitate" in told.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -1,23 +1,37 @@
-"""Taking a run up again: its own config, and the few values that may differ without making it another run."""
+"""Taking a run up again: its own config, and the few values that may differ without making it another run.
+
+Overrides are read by Hydra's own grammar, so that one means here what it means for a new run.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from worldmtp.cli.run_dir import CONFIG_FILE, is_done
 from worldmtp.cli.schema import TrainConfig, twin
 
 _MAY_DIFFER = ("logger", "profile", "checkpoint", "agent.rollout.num_iterations", "imports")
+_GROUPS = ("logger", "profile")
 _KEY = "resume="
 
 
 def resume_argument(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
     """The run directory that a command line's ``resume=`` names, and its other arguments; None without one."""
-    named = [argument.removeprefix(_KEY) for argument in arguments if argument.startswith(_KEY)]
+    named, others = [], []
+    for argument in arguments:
+        bare = argument.lstrip("+")
+        if bare.startswith(_KEY):
+            named.append(bare.removeprefix(_KEY))
+        else:
+            others.append(argument)
     if not named or named[-1] in ("", "null"):
         return None
-    return Path(named[-1]), [argument for argument in arguments if not argument.startswith(_KEY)]
+    return Path(named[-1]), others
 
 
 def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
@@ -25,6 +39,35 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         ValueError: there is no run, it is done, or an override would make it another run.
+        HydraException: an override is not of Hydra's grammar, or its value is not of the field's type.
+    """
+    saved = saved_config(run_dir)
+    if is_done(run_dir) and not overrides and not saved.get("study"):
+        raise ValueError(
+            f"resume={run_dir}: this run is done; raise agent.rollout.num_iterations to go further, or read its "
+            "report.html."
+        )
+    flags = [argument for argument in overrides if argument.startswith("-")]
+    parsed = [] if flags else OverridesParser.create().parse_overrides(list(overrides))
+    refused = flags or [override.input_line for override in parsed if not _may_differ(override)]
+    if refused:
+        raise ValueError(
+            f"resume={run_dir} goes on with the run as it was, so {refused} cannot be given; only values of "
+            f"{', '.join(_MAY_DIFFER)} may differ. Start a new run instead."
+        )
+    config = OmegaConf.merge(OmegaConf.structured(twin(TrainConfig)), saved)
+    assert isinstance(config, DictConfig)  # a structured config merged with a mapping
+    config.checkpoint.stop_after = None  # a stop is not repeated
+    for override in parsed:
+        _apply(override, config)
+    return config
+
+
+def saved_config(run_dir: Path) -> DictConfig:
+    """The config of the run in ``run_dir``, as ``claim`` wrote it.
+
+    Raises:
+        ValueError: there is none.
     """
     path = run_dir / CONFIG_FILE
     if not path.is_file():
@@ -33,26 +76,23 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
         )
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)  # as ``claim`` wrote it
-    if is_done(run_dir) and not overrides and not saved.get("study"):
-        raise ValueError(
-            f"resume={run_dir}: this run is done; raise agent.rollout.num_iterations to go further, or read its "
-            "report.html."
-        )
-    refused = [override for override in overrides if not _may_differ(override)]
-    if refused:
-        raise ValueError(
-            f"resume={run_dir} goes on with the run as it was, so {refused} cannot be given; only values of "
-            f"{', '.join(_MAY_DIFFER)} may differ. Start a new run instead."
-        )
-    given = OmegaConf.from_dotlist(list(overrides))
-    config = OmegaConf.merge(OmegaConf.structured(twin(TrainConfig)), saved, given)
-    assert isinstance(config, DictConfig)  # a structured config merged with two mappings
-    config.checkpoint.stop_after = OmegaConf.select(given, "checkpoint.stop_after")
-    return config
+    return saved
 
 
-def _may_differ(override: str) -> bool:
-    key, equals, _ = override.partition("=")
+def _may_differ(override: Override) -> bool:
+    key = override.key_or_group
     # A group, as in profile=gpu, would need Hydra's composition; its values do not.
-    is_value = bool(equals) and key not in ("logger", "profile", "checkpoint")
-    return is_value and any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
+    is_value = override.package is None and (key not in _GROUPS or isinstance(override.value(), dict))
+    is_one = not override.is_delete() and not override.is_sweep_override()
+    return is_value and is_one and any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
+
+
+def _apply(override: Override, config: DictConfig) -> None:
+    """Set one value as Hydra does: ``+`` adds to lists and mappings, ``++`` adds or sets."""
+    key, value = override.key_or_group, override.value()
+    if override.is_add() and not isinstance(value, dict | list) and OmegaConf.select(config, key) is not None:
+        raise ValueError(f"{override.input_line} adds what is there already; leave the + out to change it.")
+    try:
+        OmegaConf.update(config, key, value, merge=True)
+    except OmegaConfBaseException as error:
+        raise HydraException(f"Could not override '{key}' by {override.input_line}.") from error

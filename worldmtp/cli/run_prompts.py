@@ -26,24 +26,23 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
     """Held-out prompts and demonstrations of the run's seed.
 
     Raises:
-        ValueError: the task has fewer than two held-out prompts.
+        ValueError: a split has no prompt at all; the message says what widens it.
     """
     held_out = env.examples("heldout", config.eval.num_prompts, config.seed, "evaluation", fewer=True)
     notes = []
-    if len(held_out) < 2:
-        raise ValueError(
-            f"{config.env.id} has {len(held_out)} held-out prompts of {config.eval.num_prompts} asked for, and needs "
-            f"at least 2; give it more questions, or raise env.kwargs.heldout_fraction="
-            f"{env.problem.heldout_fraction}."
-        )
+    if not held_out:
+        raise _no_prompt(env, config, f"held-out prompt, and eval.num_prompts={config.eval.num_prompts}", "raise")
     if len(held_out) < config.eval.num_prompts:
         notes.append(
-            f"eval.num_prompts={config.eval.num_prompts}: the task has {len(held_out)} held-out prompts; all are used."
+            f"eval.num_prompts={config.eval.num_prompts}: the task has few held-out prompts; evaluation takes the "
+            f"{len(held_out)} that were found."
         )
     if not config.sft.num_steps:
         return RunPrompts(held_out, [], tuple(notes))
     asked = config.sft.num_demonstrations
     drawn = env.examples("train", asked, config.seed, "demonstrations", fewer=True)
+    if not drawn:
+        raise _no_prompt(env, config, f"training prompt, and sft.num_demonstrations={asked}", "lower")
     shown = [example for example in drawn if example.answer is not None]
     if not shown:
         notes.append(
@@ -56,8 +55,8 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
             "left out."
         )
     is_small = len(drawn) < asked or not _leaves_room(env, shown, _pool_seed(config))
-    if shown and not config.sft.share_prompts and is_small:
-        kept = shown[: max(1, len(shown) // 2)]
+    if len(shown) > 1 and not config.sft.share_prompts and is_small:  # a single one is shared, as choose_pool says
+        kept = shown[: len(shown) // 2]
         notes.append(
             f"sft.num_demonstrations={asked}: the task has few training prompts ({len(drawn)} drawn); the warm start "
             f"takes {len(kept)} and leaves the others to reinforcement. sft.share_prompts=true gives all to both."
@@ -83,6 +82,13 @@ def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) ->
         )
     env.problem.choose_pools(seed, shown)
     return prompt_overlap(prompts.demonstrations, env.problem.pool("train").examples), notes
+
+
+def _no_prompt(env: TextVectorEnv, config: TrainConfig, asked: str, change: str) -> ValueError:
+    return ValueError(
+        f"{config.env.id} has no {asked} asks for some; give it more questions, or {change} the share of prompts that "
+        f"is held out, env.kwargs.heldout_fraction={env.problem.heldout_fraction}."
+    )
 
 
 def _pool_seed(config: TrainConfig) -> int:

@@ -1,0 +1,106 @@
+"""Every shipped ``env=`` option starts as it is: nothing else is given but a tiny model, and fewer steps of it."""
+
+import json
+from importlib import resources
+
+import pytest
+
+from worldmtp.cli import pipeline
+from worldmtp.cli.train import run
+
+OPTIONS = sorted(
+    entry.name.removesuffix(".yaml")
+    for entry in (resources.files("worldmtp.configs") / "env").iterdir()
+    if entry.name.endswith(".yaml")
+)
+WORLDS = ("blackjack", "frozen_lake", "grid_world", "guess_number", "pig", "taxi")
+NOTED = {
+    "brackets": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
+    "caesar_cipher": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
+    "increasing_numbers": ["sft.num_demonstrations=4000"],
+    "data": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
+    "reward_model": ["sft.num_steps=160"],
+}
+"""What asks for more prompts or answers than the task has, and is said so."""
+SLOW = ("caesar_cipher", "countdown", "path_star")
+"""Prompts that are drawn slowly, or a large pool of them."""
+
+MODEL = (
+    "model.config.hidden_size=16",
+    "model.config.intermediate_size=32",
+    "model.config.num_hidden_layers=1",
+    "model.config.num_attention_heads=2",
+    "model.config.num_key_value_heads=2",
+    "model.config.head_dim=8",
+)
+BUDGET = (
+    "agent.rollout.num_iterations=1",
+    "agent.rollout.num_prompts=2",
+    "agent.rollout.group_size=2",
+    "world_model.num_updates=1",
+    "sft.batch_size=8",
+    "eval.num_prompts=8",
+    "logger=jsonl",
+)
+
+
+@pytest.fixture
+def compose_option(compose, tmp_path):
+    """The option with what it cannot do without."""
+
+    def composed(option, *overrides):
+        needed = {"custom": lambda: ["env.id=worldmtp/Reverse-v0"], "data": file, "reward_model": checkpoint}
+        return compose(f"env={option}", *needed.get(option, list)(), *MODEL, *overrides)
+
+    def file():
+        path = tmp_path / "questions.jsonl"
+        rows = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(800)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [f"env.kwargs.task_kwargs.path={path}"]
+
+    def checkpoint():
+        from transformers import LlamaConfig, LlamaForSequenceClassification
+
+        from worldmtp.envs import CharTokenizer
+
+        tokenizer = CharTokenizer("abcdefghij=").to_transformers()
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
+        path = tmp_path / "classifier"
+        LlamaForSequenceClassification(config).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return [f"env.kwargs.task_kwargs.checkpoint={path}"]
+
+    return composed
+
+
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS],
+)
+def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(pipeline.Pipeline, "run", lambda self: 0.5)
+    assert run(compose_option(option), tmp_path / "run") == 0.5
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note.removeprefix("note: ").partition(":")[0] for note in notes] == NOTED.get(option, [])
+
+
+@pytest.mark.parametrize("option", WORLDS)
+def test_worlds_bring_settings_that_start(compose, option):
+    config = compose(f"env={option}")
+    assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "group", "off")
+    assert config.env.kwargs.max_turn == (2 if option == "guess_number" else 1)
+    chosen = compose(f"env={option}", "agent=ppo", "imagination=baseline", "env.kwargs.max_turn=3", "sft.num_steps=4")
+    assert (chosen.sft.num_steps, chosen.agent.ppo.advantage, chosen.imagination.use) == (4, "gae", "baseline")
+    assert chosen.env.kwargs.max_turn == 3
+
+
+@pytest.mark.parametrize(
+    "option", [name if name == "pig" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
+)
+def test_every_option_trains(compose_option, no_report, tmp_path, option):
+    steps = () if option in WORLDS else ("sft.num_steps=1",)
+    run(compose_option(option, *BUDGET, *steps), tmp_path / "run")
+    assert (tmp_path / "run" / "DONE").exists()
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("rollout/return_mean" in record for record in log) == 1

@@ -82,8 +82,8 @@ def make_text_vec(
 
 def _trainable(env_id: str, made: Any) -> TextVectorEnv:
     """What was made, with a view on it where a wrapper of gymnasium's hides what training asks."""
-    base = made.unwrapped
-    if not isinstance(base, TextVectorEnv):
+    base: Any = made.unwrapped
+    if not isinstance(made.unwrapped, TextVectorEnv):
         raise MakingError(f"{env_id!r} makes a {type(base).__name__}. {_REMEDY}")
     if made.single_action_space != base.single_action_space:
         raise MakingError(

@@ -49,7 +49,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
         )
     flags = [argument for argument in overrides if argument.startswith("-")]
     parsed = [] if flags else OverridesParser.create().parse_overrides(list(overrides))
-    refused = flags or [override.input_line for override in parsed if not _may_differ(override)]
+    refused = flags or [str(override.input_line) for override in parsed if not _may_differ(override)]
     if refused:
         raise ValueError(
             f"resume={run_dir} goes on with the run as it was, so {refused} cannot be given; only values of "

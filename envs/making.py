@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
 from worldmtp.envs.stacked import StackedVectorEnv
 from worldmtp.envs.trainable import TextVectorEnv
@@ -80,7 +80,7 @@ def make_text_vec(
     return _trainable(env_id, made)
 
 
-def _trainable(env_id: str, made: VectorEnv) -> TextVectorEnv:
+def _trainable(env_id: str, made: Any) -> TextVectorEnv:
     """What was made, with a view on it where a wrapper of gymnasium's hides what training asks."""
     base = made.unwrapped
     if not isinstance(base, TextVectorEnv):

@@ -82,6 +82,30 @@ def refusal_changes_nothing(env: gymnasium.Env[Any, Any] | VectorEnv, *names: st
         raise
 
 
+def token_id(action: Any, vocab_size: int) -> int:
+    """Return the token that an action of a single environment names.
+
+    It is an integer of Python or numpy, or an integer tensor without axes, as rows of a vector environment are of one
+    axis. Booleans are no token ids there either.
+
+    Raises:
+        ValueError: if it is something else, or outside the vocabulary.
+    """
+    if isinstance(action, int) and not isinstance(action, bool):  # numpy would lose those beyond 64 bits
+        token = action
+    else:
+        array = np.asarray(action)
+        if array.shape != () or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"action {action!r} is a {type(action).__name__} ({array.dtype}, shape {array.shape}); expected one "
+                "integer, the id of a token."
+            )
+        token = int(array)
+    if not 0 <= token < vocab_size:
+        raise ValueError(f"action {token} is outside the vocabulary 0..{vocab_size - 1}.")
+    return token
+
+
 def check_group_size(group_size: int, mode: AutoresetMode) -> None:
     """Do nothing if rows can share prompts in this mode.
 

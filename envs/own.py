@@ -41,7 +41,7 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         self.env = env
         self.problem = problem
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.metadata, self.render_mode = env.metadata, env.render_mode
+        self.metadata, self.render_mode = {**env.metadata}, env.render_mode
         self._split = problem.split
         self._example = Example("")
         self._key = ""

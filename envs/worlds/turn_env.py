@@ -61,6 +61,7 @@ class TextTurnEnv(gymnasium.Env[str, str]):
             raise ValueError(f"foreign_characters={foreign_characters!r} is unknown; expected 'error' or 'replace'.")
         if max_text < 1 or (max_turns is not None and max_turns < 1):
             raise ValueError(f"max_text={max_text} and max_turns={max_turns} must be at least 1.")
+        self.metadata = {**type(self).metadata}  # what is written into an instance's does not reach the class
         self.world = make_world(world, world_kwargs)
         self.observation_space = spaces.Text(max_text, min_length=0, charset=CHARSET)
         self.action_space = spaces.Text(max_text, min_length=0, charset=CHARSET)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmtp.agents import TextGenRollout, env_reward
-from worldmtp.envs import TextGenVectorEnv, VectorActionMask, VectorEpisodeRecorder, read_episodes
+from worldmtp.envs import Example, Score, TextGenVectorEnv, VectorActionMask, VectorEpisodeRecorder, read_episodes
 from worldmtp.envs.worlds.task import WorldTask
 
 
@@ -206,3 +206,24 @@ def test_a_mask_that_trls_loss_knows_nothing_of_is_refused(text_env, tiny_model)
     prompts = [row["prompt"] for row in rollout.rows("train", 2, seed=0)]
     with pytest.raises(ValueError, match="the environment masks actions, and TRL's loss takes its softmax over all"):
         rollout(prompts, make_trainer(tiny_model().trunk))
+
+
+class Later:
+    """One prompt; the answer is a or b, by the parity of a draw."""
+
+    def sample(self, rng, split):
+        return Example("a=", "ab"[int(rng.integers(2))])
+
+    def score(self, example, text, ids):
+        return Score(float(text == example.answer))
+
+
+def test_two_questions_of_one_prompt_are_refused():
+    env = TextGenVectorEnv(
+        2, autoreset_mode="disabled", task=Later(), tokenizer="char:ab=", max_prompt=2, max_new=2, heldout_fraction=0.0
+    )
+    answers = {seed: env.examples("train", 1, seed)[0].answer for seed in range(20)}
+    rollout = TextGenRollout(env, seed=0)
+    rollout.rows("train", 1, seed=next(seed for seed, answer in answers.items() if answer == "a"))
+    with pytest.raises(ValueError, match=r"answer='b'.* has the prompt of .*answer='a'.* and is another question"):
+        rollout.rows("train", 1, seed=next(seed for seed, answer in answers.items() if answer == "b"))

@@ -276,3 +276,31 @@ def test_what_a_table_holds_besides_is_refused_with_its_row(tmp_path, name, answ
     FORMATS[name](tmp_path / name, [{"prompt": "a", "answer": answer}])
     with pytest.raises(ValueError, match=f"row 1: answer is {told}; expected text or a number"):
         DataTask(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_questions"),
+    [
+        ([{"level": "easy"}, {"level": "easy"}], 1),
+        ([{"level": "easy"}, {"level": "hard"}], 2),  # by_level pays by it
+        ([{"level": "easy"}, {"level": "easy", "answer": "c"}], 2),
+    ],
+    ids=["twice the same", "other columns", "other answers"],
+)
+def test_a_prompt_of_several_questions_is_not_looked_up(tmp_path, my_rewards, rows, num_questions):
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a=", "answer": "b"} | row for row in rows])
+    env = gymnasium.make(
+        "worldmtp/Data-v0",
+        task_kwargs={"path": str(tmp_path / "a.jsonl"), "reward": f"{my_rewards}:by_level"},
+        tokenizer="char",
+        max_prompt=8,
+        max_new=8,
+        pool_size=16,  # both are in it but once in 2**15
+        heldout_fraction=0.0,
+    ).unwrapped
+    options = {"prompts": ["a="]}
+    if num_questions == 1:
+        assert env.reset(options=options)[1]["prompt_text"] == "a="
+        return
+    with pytest.raises(ValueError, match=r"the prompt 'a=' is that of 2 questions of the pool of 'train'"):
+        env.reset(options=options)

@@ -86,3 +86,20 @@ def test_a_recorder_keeps_the_seed_of_the_episodes_it_writes(make_vector, tmp_pa
         env.reset(seed=4, options={"split": "nowhere"})
     env.step(np.array([1]))
     assert '"seed": 3' in path.read_text()
+
+
+class OpensBadly(Greeter):
+    """Opens with a character outside the space for seed 7."""
+
+    def reset(self, seed):
+        return "\u2603" if seed == 7 else str(seed), {}
+
+
+def test_what_was_drawn_before_the_refusal_is_drawn_again():
+    """The turn-level environment draws a world's seed before it sees the opening."""
+    refused, other = (TextTurnEnv(world=OpensBadly(), max_turns=1) for _ in range(2))
+    refused.reset(seed=0)
+    other.reset(seed=0)
+    with pytest.raises(ValueError, match="the world opened with"):
+        refused.reset(options={"world_seed": 7})
+    assert refused.reset() == other.reset()

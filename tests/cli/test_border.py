@@ -82,7 +82,7 @@ def test_horizon_beyond_the_heads(refused, backend):
 
 def test_nothing_held_out(refused):
     refused(
-        r"has 0 held-out prompts of 8 asked for, and needs at least 2; .* raise env.kwargs.heldout_fraction=0\.0",
+        r"has no held-out prompt, and eval\.num_prompts=8 asks for some; .* env\.kwargs\.heldout_fraction=0\.0",
         "+env.kwargs.heldout_fraction=0.0",
     )
 

@@ -191,7 +191,7 @@ def test_the_command_line_knows_every_field_of_a_head():
     from worldmtp.config import MTPConfig
 
     elsewhere = {"head", "depth", "num_value_bins"}  # of ModelConfig
-    derived = {"value_range", "reward_range", "trunk_config", "vocab_size", "hidden_size"}
+    derived = {"value_range", "reward_range", "trunk_config", "vocab_size", "hidden_size", "adapters"}
     training = {"mtp_loss_coef", "initializer_range"}
     own = {column.name for column in fields(MTPConfig) if column.name in MTPConfig.__annotations__}
     assert {column.name for column in fields(HeadSpecConfig)} == own - elsewhere - derived - training

@@ -69,12 +69,14 @@ def test_a_study_runs_once_and_says_what_it_found(study, tmp_path, capsys):
     assert "3/3 arms  arm2_seed0 done" in first.err
     assert (run_dir / "DONE").exists()
     assert sorted(path.name for path in run_dir.iterdir()) == [
+        ".lock",
         "DONE",
         "arms",
         "config.yaml",
         "shared",
         "study.json",
         "study.md",
+        "train.log",
     ]
     assert run(study(), run_dir) == 3.0
     again = capsys.readouterr()

@@ -49,7 +49,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
         )
     flags = [argument for argument in overrides if argument.startswith("-")]
     parsed = [] if flags else OverridesParser.create().parse_overrides(list(overrides))
-    refused = flags or [override.input_line for override in parsed if not _may_differ(override)]
+    refused = flags or [str(override.input_line) for override in parsed if not _may_differ(override)]
     if refused:
         raise ValueError(
             f"resume={run_dir} goes on with the run as it was, so {refused} cannot be given; only values of "
@@ -61,6 +61,27 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     for override in parsed:
         _apply(override, config)
     return config
+
+
+def resumption_notes(saved: DictConfig, config: DictConfig) -> list[str]:
+    """What a changed value means for the numbers of a run that goes on with it."""
+    notes = []
+    before, after = (int(one.agent.rollout.num_iterations) for one in (saved, config))
+    if before != after and config.agent.ppo.anneals_learning_rate and not config.study:
+        last = min(before, after) - 1
+        notes.append(
+            f"agent.rollout.num_iterations={after} was {before}, and the learning rate falls to zero over all "
+            f"iterations: from here on it is that of a run of {after}. In iteration {last + 1}, for one, that is "
+            f"{1 - last / after:.3g} of agent.ppo.learning_rate, and it was {1 - last / before:.3g}."
+        )
+    for key in ("profile.device", "profile.num_threads"):
+        one, other = OmegaConf.select(saved, key), OmegaConf.select(config, key)
+        if one != other:
+            notes.append(
+                f"{key}={other} was {one}: sums are taken in another order, so the numbers from here on are not to the "
+                "bit those of a run that was not interrupted."
+            )
+    return notes
 
 
 def saved_config(run_dir: Path) -> DictConfig:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
 from worldmtp.distributions import binned_mean
 from worldmtp.model import MTPModel
@@ -87,12 +88,14 @@ def policy_stats(
     check_eval_mode(model)
     index = state_index(rollout)
     states = gather_states(hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask), index)
-    log_policy = (full_precision(model.logits_of(states[:, :-1])) / temperature).log_softmax(dim=-1)
+    log_policy = forbid(full_precision(model.logits_of(states[:, :-1])) / temperature, rollout.allowed).log_softmax(
+        dim=-1
+    )
     ref_logprobs = rollout.logprobs
     if reference is not None:
         hidden = hidden_states(reference, rollout.input_ids, rollout.attention_mask)
         logits = model.final_logits(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
-        log_reference = (full_precision(logits) / temperature).log_softmax(dim=-1)
+        log_reference = forbid(full_precision(logits) / temperature, rollout.allowed).log_softmax(dim=-1)
         ref_logprobs = log_reference.gather(2, rollout.actions[..., None])[..., 0]
     world = model.world_heads(states)
     return PolicyStats(log_policy, binned_mean(world.value_logits, model.world_heads.value_bins), ref_logprobs)

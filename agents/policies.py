@@ -9,15 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.decoding.alarm import weights_versions
 from worldmtp.decoding.making import make_drafter, make_runner
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
+from worldmtp.decoding.text import CachedTexts
 from worldmtp.draws import draw
 from worldmtp.model import MTPModel
 from worldmtp.precision import full_precision
@@ -69,6 +71,9 @@ class TrunkPolicy:
     row that stands still gets the same token again and, when others need more, leaves the session.
 
     ``draft`` and ``num_draft`` are those of ``worldmtp.decoding.generate``; the law is that of the trunk with any.
+
+    Where ``infos`` has an ``action_mask``, tokens that it forbids have probability zero. It is of the next token alone,
+    so that drafts, which decide later ones too, are refused.
     """
 
     def __init__(
@@ -94,24 +99,62 @@ class TrunkPolicy:
         return self._yielded.tokens_per_round
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
-        """One token a row."""
+        """One token a row.
+
+        Raises:
+            ValueError: if there is an action mask and this policy drafts.
+        """
+        allowed = allowed_tokens(infos)
+        if allowed is not None and self._draft != "none":
+            raise ValueError(
+                f"draft={self._draft!r} decides tokens whose action mask is not known yet; act with draft='none' in an "
+                "environment that masks actions."
+            )
         tokens, lengths = obs["tokens"], obs["length"][:, 0]
         queues, versions = self._queues, weights_versions(self._model.trunk)
         is_same = generator is self._generator and versions == self._versions
         if queues is None or not is_same or not queues.agree(tokens, lengths):
             self._generator, self._versions = generator, versions
-            queues = self._queues = self._fill(tokens, lengths, generator)
-        return queues.take(lengths)
+            queues = self._queues = self._fill(tokens, lengths, generator, allowed)
+        return queues.take(lengths, allowed)
 
-    def _fill(self, tokens: np.ndarray, lengths: np.ndarray, generator: torch.Generator | None) -> "_Queues":
+    def _fill(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        generator: torch.Generator | None,
+        allowed: Bool[np.ndarray, "row vocab"] | None,
+    ) -> "_Queues":
         model, longest = self._model, int(lengths.max())
         sampling = SamplingConfig(do_sample=True, temperature=self._temperature)
         drafter = make_drafter(model, self._draft, self._num_draft, None)
-        policy = DecodingPolicy(sampling, generator)
+        policy = _MaskedPolicy(sampling, generator)
+        policy.allow(allowed)
         session = DecodingSession(model, make_runner(model), drafter, policy, max(tokens.shape[1], longest + 1))
         input_ids = torch.from_numpy(tokens[:, :longest]).to(model.device)
         mask = (torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]).to(model.device)
-        return _Queues(session, session.prefill(input_ids, mask), tokens, lengths, self._yielded)
+        return _Queues(session, policy, session.prefill(input_ids, mask), tokens, lengths, self._yielded)
+
+
+class _MaskedPolicy(DecodingPolicy):
+    """The policy over the tokens that each row of the session may write next."""
+
+    def __init__(self, sampling: SamplingConfig, generator: torch.Generator | None) -> None:
+        super().__init__(sampling, generator)
+        self._allowed: Bool[np.ndarray, "row vocab"] | None = None
+
+    def allow(self, allowed: Bool[np.ndarray, "row vocab"] | None) -> None:
+        """The mask of the session's rows for the token to come; None allows everything."""
+        self._allowed = allowed
+
+    def processed(
+        self, logits: Float[Tensor, "row place vocab"], texts: CachedTexts, num_before: int = 0
+    ) -> Float[Tensor, "row place vocab"]:
+        """Processed logits, forbidden tokens cut away."""
+        found = super().processed(logits, texts, num_before)
+        if self._allowed is None:
+            return found
+        return forbid(found, torch.from_numpy(self._allowed).to(found.device)[:, None])
 
 
 @dataclass
@@ -133,6 +176,7 @@ class _Queues:
     def __init__(
         self,
         session: DecodingSession,
+        policy: _MaskedPolicy,
         first: Emission,
         tokens: np.ndarray,
         lengths: np.ndarray,
@@ -140,6 +184,7 @@ class _Queues:
     ) -> None:
         num_rows, width = tokens.shape
         self._session = session
+        self._policy = policy
         self._yielded = yielded
         self._start = lengths.copy()
         self._known = lengths.copy()
@@ -166,11 +211,12 @@ class _Queues:
         needs = np.nonzero(lengths == self._known)[0]
         return bool((tokens == self._texts[:, : tokens.shape[1]])[is_text].all() and np.isin(needs, self._rows).all())
 
-    def take(self, lengths: np.ndarray) -> ActedStep:
-        """Each row's token after its first ``lengths``."""
+    def take(self, lengths: np.ndarray, allowed: Bool[np.ndarray, "row vocab"] | None) -> ActedStep:
+        """Each row's token after its first ``lengths``, one of those allowed."""
         needs = lengths == self._known
         if needs.any():
             self._leave((lengths == self._last) & ~needs)
+            self._policy.allow(None if allowed is None else allowed[self._rows])
             emission = self._session.advance()
             self._yielded.num_tokens += int(emission.counts.sum())
             self._yielded.num_rounds += len(emission.counts)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from worldmtp.agents.action_masks import entropies, forbid
 from worldmtp.agents.advantages import AdvantagePlan
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import PolicyStats, check_eval_mode, gather_states, hidden_states, state_index
@@ -94,7 +95,9 @@ class PPOAgent:
         states = gather_states(
             hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask), state_index(rollout)[:, :-1]
         )
-        log_policy = (full_precision(self.model.logits_of(states)) / self._temperature).log_softmax(dim=-1)
+        log_policy = forbid(
+            full_precision(self.model.logits_of(states)) / self._temperature, rollout.allowed
+        ).log_softmax(dim=-1)
         logprobs = log_policy.gather(2, rollout.actions[..., None])[..., 0]
         taken = policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef)
         terms = {"losses/policy": masked_mean(taken, mask)}
@@ -103,7 +106,7 @@ class PPOAgent:
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
             terms["losses/counterfactual"] = masked_mean(others, mask)
         terms["losses/kl_reference"] = masked_mean(kl_penalty_per_token(logprobs, stats.ref_logprobs), mask)
-        terms["losses/entropy"] = masked_mean(torch.special.entr(log_policy.exp()).sum(dim=-1), mask)
+        terms["losses/entropy"] = masked_mean(entropies(log_policy, rollout.allowed), mask)
         value_logits = self.model.world_heads.value(states.detach() if config.detach_value else states)
         value_loss = two_hot_cross_entropy(value_logits, plan.value_targets, self.model.world_heads.value_bins)
         terms["losses/value"] = masked_mean(value_loss, mask)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
+from worldmtp.agents.action_masks import allowed_tokens
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActingPolicy
 from worldmtp.trajectory import Rollout
@@ -69,6 +70,7 @@ def collect_rollout(
         with clock.phase("policy"):
             step = policy.act(obs, infos, generator)
             actions = step.actions.cpu().numpy()
+        recorder.allow(allowed_tokens(infos))
         acted_at = obs["length"][:, 0].copy()
         with clock.phase("env"):
             obs, rewards, terminated, truncated, infos = env.step(actions)
@@ -93,6 +95,16 @@ class _Recorder:
         self._step_mask = np.zeros(shape, dtype=bool)
         self._group = np.arange(num_rows, dtype=np.int64)
         self._exact = np.zeros(num_rows, dtype=bool)
+        self._allowed: np.ndarray | None = None
+
+    def allow(self, allowed: np.ndarray | None) -> None:
+        """The mask of the step that is recorded next; steps that are not there allow everything."""
+        if allowed is None:
+            return
+        if self._allowed is None:
+            self._allowed = np.ones((*self._step_mask.shape, allowed.shape[1]), dtype=bool)
+        live = np.nonzero(~self.done)[0]
+        self._allowed[live, self._time[live]] = allowed[live]
 
     def record(
         self,
@@ -141,6 +153,7 @@ class _Recorder:
             truncated=torch.from_numpy(self._truncated),
             group=torch.from_numpy(self._group),
             exact=torch.from_numpy(self._exact),
+            allowed=None if self._allowed is None else torch.from_numpy(self._allowed),
         )
         written = rollout.input_ids.gather(1, rollout.action_index)
         if not torch.equal(written[rollout.step_mask], rollout.actions[rollout.step_mask]):

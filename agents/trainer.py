@@ -89,7 +89,12 @@ class ImaginationTrainer:
         self._drafting: dict[str, float] = {}
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
-        self._env.reset(seed=seed)
+        _, infos = self._env.reset(seed=seed)
+        if "action_mask" in infos and (self.imagines or rollout.draft != "none"):
+            raise ValueError(
+                f"the environment masks actions, and imagination={imagination.use!r} with draft={rollout.draft!r} "
+                "would choose tokens where no mask is known; set imagination=off and agent.rollout.draft=none."
+            )
 
     @property
     def imagines(self) -> bool:

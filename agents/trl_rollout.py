@@ -83,11 +83,20 @@ class TextGenRollout:
 
         TRL tells a rollout of prompts only. Where something hidden decides an episode, such as the seed of a world, the
         prompt of the row therefore ends with ``[example_key]``; the model never sees this.
+
+        Raises:
+            ValueError: if an earlier call gave another question under the same prompt.
         """
         rows = []
         for example in self.env.examples(split, num_examples, seed):
             prompt = f"{example.prompt} [{example.key}]" if example.hidden else example.prompt
-            self._examples[prompt] = example
+            known = self._examples.setdefault(prompt, example)
+            if self.env.problem.identity(known) != self.env.problem.identity(example):
+                raise ValueError(
+                    f"{example} has the prompt of {known}, which an earlier rows() gave, and is another question, so "
+                    "that its prompt does not say which is to be played; ask for all rows of a split at once, which "
+                    "gives each prompt once, or make the prompts differ."
+                )
             rows.append({"prompt": prompt, "example_key": example.key})
         return rows
 
@@ -121,6 +130,11 @@ class TextGenRollout:
         """Rows that no example is left for play the last one once more, and are not returned."""
         padded = [*examples, *[examples[-1]] * (self.env.num_envs - len(examples))]
         rollout = collect_rollout(self.env, policy, generator, {"prompts": padded, "group_size": 1})
+        if rollout.is_masked:
+            raise ValueError(
+                "the environment masks actions, and TRL's loss takes its softmax over all tokens; train on it with "
+                "worldmtp-train, or leave the mask out."
+            )
         for row in range(len(examples)):
             yield episode_of(rollout, row)
 

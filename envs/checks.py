@@ -101,11 +101,9 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
         AssertionError: what was seen and what was expected.
     """
     made: Any = gymnasium.make(env, **env_kwargs).unwrapped if isinstance(env, str) else env.unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(made, skip_render_check=made.spec is None)
-        if isinstance(env, str):  # check_env closes what it checks
-            made = gymnasium.make(env, **env_kwargs).unwrapped
+    _check_env(made)
+    if isinstance(env, str):  # check_env closes what it checks
+        made = gymnasium.make(env, **env_kwargs).unwrapped
     _check_token_contract(made)
     train, heldout = (made.examples(split, num_examples, 0) for split in ("train", "heldout"))
     shared = {example.key for example in train} & {example.key for example in heldout}
@@ -124,6 +122,18 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
         prompt_overlap=len(shared) / len(heldout),
         scorer_errors=errors,
     )
+
+
+def _check_env(env: Any) -> None:
+    """Run gymnasium's ``check_env``, in which a warning, its own or of a scorer that fails, is a fault."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            check_env(env, skip_render_check=env.spec is None)
+        except Warning as warning:
+            # A scorer's warning ends with the traceback of what it raised; the last line says what that was.
+            reason = str(warning).strip().splitlines()[-1].strip() if str(warning).strip() else type(warning).__name__
+            raise AssertionError(f"gymnasium's check_env met a warning: {reason}") from warning
 
 
 def _check_token_contract(env: Any) -> None:

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 from worldmtp.dynamics.protocol import LatentState, Prediction, WorldModel
 from worldmtp.envs import core
 from worldmtp.envs.infos import batch_infos
+from worldmtp.envs.options import refusal_changes_nothing
 
 Observation = dict[str, np.ndarray]
 Prefixes = Sequence[Sequence[int]] | Int64[np.ndarray, "env length"]
@@ -117,20 +118,21 @@ class ImaginedVectorEnv(VectorEnv):
         Raises:
             ValueError: if an option is unknown or the prefixes do not fit.
         """
-        super().reset(seed=seed)
-        asked = dict(options or {})
-        unknown = sorted(set(asked) - {"prefix_ids", "prompt_length", "turn_room"})
-        if unknown:
-            raise ValueError(
-                f"reset options {unknown} are unknown; expected 'prefix_ids', 'prompt_length' and 'turn_room'."
-            )
-        if "prefix_ids" in asked:
-            root = self._rooted(asked["prefix_ids"], asked.get("prompt_length"))
-            if len(root.done) != self.num_envs:
-                raise ValueError(f"{len(root.done)} prefixes for {self.num_envs} rows; give one a row.")
-            if self._turn_room is not None and "turn_room" not in asked:
-                raise ValueError("new prefixes of a conversation need their turn_room, which has not been given.")
-            self._root, self._turn_room = root, self._checked_room(asked.get("turn_room"))
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            asked = dict(options or {})
+            unknown = sorted(set(asked) - {"prefix_ids", "prompt_length", "turn_room"})
+            if unknown:
+                raise ValueError(
+                    f"reset options {unknown} are unknown; expected 'prefix_ids', 'prompt_length' and 'turn_room'."
+                )
+            if "prefix_ids" in asked:
+                root = self._rooted(asked["prefix_ids"], asked.get("prompt_length"))
+                if len(root.done) != self.num_envs:
+                    raise ValueError(f"{len(root.done)} prefixes for {self.num_envs} rows; give one a row.")
+                if self._turn_room is not None and "turn_room" not in asked:
+                    raise ValueError("new prefixes of a conversation need their turn_room, which has not been given.")
+                self._root, self._turn_room = root, self._checked_room(asked.get("turn_room"))
         self._state = self._root
         self._latent, prediction = self._encode(self._root)
         self._latent_rows = np.arange(self.num_envs)

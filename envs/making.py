@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import re
+import warnings
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from worldmtp.envs.stacked import StackedVectorEnv
 from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, UnsavedVectorWrapper, unsaved_wrappers
 
 _OWN_ARGUMENTS = ("pool_size", "heldout_fraction")
 _REMEDY = (
@@ -52,6 +54,9 @@ def make_text_vec(
 ) -> TextVectorEnv:
     """Rows of an environment, by its vector entry point or, where it has none, side by side.
 
+    Wrappers that the entry point puts around the rows are kept and in force. One of gymnasium's own may be among them;
+    a warning says that such a run cannot be resumed, since it keeps no snapshots.
+
     Args:
         env_id: a gymnasium id, or ``<module>:<id>``.
         num_envs: rows.
@@ -60,7 +65,8 @@ def make_text_vec(
             ``heldout_fraction``, they are those of ``StackedVectorEnv``.
 
     Raises:
-        MakingError: if there is no such id, or what it makes is no environment of text.
+        MakingError: if there is no such id, what it makes is no environment of text, or a wrapper changes the actions
+            or takes the observations apart.
     """
     spec = find_spec(env_id)
     try:
@@ -71,9 +77,34 @@ def make_text_vec(
         raise MakingError(f"{env_id!r} cannot be made: {error}") from error
     except TypeError as error:
         raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}. {_REMEDY}") from error
-    if not isinstance(made.unwrapped, TextVectorEnv):
-        raise MakingError(f"{env_id!r} makes a {type(made.unwrapped).__name__}. {_REMEDY}")
-    return made.unwrapped
+    return _trainable(env_id, made)
+
+
+def _trainable(env_id: str, made: Any) -> TextVectorEnv:
+    """What was made, with a view on it where a wrapper of gymnasium's hides what training asks."""
+    base = made.unwrapped
+    if not isinstance(base, TextVectorEnv):
+        raise MakingError(f"{env_id!r} makes a {type(base).__name__}. {_REMEDY}")
+    if made.single_action_space != base.single_action_space:
+        raise MakingError(
+            f"{env_id!r} makes {made}, whose actions are {made.single_action_space} where those of the text env are "
+            f"{base.single_action_space}; training acts with token ids, so leave out the wrapper that changes them."
+        )
+    unsaved = unsaved_wrappers(made)
+    if not unsaved and isinstance(made, TextVectorEnv):
+        return made
+    try:
+        view: Any = UnsavedVectorWrapper(made) if unsaved else TextVectorWrapper(made)
+    except TypeError as error:
+        raise MakingError(f"{env_id!r} makes {made}: {error}") from error
+    if unsaved:
+        warnings.warn(
+            f"{env_id!r} has wrappers without snapshots, {unsaved}: a run in it cannot be resumed. Give them state() "
+            "and load_state(state), or use those of worldmtp.envs.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return view
 
 
 def _stacked(

@@ -1,12 +1,14 @@
 """What ``reset(options=...)`` may ask of a text environment, checked at the border."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Int64
 
 from worldmtp.envs.splits import check_split
@@ -59,6 +61,49 @@ def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOpti
                 f"reset_mask must be {num_envs} booleans, at least one true, got {mask.dtype} of shape {mask.shape}."
             )
     return ResetOptions(split, group_size, indices, prompts, mask)
+
+
+@contextmanager
+def refusal_changes_nothing(env: gymnasium.Env[Any, Any] | VectorEnv, *names: str) -> Iterator[None]:
+    """Put the environment's generator and the attributes named back if the block raises.
+
+    A reset seeds, parses, draws and then refuses, in this order: prompts are drawn by the new seed. What was refused
+    must not decide a later reset.
+    """
+    kept = {name: getattr(env, name) for name in ("_np_random", "_np_random_seed", *names)}
+    drawn: Any = None if env._np_random is None else env._np_random.bit_generator.state
+    try:
+        yield
+    except BaseException:
+        for name, value in kept.items():
+            setattr(env, name, value)
+        if env._np_random is not None:
+            env._np_random.bit_generator.state = drawn
+        raise
+
+
+def token_id(action: Any, vocab_size: int) -> int:
+    """Return the token that an action of a single environment names.
+
+    It is an integer of Python or numpy, or an integer tensor without axes, as rows of a vector environment are of one
+    axis. Booleans are no token ids there either.
+
+    Raises:
+        ValueError: if it is something else, or outside the vocabulary.
+    """
+    if isinstance(action, int) and not isinstance(action, bool):  # numpy would lose those beyond 64 bits
+        token = action
+    else:
+        array = np.asarray(action)
+        if array.shape != () or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"action {action!r} is a {type(action).__name__} ({array.dtype}, shape {array.shape}); expected one "
+                "integer, the id of a token."
+            )
+        token = int(array)
+    if not 0 <= token < vocab_size:
+        raise ValueError(f"action {token} is outside the vocabulary 0..{vocab_size - 1}.")
+    return token
 
 
 def check_group_size(group_size: int, mode: AutoresetMode) -> None:

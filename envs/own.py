@@ -16,12 +16,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from worldmtp.envs.options import check_indices, parse_options
+from worldmtp.envs.options import check_indices, parse_options, refusal_changes_nothing
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.seeded_task import SeededTask
 from worldmtp.envs.single import TextGenEnv
-from worldmtp.envs.task import Example
+from worldmtp.envs.task import Example, clamp_return, is_full_return
 from worldmtp.envs.token_contract import attribute, check_contract, longest_episode
 from worldmtp.envs.tokenizer import written_text
 
@@ -41,7 +41,7 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         self.env = env
         self.problem = problem
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.metadata, self.render_mode = env.metadata, env.render_mode
+        self.metadata, self.render_mode = {**env.metadata}, env.render_mode
         self._split = problem.split
         self._example = Example("")
         self._key = ""
@@ -65,18 +65,19 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
         Raises:
             ValueError: if an option is unknown or impossible.
         """
-        super().reset(seed=seed)
-        asked = parse_options(options, 1)
-        split = asked.split or self._split
-        pool = self.problem.pool(split)
-        if asked.prompts is not None:
-            chosen = self.problem.find(asked.prompts, split)
-        else:
-            indices = self.np_random.integers(len(pool), size=1) if asked.indices is None else asked.indices
-            check_indices(indices, len(pool))
-            chosen = pool.select(indices).examples.tolist()
-        if len(chosen) != 1:
-            raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            asked = parse_options(options, 1)
+            split = asked.split or self._split
+            pool = self.problem.pool(split)
+            if asked.prompts is not None:
+                chosen = self.problem.find(asked.prompts, split)
+            else:
+                indices = self.np_random.integers(len(pool), size=1) if asked.indices is None else asked.indices
+                check_indices(indices, len(pool))
+                chosen = pool.select(indices).examples.tolist()
+            if len(chosen) != 1:
+                raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
         self._split, self._example = split, chosen[0]
         self._key = self._example.key
         self._episode = 0 if seed is not None else self._episode + 1
@@ -87,13 +88,14 @@ class OwnTextEnv(ProblemView, gymnasium.Env):
     def step(self, action: int | np.integer) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """The environment's own."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._paid += float(reward)
+        paid, self._paid = self._paid, clamp_return(self._paid + float(reward))
+        reward = float(reward) if self._paid == paid + float(reward) else self._paid - paid
         if terminated or truncated:
             response = obs["tokens"][int(obs["prompt_length"][0]) : int(obs["length"][0])]
             told = {
                 "text": written_text(self.tokenizer, response.tolist()),
                 "score": self._paid,
-                "exact": self._paid >= 1.0,
+                "exact": is_full_return(self._paid),
                 "components": {},
                 "reason": "no_eos" if truncated else "ok",
                 "num_tokens": len(response),

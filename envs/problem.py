@@ -158,12 +158,22 @@ class TextProblem:
         """Share of the held-out pool's questions that the training pool has: 0, since a hash decides the split."""
         return prompt_overlap(self.pool("train").examples, self.pool("heldout").examples)
 
+    def identity(self, example: Example) -> str:
+        """Return all that decides what an answer to the example is worth: two that differ in it are two questions.
+
+        A conversation is decided by its key, since ``hidden`` holds what the opening does not say; the seeds in its
+        ``meta`` may differ. Any other answer may be scored by the whole example.
+        """
+        return (
+            example.key if isinstance(self.task, TurnTask) else repr((example.key, example.answer, dict(example.meta)))
+        )
+
     def find(self, prompts: Sequence[str | Example], split: str) -> list[Example]:
         """Examples for prompts given by the user; a string is looked up in the pool of the split.
 
         Raises:
             ValueError: if a string is no prompt of the pool, since nothing could score its answer, or is one of several
-                questions, which hide what tells them apart or have other answers.
+                questions; see ``identity``.
         """
         examples = []
         for prompt in prompts:
@@ -172,7 +182,7 @@ class TextProblem:
                 continue
             pool = self.pool(split)
             alike = pool.examples[pool.prompts == prompt]
-            found = {(example.key, example.answer): example for example in alike}
+            found = {self.identity(example): example for example in alike}
             if len(found) != 1:
                 raise ValueError(
                     f"the prompt {prompt!r} is that of {len(found)} questions of the pool of {split!r}, so nothing "

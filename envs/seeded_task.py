@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.task import Example, Score
+from worldmtp.envs.task import Example, Score, is_full_return
 from worldmtp.envs.token_contract import attribute
 from worldmtp.envs.tokenizer import Tokenizer
 
@@ -54,7 +54,10 @@ class SeededTask:
             if terminated or truncated:
                 break
         return Score(
-            total, info.get("components", {}), str(info.get("reason", "ok")), bool(info.get("exact", total >= 1.0))
+            total,
+            info.get("components", {}),
+            str(info.get("reason", "ok")),
+            bool(info.get("exact", is_full_return(total))),
         )
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from worldmtp.envs import core
-from worldmtp.envs.options import check_indices, parse_options
+from worldmtp.envs.options import check_indices, parse_options, refusal_changes_nothing, token_id
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.problem_view import ProblemView
 from worldmtp.envs.prompts import object_column
@@ -36,6 +36,7 @@ class TextGenEnv(ProblemView, gymnasium.Env):
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode={render_mode!r} is unknown; expected 'ansi' or None.")
         self.render_mode = render_mode
+        self.metadata = {**type(self).metadata}  # what is written into an instance's does not reach the class
         self.problem = TextProblem(**problem)
         self.observation_space = self.problem.observation_space()
         self.action_space = self.problem.action_space()
@@ -64,19 +65,20 @@ class TextGenEnv(ProblemView, gymnasium.Env):
         Raises:
             ValueError: if an option is unknown or impossible.
         """
-        super().reset(seed=seed)
-        asked = parse_options(options, 1)
-        split = asked.split or self._split
-        pool = self.problem.pool(split)
-        if asked.prompts is not None:
-            chosen = self.problem.encode(self.problem.find(asked.prompts, split))
-        elif asked.indices is not None:
-            check_indices(asked.indices, len(pool))
-            chosen = pool.select(asked.indices)
-        else:
-            chosen = pool.select(self.np_random.integers(len(pool), size=1))
-        if len(chosen) != 1:
-            raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            asked = parse_options(options, 1)
+            split = asked.split or self._split
+            pool = self.problem.pool(split)
+            if asked.prompts is not None:
+                chosen = self.problem.encode(self.problem.find(asked.prompts, split))
+            elif asked.indices is not None:
+                check_indices(asked.indices, len(pool))
+                chosen = pool.select(asked.indices)
+            else:
+                chosen = pool.select(self.np_random.integers(len(pool), size=1))
+            if len(chosen) != 1:
+                raise ValueError(f"one text has one prompt, but the options name {len(chosen)}.")
         self._split = split
         self._example, self._key = chosen.examples[0], chosen.keys[0]
         self._state = core.initial(chosen.tokens, chosen.length, self.problem.max_new, self.tokenizer.pad_id)
@@ -85,19 +87,17 @@ class TextGenEnv(ProblemView, gymnasium.Env):
         self._last_score = None
         return self._observation(), self._prompt_info()
 
-    def step(self, action: int | np.integer) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One token.
 
         Raises:
             ResetNeeded: before the first reset, and after an end.
-            ValueError: if the action is not in the vocabulary.
+            ValueError: if the action is no integer, or not in the vocabulary; see ``token_id``.
         """
         before = self._state
         if before is None or before.done[0]:
             raise ResetNeeded("there is no text under way; call reset before step.")
-        if not self.action_space.contains(action):
-            raise ValueError(f"action {action!r} is outside the vocabulary 0..{self.tokenizer.vocab_size - 1}.")
-        actions = np.array([action], dtype=np.int64)
+        actions = np.array([token_id(action, self.tokenizer.vocab_size)], dtype=np.int64)
         ruling = self._referee.rule(before, core.transition(before, actions), actions, object_column([self._example]))
         self._state = ruling.state
         info = dict(ruling.replies.get(0, {}))

@@ -22,6 +22,7 @@ from worldmtp.envs.options import (
     check_num_prompts,
     count_groups,
     parse_options,
+    refusal_changes_nothing,
 )
 from worldmtp.envs.own import MakeEnv, own_text_envs
 from worldmtp.envs.problem import TextProblem
@@ -95,19 +96,15 @@ class StackedVectorEnv(ProblemView, VectorEnv):
         Raises:
             ValueError: if an option is unknown or impossible.
         """
-        super().reset(seed=seed)
-        asked = parse_options(options, self.num_envs)
-        mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
-        if self._rows is None and not mask.all():
-            raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
-        rows = np.flatnonzero(mask)
-        before = self._split, self._group_size
-        try:
+        with refusal_changes_nothing(self, "_split", "_group_size"):
+            super().reset(seed=seed)
+            asked = parse_options(options, self.num_envs)
+            mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
+            if self._rows is None and not mask.all():
+                raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
+            rows = np.flatnonzero(mask)
             self._use(asked)
             choice = self._choose(rows, asked)
-        except ValueError:
-            self._split, self._group_size = before  # what was refused holds for no later reset
-            raise
         if seed is not None and mask.all():
             self._num_groups = 0
         infos = self._batched(self._give_prompts(rows, choice))

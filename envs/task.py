@@ -13,6 +13,24 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)
+"""By which a sum of rewards may miss 0 or 1: some ulps of float32, in which many worlds reckon."""
+
+
+def clamp_return(total: float) -> float:
+    """Return the total, or 0 or 1 where it lies outside [0, 1] by no more than rounding.
+
+    What is really outside is passed on, for the checks and the trainer to refuse.
+    """
+    if 1.0 < total <= 1.0 + _ROUNDING:
+        return 1.0
+    return 0.0 if -_ROUNDING <= total < 0.0 else total
+
+
+def is_full_return(total: float) -> bool:
+    """Return whether a total is 1 or more but for rounding: ten times 0.1 add up to 0.9999999999999999."""
+    return total >= 1.0 - _ROUNDING
+
 
 @dataclass(frozen=True)
 class Example:
@@ -35,7 +53,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Score:
-    """What an answer is worth.
+    """What an answer is worth. A value that misses 0 or 1 from outside by rounding is 0 or 1.
 
     ``reason`` says why in one word: "ok", or the task's own, such as "containment"; the environment and the scorer give
     "no_eos", "error" and "timeout". ``exact`` is whether the task counts as solved, which metrics report.
@@ -52,6 +70,7 @@ class Score:
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise ValueError(f"Score(value={self.value}) must be finite; give a failed answer a number, such as 0.0.")
+        object.__setattr__(self, "value", clamp_return(self.value))
         for name, component in self.components.items():
             if not isinstance(component, (int, float, np.number)) or not math.isfinite(component):
                 raise ValueError(f"Score(components={{{name!r}: {component!r}}}) must be finite numbers.")

@@ -63,11 +63,21 @@ class TextGenReward:
         return self.problem.max_steps
 
     def rows(self, split: str, num_examples: int, seed: int) -> list[dict[str, str]]:
-        """Distinct examples as rows of ``prompt`` and ``example_key``; their answers can be scored from now on."""
+        """Distinct examples as rows of ``prompt`` and ``example_key``; their answers can be scored from now on.
+
+        Raises:
+            ValueError: if an earlier call gave another question under the same prompt.
+        """
         examples = self.problem.examples(split, num_examples, seed)
         self.problem.encode(examples)  # that they fit is seen before training
         for example in examples:
-            self._by_key[example.key] = example
+            known = self._by_key.setdefault(example.key, example)
+            if self.problem.identity(known) != self.problem.identity(example):
+                raise ValueError(
+                    f"{example} has the prompt of {known}, which an earlier rows() gave, and is another question, so a "
+                    "completion could be scored by either; ask for all rows of a split at once, which gives each "
+                    "prompt once, or make the prompts differ."
+                )
             self._keys_of_prompt.setdefault(example.prompt, set()).add(example.key)
         return [{"prompt": example.prompt, "example_key": example.key} for example in examples]
 

@@ -22,6 +22,7 @@ from worldmtp.envs import core
 from worldmtp.envs.core import TextState
 from worldmtp.envs.referees import Rules, Ruling
 from worldmtp.envs.scoring import Failure
+from worldmtp.envs.task import clamp_return, is_full_return
 from worldmtp.envs.tokenizer import NO_TEXT, written_text
 from worldmtp.envs.worlds.replay import Reply
 
@@ -79,8 +80,10 @@ class TurnReferee:
                 terminated[row], reasons[row] = True, answered.reason
                 continue
             reply, ids = answered
-            rewards[row], terminated[row], truncated[row] = reply.reward, reply.terminated, reply.truncated
-            self._returns[row] += reply.reward
+            terminated[row], truncated[row] = reply.terminated, reply.truncated
+            paid = float(self._returns[row])
+            self._returns[row] = total = clamp_return(paid + reply.reward)
+            rewards[row] = reply.reward if total == paid + reply.reward else total - paid
             reasons[row] = str(reply.info.get("reason", "truncated" if reply.truncated else "ok"))
             if "is_success" in reply.info:
                 successes[row] = bool(reply.info["is_success"])
@@ -161,7 +164,7 @@ class TurnReferee:
         return {
             "text": written_text(self._rules.tokenizer, response.tolist()),
             "score": score,
-            "exact": score >= 1.0 if is_success is None else is_success,
+            "exact": is_full_return(score) if is_success is None else is_success,
             "components": {"num_turns": float(len(self._said[row]))},
             "reason": "no_eos" if truncated and reason == "ok" else reason,
             "num_tokens": int(self._acted[row].sum()),

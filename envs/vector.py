@@ -57,6 +57,7 @@ from worldmtp.envs.options import (
     check_num_prompts,
     count_groups,
     parse_options,
+    refusal_changes_nothing,
 )
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.problem_view import ProblemView
@@ -143,19 +144,15 @@ class TextGenVectorEnv(ProblemView, VectorEnv):
         Raises:
             ValueError: if an option is unknown or impossible.
         """
-        super().reset(seed=seed)
-        asked = parse_options(options, self.num_envs)
-        if self._state is None and asked.reset_mask is not None and not asked.reset_mask.all():
-            raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
-        mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
-        rows = np.flatnonzero(mask)
-        before = self._split, self._group_size
-        try:
+        with refusal_changes_nothing(self, "_split", "_group_size"):
+            super().reset(seed=seed)
+            asked = parse_options(options, self.num_envs)
+            if self._state is None and asked.reset_mask is not None and not asked.reset_mask.all():
+                raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
+            mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
+            rows = np.flatnonzero(mask)
             self._use(asked)
             choice = self._choose(rows, asked)
-        except ValueError:
-            self._split, self._group_size = before  # what was refused holds for no later reset
-            raise
         if seed is not None and mask.all():
             self._num_groups = 0
         self._give_prompts(rows, choice)

@@ -8,11 +8,9 @@ heads look across them. Where position i + k - 1 lies beyond the row (or the doc
 read a token it should not have: it is nobody's prediction, no target of ``worldmtp.targets`` points at it, and no
 other position sees it.
 
-Left out: heads over a cached trunk pass (the decoding session and the world models chain ``heads.forward_depth``
-themselves), and encoder-decoder trunks.
+Left out: heads over a cached trunk pass (decoding and world models chain ``heads.forward_depth``); encoder-decoders.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from worldmtp.heads.registry import make_head
 from worldmtp.heads.zero import ZeroLinear
 from worldmtp.logit_changes import LogitChanges
 from worldmtp.losses import combination_weights, combine_depth_losses, depth_cross_entropy
+from worldmtp.model_guards import check_no_adapters, check_weights_loaded, warn_of_untrained_heads
 from worldmtp.targets import (
     DepthTargets,
     depth_targets,
@@ -48,8 +47,6 @@ from worldmtp.world_heads import WorldHeads
 IGNORE_INDEX = -100
 CHUNK_SIZE = 1024
 """Positions unembedded at a time where logits are not asked for."""
-TRAINS_HEADS = "mtp"
-"""The tag of a trainer that trains the heads, in the list that TRL's trainers pass to ``add_model_tags``."""
 
 
 @dataclass
@@ -126,6 +123,14 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         model.heads.initialize_from(trunk)
         model.train(trunk.training)
         return model
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As Hugging Face's, but weights that a checkpoint lacks are an error (ValueError), not drawn at random."""
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # refused below, by name
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        check_weights_loaded(loaded[0], loaded[1], args[0] if args else kwargs["pretrained_model_name_or_path"])
+        return loaded if output_loading_info else loaded[0]
 
     def forward(
         self,
@@ -308,11 +313,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         self.trunk.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize the trunk's vocabulary.
-
-        Raises:
-            ValueError: the heads have output layers of their own, which would keep the old one.
-        """
+        """Resize the trunk's vocabulary; ValueError if heads have output layers of their own, which would keep it."""
         if self.config.unembedding == "own" and self.config.depth > 1:
             raise ValueError(
                 f"head={self.config.head!r} has unembeddings of its own; resize the trunk, then add heads with "
@@ -323,32 +324,13 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's, of the trunk with its heads.
-
-        Raises:
-            ValueError: the trunk has adapters, without which the weights beside them would not be found again.
-        """
-        if hasattr(self.trunk, "peft_config"):
-            raise ValueError(
-                "the trunk has adapters, and a checkpoint would be loaded without them and without the weights they "
-                "stand beside; use worldmtp.lora.save_lora(model, directory), or merge_lora(model) first."
-            )
+        """As Hugging Face's, of the trunk with its heads; a trunk with adapters is refused (ValueError)."""
+        check_no_adapters(self.trunk)
         super().save_pretrained(*args, **kwargs)
 
     def add_model_tags(self, tags: list[str] | str) -> None:
-        """As the base class, which every TRL trainer calls with its tags when it is constructed.
-
-        Warns for a TRL trainer that does not train the heads: they stay as they are while the trunk moves away.
-        """
-        names = [tags] if isinstance(tags, str) else list(tags)
-        if "trl" in names and TRAINS_HEADS not in names and self.config.depth > 1:
-            warnings.warn(
-                f"this trainer ({', '.join(names)}) trains the trunk alone: the heads of depths 2 to "
-                f"{self.config.depth} and the world heads keep their weights, and their predictions go stale as the "
-                "trunk moves. Train model.trunk to do without heads, or train the heads again afterwards with "
-                "MTPSFTTrainer.",
-                stacklevel=2,
-            )
+        """As Hugging Face's; every TRL trainer passes its tags at its construction, so frozen heads are warned of."""
+        warn_of_untrained_heads([tags] if isinstance(tags, str) else tags, self.config.depth)
         super().add_model_tags(tags)
 
     def _init_weights(self, module: nn.Module) -> None:

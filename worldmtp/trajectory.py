@@ -48,6 +48,8 @@ class Rollout(TensorBatch):
 
     ``logprobs`` are log pi_old of every action exactly as it was sampled. ``group`` numbers the prompt an episode
     answers, so that episodes of one group share their prompt. ``terminated`` and ``truncated`` are never both true.
+    ``allowed[:, t]`` are the tokens that the environment's action mask let the policy choose from; where there is no
+    mask, which is the default, its last axis is empty.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -62,6 +64,17 @@ class Rollout(TensorBatch):
     truncated: Bool[Tensor, "batch time"]
     group: Int[Tensor, " batch"]
     exact: Bool[Tensor, " batch"]
+    allowed: Bool[Tensor, "batch time known_vocab"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.allowed is None:
+            nothing = torch.ones((*self.actions.shape, 0), dtype=torch.bool, device=self.actions.device)
+            object.__setattr__(self, "allowed", nothing)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the environment told which actions are allowed."""
+        return self.allowed is not None and self.allowed.shape[-1] > 0
 
     @property
     def num_tokens(self) -> int:

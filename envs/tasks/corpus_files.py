@@ -70,7 +70,7 @@ def read_sides(files: tuple[NamedFile, ...], width: int, heldout_fraction: float
     for name, path in files:
         content = path.read_bytes()
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"the file {name!r} is not UTF-8: {error}.") from error
         if len(text) >= width:

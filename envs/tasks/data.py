@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Score
 from worldmtp.envs.tasks.rewards import RewardFunction, load_reward, reward_score
-from worldmtp.envs.tasks.rows import Row, read_rows
+from worldmtp.envs.tasks.rows import Row, as_text, read_rows
 
 
 class DataTask:
@@ -24,15 +24,15 @@ class DataTask:
         reward: "<module>:<function>", or a function: ``(example, text) -> float | Score``. Without one a text is worth
             1 if it is the answer, else 0. The other columns of the row are ``example.meta``.
         prompt: the column of the prompts.
-        answer: the column of the answers; None where there is none, for which a reward is needed.
+        answer: the column of the answers, texts or numbers; None where there is none, for which a reward is needed.
         part: of a directory that holds several datasets, such as "train".
         separator: appended to each prompt.
         probe_bound: the largest mean value that content-free text may earn from the reward.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, a column is missing, a prompt or an answer is no text or empty, or the
-            reward cannot be imported.
+        ValueError: if the file cannot be read, a column is missing, a prompt or an answer is empty or neither
+            text nor number, or the reward cannot be imported.
     """
 
     def __init__(
@@ -77,12 +77,14 @@ class DataTask:
         texts: list[str | None] = []
         for column in (prompt, answer):
             value = None if column is None else row.get(column)
+            text = as_text(value)
             is_optional = column is None or (column == answer and self._reward is not None)
-            if not isinstance(value, str) and not (value is None and is_optional):
+            if text is None and not (value is None and is_optional):
                 raise ValueError(
-                    f"{self.path!r}, row {number}: {column} is {value!r}, a {type(value).__name__}; expected text."
+                    f"{self.path!r}, row {number}: {column} is {value!r} of type {type(value).__name__}; expected text "
+                    'or a number. Write it as the text that is meant, such as "true".'
                 )
-            texts.append(value)
+            texts.append(text)
         question = texts[0]
         if not question or not question.strip():
             raise ValueError(f"{self.path!r}, row {number}: {prompt} is empty; a policy needs something to answer to.")

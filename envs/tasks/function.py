@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.task import Example, Score
+from worldmtp.envs.task import Example, Score, is_full_return
 
 SampleFunction = Callable[[np.random.Generator], Example]
 ScoreFunction = Callable[[Example, str], float]
@@ -47,4 +47,4 @@ class FunctionTask:
             exact = example.answer is not None and text == example.answer.strip()
             return Score(value=float(exact), exact=exact)
         value = float(self.score_function(example, text))
-        return Score(value=value, exact=value >= 1.0)
+        return Score(value=value, exact=is_full_return(value))

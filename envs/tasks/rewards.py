@@ -4,7 +4,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 
-from worldmtp.envs.task import Example, Score
+from worldmtp.envs.task import Example, Score, is_full_return
 
 RewardFunction = Callable[[Example, str], float | Score]
 
@@ -49,4 +49,4 @@ def reward_score(function: RewardFunction, example: Example, text: str) -> Score
     if isinstance(result, Score):
         return result
     value = float(result)
-    return Score(value=value, exact=value >= 1.0)
+    return Score(value=value, exact=is_full_return(value))

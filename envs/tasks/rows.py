@@ -1,13 +1,49 @@
-"""Rows of a data file as dicts: JSONL, CSV, Parquet, or what ``datasets`` saved to disk."""
+"""Rows of a data file as dicts: JSONL, CSV, Parquet, or what ``datasets`` saved to disk.
+
+Text files are UTF-8, with or without the byte order mark that spreadsheets and Windows editors put in front.
+"""
 
 import csv
+import decimal
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 Row = dict[str, Any]
+
+
+class WrittenFloat(float):
+    """A float of a JSON file that remembers how it was written: the answer 4.50 is the text "4.50"."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "WrittenFloat":
+        """Read a number's text."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
+        return WrittenFloat, (self.text,)
+
+
+def as_text(value: Any) -> str | None:
+    """Return a cell as text: a text as it is, a number as it is written, and None for anything else.
+
+    True and false are left out, since files spell them in too many ways for one to be the answer.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, WrittenFloat):
+        return value.text
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else None
+    if isinstance(value, bool):
+        return None
+    return str(value) if isinstance(value, (int, decimal.Decimal)) else None
 
 
 def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
@@ -19,8 +55,8 @@ def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        ValueError: if the suffix is unknown, a line is no JSON object or has other fields than the header, the part is
-            missing or unknown, or there are no rows.
+        ValueError: if the suffix is unknown, a text file is not UTF-8, a line is no JSON object or has other fields
+            than the header, the part is missing or unknown, or there are no rows.
     """
     path = Path(path)
     if not path.exists():
@@ -31,10 +67,11 @@ def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
         raise ValueError(
             f"part={part!r} chooses in a directory of datasets, and {str(path)!r} is a file; leave it out."
         )
-    elif path.suffix == ".jsonl":
-        rows = _jsonl(path)
-    elif path.suffix == ".csv":
-        rows = _csv(path)
+    elif path.suffix in (".jsonl", ".csv"):
+        try:
+            rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{str(path)!r} is not UTF-8: {error}; save it as UTF-8.") from error
     elif path.suffix == ".parquet":
         from pyarrow import parquet
 
@@ -51,11 +88,11 @@ def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
 
 def _jsonl(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=WrittenFloat)
         except json.JSONDecodeError as error:
             raise ValueError(f"{str(path)!r}, line {number}: {error}; each line must be a JSON object.") from error
         if not isinstance(row, dict):
@@ -73,6 +110,8 @@ def _csv(path: Path) -> list[Row]:
                 if None in row or None in row.values():
                     raise ValueError(f"not the {len(reader.fieldnames or ())} fields of the header {reader.fieldnames}")
                 rows.append(dict(row))
+        except UnicodeDecodeError:
+            raise  # a ValueError, which is not about a line
         except (csv.Error, ValueError) as error:
             raise ValueError(
                 f"{str(path)!r}, line {reader.line_num}: {error}; put quotes around a field with commas or quotes."

@@ -13,6 +13,9 @@ PLAYER = 0
 class TextArenaGame:
     """What is said is only what is new. Wrappers that show the whole history are cut to what it has gained.
 
+    A history gains whole lines. An observation that repeats the last one, or goes on within its last line ("Score: 1",
+    "Score: 10"), shows what is now and is said as it is.
+
     A wrapper's text repeats the player's own move ("[Player] [5]"); the "-raw" variants of games do not, as their
     messages are taken without the player's own. The last reply is the game's stated reason for its outcome. TextArena
     knows one ``done``, so a game is always terminated.
@@ -74,6 +77,12 @@ class TextArenaGame:
             raise ValueError(f"player {player} of {type(self.env).__name__} is to move; expected player 0 alone.")
         if not isinstance(observation, str):
             return "\n".join(message for sender, message, *_ in observation if sender != PLAYER)
-        new = observation[len(self._seen) :] if observation.startswith(self._seen) else observation
-        self._seen = observation
+        new, self._seen = _gained(self._seen, observation), observation
         return new
+
+
+def _gained(seen: str, observation: str) -> str:
+    """Return the lines that a history has gained, or the whole of what is no history of more lines."""
+    new = observation.removeprefix(seen)
+    begins_a_line = new != observation and (seen.endswith("\n") or new.startswith("\n"))
+    return new if new and begins_a_line else observation

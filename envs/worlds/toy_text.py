@@ -1,9 +1,12 @@
 """Gymnasium's toy-text environments as worlds: the dynamics are gymnasium's own, only the text is ours.
 
-How the games are told is in ``toy_games.py``; ``reset(seed)`` is gymnasium's own with that seed.
+How the games are told is in ``toy_games.py``; ``reset(seed)`` is gymnasium's own with that seed. On random maps the map
+decides the slips: gymnasium's environment is reset to a hash of it, from which nothing about them can be learnt. So one
+map is one question, whichever seeds draw it, and none is in two splits.
 """
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +16,7 @@ from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from worldmtp.envs.worlds.settlement import Returns, Settlement
 from worldmtp.envs.worlds.toy_games import MALFORMED, TOY_GAMES, is_deterministic
 
-_MAP_STREAM = 1  # maps are drawn from a stream of their own, so that a map says nothing about its slips
+_MAP_STREAM = 1  # of the seeds of random maps
 
 
 class ToyText:
@@ -66,7 +69,6 @@ class ToyText:
         self._random_map = None if random_map is None else dict(random_map)
         self.max_turns = max_turns
         self.turn = 0
-        self._seed = 0
         self._desc: list[str] = []
         self._env: Any = self._game.make(**self._kwargs)
         self._is_told = self._random_map is not None or is_deterministic(self._env)
@@ -76,16 +78,15 @@ class ToyText:
         """Gymnasium's environment; on a random map made with the first turn, since the prompt needs only the map."""
         if self._env is None:
             self._env = self._game.make(desc=self._desc, **self._kwargs)
-            self._env.reset(seed=self._seed)
+            self._env.reset(seed=_seed_of_map(self._desc))
         return self._env
 
     def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
         """The opening of the environment that is reset to this seed.
 
-        Nothing is hidden where the opening decides the episode, and on random maps, of which none shall be in two
-        splits; elsewhere the seed is.
+        Nothing is hidden where the opening decides the episode, as random maps do; elsewhere the seed is.
         """
-        self.turn, self._seed = 0, seed
+        self.turn = 0
         self._settlement.begin()
         if self._random_map is not None:
             map_seed = int(np.random.default_rng([seed, _MAP_STREAM]).integers(2**31))
@@ -106,3 +107,8 @@ class ToyText:
         reply = self._game.reply(self.env, float(reward), bool(terminated))
         is_success = bool(terminated) and float(reward) >= self._game.success
         return reply, paid, bool(terminated), is_last and not terminated, {"is_success": is_success}
+
+
+def _seed_of_map(desc: Sequence[str]) -> int:
+    """Return the seed of a map's slips, below 2**31."""
+    return int.from_bytes(hashlib.blake2b("/".join(desc).encode(), digest_size=8).digest(), "big") >> 33

@@ -17,6 +17,7 @@ import gymnasium
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
+from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.task import TextWorld
 from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
 from worldmtp.envs.worlds.by_name import make_world
@@ -60,6 +61,7 @@ class TextTurnEnv(gymnasium.Env[str, str]):
             raise ValueError(f"foreign_characters={foreign_characters!r} is unknown; expected 'error' or 'replace'.")
         if max_text < 1 or (max_turns is not None and max_turns < 1):
             raise ValueError(f"max_text={max_text} and max_turns={max_turns} must be at least 1.")
+        self.metadata = {**type(self).metadata}  # what is written into an instance's does not reach the class
         self.world = make_world(world, world_kwargs)
         self.observation_space = spaces.Text(max_text, min_length=0, charset=CHARSET)
         self.action_space = spaces.Text(max_text, min_length=0, charset=CHARSET)
@@ -75,15 +77,16 @@ class TextTurnEnv(gymnasium.Env[str, str]):
         Raises:
             ValueError: if an option is unknown, or the opening leaves the space.
         """
-        super().reset(seed=seed)
-        options = options or {}
-        unknown = sorted(set(options) - set(_OPTIONS))
-        if unknown:
-            raise ValueError(f"reset option {unknown[0]!r} is unknown; expected one of {_OPTIONS}.")
-        drawn = int(self.np_random.integers(_SEED_RANGE))
-        world_seed = int(options.get("world_seed", drawn))
-        opening, info = self.world.reset(world_seed)
-        opening = self._admit(opening, "the world opened with")
+        with refusal_changes_nothing(self):
+            super().reset(seed=seed)
+            options = options or {}
+            unknown = sorted(set(options) - set(_OPTIONS))
+            if unknown:
+                raise ValueError(f"reset option {unknown[0]!r} is unknown; expected one of {_OPTIONS}.")
+            drawn = int(self.np_random.integers(_SEED_RANGE))
+            world_seed = int(options.get("world_seed", drawn))
+            opening, info = self.world.reset(world_seed)
+            opening = self._admit(opening, "the world opened with")
         self._lines, self._turn, self._is_over = [opening], 0, False
         return opening, {**info, "world_seed": world_seed}
 

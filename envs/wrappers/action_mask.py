@@ -13,6 +13,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Int
 
+from worldmtp.envs.options import token_id
 from worldmtp.envs.tokenizer import Tokenizer
 from worldmtp.envs.wrappers.row_clock import RowClock
 from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, text_problem
@@ -62,8 +63,9 @@ class ActionMask(gymnasium.Wrapper, RecordConstructorArgs):
         Raises:
             ValueError: if the action is forbidden.
         """
-        if self._allowed is not None and self.env.action_space.contains(action):
-            check_allowed(self._allowed, np.array([action]), np.zeros(1, dtype=bool), self._tokenizer)
+        if self._allowed is not None:
+            token = token_id(action, self._tokenizer.vocab_size)
+            check_allowed(self._allowed, np.array([token]), np.zeros(1, dtype=bool), self._tokenizer)
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._allowed = None
         return obs, reward, terminated, truncated, info if terminated or truncated else info | self._masked(obs)
@@ -105,8 +107,9 @@ class VectorActionMask(TextVectorWrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As of the env, with masks of the first tokens."""
-        self._clock.reset(options)
+        begun = self._clock.begun_by(options)
         obs, infos = self.env.reset(seed=seed, options=options)
+        self._clock.begin(begun)
         return obs, infos | self._masked(obs)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

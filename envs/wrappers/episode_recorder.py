@@ -45,8 +45,9 @@ class EpisodeRecorder(gymnasium.Wrapper, RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As of the env."""
+        obs, info = self.env.reset(seed=seed, options=options)
         self._seed = self._seed if seed is None else seed
-        return self.env.reset(seed=seed, options=options)
+        return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As of the env; an end is written down."""
@@ -83,10 +84,12 @@ class VectorEpisodeRecorder(TextVectorWrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """As of the env."""
-        begun = self._clock.reset(options)
+        begun = self._clock.begun_by(options)
+        obs, infos = self.env.reset(seed=seed, options=options)
+        self._clock.begin(begun)
         if seed is not None:
             self._seed = seed if begun.all() else None  # groups are counted from a seeded reset of all rows only
-        return self.env.reset(seed=seed, options=options)
+        return obs, infos
 
     def step(
         self, actions: np.ndarray

@@ -138,8 +138,9 @@ class VectorPotentialShaping(TextVectorWrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """As of the env."""
-        begun = self._clock.reset(options)
+        begun = self._clock.begun_by(options)
         obs, infos = self.env.reset(seed=seed, options=options)
+        self._clock.begin(begun)
         self._begin(begun, obs)
         return obs, infos
 

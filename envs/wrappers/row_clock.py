@@ -33,12 +33,14 @@ class RowClock:
         self.waiting: Bool[np.ndarray, " row"] = np.zeros(env.num_envs, dtype=bool)
         """Rows that have ended and whose next action will be ignored."""
 
-    def reset(self, options: Mapping[str, Any] | None) -> Bool[np.ndarray, " row"]:
+    def begun_by(self, options: Mapping[str, Any] | None) -> Bool[np.ndarray, " row"]:
         """Rows that a reset with these options begins; asked before it, since wrappers below may take the mask."""
         mask = (options or {}).get("reset_mask")
-        begun = np.ones_like(self.waiting) if mask is None else np.array(mask, dtype=bool)
+        return np.ones_like(self.waiting) if mask is None else np.array(mask, dtype=bool)
+
+    def begin(self, begun: Bool[np.ndarray, " row"]) -> None:
+        """These rows have begun; said after the reset, which may have been refused."""
         self.waiting = self.waiting & ~begun
-        return begun
 
     def step(self, terminated: Bool[np.ndarray, " row"], truncated: Bool[np.ndarray, " row"]) -> RowStep:
         """What a step with these flags was."""

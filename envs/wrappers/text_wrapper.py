@@ -79,3 +79,36 @@ class TextVectorWrapper(ProblemView, VectorWrapper):
         if not hasattr(self.env, "load_state"):
             raise TypeError(f"{self.env} takes no snapshots; put it over {type(self).__name__}, not under it.")
         return self.env
+
+
+class UnsavedVectorWrapper(TextVectorWrapper):
+    """The outside of a stack in which a wrapper knows no snapshots, such as one of gymnasium's.
+
+    Training works with the stack as it is. ``state`` holds the text env's own and names the wrappers whose state is
+    not in it, and ``load_state`` refuses: going on with their statistics begun anew would be another run.
+    """
+
+    def state(self) -> dict[str, Any]:
+        """A snapshot of the text env, and the names of the wrappers around it."""
+        return {"env": self.env.unwrapped.state(), "unsaved": unsaved_wrappers(self.env)}  # type: ignore[attr-defined]
+
+    def load_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Refuse.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"the wrappers {unsaved_wrappers(self.env)} keep no snapshots, so that a run in {self.env} cannot go on "
+            "where it stopped; start a new run, or give the wrappers state() and load_state(state)."
+        )
+
+
+def unsaved_wrappers(env: VectorEnv) -> list[str]:
+    """Return the class names of the wrappers around a vector env that have no ``load_state``, outermost first."""
+    names = []
+    while isinstance(env, VectorWrapper):
+        if not hasattr(env, "load_state"):
+            names.append(type(env).__name__)
+        env = env.env
+    return names

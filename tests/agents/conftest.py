@@ -40,6 +40,7 @@ def make_text_env(num_envs: int) -> TextGenVectorEnv:
         max_prompt=3,
         max_new=3,
         pool_size=8,
+        pool_seed=1,
         heldout_fraction=0.25,
     )
 

@@ -43,14 +43,12 @@ def update(agent: PPOAgent, rollout: Rollout, advantage: float, temperature: flo
 
 
 def test_the_entropy_bonus_makes_the_policy_less_certain(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
-    """Where nothing is worth anything, the bonus is all there is to climb; a negative one goes down."""
-    for coef, direction in ((1.0, 1), (-1.0, -1)):
-        model = tiny_model()
-        agent = PPOAgent(model, PPOConfig(ent_coef=coef, learning_rate=1e-3, **ONE_STEP))
-        rollout = acted_at(model, hand_rollout, 1.0)
-        entropies = [update(agent, rollout, advantage=0.0)["losses/entropy"] for _ in range(3)]
-        assert direction * (entropies[1] - entropies[0]) > 0
-        assert direction * (entropies[2] - entropies[1]) > 0
+    """Where nothing is worth anything, the bonus is all there is to climb."""
+    model = tiny_model()
+    agent = PPOAgent(model, PPOConfig(ent_coef=1.0, learning_rate=1e-3, **ONE_STEP))
+    rollout = acted_at(model, hand_rollout, 1.0)
+    entropies = [update(agent, rollout, advantage=0.0)["losses/entropy"] for _ in range(3)]
+    assert entropies[0] < entropies[1] < entropies[2]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

@@ -98,7 +98,7 @@ def test_imagined_returns_weigh_what_follows_by_the_imagined_continuation(
         {"prompt": [2], "actions": [1], "rewards": [0.5], "end": "terminated"},
     ]
     rollout = hand_rollout(rows, steps=1, length=5)
-    roots = root_imaginations(world, rollout, 2, 3, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
+    roots = root_imaginations(world, ACTING, rollout, 2, 3, PPOConfig(gamma=0.5), torch.Generator().manual_seed(0))
     nan = float("nan")
     first = 0.4 + 0.25 * 0.1 + 16 / 16
     second = 0.2 + 0.25 * 0.4 + 8 / 16

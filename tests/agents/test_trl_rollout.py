@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmtp.agents import TextGenRollout, env_reward
-from worldmtp.envs import TextGenVectorEnv, VectorEpisodeRecorder, read_episodes
+from worldmtp.envs import Example, Score, TextGenVectorEnv, VectorActionMask, VectorEpisodeRecorder, read_episodes
 from worldmtp.envs.worlds.task import WorldTask
 
 
@@ -69,7 +69,7 @@ def teacher_forced(trunk, prompt_ids, completion_ids, temperature=1.0):
 def test_answers(text_env, trunk, tmp_path, temperature):
     """Six prompts in rows of four, repeated as TRL repeats them: the last rows play twice and count once."""
     envs = VectorEpisodeRecorder(text_env(4), tmp_path / "episodes.jsonl")
-    rollout = TextGenRollout(envs, seed=2)
+    rollout = TextGenRollout(envs, seed=5)
     rows = rollout.rows("train", 3, seed=0)
     prompts = [row["prompt"] for row in rows for _ in range(2)]
     played = rollout(prompts, make_trainer(trunk, temperature=temperature))
@@ -98,7 +98,7 @@ def test_answers(text_env, trunk, tmp_path, temperature):
 def test_conversations(trunk):
     """Prompt "=", then twice: a turn of two tokens or to EOS, and the parrot's reply of its first letter and "="."""
     envs = make_conversations(4)
-    rollout = TextGenRollout(envs, seed=1)
+    rollout = TextGenRollout(envs, seed=5)
     rows = rollout.rows("train", 3, seed=0)
     assert [row["prompt"] for row in rows] == [f"= [{row['example_key']}]" for row in rows]
     played = rollout([row["prompt"] for row in rows], make_trainer(trunk))
@@ -199,3 +199,31 @@ def test_the_reward_function_hands_on():
     assert env_reward(["p"], ["c"], [[1]], env_reward=[0.25], env_exact=[False]) == [0.25]
     with pytest.raises(ValueError, match="there is no field 'env_reward'; pass rollout_func"):
         env_reward(["p"], ["c"], [[1]])
+
+
+def test_a_mask_that_trls_loss_knows_nothing_of_is_refused(text_env, tiny_model):
+    rollout = TextGenRollout(VectorActionMask(text_env(2), alphabet="ab"), seed=0)
+    prompts = [row["prompt"] for row in rollout.rows("train", 2, seed=0)]
+    with pytest.raises(ValueError, match="the environment masks actions, and TRL's loss takes its softmax over all"):
+        rollout(prompts, make_trainer(tiny_model().trunk))
+
+
+class Later:
+    """One prompt; the answer is a or b, by the parity of a draw."""
+
+    def sample(self, rng, split):
+        return Example("a=", "ab"[int(rng.integers(2))])
+
+    def score(self, example, text, ids):
+        return Score(float(text == example.answer))
+
+
+def test_two_questions_of_one_prompt_are_refused():
+    env = TextGenVectorEnv(
+        2, autoreset_mode="disabled", task=Later(), tokenizer="char:ab=", max_prompt=2, max_new=2, heldout_fraction=0.0
+    )
+    answers = {seed: env.examples("train", 1, seed)[0].answer for seed in range(20)}
+    rollout = TextGenRollout(env, seed=0)
+    rollout.rows("train", 1, seed=next(seed for seed, answer in answers.items() if answer == "a"))
+    with pytest.raises(ValueError, match=r"answer='b'.* has the prompt of .*answer='a'.* and is another question"):
+        rollout.rows("train", 1, seed=next(seed for seed, answer in answers.items() if answer == "b"))

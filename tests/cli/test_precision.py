@@ -37,7 +37,7 @@ def test_every_trunk_has_float32_weights(fresh, tiny_trunk, tmp_path):
         trunk = make_trunk(config, env.tokenizer, 9, torch.Generator())
         for (name, kept), loaded in zip(saved.named_parameters(), trunk.parameters(), strict=True):
             assert torch.equal(kept.float(), loaded), name
-    model = make_model(config, env, 0, (0.0, 1.0))
+    model = make_model(config, env, 0)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 

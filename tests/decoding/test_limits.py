@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Mamba2Config
 
-from worldmtp.decoding import generate
+from worldmtp.decoding import generate, parallel_beam
 from worldmtp.decoding.drafts import LookupDraft
 from worldmtp.decoding.slot_cache import SlotCache, cache_size
 
@@ -38,6 +38,36 @@ def run(model, ids=IDS, mask=None, **settings):
 def test_refused(model_of, settings, message):
     with pytest.raises(ValueError, match=message):
         run(model_of(head="sequential", depth=4), **settings)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(1, 3), r"attention_mask has shape \(1, 3\) and input_ids \(2, 3\); give every token"),
+        (torch.ones(2, 2), r"attention_mask has shape \(2, 2\) and input_ids \(2, 3\)"),
+        (torch.ones(3, 3), r"attention_mask has shape \(3, 3\) and input_ids \(2, 3\)"),
+        (torch.ones(2), r"attention_mask has shape \(2,\) and input_ids \(2, 3\)"),
+        (torch.full((2, 3), 0.3), r"values from 0\.3.* to 0\.3.*; expected 0 for padding and 1 for tokens"),
+        (torch.tensor([[0.0, -1e9, 0.0]] * 2), r"values from -1000000000\.0 to 0\.0; expected 0 for padding"),
+    ],
+)
+def test_masks_that_are_none(model_of, mask, message):
+    """One of another shape gave every row the first row's text, or dropped the end of the prompts."""
+    with pytest.raises(ValueError, match=message):
+        run(model_of(head="sequential", depth=2), mask=mask)
+    with pytest.raises(ValueError, match=message):
+        parallel_beam(model_of(head="medusa", depth=2), IDS, mask, widths=(2, 2), max_new_tokens=3, num_beams=2)
+
+
+def test_ids_and_masks_of_any_whole_numbers(model_of):
+    model = model_of(head="sequential", depth=2)
+    expected = run(model).sequences
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(run(model, ids=IDS.to(dtype)).sequences, expected)
+    for dtype in (torch.bool, torch.int32, torch.float32):
+        assert torch.equal(run(model, mask=torch.ones_like(IDS).to(dtype)).sequences, expected)
+    with pytest.raises(ValueError, match=r"input_ids are of dtype torch\.float32; pass token ids as whole numbers"):
+        run(model, ids=IDS.float())
 
 
 def test_unmarked_padding_is_not_guessed(model_of):

@@ -327,3 +327,39 @@ def test_the_real_textarena(name):
         from_textarena("TicTacToe-v0").reset(0)
     with pytest.raises(ValueError, match="TextArena has no id 'GuessTheNumbers-v0'; did you mean"):
         from_textarena("GuessTheNumbers-v0")
+
+
+class Shows(TextArenaLike):
+    """Shows these observations, one after the other."""
+
+    def __init__(self, *observations):
+        self.observations = observations
+
+    def reset(self, num_players, seed=None):
+        self.shown = 0
+
+    def step(self, action):
+        self.shown += 1
+        return False, {}
+
+    def get_observation(self):
+        return 0, self.observations[self.shown]
+
+
+@pytest.mark.parametrize(
+    ("observations", "said"),
+    [
+        (["Guess.", "Guess.", "Guess."], ["Guess.", "Guess.", "Guess."]),  # refused moves
+        (["Score: 1", "Score: 10", "Score: 100"], ["Score: 1", "Score: 10", "Score: 100"]),
+        (["Your turn", "Your turn is over"], ["Your turn", "Your turn is over"]),
+        (["Board:\n1", "Board:\n10"], ["Board:\n1", "Board:\n10"]),
+        (["Board: ab", "Board: a"], ["Board: ab", "Board: a"]),
+        (["", "hello", "hello"], ["", "hello", "hello"]),
+        (["A\n", "A\nB\n", "A\nB\nB\n"], ["A\n", "B\n", "B\n"]),  # a history, its lines closed
+        (["\n[GAME] A", "\n[GAME] A\n[Player] 5\n[GAME] B"], ["\n[GAME] A", "\n[Player] 5\n[GAME] B"]),  # TextArena's
+        (["A", "A\nB", "A\nB"], ["A", "\nB", "A\nB"]),
+    ],
+)
+def test_of_a_history_what_is_new_is_said_and_all_of_a_snapshot(observations, said):
+    world = from_textarena(Shows(*observations))
+    assert [world.reset(0)[0], *(world.step("x")[0] for _ in observations[1:])] == said

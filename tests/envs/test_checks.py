@@ -17,6 +17,7 @@ from worldmtp.envs import (
 )
 from worldmtp.envs.checks import check_hack_probes
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
+from worldmtp.envs.worlds.task import WorldTask
 
 SMALL = {"pool_size": 256}
 
@@ -255,3 +256,44 @@ def test_a_single_env_with_a_fault_is_caught():
     check_text_env(TextGenEnv(**kwargs), num_examples=8)
     with pytest.raises(AssertionError, match="never both"):
         check_text_env(Unfaithful(**kwargs), num_examples=8)
+
+
+class Undecided:
+    """Opens with another number each time, whatever its seed."""
+
+    def __init__(self):
+        self.count = 0
+
+    def reset(self, seed):
+        self.count += 1
+        return f"go{self.count % 100}:", {}
+
+    def step(self, text):
+        return "r", 0.0, True, False, {}
+
+
+class BreaksOnAll:
+    """A task whose scorer divides by zero."""
+
+    def sample(self, rng, split):
+        return Example(f"{rng.integers(1000)}=", "1")
+
+    def score(self, example, text, ids):
+        return Score(1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (
+            WorldTask(Undecided),
+            r"ValueError: Undecided\.reset\(\d+\) said 'go.*; a world must be decided by its seed\.",
+        ),
+        (BreaksOnAll(), r"ZeroDivisionError: division by zero"),
+    ],
+    ids=["world", "scorer"],
+)
+def test_what_a_scorer_warns_of_is_an_assertion_with_its_reason(task, reason):
+    env = TextGenEnv(task=task, tokenizer="char", max_prompt=8, max_new=8, pool_size=16)
+    with pytest.raises(AssertionError, match=f"^gymnasium's check_env met a warning: {reason}$"):
+        check_text_env(env, 8)

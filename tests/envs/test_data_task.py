@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import gymnasium
 import numpy as np
@@ -136,8 +137,21 @@ def test_parts_of_a_saved_dictionary_are_chosen(tmp_path):
             r"no column 'answer'\. .*answer=\.\.\., or answer=None and a reward",
         ),
         ("a.jsonl", '{"prompt": "", "answer": "b"}', {}, "row 1: prompt is empty"),
-        ("a.jsonl", '{"prompt": "a", "answer": 5}', {}, "row 1: answer is 5, a int; expected text"),
-        ("a.jsonl", '{"prompt": "a", "answer": null}', {}, "row 1: answer is None, a NoneType; expected text"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "answer": null}',
+            {},
+            "row 1: answer is None of type NoneType; expected text or a",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "answer": true}',
+            {},
+            "row 1: answer is True of type bool; expected text or a num",
+        ),
+        ("a.jsonl", '{"prompt": "a", "answer": NaN}', {}, "row 1: answer is nan of type float"),
+        ("a.jsonl", '{"prompt": "a", "answer": ["b"]}', {}, r"row 1: answer is \['b'\] of type list"),
+        ("a.jsonl", '{"prompt": {"a": 1}, "answer": "b"}', {}, r"row 1: prompt is \{'a': 1\} of type dict"),
         ("a.jsonl", '{"prompt": "a", "answer": "b"}', {"part": "train"}, "is a file; leave it out"),
         ("a.jsonl", '{"prompt": "a", "answer": "b"}', {"answer": None}, "nothing to match; give a reward"),
         ("a.csv", "prompt,answer\na,b\na,b,c\n", {}, r"line 3: not the 2 fields of the header \['prompt', 'answer'\]"),
@@ -203,3 +217,90 @@ def test_an_env_of_a_file_scores_by_its_reward(tmp_path, my_rewards):
     env.step(2)
     _, reward, terminated, _, info = env.step(env.tokenizer.eos_id)
     assert (reward, terminated, info["score"], info["text"]) == (0.5, True, 0.5, "0")
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", b'{"prompt": "1+1=", "answer": "2"}\r\n'), ("a.csv", b"prompt,answer\r\n1+1=,2\r\n")],
+)
+@pytest.mark.parametrize("mark", [b"", BOM], ids=["plain", "marked"])
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path, name, content, mark):
+    (tmp_path / name).write_bytes(mark + content)
+    (example,) = all_examples(DataTask(tmp_path / name)).values()
+    assert (example.prompt, example.answer, dict(example.meta)) == ("1+1=", "2", {})
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_file_in_another_encoding_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes('{"prompt": "a", "answer": "b"}'.encode("utf-16"))
+    with pytest.raises(ValueError, match=rf"'.*{name}' is not UTF-8: .*; save it as UTF-8"):
+        DataTask(tmp_path / name)
+
+
+def test_numbers_are_taken_as_they_are_written(tmp_path):
+    """As a CSV file, which has texts only, says them."""
+    numbers = ["4", "-3", "4.50", "4.0", "1e5", "12345678901234567890", "-0.0"]
+    lines = [f'{{"prompt": {index}, "answer": {number}, "odds": 0.5}}' for index, number in enumerate(numbers)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "a.csv").write_text("prompt,answer,odds\n" + "".join(f"{i},{n},0.5\n" for i, n in enumerate(numbers)))
+    found, expected = all_examples(DataTask(tmp_path / "a.jsonl")), all_examples(DataTask(tmp_path / "a.csv"))
+    answers = {prompt: example.answer for prompt, example in found.items()}
+    assert answers == dict(zip("0123456", numbers, strict=True))
+    assert answers == {prompt: example.answer for prompt, example in expected.items()}
+    task = DataTask(tmp_path / "a.jsonl")
+    assert task.score(found["2"], "4.50", NO_IDS).exact
+    assert not task.score(found["2"], "4.5", NO_IDS).exact
+    assert found["2"].meta["odds"] + 0.5 == 1.0  # other columns are numbers still, also where they have travelled
+    assert pickle.loads(pickle.dumps(found["2"])).meta == {"odds": 0.5}
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "saved"])
+def test_numbers_of_tables_are_texts_too(tmp_path, name):
+    FORMATS[name](tmp_path / name, [{"prompt": 7, "answer": 4}, {"prompt": 8, "answer": -12}])
+    examples = all_examples(DataTask(tmp_path / name))
+    assert {prompt: example.answer for prompt, example in examples.items()} == {"7": "4", "8": "-12"}
+    FORMATS[name](tmp_path / f"float-{name}", [{"prompt": "a", "answer": 2.5}, {"prompt": "b", "answer": 4.0}])
+    examples = all_examples(DataTask(tmp_path / f"float-{name}"))
+    assert {prompt: example.answer for prompt, example in examples.items()} == {"a": "2.5", "b": "4.0"}
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "saved"])
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [(True, "True of type bool"), (None, "None of type NoneType"), (["b"], r"\['b'\] of type list")],
+)
+def test_what_a_table_holds_besides_is_refused_with_its_row(tmp_path, name, answer, told):
+    FORMATS[name](tmp_path / name, [{"prompt": "a", "answer": answer}])
+    with pytest.raises(ValueError, match=f"row 1: answer is {told}; expected text or a number"):
+        DataTask(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_questions"),
+    [
+        ([{"level": "easy"}, {"level": "easy"}], 1),
+        ([{"level": "easy"}, {"level": "hard"}], 2),  # by_level pays by it
+        ([{"level": "easy"}, {"level": "easy", "answer": "c"}], 2),
+    ],
+    ids=["twice the same", "other columns", "other answers"],
+)
+def test_a_prompt_of_several_questions_is_not_looked_up(tmp_path, my_rewards, rows, num_questions):
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a=", "answer": "b"} | row for row in rows])
+    env = gymnasium.make(
+        "worldmtp/Data-v0",
+        task_kwargs={"path": str(tmp_path / "a.jsonl"), "reward": f"{my_rewards}:by_level"},
+        tokenizer="char",
+        max_prompt=8,
+        max_new=8,
+        pool_size=16,  # both are in it but once in 2**15
+        heldout_fraction=0.0,
+    ).unwrapped
+    options = {"prompts": ["a="]}
+    if num_questions == 1:
+        assert env.reset(options=options)[1]["prompt_text"] == "a="
+        return
+    with pytest.raises(ValueError, match=r"the prompt 'a=' is that of 2 questions of the pool of 'train'"):
+        env.reset(options=options)

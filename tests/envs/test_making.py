@@ -1,10 +1,20 @@
 """Environments by id: ours, a user's own, typos; and what is told of them."""
 
 import gymnasium
+import numpy as np
 import pytest
+from gymnasium.wrappers.vector import ClipReward, FlattenObservation
 
 import worldmtp.envs
-from worldmtp.envs import Example, TextGenEnv, make_text_vec
+from worldmtp.envs import (
+    Example,
+    TextGenEnv,
+    TextGenVectorEnv,
+    TextVectorEnv,
+    VectorActionMask,
+    VectorPotentialShaping,
+    make_text_vec,
+)
 from worldmtp.envs.describe import describe, kind_of, subject_of, text_env_ids
 from worldmtp.envs.making import MakingError
 from worldmtp.envs.stacked import StackedVectorEnv
@@ -45,6 +55,103 @@ def test_a_single_environment_is_stacked_and_keeps_its_arguments(register):
     envs = make_text_vec("TestOwn-v0", 2, pool_size=10, max_new=9)
     assert isinstance(envs, StackedVectorEnv)
     assert len(envs.problem.pool("train")) == 10  # it takes any keyword, so this was its own
+
+
+ARGUMENTS = {
+    "task": "Copy",
+    "task_kwargs": {"alphabet": "ab", "min_length": 1, "max_length": 3},
+    "tokenizer": "char:ab=",
+    "max_prompt": 4,
+    "max_new": 4,
+    "pool_size": 4,
+}
+
+
+def masked_and_shaped(num_envs=1, **kwargs):
+    shaped = VectorPotentialShaping(TextGenVectorEnv(num_envs, **kwargs), "prefix_match", gamma=1.0)
+    return VectorActionMask(shaped, alphabet="a")
+
+
+def test_registered_wrappers_are_kept(register, monkeypatch):
+    """Ids: pad 0, EOS 1, a 2, b 3, = 4. Behind "ab=" the letter a is half of the answer, so it earns 1/2 - 0."""
+    monkeypatch.setattr(worldmtp.envs, "masked_and_shaped", masked_and_shaped, raising=False)
+    register(
+        "TestMasked-v0",
+        entry_point=Own,
+        vector_entry_point="worldmtp.envs:masked_and_shaped",
+        kwargs=ARGUMENTS,
+    )
+    envs = make_text_vec("TestMasked-v0", 2)
+    assert type(envs) is VectorActionMask
+    assert isinstance(envs, TextVectorEnv)
+    assert type(envs.env) is VectorPotentialShaping
+    _, infos = envs.reset(seed=0, options={"prompts": [Example("ab=", "ab")] * 2})
+    assert infos["action_mask"].tolist() == [[0, 1, 1, 0, 0]] * 2
+    with pytest.raises(ValueError, match=r"action 3 \('b'\) of row 1 is forbidden"):
+        envs.step(np.array([2, 3]))
+    assert envs.step(np.array([2, 2]))[1].tolist() == [0.5, 0.5]
+    before = envs.state()
+    assert envs.load_state(before)["length"].tolist() == [[4], [4]]
+
+
+def register_wrapped(register, monkeypatch, wrap):
+    monkeypatch.setattr(worldmtp.envs, "wrapped", lambda n=1, *, num_envs=1, **kw: wrap(num_envs, **kw), raising=False)
+    register("TestWrapped-v0", entry_point=Own, vector_entry_point="worldmtp.envs:wrapped", kwargs=ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "paid"),
+    [
+        (lambda n, **kw: ClipReward(masked_and_shaped(n, **kw), 0.0, 0.25), 0.0),
+        (
+            lambda n, **kw: VectorActionMask(
+                VectorPotentialShaping(ClipReward(TextGenVectorEnv(n, **kw), 0.0, 0.25), "prefix_match", gamma=1.0),
+                alphabet="a",
+            ),
+            -0.75,
+        ),
+    ],
+    ids=["outermost", "innermost"],
+)
+def test_a_wrapper_of_gymnasiums_is_kept_and_cannot_be_resumed(register, monkeypatch, wrap, paid):
+    register_wrapped(register, monkeypatch, wrap)
+    with pytest.warns(
+        UserWarning, match=r"wrappers without snapshots, \['ClipReward'\]: a run in it cannot be resumed"
+    ):
+        envs = make_text_vec("TestWrapped-v0", 1)
+    assert isinstance(envs, TextVectorEnv)
+    assert (envs.num_envs, envs.max_new, type(envs.task).__name__) == (1, 4, "Copy")
+    _, infos = envs.reset(seed=0, options={"prompts": [Example("a=", "a")]})
+    assert infos["action_mask"].tolist() == [[0, 1, 1, 0, 0]]
+    envs.step(np.array([2]))
+    # The score is 1 and F is 0 - 1. Clipped to 0..1/4 outside the shaping: 1 - 1 = 0; inside it: 1/4 - 1.
+    assert envs.step(np.array([1]))[1].tolist() == [paid]
+    state = envs.state()
+    assert state["unsaved"] == ["ClipReward"]
+    with pytest.raises(ValueError, match=r"the wrappers \['ClipReward'\] keep no snapshots"):
+        envs.load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (FlattenObservation, r"observations of .* lack \['tokens', 'length', 'prompt_length'\]"),
+        (lambda envs: Doubled(envs), r"whose actions are Discrete\(10\) where those of the text env are Discrete\(5\)"),
+    ],
+    ids=["observations", "actions"],
+)
+def test_wrappers_that_training_cannot_act_through_are_refused(register, monkeypatch, wrap, told):
+    register_wrapped(register, monkeypatch, lambda n, **kw: wrap(TextGenVectorEnv(n, **kw)))
+    with pytest.raises(MakingError, match=f"'TestWrapped-v0' makes .*{told}"):
+        make_text_vec("TestWrapped-v0", 1)
+
+
+class Doubled(gymnasium.vector.VectorWrapper):
+    """Has two ids for each token."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.single_action_space = gymnasium.spaces.Discrete(10)
 
 
 @pytest.mark.parametrize(

@@ -332,3 +332,18 @@ def test_the_environment_that_tells_prompts_is_closed_once_with_the_rows():
     envs.close()
     assert len(closed) == 4
     assert {*closed} == {envs.task.env, *(env.env for env in envs.envs)}
+
+
+class Tenths(Twins):
+    """Pays ten tenths of float32, 1.0000000149, for EOS, and nothing else."""
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, 10 * float(np.float32(0.1)) if action == 1 else 0.0, terminated, truncated, info
+
+
+def test_rewards_that_add_up_to_one_but_for_rounding_are_one():
+    (env,) = own_text_envs(Tenths, pool_size=64)
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.step(1)
+    assert (reward, terminated, info["score"], info["exact"]) == (1.0, True, 1.0, True)

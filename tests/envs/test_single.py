@@ -4,8 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from worldmtp.envs import ActionMask, TextGenEnv, TextTurnEnv
+from worldmtp.envs.own import own_text_envs
 
 
 def test_gymnasiums_checker_has_nothing_to_say(make_single):
@@ -73,7 +78,7 @@ def test_actions_outside_the_vocabulary_are_refused(make_single):
     with pytest.raises(ResetNeeded):
         env.step(2)
     env.reset(seed=0)
-    for action in (5, -1):
+    for action in (5, -1, 2**63, 2**70, np.int64(5)):
         with pytest.raises(ValueError, match=r"outside the vocabulary 0\.\.4"):
             env.step(action)
 
@@ -83,3 +88,57 @@ def test_examples_are_distinct_and_their_answers_fit(make_single):
     examples = env.examples("train", 4, seed=0)
     assert len({example.prompt for example in examples}) == 4
     assert all(example.answer + "=" == example.prompt for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        (3.0, r"3\.0 is a float \(float64, shape \(\)\)"),
+        (torch.tensor(3.0), r"tensor\(3\.\) is a Tensor \(float32, shape \(\)\)"),
+        (np.array([3]), r"array\(\[3\]\) is a ndarray \(int64, shape \(1,\)\)"),
+        (torch.tensor([3]), r"tensor\(\[3\]\) is a Tensor \(int64, shape \(1,\)\)"),
+        ([3], r"\[3\] is a list"),
+        ("3", r"'3' is a str"),
+        (None, r"None is a NoneType"),
+        (True, r"True is a bool"),
+        (np.bool_(True), r"np\.True_ is a bool"),
+        (torch.tensor(True), r"tensor\(True\) is a Tensor \(bool"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda env: env, ActionMask], ids=["bare", "masked"])
+def test_actions_of_another_type_are_told_so(make_single, wrap, action, told):
+    env = wrap(make_single())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"action {told}.*; expected one integer, the id of a token"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("action", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_one_integer_is_a_token_whatever_holds_it(make_single, action):
+    env = make_single()
+    obs, _ = env.reset(seed=0)
+    assert env.step(action)[0]["tokens"][obs["length"][0]] == 3
+
+
+@pytest.mark.parametrize("action", [3, np.array(3), torch.tensor(3)])
+def test_a_mask_sees_the_token_whatever_holds_it(make_single, action):
+    env = ActionMask(make_single(), alphabet="a")  # 3 is b
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action 3 \('b'\) of row 0 is forbidden"):
+        env.step(action)
+
+
+def test_what_is_written_into_metadata_stays_in_the_environment(make_single):
+    inner = make_single()
+    for env in (make_single(), *own_text_envs(lambda: inner), TextTurnEnv("Pig")):
+        env.metadata["autoreset_mode"] = "mine"
+    for untouched in (inner, TextGenEnv, TextTurnEnv):
+        assert untouched.metadata == {"render_modes": ["ansi"], "render_fps": 4}
+
+
+def test_rows_batched_by_gymnasium_know_their_own_autoreset_mode(make_single):
+    """Gymnasium 1.2 and 1.3 wrote the last one's mode into the class, which all read."""
+    modes = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+    first, second = (SyncVectorEnv([make_single] * 2, autoreset_mode=mode) for mode in modes)
+    assert (first.metadata["autoreset_mode"], second.metadata["autoreset_mode"]) == modes
+    assert "autoreset_mode" not in TextGenEnv.metadata

@@ -1,5 +1,7 @@
 """Gymnasium's toy-text environments side by side with the worlds made of them."""
 
+import hashlib
+
 import gymnasium
 import numpy as np
 import pytest
@@ -71,7 +73,8 @@ def test_random_maps_are_gymnasiums_and_differ_by_seed():
         openings.setdefault(opening, seed)
         assert info == {"hidden": ""}  # the map is told and must not be in two splits
         theirs = FrozenLakeEnv(desc=opening.split("/"))
-        theirs.reset(seed=seed)
+        digest = hashlib.blake2b(opening.encode(), digest_size=8).hexdigest()
+        theirs.reset(seed=int(digest, 16) // 2**33)
         for word, action in (("r", 2), ("d", 1), ("d", 1)):
             state, reward, terminated, *_ = theirs.step(action)
             reply, paid, ended, *_ = world.step(word)
@@ -81,6 +84,45 @@ def test_random_maps_are_gymnasiums_and_differ_by_seed():
             if ended:
                 break
     assert len(openings) > 20
+
+
+def story_of(world, seed, words):
+    told = [world.reset(seed)[0]]
+    for word in words:
+        reply, paid, terminated, truncated, _ = world.step(word)
+        told.append((reply, paid, terminated, truncated))
+        if terminated or truncated:
+            break
+    return told
+
+
+@pytest.mark.parametrize("name", ["FrozenLake", "Taxi", "Blackjack", "GuessNumber", "Pig", "GridWorld"])
+def test_a_key_holds_all_that_decides_an_episode(name):
+    """Worlds of one key tell one story, whichever seeds made them; FrozenLake's slips differed in 627 of 1,501 maps."""
+    task = gymnasium.make(f"worldmtp/{name}-v0").unwrapped.task
+    seeds = {}
+    for index in range(1500):
+        example = task.sample(np.random.default_rng(index), "train")
+        seeds.setdefault(example.key, set()).add(example.meta["seed"])
+    shared = [sorted(found)[:2] for found in seeds.values() if len(found) > 1]
+    assert bool(shared) == (name in ("FrozenLake", "GuessNumber", "GridWorld"))  # of the others the seed is hidden
+    words = {"GuessNumber": ["50", "25", "75"], "GridWorld": list("nesw"), "Taxi": list("snewpd")}.get(
+        name, list("ldru")
+    )
+    rng, world = np.random.default_rng(0), task.make_world()
+    for one, other in shared[:100]:
+        said = [words[index] for index in rng.integers(len(words), size=12)]
+        assert story_of(world, one, said) == story_of(world, other, said)
+
+
+def test_a_map_says_nothing_of_its_slips_that_can_be_read():
+    """One step to the right from the start slips up (stays), right or down, a third each: 300 maps, 5.5 sigma."""
+    world = ToyText("FrozenLake", random_map={"size": 8})
+    fates = []
+    for seed in range(300):
+        world.reset(seed)
+        fates.append(world.step("r")[0][:2])
+    assert all(abs(fates.count(cell) - 100) < 45 for cell in ("00", "01", "10"))
 
 
 def test_a_dry_lake_by_hand():

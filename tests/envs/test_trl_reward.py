@@ -179,3 +179,26 @@ def test_no_trl_and_no_torch_is_imported():
         "print(sorted({'trl', 'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+class Later:
+    """One prompt; the answer is what was asked for last: a or b, by the parity of a draw."""
+
+    def sample(self, rng, split):
+        return Example("a=", "ab"[int(rng.integers(2))])
+
+    def score(self, example, text, ids):
+        return Score(float(text == example.answer))
+
+
+def test_two_questions_of_one_prompt_are_refused_whichever_came_first(make_single):
+    reward = TextGenReward(make_single(task=Later(), heldout_fraction=0.0, pool_size=1))
+    answers = {seed: reward.problem.examples("train", 1, seed)[0].answer for seed in range(20)}
+    first, same = [seed for seed, answer in answers.items() if answer == "a"][:2]
+    other = next(seed for seed, answer in answers.items() if answer == "b")
+    (row,) = reward.rows("train", 1, seed=first)
+    reward.rows("train", 1, seed=same)
+    with pytest.raises(ValueError, match=r"Example\(prompt='a=', answer='b'.* has the prompt of .*answer='a'"):
+        reward.rows("train", 1, seed=other)
+    # The first question is still the one that is scored.
+    assert reward(**asked(reward, "a="), completion_ids=[[2, 1]], example_key=[row["example_key"]]) == [1.0]

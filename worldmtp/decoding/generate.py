@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,8 +27,8 @@ from worldmtp.decoding.trunk import as_mtp_model
 
 def generate(
     model: PreTrainedModel,
-    input_ids: Int[Tensor, "row length"],
-    attention_mask: Shaped[Tensor, "row length"] | None = None,
+    input_ids: Shaped[Tensor, "row length"],
+    attention_mask: Shaped[Tensor, "..."] | None = None,
     *,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None = None,
@@ -95,8 +95,8 @@ def generate(
     whole.eval()
     try:
         session = DecodingSession(whole, runner, drafter, policy, capacity, lossy)
-        rows = _Rows(input_ids, mask, stops, pad_token_id, drafter.max_drafts)
-        rows.take(session, session.prefill(input_ids, mask), counts_as_round=False)
+        rows = _Rows(input_ids.long(), mask, stops, pad_token_id, drafter.max_drafts)
+        rows.take(session, session.prefill(input_ids.long(), mask), counts_as_round=False)
         while len(session.texts):
             if chooser is None:
                 rows.take(session, session.advance_in_phases() if three_phase else session.advance())

@@ -3,7 +3,7 @@
 import os
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from worldmtp.decoding.slot_cache import cache_size
@@ -12,19 +12,22 @@ from worldmtp.model import MTPModel
 
 def check_prompts(
     model: MTPModel,
-    input_ids: Int[Tensor, "row length"],
-    attention_mask: Shaped[Tensor, "row length"] | None,
+    input_ids: Shaped[Tensor, "row length"],
+    attention_mask: Shaped[Tensor, "..."] | None,
     pad_token_id: int,
     max_new_tokens: int,
 ) -> Bool[Tensor, "row length"]:
     """The mask of the prompts' real tokens.
 
     Raises:
-        ValueError: no rows, tokens outside the vocabulary, a row of padding alone, padding that nobody marked, or a
+        ValueError: no rows, ids that are no whole numbers, tokens outside the vocabulary, a mask of another shape than
+            the ids' or with other values than 0 and 1, a row of padding alone, padding that nobody marked, or a
             prompt that leaves no room in the trunk's context.
     """
     if not input_ids.numel():
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; pass at least one row of one token.")
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+        raise ValueError(f"input_ids are of dtype {input_ids.dtype}; pass token ids as whole numbers.")
     config = model.trunk.config.get_text_config()
     lowest, highest = int(input_ids.min()), int(input_ids.max())
     if lowest < 0 or highest >= config.vocab_size:
@@ -36,7 +39,17 @@ def check_prompts(
                 "that is padding or text (pad and eos are often one token); pass attention_mask."
             )
         attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; give "
+            "every token its own entry."
+        )
     mask = attention_mask.bool()
+    if not bool((attention_mask == mask).all()):
+        raise ValueError(
+            f"attention_mask has values from {attention_mask.min().item()} to {attention_mask.max().item()}; expected "
+            "0 for padding and 1 for tokens (an additive mask of floats is not taken)."
+        )
     empty = torch.nonzero(~mask.any(dim=1))[:, 0].tolist()
     if empty:
         raise ValueError(f"rows {empty} of the prompts are all padding; every row needs at least one token.")

@@ -56,8 +56,8 @@ class ParallelBeamOutput:
 
 def parallel_beam(
     model: PreTrainedModel,
-    input_ids: Int[Tensor, "row length"],
-    attention_mask: Shaped[Tensor, "row length"] | None = None,
+    input_ids: Shaped[Tensor, "row length"],
+    attention_mask: Shaped[Tensor, "..."] | None = None,
     *,
     widths: Sequence[int],
     num_beams: int = 1,
@@ -93,6 +93,7 @@ def parallel_beam(
     tree = BeamTree(tuple(widths))
     check_beam_heads(whole, tree.widths)
     mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, max_new_tokens)
+    input_ids = input_ids.long()  # any whole numbers are taken; embeddings and gathers ask for these
     runner = make_runner(whole)
     capacity = int(mask.sum(dim=1).max()) + max_new_tokens + tree.num_nodes
     check_cache(whole, len(input_ids) * num_beams, capacity, max_cache_bytes, runner.copied_bytes)

@@ -50,6 +50,10 @@ class CachedTexts:
         Raises:
             ValueError: a row is all padding, or longer than there are slots.
         """
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}."
+            )
         lengths = attention_mask.sum(dim=1)
         empty = torch.nonzero(lengths == 0)[:, 0].tolist()
         if empty:

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
 from worldmtp.ema import EMATrunk
-from worldmtp.model import TRAINS_HEADS, MTPModel
+from worldmtp.model import MTPModel
+from worldmtp.model_guards import TRAINS_HEADS
 from worldmtp.post_training.checks import (
     check_config,
     check_has_target,

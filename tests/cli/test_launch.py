@@ -2,14 +2,17 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from worldmtp.cli import train
+from worldmtp.cli.launch import flags_first
 
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
@@ -111,26 +114,99 @@ def test_multirun_gives_each_job_its_own_directory(command_line, monkeypatch, tm
     monkeypatch.setattr(train, "run", lambda node, run_dir: seen.append((node.seed, run_dir)) or 0.0)
     code, _, err = command_line("-m", "seed=0,1", "imagination=off,counterfactual", "hydra.sweep.dir=sweep", *QUIET)
     assert code == 0, err
-    assert [(seed, run_dir.name) for seed, run_dir in seen] == [
-        (0, "0_seed0"),
-        (0, "1_seed0"),
-        (1, "2_seed1"),
-        (1, "3_seed1"),
-    ]
+    assert [seed for seed, _ in seen] == [0, 0, 1, 1]
+    assert all(re.fullmatch(rf"seed{seed}_[0-9a-f]{{8}}", run_dir.name) for seed, run_dir in seen)
+    assert len({run_dir for _, run_dir in seen}) == 4
     assert {run_dir.parent for _, run_dir in seen} == {tmp_path / "sweep"}
+
+
+def test_a_job_of_a_sweep_is_recognised_by_its_config(command_line, monkeypatch, tmp_path):
+    seen = []
+
+    def recorded(node, run_dir):
+        seen.append((node.agent.ppo.learning_rate, node.env.kwargs.get("max_new"), run_dir.name))
+        return 0.0
+
+    monkeypatch.setattr(train, "run", recorded)
+    sweeps = [
+        ["agent.ppo.learning_rate=1e-4,3e-4", "+env.kwargs.max_new=9", "+env.kwargs.pool_size=64"],
+        ["+env.kwargs.pool_size=64", "agent.ppo.learning_rate=3e-4,1e-4", "+env.kwargs.max_new=9"],  # another order
+        ["agent.ppo.learning_rate=5e-4,0.0001,0.0003", "+env.kwargs.pool_size=64", "+env.kwargs.max_new=9"],  # one more
+        ["agent.ppo.learning_rate=1e-4", "+env.kwargs.max_new=8,9", "+env.kwargs.pool_size=64"],  # another axis
+    ]
+    for sweep in sweeps:
+        code, _, err = command_line("-m", "env=reverse", *sweep, "hydra.sweep.dir=sweep", *QUIET)
+        assert code == 0, err
+    names = {}
+    for rate, max_new, name in seen:
+        names.setdefault((rate, max_new), set()).add(name)
+    assert len(seen) == 2 + 2 + 3 + 2
+    assert sorted(names) == [(1e-4, 8), (1e-4, 9), (3e-4, 9), (5e-4, 9)]
+    assert all(len(found) == 1 for found in names.values())
+    assert len(set.union(*names.values())) == 4
 
 
 @pytest.mark.usefixtures("no_report")
 def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
     code, out, err = command_line("-m", "seed=0,1", "hydra.sweep.dir=sweep", *tiny_overrides, *QUIET)
     assert code == 0, err
-    runs = [tmp_path / "sweep" / name for name in ("0_seed0", "1_seed1")]
+    runs = [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    assert sorted(run.name.partition("_")[0] for run in runs) == ["seed0", "seed1"]
     assert all((run / "DONE").exists() for run in runs)
     assert out.count("exact match") == 2
-    # Started once more, a sweep that is done trains nothing.
-    code, out, err = command_line("-m", "seed=0,1", "hydra.sweep.dir=sweep", *tiny_overrides, *QUIET)
+    # Started once more, in another order of values and of keys, a sweep that is done trains nothing.
+    code, out, err = command_line("-m", *reversed(tiny_overrides), "seed=1,0", "hydra.sweep.dir=sweep", *QUIET)
     assert code == 0, err
     assert out.count("is done already") == 2
+
+
+def test_every_failure_of_a_sweep_is_said_and_logged(command_line, monkeypatch, tmp_path):
+    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda config, run_dir: 0.5)
+    code, _, err = command_line(
+        "-m", "env=reverse", "agent.ppo.learning_rate=-1,1e-4,-2", "hydra.sweep.dir=sweep", *QUIET
+    )
+    assert code == 1
+    logs = {path.parent: path.read_text() for path in (tmp_path / "sweep").glob("*/train.log")}
+    failed = {run_dir: log for run_dir, log in logs.items() if "failed" in log}
+    assert (len(logs), len(failed)) == (3, 2)
+    for value in ("-1.0", "-2.0"):
+        (run_dir,) = [run_dir for run_dir, log in failed.items() if f"learning_rate={value} must be" in log]
+        assert "Traceback" in failed[run_dir]
+        assert f"error in {run_dir}: agent.ppo: learning_rate={value} must be" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=quickstart", "-m", "seed=0,1", "profile=cpu_smoke"],
+        ["seed=0", "--cfg", "job", "experiment=quickstart"],
+        ["seed=0", "--config-dir", "mine", "env=reverse", "--resolve", "name=x"],
+        ["--config-dir=mine", "seed=0", "-cd", "other", "+a=b", "~env.kwargs"],
+        ["seed=0", "experiment=quickstart", "--info"],
+        ["seed=0", "-i", "plugins", "seed=1"],
+        ["-m", "seed=0,1"],
+        ["seed=0"],
+        ["seed=0", "--package", "a.b", "-c", "all", "-h", "env=reverse", "-r"],
+        [],
+    ],
+)
+def test_flags_may_stand_anywhere(arguments):
+    """As argparse itself reads a line whose flags and positional arguments are intermixed."""
+    expected = get_args_parser().parse_intermixed_args(arguments)
+    assert get_args_parser().parse_args(flags_first(arguments)) == expected
+    assert expected.overrides == [one for one in arguments if ("=" in one or "~" in one) and not one.startswith("-")]
+
+
+def test_an_override_is_not_taken_for_the_value_of_a_flag_that_needs_none():
+    assert flags_first(["seed=0", "--info", "env=reverse"]) == ["--info=all", "seed=0", "env=reverse"]
+
+
+def test_a_flag_in_the_middle_of_the_line(command_line):
+    code, out, err = command_line("seed=3", "--cfg", "job", "env=reverse")
+    assert (code, err) == (0, "")
+    shown = yaml.safe_load(out)
+    assert (shown["seed"], shown["env"]["id"]) == (3, "worldmtp/Reverse-v0")
 
 
 def test_output_directory_below_a_file_is_an_error(command_line, tmp_path):

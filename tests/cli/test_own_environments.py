@@ -60,7 +60,7 @@ def share_right(example, text):
 {"prompt": "cat=", "answer": "CAT"}
 {"prompt": "dog=", "answer": "DOG"}
 {"prompt": "cow=", "answer": "COW"}
-{"prompt": "fox=", "answer": "FOX"}
+{"prompt": "pig=", "answer": "PIG"}
 """,
     ),
     Route(

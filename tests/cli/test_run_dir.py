@@ -95,8 +95,7 @@ def test_a_killed_owner_keeps_nobody_out_though_its_child_lives(tmp_path):
         "import os, sys, time\nfrom pathlib import Path\nfrom omegaconf import OmegaConf\n"
         "from worldmtp.cli.run_dir import claim\n"
         "held = claim(Path(sys.argv[1]), OmegaConf.create({'seed': 0}), False)\n"
-        "child = os.fork()\n"
-        "if child:\n    print(child, flush=True)\n"
+        "if os.fork() == 0:\n    print(os.getpid(), flush=True)\n"  # it has let go by then
         "time.sleep(60)\n"
     )
     owner = script(text, str(tmp_path))

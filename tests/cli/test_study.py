@@ -76,6 +76,7 @@ def test_a_study_runs_once_and_says_what_it_found(study, tmp_path, capsys):
         "shared",
         "study.json",
         "study.md",
+        "train.log",
     ]
     assert run(study(), run_dir) == 3.0
     again = capsys.readouterr()

@@ -175,6 +175,23 @@ def test_missing_checkpoints(compose_tiny, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
 
 
+def test_stopped_before_the_first_checkpoint(reference, compose_tiny, results_of, tmp_path, monkeypatch):
+    """More frequent checkpoints are asked for when it is taken up: there never was one, so nothing is missing."""
+    every = ("agent.rollout.num_iterations=3", "checkpoint.every_iterations=10")
+    run(compose_tiny(*every, "checkpoint.stop_after=2"), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+    def dies(*args, **kwargs):
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:  # the new interval is in config.yaml, and the old one's log still there
+        patch.setattr(pipeline, "load_last", dies)
+        with pytest.raises(MemoryError):
+            resume(tmp_path, "checkpoint.every_iterations=1")
+    resume(tmp_path)
+    assert found_equal(results_of(tmp_path), reference)
+
+
 def test_damaged_warm_start(compose_tiny, tmp_path):
     run(compose_tiny("checkpoint.stop_after=1"), tmp_path)
     (tmp_path / "sft" / "model" / "model.safetensors").write_bytes(b"\0" * 8)

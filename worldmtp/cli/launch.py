@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from worldmtp.cli import clean_exit
 from worldmtp.cli.clean_exit import TRACEBACK_VARIABLE, exit_cleanly, message_of
 from worldmtp.cli.hints import explain, flat_keys
+from worldmtp.cli.run_dir import config_digest
 from worldmtp.cli.schema import TrainConfig, twin
 
 CONFIG_TREE = "pkg://worldmtp.configs"
@@ -50,14 +51,21 @@ class UserConfigDirectories(SearchPathPlugin):
 def register() -> None:
     """Make the schema and the user's directories known to Hydra; harmless to repeat."""
     ConfigStore.instance().store(name="train_schema", node=twin(TrainConfig))
+    OmegaConf.register_new_resolver("config_digest", _digest_of_task, replace=True)
     plugins = Plugins.instance()
     if UserConfigDirectories not in plugins.discover(SearchPathPlugin):
         plugins.register(UserConfigDirectories)
 
 
+def _digest_of_task(*, _root_: DictConfig) -> str:
+    """``${config_digest:}``: of the whole config but Hydra's own."""
+    return config_digest(OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"]))
+
+
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Run ``task`` under Hydra with this process's arguments; an expected error ends with its message and code 1."""
     register()
+    sys.argv[1:] = flags_first(sys.argv[1:])
     shows_traceback = clean_exit.shows_traceback()
     # Else Hydra prints and exits by itself, and nobody can add what was probably meant.
     os.environ[TRACEBACK_VARIABLE] = "1"
@@ -72,6 +80,34 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
             raise
 
     fail_cleanly(start, shows_traceback)
+
+
+_FLAGS_WITH_VALUE = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
+)
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with Hydra's flags before the overrides.
+
+    Hydra's parser takes overrides that stand behind a flag for unknown arguments where others stand before it.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            overrides.append(argument)
+        elif argument in ("--info", "-i"):  # its value is optional, and an override that follows would be taken for it
+            flags.append(f"--info={rest.pop(0) if rest and rest[0] in _INFO else 'all'}")
+        else:
+            flags.append(argument)
+            if argument in _FLAGS_WITH_VALUE and rest:
+                flags.append(rest.pop(0))
+    return flags + overrides
 
 
 def fail_cleanly(action: Callable[[], object], shows_traceback: bool | None = None) -> None:

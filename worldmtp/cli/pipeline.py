@@ -33,8 +33,9 @@ from worldmtp.cli.make import (
     vocabulary,
 )
 from worldmtp.cli.objective import checked_objective
-from worldmtp.cli.reinforce import StoppedEarly, load_last, reinforce
+from worldmtp.cli.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
+from worldmtp.cli.run_log import RUN_LOG, tell
 from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts
 from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
@@ -66,11 +67,11 @@ def execute(config: TrainConfig, run_dir: Path) -> float:
     try:
         with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
             pipeline = Pipeline(config, run_dir, writer, progress)
-            for note in pipeline.notes:
-                print(f"note: {note}", file=sys.stderr)
+            tell(pipeline.notes)
             exact = pipeline.run()
     except StoppedEarly as stop:
         print(stop)
+        RUN_LOG.info("%s", stop)
         return float("nan")
     except KeyboardInterrupt:
         print(f"\ninterrupted. {way_back}", file=sys.stderr)
@@ -79,6 +80,7 @@ def execute(config: TrainConfig, run_dir: Path) -> float:
         error.add_note(way_back)
         raise
     print(f"\n{pipeline.closing}")
+    RUN_LOG.info("done\n%s", pipeline.closing)
     return exact
 
 
@@ -125,7 +127,7 @@ class Pipeline:
 
     def run(self) -> float:
         """All stages."""
-        saved = load_last(self._run_dir, self._config.checkpoint)
+        saved = load_last(self._run_dir)
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
         self._writer.resume_at(-1 if saved is None else saved.step)
         self._warm_start()
@@ -143,7 +145,7 @@ class Pipeline:
                 self._config.checkpoint,
                 self._writer,
                 lambda step: self._evaluate(trainer, step),
-                lambda fraction, note: self._progress.update("reinforce", fraction, note),
+                lambda fraction, note: self._report("reinforce", fraction, note),
             )
         if self._after is None:
             # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
@@ -185,17 +187,21 @@ class Pipeline:
                 directory,
                 stream_seed(config.seed, "warm start") % 2**32,  # Hugging Face seeds numpy, too
                 writer,
-                lambda fraction, note: self._progress.update("warm start", fraction, note),
+                lambda fraction, note: self._report("warm start", fraction, note),
                 config.model.compute_dtype,
             )
         on_device(self._model, config.profile)
+
+    def _report(self, stage: str, fraction: float, note: str) -> None:
+        self._progress.update(stage, fraction, note)
+        RUN_LOG.info("%s: %s", stage, note)
 
     def _open_log(self, before: Judgement) -> None:
         """What is known before the first iteration, at step 0."""
         if self._config.logger.tensorboard:
             self._writer.custom_layout(default_layout())
         config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
-        self._writer.text("run/config", f"```yaml\n{config}\n```", 0)
+        self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_judgement(before, self._run_dir, self._start, self._writer, 0)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from worldmtp.agents.forward import episode_returns
 from worldmtp.agents.trainer import ImaginationTrainer
@@ -15,6 +16,8 @@ from worldmtp.model import MTPModel
 from worldmtp.tracking import METRICS_FILE, MetricWriter, read_records
 
 CHECKPOINTS = "checkpoints"
+CONFIG_TAG = "run/config"
+"""The text that a log begins with: the config, as a block of YAML."""
 
 
 class StoppedEarly(RuntimeError):
@@ -29,7 +32,7 @@ class SavedRun:
     step: int
 
 
-def load_last(run_dir: Path, config: CheckpointConfig) -> SavedRun | None:
+def load_last(run_dir: Path) -> SavedRun | None:
     """The newest checkpoint of a run, or None where it has none yet.
 
     Raises:
@@ -39,9 +42,9 @@ def load_last(run_dir: Path, config: CheckpointConfig) -> SavedRun | None:
     directory = run_dir / CHECKPOINTS
     last = latest_checkpoint(directory)
     if last is None:
-        num_logged = _logged_iterations(run_dir)
+        num_logged, interval = _logged_iterations(run_dir)
         # The iteration after the first checkpoint is logged only when that is written.
-        if num_logged > config.every_iterations:
+        if num_logged > interval:
             raise CheckpointError(
                 f"{run_dir} has logged {num_logged} iterations and {directory} holds no checkpoint. Put the newest "
                 f"checkpoint-*.pt back, or delete {METRICS_FILE} to begin anew from the warm start."
@@ -54,9 +57,20 @@ def load_last(run_dir: Path, config: CheckpointConfig) -> SavedRun | None:
     return SavedRun(trainer=saved["trainer"], step=int(saved["step"]))
 
 
-def _logged_iterations(run_dir: Path) -> int:
+def _logged_iterations(run_dir: Path) -> tuple[int, int]:
+    """How many iterations the log holds, and how many lay between checkpoints when they were made.
+
+    The config of the run cannot tell: a resumption may change the interval, and has written its own by now. The log
+    begins with the config that it was opened under.
+    """
     path = run_dir / METRICS_FILE
-    return sum("rollout/return_mean" in record for record in read_records(path)) if path.exists() else 0
+    records = read_records(path) if path.exists() else []
+    num_logged = sum("rollout/return_mean" in record for record in records)
+    if not num_logged:
+        return 0, 0
+    text = next(record["text"][CONFIG_TAG] for record in records if CONFIG_TAG in record.get("text", {}))
+    opened_under = OmegaConf.create(text.removeprefix("```yaml\n").removesuffix("\n```"))
+    return num_logged, int(opened_under.checkpoint.every_iterations)
 
 
 def reinforce(

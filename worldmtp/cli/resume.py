@@ -63,6 +63,27 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+def resumption_notes(saved: DictConfig, config: DictConfig) -> list[str]:
+    """What a changed value means for the numbers of a run that goes on with it."""
+    notes = []
+    before, after = (int(one.agent.rollout.num_iterations) for one in (saved, config))
+    if before != after and config.agent.ppo.anneals_learning_rate and not config.study:
+        last = min(before, after) - 1
+        notes.append(
+            f"agent.rollout.num_iterations={after} was {before}, and the learning rate falls to zero over all "
+            f"iterations: from here on it is that of a run of {after}. In iteration {last + 1}, for one, that is "
+            f"{1 - last / after:.3g} of agent.ppo.learning_rate, and it was {1 - last / before:.3g}."
+        )
+    for key in ("profile.device", "profile.num_threads"):
+        one, other = OmegaConf.select(saved, key), OmegaConf.select(config, key)
+        if one != other:
+            notes.append(
+                f"{key}={other} was {one}: sums are taken in another order, so the numbers from here on are not to the "
+                "bit those of a run that was not interrupted."
+            )
+    return notes
+
+
 def saved_config(run_dir: Path) -> DictConfig:
     """The config of the run in ``run_dir``, as ``claim`` wrote it.
 

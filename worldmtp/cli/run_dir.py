@@ -6,6 +6,7 @@ The lock is the kernel's: it ends with its process, however that ends, and never
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -95,9 +96,16 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def config_text(node: DictConfig) -> str:
-    """What ``config.yaml`` holds: two runs are the same where this is."""
-    return OmegaConf.to_yaml(node, resolve=True)
+def config_digest(node: DictConfig) -> str:
+    """Eight hexadecimal digits of a resolved config, whatever the order of its keys.
+
+    Jobs of a sweep are named by it, so that a value is found again wherever it stands on the command line.
+    """
+    return hashlib.sha256(_sorted_text(node).encode()).hexdigest()[:8]
+
+
+def _sorted_text(node: DictConfig) -> str:
+    return OmegaConf.to_yaml(node, resolve=True, sort_keys=True)
 
 
 def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
@@ -109,7 +117,7 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
         ValueError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
             False.
     """
-    text = config_text(node)
+    text = OmegaConf.to_yaml(node, resolve=True)
     path = run_dir / CONFIG_FILE
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,10 +125,10 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
     except OSError as error:
         raise _unwritable(run_dir, error) from error
     try:
-        if not resumes and path.exists() and path.read_text(encoding="utf-8") != text:
+        if not resumes and path.exists() and not _is_config_of(path, node, text):
             raise ValueError(
                 f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
-                "choose another directory with hydra.run.dir=..."
+                "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
             )
         temporary = path.with_suffix(".yaml.tmp")
         temporary.write_text(text, encoding="utf-8")
@@ -132,6 +140,14 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
         claimed.release()
         raise
     return claimed
+
+
+def _is_config_of(path: Path, node: DictConfig, text: str) -> bool:
+    """Whether the file holds this config; the order of its keys is that of the overrides, and says nothing."""
+    if path.read_text(encoding="utf-8") == text:
+        return True
+    saved = OmegaConf.load(path)
+    return isinstance(saved, DictConfig) and _sorted_text(saved) == _sorted_text(node)
 
 
 def _unwritable(run_dir: Path, error: OSError) -> ValueError:

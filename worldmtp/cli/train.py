@@ -11,15 +11,19 @@ something to run.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
+from worldmtp.cli.clean_exit import message_of
 from worldmtp.cli.launch import fail_cleanly, launch
-from worldmtp.cli.resume import resume_argument, resumed_config
+from worldmtp.cli.resume import resume_argument, resumed_config, resumption_notes, saved_config
 from worldmtp.cli.run_dir import claim, is_done
+from worldmtp.cli.run_log import run_log, tell
 from worldmtp.cli.schema import TrainConfig, build
 
 
@@ -30,16 +34,28 @@ def main() -> None:
         launch(_train, "train")
     else:
         run_dir, overrides = resumed
-        fail_cleanly(lambda: run(resumed_config(run_dir, overrides), run_dir, resumes=True))
+        fail_cleanly(lambda: _resume(run_dir, overrides))
 
 
 def _train(config: DictConfig) -> float:
     if config.resume is not None:
         raise ValueError(f"resume={config.resume} stands in a config file; give it on the command line.")
-    return run(config, Path(HydraConfig.get().runtime.output_dir))
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return run(config, run_dir)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            # The other jobs go on, and at their end Hydra raises the first failure alone.
+            print(f"error in {run_dir}: {message_of(error)}", file=sys.stderr)
+        raise
 
 
-def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
+def _resume(run_dir: Path, overrides: Sequence[str]) -> float:
+    config = resumed_config(run_dir, overrides)
+    return run(config, run_dir, resumes=True, notes=resumption_notes(saved_config(run_dir), config))
+
+
+def run(node: DictConfig, run_dir: Path, resumes: bool = False, notes: Sequence[str] = ()) -> float:
     """Train to the end, from where a run in ``run_dir`` was; the held-out exact match, or a study's headline.
 
     Raises:
@@ -48,18 +64,24 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
         CheckpointError: a checkpoint cannot be written, or the last one cannot be read.
         StudyError: arms of a study failed; the message names them.
     """
-    config = build(TrainConfig, node)
-    with claim(run_dir, node, resumes):
-        if is_done(run_dir) and not resumes:
-            print(f"{run_dir} is done already; this is what it found.")
-            return _finished(config, run_dir)
-        if config.study:
-            from worldmtp.cli.study import execute_study
+    with run_log(run_dir):
+        config = build(TrainConfig, node)
+        with claim(run_dir, node, resumes):
+            tell(notes)
+            return _run(config, run_dir, resumes)
 
-            return execute_study(config, run_dir)
-        from worldmtp.cli.pipeline import execute
 
-        return execute(config, run_dir)
+def _run(config: TrainConfig, run_dir: Path, resumes: bool) -> float:
+    if is_done(run_dir) and not resumes:
+        print(f"{run_dir} is done already; this is what it found.")
+        return _finished(config, run_dir)
+    if config.study:
+        from worldmtp.cli.study import execute_study
+
+        return execute_study(config, run_dir)
+    from worldmtp.cli.pipeline import execute
+
+    return execute(config, run_dir)
 
 
 def _finished(config: TrainConfig, run_dir: Path) -> float:

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 from gymnasium.vector import AutoresetMode
 
+from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.stacked import StackedVectorEnv
 from worldmtp.envs.trainable import TextVectorEnv
 from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, UnsavedVectorWrapper, unsaved_wrappers
@@ -76,7 +78,7 @@ def make_text_vec(
     except (gymnasium.error.Error, ImportError) as error:
         raise MakingError(f"{env_id!r} cannot be made: {error}") from error
     except TypeError as error:
-        raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}. {_REMEDY}") from error
+        raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}.{_cure(error, kwargs)}") from error
     return _trainable(env_id, made)
 
 
@@ -118,6 +120,17 @@ def _stacked(
     passed = {name: value for name, value in kwargs.items() if name not in kept}
     make = partial(gymnasium.make, spec.id, disable_env_checker=True, **passed)
     return StackedVectorEnv(make, num_envs, autoreset_mode=autoreset_mode, **kept)
+
+
+def _cure(error: TypeError, kwargs: Mapping[str, Any]) -> str:
+    """What to do: a keyword that was given and is not taken is a typo; else the environment is not one of text."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    task_kwargs = kwargs.get("task_kwargs")
+    if unknown is None or unknown[1] not in {*kwargs, *(task_kwargs if isinstance(task_kwargs, Mapping) else ())}:
+        return f" {_REMEDY}"
+    known = [name for name in inspect.signature(TextProblem).parameters if unknown[1] in kwargs]
+    near = difflib.get_close_matches(unknown[1], known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _nearest(name: str) -> str:

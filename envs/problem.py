@@ -122,15 +122,15 @@ class TextProblem:
             self._pools[split] = self.encode(drawn)
         return self._pools[split]
 
-    def choose_pools(self, seed: int, excluded: Iterable[Example] = ()) -> None:
-        """Set the seed of all pools and the questions that they must not have, before the first of them is drawn.
+    def choose_pools(self, seed: int, excluded: Iterable[str] = ()) -> None:
+        """Set the seed of all pools and the keys of questions they must not have, before the first is drawn.
 
         Raises:
             RuntimeError: if a pool has been drawn: episodes may have been played from it.
         """
         if self._pools:
             raise RuntimeError(f"the pools of {sorted(self._pools)} are drawn already; choose them before any reset.")
-        self.pool_seed, self._excluded = seed, frozenset(example.key for example in excluded)
+        self.pool_seed, self._excluded = seed, frozenset(excluded)
 
     def encode(self, examples: Sequence[Example]) -> EncodedExamples:
         """Examples with the tokens of their prompts; see ``encode_examples``."""

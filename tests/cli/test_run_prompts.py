@@ -166,6 +166,29 @@ def test_every_purpose_of_every_run_has_a_stream_of_its_own(compose_tiny, no_rep
         stream_seed(-1, "model")
 
 
+def test_a_warm_start_that_is_loaded_says_what_it_was_shown(compose_tiny, no_report, config_of, tmp_path):
+    """Of another seed, it was shown other prompts than this run's own warm start would show."""
+    few = ("+env.kwargs.task_kwargs={alphabet: ab, min_length: 1, max_length: 6}", "env.kwargs.pool_size=200")
+    run(compose_tiny(*few, "seed=1", "sft.num_demonstrations=30"), tmp_path / "other")
+    load = f"sft.load={tmp_path / 'other' / 'sft' / 'model'}"
+    known = set(json.loads((tmp_path / "other" / "sft" / "demonstrations.json").read_text()))
+    config = build(TrainConfig, compose_tiny(*few, "seed=0", load))
+    env, prompts, overlap, notes = prompts_of(config)
+    drawn = keys(make_env(config.env, 4).examples("train", 30, 1, "demonstrations", fewer=True))
+    assert known == drawn
+    assert (prompts.shown, prompts.demonstrations, overlap, notes) == (known, [], 0.0, ())
+    assert not known & keys(env.problem.pool("train").examples)
+    # Where all are shared, the share is counted against what was really shown.
+    config = build(TrainConfig, compose_tiny(*few, "seed=0", load, "sft.share_prompts=true"))
+    env, _, overlap, _ = prompts_of(config)
+    pool = keys(env.problem.pool("train").examples)
+    assert overlap == pytest.approx(len([key for key in pool if key in known]) / len(pool))
+    assert 0.0 < overlap < 1.0
+    (tmp_path / "other" / "sft" / "demonstrations.json").unlink()
+    _, prompts, _, notes = prompts_of(build(TrainConfig, compose_tiny(*few, "seed=0", load)))
+    assert "no demonstrations.json beside it says which prompts it was shown" in notes[0]
+
+
 def test_a_run_without_a_warm_start_says_what_it_started_from(compose_tiny, no_report, tmp_path, capsys):
     run(compose_tiny("env=pig", "sft.num_steps=3", "imagination=off"), tmp_path / "run")
     told = capsys.readouterr()

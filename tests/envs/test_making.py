@@ -187,6 +187,21 @@ def test_wrong_arguments_are_named():
         make_text_vec("worldmtp/Reverse-v0", 1, max_nwe=3)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "end"),
+    [
+        ({"max_nw": 8}, "unexpected keyword argument 'max_nw'. Did you mean 'max_new'?"),
+        ({"tokeniser": "char"}, "unexpected keyword argument 'tokeniser'. Did you mean 'tokenizer'?"),
+        ({"qqq": 1}, "unexpected keyword argument 'qqq'."),
+        ({"task_kwargs": {"max_nw": 8}}, "unexpected keyword argument 'max_nw'."),
+    ],
+)
+def test_a_misspelt_keyword_names_the_nearest_and_no_other_cure(kwargs, end):
+    with pytest.raises(MakingError) as caught:
+        make_text_vec("worldmtp/Reverse-v0", 1, **kwargs)
+    assert str(caught.value).endswith(end)
+
+
 def test_a_description_measures_lengths():
     it = describe("worldmtp/PathStar-v0", pool_size=8)
     # Two arms of five nodes: 8 edges of two letters, start, goal and "="; the arm's other four nodes.

@@ -26,7 +26,7 @@ def test_the_seed_of_a_pool_decides_it():
 def test_what_is_excluded_is_never_asked():
     env = make()
     shown = env.examples("train", 30, 0, "demonstrations")
-    env.problem.choose_pools(0, shown)
+    env.problem.choose_pools(0, [example.key for example in shown])
     asked = set()
     env.reset(seed=0)
     for _ in range(20):

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
-from worldmtp.cli.saved_model import load_causal_lm
+from worldmtp.cli.saved_model import holds_mtp_model, load_causal_lm, load_model
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.config import MTPConfig
 from worldmtp.dynamics import check_backend, make_world_model
@@ -84,11 +84,14 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
-    """The trunk with fresh heads, for the environment's vocabulary and lengths.
+    """The trunk with fresh heads, for the environment's vocabulary and lengths; a saved MTPModel with its own.
 
     Raises:
-        ValueError: no such family of heads (the nearest is suggested), or one that cannot be had that way.
+        ValueError: no such family of heads (the nearest is suggested), or one that cannot be had that way; or a saved
+            model cannot be read.
     """
+    if brings_heads(config):
+        return load_model(Path(str(config.path)), f"Give another model.path than {config.path!r}.")
     generator = torch.Generator().manual_seed(seed)
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
@@ -98,6 +101,11 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
         return MTPModel.from_trunk(trunk, heads, generator)
     except ValueError as error:
         raise ValueError(f"model.head={config.head} with model.head_spec={given(config.head_spec)}: {error}") from error
+
+
+def brings_heads(config: ModelConfig) -> bool:
+    """Whether ``path`` is a saved MTPModel, whose heads are taken as they are."""
+    return config.architecture is None and config.path is not None and holds_mtp_model(Path(config.path))
 
 
 def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:

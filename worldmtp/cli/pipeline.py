@@ -25,6 +25,7 @@ from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
 from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.make import (
+    brings_heads,
     check_fits,
     check_imagination,
     make_env,
@@ -36,7 +37,7 @@ from worldmtp.cli.objective import checked_objective
 from worldmtp.cli.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
 from worldmtp.cli.run_log import RUN_LOG, tell
-from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts
+from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts, write_shown
 from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
 from worldmtp.cli.warm_start import warm_start
@@ -109,10 +110,10 @@ class Pipeline:
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
-        prompts = draw_run_prompts(self._env, config)
+        self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         self._overlap, notes = choose_pool(self._env, prompts, config)
-        self.notes = (*prompts.notes, *notes)
+        self.notes = (*self._model_notes(), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)),
             held_out,
@@ -168,6 +169,15 @@ class Pipeline:
         seed = stream_seed(config.seed, "model")
         return False, on_device(make_model(config.model, self._env, seed), config.profile)
 
+    def _model_notes(self) -> list[str]:
+        if self._is_warm or not brings_heads(self._config.model):
+            return []
+        heads = self._model.config
+        return [
+            f"model.path={self._config.model.path}: a saved MTPModel, taken with its own heads (head={heads.head}, "
+            f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here."
+        ]
+
     @property
     def _start(self) -> str:
         """What the evaluation before the first iteration is called: of a warm start, or of the model as it came."""
@@ -177,6 +187,7 @@ class Pipeline:
         config, directory = self._config, self._run_dir / "sft"
         if self._is_warm or not self._examples:
             return
+        write_shown(directory, self._prompts)
         with _writer(directory, config) as writer:
             warm_start(
                 self._model,

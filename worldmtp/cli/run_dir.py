@@ -40,7 +40,7 @@ class Claim:
         try:
             self._lock(run_dir)
         except BaseException:
-            self.release()
+            self.forget()
             raise
         _OPEN.add(self)
 
@@ -67,6 +67,12 @@ class Claim:
     def release(self) -> None:
         """Let others write; harmless to repeat."""
         if self._file is not None:
+            self._file.truncate(0)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the file, whose lock ends when nobody has it open."""
+        if self._file is not None:
             self._file.close()
             self._file = None
 
@@ -89,8 +95,8 @@ def _owner(file: IO[str]) -> str:
 
 def _forget_in_child() -> None:
     """A forked child shares its parent's lock as long as it has the file open, and would keep a dead parent's run."""
-    for claim in list(_OPEN):
-        claim.release()
+    for inherited in list(_OPEN):
+        inherited.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

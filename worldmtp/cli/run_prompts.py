@@ -5,11 +5,15 @@ Each has a stream of its own, derived from the run's seed. What the warm start h
 fewer prompts than were asked for gives what it has, and a note says which key asked.
 """
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from worldmtp.cli.schema import TrainConfig
-from worldmtp.envs import Example, TextVectorEnv, draw_examples, prompt_overlap
+from worldmtp.envs import Example, TextVectorEnv, draw_examples
 
+SHOWN_FILE = "demonstrations.json"
 _PROBES, _MISSES_A_PROBE = 64, 50
 
 
@@ -19,6 +23,9 @@ class RunPrompts:
 
     held_out: list[Example]
     demonstrations: list[Example]
+    """What this run's warm start is trained on."""
+    shown: frozenset[str]
+    """Keys of the questions that the warm start has shown, here or where ``sft.load`` comes from."""
     notes: tuple[str, ...]
 
 
@@ -37,8 +44,16 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
             f"eval.num_prompts={config.eval.num_prompts}: the task has few held-out prompts; evaluation takes the "
             f"{len(held_out)} that were found."
         )
+    if config.sft.load is not None:
+        loaded = read_shown(Path(config.sft.load).parent)
+        if loaded is not None:
+            return RunPrompts(held_out, [], loaded, tuple(notes))
+        notes.append(
+            f"sft.load={config.sft.load}: no {SHOWN_FILE} beside it says which prompts it was shown, so those that "
+            "this config's own warm start would show are taken for them."
+        )
     if not config.sft.num_steps:
-        return RunPrompts(held_out, [], tuple(notes))
+        return RunPrompts(held_out, [], frozenset(), tuple(notes))
     asked = config.sft.num_demonstrations
     drawn = env.examples("train", asked, config.seed, "demonstrations", fewer=True)
     if not drawn:
@@ -54,7 +69,7 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
             f"sft.num_demonstrations={asked}: {len(drawn) - len(shown)} of {len(drawn)} prompts have no answer and are "
             "left out."
         )
-    is_small = len(drawn) < asked or not _leaves_room(env, shown, _pool_seed(config))
+    is_small = len(drawn) < asked or not _leaves_room(env, _keys(shown), _pool_seed(config))
     if len(shown) > 1 and not config.sft.share_prompts and is_small:  # a single one is shared, as choose_pool says
         kept = shown[: len(shown) // 2]
         notes.append(
@@ -62,7 +77,19 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
             f"takes {len(kept)} and leaves the others to reinforcement. sft.share_prompts=true gives all to both."
         )
         shown = kept
-    return RunPrompts(held_out, shown, tuple(notes))
+    return RunPrompts(held_out, shown, _keys(shown), tuple(notes))
+
+
+def write_shown(directory: Path, prompts: RunPrompts) -> None:
+    """Leave beside a warm start's model which questions it is trained on, for the runs that load it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SHOWN_FILE).write_text(json.dumps(sorted(prompts.shown)), encoding="utf-8")
+
+
+def read_shown(directory: Path) -> frozenset[str] | None:
+    """The keys that ``write_shown`` left; None where it left none."""
+    path = directory / SHOWN_FILE
+    return frozenset(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) -> tuple[float, tuple[str, ...]]:
@@ -73,15 +100,20 @@ def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) ->
     """
     seed = _pool_seed(config)
     notes: tuple[str, ...] = ()
-    shown = [] if config.sft.share_prompts else prompts.demonstrations
+    shown: frozenset[str] = frozenset() if config.sft.share_prompts else prompts.shown
     if shown and not _leaves_room(env, shown, seed):
-        shown = []
+        shown = frozenset()
         notes = (
             "sft.share_prompts=false: the task has no training prompt beyond those of the warm start, so "
             "reinforcement trains on the same ones.",
         )
     env.problem.choose_pools(seed, shown)
-    return prompt_overlap(prompts.demonstrations, env.problem.pool("train").examples), notes
+    pool = _keys(env.problem.pool("train").examples)
+    return len(pool & prompts.shown) / len(pool), notes
+
+
+def _keys(examples: Iterable[Example]) -> frozenset[str]:
+    return frozenset(example.key for example in examples)
 
 
 def _no_prompt(env: TextVectorEnv, config: TrainConfig, asked: str, change: str) -> ValueError:
@@ -96,7 +128,7 @@ def _pool_seed(config: TrainConfig) -> int:
     return int(config.env.kwargs.get("pool_seed", config.seed))
 
 
-def _leaves_room(env: TextVectorEnv, shown: list[Example], seed: int) -> bool:
+def _leaves_room(env: TextVectorEnv, shown: frozenset[str], seed: int) -> bool:
     """New training prompts are found readily: at least one in 50 draws, 64 times in a row."""
     found = draw_examples(
         env.task,
@@ -106,7 +138,7 @@ def _leaves_room(env: TextVectorEnv, shown: list[Example], seed: int) -> bool:
         purpose="pool",
         heldout_fraction=env.problem.heldout_fraction,
         max_misses=_MISSES_A_PROBE,
-        excluded=frozenset(example.key for example in shown),
+        excluded=shown,
         fewer=True,
     )
     return len(found) == _PROBES

@@ -4,6 +4,7 @@ The tokenizer is written as transformers writes one, whatever the environment ma
 complete checkpoint: ``AutoTokenizer`` and ``AutoModelForCausalLM`` read it wherever it is copied to.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from worldmtp.config import MTPConfig
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer
 from worldmtp.interchange.importing import import_checkpoint, layout_with_heads
 from worldmtp.model import MTPModel
@@ -20,18 +22,25 @@ from worldmtp.model_guards import check_weights_loaded
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-def load_model(directory: Path) -> MTPModel:
+def load_model(directory: Path, remedy: str = "Delete that directory to train the warm start again.") -> MTPModel:
     """A model that ``save_model`` wrote, to be trained on: its weights in float32.
 
     Raises:
-        ValueError: its files are missing or damaged.
+        ValueError: its files are missing or damaged; the message ends with ``remedy``.
     """
     try:
         return MTPModel.from_pretrained(directory, dtype=torch.float32)
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"the model in {directory} cannot be read: {error}. Delete that directory to train the warm start again."
-        ) from error
+        raise ValueError(f"the model in {directory} cannot be read: {error} {remedy}") from error
+
+
+def holds_mtp_model(directory: Path) -> bool:
+    """Whether ``save_pretrained`` of an MTPModel wrote the directory, heads and all."""
+    try:
+        saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("model_type") == MTPConfig.model_type
 
 
 def load_any_model(directory: Path) -> PreTrainedModel:

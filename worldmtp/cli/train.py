@@ -22,7 +22,7 @@ from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
 from worldmtp.cli.clean_exit import message_of
 from worldmtp.cli.launch import fail_cleanly, launch
 from worldmtp.cli.resume import resume_argument, resumed_config, resumption_notes, saved_config
-from worldmtp.cli.run_dir import claim, is_done
+from worldmtp.cli.run_dir import CONFIG_FILE, claim, is_done
 from worldmtp.cli.run_log import run_log, tell
 from worldmtp.cli.schema import TrainConfig, build
 
@@ -64,11 +64,17 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False, notes: Sequence[
         CheckpointError: a checkpoint cannot be written, or the last one cannot be read.
         StudyError: arms of a study failed; the message names them.
     """
-    with run_log(run_dir):
+    try:
         config = build(TrainConfig, node)
-        with claim(run_dir, node, resumes):
-            tell(notes)
-            return _run(config, run_dir, resumes)
+        claimed = claim(run_dir, node, resumes)
+    except Exception:
+        if (run_dir / CONFIG_FILE).exists():  # another's run, whose log stays as it is
+            raise
+        with run_log(run_dir):
+            raise
+    with claimed, run_log(run_dir):
+        tell(notes)
+        return _run(config, run_dir, resumes)
 
 
 def _run(config: TrainConfig, run_dir: Path, resumes: bool) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Score, Task
+from worldmtp.envs.tokenizer import NO_TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ class RewardModelTask:
         return self.score_batch([(example, text, ids)])[0]
 
     def score_batch(self, answers: Sequence[tuple[Example, str, np.ndarray]]) -> list[Score]:
-        """Of several answers, in order; one that spells a special token of the judge is worth 0, "special_token".
+        """Of several answers, in order; one that holds a special token, or spells one of the judge's, is worth 0.
 
         Raises:
             ValueError: if a text has no tokens or more than ``max_length``, or cannot be padded, or a prompt spells a
@@ -102,8 +103,8 @@ class RewardModelTask:
         texts = [self.template.format(prompt=example.prompt, text=text) for example, text, _ in answers]
         plain = [
             index
-            for index, (text, (example, _, _)) in enumerate(zip(texts, answers, strict=True))
-            if not self._spells_special(text, example.prompt)
+            for index, (text, (example, said, _)) in enumerate(zip(texts, answers, strict=True))
+            if NO_TEXT not in said and not self._spells_special(text, example.prompt)
         ]
         scores = [Score(0.0, reason="special_token")] * len(texts)
         for first in range(0, len(plain), self.batch_size):

@@ -63,7 +63,7 @@ def compose_option(compose, tmp_path):
 
         from worldmtp.envs import CharTokenizer
 
-        tokenizer = CharTokenizer("abcdefghij=").to_transformers()
+        tokenizer = CharTokenizer().to_transformers()  # a judge must be able to read what a policy can write
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
         path = tmp_path / "classifier"

@@ -22,7 +22,7 @@ ELSEWHERE = {
     "imagination/corr": "imagination=baseline",
     "imagination/weight_h{h}": "imagination=baseline",
     "imagination/skill_h{h}": "imagination=baseline",
-    "imagination/turn_border_fraction": "an environment whose worlds reply, env=pig",
+    "imagination/turn_border_fraction": "imagination in an environment whose worlds reply, such as env=pig",
     "sft/mtp/acceptance_depth_{k}": "objective=loss_kl, or an evaluation during SFT",
     "sft/eval_mtp/loss_depth_{k}": "MTPSFTTrainer with an eval_dataset",
     "sft/eval_mtp/top1_depth_{k}": "MTPSFTTrainer with an eval_dataset",
@@ -61,7 +61,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
     [
         (["imagination=baseline"], ["imagination/corr", "imagination/weight_h0", "imagination/skill_h1"]),
         (["agent.rollout.draft=mtp"], ["rollout/tokens_per_forward"]),
-        (["env=pig", "sft.num_steps=0"], ["imagination/turn_border_fraction"]),
+        (["env=pig", "imagination=counterfactual"], ["imagination/turn_border_fraction"]),
     ],
 )
 def test_what_another_setting_writes(overrides, expected, compose, tiny_overrides, tmp_path):

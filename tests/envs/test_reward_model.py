@@ -102,6 +102,7 @@ def test_a_special_token_of_the_judge_cannot_be_spelled(checkpoint):
     assert [score.reason for score in scores] == ["ok", "special_token", "special_token", "ok"]
     assert [score.value for score in scores[1:3]] == [0.0, 0.0]
     assert scores[3].value == pytest.approx(task.score(*answers[3]).value, abs=1e-6)
+    assert task.score(EXAMPLES[0], "a\ufffdb", NO_IDS).reason == "special_token"  # one of the policy's own, as padding
     assert RewardModelTask(path, Copy(), template="{prompt}[UNK]{text}").score(*answers[0]).reason == "ok"
     with pytest.raises(ValueError, match=r"the prompt 'a\[PAD\]=' spells '\[PAD\]', a special token of"):
         task.score(Example("a[PAD]="), "a", NO_IDS)

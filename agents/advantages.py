@@ -16,8 +16,8 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import PolicyStats, discounts_of, episode_returns, lambdas_of
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.regression import RunningSlope
+from worldmtp.agents.trajectory import Rollout, TensorBatch
 from worldmtp.returns import generalized_advantages, lambda_returns
-from worldmtp.trajectory import Rollout, TensorBatch
 
 
 @dataclass(frozen=True)

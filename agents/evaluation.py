@@ -9,9 +9,9 @@ from worldmtp.agents.forward import episode_returns
 from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 
 @dataclass(frozen=True)

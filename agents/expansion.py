@@ -28,9 +28,9 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.forward import PolicyStats, state_index
 from worldmtp.agents.imagined_returns import Acting, border_fraction
 from worldmtp.agents.regression import correlation, explained_share
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import check_horizon, imagine
-from worldmtp.trajectory import Rollout
 
 _LEAST_RIDGE = 1e-30
 """Keeps horizons without any error solvable."""

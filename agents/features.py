@@ -15,9 +15,9 @@ from torch import Tensor
 from worldmtp.agents.counterfactual import LiveTokens
 from worldmtp.agents.forward import state_index
 from worldmtp.agents.imagined_returns import Acting, border_fraction
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, WorldModel
 from worldmtp.dynamics.rollout import check_action_conditional, imagine
-from worldmtp.trajectory import Rollout
 
 NUM_SURPRISALS = 6
 

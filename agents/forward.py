@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
-from worldmtp.distributions import binned_mean
+from worldmtp.agents.trajectory import Rollout, TensorBatch
 from worldmtp.model import MTPModel
-from worldmtp.precision import full_precision
+from worldmtp.model.precision import full_precision
+from worldmtp.model.trunk import position_ids_from_attention_mask
+from worldmtp.model.world_heads import binned_mean
 from worldmtp.returns import lambda_returns
-from worldmtp.targets import position_ids_from_attention_mask
-from worldmtp.trajectory import Rollout, TensorBatch
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def policy_stats(
     ref_logprobs = rollout.logprobs
     if reference is not None:
         hidden = hidden_states(reference, rollout.input_ids, rollout.attention_mask)
-        logits = model.final_logits(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
+        logits = model.logit_changes(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
         log_reference = forbid(full_precision(logits) / temperature, rollout.allowed).log_softmax(dim=-1)
         ref_logprobs = log_reference.gather(2, rollout.actions[..., None])[..., 0]
     world = model.world_heads(states)

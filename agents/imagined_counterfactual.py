@@ -20,9 +20,9 @@ from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_read
 from worldmtp.agents.forward import PolicyStats, episode_returns
 from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.regression import RunningSlope, correlation, explained_share
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
-from worldmtp.trajectory import Rollout
 
 _CRITIC_BATCH = 4096
 

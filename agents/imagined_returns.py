@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmtp.agents.forward import state_index
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, TurnRoom, WorldModel
 from worldmtp.dynamics.rollout import acting_policy, imagine
 from worldmtp.envs import TextVectorEnv
 from worldmtp.returns import value_expansion
-from worldmtp.trajectory import Rollout
 
 _NO_LIMIT = 2**31
 

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.decoding.alarm import weights_versions
-from worldmtp.decoding.making import make_drafter, make_runner
+from worldmtp.decoding.lean import make_runner
+from worldmtp.decoding.making import make_drafter
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
 from worldmtp.decoding.text import CachedTexts
-from worldmtp.draws import draw
 from worldmtp.model import MTPModel
-from worldmtp.precision import full_precision
+from worldmtp.model.draws import draw
+from worldmtp.model.precision import full_precision
 
 
 @dataclass(frozen=True)

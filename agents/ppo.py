@@ -24,10 +24,10 @@ from worldmtp.agents.losses import (
     masked_mean,
     policy_loss_per_token,
 )
-from worldmtp.distributions import two_hot_cross_entropy
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.model import MTPModel
-from worldmtp.precision import check_trained_weights, full_precision
-from worldmtp.trajectory import Rollout
+from worldmtp.model.precision import check_trained_weights, full_precision
+from worldmtp.model.world_heads import two_hot_cross_entropy
 
 
 class PPOAgent:

@@ -14,12 +14,12 @@ from torch import Tensor
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
 from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import imagine
 from worldmtp.model import MTPModel
-from worldmtp.precision import full_precision
+from worldmtp.model.precision import full_precision
 from worldmtp.returns import lambda_returns
-from worldmtp.trajectory import Rollout
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from worldmtp.trajectory import Rollout
+from worldmtp.agents.trajectory import Rollout
 
 
 class EpisodeReplay:

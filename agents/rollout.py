@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from worldmtp.agents.action_masks import allowed_tokens
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActingPolicy
-from worldmtp.trajectory import Rollout
+from worldmtp.agents.trajectory import Rollout
 
 
 @runtime_checkable

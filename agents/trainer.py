@@ -27,6 +27,7 @@ from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.regression import correlation
 from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.alarm import AcceptanceAlarm
@@ -35,7 +36,6 @@ from worldmtp.dynamics import WorldModel, make_world_model
 from worldmtp.dynamics.rollout import check_horizon
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 _STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
 

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
-from worldmtp.config import MTPConfig
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.envs import Example
 from worldmtp.envs.trainable import TextVectorEnv
-from worldmtp.lora import without_peft_wrapper
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
+from worldmtp.model.adapters import without_peft_wrapper
+from worldmtp.model.config import MTPConfig
 
 _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
     "top_p": (None, 1.0),

@@ -27,12 +27,12 @@ from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.forward import action_mask, check_eval_mode, discounts_of, lambdas_of, state_index
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
-from worldmtp.distributions import two_hot_cross_entropy
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.model import MTPModel
-from worldmtp.precision import check_trained_weights, full_precision
+from worldmtp.model.precision import check_trained_weights, full_precision
+from worldmtp.model.world_heads import two_hot_cross_entropy
+from worldmtp.objective.targets import depth_targets
 from worldmtp.returns import lambda_returns
-from worldmtp.targets import depth_targets
-from worldmtp.trajectory import Rollout
 
 _SENSITIVITY_EPISODES = 64
 

@@ -29,7 +29,7 @@ from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, Ro
 from worldmtp.cli.make import make_env, make_model
 from worldmtp.cli.schema import EnvConfig, ModelConfig
 from worldmtp.envs import TextVectorEnv
-from worldmtp.precision import computing_in
+from worldmtp.model.precision import computing_in
 from worldmtp.statistics import paired_difference
 
 ARMS = ("float32", "bfloat16", "computed", "kept in bfloat16")

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from worldmtp.config import MTPConfig
 from worldmtp.decoding import generate
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at
 from worldmtp.studies.densification import held_out

@@ -24,17 +24,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads import available_heads
-from worldmtp.losses import depth_cross_entropy
 from worldmtp.model import MTPModel
-from worldmtp.mtp_loss import multi_token_loss, next_token_loss
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
-from worldmtp.schedules import Progress
+from worldmtp.objective.loss import multi_token_loss, next_token_loss
+from worldmtp.objective.plan import Progress
 
 OBJECTIVES = {
     "fused": MTPObjective(),
@@ -97,7 +97,10 @@ def stepper(
         if naive:
             output = model(ids)
             targets = model.targets(ids, None, None, ids)
-            loss = depth_cross_entropy(output.depth_logits, targets.targets, targets.mask).sums.sum() / num_targets
+            labels = targets.targets.masked_fill(~targets.mask, -100)
+            depths = enumerate(output.depth_logits)
+            sums = [functional.cross_entropy(z.transpose(1, 2), labels[..., k], reduction="sum") for k, z in depths]
+            loss = torch.stack(sums).sum() / num_targets
         else:
             features = model.trunk_features(ids)
             loss = next_token_loss(model, features, ids, ids)[0] / num_targets

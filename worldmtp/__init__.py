@@ -5,56 +5,38 @@ lines answer ``--help`` at once, and a tool that only reads metrics never pays f
 (``worldmtp.envs``, ``worldmtp.heads``, ...) load the same way.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from worldmtp.lazy import lazy_exports
+
 if TYPE_CHECKING:
-    from worldmtp.config import MTPConfig
-    from worldmtp.envs import register_task
-    from worldmtp.model import MTPModel
+    from worldmtp.envs import register_task as register_task
+    from worldmtp.model import MTPConfig as MTPConfig
+    from worldmtp.model import MTPModel as MTPModel
 
 __version__ = "0.1.0"
 
-__all__ = ["MTPConfig", "MTPModel", "__version__", "register_task"]
-
-_HOME_OF = {
-    "MTPConfig": "worldmtp.config",
-    "MTPModel": "worldmtp.model",
-    "register_task": "worldmtp.envs",
+_PUBLIC = {
+    "agents": "",
+    "analysis": "",
+    "checkpoint": "",
+    "cli": "",
+    "decoding": "",
+    "dynamics": "",
+    "envs": "",
+    "heads": "",
+    "interchange": "",
+    "model": "",
+    "objective": "",
+    "post_training": "",
+    "random": "",
+    "returns": "",
+    "statistics": "",
+    "studies": "",
+    "tracking": "",
 }
-_ROOMS = (
-    "agents",
-    "analysis",
-    "decoding",
-    "dynamics",
-    "envs",
-    "heads",
-    "interchange",
-    "post_training",
-    "returns",
-    "studies",
-    "tracking",
+"""The rooms, each loaded as an attribute."""
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__, _PUBLIC | {"envs.registry": "register_task", "model.config": "MTPConfig", "model.model": "MTPModel"}
 )
-
-
-def __getattr__(name: str) -> object:
-    """A public object or a room, imported when it is first asked for."""
-    if name in _ROOMS:
-        return import_module(f"worldmtp.{name}")
-    if name not in _HOME_OF:
-        raise AttributeError(_unknown(name))
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF, *_ROOMS})
-
-
-def _unknown(name: str) -> str:
-    from difflib import get_close_matches  # here: only a mistake pays for it
-
-    message = f"module 'worldmtp' has no attribute {name!r}"
-    close = get_close_matches(name, [*_HOME_OF, *_ROOMS], n=1)
-    return f"{message}; did you mean {close[0]!r}?" if close else f"{message}; public names: {', '.join(__all__)}."

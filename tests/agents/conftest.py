@@ -10,11 +10,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from worldmtp.config import MTPConfig
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics import Prediction
 from worldmtp.envs import Example, Score, TextGenVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
+from worldmtp.model.config import MTPConfig
 
 ALPHABET = "abcd="
 

@@ -13,8 +13,8 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.policies import ActedStep
 from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import state_targets
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 VALUES = torch.tensor([[0.5, 0.25, 0.5, 9.0], [0.25, 0.75, 0.5, 9.0]])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from worldmtp.agents.evaluation import Evaluation, Evaluator
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]

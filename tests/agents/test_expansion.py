@@ -13,8 +13,8 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions, least_on_simplex
 from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.rollout import acting_policy
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 

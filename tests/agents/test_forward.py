@@ -16,8 +16,8 @@ from worldmtp.agents.forward import (
     policy_stats,
     state_index,
 )
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 MakeModel = Callable[..., MTPModel]

@@ -12,8 +12,8 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.rollout import acting_policy
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 PROBS = (0.5, 0.3, 0.2)

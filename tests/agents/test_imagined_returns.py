@@ -15,13 +15,13 @@ from worldmtp.agents.imagined_returns import Acting, Turns, imagined_root_return
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.predictions import root_imaginations
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics import OracleWorldModel
 from worldmtp.dynamics.protocol import TurnRoom
 from worldmtp.dynamics.rollout import acting_policy, imagine
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 EOS = 1

@@ -10,10 +10,10 @@ import torch
 
 from worldmtp.agents.policies import ActingPolicy, LatentPolicy, TrunkPolicy, sample_step
 from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics import OracleWorldModel
 from worldmtp.envs import ImaginedVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeModel = Callable[..., MTPModel]
 PROMPTS = [[2], [3, 4], [5, 6, 2], [4]]

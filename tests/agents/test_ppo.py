@@ -10,8 +10,8 @@ from worldmtp.agents.advantages import plain_plan
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import policy_stats
 from worldmtp.agents.ppo import PPOAgent
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeModel = Callable[..., MTPModel]
 MakeRollout = Callable[..., Rollout]

@@ -14,13 +14,13 @@ from worldmtp.agents.policies import TrunkPolicy, sample_step
 from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.precision import computing_in
-from worldmtp.trajectory import Rollout
+from worldmtp.model.precision import computing_in
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]

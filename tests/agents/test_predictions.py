@@ -10,9 +10,9 @@ import torch
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.predictions import depth_predictions, root_imaginations
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldmtp.agents.replay import EpisodeReplay
-from worldmtp.trajectory import Rollout
+from worldmtp.agents.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 

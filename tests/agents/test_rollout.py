@@ -12,9 +12,9 @@ from torch import Tensor
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActedStep
 from worldmtp.agents.rollout import BatchedTextEnv, collect_rollout
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics import Prediction
 from worldmtp.envs import ImaginedVectorEnv, TextGenVectorEnv
-from worldmtp.trajectory import Rollout
 
 
 class Scripted:

@@ -15,14 +15,14 @@ from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer, check_returns
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
-from worldmtp.config import MTPConfig
 from worldmtp.decoding.alarm import AcceptanceDropWarning
 from worldmtp.dynamics import ExactWorldModel, TokenMDP
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
+from worldmtp.model.config import MTPConfig
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]

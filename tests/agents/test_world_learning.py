@@ -9,9 +9,9 @@ from torch import Tensor
 
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.forward import action_mask
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
 from worldmtp.model import MTPModel
-from worldmtp.trajectory import Rollout
 
 MakeRollout = Callable[..., Rollout]
 MakeModel = Callable[..., MTPModel]

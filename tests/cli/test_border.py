@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from worldmtp.cli.make import make_env
 from worldmtp.cli.schema import EnvConfig
 from worldmtp.cli.train import run
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -202,7 +202,7 @@ def test_tokenizer_larger_than_the_vocabulary(refused, tiny_trunk, tmp_path):
 
 
 def test_tokenizer_larger_than_the_vocabulary_of_a_loaded_warm_start(refused, tiny_trunk, tmp_path):
-    from worldmtp.config import MTPConfig
+    from worldmtp.model.config import MTPConfig
 
     model = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=7), MTPConfig(depth=4))
     model.save_pretrained(tmp_path / "small")

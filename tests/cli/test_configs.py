@@ -101,7 +101,7 @@ def test_wrong_type_does_not_compose(compose, override):
         ("logger.num_strips=-1", r"logger: num_strips=-1 must be at least 0"),
         ("checkpoint.every_iterations=0", r"checkpoint: every_iterations=0 must be at least 1"),
         ("sft.learning_rate=0", r"sft: learning_rate=0\.0 must be positive"),
-        ("sft.mtp_coef=-0.1", r"sft: mtp_coef=-0\.1 must be at least 0"),
+        ("objective.coef.start=-0.1", r"coef\.start=-0\.1 must be finite and not negative"),
         ("profile.num_jobs=0", r"profile: num_jobs=0 must be at least 1"),
         ("env=custom", r"the config lacks env\.id; give a value on the command line, as env\.id=\.\.\."),
         ("env=data", r"the config lacks env\.kwargs\.task_kwargs\.path; give a value on the command line"),
@@ -151,7 +151,7 @@ def test_an_objective_is_its_file_and_single_fields(compose):
 
 def test_the_default_objective_and_head_say_nothing(compose):
     built = build(TrainConfig, compose())
-    assert (given(built.objective), built.sft.mtp_coef) == ({}, None)
+    assert given(built.objective) == {}
     assert (built.model.head, given(built.model.head_spec)) == ("sequential", {})
 
 
@@ -165,13 +165,6 @@ def test_false_and_zero_are_given(compose):
     built = build(TrainConfig, compose("head=latent", "model.head_spec.share_depths=false", "objective.terms.ce=0"))
     assert given(built.model.head_spec) == {"share_depths": False}
     assert given(built.objective) == {"terms": {"ce": 0.0}}
-
-
-def test_lambda_is_said_once(compose):
-    message = r"sft\.mtp_coef=0\.5 and objective\.coef=\{'start': 1\.0\} both say lambda; leave sft\.mtp_coef out"
-    with pytest.raises(ValueError, match=message):
-        build(TrainConfig, compose("objective=gloeckle", "sft.mtp_coef=0.5"))
-    assert build(TrainConfig, compose("objective=loss_kl", "sft.mtp_coef=0.5")).sft.mtp_coef == 0.5
 
 
 def test_the_command_line_knows_every_field_of_an_objective():
@@ -188,11 +181,11 @@ def test_the_command_line_knows_every_field_of_an_objective():
 
 
 def test_the_command_line_knows_every_field_of_a_head():
-    from worldmtp.config import MTPConfig
+    from worldmtp.model.config import MTPConfig
 
     elsewhere = {"head", "depth", "num_value_bins"}  # of ModelConfig
     derived = {"value_range", "reward_range", "trunk_config", "vocab_size", "hidden_size", "adapters"}
-    training = {"mtp_loss_coef", "initializer_range"}
+    training = {"initializer_range"}
     own = {column.name for column in fields(MTPConfig) if column.name in MTPConfig.__annotations__}
     assert {column.name for column in fields(HeadSpecConfig)} == own - elsewhere - derived - training
 
@@ -200,7 +193,7 @@ def test_the_command_line_knows_every_field_of_a_head():
 @pytest.mark.parametrize("group", ["llama_tiny", "qwen3_tiny", "pretrained"])
 def test_bins_and_ranges_have_one_source(compose, group):
     """The command line says nothing of bins or ranges, so a model has what Python gives: 21 bins over [0, 1]."""
-    from worldmtp.config import MTPConfig
+    from worldmtp.model.config import MTPConfig
 
     assert compose(f"model={group}").model.num_value_bins is None
     config = MTPConfig()

@@ -8,8 +8,8 @@ import torch
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli import make
 from worldmtp.cli.train import run
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 COLD = ("sft.num_steps=0", "agent.rollout.num_iterations=1")
 

@@ -6,9 +6,10 @@ import pytest
 
 from worldmtp.cli import warm_start
 from worldmtp.cli.train import run
-from worldmtp.config import MTPConfig
 from worldmtp.heads import available_heads
-from worldmtp.objective_presets import PRESETS
+from worldmtp.model.config import MTPConfig
+from worldmtp.objective.objective import LossTerms
+from worldmtp.objective.plan import CoefSchedule
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -29,7 +30,7 @@ def trained(compose_tiny, tmp_path, monkeypatch):
     trainer = warm_start.MTPSFTTrainer
 
     def seen(model, args, **kwargs):
-        made.append(args.objective(model.config.mtp_loss_coef))
+        made.append(args.build_objective())
         return trainer(model, args, **kwargs)
 
     monkeypatch.setattr(warm_start, "MTPSFTTrainer", seen)
@@ -47,10 +48,10 @@ def trained(compose_tiny, tmp_path, monkeypatch):
 
 
 def test_the_defaults_train_as_lambda_alone_does(compose_tiny, results_of, tmp_path):
-    # 0.3 by mtp_coef, by the model's default, and by an objective that spells its defaults out.
+    # 0.3 by default, by lambda alone, and by an objective that spells its defaults out.
     spelt = ("objective.coef.start=0.3", "objective.depth_weighting=mean", "objective.terms.ce=1")
     found = []
-    for name, overrides in {"coef": ["sft.mtp_coef=0.3"], "none": [], "spelt": spelt}.items():
+    for name, overrides in {"coef": spelt[:1], "none": (), "spelt": spelt}.items():
         run(compose_tiny("agent.rollout.num_iterations=0", *overrides), tmp_path / name)
         found.append(results_of(tmp_path / name)["sft/model"])
     assert found[0] == found[1] == found[2]
@@ -58,16 +59,11 @@ def test_the_defaults_train_as_lambda_alone_does(compose_tiny, results_of, tmp_p
 
 def test_a_preset_and_a_field_reach_the_trainer(trained):
     objective, _, logged = trained("objective=bebop", "objective.window.last=3")
-    assert (objective.terms, objective.coef) == (PRESETS["bebop"].terms, PRESETS["bebop"].coef)
+    assert (objective.terms, objective.coef) == (LossTerms(ce=0.0, e2e_tv=1.0), CoefSchedule(start=1.0))
     assert objective.window.last == 3
     assert logged["sft/mtp/coef"] == 1.0
     assert 0 <= logged["sft/mtp/acceptance_depth_3"] <= 1
     assert "sft/mtp/loss_depth_4" not in logged  # beyond the window
-
-
-def test_mtp_coef_beside_an_objective_without_one(trained):
-    objective, _, logged = trained("objective=loss_tv", "sft.mtp_coef=0.25")
-    assert (objective.terms.tv, objective.coef.start, logged["sft/mtp/coef"]) == (1.0, 0.25, 0.25)
 
 
 @pytest.mark.parametrize("family", [*available_heads(), "fastmtp"])

@@ -8,9 +8,9 @@ from worldmtp.cli.make import make_env, make_model, make_trunk
 from worldmtp.cli.saved_model import load_model
 from worldmtp.cli.schema import _COMPUTE_DTYPES, EnvConfig, ModelConfig
 from worldmtp.cli.train import run
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
-from worldmtp.precision import COMPUTE_DTYPES
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.precision import COMPUTE_DTYPES
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

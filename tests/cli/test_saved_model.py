@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 from worldmtp.cli import generate
 from worldmtp.cli.saved_model import load_any_model, load_tokenizer, save_model, transformers_tokenizer
 from worldmtp.cli.train import run
-from worldmtp.config import MTPConfig
 from worldmtp.envs import CharTokenizer, TransformersTokenizer
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 TEXTS = ["abc=", "<eos>", "a b\tc\n=", "  é"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 PAD = 0
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import Cache
 
-from worldmtp.config import MTPConfig
 from worldmtp.decoding import generate
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.training import Batch, TrainingConfig, train
 

@@ -6,14 +6,14 @@ from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
-from worldmtp.config import MTPConfig
 from worldmtp.decoding import generate
 from worldmtp.decoding.acceptance import Tree
 from worldmtp.decoding.lean import lean_runner
 from worldmtp.decoding.text import CachedTexts
 from worldmtp.decoding.trunk import HuggingFaceRunner
-from worldmtp.lora import add_lora
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.lora import add_lora
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen3Config
 
-from worldmtp.config import MTPConfig
 from worldmtp.decoding import generate
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 COMMON = {
     "vocab_size": 7,

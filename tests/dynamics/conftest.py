@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 VOCAB, DEPTH, LENGTH = 11, 5, 9
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from worldmtp.config import MTPConfig
 from worldmtp.dynamics import (
     MTPWorldModel,
     OracleWorldModel,
@@ -16,6 +15,7 @@ from worldmtp.dynamics import (
 from worldmtp.dynamics.placebo import other_actions
 from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 DEPTH, LENGTH = 5, 9
 SAMPLED = acting_policy(1.0)

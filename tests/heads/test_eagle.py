@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.eagle import BranchAttention, EagleHead, GatedMLP
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 PARITY = {"rtol": 0.0, "atol": 1e-6}
 EXACT = {"rtol": 0.0, "atol": 1e-10}

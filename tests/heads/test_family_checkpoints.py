@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.registry import available_heads
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

@@ -7,9 +7,9 @@ import torch
 
 from worldmtp.heads.base import ActionConditionalHead, ParallelHead
 from worldmtp.heads.registry import available_heads, head_class
-from worldmtp.mtp_loss import multi_token_loss
 from worldmtp.objective import MTPObjective
-from worldmtp.step_plan import StepPlan
+from worldmtp.objective.loss import multi_token_loss
+from worldmtp.objective.plan import StepPlan
 
 TRUNKS = ("llama", "qwen3", "gpt2")
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -102,7 +102,9 @@ def test_a_head_that_ignores_the_tokens_is_caught(head, shaken_model, tokens, mo
 
 @pytest.mark.parametrize("attending", ["eagle", "parallel", "sequential"])
 def test_a_head_that_attends_to_later_positions_is_caught(attending, shaken_model, tokens, monkeypatch):
-    monkeypatch.setattr("worldmtp.model.causal_mask", lambda real, document_ids: torch.ones(len(real), 1, 7, 7).bool())
+    monkeypatch.setattr(
+        "worldmtp.model.model.causal_mask", lambda real, document_ids: torch.ones(len(real), 1, 7, 7).bool()
+    )
     with pytest.raises(AssertionError, match="seen too early"):
         check_causal(shaken_model("llama", attending), tokens)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.hydra import GroundedMLP
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

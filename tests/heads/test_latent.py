@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.latent import LatentHead, LatentStep
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

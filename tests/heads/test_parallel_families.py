@@ -8,11 +8,11 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from worldmtp.config import MTPConfig
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.registry import available_heads, head_class
 from worldmtp.heads.zero import ZeroLinear
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 PARALLEL = [name for name in available_heads() if head_class(name).kind == "parallel"]

@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, PreTrainedModel
 from transformers.modeling_layers import MtpModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.block import make_block_spec
 from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 
 def glm_46() -> PreTrainedModel:

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from worldmtp.config import MTPConfig
 from worldmtp.interchange import LayoutError, SpecProbe, export_checkpoint, import_checkpoint, probe_spec
 from worldmtp.interchange.probing import SpecScore, choose_spec
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 VOCAB = 24
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from worldmtp.config import MTPConfig
 from worldmtp.interchange import LayoutError, available_layouts, export_checkpoint, import_checkpoint
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 
 def test_one_error_names_every_weight_of_trunk_and_heads(publish):

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from worldmtp.config import MTPConfig
 from worldmtp.interchange import export_checkpoint, import_checkpoint
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 LAYOUTS = ("deepseek_v3", "glm4_moe", "qwen3_next", "qwen3_5", "mimo")
 

@@ -3,17 +3,13 @@
 import pytest
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
-from worldmtp.config import MTPConfig
+from worldmtp.heads.registry import bind
+from worldmtp.model.config import MTPConfig
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        (
-            "head",
-            "sequentail",
-            r"head='sequentail' is unknown; did you mean 'sequential'\? choose from \['blockwise', .*'sequential'\]",
-        ),
         ("depth", 0, "depth=0 must be an integer of at least 1; depth=1 is the trunk alone"),
         ("depth", 2.0, r"depth=2\.0 must be an integer"),
         ("depth", True, "depth=True must be an integer"),
@@ -30,8 +26,6 @@ from worldmtp.config import MTPConfig
         ("stride", 0, "stride=0 must be an integer of at least 1"),
         ("head_width", True, "head_width=True must be an integer of at least 1"),
         ("head_block", "gpt2", "head_block='gpt2' is unknown"),
-        ("mtp_loss_coef", -0.1, r"mtp_loss_coef=-0\.1 must not be negative"),
-        ("mtp_loss_coef", float("nan"), "mtp_loss_coef=nan must not be negative"),
         ("num_value_bins", 1, "num_value_bins=1 must be at least 2"),
         ("initializer_range", 0.0, r"initializer_range=0\.0 must be positive"),
         ("value_range", (1.0, 1.0), r"value_range=\(1\.0, 1\.0\) must be \(lowest, highest\)"),
@@ -56,7 +50,6 @@ def test_a_config_survives_its_file(tmp_path):
         share_depths=True,
         concat_order="hidden_first",
         detach_trunk=True,
-        mtp_loss_coef=0.1,
         value_range=(0.0, 2.0),
         trunk_config=LlamaConfig(
             vocab_size=17, hidden_size=32, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
@@ -80,6 +73,12 @@ def test_the_config_hugging_face_asks_about_is_the_trunks():
 
 def test_binding_to_a_trunk_leaves_the_users_config_alone():
     config = MTPConfig(depth=3)
-    bound = config.for_trunk(LlamaConfig(vocab_size=17, hidden_size=32), "trunk")
+    bound = bind(config, LlamaConfig(vocab_size=17, hidden_size=32), "trunk")
     assert (bound.vocab_size, bound.hidden_size, bound.head_block, bound.depth) == (17, 32, "trunk", 3)
     assert (config.vocab_size, config.trunk_config, config.head_block) == (None, None, "auto")
+
+
+def test_an_unknown_family_is_refused_where_the_heads_are_made():
+    message = r"head='sequentail' is unknown; did you mean 'sequential'\? choose from \['blockwise', .*'sequential'\]"
+    with pytest.raises(ValueError, match=message):
+        bind(MTPConfig(head="sequentail"), LlamaConfig(vocab_size=17, hidden_size=32), "trunk")

@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, DynamicCache, Gemma2Config, GraniteConfig
 
-from worldmtp.config import MTPConfig
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures
+from worldmtp.objective import MTPObjective
+from worldmtp.objective.plan import CoefSchedule, DepthWindow
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -166,8 +168,8 @@ def test_depth_one_alone_has_hugging_faces_loss(family, make_trunk, make_model, 
     torch.testing.assert_close(model(tokens, labels=labels, num_items_in_batch=20).loss, shared, rtol=1e-6, atol=1e-6)
 
 
-def test_the_loss_is_depth_one_plus_the_weighted_mean_of_the_others(make_model, tokens):
-    model = make_model("llama", mtp_loss_coef=0.3)
+def test_the_loss_is_depth_one_plus_lambda_times_the_mean_of_the_others_over_its_targets(make_model, tokens):
+    model = make_model("llama")
     output = model(tokens, labels=tokens)
     targets = [tokens[:, k:] for k in range(1, 5)]
     losses = [
@@ -177,7 +179,13 @@ def test_the_loss_is_depth_one_plus_the_weighted_mean_of_the_others(make_model, 
         for k in range(1, 5)
     ]
     torch.testing.assert_close(output.depth_losses, torch.stack(losses), **EXACT)
-    torch.testing.assert_close(output.loss, losses[0] + 0.3 * (losses[1] + losses[2] + losses[3]) / 3, **EXACT)
+    # Two rows of nine: 16, 14, 12 and 10 targets of depths 1 .. 4; every sum is divided by the first number.
+    later = (14 * losses[1] + 12 * losses[2] + 10 * losses[3]) / 16
+    torch.testing.assert_close(output.loss, losses[0] + 0.3 * later / 3, **EXACT)
+    objective = MTPObjective(coef=CoefSchedule(start=0.5), depth_weighting="uniform", window=DepthWindow(last=2))
+    output = model(tokens, labels=tokens, objective=objective)
+    torch.testing.assert_close(output.loss, losses[0] + 0.5 * 14 * losses[1] / 16, **EXACT)
+    assert output.depth_losses.isnan().tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize("detach_lm_head", [False, True])
@@ -209,11 +217,10 @@ def test_accumulated_micro_batches_sum_to_the_whole_batch(make_model, tokens):
     attention_mask = torch.ones_like(tokens)
     attention_mask[1, 6:] = 0
     labels = tokens.masked_fill(attention_mask == 0, -100)
-    # Rows of 9 and 6 tokens: 8 + 5, 7 + 4, 6 + 3 targets.
-    counts = torch.tensor([13, 11, 9])
+    num_items = 8 + 5  # of the next token, in rows of 9 and 6
     whole = model(tokens, attention_mask=attention_mask, labels=labels).loss
     parts = [
-        model(tokens[n : n + 1], attention_mask[n : n + 1], labels=labels[n : n + 1], num_items_in_batch=counts).loss
+        model(tokens[n : n + 1], attention_mask[n : n + 1], labels=labels[n : n + 1], num_items_in_batch=num_items).loss
         for n in range(2)
     ]
     torch.testing.assert_close(parts[0] + parts[1], whole, **EXACT)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from worldmtp.mtp_loss import evaluation_plan, multi_token_loss
 from worldmtp.objective import MTPObjective
+from worldmtp.objective.loss import evaluation_plan, multi_token_loss
 
 
 def deep_gradients(model, tokens, chunked):
@@ -107,7 +107,7 @@ def test_a_tied_weight_gets_the_gradients_of_the_paths_left_open(make_model, tok
 
 
 def test_depth_one_is_never_detached(make_model, tokens):
-    model = make_model("gpt2", detach_trunk=True, detach_embedding=True, detach_lm_head=True, mtp_loss_coef=0.3)
+    model = make_model("gpt2", detach_trunk=True, detach_embedding=True, detach_lm_head=True)
     plain = make_model("gpt2", depth=1)
     for either in (model, plain):
         either(tokens, labels=tokens).loss.backward()

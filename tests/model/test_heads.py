@@ -10,11 +10,11 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads import ActionConditionalHead, ParallelHead, SequentialHead, available_heads, make_head, registry
 from worldmtp.heads.block import resolve_head_block
-from worldmtp.heads.masks import additive_mask, causal_mask
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import additive_mask, causal_mask
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

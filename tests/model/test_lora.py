@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads import available_heads
-from worldmtp.lora import add_lora, has_lora, load_lora, load_lora_weights, merge_lora, save_lora
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.lora import add_lora, has_lora, load_lora, load_lora_weights, merge_lora, save_lora
 
 TARGETS = {
     "llama": ["q_proj", "down_proj"],
@@ -325,6 +325,6 @@ def test_without_peft_the_extra_is_named(make_model, monkeypatch):
 def test_adapters_are_not_exported_under_a_layouts_names(adapted, tmp_path):
     from worldmtp.interchange import export_checkpoint
 
-    with pytest.raises(ValueError, match=r"it has adapters; call worldmtp\.lora\.merge_lora\(model\) first"):
+    with pytest.raises(ValueError, match=r"it has adapters; call worldmtp\.model\.lora\.merge_lora\(model\) first"):
         export_checkpoint(adapted(), tmp_path / "out", "mimo")
     assert not (tmp_path / "out").exists()

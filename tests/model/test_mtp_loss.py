@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.mtp_loss import evaluation_plan, multi_token_loss, next_token_loss
 from worldmtp.objective import MTPObjective
-from worldmtp.schedules import Progress
+from worldmtp.objective.loss import evaluation_plan, multi_token_loss, next_token_loss
+from worldmtp.objective.plan import Progress
 
 IGNORED = -100
 EXACT = {"rtol": 1e-10, "atol": 0.0}

@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from worldmtp.config import MTPConfig
-from worldmtp.lora import add_lora, has_lora, merge_lora, without_peft_wrapper
 from worldmtp.model import MTPModel
+from worldmtp.model.adapters import without_peft_wrapper
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.lora import add_lora, has_lora, merge_lora
 
 # PEFT 0.21 still asks transformers 5 by the old name, wherever it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

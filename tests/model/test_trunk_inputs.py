@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import MistralConfig, PreTrainedConfig
 
-from worldmtp.logit_changes import LogitChanges
-from worldmtp.trunk_inputs import has_sliding_attention
+from worldmtp.model.trunk import LogitChanges, has_sliding_attention
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

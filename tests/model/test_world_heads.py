@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from worldmtp.config import MTPConfig
-from worldmtp.distributions import binned_mean, two_hot_cross_entropy
-from worldmtp.world_heads import WorldHeads
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.world_heads import WorldHeads, binned_mean, two_hot_cross_entropy
 
 
 @pytest.mark.parametrize(

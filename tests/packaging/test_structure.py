@@ -73,3 +73,9 @@ def test_rule_tells_an_offence_from_none(name: str) -> None:
 
 def test_no_file_is_named_utils(project_sources: dict[str, str]) -> None:
     assert [path for path in project_sources if "utils" in Path(path).stem] == [], "name a file after its concept"
+
+
+def test_few_modules_stand_outside_of_a_room(project_sources: dict[str, str]) -> None:
+    loose = [path for path in project_sources if path.count("/") == 1 and path.startswith("worldmtp/")]
+    assert "worldmtp/returns.py" in loose
+    assert len(loose) - 1 <= 8, f"{sorted(loose)}: __init__ and at most eight; put a module into its room."

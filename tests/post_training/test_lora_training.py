@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 
-from worldmtp.lora import add_lora, load_lora, merge_lora
+from worldmtp.model.lora import add_lora, load_lora, merge_lora
 
 
 @pytest.fixture

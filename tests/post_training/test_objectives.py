@@ -270,7 +270,7 @@ def test_evaluation_before_training_asks_no_schedule(make_trainer, make_model, d
 
 
 def test_at_lambda_zero_heads_are_measured_without_a_graph(make_trainer, make_model):
-    trainer = make_trainer(make_model(head="parallel"), mtp_coef=0.0, max_steps=2)
+    trainer = make_trainer(make_model(head="parallel"), mtp_objective={"coef": {"start": 0.0}}, max_steps=2)
     model, with_graph, gradients = trainer.mtp_forward.model, [], []
     forward, clip = model.heads.forward_depth, trainer._clip_grad_norm
 

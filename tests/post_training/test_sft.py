@@ -29,7 +29,7 @@ def test_the_loss_is_trls_plus_the_coefficient_times_the_mean_of_the_depths(make
     options = {"per_device_train_batch_size": 32, "max_steps": 1}
     plain = make_trainer(make_model(depth=1), **options)
     plain.train()
-    trainer = make_trainer(make_model(depth=3), mtp_coef=0.5, **options)
+    trainer = make_trainer(make_model(depth=3), mtp_objective={"coef": {"start": 0.5}}, **options)
     trainer.train()
     record = trainer.state.log_history[0]
     aux = (record["mtp/loss_depth_2"] + record["mtp/loss_depth_3"]) / 2
@@ -38,14 +38,15 @@ def test_the_loss_is_trls_plus_the_coefficient_times_the_mean_of_the_depths(make
     assert {"entropy", "mean_token_accuracy", "num_tokens"} <= set(record)
 
 
-def test_the_coefficient_defaults_to_the_models(make_trainer, make_model):
-    assert make_trainer(make_model(mtp_loss_coef=0.7)).mtp_forward.objective.coef.start == 0.7
-    assert make_trainer(make_model(mtp_loss_coef=0.7), mtp_coef=0.2).mtp_forward.objective.coef.start == 0.2
+def test_lambda_is_deepseeks_unless_the_objective_says_otherwise(make_trainer, make_model):
+    assert make_trainer(make_model()).mtp_forward.objective.coef.start == 0.3
+    half = make_trainer(make_model(), mtp_objective={"coef": {"start": 0.5}})
+    assert half.mtp_forward.objective.coef.start == 0.5
 
 
 def test_with_coefficient_zero_the_heads_are_measured_and_not_trained(make_trainer, make_model):
     model, untouched = make_model(), make_model()
-    trainer = make_trainer(model, mtp_coef=0.0, max_steps=2)
+    trainer = make_trainer(model, mtp_objective={"coef": {"start": 0.0}}, max_steps=2)
     trainer.train()
     assert_same_weights(model.heads, untouched.heads)
     assert trainer.state.log_history[0]["mtp/loss_depth_2"] > 0
@@ -126,7 +127,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer, make_model):
 
 
 def test_evaluation_logs_the_depths_beside_trls_loss(make_trainer, make_model, demonstrations):
-    trainer = make_trainer(make_model(), eval_dataset=demonstrations, mtp_coef=0.5)
+    trainer = make_trainer(make_model(), eval_dataset=demonstrations, mtp_objective={"coef": {"start": 0.5}})
     metrics = trainer.evaluate()
     plain = make_trainer(make_model(depth=1), eval_dataset=demonstrations)
     assert metrics["eval_loss"] == plain.evaluate()["eval_loss"]

@@ -12,14 +12,12 @@ def test_defaults_without_an_accelerator_cost_no_time(tmp_path, monkeypatch):
     assert (config.bf16, config.gradient_checkpointing, config.dataloader_pin_memory) == (False, False, False)
     assert config.use_cpu
     assert config.report_to == []
-    assert config.mtp_coef is None
 
 
 def test_what_the_user_sets_wins(tmp_path):
-    config = MTPSFTConfig(str(tmp_path), use_cpu=True, bf16=True, activation_checkpointing=True, mtp_coef=0.0)
+    config = MTPSFTConfig(str(tmp_path), use_cpu=True, bf16=True, activation_checkpointing=True)
     assert config.bf16
     assert config.gradient_checkpointing
-    assert config.mtp_coef == 0.0
 
 
 @pytest.mark.parametrize("options", [{"packing": True}, {"eval_packing": True}])
@@ -30,8 +28,8 @@ def test_wrapped_packing_is_refused(tmp_path, options):
 
 @pytest.mark.parametrize("coef", [-0.1, float("nan"), float("inf")])
 def test_a_coefficient_below_zero_or_not_finite_is_refused(tmp_path, coef):
-    with pytest.raises(ValueError, match=r"mtp_coef=.*expected a finite number >= 0"):
-        MTPSFTConfig(str(tmp_path), mtp_coef=coef)
+    with pytest.raises(ValueError, match=r"coef\.start=.* must be finite and not negative"):
+        MTPSFTConfig(str(tmp_path), mtp_objective={"coef": {"start": coef}})
 
 
 def test_label_smoothing_is_refused(tmp_path):
@@ -57,17 +55,6 @@ def test_an_objective_that_is_none_is_refused_when_it_is_configured(tmp_path, ob
 def test_an_objective_is_a_mapping(tmp_path, objective):
     with pytest.raises(TypeError, match=r"mtp_objective=.* must be a mapping of MTPObjective's fields, or None"):
         MTPSFTConfig(str(tmp_path), mtp_objective=objective)
-
-
-def test_lambda_is_given_once(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"mtp_coef=0\.2 and mtp_objective\['coef'\] both say lambda; give one of them"
-    ):
-        MTPSFTConfig(str(tmp_path), mtp_coef=0.2, mtp_objective={"coef": {"start": 0.3}})
-    config = MTPSFTConfig(str(tmp_path), mtp_coef=0.2, mtp_objective={"terms": {"kl": 1.0}})
-    assert config.objective(0.7).coef.start == 0.2
-    assert MTPSFTConfig(str(tmp_path), mtp_objective={"terms": {"kl": 1.0}}).objective(0.7).coef.start == 0.7
-    assert MTPSFTConfig(str(tmp_path), mtp_objective={"coef": {"start": 0.3}}).objective(0.7).coef.start == 0.3
 
 
 def test_a_schedule_by_tokens_has_them_counted(tmp_path):

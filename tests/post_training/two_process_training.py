@@ -31,7 +31,7 @@ def main(output_dir: str, batch_size: int) -> None:
         optim="sgd",
         learning_rate=0.1,
         max_grad_norm=0.0,
-        mtp_coef=1.0,
+        mtp_objective={"coef": {"start": 1.0}},
         use_cpu=True,
         save_strategy="no",
         disable_tqdm=True,

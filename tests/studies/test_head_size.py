@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 from worldmtp.studies.head_size import matched_width, num_head_parameters
 
 

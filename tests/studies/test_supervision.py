@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from worldmtp.objective.targets import DepthTargets, depth_targets
 from worldmtp.studies.supervision import SupervisionDensity, supervision_density
-from worldmtp.targets import DepthTargets, depth_targets
 
 IDS = torch.zeros((2, 4), dtype=torch.long)
 

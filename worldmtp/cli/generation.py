@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
-from worldmtp.cli.generate import AUTO, GenerateConfig
+from worldmtp.cli.generate_config import AUTO, GenerateConfig
 from worldmtp.cli.make import checked_device
 from worldmtp.cli.prompts import decode_text, encode_prompts
 from worldmtp.cli.saved_model import load_any_model, load_tokenizer

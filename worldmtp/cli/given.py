@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class HeadSpecConfig:
-    """Fields of ``worldmtp.config.MTPConfig`` that say how a family's heads are built and how far gradients go."""
+    """Fields of ``worldmtp.MTPConfig`` that say how a family's heads are built and how far gradients go."""
 
     share_depths: bool | None = None
     stride: int | None = None
@@ -32,7 +32,7 @@ class HeadSpecConfig:
 
 @dataclass(frozen=True)
 class TermsConfig:
-    """Fields of ``worldmtp.loss_terms.LossTerms``."""
+    """Fields of ``worldmtp.objective.objective.LossTerms``."""
 
     ce: float | None = None
     kl: float | None = None
@@ -44,7 +44,7 @@ class TermsConfig:
 
 @dataclass(frozen=True)
 class CoefConfig:
-    """Fields of ``worldmtp.schedules.CoefSchedule``."""
+    """Fields of ``worldmtp.objective.plan.CoefSchedule``."""
 
     kind: str | None = None
     start: float | None = None
@@ -56,7 +56,7 @@ class CoefConfig:
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Fields of ``worldmtp.schedules.DepthWindow``."""
+    """Fields of ``worldmtp.objective.plan.DepthWindow``."""
 
     first: int | None = None
     last: int | None = None
@@ -67,7 +67,7 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class FrequencyConfig:
-    """Fields of ``worldmtp.schedules.Frequency``."""
+    """Fields of ``worldmtp.objective.plan.Frequency``."""
 
     every_steps: int | None = None
     position_fraction: float | None = None

@@ -13,6 +13,7 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.forward import action_mask, episode_returns
 from worldmtp.agents.predictions import DepthPredictions, RootImaginations, depth_predictions, root_imaginations
+from worldmtp.agents.trajectory import Rollout
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
@@ -21,7 +22,6 @@ from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
 from worldmtp.statistics import Interval, wilson_interval
 from worldmtp.tracking import MetricWriter, render_strip
-from worldmtp.trajectory import Rollout
 
 _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
 

@@ -13,12 +13,12 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
 from worldmtp.cli.saved_model import holds_mtp_model, load_causal_lm, load_model
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
-from worldmtp.config import MTPConfig
 from worldmtp.dynamics import check_backend, make_world_model
 from worldmtp.dynamics.rollout import check_action_conditional
 from worldmtp.envs import TextVectorEnv, Tokenizer
 from worldmtp.envs.making import MakingError, make_text_vec
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 
 def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:

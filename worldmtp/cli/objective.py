@@ -4,7 +4,7 @@ from typing import Any
 
 from worldmtp.cli.given import ObjectiveConfig, given
 from worldmtp.objective import MTPObjective
-from worldmtp.schedules import Progress
+from worldmtp.objective.plan import Progress
 
 
 def checked_objective(config: ObjectiveConfig, num_depths: int) -> dict[str, Any] | None:

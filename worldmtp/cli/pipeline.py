@@ -44,7 +44,7 @@ from worldmtp.cli.warm_start import warm_start
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
 from worldmtp.model import MTPModel
-from worldmtp.precision import computing_in
+from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,

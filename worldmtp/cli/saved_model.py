@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from worldmtp.config import MTPConfig
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer
 from worldmtp.interchange.importing import import_checkpoint, layout_with_heads
 from worldmtp.model import MTPModel
-from worldmtp.model_guards import check_weights_loaded
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.guards import check_weights_loaded
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.choices import check_choice
-from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig, given
+from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig
 
 Config = TypeVar("Config")
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
-"""Those of ``worldmtp.precision``, which needs torch; ``--help`` is answered without."""
+"""Those of ``worldmtp.model.precision``, which needs torch; ``--help`` is answered without."""
 
 
 def twin(frozen: type) -> type:
@@ -114,8 +114,6 @@ class SFTStageConfig:
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 20
-    mtp_coef: float | None = None
-    """Lambda throughout; None is ``objective.coef``, which is 0.3 where nothing else is said."""
     log_steps: int = 20
     """Steps a logged mean is over."""
     save_steps: int = 100
@@ -125,7 +123,7 @@ class SFTStageConfig:
     """Reinforcement may train on the prompts whose answers the warm start has shown."""
 
     def __post_init__(self) -> None:
-        _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps, mtp_coef=self.mtp_coef or 0.0)
+        _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps)
         _at_least(1, num_demonstrations=self.num_demonstrations, batch_size=self.batch_size, log_steps=self.log_steps)
         _positive(learning_rate=self.learning_rate)
         if self.save_steps < 1 or self.save_steps % self.log_steps:
@@ -219,9 +217,3 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, seed=self.seed)
-        coef = given(self.objective).get("coef")
-        if self.sft.mtp_coef is not None and coef is not None:
-            raise ValueError(
-                f"sft.mtp_coef={self.sft.mtp_coef} and objective.coef={coef} both say lambda; leave sft.mtp_coef out, "
-                "or put its value into objective.coef.start."
-            )

@@ -85,7 +85,6 @@ def warm_start(
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_steps,
         weight_decay=0.01,
-        mtp_coef=config.mtp_coef,
         mtp_objective=objective,
         logging_steps=config.log_steps,
         save_steps=config.save_steps,

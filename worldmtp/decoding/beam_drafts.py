@@ -13,9 +13,9 @@ from torch import Tensor
 
 from worldmtp.decoding.beam_tree import BeamTree
 from worldmtp.heads.base import ActionConditionalHead
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.registry import available_heads, head_class
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 
 def check_beam_heads(model: MTPModel, widths: tuple[int, ...]) -> None:

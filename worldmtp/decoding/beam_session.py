@@ -22,8 +22,8 @@ from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import TrunkRunner
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)

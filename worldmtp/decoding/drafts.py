@@ -21,7 +21,7 @@ from torch import Tensor
 from worldmtp.decoding.acceptance import Tree
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
-from worldmtp.heads.features import TrunkFeatures
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)

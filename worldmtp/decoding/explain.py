@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from worldmtp.decoding.drafts import Draft, Drafter
 from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.decoding.integers import as_integer
+from worldmtp.decoding.lean import make_runner
 from worldmtp.decoding.limits import check_cache, check_prompts
-from worldmtp.decoding.making import as_widths, make_drafter, make_runner
+from worldmtp.decoding.making import as_widths, make_drafter
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
 from worldmtp.decoding.stopping import StopRule, TokenIds, first_stop, make_stop_rule
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import as_mtp_model
-from worldmtp.heads.features import TrunkFeatures
+from worldmtp.model.trunk import TrunkFeatures
 
 
 class Fate(Enum):

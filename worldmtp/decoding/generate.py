@@ -16,9 +16,10 @@ from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.decoding.integers import as_integer
+from worldmtp.decoding.lean import make_runner
 from worldmtp.decoding.limits import check_cache, check_prompts
 from worldmtp.decoding.lossy import LossyRule
-from worldmtp.decoding.making import as_widths, make_drafter, make_runner
+from worldmtp.decoding.making import as_widths, make_drafter
 from worldmtp.decoding.output import DecodingOutput
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig

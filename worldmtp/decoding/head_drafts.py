@@ -23,8 +23,8 @@ from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.slot_cache import SlotCache
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.heads.base import ActionConditionalHead
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 
 def can_draft(model: MTPModel) -> bool:

@@ -20,10 +20,9 @@ from transformers.activations import ACT2FN
 
 from worldmtp.decoding.packed import PackedLayer, pack_layer, packed_bytes, projections
 from worldmtp.decoding.slot_cache import SlotCache, SlotLayer
-from worldmtp.heads.features import TrunkFeatures
-from worldmtp.heads.masks import additive_mask
+from worldmtp.decoding.trunk import HuggingFaceRunner, TrunkRunner
 from worldmtp.model import MTPModel
-from worldmtp.trunk_inputs import has_sliding_attention
+from worldmtp.model.trunk import TrunkFeatures, additive_mask, has_sliding_attention
 
 MAX_PACKED_BYTES = 2**30
 
@@ -48,6 +47,11 @@ def lean_runner(model: MTPModel) -> "LeanRunner | None":
     if torch.is_autocast_enabled(model.device.type) or packed_bytes(layers) > MAX_PACKED_BYTES:
         return None
     return LeanRunner(model)
+
+
+def make_runner(model: MTPModel) -> TrunkRunner:
+    """Return the lean forward where it knows the trunk, else the trunk's own."""
+    return lean_runner(model) or HuggingFaceRunner(model)
 
 
 class LeanRunner:

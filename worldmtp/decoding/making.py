@@ -1,4 +1,4 @@
-"""Drafters and runners by name."""
+"""Drafters by name."""
 
 from collections.abc import Iterable
 from typing import SupportsIndex
@@ -10,10 +10,9 @@ from worldmtp.choices import check_choice
 from worldmtp.decoding.drafts import Drafter, LookupDraft, NoDraft
 from worldmtp.decoding.head_drafts import head_drafter
 from worldmtp.decoding.integers import as_integer
-from worldmtp.decoding.lean import lean_runner
-from worldmtp.decoding.trunk import HuggingFaceRunner, TrunkRunner
-from worldmtp.lora import without_peft_wrapper
+from worldmtp.decoding.model_draft import ModelDraft
 from worldmtp.model import MTPModel
+from worldmtp.model.adapters import without_peft_wrapper
 
 DRAFTS = ("mtp", "lookup", "none")
 _LOOKUP_DRAFTS = 4
@@ -33,8 +32,6 @@ def make_drafter(
         raise ValueError(f"tree={list(tree)} is drafted by heads; use draft='mtp', or leave the tree out.")
     draft = without_peft_wrapper(draft)
     if isinstance(draft, PreTrainedModel):
-        from worldmtp.decoding.model_draft import ModelDraft
-
         return ModelDraft(draft, model, num_draft)
     if not isinstance(draft, str):
         if not isinstance(draft, Drafter):
@@ -68,8 +65,3 @@ def as_widths(name: str, widths: Iterable[SupportsIndex] | None) -> tuple[int, .
     if widths is None:
         return None
     return tuple(as_integer(f"{name}[{index}]", width) for index, width in enumerate(widths))
-
-
-def make_runner(model: MTPModel) -> TrunkRunner:
-    """A lean forward where the trunk's is known by heart, else its own."""
-    return lean_runner(model) or HuggingFaceRunner(model)

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from worldmtp.decoding.drafts import Draft, write_drafts
 from worldmtp.decoding.evaluation_mode import evaluation_mode
-from worldmtp.decoding.making import make_runner
+from worldmtp.decoding.lean import make_runner
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import as_mtp_model
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 DEFAULT_DRAFTS = 4
 

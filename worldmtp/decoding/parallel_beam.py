@@ -31,8 +31,9 @@ from worldmtp.decoding.beam_session import BeamSession
 from worldmtp.decoding.beam_tree import BeamTree
 from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.decoding.integers import as_integer
+from worldmtp.decoding.lean import make_runner
 from worldmtp.decoding.limits import check_cache, check_prompts
-from worldmtp.decoding.making import as_widths, make_runner
+from worldmtp.decoding.making import as_widths
 from worldmtp.decoding.stopping import StopRule, TokenIds, make_stop_rule
 from worldmtp.decoding.trunk import as_mtp_model
 

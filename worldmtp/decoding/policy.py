@@ -4,18 +4,14 @@ Drafts and their verification read the same distributions over the same contexts
 law is that of the trunk under these and no other.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from worldmtp.decoding.acceptance import Tree
 from worldmtp.decoding.sampling import SamplingConfig, processed_logits
 from worldmtp.decoding.text import CachedTexts
-from worldmtp.draws import draw
-
-if TYPE_CHECKING:
-    from worldmtp.decoding.drafts import Draft
+from worldmtp.model.draws import draw
 
 
 class DecodingPolicy:
@@ -68,11 +64,13 @@ class DecodingPolicy:
         return draw(log_probs.flatten(0, -2), self.generator).view(log_probs.shape[:-1])
 
     def processed_tree(
-        self, logits: Float[Tensor, "row node vocab"], texts: CachedTexts, draft: "Draft"
+        self,
+        logits: Float[Tensor, "row node vocab"],
+        texts: CachedTexts,
+        tree: Tree,
+        tokens: Int[Tensor, "row drafted"],
     ) -> Float[Tensor, "row node vocab"]:
-        """What follows each node of a drafted tree, the root first: contexts are paths here."""
-        tree = draft.tree
-        assert tree is not None
+        """Return what follows each node of a tree of drafted ``tokens``, the root first: contexts are paths here."""
         if not self.sampling.reads_context:
             return self.processed(logits, texts)
         depths = tree.depths.to(logits.device)
@@ -82,7 +80,7 @@ class DecodingPolicy:
         for node in range(1, len(depths)):
             place = (first + depths[node] - 1)[:, None]
             for below in torch.nonzero(tree.ancestors[:, node])[:, 0].tolist():
-                contexts[:, below].scatter_(1, place, draft.tokens[:, node - 1, None])
+                contexts[:, below].scatter_(1, place, tokens[:, node - 1, None])
         lengths = (first[:, None] + depths).flatten()
         flat = processed_logits(logits.flatten(0, 1), self.sampling, contexts.flatten(0, 1), lengths)
         return flat.view_as(logits)

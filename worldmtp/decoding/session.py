@@ -27,8 +27,8 @@ from worldmtp.decoding.lossy import LossyRule, accept_lossy, accept_lossy_tree
 from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import TrunkRunner
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class DecodingSession:
         draft, features, logits = self._propose_and_verify(num_drafts)
         path = None
         if draft.tree is not None:
-            processed = self._policy.processed_tree(logits, texts, draft)
+            processed = self._policy.processed_tree(logits, texts, draft.tree, draft.tokens)
             log_probs = self._policy.log_probs(processed)
             nodes = torch.cat([self._newest(), draft.tokens], dim=1)
             targets = self._policy.choose(processed, log_probs)

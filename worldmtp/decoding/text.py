@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmtp.decoding.slot_cache import SlotCache
 from worldmtp.decoding.trunk import TrunkRunner
-from worldmtp.heads.features import TrunkFeatures
+from worldmtp.model.trunk import TrunkFeatures
 
 IntArray = np.ndarray
 

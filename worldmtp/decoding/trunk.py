@@ -10,13 +10,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from worldmtp.config import MTPConfig
 from worldmtp.decoding.slot_cache import SlotCache
-from worldmtp.heads.features import TrunkFeatures
-from worldmtp.heads.masks import additive_mask
-from worldmtp.lora import without_peft_wrapper
 from worldmtp.model import MTPModel
-from worldmtp.trunk_inputs import has_sliding_attention
+from worldmtp.model.adapters import without_peft_wrapper
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures, additive_mask, has_sliding_attention
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 

@@ -3,61 +3,37 @@
 Names are loaded on first use: an environment that is handed a ``WorldModel`` needs the protocol and no network.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from worldmtp.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from worldmtp.dynamics.backends import WORLD_MODELS, check_backend, make_world_model
-    from worldmtp.dynamics.exact import ExactWorldModel, TokenMDP
-    from worldmtp.dynamics.mtp import MTPWorldModel
-    from worldmtp.dynamics.oracle import OracleWorldModel
-    from worldmtp.dynamics.parallel import ParallelWorldModel
-    from worldmtp.dynamics.placebo import IdentityWorldModel, ShuffledWorldModel
-    from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Prediction, WorldModel
-    from worldmtp.dynamics.rollout import imagine
+    from worldmtp.dynamics.backends import WORLD_MODELS as WORLD_MODELS
+    from worldmtp.dynamics.backends import check_backend as check_backend
+    from worldmtp.dynamics.backends import make_world_model as make_world_model
+    from worldmtp.dynamics.exact import ExactWorldModel as ExactWorldModel
+    from worldmtp.dynamics.exact import TokenMDP as TokenMDP
+    from worldmtp.dynamics.mtp import MTPWorldModel as MTPWorldModel
+    from worldmtp.dynamics.oracle import OracleWorldModel as OracleWorldModel
+    from worldmtp.dynamics.parallel import ParallelWorldModel as ParallelWorldModel
+    from worldmtp.dynamics.placebo import IdentityWorldModel as IdentityWorldModel
+    from worldmtp.dynamics.placebo import ShuffledWorldModel as ShuffledWorldModel
+    from worldmtp.dynamics.protocol import ImaginedRollout as ImaginedRollout
+    from worldmtp.dynamics.protocol import LatentState as LatentState
+    from worldmtp.dynamics.protocol import Prediction as Prediction
+    from worldmtp.dynamics.protocol import WorldModel as WorldModel
+    from worldmtp.dynamics.rollout import imagine as imagine
 
-__all__ = [
-    "WORLD_MODELS",
-    "ExactWorldModel",
-    "IdentityWorldModel",
-    "ImaginedRollout",
-    "LatentState",
-    "MTPWorldModel",
-    "OracleWorldModel",
-    "ParallelWorldModel",
-    "Prediction",
-    "ShuffledWorldModel",
-    "TokenMDP",
-    "WorldModel",
-    "check_backend",
-    "imagine",
-    "make_world_model",
-]
-
-_MODULE_OF = {
-    "WORLD_MODELS": "backends",
-    "ExactWorldModel": "exact",
-    "IdentityWorldModel": "placebo",
-    "ImaginedRollout": "protocol",
-    "LatentState": "protocol",
-    "MTPWorldModel": "mtp",
-    "OracleWorldModel": "oracle",
-    "ParallelWorldModel": "parallel",
-    "Prediction": "protocol",
-    "ShuffledWorldModel": "placebo",
-    "TokenMDP": "exact",
-    "WorldModel": "protocol",
-    "check_backend": "backends",
-    "imagine": "rollout",
-    "make_world_model": "backends",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "backends": "WORLD_MODELS check_backend make_world_model",
+        "exact": "ExactWorldModel TokenMDP",
+        "mtp": "MTPWorldModel",
+        "oracle": "OracleWorldModel",
+        "parallel": "ParallelWorldModel",
+        "placebo": "IdentityWorldModel ShuffledWorldModel",
+        "protocol": "ImaginedRollout LatentState Prediction WorldModel",
+        "rollout": "imagine",
+    },
+)

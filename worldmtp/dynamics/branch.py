@@ -18,9 +18,8 @@ from transformers import DynamicCache
 
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.heads.base import ActionConditionalHead
-from worldmtp.heads.masks import causal_mask
 from worldmtp.model import MTPModel
-from worldmtp.targets import position_ids_from_attention_mask
+from worldmtp.model.trunk import causal_mask, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from worldmtp.dynamics.protocol import Prediction, State, WorldModel
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
-from worldmtp.targets import position_ids_from_attention_mask
+from worldmtp.model.trunk import position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.distributions import binned_mean
 from worldmtp.dynamics.protocol import Prediction
 from worldmtp.model import MTPModel
-from worldmtp.precision import full_precision
+from worldmtp.model.precision import full_precision
+from worldmtp.model.world_heads import binned_mean
 
 
 def read_latent(

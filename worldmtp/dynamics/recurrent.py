@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
-from worldmtp.targets import position_ids_from_attention_mask
+from worldmtp.model.trunk import position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)

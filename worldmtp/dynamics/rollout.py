@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.draws import draw
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, TurnRoom, WorldModel
-from worldmtp.precision import full_precision
+from worldmtp.model.draws import draw
+from worldmtp.model.precision import full_precision
 
 
 def acting_policy(temperature: float) -> Policy:

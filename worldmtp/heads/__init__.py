@@ -1,71 +1,42 @@
 """Families of multi-token-prediction heads. Public names; importing them does not import torch until one is used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from worldmtp.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, Head, ParallelHead
-    from worldmtp.heads.blockwise import BlockwiseHead
-    from worldmtp.heads.eagle import EagleHead
-    from worldmtp.heads.features import TrunkFeatures
-    from worldmtp.heads.hydra import HydraHead
-    from worldmtp.heads.latent import LatentHead
-    from worldmtp.heads.linear import LinearHead
-    from worldmtp.heads.medusa import MedusaHead
-    from worldmtp.heads.modulated import ModulatedHead
-    from worldmtp.heads.output import OutputLayers
-    from worldmtp.heads.parallel import GloeckleHead
-    from worldmtp.heads.registry import available_heads, make_head, register_head
-    from worldmtp.heads.sequential import SequentialHead
+    from worldmtp.heads.base import ActionConditionalHead as ActionConditionalHead
+    from worldmtp.heads.base import FamilyDefaults as FamilyDefaults
+    from worldmtp.heads.base import Head as Head
+    from worldmtp.heads.base import ParallelHead as ParallelHead
+    from worldmtp.heads.blockwise import BlockwiseHead as BlockwiseHead
+    from worldmtp.heads.eagle import EagleHead as EagleHead
+    from worldmtp.heads.hydra import HydraHead as HydraHead
+    from worldmtp.heads.latent import LatentHead as LatentHead
+    from worldmtp.heads.linear import LinearHead as LinearHead
+    from worldmtp.heads.medusa import MedusaHead as MedusaHead
+    from worldmtp.heads.modulated import ModulatedHead as ModulatedHead
+    from worldmtp.heads.output import OutputLayers as OutputLayers
+    from worldmtp.heads.parallel import GloeckleHead as GloeckleHead
+    from worldmtp.heads.registry import available_heads as available_heads
+    from worldmtp.heads.registry import make_head as make_head
+    from worldmtp.heads.registry import register_head as register_head
+    from worldmtp.heads.sequential import SequentialHead as SequentialHead
 
-_MODULES = {
-    "ActionConditionalHead": "worldmtp.heads.base",
-    "BlockwiseHead": "worldmtp.heads.blockwise",
-    "EagleHead": "worldmtp.heads.eagle",
-    "FamilyDefaults": "worldmtp.heads.base",
-    "GloeckleHead": "worldmtp.heads.parallel",
-    "Head": "worldmtp.heads.base",
-    "HydraHead": "worldmtp.heads.hydra",
-    "LatentHead": "worldmtp.heads.latent",
-    "LinearHead": "worldmtp.heads.linear",
-    "MedusaHead": "worldmtp.heads.medusa",
-    "ModulatedHead": "worldmtp.heads.modulated",
-    "OutputLayers": "worldmtp.heads.output",
-    "ParallelHead": "worldmtp.heads.base",
-    "SequentialHead": "worldmtp.heads.sequential",
-    "TrunkFeatures": "worldmtp.heads.features",
-    "available_heads": "worldmtp.heads.registry",
-    "make_head": "worldmtp.heads.registry",
-    "register_head": "worldmtp.heads.registry",
-}
-
-__all__ = [
-    "ActionConditionalHead",
-    "BlockwiseHead",
-    "EagleHead",
-    "FamilyDefaults",
-    "GloeckleHead",
-    "Head",
-    "HydraHead",
-    "LatentHead",
-    "LinearHead",
-    "MedusaHead",
-    "ModulatedHead",
-    "OutputLayers",
-    "ParallelHead",
-    "SequentialHead",
-    "TrunkFeatures",
-    "available_heads",
-    "make_head",
-    "register_head",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "base": "ActionConditionalHead FamilyDefaults Head ParallelHead",
+        "blockwise": "BlockwiseHead",
+        "eagle": "EagleHead",
+        "hydra": "HydraHead",
+        "latent": "LatentHead",
+        "linear": "LinearHead",
+        "medusa": "MedusaHead",
+        "modulated": "ModulatedHead",
+        "output": "OutputLayers",
+        "parallel": "GloeckleHead",
+        "registry": "available_heads make_head register_head",
+        "sequential": "SequentialHead",
+    },
+)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
-from worldmtp.heads.features import TrunkFeatures
+from worldmtp.model.trunk import TrunkFeatures
 
 if TYPE_CHECKING:
     from worldmtp.heads.output import OutputLayers

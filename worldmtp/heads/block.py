@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from worldmtp.heads.features import final_norm, layer_list
+from worldmtp.model.trunk import final_norm, layer_list
 
 NORM_EPS = 1e-6
 

@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.output import OutputLayers
 from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
 from worldmtp.heads.zero import ZeroLinear
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures
 
 
 class BlockwiseHead(ParallelHead):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from worldmtp.heads.base import ActionConditionalHead, ParallelHead
-from worldmtp.heads.features import TrunkFeatures
+from worldmtp.model.trunk import TrunkFeatures
 
 
 def head_latents(

@@ -28,12 +28,12 @@ from torch.nn import functional
 from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
 from worldmtp.heads.block import make_norm
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.output import OutputLayers
 from worldmtp.heads.unused import refuse_unused
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures
 
 _MIN_LAYERS_OF_PAPER = 8
 _DEFAULT_ROPE_THETA = 10_000.0

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
 from worldmtp.heads.output import OutputLayers
 from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
 from worldmtp.heads.zero import ZeroLinear
+from worldmtp.model.config import MTPConfig
 
 
 class GroundedMLP(nn.Module):

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
 from worldmtp.heads.output import OutputLayers
 from worldmtp.heads.unused import refuse_copied_layers, refuse_unused
+from worldmtp.model.config import MTPConfig
 
 
 class LinearHead(ParallelHead):

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.block import make_norm
-from worldmtp.heads.features import final_norm
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import final_norm
 
 
 class SharedNorm:

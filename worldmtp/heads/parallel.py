@@ -21,13 +21,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults, ParallelHead
 from worldmtp.heads.block import copy_last_layer, make_block_spec
-from worldmtp.heads.features import TrunkFeatures
-from worldmtp.heads.masks import additive_mask
 from worldmtp.heads.output import OutputLayers
 from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures, additive_mask
 
 
 class GloeckleHead(ParallelHead):

@@ -4,16 +4,17 @@ A family is a class made as ``Family(config, trunk)`` that subclasses ``ActionCo
 which of the two is what the rest of the code asks about, never the name.
 """
 
+import copy
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from worldmtp.choices import check_choice
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-    from worldmtp.config import MTPConfig
     from worldmtp.heads.base import ActionConditionalHead, ParallelHead
+    from worldmtp.model.config import MTPConfig
 
 _FAMILIES: dict[str, str] = {
     "blockwise": "worldmtp.heads.blockwise:BlockwiseHead",
@@ -47,10 +48,10 @@ def register_head(name: str, entry_point: str) -> None:
 
 
 def check_head(name: str) -> None:
-    """Whether the family exists.
+    """Raise if there is no such family.
 
     Raises:
-        ValueError: it does not; the nearest name is suggested.
+        ValueError: there is none; the nearest name is suggested.
     """
     check_choice("head", name, available_heads())
 
@@ -73,6 +74,26 @@ def head_class(name: str) -> "type[ActionConditionalHead] | type[ParallelHead]":
             "ParallelHead, whose depths read the trunk alone."
         )
     return family
+
+
+def bind(config: "MTPConfig", trunk_config: "PreTrainedConfig", head_block: str) -> "MTPConfig":
+    """Return a copy of ``config`` for that trunk: its sizes filled in, and the family's choices where it has none.
+
+    Raises:
+        ValueError: there is no such family, or the trunk has no such layer.
+    """
+    bound = copy.deepcopy(config)
+    text_config = trunk_config.get_text_config()
+    bound.trunk_config = trunk_config
+    bound.vocab_size = text_config.vocab_size
+    bound.hidden_size = text_config.hidden_size
+    bound.head_block = head_block
+    for name, value in vars(head_class(config.head).defaults(text_config)).items():
+        if getattr(bound, name) is None:
+            setattr(bound, name, value)
+    assert bound.feature_layers is not None
+    bound.feature_layers = _resolve_layers(bound.feature_layers, text_config.num_hidden_layers)
+    return bound
 
 
 def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionConditionalHead | ParallelHead":
@@ -98,3 +119,14 @@ def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionCondition
     head = family(config, trunk)  # type: ignore[call-arg]  # what is registered is made of these two
     assert isinstance(head, (ActionConditionalHead, ParallelHead))
     return head
+
+
+def _resolve_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Indices counted from the first layer."""
+    for index in layers:
+        if not -num_layers <= index < num_layers:
+            raise ValueError(
+                f"feature_layers={list(layers)} names layer {index}, and the trunk has {num_layers}; "
+                f"choose from {-num_layers} .. {num_layers - 1}."
+            )
+    return tuple(index % num_layers for index in layers)

@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
 from worldmtp.heads.block import BlockSpec, copy_last_layer, make_block_spec, make_norm
-from worldmtp.heads.masks import additive_mask
 from worldmtp.heads.output import OutputLayers
 from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import additive_mask
 
 
 class SequentialLayer(nn.Module):

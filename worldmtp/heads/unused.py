@@ -4,8 +4,8 @@ Fields that None leaves to the family are used where they differ from what the f
 differ from the config's default. Left out: which values a field may have at all, which ``MTPConfig`` checks.
 """
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.base import FamilyDefaults
+from worldmtp.model.config import MTPConfig
 
 _UNUSED = {
     "concat_order": ("embedding_first", "nothing is concatenated"),

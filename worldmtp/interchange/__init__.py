@@ -1,41 +1,25 @@
 """Published checkpoints with multi-token-prediction heads, in and out. Public names, loaded on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from worldmtp.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from worldmtp.interchange.exporting import ExportReport, export_checkpoint
-    from worldmtp.interchange.importing import import_checkpoint
-    from worldmtp.interchange.layouts import available_layouts
-    from worldmtp.interchange.probing import SpecProbe, probe_spec
-    from worldmtp.interchange.problems import LayoutError
+    from worldmtp.interchange.exporting import ExportReport as ExportReport
+    from worldmtp.interchange.exporting import export_checkpoint as export_checkpoint
+    from worldmtp.interchange.importing import import_checkpoint as import_checkpoint
+    from worldmtp.interchange.layouts import available_layouts as available_layouts
+    from worldmtp.interchange.probing import SpecProbe as SpecProbe
+    from worldmtp.interchange.probing import probe_spec as probe_spec
+    from worldmtp.interchange.problems import LayoutError as LayoutError
 
-_MODULES = {
-    "ExportReport": "worldmtp.interchange.exporting",
-    "LayoutError": "worldmtp.interchange.problems",
-    "SpecProbe": "worldmtp.interchange.probing",
-    "available_layouts": "worldmtp.interchange.layouts",
-    "export_checkpoint": "worldmtp.interchange.exporting",
-    "import_checkpoint": "worldmtp.interchange.importing",
-    "probe_spec": "worldmtp.interchange.probing",
-}
-
-__all__ = [
-    "ExportReport",
-    "LayoutError",
-    "SpecProbe",
-    "available_layouts",
-    "export_checkpoint",
-    "import_checkpoint",
-    "probe_spec",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "exporting": "ExportReport export_checkpoint",
+        "importing": "import_checkpoint",
+        "layouts": "available_layouts",
+        "probing": "SpecProbe probe_spec",
+        "problems": "LayoutError",
+    },
+)

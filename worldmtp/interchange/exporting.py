@@ -21,8 +21,8 @@ from worldmtp.interchange.llama_names import params_from_config
 from worldmtp.interchange.naming import publish
 from worldmtp.interchange.problems import raise_all
 from worldmtp.interchange.tensors import CONFIG, PARAMS, PTH, append_shard
-from worldmtp.lora import has_lora
 from worldmtp.model import MTPModel
+from worldmtp.model.lora import has_lora
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _obstacles(model: MTPModel, form: Layout) -> list[str]:
     config, trunk_config = model.config, model.trunk.config.get_text_config()
     found = []
     if has_lora(model):
-        found.append("trunk: it has adapters; call worldmtp.lora.merge_lora(model) first")
+        found.append("trunk: it has adapters; call worldmtp.model.lora.merge_lora(model) first")
     if trunk_config.model_type not in form.trunk_types:
         found.append(
             f"trunk: {type(model.trunk).__name__} has model_type={trunk_config.model_type!r}, and the layout is for "

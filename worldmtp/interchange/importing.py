@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.block import resolve_head_block
-from worldmtp.heads.registry import make_head
+from worldmtp.heads.registry import bind, make_head
 from worldmtp.interchange.experts import split_experts
 from worldmtp.interchange.fp8 import DEFAULT_BLOCK, dequantize_all
 from worldmtp.interchange.layouts import Layout, detect_layout, find_layout, get_layout
@@ -40,6 +39,7 @@ from worldmtp.interchange.probing import choose_spec, probe_spec
 from worldmtp.interchange.problems import LayoutError, differences, not_finite, raise_all, shapes, whole_number
 from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config, read_tensors, weight_names
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _check(
     form: Layout, tensors: dict[str, Tensor], trunk: PreTrainedModel, config: MTPConfig
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights that count, and all that is wrong with them, by the file's names."""
-    bound = config.for_trunk(trunk.config, resolve_head_block(config.head_block, trunk))
+    bound = bind(config, trunk.config, resolve_head_block(config.head_block, trunk))
     with _initial_weights_ignored(), torch.device("meta"):
         heads: nn.Module = make_head(bound, trunk)
     num_modules, num_layers = config.depth - 1, trunk.config.get_text_config().num_hidden_layers

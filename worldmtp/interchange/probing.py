@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from worldmtp.config import CONCAT_ORDERS, HIDDEN_STAGES
-from worldmtp.heads.features import TrunkFeatures, record_features
 from worldmtp.heads.sequential import SequentialHead, SequentialLayer
 from worldmtp.interchange.problems import LayoutError
 from worldmtp.model import MTPModel
+from worldmtp.model.config import CONCAT_ORDERS, HIDDEN_STAGES
+from worldmtp.model.trunk import TrunkFeatures, record_features
 
 MIN_ROWS = 8
 MIN_ADVANTAGE = 0.02

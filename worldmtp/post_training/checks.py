@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from worldmtp.model import IGNORE_INDEX, MTPModel
-from worldmtp.precision import check_trained_weights
+from worldmtp.model.precision import check_trained_weights
 
 
 def check_model(model: Any) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from worldmtp.model import MTPModel
-from worldmtp.mtp_loss import MultiTokenLoss, evaluation_plan, multi_token_loss
 from worldmtp.objective import MTPObjective
+from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
+from worldmtp.objective.plan import StepPlan
 from worldmtp.post_training.compat import IncompatibleTRLError
-from worldmtp.step_plan import StepPlan
 
 
 # accelerate rebuilds an output under autocast from one dict in the place of the first field.

@@ -23,15 +23,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from worldmtp.ema import EMATrunk
-from worldmtp.lora import has_lora, load_lora_weights, save_lora
 from worldmtp.model import IGNORE_INDEX, MTPModel
-from worldmtp.mtp_loss import MultiTokenLoss, evaluation_plan
+from worldmtp.model.ema import EMATrunk
+from worldmtp.model.lora import has_lora, load_lora_weights, save_lora
+from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan
+from worldmtp.objective.plan import Progress, StepPlan
 from worldmtp.post_training.depth_means import DepthMeans
 from worldmtp.post_training.finite import check_finite, check_finite_weights
 from worldmtp.post_training.forward import MTPForward
-from worldmtp.schedules import Progress
-from worldmtp.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from trl import SFTTrainer as _Trainer

@@ -2,8 +2,8 @@
 
 One trunk forward per micro-batch. The depth, the detach switches and the coefficient's default are the model's config;
 the losses, their weights and schedules are the training config's objective. Left out: PEFT's own wrapper (it would
-freeze the heads; ``worldmtp.lora`` puts adapters into the trunk), ``compute_loss_func`` and label smoothing (TRL runs
-the fused forward without gradients for them), sequence parallelism.
+freeze the heads; ``worldmtp.model.lora`` puts adapters into the trunk), ``compute_loss_func`` and label smoothing
+(TRL runs the fused forward without gradients for them), sequence parallelism.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
-from worldmtp.ema import EMATrunk
 from worldmtp.model import MTPModel
-from worldmtp.model_guards import TRAINS_HEADS
+from worldmtp.model.ema import EMATrunk
+from worldmtp.model.guards import TRAINS_HEADS
+from worldmtp.objective.plan import window_depths
 from worldmtp.post_training.checks import (
     check_config,
     check_has_target,
@@ -31,7 +32,6 @@ from worldmtp.post_training.depth_means import DepthMeans
 from worldmtp.post_training.forward import add_mtp_forward
 from worldmtp.post_training.mixin import EMACallback, MTPTrainerMixin
 from worldmtp.post_training.sft_config import MTPSFTConfig
-from worldmtp.schedules import window_depths
 
 
 class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
@@ -47,7 +47,7 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     told otherwise; half precision loses small steps, and a warning says so. Load with ``dtype=torch.float32`` and leave
     the computing to ``bf16=True``.
 
-    A model with adapters (``worldmtp.lora``) has checkpoints of ``save_lora``: without the trunk's own weights.
+    A model with adapters (``worldmtp.model.lora``) has checkpoints of ``save_lora``: without the trunk's own weights.
 
     Args:
         model: made in memory or by ``MTPModel.from_pretrained``; never loaded by name here.
@@ -106,7 +106,7 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         # and divides by the targets of the whole accumulated batch.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
-        objective = args.objective(model.config.mtp_loss_coef)
+        objective = args.build_objective()
         window_depths(objective.window, model.config.depth)  # refuses here, not at the first step
         if objective.needs_ema:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -1,10 +1,9 @@
-"""Configuration of MTPSFTTrainer: TRL's SFTConfig, the coefficient of the heads, and defaults for a CPU.
+"""Configuration of MTPSFTTrainer: TRL's SFTConfig, the heads' objective, and defaults for a CPU.
 
 TRL's defaults are a GPU's: bf16 autocast and gradient checkpointing, on a CPU too, where both cost time. Here what the
 user did not set follows the machine; what the user set stays. The depth is the model's and not a field of training.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
@@ -22,11 +21,9 @@ class MTPSFTConfig(SFTConfig):
     """SFTConfig with MTP.
 
     Args:
-        mtp_coef: lambda in loss = TRL's loss + lambda * mean over depths 2..K of their cross-entropies. None is the
-            model's ``mtp_loss_coef``, which is 0.3 by default, that of most of DeepSeek-V3's training
-            (https://arxiv.org/abs/2412.19437, sec. 4.2). With 0 the heads are measured and not trained.
-        mtp_objective: ``MTPObjective.to_dict()`` or a part of it: losses, weights of the depths, lambda over training,
-            window, frequency. None is cross-entropy and DeepSeek-V3's mean over depths.
+        mtp_objective: ``MTPObjective.to_dict()`` or a part of it: lambda over training, losses, weights of the depths,
+            window, frequency. None is DeepSeek-V3's, cross-entropy with lambda 0.3. With ``{"coef": {"start": 0}}`` the
+            heads are measured and not trained.
         bf16: None is on with an accelerator (TRL's default) and off without.
         gradient_checkpointing: None is on with an accelerator (TRL's default) and off without.
         dataloader_pin_memory: None is on with an accelerator and off without.
@@ -35,11 +32,9 @@ class MTPSFTConfig(SFTConfig):
         ValueError: a negative coefficient, or an option that the heads cannot follow.
     """
 
-    mtp_coef: float | None = field(
-        default=None, metadata={"help": "Weight of the mean loss of depths 2..K. None: the model's mtp_loss_coef."}
-    )
     mtp_objective: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Fields of MTPObjective. None: cross-entropy, the mean over depths."}
+        default=None,
+        metadata={"help": "Fields of MTPObjective. None: cross-entropy, lambda 0.3 on the mean over depths."},
     )
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment] # None until the machine is known
         default=None, metadata={"help": "None: on with an accelerator, off without."}
@@ -62,17 +57,18 @@ class MTPSFTConfig(SFTConfig):
             self.ddp_find_unused_parameters = True
         super().__post_init__()
 
-    def objective(self, mtp_loss_coef: float) -> MTPObjective:
-        """The objective asked for; ``mtp_loss_coef`` is the model's, for where nothing else says lambda."""
+    def build_objective(self) -> MTPObjective:
+        """Return the objective that ``mtp_objective`` describes.
+
+        Raises:
+            TypeError: it is no mapping, or a value is of the wrong type.
+            ValueError: a key is unknown, or a value is outside its range.
+        """
         if self.mtp_objective is not None and not isinstance(self.mtp_objective, Mapping):
             raise TypeError(
                 f"mtp_objective={self.mtp_objective!r} must be a mapping of MTPObjective's fields, or None."
             )
-        values = dict(self.mtp_objective or {})
-        if "coef" not in values:
-            start = mtp_loss_coef if self.mtp_coef is None else self.mtp_coef
-            values["coef"] = {"kind": "constant", "start": start}
-        return MTPObjective.from_dict(values)
+        return MTPObjective.from_dict(self.mtp_objective or {})
 
     def _resolve_checkpointing(self, has_accelerator: bool) -> None:
         # transformers renamed gradient_checkpointing to activation_checkpointing and warns about the old name, so only
@@ -86,11 +82,7 @@ class MTPSFTConfig(SFTConfig):
             self.gradient_checkpointing = has_accelerator
 
     def _check(self) -> None:
-        if self.mtp_coef is not None and not (math.isfinite(self.mtp_coef) and self.mtp_coef >= 0):
-            raise ValueError(f"mtp_coef={self.mtp_coef}, expected a finite number >= 0, or None for the model's.")
-        if self.mtp_coef is not None and "coef" in (self.mtp_objective or {}):
-            raise ValueError(f"mtp_coef={self.mtp_coef} and mtp_objective['coef'] both say lambda; give one of them.")
-        if self.objective(0.0).coef.unit == "tokens" and self.include_num_input_tokens_seen in ("no", False):
+        if self.build_objective().coef.unit == "tokens" and self.include_num_input_tokens_seen in ("no", False):
             self.include_num_input_tokens_seen = "non_padding"  # the schedule counts them, and so must a checkpoint
         if self.packing_strategy == "wrapped" and (self.packing or self.eval_packing):
             raise ValueError(

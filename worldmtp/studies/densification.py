@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
-from worldmtp.mtp_loss import next_token_loss
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
+from worldmtp.objective.loss import next_token_loss
 from worldmtp.studies.batches import batch_at, eval_windows
 from worldmtp.studies.densification_tables import summarize_densification
 from worldmtp.studies.induction import MIN_SPACING, induction_accuracy, plant_pairs, rarest_tokens

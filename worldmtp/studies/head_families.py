@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from worldmtp.choices import check_choice
-from worldmtp.config import MTPConfig
 from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.acceptance import Acceptance, greedy_acceptance, sampled_acceptance, write_texts
 from worldmtp.studies.batches import batch_at, document_ids_at, eval_starts, eval_windows

@@ -5,16 +5,16 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.heads.block import resolve_head_block
-from worldmtp.heads.registry import head_class, make_head
+from worldmtp.heads.registry import bind, head_class, make_head
+from worldmtp.model.config import MTPConfig
 
 _WIDTH_STEP = 8
 
 
 def num_head_parameters(config: MTPConfig, trunk: PreTrainedModel) -> int:
     """Parameters of the heads that ``config`` describes on that trunk; none is allocated."""
-    bound = config.for_trunk(trunk.config, resolve_head_block(config.head_block, trunk))
+    bound = bind(config, trunk.config, resolve_head_block(config.head_block, trunk))
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make_head(bound, trunk).parameters())
 

@@ -21,8 +21,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
-from worldmtp.config import MTPConfig
 from worldmtp.model import IGNORE_INDEX, MTPModel
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.path_star_tables import summarize_path_star
 from worldmtp.studies.protocol import Arm, Report, StudySummary

@@ -7,7 +7,7 @@ has anything across a document's or a prompt's border. What it is *worth* is ano
 
 from dataclasses import dataclass
 
-from worldmtp.targets import DepthTargets
+from worldmtp.objective.targets import DepthTargets
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A plain training loop for studies: next tokens and an objective's later depths, AdamW, one seed, nothing hidden.
 
 Comparing head designs takes many short runs on equal terms; TRL's trainers bring data handling, logging and checkpoints
-that such runs do not need, at several times their time a step. The loss is the same (``worldmtp.mtp_loss``), and so are
-the two clip groups. Left out: mixed precision, several devices, gradient accumulation.
+that such runs do not need, at several times their time a step. The loss and the two clip groups are the same as there.
+Left out: mixed precision, several devices, gradient accumulation.
 """
 
 import math
@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import IGNORE_INDEX, MTPModel
-from worldmtp.mtp_loss import multi_token_loss, next_token_loss
+from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.objective import MTPObjective
-from worldmtp.schedules import Progress
-from worldmtp.step_plan import StepPlan
+from worldmtp.objective.loss import multi_token_loss, next_token_loss
+from worldmtp.objective.plan import Progress, StepPlan
 
 
 @dataclass(frozen=True)

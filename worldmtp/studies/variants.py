@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldmtp.choices import check_choice
-from worldmtp.config import MTPConfig
+from worldmtp.heads.registry import check_head
+from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
-from worldmtp.schedules import Progress
+from worldmtp.objective.plan import Progress
 from worldmtp.studies.protocol import Arm
 
 SPEC_FIELDS = (
@@ -50,6 +51,7 @@ def check_variants(variants: Mapping[str, Any], depth: int | None = None) -> Non
         for key in variant.get("spec") or {}:
             check_choice(f"a key of variants.{name}.spec", str(key), SPEC_FIELDS)
         num_depths = depth or variant["depth"]
+        check_head(variant.get("head", "sequential"))
         MTPConfig(head=variant.get("head", "sequential"), depth=num_depths, **(variant.get("spec") or {}))
         objective = MTPObjective.from_dict(variant.get("objective") or {})
         if objective.needs_ema:

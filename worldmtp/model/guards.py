@@ -1,0 +1,104 @@
+"""What an ``MTPModel`` refuses or warns of where others load, save or train it: each would go wrong in silence.
+
+Left out: what a checkpoint's config must be, which is ``MTPConfig``'s.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from worldmtp.interchange.layouts import find_layout
+from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config
+
+TRAINS_HEADS = "mtp"
+"""The tag of a trainer that trains the heads, in the list that TRL's trainers pass to ``add_model_tags``."""
+
+
+def check_weights_loaded(model: nn.Module, info: Mapping[str, Any], path: object) -> None:
+    """Raise if transformers has drawn weights at random for those that a checkpoint lacks.
+
+    Args:
+        model: as loaded.
+        info: transformers' loading info.
+        path: of the checkpoint.
+
+    Raises:
+        ValueError: weights are missing or have another shape; the message names them. A tied weight may be stored under
+            one of its names.
+    """
+    absent = set(info["missing_keys"])
+    missing = sorted(absent - _stored_under_another_name(model, absent))
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+    if missing or mismatched:
+        raise ValueError(
+            f"{path} does not hold this model: missing weights: {_some(missing)}; weights of another shape: "
+            f"{_some(mismatched)}. Restore the checkpoint's files, or train the model anew."
+        )
+
+
+def unpublished(path: object) -> object:
+    """The path, unless it is of a published checkpoint in which transformers would find no config.
+
+    Raises:
+        ValueError: it is; the message says what reads it.
+    """
+    if isinstance(path, (str, Path)) and (Path(path) / PARAMS).is_file() and not (Path(path) / CONFIG).is_file():
+        layout = find_layout(read_config(Path(path)))
+        if layout is not None:
+            raise ValueError(
+                f"{path} is a published checkpoint in the layout {layout.name!r}; load trunk and heads with "
+                "worldmtp.interchange.import_checkpoint(path)."
+            )
+    return path
+
+
+def checked_trunk(trunk: nn.Module) -> PreTrainedModel:
+    """The trunk, if heads can stand on it.
+
+    Raises:
+        TypeError: it is no causal LM of Hugging Face, or one inside PEFT's wrapper.
+    """
+    if type(trunk).__module__.partition(".")[0] == "peft":
+        raise TypeError(
+            f"trunk is PEFT's wrapper {type(trunk).__name__}; put heads on the model without it, then adapters in the "
+            "trunk: worldmtp.model.lora.add_lora(MTPModel.from_trunk(lm, config), lora_config). Adapters that are "
+            "trained already are merged by trunk.merge_and_unload() first."
+        )
+    if not isinstance(trunk, PreTrainedModel) or trunk.get_output_embeddings() is None:
+        raise TypeError(
+            f"trunk is a {type(trunk).__name__}; from_trunk needs a Hugging Face causal LM with an LM head, such as "
+            "AutoModelForCausalLM.from_pretrained(path)."
+        )
+    return trunk
+
+
+def warn_of_untrained_heads(tags: Sequence[str], depth: int) -> None:
+    """Warn if the trainer with these tags is one of TRL's that does not train the heads.
+
+    They would stay as they are while the trunk moves away from them.
+    """
+    if "trl" in tags and TRAINS_HEADS not in tags and depth > 1:
+        warnings.warn(
+            f"this trainer ({', '.join(tags)}) trains the trunk alone: the heads of depths 2 to {depth} and the world "
+            "heads keep their weights, and their predictions go stale as the trunk moves. Train model.trunk to do "
+            "without heads, or train the heads again afterwards with MTPSFTTrainer.",
+            stacklevel=3,
+        )
+
+
+def _stored_under_another_name(model: nn.Module, missing: set[str]) -> set[str]:
+    """Those of ``missing`` that are one tensor with a weight which is not missing."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for shared in names.values() if not set(shared) <= missing for name in shared}
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"

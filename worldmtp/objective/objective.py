@@ -1,0 +1,184 @@
+"""``MTPObjective``: the whole loss of multi-token training as one frozen config, from and to plain dicts.
+
+    L = L_1 + lambda * sum_k w_k (ce CE_k + kl KL_k + tv TV_k + latent SmoothL1_k) + lambda * mean_k(w_k) * e2e_tv E2E
+
+over the depths k trained in the step, 2 .. K. L_1 is the next token's cross-entropy and always counts one: where only
+heads are to learn (Medusa-1, FastMTP, Hydra), freeze the trunk, for which L_1 then is a constant. E2E is the accepted
+length that is missed, sum_k (1 - prod_{j <= k} acceptance_j) (Bebop, arXiv 2606.12370): a loss of all depths together,
+so their weights enter by their mean. KL, TV and E2E compare with what the trunk itself says when it gets there.
+
+The terms are computed in ``worldmtp.objective.fused``; lambda, the depths and the weights w_k are planned in
+``worldmtp.objective.plan``. Objectives of papers are the files of ``configs/objective``. Left out: losses that need
+rewards (advantage-weighted heads), which belong to reinforcement.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import NoneType
+from typing import Any, TypeVar, get_args
+
+from worldmtp.choices import check_choice
+from worldmtp.objective.plan import (
+    DEPTH_WEIGHTINGS,
+    CoefSchedule,
+    DepthWindow,
+    Frequency,
+    Progress,
+    StepPlan,
+    plan_step,
+)
+
+LATENT_TARGETS = ("trunk", "ema")
+LOSSES = ("ce", "kl", "tv", "e2e_tv", "latent")
+"""The fields of ``LossTerms`` that are coefficients."""
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Coefficients of what one depth's loss of one token is made of.
+
+    ``ce``, ``kl``, ``tv`` and ``latent`` are summed for each depth and multiplied by its weight. ``e2e_tv`` couples the
+    depths, so it is multiplied by the mean of their weights.
+    """
+
+    ce: float = 1.0
+    kl: float = 0.0
+    tv: float = 0.0
+    e2e_tv: float = 0.0
+    latent: float = 0.0
+    latent_beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.latent_beta > 0:
+            raise ValueError(f"latent_beta={self.latent_beta} is where smooth L1 turns linear; it must be positive.")
+
+    @property
+    def on_teacher_logits(self) -> bool:
+        """Whether a term compares logits with a teacher's."""
+        return bool(self.kl or self.tv or self.e2e_tv)
+
+    @property
+    def on_logits(self) -> bool:
+        """Whether a term has a gradient by the logits."""
+        return bool(self.ce) or self.on_teacher_logits
+
+    @property
+    def need_teacher(self) -> bool:
+        """Whether a term compares anything with a teacher."""
+        return bool(self.latent) or self.on_teacher_logits
+
+
+@dataclass(frozen=True)
+class MTPObjective:
+    """How depths 2 .. K are trained. The defaults are DeepSeek-V3's loss with its first lambda throughout.
+
+    Attributes:
+        terms: coefficients of the losses of each depth, and of the end-to-end loss.
+        depth_weighting: rule of the weights w_k.
+        coef: lambda over training.
+        window: which depths are trained, and their curriculum.
+        frequency: in which steps, at which positions and for how many depths at once.
+        latent_target: whose hidden states are the teacher's: the trunk's, or those of its moving average. The latent
+            term aims at them; KL, TV and E2E read them through the LM head.
+        ema_decay: of that average; Tarvainen & Valpola 2017 (arXiv 1703.01780) use 0.999 past the first epochs.
+        detach_teacher: the trunk as the teacher of KL, TV, E2E and latent gets no gradient from them.
+        chunk_size: tokens unembedded at once; it bounds memory and changes no value. A large number is one chunk.
+    """
+
+    terms: LossTerms = field(default_factory=LossTerms)
+    depth_weighting: str = "mean"
+    coef: CoefSchedule = field(default_factory=CoefSchedule)
+    window: DepthWindow = field(default_factory=DepthWindow)
+    frequency: Frequency = field(default_factory=Frequency)
+    latent_target: str = "trunk"
+    ema_decay: float = 0.999
+    detach_teacher: bool = True
+    chunk_size: int = 1024
+
+    def __post_init__(self) -> None:
+        check_choice("depth_weighting", self.depth_weighting, DEPTH_WEIGHTINGS)
+        check_choice("latent_target", self.latent_target, LATENT_TARGETS)
+        coefficients = {name: getattr(self.terms, name) for name in LOSSES}
+        for name, value in coefficients.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"terms.{name}={value} must be finite and not negative; 0 leaves the term out.")
+        if not any(coefficients.values()):
+            raise ValueError("all terms are 0, so the heads would learn nothing; coef.start=0 turns their loss off.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 copies the trunk after each step.")
+        if self.latent_target == "ema" and not self.needs_teacher:
+            raise ValueError("latent_target='ema' makes a teacher that no term asks for; set terms.latent, kl or tv.")
+        if self.latent_target == "ema" and not self.detach_teacher:
+            raise ValueError("detach_teacher=False: a moving average takes no gradient; use latent_target='trunk'.")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1 token; a large number is one chunk.")
+        if self.terms.e2e_tv > 0 and (self.frequency.one_random_depth or self.window.first > 2):
+            raise ValueError(
+                "terms.e2e_tv multiplies the acceptances of depths 2, 3, .. in a row, so it takes neither "
+                "frequency.one_random_depth nor a window.first beyond 2; use terms.tv, which each depth has alone."
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term compares with the trunk: everything but cross-entropy."""
+        return self.terms.need_teacher
+
+    @property
+    def needs_ema(self) -> bool:
+        """Whether a moving average of the trunk has to be kept."""
+        return self.latent_target == "ema"
+
+    def plan(self, num_depths: int, progress: Progress, seed: int) -> StepPlan:
+        """``plan_step`` of this objective, for a model of K = ``num_depths``."""
+        return plan_step(
+            depth_weighting=self.depth_weighting,
+            coef=self.coef,
+            window=self.window,
+            frequency=self.frequency,
+            num_depths=num_depths,
+            progress=progress,
+            seed=seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as nested plain dicts, fit for JSON and YAML."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MTPObjective":
+        """The inverse of ``to_dict``; fields that are left out have their defaults.
+
+        Raises:
+            ValueError: a key is unknown (the nearest is suggested), or a value is outside its range.
+            TypeError: a value is of the wrong type.
+        """
+        return _build(cls, values, "")
+
+
+def _build(cls: type[Config], values: Any, path: str) -> Config:
+    """A dataclass of scalars and further dataclasses from a mapping; ``path`` leads there in messages."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{path or 'the objective'} is {values!r}; give a mapping of {cls.__name__}'s fields.")
+    types = {item.name: item.type for item in fields(cls)}  # type: ignore[arg-type]  # always a dataclass
+    prefix = f"{path}." if path else ""
+    for key in values:
+        check_choice(f"a key of {path or 'the objective'}", str(key), types)
+    return cls(**{key: _convert(types[key], value, prefix + key) for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _build(kind, value, path)
+    allowed = get_args(kind) or (kind,)  # X | None has arguments, a plain type has none
+    if value is None and NoneType in allowed:
+        return None
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) == (bool in allowed) and isinstance(value, allowed):
+        return value
+    names = " or ".join("null" if item is NoneType else item.__name__ for item in allowed)
+    hint = "; YAML reads a number with an exponent only with a point and a sign, as 1.0e+13" if float in allowed else ""
+    raise TypeError(f"{path}={value!r} is a {type(value).__name__}; it must be {names}{hint}.")

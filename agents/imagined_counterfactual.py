@@ -28,7 +28,7 @@ _CRITIC_BATCH = 4096
 
 
 class CounterfactualAdvantages:
-    """An ``AdvantageEstimator`` that asks what the untaken tokens were worth.
+    """An ``AdvantageEstimator`` that asks what the untaken tokens were worth; its critics compute in ``dtype``.
 
     Raises:
         TypeError: the world model, where a rung reads it, is blind to actions.
@@ -44,6 +44,7 @@ class CounterfactualAdvantages:
         ppo: PPOConfig,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         ppo.check_whole_episodes("imagination.use='counterfactual'")
         if config.max_rung > 0:
@@ -57,6 +58,7 @@ class CounterfactualAdvantages:
         self._generator = generator
         self._kappa = RunningSlope(decay=config.slope_decay, initial=0.5)
         widths = [NUM_SURPRISALS, num_readings(config.horizon), hidden_size]
+        self._dtype = dtype
         self._rungs = [
             Rung(
                 sum(widths[: rung + 1]),
@@ -66,6 +68,7 @@ class CounterfactualAdvantages:
                 config.slope_decay,
                 generator,
                 device,
+                dtype,
             )
             for rung in range(config.max_rung + 1)
         ]
@@ -115,7 +118,7 @@ class CounterfactualAdvantages:
         self, rollout: Rollout, stats: PolicyStats, live: LiveTokens, metrics: dict[str, float]
     ) -> Float[Tensor, "candidate features"]:
         """Features of every live candidate, rung by rung along the last axis."""
-        features = surprisal_features(stats.log_policy, live, rollout)[live.mask].float()
+        features = surprisal_features(stats.log_policy, live, rollout)[live.mask].to(self._dtype)
         if self._config.max_rung == 0:
             return features
         config, acting = self._config, self._acting
@@ -124,7 +127,7 @@ class CounterfactualAdvantages:
         if acting.turns is not None:
             metrics["imagination/turn_border_fraction"] = imagined.border_fraction
         columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
-        return torch.cat([column.float() for column in columns], dim=-1)
+        return torch.cat([column.to(self._dtype) for column in columns], dim=-1)
 
     @torch.no_grad()
     def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch time live"]:

@@ -270,5 +270,8 @@ def make_estimator(
     if imagination.use == "counterfactual":
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it
-        return CounterfactualAdvantages(world_model, acting, hidden_size, imagination, ppo, generator, model.device)
+        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+        return CounterfactualAdvantages(
+            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype
+        )
     return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

@@ -214,3 +214,20 @@ def test_the_next_token_loss_of_bfloat16_logits_is_summed_in_float32(text_env: M
     assert loss.dtype == precise.dtype == torch.float32
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=5e-3), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_critics_compute_in_the_precision_of_the_model(
+    dtype: torch.dtype, text_env: MakeEnv, tiny_model: MakeModel
+) -> None:
+    """In float64 they were float32, so that a run in float64 was known to seven digits only."""
+    model = tiny_model()
+    torch.nn.Module.to(model, dtype)
+    rollout, imagination = RolloutConfig(1, 4, 4), ImaginationConfig(horizon=2)
+    trainer = ImaginationTrainer(model, text_env(16), rollout, PPOConfig(), WorldModelConfig(), imagination, 0)
+    trainer.step()
+    rungs = trainer.state_dict()["estimator"]["rungs"]
+    assert len(rungs) == 3
+    for rung in rungs:
+        kept = [*rung["critic"].values(), *(tensor for batch in rung["replay"] for tensor in batch)]
+        assert {tensor.dtype for tensor in kept} == {dtype}

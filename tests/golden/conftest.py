@@ -32,10 +32,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from worldmtp import MTPConfig, MTPModel
+from worldmtp.envs import Example, Score, TextGenVectorEnv, TextVectorEnv, VectorActionMask, WorldTask
 
 FOLDER = Path(__file__).parent
 RENEW = "WRITE_GOLDEN=1 python -m pytest tests/golden"
 TOLERANCE = 1e-12
+ALPHABET = "abcd="
 
 
 @pytest.fixture(scope="session")
@@ -93,16 +95,33 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def drawn_model() -> Callable[..., MTPModel]:
-    """A float64 model of two layers; ``drawn_model(vocab_size, **MTPConfig's fields)``."""
+    """A float64 model; ``drawn_model(vocab_size, seed, **MTPConfig's fields)``."""
     return _drawn_model
 
 
-def _drawn_model(vocab_size: int, **heads: Any) -> MTPModel:
-    model = MTPModel.from_trunk(drawn_trunk(vocab_size), MTPConfig(**heads), torch.Generator().manual_seed(0))
-    return draw_weights(model).eval()
+@pytest.fixture(scope="session")
+def drawn_trunk() -> Callable[..., PreTrainedModel]:
+    """A float64 causal LM alone; ``drawn_trunk(vocab_size, seed, hidden_size, num_layers)``."""
+    return _drawn_trunk
 
 
-def drawn_trunk(vocab_size: int, hidden_size: int = 16, num_layers: int = 2, tied: bool = True) -> PreTrainedModel:
+@pytest.fixture(scope="session")
+def weight_sums() -> Callable[[MTPModel], dict[str, float]]:
+    """Sums of the absolute weights of a model, by part: where training ended."""
+    return _weight_sums
+
+
+def _weight_sums(model: MTPModel) -> dict[str, float]:
+    parts = {"trunk": model.trunk, "heads": model.heads, "world_heads": model.world_heads}
+    return {name: sum(w.detach().abs().sum().item() for w in part.parameters()) for name, part in parts.items()}
+
+
+def _drawn_model(vocab_size: int, seed: int = 0, **heads: Any) -> MTPModel:
+    model = MTPModel.from_trunk(_drawn_trunk(vocab_size), MTPConfig(**heads), torch.Generator().manual_seed(0))
+    return draw_weights(model, seed).eval()
+
+
+def _drawn_trunk(vocab_size: int, seed: int = 0, hidden_size: int = 16, num_layers: int = 2) -> PreTrainedModel:
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -111,23 +130,67 @@ def drawn_trunk(vocab_size: int, hidden_size: int = 16, num_layers: int = 2, tie
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):
-        return LlamaForCausalLM(config).double().eval()
+        return draw_weights(LlamaForCausalLM(config).double(), seed).eval()
 
 
-def draw_weights(module: nn.Module) -> Any:
+def draw_weights(module: nn.Module, seed: int) -> Any:
     """Matrices uniform with standard deviation fan_in ** -0.5, gains about one, biases about zero."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            source = np.random.default_rng(zlib.crc32(name.encode()))
+            source = np.random.default_rng(zlib.crc32(name.encode(), seed))
             uniform = torch.from_numpy(source.uniform(-1.0, 1.0, size=tuple(parameter.shape)))
             if parameter.ndim > 1:
                 parameter.copy_(uniform * (3 / parameter.shape[-1]) ** 0.5)
             else:
                 parameter.copy_(0.1 * uniform + (0.0 if name.endswith("bias") else 1.0))
     return module
+
+
+@pytest.fixture(scope="session")
+def text_env() -> Callable[[str, int], TextVectorEnv]:
+    """``text_env(kind, num_envs)``: "letters", the same "masked", or a "conversation"; pad 0, EOS 1, "abcd=" from 2."""
+    return _text_env
+
+
+def _text_env(kind: str, num_envs: int) -> TextVectorEnv:
+    rows = {
+        "num_envs": num_envs,
+        "autoreset_mode": "disabled",
+        "tokenizer": {"kind": "char", "alphabet": ALPHABET},
+        "pool_size": 8,
+    }
+    if kind == "conversation":
+        turns = {"max_prompt": 2, "max_new": 18, "max_turn": 2}
+        return TextGenVectorEnv(task=WorldTask(Echo, num_seeds=40), **turns, **rows)
+    env = TextGenVectorEnv(task=CountLetters(), max_prompt=3, max_new=5, heldout_fraction=0.25, **rows)
+    return VectorActionMask(env, alphabet="abc") if kind == "masked" else env
+
+
+class CountLetters:
+    """Prompt: two letters and "=". Each "a" or "b" written is paid a quarter, up to one."""
+
+    def sample(self, rng: np.random.Generator, split: str) -> Example:
+        letters = "".join(rng.choice(list("abcd"), size=2))
+        return Example(prompt=f"{letters}=", answer="abab")
+
+    def score(self, example: Example, text: str, ids: np.ndarray) -> Score:
+        count = min(text.count("a") + text.count("b"), 4)
+        return Score(value=count / 4, components={}, reason="ok", exact=count == 4)
+
+
+class Echo:
+    """Repeats what is said behind "=" and pays an eighth for each "a"; three turns."""
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        self._num_turns = 0
+        return "abcd"[seed % 4] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._num_turns += 1
+        return "=" + text, text.count("a") / 8, self._num_turns == 3, False, {}

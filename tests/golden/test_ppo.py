@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from worldmtp import MTPModel
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.envs import Example, Score, TextGenVectorEnv, VectorActionMask, WorldTask
+from worldmtp.envs import TextVectorEnv
 
-Golden = Callable[[str, str, dict[str, Any]], None]
-MakeModel = Callable[..., MTPModel]
+Golden = Callable[..., None]
 ITERATIONS = 4
-ALPHABET = "abcd="
-VOCAB = 2 + len(ALPHABET)
+VOCAB = 7
+"""Of ``text_env``."""
 
 CASES: dict[str, dict[str, Any]] = {
     "off": {"use": "off"},
@@ -34,8 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "counterfactual_rung_0": {"use": "counterfactual", "imagination": {"max_rung": 0}},
     "counterfactual_rung_1": {"use": "counterfactual", "imagination": {"max_rung": 1}},
     "counterfactual_rung_2": {"use": "counterfactual", "imagination": {"max_rung": 2}},
-    "counterfactual_horizon_1": {"use": "counterfactual", "imagination": {"horizon": 1, "chunk_states": 7}},
-    "counterfactual_drafted": {"use": "counterfactual", "rollout": {"draft": "mtp"}},
+    "counterfactual_horizon_1": {"use": "counterfactual", "imagination": {"horizon": 1, "chunk_states": 50}},
     "counterfactual_conversation": {"use": "counterfactual", "env": "conversation"},
     "counterfactual_oracle": {"use": "counterfactual", "world": {"backend": "oracle"}},
     "counterfactual_identity": {"use": "counterfactual", "world": {"backend": "identity"}},
@@ -52,49 +49,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class CountLetters:
-    """Prompt: two letters and "=". Each "a" or "b" written is paid a quarter, up to one."""
-
-    def sample(self, rng: np.random.Generator, split: str) -> Example:
-        letters = "".join(rng.choice(list("abcd"), size=2))
-        return Example(prompt=f"{letters}=", answer="abab")
-
-    def score(self, example: Example, text: str, ids: np.ndarray) -> Score:
-        count = min(text.count("a") + text.count("b"), 4)
-        return Score(value=count / 4, components={}, reason="ok", exact=count == 4)
-
-
-class Echo:
-    """Repeats what is said behind "=" and pays an eighth for each "a"; three turns."""
-
-    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
-        self._num_turns = 0
-        return "abcd"[seed % 4] + "=", {}
-
-    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        self._num_turns += 1
-        return "=" + text, text.count("a") / 8, self._num_turns == 3, False, {}
-
-
-def make_env(kind: str, num_envs: int) -> Any:
-    rows = {
-        "num_envs": num_envs,
-        "autoreset_mode": "disabled",
-        "tokenizer": {"kind": "char", "alphabet": ALPHABET},
-        "pool_size": 8,
-    }
-    if kind == "conversation":
-        turns = {"max_prompt": 2, "max_new": 18, "max_turn": 2}
-        return TextGenVectorEnv(task=WorldTask(Echo, num_seeds=40), **turns, **rows)
-    env = TextGenVectorEnv(task=CountLetters(), max_prompt=3, max_new=5, heldout_fraction=0.25, **rows)
-    return VectorActionMask(env, alphabet="abc") if kind == "masked" else env
-
-
-def run_ppo(model: MTPModel, case: dict[str, Any]) -> dict[str, Any]:
-    """Metrics by name, each a list with an entry an iteration; the texts; what the weights sum to in the end."""
+def run_ppo(model: MTPModel, env: TextVectorEnv, case: dict[str, Any]) -> dict[str, Any]:
+    """Metrics by name, each a list with an entry an iteration, and what was written."""
     trainer = ImaginationTrainer(
         model,
-        make_env(case.get("env", "letters"), 16),
+        env,
         RolloutConfig(num_iterations=ITERATIONS, num_prompts=4, group_size=4, **case.get("rollout", {})),
         PPOConfig(**{"learning_rate": 3e-3} | case.get("ppo", {})),
         WorldModelConfig(num_updates=2, batch_size_episodes=12, **case.get("world", {})),
@@ -120,21 +79,21 @@ def run_ppo(model: MTPModel, case: dict[str, Any]) -> dict[str, Any]:
         )
         for values in trace.values():
             values += [None] * (iteration + 1 - len(values))
-    return dict(sorted(trace.items())) | {"actions": texts, "weights": sums_of(model)}
-
-
-def sums_of(model: MTPModel) -> dict[str, float]:
-    """Of the absolute weights, by part."""
-    parts = {"trunk": model.trunk, "heads": model.heads, "world_heads": model.world_heads}
-    return {
-        name: sum(float(weight.detach().abs().sum()) for weight in part.parameters()) for name, part in parts.items()
-    }
+    return dict(sorted(trace.items())) | {"actions": texts}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_iterations_are_the_recorded_ones(case: str, golden: Golden, drawn_model: MakeModel) -> None:
-    heads = {"head": "sequential", "depth": 3, "num_value_bins": 11} | CASES[case].get("heads", {})
-    trace = run_ppo(drawn_model(VOCAB, **heads), CASES[case])
+def test_iterations_are_the_recorded_ones(
+    case: str,
+    golden: Golden,
+    drawn_model: Callable[..., MTPModel],
+    text_env: Callable[[str, int], TextVectorEnv],
+    weight_sums: Callable[[MTPModel], dict[str, float]],
+) -> None:
+    settings = CASES[case]
+    heads = {"head": "sequential", "depth": 3, "num_value_bins": 11} | settings.get("heads", {})
+    model, env = drawn_model(VOCAB, **heads), text_env(settings.get("env", "letters"), 16)
+    trace = run_ppo(model, env, settings)
     gates = trace.get("imagination/gate_open", [])
     assert gates == [] or (gates[0] == 0 and 1 in gates), "what imagination does behind an open gate would not be seen"
-    golden("ppo", case, trace)
+    golden("ppo", case, trace | {"weights": weight_sums(model)})

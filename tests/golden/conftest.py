@@ -61,6 +61,12 @@ def _golden(kind: str, case: str, seen: dict[str, Any]) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def recorded() -> Callable[[str], set[str]]:
+    """Cases of a kind that have a file. One that no test reads any more would be taken for a check."""
+    return lambda kind: {path.stem for path in (FOLDER / kind).iterdir()}
+
+
 def as_text(trace: dict[str, Any]) -> str:
     """JSON with one key a line; floats as Python writes them, which is exact."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in trace.items()]

@@ -97,3 +97,7 @@ def test_beams_are_the_recorded_ones(golden: Golden, drawn_model: MakeModel) -> 
         "num_rounds": output.num_rounds,
     }
     golden("decoding", "beams", trace)
+
+
+def test_every_record_is_compared(recorded: Callable[[str], set[str]]) -> None:
+    assert recorded("decoding") == {*CASES, "three_phases", "beams"}

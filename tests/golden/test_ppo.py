@@ -97,3 +97,7 @@ def test_iterations_are_the_recorded_ones(
     gates = trace.get("imagination/gate_open", [])
     assert gates == [] or (gates[0] == 0 and 1 in gates), "what imagination does behind an open gate would not be seen"
     golden("ppo", case, trace | {"weights": weight_sums(model)})
+
+
+def test_every_record_is_compared(recorded: Callable[[str], set[str]]) -> None:
+    assert recorded("ppo") == set(CASES)

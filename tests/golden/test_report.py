@@ -24,6 +24,13 @@ from worldmtp.statistics import Interval
 Golden = Callable[..., None]
 VOCAB, HORIZON = 7, 2
 PROMPTS = ["ab=", "ba=", "cd=", "dc=", "ac=", "bd=", "aa=", "dd=", "ca=", "db=", "bc=", "cc="]
+CASES = {
+    "chained": ("sequential", "mtp"),
+    "parallel": ("medusa", "mtp_parallel"),
+    "oracle": ("latent", "oracle"),
+    "nothing_imagined": ("hydra", None),
+}
+"""The heads and the back-end that imagines."""
 MEANS = {
     "acceptance": metrics.acceptance,
     "survival": metrics.survival,
@@ -75,24 +82,15 @@ def asdict_or_none(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else asdict(interval)
 
 
-@pytest.mark.parametrize(
-    ("case", "head", "backend"),
-    [
-        ("chained", "sequential", "mtp"),
-        ("parallel", "medusa", "mtp_parallel"),
-        ("oracle", "latent", "oracle"),
-        ("nothing_imagined", "hydra", None),
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_numbers_are_the_recorded_ones(
     case: str,
-    head: str,
-    backend: str | None,
     golden: Golden,
     drawn_model: Callable[..., MTPModel],
     text_env: Callable[[str, int], TextVectorEnv],
     tmp_path: Path,
 ) -> None:
+    head, backend = CASES[case]
     model = drawn_model(VOCAB, head=head, depth=3, num_value_bins=11)
     judgement = evaluated(model, text_env("letters", len(PROMPTS)), backend)
     save_artefact(judgement.artefact, tmp_path, case)
@@ -101,3 +99,7 @@ def test_numbers_are_the_recorded_ones(
     summary = RunSummary((summarize(judgement, case, case),), wall_clock_seconds=1.0, machine="any")
     trace = {"logged": judgement.metrics, "table": summary_table(summary).splitlines(), **numbers_of(artefact)}
     golden("report", case, trace)
+
+
+def test_every_record_is_compared(recorded: Callable[[str], set[str]]) -> None:
+    assert recorded("report") == set(CASES)

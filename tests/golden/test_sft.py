@@ -126,3 +126,7 @@ def test_steps_of_an_objective_are_the_recorded_ones(
     assert any(name.startswith("mtp/loss_depth_") for name in names)
     trace = {name: [record.get(name) for record in steps] for name in names}
     golden("sft", f"objective_{objective}", trace | {"weights": weight_sums(model)})
+
+
+def test_every_record_is_compared(recorded: Callable[[str], set[str]]) -> None:
+    assert recorded("sft") == {*FAMILIES, *(f"objective_{name}" for name in OBJECTIVES)}

@@ -18,9 +18,9 @@ from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episo
 from worldmtp.agents.critic import Rung, serving_rung
 from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
 from worldmtp.agents.forward import PolicyStats, episode_returns
-from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.regression import RunningSlope, correlation, explained_share
-from worldmtp.dynamics.protocol import WorldModel
+from worldmtp.dynamics.protocol import LatentState, WorldModel
 from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
 from worldmtp.trajectory import Rollout
 
@@ -73,7 +73,9 @@ class CounterfactualAdvantages:
             for rung in range(config.max_rung + 1)
         ]
 
-    def estimate(self, rollout: Rollout, stats: PolicyStats) -> tuple[AdvantagePlan, dict[str, float]]:
+    def estimate(
+        self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
+    ) -> tuple[AdvantagePlan, dict[str, float]]:
         """See ``AdvantageEstimator.estimate``."""
         config = self._config
         returns = episode_returns(rollout)
@@ -85,7 +87,7 @@ class CounterfactualAdvantages:
             "imagination/kappa": kappa,
             "imagination/num_live_mean": float(live.mask.sum() / rollout.step_mask.sum().clamp(min=1)),
         }
-        features = self._features(rollout, stats, live, metrics)
+        features = self._features(rollout, stats, states, live, metrics)
         serving = serving_rung(self._rungs, config.min_batches)
         used_advantages, used_slope = torch.zeros_like(live.logprobs), 0.0
         for index, rung in enumerate(self._rungs):
@@ -115,14 +117,23 @@ class CounterfactualAdvantages:
         return plan, metrics
 
     def _features(
-        self, rollout: Rollout, stats: PolicyStats, live: LiveTokens, metrics: dict[str, float]
+        self,
+        rollout: Rollout,
+        stats: PolicyStats,
+        states: LatentState | None,
+        live: LiveTokens,
+        metrics: dict[str, float],
     ) -> Float[Tensor, "candidate features"]:
         """Features of every live candidate, rung by rung along the last axis."""
         features = surprisal_features(stats.log_policy, live, rollout)[live.mask].to(self._dtype)
         if self._config.max_rung == 0:
             return features
         config, acting = self._config, self._acting
-        imagined = imagined_features(self._world_model, acting, rollout, live, config.horizon, config.chunk_states)
+        if states is None:
+            states = acted_states(self._world_model, rollout)
+        imagined = imagined_features(
+            self._world_model, acting, rollout, states, live, config.horizon, config.chunk_states
+        )
         metrics["imagination/imagined_tokens"] = float(imagined.num_steps)
         if acting.turns is not None:
             metrics["imagination/turn_border_fraction"] = imagined.border_fraction

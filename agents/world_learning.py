@@ -28,6 +28,7 @@ from worldmtp.agents.forward import action_mask, check_eval_mode, discounts_of, 
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.distributions import two_hot_cross_entropy
+from worldmtp.heads.features import TrunkFeatures
 from worldmtp.model import MTPModel
 from worldmtp.precision import check_trained_weights, full_precision
 from worldmtp.returns import lambda_returns
@@ -156,12 +157,19 @@ class WorldModelLearner:
         return loss, metrics
 
     @torch.no_grad()
-    def action_sensitivity(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind."""
-        rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
+    def action_sensitivity(
+        self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
+    ) -> dict[str, float]:
+        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind.
+
+        ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+        """
         if self._model.config.depth == 1:
             return {}
-        features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+        rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
+        if features is None:
+            features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+        features = features.map(lambda hidden: hidden[: len(rollout)])
 
         def losses_with(actions_from: Tensor) -> Tensor:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)

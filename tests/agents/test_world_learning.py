@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmtp.agents import world_learning
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.forward import action_mask
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
@@ -162,6 +163,27 @@ def test_frozen_restores_also_after_an_error(tiny_model: MakeModel) -> None:
         raise KeyError
     assert not first.requires_grad
     assert sum(parameter.requires_grad for parameter in trunk.parameters()) == len(list(trunk.parameters())) - 1
+
+
+def test_sensitivity_is_of_the_first_episodes_also_with_features_at_hand(
+    hand_rollout: MakeRollout, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four episodes two are measured; their features come first among those of all."""
+    monkeypatch.setattr(world_learning, "_SENSITIVITY_EPISODES", 2)
+    rows = [{"prompt": [2, 3], "actions": [n, 6 - n, n], "rewards": [0] * 3, "end": "truncated"} for n in range(2, 6)]
+    model, rollout = tiny_model(), hand_rollout(rows, steps=3, length=5)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    first = rollout.select(torch.arange(2))
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    assert torch.randperm(2, generator=seeded()).tolist() == [1, 0]
+    name = "world_model/action_shuffle_loss_ratio"
+    expected = learner.action_sensitivity(first, seeded())[name]
+    assert abs(expected - 1) > 1e-4
+    assert learner.action_sensitivity(rollout, seeded(), features)[name] == pytest.approx(expected, abs=1e-6)
 
 
 def test_sensitivity_reads_the_text_with_one_pass_of_the_trunk(

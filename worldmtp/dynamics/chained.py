@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.heads.base import ActionConditionalHead
+from worldmtp.heads.features import TrunkFeatures
 from worldmtp.heads.masks import causal_mask
 from worldmtp.model import MTPModel
 from worldmtp.targets import position_ids_from_attention_mask
@@ -83,13 +84,13 @@ class ChainedDynamics:
 
     def encode(
         self,
+        features: TrunkFeatures,
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> ChainedState:
-        """One trunk forward and one teacher-forced pass of each depth, which keeps the depth's keys and values."""
-        features = self._model.trunk_features(input_ids, attention_mask)
+        """One teacher-forced pass of each depth, which keeps the depth's keys and values."""
         position_ids = position_ids_from_attention_mask(attention_mask)
         carries, caches = [self._heads.begin(features)], list[LayerCache]()
         allowed = causal_mask(attention_mask)

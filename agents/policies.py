@@ -19,6 +19,7 @@ from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
 from worldmtp.decoding.text import CachedTexts
+from worldmtp.divergences import entropy_per_token
 from worldmtp.draws import draw
 from worldmtp.model import MTPModel
 from worldmtp.precision import full_precision
@@ -55,7 +56,7 @@ def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generato
     return ActedStep(
         actions=actions,
         logprobs=log_policy.gather(1, actions[:, None])[:, 0],
-        entropies=torch.special.entr(log_policy.exp()).sum(dim=-1),
+        entropies=entropy_per_token(log_policy),
     )
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import worldmtp.envs
-from worldmtp.agents.action_masks import allowed_tokens, entropies, forbid
+from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.forward import policy_stats
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.divergences import entropy_per_token
 from worldmtp.envs import TextGenVectorEnv, TextVectorEnv, VectorActionMask, VectorPotentialShaping, make_text_vec
 from worldmtp.model import MTPModel
 
@@ -105,7 +106,7 @@ def test_masked_entropy_and_its_gradient_by_hand() -> None:
     logits = torch.tensor([[5.0, 0.0, float(np.log(3.0))]], requires_grad=True)
     allowed = torch.tensor([[False, True, True]])
     log_policy = forbid(logits, allowed).log_softmax(dim=-1)
-    entropy = entropies(log_policy, allowed)
+    entropy = entropy_per_token(log_policy)
     expected = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
     assert float(entropy[0].detach()) == pytest.approx(expected, abs=1e-6)
     entropy.sum().backward()

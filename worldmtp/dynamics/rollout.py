@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmtp.divergences import entropy_per_token
 from worldmtp.draws import draw
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, TurnRoom, WorldModel
 from worldmtp.precision import full_precision
@@ -67,7 +68,7 @@ def imagine(
         actions.append(chosen)
         open_turns.append(is_open)
         logprobs.append(torch.where(is_open, log_policy.gather(1, chosen[:, None])[:, 0], 0.0))
-        entropies.append(torch.where(is_open, torch.special.entr(log_policy.exp()).sum(dim=-1), 0.0))
+        entropies.append(torch.where(is_open, entropy_per_token(log_policy), 0.0))
         rewards.append(torch.where(is_open, prediction.reward, 0.0))
         continuations.append(torch.where(is_open, prediction.continuation, 1.0))
         values.append(torch.where(is_open, prediction.value, values[-1]))

@@ -38,7 +38,7 @@ from worldmtp.cli.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforc
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
 from worldmtp.cli.run_log import RUN_LOG, tell
 from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts, write_shown
-from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
+from worldmtp.cli.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
 from worldmtp.cli.warm_start import warm_start
 from worldmtp.decoding.head_drafts import can_draft
@@ -172,9 +172,10 @@ class Pipeline:
     def _model_notes(self) -> list[str]:
         if self._is_warm or not brings_heads(self._config.model):
             return []
-        heads = self._model.config
+        heads, path = self._model.config, str(self._config.model.path)
+        kind = "a saved MTPModel" if holds_mtp_model(Path(path)) else "a published checkpoint"
         return [
-            f"model.path={self._config.model.path}: a saved MTPModel, taken with its own heads (head={heads.head}, "
+            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, "
             f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here."
         ]
 

@@ -11,6 +11,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,14 +61,18 @@ from worldmtp.tracking import (
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
-def execute(config: TrainConfig, run_dir: Path) -> float:
-    """Run all stages that ``run_dir`` does not hold yet; the held-out exact match."""
+def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> float:
+    """Run all stages that ``run_dir`` does not hold yet; the held-out exact match.
+
+    ``at_start`` is called when the config is found good, before the first file is written.
+    """
     torch.set_num_threads(config.profile.num_threads)
     import_user_modules(config.imports)
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:
         with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
             pipeline = Pipeline(config, run_dir, writer, progress)
+            at_start()
             tell(pipeline.notes)
             exact = pipeline.run()
     except StoppedEarly as stop:

@@ -26,15 +26,17 @@ from worldmtp.agents.losses import (
 )
 from worldmtp.distributions import two_hot_cross_entropy
 from worldmtp.divergences import entropy_per_token
+from worldmtp.dynamics.rollout import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.precision import check_trained_weights, full_precision
 from worldmtp.trajectory import Rollout
 
 
 class PPOAgent:
-    """The policy (trunk) and its value head, and how they learn."""
+    """The policy (trunk) and its value head, and how they learn; ``temperature`` is that of acting."""
 
-    def __init__(self, model: MTPModel, config: PPOConfig, temperature: float = 1.0) -> None:
+    def __init__(self, model: MTPModel, config: PPOConfig, temperature: float) -> None:
+        check_temperature(temperature)
         self.model = model
         self.config = config
         self._temperature = temperature

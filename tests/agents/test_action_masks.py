@@ -97,7 +97,7 @@ def test_greedy_acting_takes_the_best_allowed_token(
     model = tiny_model()
     with torch.no_grad():
         model.trunk.get_output_embeddings().weight[6] *= 50  # "=", which is forbidden, is now what the trunk prefers
-        rollout = collect_rollout(masked(8), TrunkPolicy(model), None, {})
+        rollout = collect_rollout(masked(8), TrunkPolicy(model, 1.0), None, {})
     assert set(rollout.actions[rollout.step_mask].tolist()) <= set(ALLOWED)
 
 
@@ -141,4 +141,4 @@ def test_what_would_choose_without_a_mask_is_refused(
 
 def test_a_drafting_policy_refuses_a_mask(masked: Callable[[int], VectorActionMask], tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"draft='mtp' decides tokens whose action mask is not known yet"):
-        collect_rollout(masked(2), TrunkPolicy(tiny_model(), draft="mtp"), None, {})
+        collect_rollout(masked(2), TrunkPolicy(tiny_model(), 1.0, draft="mtp"), None, {})

@@ -46,7 +46,7 @@ def update(agent: PPOAgent, rollout: Rollout, advantage: float, temperature: flo
 def test_the_entropy_bonus_makes_the_policy_less_certain(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
     """Where nothing is worth anything, the bonus is all there is to climb."""
     model = tiny_model()
-    agent = PPOAgent(model, PPOConfig(ent_coef=1.0, learning_rate=1e-3, **ONE_STEP))
+    agent = PPOAgent(model, PPOConfig(ent_coef=1.0, learning_rate=1e-3, **ONE_STEP), 1.0)
     rollout = acted_at(model, hand_rollout, 1.0)
     entropies = [update(agent, rollout, advantage=0.0)["losses/entropy"] for _ in range(3)]
     assert entropies[0] < entropies[1] < entropies[2]
@@ -73,7 +73,7 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_with_the_run(
     config = PPOConfig(
         learning_rate=0.08, warmup_updates=4, anneals_learning_rate=True, **(ONE_STEP | {"num_epochs": 3})
     )
-    agent, rates = PPOAgent(model, config), list[float]()
+    agent, rates = PPOAgent(model, config, 1.0), list[float]()
     monkeypatch.setattr(agent.optimizer, "step", lambda: rates.append(agent.optimizer.param_groups[0]["lr"]))
     rollout = acted_at(model, hand_rollout, 1.0)
     stats = policy_stats(model, None, rollout, 1.0)
@@ -102,7 +102,7 @@ def test_probabilities_that_round_to_zero_leave_the_update_finite(
     found = []
     for dtype in (torch.float32, torch.float64):
         model = sharpened(tiny_model(), 500.0).to(dtype)
-        agent = PPOAgent(model, PPOConfig(**(ONE_STEP | {"max_grad_norm": 1e9} | coefs)))
+        agent = PPOAgent(model, PPOConfig(**(ONE_STEP | {"max_grad_norm": 1e9} | coefs)), 1.0)
         rollout = acted_at(model, hand_rollout, 1.0)
         with torch.no_grad():
             logits = model.trunk(rollout.input_ids, attention_mask=rollout.attention_mask.long()).logits
@@ -118,7 +118,7 @@ def test_probabilities_that_round_to_zero_leave_the_update_finite(
 def test_a_ratio_that_rounds_to_zero_has_a_finite_divergence(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
     """The first action's probability fell by exp(-200): r - 1 - log r is 0 - 1 + 200, of one step in two."""
     model = tiny_model()
-    agent = PPOAgent(model, PPOConfig(**ONE_STEP))
+    agent = PPOAgent(model, PPOConfig(**ONE_STEP), 1.0)
     rows = [{"prompt": [2, 3, 6], "actions": [4, 1], "rewards": [0.0, 1.0], "end": "terminated"}]
     rollout = hand_rollout(rows, steps=2, length=5)
     with torch.no_grad():

@@ -22,13 +22,22 @@ def acting_policy(temperature: float) -> Policy:
     Raises:
         ValueError: the temperature is not positive and finite.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature} must be positive and finite; for greedy acting pass no generator.")
+    check_temperature(temperature)
 
     def policy(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
         return (full_precision(logits) / temperature).log_softmax(dim=-1)
 
     return policy
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise if a policy cannot act at this temperature.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be positive and finite; for greedy acting pass no generator.")
 
 
 def imagine(

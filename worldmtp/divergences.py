@@ -19,6 +19,17 @@ def cross_entropy_per_token(
     return -torch.log_softmax(_precise(logits), dim=-1).gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
 
 
+def entropy_per_token(log_probs: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+    """Entropy in nats, -sum_v p_v log p_v with 0 log 0 = 0, of log-probabilities.
+
+    A token that is excluded (minus infinity), or whose probability rounds to zero, adds nothing to it nor to its
+    gradient. ``torch.special.entr(log_probs.exp())`` is the same number, but its slope at p = 0 is infinite: times the
+    slope of exp, which is zero there, it is NaN.
+    """
+    finite = log_probs.masked_fill(log_probs == float("-inf"), 0.0)  # counts as 1 log 1, which is 0 as well
+    return -(finite.exp() * finite).sum(dim=-1)
+
+
 def kl_per_token(
     logits: Float[Tensor, "*#batch vocab"], teacher_logits: Float[Tensor, "*#batch vocab"]
 ) -> Float[Tensor, "*batch"]:

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def collected(model: MTPModel, text_env: MakeEnv) -> Rollout:
     env = text_env(16)
     env.reset(seed=5)
-    return collect_rollout(env, TrunkPolicy(model), torch.Generator().manual_seed(0), {"split": "train"})
+    return collect_rollout(env, TrunkPolicy(model, 1.0), torch.Generator().manual_seed(0), {"split": "train"})
 
 
 def test_trained_weights_in_bfloat16_are_refused(text_env: MakeEnv, tiny_model: MakeModel) -> None:
@@ -38,7 +38,7 @@ def test_trained_weights_in_bfloat16_are_refused(text_env: MakeEnv, tiny_model: 
     torch.nn.Module.to(model, torch.bfloat16)
     message = r"is to train \d+ tensors of weights kept in bfloat16.*Call model\.float\(\) first"
     with pytest.raises(ValueError, match=f"PPOAgent {message}"):
-        PPOAgent(model, PPOConfig())
+        PPOAgent(model, PPOConfig(), 1.0)
     with pytest.raises(ValueError, match=f"WorldModelLearner {message}"):
         WorldModelLearner(model, WorldModelConfig(), PPOConfig())
     with pytest.raises(ValueError, match=f"PPOAgent {message}"):
@@ -46,10 +46,10 @@ def test_trained_weights_in_bfloat16_are_refused(text_env: MakeEnv, tiny_model: 
             model, text_env(4), RolloutConfig(1, 2, 2), PPOConfig(), WorldModelConfig(), ImaginationConfig(use="off"), 0
         )
     torch.nn.Module.to(model, torch.float64)
-    PPOAgent(model, PPOConfig())
+    PPOAgent(model, PPOConfig(), 1.0)
     WorldModelLearner(model, WorldModelConfig(), PPOConfig())
     model.trunk.to(torch.bfloat16).requires_grad_(False)  # weights that nobody trains may be kept in anything
-    PPOAgent(model, PPOConfig())
+    PPOAgent(model, PPOConfig(), 1.0)
 
 
 def moved_share(model: MTPModel, compute_dtype: str, text_env: MakeEnv) -> float:
@@ -63,7 +63,7 @@ def moved_share(model: MTPModel, compute_dtype: str, text_env: MakeEnv) -> float
         stats = policy_stats(model, None, rollout, 1.0)
         plan, _ = PlainAdvantages(PPOConfig()).estimate(rollout, stats)
         config = PPOConfig(learning_rate=1e-5, num_epochs=20, num_minibatches=1, anneals_learning_rate=False)
-        PPOAgent(model, config).update(rollout, stats, plan, torch.Generator().manual_seed(0))
+        PPOAgent(model, config, 1.0).update(rollout, stats, plan, torch.Generator().manual_seed(0))
     after = model.trunk.model.layers.parameters()
     return float(torch.cat([(a != b).flatten() for a, b in zip(after, before, strict=True)]).float().mean())
 
@@ -113,7 +113,7 @@ def test_acting_and_updating_agree_in_bfloat16(draft: str, text_env: MakeEnv, ti
     env = text_env(16)
     env.reset(seed=0)
     with computing_in("bfloat16", CPU):
-        policy = TrunkPolicy(model, draft=draft)
+        policy = TrunkPolicy(model, 1.0, draft=draft)
         rollout = collect_rollout(env, policy, torch.Generator().manual_seed(0), {"split": "train"})
         stats = policy_stats(model, None, rollout, 1.0)
     mask = rollout.step_mask

@@ -54,7 +54,7 @@ def test_without_imagination_it_is_plain_ppo_to_the_bit(text_env: MakeEnv, tiny_
     bins = (torch.arange(-10, 11, dtype=torch.float64) / 10).float()
     for _ in range(3):
         trainer.step()
-        policy = TrunkPolicy(plain)
+        policy = TrunkPolicy(plain, 1.0)
         batch = collect_rollout(env, policy, acting, {"split": "train", "group_size": 4})
         mask = batch.step_mask
         last = batch.attention_mask.sum(1, keepdim=True) - 1

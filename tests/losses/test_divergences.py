@@ -8,6 +8,7 @@ import torch
 from worldmtp.divergences import (
     acceptance_gradient,
     cross_entropy_per_token,
+    entropy_per_token,
     expected_accepted_length,
     kl_per_token,
     smooth_l1_per_token,
@@ -29,6 +30,29 @@ def test_cross_entropy_by_hand():
     expected = torch.tensor([math.log(2), math.log(4), math.log(4)], dtype=torch.float64)
     # A constant added to logits changes nothing.
     assert torch.allclose(cross_entropy_per_token(Q.expand(3, 3) + 7.0, labels), expected, rtol=0, atol=1e-14)
+
+
+def test_entropy_by_hand():
+    # 1/2 log 2 + 2 1/4 log 4 = 3/2 log 2, a token that is excluded adds nothing
+    excluded = torch.cat([Q, torch.tensor([-math.inf], dtype=torch.float64)])
+    assert entropy_per_token(torch.stack([Q, P])).tolist() == pytest.approx([1.5 * math.log(2)] * 2, abs=1e-15)
+    assert entropy_per_token(excluded).item() == pytest.approx(1.5 * math.log(2), abs=1e-15)
+    assert entropy_per_token(torch.tensor([0.0, -math.inf])).item() == 0.0
+
+
+@pytest.mark.parametrize("forbidden", [-math.inf, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("allowed", [[0.5, -1.0, 2.0], [0.5, -150.0, 2.0], [0.0, -90.0, -300.0], [7.0]])
+def test_entropy_and_its_gradient_are_those_of_the_allowed_tokens_in_float64(allowed, forbidden):
+    """-150 and -300 are allowed tokens whose probability float32 rounds to zero, and -90 one that is subnormal."""
+    logits = torch.tensor([forbidden, *allowed, forbidden], dtype=torch.float32).requires_grad_()
+    entropy = entropy_per_token(logits.log_softmax(dim=-1))
+    exact = torch.tensor(allowed, dtype=torch.float64)
+    probs = exact.softmax(dim=-1)
+    expected = -sum(float(p) * math.log(float(p)) for p in probs)
+    slopes = [-float(p) * (math.log(float(p)) + expected) for p in probs]
+    assert entropy.item() == pytest.approx(expected, rel=1e-6, abs=1e-30)
+    entropy.backward()
+    assert logits.grad.tolist() == pytest.approx([0.0, *slopes, 0.0], rel=1e-5, abs=1e-30)
 
 
 def test_kl_by_hand_and_its_direction():

@@ -67,7 +67,7 @@ def verdict(dataset: str, text: str, entry: dict[str, Any]) -> Verdict:
     if dataset in LITERAL:
         may_be_read = _is_literal(text, max_length=max(_MAX_LITERAL, 4 * len(entry["answer"])))
         return None if may_be_read or text in entry["metadata"].get("valid_answers", ()) else (0.0, "no_literal")
-    if dataset in _TOO_LARGE and (len(text) > _MAX_LENGTH or _TOO_LARGE[dataset].search(text)):
+    if dataset in _TOO_LARGE and (len(text) > _MAX_LENGTH or _TOO_LARGE[dataset].search(text.replace(",", ""))):
         return 0.0, "too_large"
     if dataset == "coin_flip":
         return _probability(text, entry)

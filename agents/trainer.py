@@ -76,7 +76,7 @@ class ImaginationTrainer:
             name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence))) for name in _STREAMS
         }
         self.agent = PPOAgent(model, ppo, rollout.temperature)
-        self._learner = WorldModelLearner(model, world_model, ppo)
+        self._learner = WorldModelLearner(model, world_model, ppo, rollout.temperature)
         # Without imagination there need be none: these heads may not have the back-end of the config.
         self._world_model: WorldModel[Any] | None = None
         if self.imagines:

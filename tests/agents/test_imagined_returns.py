@@ -176,3 +176,14 @@ def test_the_temperature_reaches_every_use(text_env: Callable[[int], TextGenVect
         policy = trainer._estimator._acting.policy  # type: ignore[attr-defined]
         probs = policy(torch.tensor([[1.0, 1.01, 0.0]])).exp()
         assert probs[0].tolist() == pytest.approx([0.0, 1.0, 0.0])
+
+
+def test_the_temperature_reaches_the_heads_that_learn(
+    text_env: Callable[[int], TextGenVectorEnv], tiny_model: Any
+) -> None:
+    """Logits of fresh heads differ by some tenths, of which a temperature of .0001 makes thousands of nats."""
+    rollout = RolloutConfig(num_iterations=1, num_prompts=2, group_size=2, temperature=1e-4)
+    world = WorldModelConfig(num_updates=1, batch_size_episodes=4)
+    imagination = ImaginationConfig(use="baseline", horizon=2, num_rollouts=2)
+    trainer = ImaginationTrainer(tiny_model(), text_env(4), rollout, PPOConfig(), world, imagination, seed=0)
+    assert trainer.step()[0]["world_model/depth_2/ce"] > 100

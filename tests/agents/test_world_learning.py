@@ -11,6 +11,7 @@ from worldmtp.agents import world_learning
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.forward import action_mask
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
+from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
 from worldmtp.trajectory import Rollout
 
@@ -125,6 +126,21 @@ def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(hand_rollout: MakeR
     assert {"world_model/loss", "world_model/depth_2/ce", "world_model/depth_3/ce"} <= metrics.keys()
     assert all(torch.equal(a, b) for a, b in zip(before, model.trunk.parameters(), strict=True))
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.trunk.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_heads_that_imagine_the_law_of_their_tokens_have_the_least_loss(
+    temperature: float, hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    """After 3 comes 4 in three of four episodes: the least cross-entropy is -3/4 ln 3/4 - 1/4 ln 1/4 = .562."""
+    rows = [{"prompt": [2], "actions": [3, a], "rewards": [0.0, 0.0], "end": "terminated"} for a in (4, 4, 4, 5)]
+    model, rollout = tiny_model(depth=2), hand_rollout(rows, steps=2, length=3)
+    law = torch.tensor([1e-9, 1e-9, 1e-9, 1e-9, 0.75, 0.25, 1e-9])
+    logits = temperature * law.log()  # of heads whose imagined policy is the law
+    assert acting_policy(temperature)(logits[None]).exp()[0].tolist() == pytest.approx(law.tolist(), abs=1e-6)
+    model.logits_of = lambda latent, depth=1: logits.expand(*latent.shape[:-1], -1)  # type: ignore[method-assign]
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature)
+    assert learner.losses(rollout)[1]["world_model/depth_2/ce"] == pytest.approx(0.562, abs=1e-3)
 
 
 def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:

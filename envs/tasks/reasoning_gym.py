@@ -10,10 +10,12 @@ What is added to it, and why:
   that a list of all digits earns something everywhere, and others find the oracle wherever it is hidden. Where a
   scorer does that on any calibration item, a text that has the oracle among other text earns nothing (reason
   "containment"), unless the library pays it in full and nothing but brackets and signs was added: "015" and "15." are
-  15. Some scorers pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every
-  calibration item is measured once, and credit not above that floor is removed (reason "floor"), unless the text is the
-  oracle but for the letters' case and punctuation around it. A scorer that raises raises here too: the environment's
-  scorer counts it. ``benchmarks/scan_scorers.py`` shows what is paid for what.
+  15. Others read what they need and leave the rest unread: where one pays an oracle with other text before or behind it
+  in full, such a text earns nothing either. Some scorers pay a constant text on every item, up to 1 for "zz" or "NaN";
+  what constant texts earn on every calibration item is measured once, and credit not above that floor is removed
+  (reason "floor"), unless the text is the oracle but for the letters' case and punctuation around it. A scorer that
+  raises raises here too: the environment's scorer counts it. ``benchmarks/scan_scorers.py`` shows what is paid for
+  what.
 * *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
 * *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
   (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
@@ -39,7 +41,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.global_rng import seeded_global_rng
-from worldmtp.envs.task import Example, Score
+from worldmtp.envs.task import Example, Score, is_full_return
 from worldmtp.envs.tasks.curriculum import Level, curriculum_options
 from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
 from worldmtp.envs.tasks.item_cache import ItemCache
@@ -106,6 +108,7 @@ class ReasoningGymTask:
         self._floor = _constant_credit(self._raw, entries)
         evaluates = dataset in EXPRESSION | LITERAL  # decided by what is written: nothing can be hidden there
         self._pays_hidden = not evaluates and _pays_hidden(self._dataset.score_answer, entries)
+        self._leaves_unread = not evaluates and _leaves_unread(self._dataset.score_answer, entries)
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
         """The item at a random index."""
@@ -136,13 +139,18 @@ class ReasoningGymTask:
         if not math.isfinite(raw):
             return self._paid(0.0, "no_number", 0.0)
         raw = min(max(raw, 0.0), 1.0)
-        value, reason = raw, "ok"
-        if text != oracle:
-            if 0.0 < raw <= self._floor and not (raw >= 1.0 and oracle and _is_respelled(text, oracle)):
-                value, reason = 0.0, "floor"
-            elif self._pays_hidden and oracle and oracle in text and not (raw >= 1.0 and _adds_nothing(text, oracle)):
-                value, reason = 0.0, "containment"
-        return self._paid(value, reason, raw)
+        reason = "ok" if text == oracle else self._withheld(text, oracle or "", raw)
+        return self._paid(raw if reason == "ok" else 0.0, reason, raw)
+
+    def _withheld(self, text: str, oracle: str, raw: float) -> str:
+        """Why a text that is not the oracle is not paid what the library pays, or "ok"."""
+        if 0.0 < raw <= self._floor and not (raw >= 1.0 and oracle and _is_respelled(text, oracle)):
+            return "floor"
+        if self._pays_hidden and oracle and oracle in text and not (raw >= 1.0 and _adds_nothing(text, oracle)):
+            return "containment"
+        if self._leaves_unread and oracle and is_full_return(raw) and _says_more(text, oracle):
+            return "containment"
+        return "ok"
 
     def _verdict(self, text: str, entry: dict[str, Any]) -> tuple[float, str] | None:
         return verdict(entry["metadata"].get("source_dataset", self.dataset_name), text, entry)
@@ -252,6 +260,27 @@ def _adds_nothing(text: str, oracle: str) -> bool:
         return Decimal(text.replace(",", "")) == Decimal(oracle.replace(",", ""))
     except InvalidOperation:
         return False
+
+
+def _says_more(text: str, oracle: str) -> bool:
+    """Return whether a text has the oracle in letters of either case, and beside it a letter or a digit but 0."""
+    before, found, after = text.casefold().partition(oracle.casefold())
+    return bool(found) and re.search(r"[^\W0_]", before + after) is not None
+
+
+def _leaves_unread(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:
+    """Return whether the scorer pays in full for an oracle with other text before or behind it, on any item."""
+    for entry in entries:
+        if not entry["answer"]:
+            continue
+        for joint in (" ", ", ", "\n"):
+            for text in (f"{entry['answer']}{joint}zz", f"zz{joint}{entry['answer']}"):
+                try:
+                    if is_full_return(float(score_answer(text, entry))):
+                        return True
+                except Exception:  # noqa: BLE001 - a scorer that cannot read this text pays nothing for it
+                    continue
+    return False
 
 
 def _pays_hidden(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:

@@ -147,3 +147,39 @@ def test_every_solution_of_a_board_is_right_and_a_list_of_rows_is_half():
     for example, board in others:
         assert task.score(example, board, NO_IDS).value == 1.0
         assert task.score(example, repr([row.split() for row in board.split("\n")]), NO_IDS).value == 0.5
+
+
+@pytest.mark.parametrize("nan", ["NaN", "'nan'", '"NAN"'])
+def test_a_list_of_no_numbers_is_not_sorted(nan):
+    """The library pays 1: a NaN is no further than 1 from any number, and a list of it is its own sorted copy."""
+    task = made("number_sorting")
+    example = asked("['-9.5', '2.0', '30.0']", direction="ascending")
+    assert task.score(example, "['-9.5', '2.0', '30.0']", NO_IDS).value == 1.0
+    score = task.score(example, f"[{nan}, {nan}, {nan}]", NO_IDS)
+    assert (score.value, score.reason, score.exact) == (0.0, "no_number", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle", "metadata", "right", "more"),
+    [
+        ("time_intervals", "5 days", {"task_type": "date"}, ["05 days", "5 days."], ["5 days or 6 days", "5 days zz"]),
+        (
+            "fraction_simplification",
+            "$\\frac{3}{7}$",
+            {"simplified_numerator": 3, "simplified_denominator": 7, "numerator": 6, "denominator": 14},
+            ["\\frac{3}{7}", "3/7", "$\\frac{3}{7}$."],
+            ["$\\frac{3}{7}$ or $\\frac{4}{7}$", "$\\frac{3}{7}$zz"],
+        ),
+        ("polynomial_equations", "-1.5, 2.0", {}, ["-1.5,2.0", "-1.50, 2"], ["-1.5, 2.0, zz", "zz, -1.5, 2.0"]),
+        ("letter_jumble", "out of", {}, ["Out of", "out  of"], ["out of zz", "OUT OF out of"]),
+        # Nine ninths add up to 1.0000000000000002, from which the library forgets to take 0.2 for what follows.
+        ("spell_backward", "noitcelfe", {}, ["Noitcelfe"], ["noitcelfezz", "noitcelfe noitcelfe"]),
+    ],
+)
+def test_what_a_scorer_leaves_unread_is_not_free(name, oracle, metadata, right, more):
+    task, example = made(name), asked(oracle, **metadata)
+    for text in right:
+        assert task.score(example, text, NO_IDS).value == 1.0, text
+    for text in more:
+        assert task.score(example, text, NO_IDS).exact is False, text
+        assert task.score(example, text, NO_IDS).reason == "containment", text

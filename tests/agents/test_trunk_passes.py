@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from worldmtp import MTPConfig
 from worldmtp.agents import trainer as trainer_module
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.imagined_returns import acted_states
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.cli.held_out import judge
-from worldmtp.config import MTPConfig
 from worldmtp.dynamics import MTPWorldModel
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel

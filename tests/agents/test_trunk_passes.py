@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from worldmtp import MTPConfig
 from worldmtp.agents import trainer as trainer_module
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.evaluation import Evaluator

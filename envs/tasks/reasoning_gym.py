@@ -21,6 +21,9 @@ What is added to it, and why:
   (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
 * *Evaluated answers.* Some scorers run the text as Python; what a policy writes is read here instead, or does not
   reach them (``evaluated_answers``).
+* *Questions without an answer.* Some items have an oracle that is none: intermediate_integration leaves some integrals
+  as ``Integral(...)``, and base_conversion writes 0 as nothing. An item whose oracle is not paid in full here, or is an
+  integral that is not in closed form, is passed over and the next one drawn; ``redrawn_fraction`` is their share.
 * *Global generators.* Some generators draw from Python's or numpy's; these are seeded for each item and put back.
 
 Left out: chain-of-thought answer tags, and a level that rises while training: levels are environments of their own.
@@ -48,6 +51,7 @@ from worldmtp.envs.tasks.item_cache import ItemCache
 from worldmtp.envs.tasks.matching import check_reward
 
 _INDEX_RANGE = 2**31
+_MAX_REDRAWS = 100
 _BOUNDED_SIZE = 1000  # items of the few datasets that prepare their items in advance
 _CONSTANT_ANSWERS = (
     *("", "zz", "0", "1", "0123456789", "True", "None", "null", "NaN", "inf", "\u2603"),
@@ -107,15 +111,36 @@ class ReasoningGymTask:
         self._drop = str.maketrans("", "", drop)
         self._floor = _constant_credit(self._raw, entries)
         evaluates = dataset in EXPRESSION | LITERAL  # decided by what is written: nothing can be hidden there
+        self._num_drawn = self._num_redrawn = 0
         self._pays_hidden = not evaluates and _pays_hidden(self._dataset.score_answer, entries)
         self._leaves_unread = not evaluates and _leaves_unread(self._dataset.score_answer, entries)
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
-        """The item at a random index."""
-        entry = self._entry(int(rng.integers(self._index_range)))
+        """The item at a random index; where its oracle is no answer, that at the next index drawn.
+
+        Raises:
+            ValueError: if no item in 100 has an answer.
+        """
+        entry: dict[str, Any] = {}
+        for _ in range(_MAX_REDRAWS):
+            entry = self._entry(int(rng.integers(self._index_range)))
+            self._num_drawn += 1
+            if self._has_answer(entry):
+                break
+            self._num_redrawn += 1
+        else:
+            raise ValueError(
+                f"none of {_MAX_REDRAWS} items of {self.dataset_name} has an oracle that is paid in full, such as "
+                f"{entry['answer']!r}; change the dataset's options."
+            )
         answer = entry["answer"]
         prompt = self._compact(entry["question"]).translate(self._drop) + self.separator
         return Example(prompt=prompt, answer=None if answer is None else str(answer), meta={"entry": entry})
+
+    @property
+    def redrawn_fraction(self) -> float:
+        """Share of all items drawn so far that had no answer; NaN before the first."""
+        return self._num_redrawn / self._num_drawn if self._num_drawn else math.nan
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """The dataset's own score of the stripped text, clipped to [0, 1] and hardened.
@@ -152,8 +177,23 @@ class ReasoningGymTask:
             return "containment"
         return "ok"
 
+    def _has_answer(self, entry: dict[str, Any]) -> bool:
+        """Return whether the oracle is a right answer; an item without an oracle is one of many answers."""
+        if entry["answer"] is None:
+            return True
+        oracle = str(entry["answer"]).strip()
+        if self._source(entry) in EXPRESSION:
+            decided = self._verdict(oracle, entry)
+            if decided is not None:  # the library's own scorer would compute an integral that is left as one
+                return decided[0] >= 1.0
+        return float(self._dataset.score_answer(oracle, entry)) >= 1.0
+
+    def _source(self, entry: dict[str, Any]) -> str:
+        name: str = entry["metadata"].get("source_dataset", self.dataset_name)
+        return name
+
     def _verdict(self, text: str, entry: dict[str, Any]) -> tuple[float, str] | None:
-        return verdict(entry["metadata"].get("source_dataset", self.dataset_name), text, entry)
+        return verdict(self._source(entry), text, entry)
 
     def _raw(self, text: str, entry: dict[str, Any]) -> float:
         """What a text that is not the oracle earns before credit is removed."""

@@ -19,7 +19,6 @@ from worldmtp.cli.held_out import judge
 from worldmtp.dynamics import MTPWorldModel
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.model.config import MTPConfig
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 

@@ -151,7 +151,6 @@ def test_every_solution_of_a_board_is_right_and_a_list_of_rows_is_half():
         assert task.score(example, repr([row.split() for row in board.split("\n")]), NO_IDS).value == 0.5
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("nan", ["NaN", "'nan'", '"NAN"'])
 def test_a_list_of_no_numbers_is_not_sorted(nan):
     """The library pays 1: a NaN is no further than 1 from any number, and a list of it is its own sorted copy."""
@@ -186,7 +185,8 @@ def test_what_a_scorer_leaves_unread_is_not_free(name, oracle, metadata, right, 
     for text in more:
         assert task.score(example, text, NO_IDS).exact is False, text
         assert task.score(example, text, NO_IDS).reason == "containment", text
-=======
+
+
 UNSOLVED = {"answer": "Integral(x*sin(3*x), x) + C", "metadata": {"integrand": "x*sin(3*x)", "variable": "x"}}
 
 
@@ -228,4 +228,3 @@ def test_integrals_are_in_closed_form():
     drawn = [task.sample(rng, "train") for _ in range(40)]
     assert not [example.answer for example in drawn if "Integral" in example.answer]
     assert 0.0 < task.redrawn_fraction < 0.3
->>>>>>> h/small

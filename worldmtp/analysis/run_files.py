@@ -23,6 +23,8 @@ from worldmtp.tracking.records import METRICS_FILE, read_records
 ARTEFACT_DIRECTORY = "artefacts"
 CONFIG_FILE = "config.yaml"
 WARM_START_DIRECTORY = "sft"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, ARTEFACT_DIRECTORY)
+"""A directory with none of them holds no run."""
 
 
 @dataclass(frozen=True)

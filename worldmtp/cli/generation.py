@@ -18,7 +18,7 @@ from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
 from worldmtp.cli.generate_config import AUTO, GenerateConfig
 from worldmtp.cli.make import checked_device
 from worldmtp.cli.prompts import decode_text, encode_prompts
-from worldmtp.cli.saved_model import load_any_model, load_tokenizer
+from worldmtp.cli.saved_model import has_tokenizer, load_any_model, load_tokenizer
 from worldmtp.decoding import SamplingConfig, generate
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
@@ -71,8 +71,7 @@ def run(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> None
     input_ids, mask = encode_prompts(tokenizer, prompts)
     if config.explain and len(prompts) > 1:
         raise ValueError(f"--explain shows the decoding of one prompt, and {len(prompts)} were given; give one.")
-    model = as_mtp_model(load_any_model(directory))
-    torch.nn.Module.to(model, device)
+    model = _model_of(directory, tokenizer, device)
     decoding = _decoding(config, model, tokenizer, mask)
     capacity = int(mask.sum(dim=1).max()) + decoding.max_new_tokens + decoding.drafter.max_drafts
     print(f"cache: {cache_size(model.trunk.config, len(mask), capacity, model.dtype)}", file=sys.stderr)
@@ -80,6 +79,19 @@ def run(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> None
         _explain(decoding, tokenizer, input_ids[0].to(device))
     else:
         _generate(decoding, tokenizer, input_ids.to(device), mask.to(device))
+
+
+def _model_of(directory: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> MTPModel:
+    """The model, which writes no id that its tokenizer has no text for: embeddings are often padded beyond them.
+
+    A tokenizer may have more ids than the model; prompts that have none of those can be gone on from.
+    """
+    model = as_mtp_model(load_any_model(directory))
+    known = 1 + max(tokenizer.get_vocab().values())
+    if known < model.num_tokens:
+        model.limit_tokens(known)
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def _generate(decoding: _Decoding, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, mask: Tensor) -> None:
@@ -173,7 +185,8 @@ def _decoding(config: GenerateConfig, model: MTPModel, tokenizer: PreTrainedToke
     if config.draft_model is None:
         drafter = make_drafter(model, "mtp" if draft == "tree" else draft, num_draft, tree)
     else:
-        drafting = torch.nn.Module.to(load_any_model(config.draft_model), model.device)
+        own = load_tokenizer(config.draft_model) if has_tokenizer(config.draft_model) else tokenizer
+        drafting = _model_of(config.draft_model, own, model.device)
         drafter = make_drafter(model, drafting, num_draft, None)
     length = AUTO if chooser else drafter.max_drafts
     shape = f"num_draft={length}" if tree is None else f"tree={','.join(map(str, tree))}"

@@ -26,7 +26,7 @@ def check_beam_heads(model: MTPModel, widths: tuple[int, ...]) -> None:
         TypeError: heads whose depths attend to earlier positions.
     """
     config, heads = model.config, model.heads
-    vocab_size = model.output_layer(1).out_features
+    vocab_size = model.num_tokens
     if max(widths) > vocab_size:
         raise ValueError(f"widths={widths} ask for {max(widths)} tokens of a vocabulary of {vocab_size}; lower them.")
     if len(widths) == 1:

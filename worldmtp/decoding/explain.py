@@ -143,7 +143,7 @@ def explain(
         raise ValueError(
             f"prompt has shape {tuple(prompt.shape)}, expected (tokens,): one prompt, such as input_ids[0]."
         )
-    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.trunk.config.get_text_config().vocab_size)
+    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.num_tokens)
     ids, mask = check_prompts(whole, prompt[None], None, 0, stops.max_new_tokens)
     length = None if num_draft is None else as_integer("num_draft", num_draft, "a number of tokens")
     drafter = _WatchedDrafter(make_drafter(whole, draft, length, as_widths("tree", tree)))

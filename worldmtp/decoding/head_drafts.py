@@ -47,7 +47,7 @@ def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[i
         raise ValueError(f"stride={config.stride}: these heads leap over tokens; drafting needs stride=1.")
     if widths is not None and (not widths or min(widths) < 1):
         raise ValueError(f"widths={widths} must be counts of at least 1, one for each depth.")
-    vocab_size = model.output_layer(1).out_features
+    vocab_size = model.num_tokens
     if widths is not None and max(widths) > vocab_size:
         raise ValueError(f"widths={widths} ask for {max(widths)} tokens of a vocabulary of {vocab_size}; lower them.")
     wanted = len(widths) if widths is not None else config.depth - 1 if num_drafts is None else num_drafts

@@ -1,4 +1,8 @@
-"""Frozen configs of the agent. Values are checked here, where they are used."""
+"""Frozen configs of PPO, rollouts, world-model training and imagination; each checks its own values.
+
+They stand in a file that needs no torch, apart from the classes that read them: the command line's schema is made of
+them, and ``--help`` and a misspelt option are answered without loading a library of seconds.
+"""
 
 import math
 from dataclasses import dataclass
@@ -43,6 +47,11 @@ class PPOConfig:
     kl_coef: float = 0.02
     num_epochs: int = 2
     num_minibatches: int = 2
+    micro_batch_size: int | None = None
+    """Episodes in memory at once: gradients add up over the micro-batches of a minibatch. None: the whole minibatch.
+
+    Memory alone depends on it; the update is that of the minibatch.
+    """
     max_grad_norm: float = 1.0
     advantage: str = "gae"
     """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode.
@@ -55,7 +64,7 @@ class PPOConfig:
     detach_value: bool = True
     """The value loss trains the value head only, not the trunk."""
     bootstrap_truncated: bool = False
-    """Whether a truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
+    """A truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
 
     def __post_init__(self) -> None:
         _require_rates(self, "learning_rate")
@@ -67,6 +76,10 @@ class PPOConfig:
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_epochs >= 1, f"num_epochs={self.num_epochs} must be at least 1.")
         _require(self.num_minibatches >= 1, f"num_minibatches={self.num_minibatches} must be at least 1.")
+        _require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            f"micro_batch_size={self.micro_batch_size} must be at least 1, or null for whole minibatches.",
+        )
         _require(
             self.advantage in ("gae", "group"), f"advantage={self.advantage!r} is unknown; choose 'gae' or 'group'."
         )
@@ -144,8 +157,8 @@ class WorldModelConfig:
 class ImaginationConfig:
     """What imagination is used for, and how far.
 
-    ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust (agents/counterfactual.py).
-    ``baseline``: imagined value expansion as a state-only baseline (agents/expansion.py).
+    ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust. ``baseline``: imagined value
+    expansion as a state-only baseline. Each is explained in the file of that name in ``agents/imagination``.
     """
 
     use: str = "counterfactual"

@@ -15,8 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.decoding.evaluation_mode import evaluation_mode
 from worldmtp.envs import Example
 from worldmtp.envs.trainable import TextVectorEnv

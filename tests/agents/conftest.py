@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import Prediction
 from worldmtp.envs import Example, Score, TextGenVectorEnv
 from worldmtp.model import MTPModel

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worldmtp.agents.critic import Rung, RungCritic, serving_rung
+from worldmtp.agents.imagination.critic import Rung, RungCritic, serving_rung
 
 
 def make_rung(seed: int = 0, replay_batches: int = 4) -> Rung:

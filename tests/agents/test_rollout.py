@@ -9,10 +9,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActedStep
-from worldmtp.agents.rollout import BatchedTextEnv, collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import BatchedTextEnv, PhaseClock, Rollout, collect_rollout
 from worldmtp.dynamics import Prediction
 from worldmtp.envs import ImaginedVectorEnv, TextGenVectorEnv
 
@@ -26,7 +24,7 @@ class Scripted:
     def act(self, obs: dict[str, Any], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         actions = torch.tensor([row[min(self._time, len(row) - 1)] for row in self._script])
         self._time += 1
-        return ActedStep(actions, torch.full((len(actions),), -float(self._time)), torch.zeros(len(actions)))
+        return ActedStep(actions, torch.full((len(actions),), -float(self._time)))
 
 
 def test_what_is_recorded_by_hand(replying_env: Any) -> None:

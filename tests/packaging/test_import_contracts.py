@@ -40,6 +40,7 @@ def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
         ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
         ("agents/__init__.py", "import trl", "worldmtp", "trl"),
         ("agents/__init__.py", "import worldmtp.configs", "worldmtp.agents", "worldmtp.configs"),
+        ("agents/ppo.py", "import worldmtp.agents.imagination", "worldmtp.agents.ppo", "worldmtp.agents.imagination"),
         ("agents/__init__.py", "import worldmtp.post_training", "worldmtp.agents", "worldmtp.post_training"),
         ("worldmtp/analysis/__init__.py", "import worldmtp.envs", "worldmtp.analysis", "worldmtp.envs"),
         ("worldmtp/analysis/__init__.py", "import worldmtp.agents", "worldmtp.analysis", "worldmtp.agents"),

@@ -79,6 +79,19 @@ def trunk_inputs(
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
 
 
+def last_hidden_states(
+    trunk: PreTrainedModel, input_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time hidden"]:
+    """Return the backbone's last hidden states, after its final norm, without recording what else heads may read."""
+    output = trunk.base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids_from_attention_mask(attention_mask),
+        use_cache=False,
+    )
+    return output.last_hidden_state
+
+
 def has_sliding_attention(config: PreTrainedConfig) -> bool:
     """Return whether a layer attends to a window; older configs say so without naming the layers' types."""
     layer_types = getattr(config, "layer_types", None)

@@ -17,6 +17,8 @@ from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
+from worldmtp.atomic_files import write_text
+
 CONFIG_FILE = "config.yaml"
 DONE_FILE = "DONE"
 LOCK_FILE = ".lock"
@@ -136,9 +138,7 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
                 f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
                 "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
             )
-        temporary = path.with_suffix(".yaml.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
         claimed.release()
         raise _unwritable(run_dir, error) from error

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Real, UInt8
 
 from worldmtp.atomic_files import write_text
-from worldmtp.tracking.protocol import Layout
-from worldmtp.tracking.tags import TAGS, TagTable
+from worldmtp.tracking.tags import TAGS, Layout, TagTable
 
 METRICS_FILE = "metrics.jsonl"
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)

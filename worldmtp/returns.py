@@ -14,21 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def discounted_returns(
-    rewards: Float[Tensor, "batch time"], discounts: Float[Tensor, "batch time"], bootstrap: Float[Tensor, " batch"]
-) -> Float[Tensor, "batch time"]:
-    """Monte Carlo returns G_t = r_t + d_t G_{t+1}, with G_T = ``bootstrap``.
-
-    Sutton & Barto 2018, eq. 3.9.
-    """
-    following = bootstrap
-    returns = torch.empty_like(rewards)
-    for t in reversed(range(rewards.shape[1])):
-        following = rewards[:, t] + discounts[:, t] * following
-        returns[:, t] = following
-    return returns
-
-
 def lambda_returns(
     rewards: Float[Tensor, "batch time"],
     discounts: Float[Tensor, "batch time"],

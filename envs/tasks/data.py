@@ -4,13 +4,13 @@ Splits are by the hash of the prompt, as everywhere: columns or parts that name 
 that stands in the file twice cannot be in both. A split of the file's author is kept by two environments, one a part.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example, Score
 from worldmtp.envs.tasks.rewards import RewardFunction, load_reward, reward_score
 from worldmtp.envs.tasks.rows import Row, as_text, read_rows
@@ -20,19 +20,21 @@ class DataTask:
     """Rows of a file; each is as likely as any other, so a prompt that stands there twice comes twice as often.
 
     Args:
-        path: a .jsonl, .csv or .parquet file, or a directory that ``datasets`` saved.
+        path: a .jsonl, .csv or .parquet file, a directory that ``datasets`` saved, or a data set on the Hub,
+            "<owner>/<name>".
         reward: "<module>:<function>", or a function: ``(example, text) -> float | Score``. Without one a text is worth
             1 if it is the answer, else 0. The other columns of the row are ``example.meta``.
         prompt: the column of the prompts.
         answer: the column of the answers, texts or numbers; None where there is none, for which a reward is needed.
-        part: of a directory that holds several datasets, such as "train".
+        part: of a directory or a data set that has several, such as "train".
+        subset: of a data set on the Hub that has several.
         separator: appended to each prompt.
         probe_bound: the largest mean value that content-free text may earn from the reward.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, a column is missing, a prompt or an answer is empty or neither
-            text nor number, or the reward cannot be imported.
+        ValueError: if the file or the data set cannot be read, a column is missing, a prompt or an answer is empty or
+            neither text nor number, or the reward cannot be imported.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class DataTask:
         prompt: str = "prompt",
         answer: str | None = "answer",
         part: str | None = None,
+        subset: str | None = None,
         separator: str = "",
         probe_bound: float = 0.0,
     ) -> None:
@@ -52,7 +55,7 @@ class DataTask:
             raise ValueError("without answers there is nothing to match; give a reward, '<module>:<function>'.")
         self.path, self.probe_bound = str(path), probe_bound
         self._reward = None if reward is None else load_reward(reward)
-        rows = read_rows(path, part)
+        rows = read_rows(path, part, subset)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         _check_column("prompt", prompt, columns, self.path)
         if answer is not None:
@@ -100,10 +103,8 @@ class DataTask:
 def _check_column(argument: str, column: str, columns: Sequence[str], path: str) -> None:
     if column in columns:
         return
-    hint = difflib.get_close_matches(column, columns, n=1)
     raise ValueError(
-        f"{path!r} has no column {column!r}"
-        + (f"; did you mean {hint[0]!r}?" if hint else ".")
-        + f" Its columns: {list(columns)}; name the right one with {argument}=..."
+        f"{path!r} has no column {column!r}{did_you_mean(column, columns)} "
+        f"Its columns: {list(columns)}; name the right one with {argument}=..."
         + (", or answer=None and a reward." if argument == "answer" else ".")
     )

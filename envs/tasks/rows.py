@@ -1,18 +1,25 @@
-"""Rows of a data file as dicts: JSONL, CSV, Parquet, or what ``datasets`` saved to disk.
+"""Rows of a data file as dicts: JSONL, CSV, Parquet, what ``datasets`` saved to disk, or a data set on the Hub.
 
-Text files are UTF-8, with or without the byte order mark that spreadsheets and Windows editors put in front.
+Text files are UTF-8, with or without the byte order mark that spreadsheets and Windows editors put in front. They are
+read here and not by ``datasets``, which gives each column one type: the answer 4 beside 4.50 would be 4.0, the answer
+007 would be 7, and NA would be missing.
 """
 
 import csv
 import decimal
 import json
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 Row = dict[str, Any]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class WrittenFloat(float):
@@ -46,22 +53,30 @@ def as_text(value: Any) -> str | None:
     return str(value) if isinstance(value, (int, decimal.Decimal)) else None
 
 
-def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
-    """All rows, in the order of the file.
+def read_rows(path: str | Path, part: str | None = None, subset: str | None = None) -> list[Row]:
+    """Return all rows, in the order of the file.
 
     Args:
-        path: a file, whose suffix says how it is read, or a directory written by ``save_to_disk``.
-        part: which part of a directory that holds several, such as "train".
+        path: a file, whose suffix says how it is read, a directory written by ``save_to_disk``, or, where there is
+            neither, the name of a data set on the Hub, "<owner>/<name>".
+        part: which part of a directory or of a data set that holds several, such as "train".
+        subset: which subset of a data set on the Hub that has several.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
         ValueError: if the suffix is unknown, a text file is not UTF-8, a line is no JSON object or has other fields
-            than the header, the part is missing or unknown, or there are no rows.
+            than the header, the part is missing or unknown, the Hub cannot be reached or has no such data set, or
+            there are no rows.
     """
-    path = Path(path)
-    if not path.exists():
+    name, path = str(path), Path(path)
+    is_on_hub = not path.exists() and _HUB_NAME.fullmatch(name) and path.suffix not in SUFFIXES
+    if not path.exists() and not is_on_hub:
         raise FileNotFoundError(f"path={str(path)!r}: no such file or directory (from {str(Path.cwd())!r}).")
-    if path.is_dir():
+    if subset is not None and not is_on_hub:
+        raise ValueError(f"subset={subset!r} chooses in a data set on the Hub, and {name!r} is here; leave it out.")
+    if is_on_hub:
+        rows = _hub_dataset(name, part, subset)
+    elif path.is_dir():
         rows = _saved_dataset(path, part)
     elif part is not None:
         raise ValueError(
@@ -127,9 +142,41 @@ def _saved_dataset(path: Path, part: str | None) -> list[Row]:
     except FileNotFoundError as error:
         raise ValueError(f"path={str(path)!r} is a directory that datasets did not save: {error}") from error
     if isinstance(saved, datasets.DatasetDict):
-        if part not in saved:
-            raise ValueError(f"part={part!r}: {str(path)!r} holds the parts {sorted(saved)}; choose one of them.")
-        saved = saved[part]
-    elif part is not None:
+        return _rows_of_part(saved, part, str(path))
+    if part is not None:
         raise ValueError(f"part={part!r}: {str(path)!r} holds a single dataset; leave it out.")
     return list(saved)
+
+
+def _hub_dataset(name: str, part: str | None, subset: str | None) -> list[Row]:
+    import datasets
+
+    try:
+        with _without_progress_bars():
+            parts = datasets.load_dataset(name, name=subset)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(
+            f"path={name!r} is no file or directory here (from {str(Path.cwd())!r}), and the data set of that name on "
+            f"the Hub cannot be loaded: {error}. Check the name and subset=..., and that the Hub can be reached; or "
+            "save the data set where it can, with save_to_disk, and give that directory."
+        ) from error
+    return _rows_of_part(parts, part, name)
+
+
+def _rows_of_part(parts: Any, part: str | None, place: str) -> list[Row]:
+    if part not in parts:
+        raise ValueError(f"part={part!r}: {place!r} holds the parts {sorted(parts)}; choose one of them.")
+    return list(parts[part])
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    import datasets
+
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()

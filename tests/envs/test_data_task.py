@@ -122,6 +122,70 @@ def test_parts_of_a_saved_dictionary_are_chosen(tmp_path):
             DataTask(tmp_path / "saved", part=part)
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub with one data set of two subsets, and nothing in the current directory; what it was asked for."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load_dataset(path, name=None):
+        asked.append((path, name, datasets.is_progress_bar_enabled()))
+        if path != "someone/questions":
+            raise ConnectionError(f"Couldn't reach {path!r} on the Hub")
+        rows = {None: ROWS, "small": ROWS[:1]}[name]
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(ROWS[:2]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_data_set_on_the_hub_is_named(hub, tmp_path):
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    assert DataTask("someone/questions", part="train").universe_size == 3
+    assert DataTask("someone/questions", part="train", subset="small").universe_size == 1
+    assert hub == [("someone/questions", None, False), ("someone/questions", "small", False)]
+    assert datasets.is_progress_bar_enabled() == shown
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"'someone/questions' holds the parts \['test', 'train'\]; choose one"):
+        DataTask("someone/questions")
+
+
+def test_the_disk_comes_before_the_hub(hub, tmp_path):
+    (tmp_path / "someone").mkdir()
+    write_saved(tmp_path / "someone" / "questions", ROWS[:1])
+    assert DataTask("someone/questions").universe_size == 1
+    with pytest.raises(ValueError, match="subset='main' chooses in a data set on the Hub, and 'someone/questions' is"):
+        DataTask("someone/questions", subset="main")
+    with pytest.raises(FileNotFoundError, match=r"'someone/other\.jsonl': no such file or directory"):
+        DataTask("someone/other.jsonl")
+    assert hub == []
+
+
+def test_a_hub_that_cannot_be_reached_is_told(hub):
+    message = (
+        r"path='someone/other' is no file or directory here .*the Hub cannot be loaded: Couldn't reach 'someone/other' "
+        r"on the Hub\. Check the name .*with save_to_disk, and give that directory"
+    )
+    with pytest.raises(ValueError, match=message):
+        DataTask("someone/other")
+    assert [path for path, *_ in hub] == ["someone/other"]
+
+
+def test_the_real_hub_offline(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot be loaded: Couldn't reach 'no-one/of-this-name' on the Hub"):
+        DataTask("no-one/of-this-name")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "arguments", "message"),
     [

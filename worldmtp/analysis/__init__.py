@@ -6,7 +6,7 @@ Nothing here needs a model, an environment or a GPU. The report and its figures 
 from typing import TYPE_CHECKING, Any
 
 from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact, save_artefact
-from worldmtp.analysis.scalars import depth_scalars
+from worldmtp.analysis.metrics import depth_scalars
 
 if TYPE_CHECKING:
     from worldmtp.analysis.report import write_report

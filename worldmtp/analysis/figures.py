@@ -17,9 +17,8 @@ from matplotlib.ticker import FuncFormatter
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact
-from worldmtp.analysis.calibration import reliability
+from worldmtp.analysis.metrics import RootedPredictions, SequenceSums, reliability
 from worldmtp.analysis.return_agreement import known_roots
-from worldmtp.analysis.rooted import RootedPredictions, SequenceSums
 from worldmtp.analysis.run_files import Series
 
 ARM_COLOURS = ("#35618e", "#3f8f6b", "#8a5a9e", "#a8553f", "#5d6b7a", "#b08a2e")

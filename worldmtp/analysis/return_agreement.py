@@ -68,20 +68,12 @@ def known_roots(artefact: EvalArtefact) -> Bool[np.ndarray, "batch length"]:
 
 
 def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float | None:
-    """Rank correlation; None where a rank does not vary."""
-    if len(first) < 2:
+    """Return Spearman's rank correlation; None where one of the two does not vary."""
+    if len(np.unique(first)) < 2 or len(np.unique(second)) < 2:
         return None
-    ranks = np.stack([_mean_ranks(first), _mean_ranks(second)])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float((ranks[0] * ranks[1]).sum() / scale) if scale > 0 else None
+    from scipy.stats import spearmanr  # here: its import takes a second
 
-
-def _mean_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1; ties share the mean of theirs."""
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[inverse]
+    return float(spearmanr(first, second).statistic)
 
 
 def _moments(artefact: EvalArtefact, known: Bool[np.ndarray, "batch length"]) -> Float[np.ndarray, "sequence 8"]:

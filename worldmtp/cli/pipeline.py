@@ -20,8 +20,8 @@ import torch
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
+from worldmtp.analysis.run_files import time_breakdown
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
-from worldmtp.analysis.timing import time_breakdown
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
 from worldmtp.cli.imports import import_user_modules

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Real, UInt8
 
-from worldmtp.tracking.protocol import Layout
-from worldmtp.tracking.tags import TAGS, TagTable
+from worldmtp.tracking.tags import TAGS, Layout, TagTable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worldmtp.analysis.timing import time_breakdown
+from worldmtp.analysis.run_files import time_breakdown
 
 
 def test_shares_are_means_over_iterations() -> None:

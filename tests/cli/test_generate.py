@@ -208,7 +208,7 @@ def test_the_account_of_decoding_without_drafts(command_line, save, model_of):
             r"--draft='mpt' is unknown; did you mean 'mtp'\? choose from \['none', 'mtp', 'tree'",
         ),
         (["aB=é"], r"prompt 1, 'aB=é', has 'B', 'é', unknown to the model's tokenizer, which knows '=abcd'; write it"),
-        (["a", ""], r"prompt 2 of 2 is empty; the model needs at least one token"),
+        (["a", ""], r"prompt 2 is empty; the model needs at least one token"),
         (["a" * 128], r"a prompt has 128 tokens and the model a context of 128, .*; shorten the prompt"),
         (["a", "--max-new-tokens", "128"], r"a prompt of 1 tokens and max_new_tokens=128 exceed .* context of 128"),
         (["a", "--max-new-tokens", "0"], "max_new_tokens=0 must be at least 1"),

@@ -202,7 +202,7 @@ class Oracle:
     def move_rows(self, sources, targets, num_left): ...
 
     def propose(self, texts, policy, num_drafts):
-        from worldmtp.decoding.drafts import Draft
+        from worldmtp.decoding.acceptance import Draft
 
         first = int(texts.num_cached[0]) + 1
         tokens = self._text[:, first : first + num_drafts]

@@ -2,7 +2,8 @@
 
 TRL generates the answers, and hands over the ids that it sampled. They are played through the environment as if a
 policy had chosen them, so that a reward here is the sum of an episode's rewards there, whatever the task and whatever
-wraps the environment; text is what its tokenizer decodes, and is never encoded again. No trl is imported.
+wraps the environment; text is what its tokenizer decodes, and is never encoded again. A batch is scored together, by as
+many processes as the environment has for it, before it is played text by text. No trl is imported.
 
 Left out: conversations, since TRL would write the world's replies itself. They are rolled out by
 ``worldmtp.agents.TextGenRollout``.
@@ -14,7 +15,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from worldmtp.envs import core
 from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.prompts import object_column
+from worldmtp.envs.single import TextGenEnv
 from worldmtp.envs.task import Example, TurnTask
 
 
@@ -120,9 +124,42 @@ class TextGenReward:
         """
         keys: Sequence[str | None] = [None] * len(prompts) if example_key is None else example_key
         examples = [self._find(prompt, key) for prompt, key in zip(prompts, keys, strict=True)]
-        played = [play(self.env, example, ids) for example, ids in zip(examples, completion_ids, strict=True)]
+        batch = list(zip(examples, completion_ids, strict=True))
+        with self.problem.scorer.asked_ahead(lambda: self._score(batch)):
+            played = [play(self.env, example, ids) for example, ids in batch]
         self._log([info for _, info in played], columns.get("log_metric"))
         return [reward for reward, _ in played]
+
+    def _score(self, batch: Sequence[tuple[Example, Sequence[int]]]) -> None:
+        """Ask for all that playing the batch will ask for; what is no episode is left to ``play``.
+
+        Answers that are worth something at their end only are all put one token before it, and end together.
+        """
+        problem = self.problem
+        vocab_size, eos_id = problem.tokenizer.vocab_size, problem.tokenizer.eos_id
+        batch = [(example, [int(token) for token in ids]) for example, ids in batch]
+        batch = [(example, ids) for example, ids in batch if ids and min(ids) >= 0 and max(ids) < vocab_size]
+        if not batch or not isinstance(self.env.unwrapped, TextGenEnv):  # another's environment scores by itself
+            return
+        examples, texts = object_column([example for example, _ in batch]), [ids for _, ids in batch]
+        prompts = problem.encode([example for example, _ in batch])
+        state = core.initial(prompts.tokens, prompts.length, problem.max_new, problem.tokenizer.pad_id)
+        referee = problem.referee(len(batch))
+        referee.begin(np.arange(len(batch)), state)
+        written = [0] * len(batch)
+        if referee.eos_terminates:
+            written = [
+                min(ids.index(eos_id) if eos_id in ids else len(ids) - 1, problem.max_steps - 1) for ids in texts
+            ]
+            for row, (ids, number) in enumerate(zip(texts, written, strict=True)):
+                state.tokens[row, state.length[row] : state.length[row] + number] = ids[:number]
+                state.length[row] += number
+        while not state.done.all():
+            actions = np.array([ids[number] for ids, number in zip(texts, written, strict=True)])
+            state = referee.rule(state, core.transition(state, actions), actions, examples).state
+            over = np.array([number + 1 == len(ids) for ids, number in zip(texts, written, strict=True)])
+            state = core.ended(state, np.flatnonzero(over))
+            written = [min(number + 1, len(ids) - 1) for ids, number in zip(texts, written, strict=True)]
 
     def _log(self, infos: Sequence[dict[str, Any]], log_metric: Callable[[str, float], None] | None) -> None:
         if log_metric is None:

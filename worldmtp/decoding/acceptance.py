@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.model.draws import draw
+from worldmtp.model.categorical import draw, entropy_per_token
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,7 @@ def typical_threshold(
     log_probs: Float[Tensor, "*place vocab"], epsilon: float, delta: float
 ) -> Float[Tensor, "*place"]:
     """Return min(epsilon, delta exp(-H(p))), H in nats."""
-    entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)
-    return (delta * (-entropy).exp()).clamp_max(epsilon)
+    return (delta * (-entropy_per_token(log_probs)).exp()).clamp_max(epsilon)
 
 
 def is_typical(

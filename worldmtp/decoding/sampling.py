@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldmtp.decoding.acceptance import Tree
 from worldmtp.decoding.cache import CachedTexts
-from worldmtp.model.draws import draw
+from worldmtp.model.categorical import draw
 from worldmtp.model.precision import full_precision
 
 Processor = Callable[[Tensor, Tensor], Tensor]

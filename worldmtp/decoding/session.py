@@ -37,6 +37,7 @@ from worldmtp.decoding.drafts import Drafter
 from worldmtp.decoding.sampling import DecodingPolicy
 from worldmtp.decoding.trunk import features_at
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.trunk import TrunkFeatures
 
 
@@ -71,7 +72,7 @@ class Round:
     @property
     def entropies(self) -> Float[Tensor, "row emitted"]:
         """Return the policy's entropies, in nats."""
-        return torch.special.entr(self.log_policy.exp()).sum(dim=-1)
+        return entropy_per_token(self.log_policy)
 
 
 class DecodingSession:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.decoding.evaluation_mode import evaluation_mode
+from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.envs import Example
 from worldmtp.envs.trainable import TextVectorEnv
 from worldmtp.model import MTPModel

@@ -1,6 +1,6 @@
 """``worldmtp-generate`` as a user meets it: texts known from transformers' generation, choices, messages, codes."""
 
-import io
+import json
 import os
 import re
 import subprocess
@@ -12,8 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from worldmtp.cli import generate as script
+from worldmtp.cli.generate_config import GenerateConfig
+from worldmtp.cli.generation import write_texts
 from worldmtp.cli.saved_model import save_model, transformers_tokenizer
-from worldmtp.decoding import generate
+from worldmtp.decoding import generate, parallel_beam
 from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -119,12 +121,165 @@ def test_drawn_texts_are_those_of_generate(command_line, save, model_of):
     assert "batch size 2, temperature 1.3, draft mtp, K=4, num_draft=3" in err
 
 
-def test_prompts_from_standard_input_a_line_each(command_line, save, model_of, monkeypatch):
+@pytest.fixture
+def stdin_of(monkeypatch, tmp_path):
+    """Makes text the standard input, from a file, as ``< prompts.txt`` does."""
+    opened = []
+
+    def make(text):
+        (tmp_path / "prompts.txt").write_text(text)
+        opened.append((tmp_path / "prompts.txt").open())
+        monkeypatch.setattr(sys, "stdin", opened[-1])
+
+    yield make
+    for stream in opened:
+        stream.close()
+
+
+def test_prompts_from_standard_input_a_line_each(command_line, save, model_of, stdin_of):
     model = model_of()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("ab=\nc\n"))
+    stdin_of("ab=\nc\n")
     code, out, err = command_line("--model", save(model), "--max-new-tokens", NEW)
     assert code == 0, err
     assert out.splitlines() == [transformers_text(model, "ab="), transformers_text(model, "c")]
+
+
+def test_prompts_a_batch_at_a_time(command_line, save, model_of, stdin_of):
+    # Three batches of 2, 2 and 1 rows; five tokens a row without drafts are five forwards a batch.
+    model, prompts = endless(model_of()), ["ab=", "c", "dacb=a", "b", "a="]
+    options = ("--model", save(model), "--max-new-tokens", "5", "--draft", "none", "--batch-size", "2")
+    stdin_of("\n".join(prompts))
+    for arguments in (prompts, []):
+        code, out, err = command_line(*options, *arguments)
+        assert code == 0, err
+        assert out.splitlines() == [transformers_text(model, prompt, 5) for prompt in prompts]
+        assert "25 tokens in 15 trunk forwards (1.00 a row and forward after the prompts')" in err
+        assert "batch size up to 2, temperature 0" in err
+
+
+def test_batches_draw_from_one_stream(command_line, save, model_of):
+    model = model_of()
+    options = ("--model", save(model), "--max-new-tokens", NEW, "--temperature", "1.5", "--seed", "3")
+    code, out, err = command_line(*options, "--batch-size", "1", "ab=", "ab=")
+    generator, ids = torch.Generator().manual_seed(3), torch.tensor([TOKENIZER.encode("ab=")])
+    law = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12, "eos_token_id": 1}
+    expected = [plain_text(generate(model, ids, generator=generator, **law).sequences[0]) for _ in range(2)]
+    assert code == 0, err
+    assert out.splitlines() == expected
+    assert expected[0] != expected[1]
+
+
+def test_a_batch_is_answered_before_the_next_is_asked_for(save, model_of, capsys):
+    model, seen = model_of(), []
+
+    def batches():
+        yield ["ab="]
+        seen.append(capsys.readouterr().out)
+        yield ["c"]
+
+    write_texts(GenerateConfig(max_new_tokens=12), save(model), batches())
+    assert seen == [transformers_text(model, "ab=") + "\n"]
+    assert capsys.readouterr().out == transformers_text(model, "c") + "\n"
+
+
+@pytest.fixture
+def pipe():
+    """A pipe: what is written to the second end can be read as text from the first."""
+    reading, writing = os.pipe()
+    with open(reading, encoding="utf-8") as stream, open(writing, "wb", buffering=0) as end:
+        yield stream, end
+
+
+def test_lines_of_a_pipe_are_not_waited_for(pipe):
+    stream, end = pipe
+    batches = script.line_batches(stream, 3)
+    end.write(b"one\ntwo\nthr")
+    assert next(batches) == ["one", "two"]  # a third is on its way, and nobody waits for it
+    end.write("ee\r\ncaf\u00e9".encode()[:-1])
+    assert next(batches) == ["three"]
+    end.write("\u00e9".encode()[1:] + b"\n4\n5\n6\n\n8")
+    assert next(batches) == ["caf\u00e9", "4", "5"]
+    assert next(batches) == ["6", ""]
+    end.close()
+    assert list(batches) == [["8"]]
+
+
+def test_lines_of_a_file_come_in_full_batches(tmp_path):
+    lines = [f"line {number} {'x' * 40}" for number in range(5000)]  # more than is read at a time
+    (tmp_path / "prompts.txt").write_text("\n".join(lines) + "\n")
+    with (tmp_path / "prompts.txt").open() as stream:
+        batches = list(script.line_batches(stream, 300))
+    assert [len(batch) for batch in batches] == [300] * 16 + [200]
+    assert [line for batch in batches for line in batch] == lines
+    (tmp_path / "empty").touch()
+    with (tmp_path / "empty").open() as stream:
+        assert list(script.line_batches(stream, 300)) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--draft", "tree"], ["--draft", "none"]], ids=["chain", "tree", "none"])
+def test_stops_are_looked_for_in_the_text(command_line, save, model_of, options):
+    """A stop of several tokens ends a text wherever drafts are cut; prompts are not searched for it."""
+    model, prompts, stops = model_of(), ["ab=", "c", "b", "=db=c"], ["=db=", "==d"]
+    whole = [transformers_text(model, prompt) for prompt in prompts]
+    expected = []
+    for prompt, text in zip(prompts, whole, strict=True):
+        new = text[len(prompt) :]
+        ends = [new.find(stop) for stop in stops if stop in new]
+        expected.append(prompt + (new[: min(ends)] if ends else new))
+    assert sum(text != cut for text, cut in zip(whole, expected, strict=True)) >= 3
+    words = [word for stop in stops for word in ("--stop", stop)]
+    code, out, err = command_line("--model", save(model), "--max-new-tokens", NEW, *options, *words, *prompts)
+    assert code == 0, err
+    assert out.splitlines() == expected
+
+
+def test_json_says_why_a_text_ended(command_line, save, model_of):
+    # By transformers' greedy generation, ids: "=" goes on 2 0 4 5 1, padding and EOS among them; "d" with 2s for ever.
+    model = model_of(seed=2)
+    options = ("--model", save(model), "--max-new-tokens", NEW, "--draft", "none", "--json")
+    code, out, err = command_line(*options, "--stop", "aaa", "=", "d")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0, err
+    # Without drafts the prompt's forward gives one token and each round one more.
+    assert lines == [
+        {"prompt": "=", "text": "acd", "tokens": [2, 0, 4, 5, 1], "reason": "eos", "rounds": 4},
+        {"prompt": "d", "text": "", "tokens": [2, 2, 2], "reason": "stop", "rounds": 2},
+    ]
+    code, out, err = command_line(*options[:2], "--max-new-tokens", "2", "--draft", "none", "--json", "d")
+    assert code == 0, err
+    assert json.loads(out) == {"prompt": "d", "text": "aa", "tokens": [2, 2], "reason": "length", "rounds": 1}
+
+
+@pytest.mark.parametrize("widths", [(), (3, 2, 2)], ids=["beam search", "of the heads"])
+def test_a_beam(command_line, save, tiny_trunk, widths):
+    trunk = tiny_trunk("llama", vocab_size=7, dtype=torch.float64)
+    config = MTPConfig(head="latent", depth=3, initializer_range=0.3, head_init="random")
+    model = MTPModel.from_trunk(trunk, config, torch.Generator().manual_seed(0)).eval()
+    options = ["--widths", ",".join(map(str, widths))] if widths else []
+    words = ["--beam", "3", *options, "--max-new-tokens", NEW, "ab=", "b"]
+    code, out, err = command_line("--model", save(model), *words)
+    ids = [torch.tensor([TOKENIZER.encode(prompt)]) for prompt in ("ab=", "b")]
+    settings = {"widths": widths or (3,), "num_beams": 3, "max_new_tokens": 12, "eos_token_id": 1}
+    expected = [plain_text(parallel_beam(model, row, **settings).sequences[0]) for row in ids]
+    assert code == 0, err
+    assert out.splitlines() == expected
+    assert expected != [transformers_text(model, prompt) for prompt in ("ab=", "b")]  # no greedy text
+    shape = ",".join(map(str, widths or (3,)))
+    assert f"batch size 2, temperature 0, beam 3, K=3, widths={shape}" in err
+    # Prompts x beams rows of 3 + 12 tokens and a tree's nodes.
+    assert f"cache: 2 x 6 rows x {15 + (3 if not widths else 3 + 6 + 12)} slots" in err
+
+
+def test_three_phases(command_line, save, model_of):
+    """The same text; a model that drafts for itself is always right, so 12 tokens after the first take 2 x 12 / 4."""
+    model = endless(model_of())
+    path = save(model)
+    options = ("--model", path, "--draft-model", path, "--num-draft", "3", "--max-new-tokens", "13", "--three-phase")
+    code, out, err = command_line(*options, "ab=")
+    assert code == 0, err
+    assert out.splitlines() == [transformers_text(model, "ab=", 13)]
+    assert "13 tokens in 7 trunk forwards" in err  # the prompt's, and two for each of three blocks of four
+    assert "num_draft=3, three phases" in err
 
 
 def test_a_checkpoint_of_hugging_face_brings_its_own_tokenizer(command_line, tiny_trunk, tmp_path):
@@ -208,7 +363,7 @@ def test_the_account_of_decoding_without_drafts(command_line, save, model_of):
             r"--draft='mpt' is unknown; did you mean 'mtp'\? choose from \['none', 'mtp', 'tree'",
         ),
         (["aB=é"], r"prompt 1, 'aB=é', has 'B', 'é', unknown to the model's tokenizer, which knows '=abcd'; write it"),
-        (["a", ""], r"prompt 2 of 2 is empty; the model needs at least one token"),
+        (["a", ""], r"prompt 2 is empty; the model needs at least one token"),
         (["a" * 128], r"a prompt has 128 tokens and the model a context of 128, .*; shorten the prompt"),
         (["a", "--max-new-tokens", "128"], r"a prompt of 1 tokens and max_new_tokens=128 exceed .* context of 128"),
         (["a", "--max-new-tokens", "0"], "max_new_tokens=0 must be at least 1"),
@@ -226,6 +381,19 @@ def test_the_account_of_decoding_without_drafts(command_line, save, model_of):
         (["a", "--top-p", "1.5", "--temperature", "1"], r"top_p=1\.5 must lie in \(0, 1\]"),
         (["a", "--device", "cpuu"], "--device='cpuu' is no device"),
         (["a", "b", "--explain"], "--explain shows the decoding of one prompt, and 2 were given"),
+        (["a", "--batch-size", "0"], "--batch-size 0 must be at least 1 prompt at a time"),
+        (["a", "--stop", "b", "--stop", ""], "--stop '' is in every text and would end it at once; give some text"),
+        (["a", "--widths", "3,2"], "--widths are candidates of a beam; say how many texts it keeps, --beam N"),
+        (["a", "--beam", "0"], "--beam 0 must keep at least 1 text"),
+        (["a", "--beam", "2", "--widths", "3,2"], "attends to earlier positions, so every candidate path would need"),
+        (["a", "--beam", "2", "--stop", "b"], "--beam searches .*, and has no use for --stop; leave it out"),
+        (
+            ["a", "--beam", "2", "--draft", "lookup", "--temperature", "1"],
+            "--beam searches .* has no use for --draft, --temperature; leave them out",
+        ),
+        (["a", "--three-phase", "--temperature", "1"], "--three-phase is greedy decoding with chains of drafts; leave"),
+        (["a", "--three-phase", "--tree", "2,1"], "--three-phase is greedy decoding with chains of drafts"),
+        (["a", "--explain", "--json"], "--explain shows the rounds of one prompt, and has no use for --json; leave it"),
         (["a", "--explain", "--draft", "none"], "--explain shows drafts and .*, and --draft none makes none"),
     ],
 )
@@ -251,6 +419,7 @@ def assert_refused(outcome, message):
         (["--draft", "mtp"], "--draft mtp: this model has no heads to draft with"),
         (["--explain"], "this model has no heads to draft with; choose --draft lookup, or --draft-model PATH"),
         (["--num-draft", "2"], "--num-draft 2: this model has no heads to draft with"),
+        (["--three-phase"], "--three-phase verifies drafts, and this model has no heads to draft with; choose"),
     ],
 )
 def test_refused_without_heads(command_line, save, model_of, arguments, message):
@@ -268,7 +437,7 @@ def test_a_cache_that_does_not_fit(command_line, save, model_of, monkeypatch):
     monkeypatch.setattr("worldmtp.decoding.limits.free_memory", lambda device: 0)
     assert_refused(
         command_line("--model", save(model_of()), "a"),
-        r"the cache takes .*, copies .*, and 0\.0 MiB are free",
+        r"the cache takes .*, copies .*, and 0\.0 MiB are free.* See --batch-size and --max-new-tokens\.",
     )
 
 
@@ -278,8 +447,8 @@ def test_no_run(command_line, tmp_path):
     )
 
 
-def test_no_prompt(command_line, save, model_of, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+def test_no_prompt(command_line, save, model_of, stdin_of):
+    stdin_of("")
     assert_refused(command_line("--model", save(model_of())), "no prompt was given; pass prompts as arguments, or on")
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from worldmtp.decoding import generate, parallel_beam
-from worldmtp.decoding.beam_session import BeamSession
-from worldmtp.decoding.making import make_runner
+from worldmtp.decoding.beam import BeamSession
+from worldmtp.decoding.lean import make_runner
 
 PAD, EOS, VOCAB = 0, 1, 7
 FAMILIES = ["latent", "hydra", "medusa", "blockwise", "modulated", "linear"]

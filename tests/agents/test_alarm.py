@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from worldmtp.decoding.alarm import AcceptanceAlarm, AcceptanceDropWarning, weights_versions
+from worldmtp.agents.alarm import AcceptanceAlarm, AcceptanceDropWarning, weights_versions
 
 
-def test_the_counters_grow_with_every_way_of_writing(model_of):
-    heads = model_of("llama", "latent", 3).heads
+def test_the_counters_grow_with_every_way_of_writing(tiny_model):
+    heads = tiny_model().heads
     versions = [weights_versions(heads)]
     optimizer = torch.optim.SGD(heads.parameters(), lr=0.1)
     for parameter in heads.parameters():
@@ -26,8 +26,8 @@ def test_the_counters_grow_with_every_way_of_writing(model_of):
     assert weights_versions(heads) != versions[2]
 
 
-def test_it_rings_once_and_says_whose_weights_changed(model_of):
-    model = model_of("llama", "latent", 3, seed=11)
+def test_it_rings_once_and_says_whose_weights_changed(tiny_model):
+    model = tiny_model(seed=11)
     alarm = AcceptanceAlarm(model)
     alarm.observe(2.0)
     alarm.observe(3.0)
@@ -48,8 +48,8 @@ def test_it_rings_once_and_says_whose_weights_changed(model_of):
         alarm.observe(1.5)
 
 
-def test_what_was_best_outlives_the_process(model_of):
-    alarm, resumed = (AcceptanceAlarm(model_of()) for _ in range(2))
+def test_what_was_best_outlives_the_process(tiny_model):
+    alarm, resumed = (AcceptanceAlarm(tiny_model()) for _ in range(2))
     alarm.observe(3.0)
     resumed.load_state_dict(alarm.state_dict())
     with pytest.warns(AcceptanceDropWarning, match=r"and yielded 3\.00\. Since this run was resumed the trunk"):
@@ -58,12 +58,12 @@ def test_what_was_best_outlives_the_process(model_of):
     alarm.observe(1.5)  # said already
 
 
-def test_heads_that_were_never_right_ring_nothing(model_of):
-    alarm = AcceptanceAlarm(model_of())
+def test_heads_that_were_never_right_ring_nothing(tiny_model):
+    alarm = AcceptanceAlarm(tiny_model())
     for _ in range(3):
         alarm.observe(1.0)
 
 
-def test_a_share_that_makes_no_sense(model_of):
+def test_a_share_that_makes_no_sense(tiny_model):
     with pytest.raises(ValueError, match=r"min_share=1\.0 must lie between 0 and 1"):
-        AcceptanceAlarm(model_of(), min_share=1.0)
+        AcceptanceAlarm(tiny_model(), min_share=1.0)

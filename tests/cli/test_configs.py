@@ -162,9 +162,10 @@ def test_a_head_is_its_file_and_single_fields(compose):
 
 
 def test_false_and_zero_are_given(compose):
-    built = build(TrainConfig, compose("head=latent", "model.head_spec.share_depths=false", "objective.terms.ce=0"))
+    terms = "objective.terms={ce: 0, kl: 1}"
+    built = build(TrainConfig, compose("head=latent", "model.head_spec.share_depths=false", terms))
     assert given(built.model.head_spec) == {"share_depths": False}
-    assert given(built.objective) == {"terms": {"ce": 0.0}}
+    assert given(built.objective) == {"terms": {"ce": 0.0, "kl": 1.0}}
 
 
 def test_the_command_line_knows_every_field_of_an_objective():

@@ -54,7 +54,7 @@ def bootstrap_interval(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of the mean of ``values``.
+    """Return the interval of the mean of ``values``.
 
     Percentile bootstrap (Efron & Tibshirani 1993, ch. 13) from ten values on, Student's t below.
 
@@ -81,7 +81,7 @@ def ratio_interval(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of sum(numerators) / sum(denominators), the two resampled together.
+    """Return the interval of sum(numerators) / sum(denominators), the two resampled together.
 
     That is a per-token mean whose independent unit is the sequence: pass each sequence's sum and its token count.
     Units with a zero denominator hold nothing to average and are left out, so ``n`` counts the others.
@@ -107,7 +107,7 @@ def sums_interval(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of ``statistic(total of sums over units)``, for statistics that need only totals.
+    """Return the interval of ``statistic(total of sums over units)``, for statistics that need only totals.
 
     Each unit brings one row of sums; ``statistic`` maps totals to numbers, many totals at a time. Means, ratios,
     regression slopes and correlations are of this kind, and a resample costs one row of a matrix product.
@@ -141,7 +141,7 @@ def paired_difference(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of the mean of ``first - second``, paired: entry i of both is the same prompt, or the same seed.
+    """Return the interval of the mean of ``first - second``; entry i of both is the same prompt, or the same seed.
 
     Raises:
         ValueError: the two differ in length.
@@ -156,7 +156,7 @@ def paired_difference(
 
 
 def wilson_interval(num_successes: int, n: int, *, level: float = 0.9, unit: str = "sequence") -> Interval:
-    """Score interval of a proportion; sensible at 0 and at n successes, where a bootstrap has no width.
+    """Return the score interval of a proportion; sensible at 0 and at n successes, where a bootstrap has no width.
 
     With p = successes / n and z the normal quantile: (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4, https://doi.org/10.1214/ss/1009213286.
@@ -181,7 +181,7 @@ def _percentile_bootstrap(
     num_resamples: int,
     generator: np.random.Generator,
 ) -> tuple[float, float]:
-    """Both ends of the percentile interval; resamples are counts of units, so each is one matrix row."""
+    """Return both ends of the percentile interval; resamples are counts of units, so each is one matrix row."""
     n = len(sums)
     chunk = max(1, _ELEMENTS_PER_CHUNK // n)
     replicates = []
@@ -201,7 +201,7 @@ def _jackknife_t(
     estimate: float,
     level: float,
 ) -> tuple[float, float]:
-    """Estimate ± t_{n-1} * the jackknife's standard error (Efron & Tibshirani 1993, eq. 11.5)."""
+    """Return estimate ± t_{n-1} * the jackknife's standard error (Efron & Tibshirani 1993, eq. 11.5)."""
     from scipy.stats import t
 
     n = len(sums)

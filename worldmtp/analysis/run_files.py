@@ -89,7 +89,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:
-    """Scalars of a metrics file, by tag; null, which stands for a value that was not finite, becomes NaN."""
+    """Return the scalars of a metrics file by tag; null, which stands for a value that was not finite, becomes NaN."""
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for tag, value in record.items():

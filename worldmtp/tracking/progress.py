@@ -8,8 +8,8 @@ it starts and takes no credit for what an earlier process did.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import StringIO
-from typing import TYPE_CHECKING, TextIO
+from io import TextIOBase
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -33,12 +33,12 @@ class ProgressReporter:
     def __init__(
         self,
         stages: Sequence[Stage],
-        stream: TextIO | StringIO,
+        stream: TextIO | TextIOBase,
         *,
         interval_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is written before the first ``update``.
+        """Write nothing before the first ``update``.
 
         Raises:
             ValueError: no stage, or two of one name.
@@ -114,7 +114,7 @@ class ProgressReporter:
 
             # The line is text and not markup: a note may hold brackets.
             columns = BarColumn(), TextColumn("{task.description}", markup=False)
-            console = Console(file=self._stream)
+            console = Console(file=cast(TextIO, self._stream))
             self._bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
             self._bar.add_task(line, total=1.0)
             self._bar.start()

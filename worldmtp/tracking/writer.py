@@ -65,42 +65,42 @@ class MultiWriter:
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.scalars(values, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.text(tag, text, step)
 
     def image(self, tag: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.image(tag, image, step)
 
     def histogram(self, tag: str, values: Real[np.ndarray, " n"], step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.histogram(tag, values, step)
 
     def custom_layout(self, layout: Layout) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.custom_layout(layout)
 
     def resume_at(self, step: int) -> None:
-        """Each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.resume_at(step)
 
     def flush(self) -> None:
-        """Each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.flush()
 
     def close(self) -> None:
-        """Each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.close()
 

@@ -11,7 +11,6 @@ from worldmtp.decoding import AdaptiveLength, generate
 from worldmtp.decoding.adaptive import length_chooser, tokens_per_round
 from worldmtp.decoding.head_drafts import head_drafter
 from worldmtp.decoding.lean import make_runner
-from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import DecodingPolicy, SamplingConfig
 from worldmtp.decoding.session import DecodingSession
 

@@ -62,10 +62,15 @@ class Rung:
         weight = self.critic.inner.weight
         self._replay.append((features.detach().to(weight), targets.detach().to(weight)))
 
-    def train(self, num_updates: int, batch_size: int, generator: torch.Generator) -> float:
-        """Gradient steps on uniform draws of the replay; the mean loss."""
-        if not self._replay or num_updates == 0:
-            return 0.0
+    @property
+    def num_remembered(self) -> int:
+        """Samples in the replay. Batches may bring none: a nearly uniform policy rarely takes a live token."""
+        return sum(len(targets) for _, targets in self._replay)
+
+    def train(self, num_updates: int, batch_size: int, generator: torch.Generator) -> float | None:
+        """Gradient steps on uniform draws of the replay; the mean loss, or None where there was no step."""
+        if self.num_remembered == 0 or num_updates == 0:
+            return None
         features = torch.cat([kept for kept, _ in self._replay])
         targets = torch.cat([kept for _, kept in self._replay])
         total = 0.0

@@ -55,7 +55,12 @@ class Evaluator:
 
     @torch.no_grad()
     def run(self, model: MTPModel) -> Evaluation:
-        """Answer every prompt twice."""
+        """Answer every prompt twice, with the ids that the environment's tokenizer has.
+
+        Raises:
+            ValueError: the model's vocabulary is smaller.
+        """
+        model.limit_tokens(self._env.tokenizer.vocab_size)
         options = {"split": "heldout", "prompts": list(self.examples)}
         policy = TrunkPolicy(model, self._temperature)
         greedy = collect_rollout(self._env, policy, None, options).to(model.device)

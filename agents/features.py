@@ -17,6 +17,7 @@ from worldmtp.agents.imagined_returns import Acting, border_fraction
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, WorldModel
 from worldmtp.dynamics.rollout import check_action_conditional, imagine
+from worldmtp.model.categorical import entropy_per_token
 
 NUM_SURPRISALS = 6
 
@@ -44,7 +45,7 @@ def surprisal_features(
     zeros = torch.zeros_like(taken[:, :1])
     before = torch.cat([zeros, taken.cumsum(dim=1)[:, :-1]], dim=1)  # no subtraction: its rounding would look at a_t
     least = torch.cat([zeros, taken.cummin(dim=1).values[:, :-1]], dim=1)
-    entropy = torch.special.entr(log_policy.exp()).sum(dim=-1)
+    entropy = entropy_per_token(log_policy)
     steps = rollout.actions.shape[1]
     progress = torch.arange(steps, dtype=taken.dtype, device=taken.device) / steps
     candidate = live.logprobs.clamp_min(-20.0)

@@ -102,7 +102,7 @@ def policy_stats(
     ref_logprobs = rollout.logprobs
     if reference is not None:
         hidden = hidden_states(reference, rollout.input_ids, rollout.attention_mask)
-        logits = model.logit_changes(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
+        logits = model.policy_logits(reference.get_output_embeddings()(gather_states(hidden, index[:, :-1])))
         log_reference = forbid(full_precision(logits) / temperature, rollout.allowed).log_softmax(dim=-1)
         ref_logprobs = log_reference.gather(2, rollout.actions[..., None])[..., 0]
     world = model.world_heads(states)

@@ -158,11 +158,13 @@ class CounterfactualAdvantages:
         rung.remember(features[taken, : rung.critic.inner.in_features], targets[taken])
 
     def learn(self) -> dict[str, float]:
-        """Train every rung on its replay, the last batch included."""
-        return {
-            f"imagination/rung_{index}/loss": rung.train(self._config.critic_updates, _CRITIC_BATCH, self._generator)
-            for index, rung in enumerate(self._rungs)
-        }
+        """Train every rung on its replay, the last batch included; one with nothing to train on has no loss."""
+        metrics = {}
+        for index, rung in enumerate(self._rungs):
+            loss = rung.train(self._config.critic_updates, _CRITIC_BATCH, self._generator)
+            if loss is not None:
+                metrics[f"imagination/rung_{index}/loss"] = loss
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """See ``AdvantageEstimator.state_dict``."""

@@ -18,6 +18,7 @@ from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import imagine
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import full_precision
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.returns import lambda_returns
@@ -73,7 +74,7 @@ def _read_depth(
 
     return (
         placed(said.gather(2, realized[..., None])[..., 0], float("nan")),
-        placed(torch.special.entr(said.exp()).sum(dim=-1), float("nan")),
+        placed(entropy_per_token(said), float("nan")),
         placed(top1_ids, 0),
         placed(top1_probs, float("nan")),
     )

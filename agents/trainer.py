@@ -16,6 +16,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import AdvantageEstimator, AdvantagePlan, PlainAdvantages
@@ -46,12 +47,17 @@ _STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
 class ImaginationTrainer:
     """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows.
 
-    The model is put into evaluation mode, here and at each step, and stays in it.
+    The model is put into evaluation mode, here and at each step, and stays in it. Its logits end with the ids of the
+    environment's tokenizer (``MTPModel.limit_tokens``): none past them is ever taken.
+
+    Raises:
+        TypeError: the model has no heads.
+        ValueError: model, environment and configs do not fit; the message says what does.
     """
 
     def __init__(
         self,
-        model: MTPModel,
+        model: nn.Module,
         env: TextVectorEnv,
         rollout: RolloutConfig,
         ppo: PPOConfig,
@@ -59,6 +65,12 @@ class ImaginationTrainer:
         imagination: ImaginationConfig,
         seed: int,
     ) -> None:
+        if not isinstance(model, MTPModel):
+            raise TypeError(
+                f"model is a {type(model).__name__}, expected an MTPModel; put heads on a causal LM with "
+                "MTPModel.from_trunk(model, MTPConfig(depth=4))."
+            )
+        model.limit_tokens(env.tokenizer.vocab_size)
         if env.num_envs != rollout.num_prompts * rollout.group_size:
             raise ValueError(
                 f"the environment has {env.num_envs} rows; num_prompts={rollout.num_prompts} times "

@@ -106,12 +106,13 @@ class TextGenRollout:
         """Episodes of the prompts, one each and in order.
 
         Raises:
-            ValueError: if a prompt is unknown, the trainer samples in a way that ``TrunkPolicy`` does not, or PEFT's
-                wrapper does more than the layers inside it.
+            ValueError: if a prompt is unknown, the trainer samples in a way that ``TrunkPolicy`` does not, the
+                vocabulary is not the environment's, or PEFT's wrapper does more than the layers inside it.
         """
         examples = [self._find(prompt) for prompt in prompts]
         check_trainer(trainer)
         model: PreTrainedModel = without_peft_wrapper(trainer.accelerator.unwrap_model(trainer.model))
+        self._check_vocabulary(model)
         generator = torch.Generator(model.device).manual_seed(self._next_seed(trainer))
         # TRL generates in train mode, in which dropout would sample from another policy.
         with evaluation_mode(model), torch.no_grad():
@@ -122,6 +123,15 @@ class TextGenRollout:
                 for episode in self._play(batch, policy, generator)
             ]
         return {key: [episode[key] for episode in played] for key in played[0]}
+
+    def _check_vocabulary(self, model: PreTrainedModel) -> None:
+        ids, rows = self.env.tokenizer.vocab_size, model.config.get_text_config().vocab_size
+        if ids != rows:
+            raise ValueError(
+                f"the environment's tokenizer has {ids} ids and the model a vocabulary of {rows}; TRL's loss takes its "
+                f"softmax over the whole of it, so call model.resize_token_embeddings({ids}), or give the environment "
+                "the model's own tokenizer."
+            )
 
     def _play(
         self, examples: Sequence[Example], policy: TrunkPolicy, generator: torch.Generator

@@ -17,6 +17,7 @@ import torch
 
 from worldmtp.decoding import generate
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
 from worldmtp.statistics import ratio_interval
 from worldmtp.studies.batches import document_ids_at, eval_starts, eval_windows
 from worldmtp.studies.shared import load_tokens
@@ -56,7 +57,7 @@ def by_entropy(model: MTPModel, prompts: torch.Tensor, args: Any) -> list[str]:
         roots = torch.arange(PROMPT - 1, texts.shape[1] - args.num_draft - 1)
         latents = model.latents(texts)
         log_probs = model.logits_of(latents[0][:, roots + 1]).log_softmax(dim=-1)
-        entropies.append(torch.special.entr(log_probs.exp()).sum(dim=-1).flatten())
+        entropies.append(entropy_per_token(log_probs).flatten())
         right = torch.stack(
             [
                 model.logits_of(latents[depth - 1][:, roots], depth).argmax(dim=-1) == texts[:, roots + depth]

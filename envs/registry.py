@@ -41,7 +41,7 @@ def register_task(
     max_new: int,
     tokenizer: str | Mapping[str, Any] = "char",
     score: ScoreFunction | None = None,
-    probe_bound: float = 0.0,
+    probe_bound: float | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
     **env_kwargs: Any,
 ) -> Callable[[_Registered], _Registered]:
@@ -57,13 +57,15 @@ def register_task(
         tokenizer: spec of ``make_tokenizer``.
         score: ``(example, text) -> value``, for a function; without it the value is 1 for exactly the answer, else 0.
         probe_bound: the largest mean value content-free text may earn from ``score``, or by saying it in every turn of
-            a world. A Task class has its own.
+            a world; 0 by default. A Task class has its own, as a class attribute.
         task_kwargs: what the class is constructed with.
         **env_kwargs: further defaults of the environment, such as ``heldout_fraction`` or ``max_turn``.
 
     Raises:
         ValueError: if the name is no gymnasium name, or another function or class has it.
-        TypeError: if what is decorated is not callable, is a gymnasium environment, or is a class and got ``score``.
+        TypeError: if what is decorated is not callable, is a gymnasium environment, or got a keyword that
+            would have no effect on it: ``score`` on a class, ``probe_bound`` on a Task class, ``task_kwargs`` on a
+            function.
     """
     if re.fullmatch(r"[A-Za-z]\w*", name) is None:
         raise ValueError(f"task name {name!r} must be letters, digits and underscores, beginning with a letter.")
@@ -74,7 +76,17 @@ def register_task(
         if isinstance(source, type) and score is not None:
             needed = "its step pays" if _is_world(source) else "give it a score method"
             raise TypeError(f"{name!r} is a class: {needed} instead of register_task(score=...).")
-        factory = _factory_from(source, score, probe_bound)
+        if isinstance(source, type) and not _is_world(source) and probe_bound is not None:
+            raise TypeError(
+                f"{name!r} is a Task class: write probe_bound = {probe_bound} into the class instead of "
+                "register_task(probe_bound=...)."
+            )
+        if task_kwargs and not isinstance(source, type):
+            raise TypeError(
+                f"{name!r} is a function, which task_kwargs={dict(task_kwargs)} would not reach; register a class, or "
+                "functools.partial(function, ...)."
+            )
+        factory = _factory_from(source, score, probe_bound or 0.0)
         known = _factories.get(name)
         if known is not None and _origin(known) != _origin(factory):
             raise ValueError(

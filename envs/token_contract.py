@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from worldmtp.envs.tokenizer import Tokenizer
 
+_TOKENIZER_NAMES = ("vocab_size", "pad_id", "eos_id", "encode", "decode", "spec")
 OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
 
 
@@ -24,8 +25,10 @@ def check_contract(env: gymnasium.Env[Any, Any]) -> None:
     remedy = "docs/environments.md has the token contract; worldmtp.register_task makes an environment of any task."
     tokenizer = attribute(env, "tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
+        missing = [one for one in _TOKENIZER_NAMES if not hasattr(tokenizer, one)]
         raise ValueError(
-            f"{name}.tokenizer is {tokenizer!r}; expected a worldmtp.envs.Tokenizer, as make_tokenizer gives. {remedy}"
+            f"{name}.tokenizer is {tokenizer!r}, which lacks {', '.join(missing)}; expected a worldmtp.envs.Tokenizer, "
+            f"as make_tokenizer gives, or any object with {', '.join(_TOKENIZER_NAMES)}. {remedy}"
         )
     space = env.observation_space
     boxes = space.spaces if isinstance(space, spaces.Dict) else {}

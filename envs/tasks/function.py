@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.task import Example, Score, is_full_return
+from worldmtp.envs.task import Example, Score
+from worldmtp.envs.tasks.rewards import load_reward, reward_score
 
 SampleFunction = Callable[[np.random.Generator], Example]
-ScoreFunction = Callable[[Example, str], float]
+ScoreFunction = Callable[[Example, str], float | Score]
 
 
 class FunctionTask:
@@ -24,7 +25,7 @@ class FunctionTask:
         self, sample_function: SampleFunction, score_function: ScoreFunction | None = None, probe_bound: float = 0.0
     ) -> None:
         self.sample_function = sample_function
-        self.score_function = score_function
+        self.score_function = None if score_function is None else load_reward(score_function)
         self.probe_bound = probe_bound
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
@@ -46,5 +47,4 @@ class FunctionTask:
         if self.score_function is None:
             exact = example.answer is not None and text == example.answer.strip()
             return Score(value=float(exact), exact=exact)
-        value = float(self.score_function(example, text))
-        return Score(value=value, exact=is_full_return(value))
+        return reward_score(self.score_function, example, text)

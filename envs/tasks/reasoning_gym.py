@@ -304,6 +304,18 @@ def _says_more(text: str, oracle: str) -> bool:
     return bool(found) and re.search(r"[^\W0_]", before + after) is not None
 
 
+def _credit(score_answer: Callable[[str, dict[str, Any]], float], text: str, entry: dict[str, Any]) -> float:
+    """Return what a scorer pays for a text while it is measured; one that raises pays nothing.
+
+    Scorers of the library raise at texts that they cannot read. In an episode that is not caught here: the environment
+    scores 0 and counts the error.
+    """
+    try:
+        return float(score_answer(text, entry))
+    except Exception:  # noqa: BLE001 - third-party scorers raise whatever their parsers do
+        return 0.0
+
+
 def _leaves_unread(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:
     """Return whether the scorer pays in full for an oracle with other text before or behind it, on any item."""
     for entry in entries:
@@ -311,11 +323,8 @@ def _leaves_unread(score_answer: Callable[[str, dict[str, Any]], float], entries
             continue
         for joint in (" ", ", ", "\n"):
             for text in (f"{entry['answer']}{joint}zz", f"zz{joint}{entry['answer']}"):
-                try:
-                    if is_full_return(float(score_answer(text, entry))):
-                        return True
-                except Exception:  # noqa: BLE001 - a scorer that cannot read this text pays nothing for it
-                    continue
+                if is_full_return(_credit(score_answer, text, entry)):
+                    return True
     return False
 
 
@@ -324,12 +333,9 @@ def _pays_hidden(score_answer: Callable[[str, dict[str, Any]], float], entries: 
     for entry in entries:
         if entry["answer"] is None:
             continue
-        hidden = f"zz {entry['answer']} zz"
-        try:
-            if float(score_answer(hidden, entry)) > max(float(score_answer("zz", entry)), 0.0):
-                return True
-        except Exception:  # noqa: BLE001 - a scorer that cannot read this text pays nothing for it
-            continue
+        hidden = _credit(score_answer, f"zz {entry['answer']} zz", entry)
+        if hidden > max(_credit(score_answer, "zz", entry), 0.0):
+            return True
     return False
 
 
@@ -339,10 +345,7 @@ def _constant_credit(score_answer: Callable[[str, dict[str, Any]], float], entri
     for answer in _CONSTANT_ANSWERS:
         least = 1.0
         for entry in entries:
-            try:
-                least = min(least, float(score_answer(answer, entry)))
-            except Exception:  # noqa: BLE001 - a scorer that raises pays nothing; live, the environment counts it
-                least = 0.0
+            least = min(least, _credit(score_answer, answer, entry))
             if least <= 0.0:
                 break
         floor = max(floor, least)

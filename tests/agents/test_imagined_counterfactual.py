@@ -131,6 +131,21 @@ def test_critics_learn_from_the_actions_taken_only(hand_rollout: MakeRollout, to
     assert set(estimator.learn()) == {f"imagination/rung_{index}/loss" for index in range(3)}
 
 
+@pytest.mark.parametrize("max_rung", [0, 1, 2])
+def test_a_policy_that_takes_no_live_token_trains_no_critic(
+    hand_rollout: MakeRollout, total_world: Any, max_rung: int
+) -> None:
+    """A flat policy: no token passes min_probability but the likeliest, which the rollout never takes."""
+    estimator, rollout = make_estimator(total_world, max_rung=max_rung), make_rollout(hand_rollout)
+    flat = torch.full((*rollout.actions.shape, 1000), 1e-3).log()
+    flat[..., 999] += 1e-3  # the likeliest, and no action of the rollout
+    stats = PolicyStats(flat, stats_of(rollout).values, stats_of(rollout).ref_logprobs)
+    for _ in range(2):
+        _, metrics = estimator.estimate(rollout, stats)
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert estimator.learn() == {}  # no loss is logged, for nothing was learnt
+
+
 def test_a_restored_estimator_goes_on_to_the_bit(hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout = make_rollout(hand_rollout)
     first, second = make_estimator(total_world, 2), make_estimator(total_world, 2)

@@ -195,6 +195,16 @@ def test_what_cannot_be_played_is_refused(text_env, trunk):
         TextGenRollout(envs, seed=0)
 
 
+@pytest.mark.parametrize("num_rows", [6, 9])
+def test_another_vocabulary_is_refused_before_anything_is_played(text_env, tiny_trunk, num_rows):
+    """A padded one too: TRL's loss is over all of it, the environment takes 7 ids."""
+    rollout = TextGenRollout(text_env(2), seed=0)
+    prompt = rollout.rows("train", 1, seed=0)[0]["prompt"]
+    message = rf"tokenizer has 7 ids and the model a vocabulary of {num_rows}; .*resize_token_embeddings\(7\)"
+    with pytest.raises(ValueError, match=message):
+        rollout([prompt], make_trainer(tiny_trunk("llama", vocab_size=num_rows)))
+
+
 def test_the_reward_function_hands_on():
     assert env_reward(["p"], ["c"], [[1]], env_reward=[0.25], env_exact=[False]) == [0.25]
     with pytest.raises(ValueError, match="there is no field 'env_reward'; pass rollout_func"):

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -292,6 +293,24 @@ def test_a_damaged_saved_model_is_named(refused, tiny_trunk, tmp_path):
         "model=pretrained",
         f"model.path={tmp_path / 'saved'}",
     )
+
+
+@pytest.mark.parametrize("imagination", ["off", "counterfactual"])
+def test_a_trunk_with_padded_embeddings_is_trained(compose_tiny, tiny_trunk, tmp_path, no_report, imagination):
+    """Of its 32 ids the environment's tokenizer has 13. The padded ones are the likeliest: none may ever be taken."""
+    trunk = tiny_trunk("llama", vocab_size=32)
+    with torch.no_grad():
+        trunk.lm_head.weight[13:26] = 100 * trunk.lm_head.weight[:13]
+    trunk.save_pretrained(tmp_path / "trunk")
+    chosen = ("model=pretrained", f"model.path={tmp_path / 'trunk'}", f"imagination={imagination}", "sft.num_steps=0")
+    run(compose_tiny(*chosen), tmp_path / "run")
+    model = MTPModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.trunk.config.vocab_size == 32  # the checkpoint's own, as it came
+    arrays = [np.load(path) for path in sorted((tmp_path / "run" / "artefacts").glob("*.npz"))]
+    assert len(arrays) == 2
+    for array in arrays:
+        assert int(array["input_ids"].max()) < 13
+        assert int(array["head_top1"].max()) < 13
 
 
 def test_pretrained_trunk_that_fits_is_trained(compose_tiny, tiny_trunk, tmp_path):

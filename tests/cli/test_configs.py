@@ -101,7 +101,6 @@ def test_wrong_type_does_not_compose(compose, override):
         ("logger.num_strips=-1", r"logger: num_strips=-1 must be at least 0"),
         ("checkpoint.every_iterations=0", r"checkpoint: every_iterations=0 must be at least 1"),
         ("sft.learning_rate=0", r"sft: learning_rate=0\.0 must be positive"),
-        ("objective.coef.start=-0.1", r"coef\.start=-0\.1 must be finite and not negative"),
         ("profile.num_jobs=0", r"profile: num_jobs=0 must be at least 1"),
         ("env=custom", r"the config lacks env\.id; give a value on the command line, as env\.id=\.\.\."),
         ("env=data", r"the config lacks env\.kwargs\.task_kwargs\.path; give a value on the command line"),

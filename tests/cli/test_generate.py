@@ -301,6 +301,33 @@ def test_a_checkpoint_of_hugging_face_brings_its_own_tokenizer(command_line, tin
     assert "draft none, K=1, num_draft=0" in err
 
 
+@pytest.mark.parametrize("draft", ["none", "mtp", "lookup", "model"])
+@pytest.mark.parametrize("drawn", [(), ("--temperature", "1", "--seed", "3")])
+def test_ids_that_the_tokenizer_has_no_text_for_are_never_written(command_line, save, tiny_trunk, draft, drawn):
+    """A checkpoint whose embedding is padded, as some releases' are: its 9 last ids are the likeliest by far."""
+
+    def padded(seed):
+        trunk = tiny_trunk("llama", vocab_size=16, dtype=torch.float64, seed=seed)
+        with torch.no_grad():
+            trunk.lm_head.weight[7:14] = 100 * trunk.lm_head.weight[:7]
+        return MTPModel.from_trunk(trunk, MTPConfig(depth=3, initializer_range=0.3), torch.Generator().manual_seed(0))
+
+    model = padded(0).eval()
+    choice = ("--draft", draft) if draft != "model" else ("--draft-model", save(padded(1), "small"))
+    code, out, err = command_line(
+        "--model", save(model), *choice, *drawn, "--max-new-tokens", NEW, "--device", "cpu", "ab="
+    )
+    assert code == 0, err
+    # What only the tokenizer's seven ids can be, by the logits of the trunk alone.
+    ids = TOKENIZER.encode("ab=")
+    if not drawn:
+        with torch.no_grad():
+            while len(ids) < 3 + int(NEW) and ids[-1] != 1:
+                ids.append(int(model.trunk(torch.tensor([ids])).logits[0, -1, :7].argmax()))
+        assert out == plain_text(torch.tensor(ids)) + "\n"
+    assert set(out) <= set("abcd=\n")
+
+
 def test_the_newest_finished_run_with_a_model_is_chosen(command_line, save, model_of, tmp_path):
     for age, (name, is_done) in enumerate([("killed", False), ("new", True), ("old", True)]):
         save(model_of(seed=age), f"runs/quick/{name}/model")

@@ -1,5 +1,6 @@
 """The console script as a user meets it: help, typos, own config directories, sweeps, exit codes."""
 
+import json
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
 
-from worldmtp.cli import train
+from worldmtp.cli import analyze, train
 from worldmtp.cli.launch import flags_first
 
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -156,10 +157,21 @@ def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
     assert sorted(run.name.partition("_")[0] for run in runs) == ["seed0", "seed1"]
     assert all((run / "DONE").exists() for run in runs)
     assert out.count("exact match") == 2
+    # Side by side at the end: what tells the jobs apart, and what the summary of each says.
+    lines = out.splitlines()[-4:]
+    assert lines[0].split("  ")[0] == "seed"
+    assert [word for word in lines[0].split("  ") if word.strip()][-1].strip() == "directory"
+    for seed, line in enumerate(lines[2:]):
+        (run,) = (run for run in runs if run.name.startswith(f"seed{seed}"))
+        first, last = (arm["exact"] for arm in json.loads((run / "summary.json").read_text())["arms"])
+        numbers = [f"{exact['estimate']:.3f} [{exact['low']:.3f}, {exact['high']:.3f}]" for exact in (first, last)]
+        assert re.split(r"  +", line) == [str(seed), *numbers, f"sweep/{run.name}"]
     # Started once more, in another order of values and of keys, a sweep that is done trains nothing.
     code, out, err = command_line("-m", *reversed(tiny_overrides), "seed=1,0", "hydra.sweep.dir=sweep", *QUIET)
     assert code == 0, err
-    assert out.count("is done already") == 2
+    assert out.count("is done already; this is what it found.\narm ") == 2
+    assert out.count("exact match") == 2
+    assert out.splitlines()[-4:] == lines
 
 
 def files_of(directory):
@@ -314,3 +326,41 @@ def test_analyze_names_what_is_missing(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "nowhere" in done.stderr
+
+
+def analyzed(monkeypatch, capsys, directory):
+    """(exit code, stderr) of ``worldmtp-analyze`` in this process."""
+    monkeypatch.setattr(sys, "argv", ["worldmtp-analyze", str(directory)])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        analyze.main()
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_analyze_refuses_a_directory_without_a_run(monkeypatch, capsys, tmp_path):
+    code, err = analyzed(monkeypatch, capsys, tmp_path)
+    assert code == 1
+    assert "holds no run: it has none of config.yaml, metrics.jsonl, summary.json, artefacts." in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
+    """Two jobs by hand: one that found something, one that was killed before it did."""
+    for name, rate in (("seed0_a", "1e-4"), ("seed0_b", "3e-4")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"seed: 0\nagent:\n  ppo:\n    learning_rate: {rate}\n")
+    exact = [{"estimate": x, "low": x - 0.125, "high": x + 0.125, "level": 0.9, "unit": "prompt"} for x in (0.25, 0.5)]
+    arms = [{"arm": "x", "exact": one | {"method": "-", "n": 8}, "acceptance": []} for one in exact]
+    (tmp_path / "seed0_b" / "summary.json").write_text(
+        json.dumps({"arms": arms, "wall_clock_seconds": 1.0, "machine": "m", "notes": []})
+    )
+    code, err = analyzed(monkeypatch, capsys, tmp_path)
+    assert code == 1
+    assert "is the directory of a sweep, not of a run; analyze one of its jobs:" in err
+    lines = err.splitlines()
+    (header,) = (place for place, line in enumerate(lines) if line.startswith("agent.ppo.learning_rate"))
+    rows = [re.split(r"  +", line) for line in lines[header:]]
+    assert rows[0] == ["agent.ppo.learning_rate", "greedy before", "greedy after", "directory"]
+    assert rows[2] == ["0.0001", "-", "-", str(tmp_path / "seed0_a")]
+    assert rows[3] == ["0.0003", "0.250 [0.125, 0.375]", "0.500 [0.375, 0.625]", str(tmp_path / "seed0_b")]
+    assert not (tmp_path / "report.html").exists()

@@ -46,7 +46,7 @@ def written(run_dir: Path) -> set[tuple[str, str]]:
 def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_path):
     tiny = [value for value in tiny_overrides if value != "env=reverse"]
     overrides = ["experiment=quickstart", *tiny, "eval.every_iterations=1", "logger.num_strips=1"]
-    execute(build(TrainConfig, compose(*overrides)), _run_dir(tmp_path / "run", overrides))
+    execute(build(TrainConfig, compose(*overrides)), _run_dir(tmp_path / "run", overrides), at_start=lambda: None)
     found = written(tmp_path / "run")
     rows = {(row.tag, row.kind): row for row in TAGS.rows}
     silent = {key for key, row in rows.items() if not any(row.matches(*tag) for tag in found)}
@@ -67,7 +67,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
 def test_what_another_setting_writes(overrides, expected, compose, tiny_overrides, tmp_path):
     tiny = [value for value in tiny_overrides if not overrides[0].startswith("env=") or value != "env=reverse"]
     run = tmp_path / "run"
-    execute(build(TrainConfig, compose(*tiny, *overrides)), _run_dir(run, overrides))
+    execute(build(TrainConfig, compose(*tiny, *overrides)), _run_dir(run, overrides), at_start=lambda: None)
     logged = set().union(*(json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()))
     assert set(expected) <= logged
 

@@ -272,7 +272,7 @@ class NoLimit(Twins):
 @pytest.mark.parametrize(
     ("faulty", "message"),
     [
-        (NoTokenizer, r"NoTokenizer\.tokenizer is 'char'; expected a worldmtp\.envs\.Tokenizer"),
+        (NoTokenizer, r"NoTokenizer\.tokenizer is 'char', which lacks vocab_size, pad_id, eos_id, decode, spec;"),
         (FloatTokens, r"FloatTokens\.observation_space is .*expected a Dict of int64 Boxes"),
         (OneKeyShort, r"OneKeyShort\.observation_space is .*expected a Dict of int64 Boxes"),
         (SmallVocabulary, r"action_space is Discrete\(5\); expected Discrete\(23\), the tokenizer's vocabulary"),

@@ -129,6 +129,21 @@ def test_what_cannot_be_a_task_is_refused(unregistered):
         make_task("NoExample")
 
 
+def test_keywords_without_effect_are_refused(unregistered):
+    class Guess:
+        def sample(self, rng, split):
+            return vowels(rng)
+
+        def score(self, example, text, ids):
+            return Score(0.5)
+
+    with pytest.raises(TypeError, match=r"'Guess' is a Task class: write probe_bound = 0\.7 into the class"):
+        register_task("Guess", max_prompt=8, max_new=5, probe_bound=0.7)(Guess)
+    with pytest.raises(TypeError, match=r"'Vowels' is a function, which task_kwargs=\{'a': 1\} would not reach"):
+        register_task("Vowels", max_prompt=8, max_new=5, task_kwargs={"a": 1})(vowels)
+    assert {"Guess", "Vowels"}.isdisjoint(task_names())
+
+
 def not_an_example(rng: np.random.Generator) -> str:
     return "abc"
 

@@ -32,6 +32,8 @@ _TITLES = {
     "imagination": "imagination",
     "update": "PPO update",
 }
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, ARTEFACT_DIRECTORY)
+"""A directory with none of them holds no run."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
 from worldmtp.cli.generate_config import AUTO, GenerateConfig
 from worldmtp.cli.make import checked_device
 from worldmtp.cli.prompts import decode_text, encode_prompts
-from worldmtp.cli.saved_model import load_any_model, load_tokenizer
+from worldmtp.cli.saved_model import has_tokenizer, load_any_model, load_tokenizer
 from worldmtp.decoding import SamplingConfig, generate, parallel_beam
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.beam import BeamTree
@@ -275,8 +275,7 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
     device = checked_device(
         config.device or ("cuda" if torch.cuda.is_available() else "cpu"), "--device", "--device cpu"
     )
-    model = as_mtp_model(load_any_model(directory))
-    torch.nn.Module.to(model, device)
+    model = _model_of(directory, tokenizer, device)
     depth, draft = model.config.depth, _draft(config, model)
     chooser, num_draft = length_chooser(config.num_draft, can_choose=True)
     tree = config.tree
@@ -285,7 +284,8 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
     if config.draft_model is None:
         drafter = make_drafter(model, "mtp" if draft == "tree" else draft, num_draft, tree)
     else:
-        drafting = torch.nn.Module.to(load_any_model(config.draft_model), model.device)
+        own = load_tokenizer(config.draft_model) if has_tokenizer(config.draft_model) else tokenizer
+        drafting = _model_of(config.draft_model, own, model.device)
         drafter = make_drafter(model, drafting, num_draft, None)
     length = AUTO if chooser else drafter.max_drafts
     method = f"draft {draft}, K={depth}, "
@@ -308,6 +308,19 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
             sampled, config.temperature if sampled else 1.0, config.top_k, config.top_p, config.repetition_penalty
         ),
     )
+
+
+def _model_of(directory: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> MTPModel:
+    """Load a model that writes no id that its tokenizer has no text for: embeddings are often padded beyond them.
+
+    A tokenizer may have more ids than the model; prompts that have none of those can be gone on from.
+    """
+    model = as_mtp_model(load_any_model(directory))
+    known = 1 + max(tokenizer.get_vocab().values())
+    if known < model.num_tokens:
+        model.limit_tokens(known)
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def _draft(config: GenerateConfig, model: MTPModel) -> str:

@@ -48,7 +48,10 @@ def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generato
         return _fresh_trunk(config.architecture, config.config, tokenizer, context, generator)
     path = str(config.path)
     if not Path(path).is_dir():
-        raise ValueError(f"model.path={path!r} is not a directory; give one written by save_pretrained.")
+        raise ValueError(
+            f"model.path={path!r} is not a directory; give one written by save_pretrained. Nothing is downloaded here: "
+            f"fetch a model of the hub first, as by hf download {path} --local-dir checkpoint."
+        )
     return load_causal_lm(path, dtype=torch.float32)
 
 

@@ -111,6 +111,7 @@ class Pipeline:
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
+        self._model.limit_tokens(self._env.tokenizer.vocab_size)
         self._objective = checked_objective(config.objective, self._model.config.depth)
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo

@@ -120,13 +120,18 @@ def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a tokenizer of transformers was saved in the directory."""
+    return (directory / _TOKENIZER_CONFIG).is_file()
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model.
 
     Raises:
         ValueError: there is none, or its files are damaged.
     """
-    if not (directory / _TOKENIZER_CONFIG).is_file():
+    if not has_tokenizer(directory):
         raise ValueError(
             f"{directory} has no {_TOKENIZER_CONFIG}, so its tokens cannot be told from text; put the tokenizer's "
             "files there (tokenizer.save_pretrained), or train the run again where its environment has a "

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.choices import check_choice
-from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig, given
+from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig
 
 Config = TypeVar("Config")
 
@@ -217,6 +217,3 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, seed=self.seed)
-        from worldmtp.objective import MTPObjective  # here: it brings torch
-
-        MTPObjective.from_dict(given(self.objective))  # refuses now, not when the warm start begins

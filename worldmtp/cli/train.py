@@ -18,20 +18,32 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
+from worldmtp.analysis.summary import SUMMARY_FILE, read_summary, summary_table
 from worldmtp.cli.clean_exit import message_of
 from worldmtp.cli.launch import fail_cleanly, launch
 from worldmtp.cli.resume import resume_argument, resumed_config, resumption_notes, saved_config
 from worldmtp.cli.run_dir import CONFIG_FILE, Claim, claim, is_done
 from worldmtp.cli.run_log import run_log, tell
 from worldmtp.cli.schema import TrainConfig, build
+from worldmtp.cli.sweep import sweep_table
 
 
 def main() -> None:
     """Console script."""
     resumed = resume_argument(sys.argv[1:])
     if resumed is None:
-        launch(_train, "train")
+        sweeps: set[Path] = set()
+
+        def task(config: DictConfig) -> float:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                sweeps.add(Path(HydraConfig.get().sweep.dir))
+            return _train(config)
+
+        try:
+            launch(task, "train")
+        finally:  # after failures too: the other jobs' results are there
+            for sweep_dir in sweeps:
+                print(f"\n{sweep_table(sweep_dir)}")
     else:
         run_dir, overrides = resumed
         fail_cleanly(lambda: _resume(run_dir, overrides))
@@ -92,7 +104,9 @@ def _run(config: TrainConfig, run_dir: Path, resumes: bool, claimed: Claim) -> f
 
 def _finished(config: TrainConfig, run_dir: Path) -> float:
     if not config.study:
-        return read_summary(run_dir / SUMMARY_FILE).arms[-1].exact.estimate
+        summary = read_summary(run_dir / SUMMARY_FILE)
+        print(summary_table(summary))
+        return summary.arms[-1].exact.estimate
     from worldmtp.cli.study import finished_study
 
     return finished_study(run_dir)

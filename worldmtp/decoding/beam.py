@@ -95,7 +95,7 @@ def parallel_beam(
     if num_beams < 1:
         raise ValueError(f"num_beams={num_beams} must be at least 1.")
     whole = as_mtp_model(model)
-    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.trunk.config.get_text_config().vocab_size)
+    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.num_tokens)
     tree = BeamTree(as_widths("widths", widths) or ())
     check_beam_heads(whole, tree.widths)
     pad_token_id = as_integer("pad_token_id", pad_token_id, "the id that stands after the end")

@@ -132,8 +132,7 @@ class ModelDraft:
     def __init__(self, drafting: PreTrainedModel, model: MTPModel, num_drafts: int | None = None) -> None:
         self._drafting = as_mtp_model(drafting)
         self._config = self._drafting.trunk.config
-        ours = model.trunk.config.get_text_config().vocab_size
-        theirs = self._config.get_text_config().vocab_size
+        ours, theirs = model.num_tokens, self._drafting.num_tokens
         if ours != theirs:
             raise ValueError(
                 f"the drafting model has {theirs} tokens and the model {ours}; drafts need one vocabulary for both."

@@ -125,8 +125,7 @@ def generate(
     """
     _check_modes(do_sample, generator, three_phase, lossy)
     whole = as_mtp_model(model)
-    vocab_size = whole.trunk.config.get_text_config().vocab_size
-    stops = make_stop_rule(eos_token_id, stop_sequences, max_new_tokens, vocab_size)
+    stops = make_stop_rule(eos_token_id, stop_sequences, max_new_tokens, whole.num_tokens)
     pad_token_id = as_integer("pad_token_id", pad_token_id, "the id that stands after the end")
     input_ids, mask = check_prompts(whole, input_ids, attention_mask, pad_token_id, stops.max_new_tokens)
     sampling = SamplingConfig(do_sample, temperature, top_k, top_p, repetition_penalty, tuple(logits_processors))

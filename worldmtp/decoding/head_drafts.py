@@ -85,9 +85,10 @@ def check_beam_heads(model: MTPModel, widths: tuple[int, ...]) -> None:
 
 
 def _check_vocabulary(model: MTPModel, widths: tuple[int, ...]) -> None:
-    vocab_size = model.output_layer(1).out_features
-    if max(widths) > vocab_size:
-        raise ValueError(f"widths={widths} ask for {max(widths)} tokens of a vocabulary of {vocab_size}; lower them.")
+    if max(widths) > model.num_tokens:
+        raise ValueError(
+            f"widths={widths} ask for {max(widths)} tokens of a vocabulary of {model.num_tokens}; lower them."
+        )
 
 
 def _is_unbounded(model: MTPModel) -> bool:

@@ -48,8 +48,8 @@ def check_prompts(
     input_ids = input_ids.long()
     config = model.trunk.config.get_text_config()
     lowest, highest = int(input_ids.min()), int(input_ids.max())
-    if lowest < 0 or highest >= config.vocab_size:
-        raise ValueError(f"input_ids lie in {lowest} .. {highest}, the vocabulary in 0 .. {config.vocab_size - 1}.")
+    if lowest < 0 or highest >= model.num_tokens:
+        raise ValueError(f"input_ids lie in {lowest} .. {highest}, the vocabulary in 0 .. {model.num_tokens - 1}.")
     if attention_mask is None:
         if len(input_ids) > 1 and bool((input_ids[:, [0, -1]] == pad_token_id).any()):
             raise ValueError(

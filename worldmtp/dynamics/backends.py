@@ -18,9 +18,7 @@ WORLD_MODELS: dict[str, Callable[[MTPModel, torch.Generator], WorldModel[Any]]] 
     "mtp_parallel": lambda model, generator: ParallelWorldModel(model),
     "oracle": lambda model, generator: OracleWorldModel(model),
     "identity": lambda model, generator: IdentityWorldModel(model),
-    "shuffled": lambda model, generator: ShuffledWorldModel(
-        MTPWorldModel(model), generator, model.get_output_embeddings().weight.shape[0]
-    ),
+    "shuffled": lambda model, generator: ShuffledWorldModel(MTPWorldModel(model), generator, model.num_tokens),
 }
 """Back-ends; the generator serves those that are random by construction."""
 

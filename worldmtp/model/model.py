@@ -87,6 +87,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.trunk = trunk
         self.logit_changes = LogitChanges.of(trunk.config)
+        self._token_limit: int | None = None
         self.heads = make_head(config, trunk)
         self.world_heads = WorldHeads(config)
         if trunk.can_generate():
@@ -268,9 +269,38 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """Logits of a depth's latents; with ``detach_lm_head`` the trunk's LM head gets no gradient."""
         layer = self.output_layer(depth)
         if not detach_lm_head or layer is not self.get_output_embeddings():
-            return self.logit_changes(layer(latent))
+            return self.policy_logits(layer(latent))
         bias = None if layer.bias is None else layer.bias.detach()
-        return self.logit_changes(functional.linear(latent, layer.weight.detach(), bias))
+        return self.policy_logits(functional.linear(latent, layer.weight.detach(), bias))
+
+    def policy_logits(self, raw: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch vocab"]:
+        """An LM head's output as logits: changed as the trunk changes them, and of ``num_tokens`` ids."""
+        return self.logit_changes(raw[..., : self.num_tokens])
+
+    @property
+    def num_tokens(self) -> int:
+        """Logits are over the ids 0 .. num_tokens - 1: the whole vocabulary, or what ``limit_tokens`` left of it."""
+        vocab_size: int = self.trunk.config.get_text_config().vocab_size
+        return vocab_size if self._token_limit is None else self._token_limit
+
+    def limit_tokens(self, num_tokens: int) -> None:
+        """End the logits at ``num_tokens``, so that later ids have probability zero.
+
+        Embeddings are often padded beyond the ids of their tokenizer, and no environment takes what has no text.
+        Acting, learning, imagination, evaluation and decoding all read ``logits_of``, and so stay one policy. The loss
+        of ``forward`` remains that of the whole vocabulary, as Hugging Face's. A checkpoint does not hold the limit:
+        whoever knows the tokenizer sets it again.
+
+        Raises:
+            ValueError: the vocabulary has fewer ids.
+        """
+        vocab_size = self.trunk.config.get_text_config().vocab_size
+        if not 1 <= num_tokens <= vocab_size:
+            raise ValueError(
+                f"the tokenizer has {num_tokens} ids and the model a vocabulary of {vocab_size}; resize the model "
+                f"(resize_token_embeddings({num_tokens})) or use the model's own tokenizer."
+            )
+        self._token_limit = num_tokens
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generation of the trunk, with this model's ``generation_config``; the heads are not used."""
@@ -307,6 +337,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
             )
         embeddings = self.trunk.resize_token_embeddings(*args, **kwargs)
         self.config.vocab_size = self.trunk.config.get_text_config().vocab_size
+        self._token_limit = None
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

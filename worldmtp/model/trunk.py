@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 def real_tokens(
     input_ids: Int[Tensor, "batch time"], attention_mask: Shaped[Tensor, "batch time"] | None
 ) -> Bool[Tensor, "batch time"]:
-    """Where there is no padding; without a mask, everywhere."""
+    """Return where there is no padding; without a mask, everywhere."""
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
     return attention_mask.bool()
@@ -47,14 +47,14 @@ def check_mask_shape(
 
 
 def document_ids_from_position_ids(position_ids: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """Numbers the documents packed into each row: a new one starts wherever positions do not go on by one."""
+    """Number the documents packed into each row: a new one starts wherever positions do not go on by one."""
     starts = torch.ones_like(position_ids, dtype=torch.bool)
     starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
     return starts.long().cumsum(dim=1) - 1
 
 
 def position_ids_from_attention_mask(attention_mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """Positions that count real tokens only, so that left and right padding agree."""
+    """Return positions that count real tokens only, so that left and right padding agree."""
     return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
 
 
@@ -64,7 +64,7 @@ def trunk_inputs(
     attention_mask: Shaped[Tensor, "batch _"] | None,
     position_ids: Int[Tensor, "_ time"] | None,
 ) -> dict[str, Any]:
-    """Keywords for the trunk's backbone; packed documents are told by ``position_ids`` that restart.
+    """Return keywords for the backbone; packed documents are marked by ``position_ids`` that restart.
 
     Raises:
         ValueError: packed documents and an attention mask, on a trunk with sliding attention.
@@ -80,7 +80,7 @@ def trunk_inputs(
 
 
 def has_sliding_attention(config: PreTrainedConfig) -> bool:
-    """Whether a layer attends to a window; older configs say so without naming the layers' types."""
+    """Return whether a layer attends to a window; older configs say so without naming the layers' types."""
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None:
         return "sliding_attention" in layer_types

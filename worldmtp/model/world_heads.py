@@ -13,13 +13,15 @@ start it at .5.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from worldmtp.heads.base import ZeroLinear
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.precision import full_precision
+
+NORM_EPS = 1e-6
 
 
 def make_bins(
@@ -46,8 +48,7 @@ def two_hot(targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]) -> F
     """Probabilities on the two bins around each target, whose mean is the target.
 
     Bellemare et al. 2017, https://arxiv.org/abs/1707.06887, project distributions so; here it is a single number.
-    Targets outside the bins go to the nearest end, and their mean with them: ``clipped_fraction`` says how many do,
-    and who trains on targets reports it.
+    Targets outside the bins go to the nearest end, and their mean with them.
     """
     inside = targets.to(bins.dtype).clamp(bins[0], bins[-1])
     upper = torch.searchsorted(bins, inside.contiguous()).clamp(1, len(bins) - 1)
@@ -62,7 +63,7 @@ def binned_mean(logits: Float[Tensor, "*batch bins"], bins: Float[Tensor, " bins
 
     Summed from both ends inwards, so that the mean of a symmetric distribution over symmetric bins is zero exactly.
     """
-    weighted = _full_precision(logits).softmax(dim=-1) * bins
+    weighted = full_precision(logits).softmax(dim=-1) * bins
     return ((weighted + weighted.flip(-1)) / 2).sum(dim=-1)
 
 
@@ -70,28 +71,12 @@ def two_hot_cross_entropy(
     logits: Float[Tensor, "*batch bins"], targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]
 ) -> Float[Tensor, "*batch"]:
     """Cross-entropy of each prediction with the two-hot of its target; targets get no gradient."""
-    return -(two_hot(targets.detach(), bins) * functional.log_softmax(_full_precision(logits), dim=-1)).sum(dim=-1)
-
-
-def clipped_fraction(
-    targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"], mask: Bool[Tensor, "*batch"] | None = None
-) -> Float[Tensor, ""]:
-    """Share of the targets that lie outside the bins; zero where the mask leaves none."""
-    outside = (targets < bins[0]) | (targets > bins[-1])
-    counted = torch.ones_like(outside) if mask is None else mask
-    return (outside & counted).sum().to(bins.dtype) / counted.sum().clamp_min(1)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-NORM_EPS = 1e-6
+    return -(two_hot(targets.detach(), bins) * functional.log_softmax(full_precision(logits), dim=-1)).sum(dim=-1)
 
 
 @dataclass(frozen=True)
 class WorldPrediction:
-    """Logits; ``worldmtp.model.world_heads.binned_mean`` and ``continuation_probs`` read them."""
+    """Logits of value, reward and continuation; ``binned_mean`` and ``continuation_probs`` read them."""
 
     value_logits: Float[Tensor, "*batch value_bins"]
     reward_logits: Float[Tensor, "*batch reward_bins"]

@@ -151,7 +151,7 @@ _IMAGINATION = _rows(
     ("rung_{i}/r2", "r2 of rung i on the fresh batch, before anything trains on it", "1"),
     ("rung_{i}/slope", "slope of rung i over past batches", "1"),
     ("rung_{i}/corr", "Pearson correlation of rung i's S and G - b over the fresh batch's episodes", "1"),
-    ("rung_{i}/loss", "cross-entropy of rung i's critic on its replay", "nats"),
+    ("rung_{i}/loss", "cross-entropy of rung i's critic on its replay; absent if that holds no token taken", "nats"),
     ("return_imagined", "mean imagined return at the first states of the episodes, by gamma", "reward"),
     ("return_realized", "mean realized return from the same roots, discounted as the imagined one is", "reward"),
     ("return_bias", "mean of imagined - realized return; positive = optimism", "reward"),

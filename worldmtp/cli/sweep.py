@@ -1,0 +1,73 @@
+"""The jobs of a sweep side by side: what tells them apart, and what each found.
+
+Jobs are known by their files alone, so that a sweep that was killed, or had jobs that failed, shows the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
+from worldmtp.cli.run_dir import CONFIG_FILE
+
+_NONE = "-"
+_DAMAGED = "damaged"
+
+
+def jobs_of(sweep_dir: Path) -> list[Path]:
+    """The run directories right below a directory, by name."""
+    return sorted(path.parent for path in sweep_dir.glob(f"*/{CONFIG_FILE}"))
+
+
+def sweep_table(sweep_dir: Path) -> str:
+    """One line a job: the config values that differ between jobs, the greedy exact match before and after, the path.
+
+    "-" stands for what a job has not found, or not yet.
+    """
+    jobs = jobs_of(sweep_dir)
+    configs = [_flat(_read(job / CONFIG_FILE)) for job in jobs]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    differing = [key for key in keys if len({config.get(key, _NONE) for config in configs}) > 1]
+    header = [*(differing or ["seed"]), "greedy before", "greedy after", "directory"]
+    rows = [
+        [*(config.get(key, _NONE) for key in header[:-3]), *_found(job), str(job)]
+        for job, config in zip(jobs, configs, strict=True)
+    ]
+    return _aligned([header, *rows])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(config, dict)  # a run writes a mapping
+    return {str(key): value for key, value in config.items()}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every value of a config as text, by its dotted key."""
+    values: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = str(value)
+    return values
+
+
+def _found(job: Path) -> tuple[str, str]:
+    """The greedy exact match of the first and of the last evaluation, with its interval; a study has none."""
+    path = job / SUMMARY_FILE
+    if not path.is_file():
+        return _NONE, _NONE
+    try:
+        arms = read_summary(path).arms
+    except ValueError:  # the other jobs are shown all the same
+        return _DAMAGED, _DAMAGED
+    return str(arms[0].exact), str(arms[-1].exact)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from worldmtp.envs.problem import TextProblem
+from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.task import Example, TurnTask
 
 
@@ -45,7 +45,7 @@ class TextGenReward:
     def __init__(self, env: str | gymnasium.Env[Any, Any], name: str | None = None, **env_kwargs: Any) -> None:
         made = gymnasium.make(env, disable_env_checker=True, **env_kwargs) if isinstance(env, str) else env
         problem = getattr(made.unwrapped, "problem", None)
-        if not isinstance(made, gymnasium.Env) or not isinstance(problem, TextProblem):
+        if not isinstance(made, gymnasium.Env) or not isinstance(problem, TextDataset):
             raise TypeError(f"{made} is no environment of one text; expected a TextGenEnv or its gymnasium id.")
         if isinstance(problem.task, TurnTask):
             raise TypeError(
@@ -127,7 +127,7 @@ class TextGenReward:
     def _log(self, infos: Sequence[dict[str, Any]], log_metric: Callable[[str, float], None] | None) -> None:
         if log_metric is None:
             return
-        counters = self.problem.scorer.counters
+        counters = self.env.unwrapped.scorer.counters  # type: ignore[attr-defined]  # a text env's
         log_metric(f"{self.__name__}/exact", float(np.mean([info["exact"] for info in infos])))
         log_metric(f"{self.__name__}/no_eos", float(np.mean([info["reason"] == "no_eos" for info in infos])))
         log_metric(f"{self.__name__}/scorer_errors", float(counters.errors))
@@ -160,7 +160,7 @@ def play(env: gymnasium.Env[Any, Any], example: Example, ids: Sequence[int]) -> 
     Raises:
         ValueError: if an id is not in the vocabulary, or ids go on behind EOS or the budget, or stop before both.
     """
-    problem: TextProblem = env.unwrapped.problem  # type: ignore[attr-defined]  # TextGenReward saw to it
+    problem: TextDataset = env.unwrapped.problem  # type: ignore[attr-defined]  # TextGenReward saw to it
     env.reset(options={"prompts": [example]})
     total = 0.0
     for num_played, token in enumerate(ids, start=1):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.splits import check_split
+from worldmtp.envs.dataset import check_split
 from worldmtp.envs.task import Example, Score
 from worldmtp.envs.tasks.corpus_files import STDLIB, Side, find_files, read_sides
 from worldmtp.envs.tasks.matching import position_match

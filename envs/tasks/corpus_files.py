@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.splits import SPLITS, split_of
+from worldmtp.envs.dataset import SPLITS, split_of
 from worldmtp.stdlib_sources import stdlib_files, stdlib_root
 
 STDLIB = "stdlib"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from worldmtp.envs import EpisodeRecorder, Score, TextGenEnv, TextGenReward, read_episodes
+from worldmtp.envs import Score, TextGenEnv, TextGenReward, read_episodes
 from worldmtp.envs.task import Example, Progress
 from worldmtp.envs.worlds.task import WorldTask
 
@@ -160,7 +160,9 @@ def test_tokenizers_are_compared(reward):
 
 
 def test_wrappers_see_the_episodes(make_single, tmp_path):
-    reward = TextGenReward(EpisodeRecorder(make_single(), tmp_path / "episodes.jsonl"))
+    reward = TextGenReward(
+        make_single(text_wrappers=[{"name": "episode_recorder", "path": tmp_path / "episodes.jsonl"}])
+    )
     row = reward.rows("train", 1, seed=0)[0]
     reward(**asked(reward, row["prompt"]), completion_ids=[[2, 0, 1]])
     assert [line["ids"] for line in read_episodes(tmp_path / "episodes.jsonl")] == [[2, 0, 1]]

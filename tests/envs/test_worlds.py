@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import make_task, register_task
-from worldmtp.envs.splits import draw_examples
+from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import TextWorld, TurnTask
 from worldmtp.envs.tokenizer import make_tokenizer
-from worldmtp.envs.worlds.catalogue import WORLD_TASKS
 from worldmtp.envs.worlds.task import WorldTask
 
 NO_IDS = np.zeros(0, dtype=np.int64)

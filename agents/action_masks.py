@@ -50,14 +50,3 @@ def forbid(
         return logits
     missing = logits.shape[-1] - allowed.shape[-1]
     return logits.masked_fill(~torch.nn.functional.pad(allowed, (0, missing), value=False), float("-inf"))
-
-
-def entropies(
-    log_policy: Float[Tensor, "*place vocab"], allowed: Bool[Tensor, "*place known"] | None
-) -> Float[Tensor, "*place"]:
-    """Return the entropy in nats; forbidden tokens add nothing to it, nor to its gradient."""
-    if allowed is None or allowed.shape[-1] == 0:
-        return torch.special.entr(log_policy.exp()).sum(dim=-1)
-    # The slope of entr at 0 is infinite, and times the zero slope of exp at -inf it would be NaN.
-    finite = log_policy.masked_fill(log_policy == float("-inf"), 0.0)
-    return -(finite.exp() * finite).sum(dim=-1)

@@ -17,6 +17,7 @@ from worldmtp.agents.forward import PolicyStats, discounts_of, episode_returns, 
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.regression import RunningSlope
 from worldmtp.agents.trajectory import Rollout, TensorBatch
+from worldmtp.dynamics.protocol import LatentState
 from worldmtp.returns import generalized_advantages, lambda_returns
 
 
@@ -38,8 +39,13 @@ class AdvantagePlan(TensorBatch):
 class AdvantageEstimator(Protocol):
     """Turns rollouts into advantage plans."""
 
-    def estimate(self, rollout: Rollout, stats: PolicyStats) -> tuple[AdvantagePlan, dict[str, float]]:
-        """The plan, and metrics measured before anything trained on this rollout."""
+    def estimate(
+        self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
+    ) -> tuple[AdvantagePlan, dict[str, float]]:
+        """The plan, and metrics measured before anything trained on this rollout.
+
+        ``states``, the rollout's in the world model (``acted_states``), save its pass where they are at hand.
+        """
         ...
 
     def learn(self) -> dict[str, float]:
@@ -62,7 +68,9 @@ class PlainAdvantages:
         self._config = config
         self._kappa = RunningSlope(initial=0.5)
 
-    def estimate(self, rollout: Rollout, stats: PolicyStats) -> tuple[AdvantagePlan, dict[str, float]]:
+    def estimate(
+        self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
+    ) -> tuple[AdvantagePlan, dict[str, float]]:
         """See ``AdvantageEstimator.estimate``."""
         metrics: dict[str, float] = {}
         if self._config.advantage == "gae":

@@ -19,10 +19,12 @@ from worldmtp.agents.regression import RunningMean, RunningSlope
 class RungCritic(nn.Module):
     """Q^(s, a) as a share of the return range: features -> logit."""
 
-    def __init__(self, num_features: int, hidden_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, num_features: int, hidden_size: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.inner = nn.Linear(num_features, hidden_size)
-        self.outer = nn.Linear(hidden_size, 1)
+        self.inner = nn.Linear(num_features, hidden_size, dtype=dtype)
+        self.outer = nn.Linear(hidden_size, 1, dtype=dtype)
         for parameter, fan_in in ((self.inner.weight, num_features), (self.outer.weight, hidden_size)):
             nn.init.normal_(parameter, std=fan_in**-0.5, generator=generator)
         nn.init.zeros_(self.inner.bias)
@@ -45,9 +47,10 @@ class Rung:
         slope_decay: float,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._device = torch.device(device)
-        self.critic = RungCritic(num_features, hidden_size, generator).to(self._device)
+        self.critic = RungCritic(num_features, hidden_size, generator, dtype).to(self._device)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=learning_rate)
         self.slope = RunningSlope(decay=slope_decay)
         self.skill = RunningMean(decay=slope_decay)
@@ -56,7 +59,8 @@ class Rung:
 
     def remember(self, features: Float[Tensor, "sample features"], targets: Float[Tensor, " sample"]) -> None:
         """Keep what was really taken, with its return in [0, 1]."""
-        self._replay.append((features.detach().to(self._device), targets.detach().to(self._device)))
+        weight = self.critic.inner.weight
+        self._replay.append((features.detach().to(weight), targets.detach().to(weight)))
 
     def train(self, num_updates: int, batch_size: int, generator: torch.Generator) -> float:
         """Gradient steps on uniform draws of the replay; the mean loss."""

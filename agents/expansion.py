@@ -25,11 +25,11 @@ from worldmtp.agents.advantages import (
     plain_plan,
 )
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.forward import PolicyStats, state_index
-from worldmtp.agents.imagined_returns import Acting, border_fraction
+from worldmtp.agents.forward import PolicyStats
+from worldmtp.agents.imagined_returns import Acting, acted_states, border_fraction
 from worldmtp.agents.regression import correlation, explained_share
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import WorldModel
+from worldmtp.dynamics.protocol import LatentState, WorldModel
 from worldmtp.dynamics.rollout import check_horizon, imagine
 
 _LEAST_RIDGE = 1e-30
@@ -41,6 +41,7 @@ def imagined_expansions(
     world_model: WorldModel[Any],
     acting: Acting,
     rollout: Rollout,
+    states: LatentState,
     horizon: int,
     num_rollouts: int,
     gamma: float,
@@ -49,16 +50,16 @@ def imagined_expansions(
 ) -> tuple[Float[Tensor, "state horizon_plus_1"], float]:
     """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``.
 
-    And the share of the rollouts that stopped at the end of the policy's turn before their horizon.
+    And the share of the rollouts that stopped at the end of the policy's turn before their horizon. ``states`` are the
+    rollout's ``acted_states``.
     """
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
-    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[rows, steps])
     turn = acting.room(rollout, rows, steps)
     expansions, rolled = [], []
     for chunk in torch.arange(len(rows), device=rows.device).split(max(1, chunk_states // num_rollouts)):
         branched = chunk.repeat_interleave(num_rollouts)
         room = turn.select(branched) if turn is not None else None
-        imagined = imagine(world_model, root.select(branched), horizon, acting.policy, generator, room)
+        imagined = imagine(world_model, states.select(branched), horizon, acting.policy, generator, room)
         expanded = acting.returns(imagined, gamma)
         expansions.append(expanded.view(len(chunk), num_rollouts, horizon + 1).mean(dim=1))
         rolled.append(imagined)
@@ -171,7 +172,9 @@ class ExpansionAdvantages:
         self._generator = generator
         self._stack = StackedHorizons(config.horizon, config.slope_decay, config.min_batches)
 
-    def estimate(self, rollout: Rollout, stats: PolicyStats) -> tuple[AdvantagePlan, dict[str, float]]:
+    def estimate(
+        self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
+    ) -> tuple[AdvantagePlan, dict[str, float]]:
         """See ``AdvantageEstimator.estimate``."""
         config, mask = self._config, rollout.step_mask
         targets = monte_carlo_targets(rollout, stats, self._ppo)
@@ -180,6 +183,7 @@ class ExpansionAdvantages:
             self._world_model,
             self._acting,
             rollout,
+            acted_states(self._world_model, rollout) if states is None else states,
             config.horizon,
             config.num_rollouts,
             self._ppo.gamma,

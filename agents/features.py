@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmtp.agents.counterfactual import LiveTokens
-from worldmtp.agents.forward import state_index
 from worldmtp.agents.imagined_returns import Acting, border_fraction
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, WorldModel
@@ -68,6 +67,7 @@ def imagined_features(
     world_model: WorldModel[Any],
     acting: Acting,
     rollout: Rollout,
+    states: LatentState,
     live: LiveTokens,
     horizon: int,
     chunk_states: int,
@@ -75,19 +75,20 @@ def imagined_features(
     """Step by each live token, then greedily on to ``horizon``; what is read at every imagined state.
 
     Where the candidate or a later token ends the policy's turn, imagination stands still: what follows is a reply.
+    ``states`` are the rollout's ``acted_states``.
 
     Raises:
         TypeError: the world model is blind to actions.
     """
     check_action_conditional(world_model)
     rows, steps, _ = torch.nonzero(live.mask, as_tuple=True)
-    positions = state_index(rollout)[rows, steps]
     candidates = live.ids[live.mask]
-    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, positions)
+    number = rollout.step_mask.flatten().cumsum(dim=0).view_as(rollout.step_mask) - 1
+    root = number[rows, steps]
     turn = acting.room(rollout, rows, steps)
     readings, latents, onwards = [], [], []
     for chunk in torch.arange(len(rows), device=rows.device).split(chunk_states):
-        state = world_model.step(root.select(chunk), candidates[chunk])
+        state = world_model.step(states.select(root[chunk]), candidates[chunk])
         room = turn.select(chunk).after(candidates[chunk]) if turn is not None else None
         if horizon > 1:
             onwards.append(imagine(world_model, state, horizon - 1, acting.policy, None, room))

@@ -12,7 +12,7 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.trajectory import Rollout, TensorBatch
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import full_precision
-from worldmtp.model.trunk import position_ids_from_attention_mask
+from worldmtp.model.trunk import TrunkFeatures, position_ids_from_attention_mask
 from worldmtp.model.world_heads import binned_mean
 from worldmtp.returns import lambda_returns
 
@@ -78,16 +78,24 @@ def check_eval_mode(model: MTPModel) -> None:
 
 @torch.no_grad()
 def policy_stats(
-    model: MTPModel, reference: PreTrainedModel | None, rollout: Rollout, temperature: float
+    model: MTPModel,
+    reference: PreTrainedModel | None,
+    rollout: Rollout,
+    temperature: float,
+    features: TrunkFeatures | None = None,
 ) -> PolicyStats:
     """Read ``rollout`` with the policy that acted it and with the reference, the policy itself where there is none.
+
+    ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
 
     Raises:
         ValueError: the model is in training mode.
     """
     check_eval_mode(model)
+    if features is None:
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
     index = state_index(rollout)
-    states = gather_states(hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask), index)
+    states = gather_states(features.post_norm, index)
     log_policy = forbid(full_precision(model.logits_of(states[:, :-1])) / temperature, rollout.allowed).log_softmax(
         dim=-1
     )

@@ -18,17 +18,17 @@ from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episo
 from worldmtp.agents.critic import Rung, serving_rung
 from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
 from worldmtp.agents.forward import PolicyStats, episode_returns
-from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.regression import RunningSlope, correlation, explained_share
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import WorldModel
+from worldmtp.dynamics.protocol import LatentState, WorldModel
 from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
 
 _CRITIC_BATCH = 4096
 
 
 class CounterfactualAdvantages:
-    """An ``AdvantageEstimator`` that asks what the untaken tokens were worth.
+    """An ``AdvantageEstimator`` that asks what the untaken tokens were worth; its critics compute in ``dtype``.
 
     Raises:
         TypeError: the world model, where a rung reads it, is blind to actions.
@@ -44,6 +44,7 @@ class CounterfactualAdvantages:
         ppo: PPOConfig,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         ppo.check_whole_episodes("imagination.use='counterfactual'")
         if config.max_rung > 0:
@@ -57,6 +58,7 @@ class CounterfactualAdvantages:
         self._generator = generator
         self._kappa = RunningSlope(decay=config.slope_decay, initial=0.5)
         widths = [NUM_SURPRISALS, num_readings(config.horizon), hidden_size]
+        self._dtype = dtype
         self._rungs = [
             Rung(
                 sum(widths[: rung + 1]),
@@ -66,11 +68,14 @@ class CounterfactualAdvantages:
                 config.slope_decay,
                 generator,
                 device,
+                dtype,
             )
             for rung in range(config.max_rung + 1)
         ]
 
-    def estimate(self, rollout: Rollout, stats: PolicyStats) -> tuple[AdvantagePlan, dict[str, float]]:
+    def estimate(
+        self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
+    ) -> tuple[AdvantagePlan, dict[str, float]]:
         """See ``AdvantageEstimator.estimate``."""
         config = self._config
         returns = episode_returns(rollout)
@@ -82,7 +87,7 @@ class CounterfactualAdvantages:
             "imagination/kappa": kappa,
             "imagination/num_live_mean": float(live.mask.sum() / rollout.step_mask.sum().clamp(min=1)),
         }
-        features = self._features(rollout, stats, live, metrics)
+        features = self._features(rollout, stats, states, live, metrics)
         serving = serving_rung(self._rungs, config.min_batches)
         used_advantages, used_slope = torch.zeros_like(live.logprobs), 0.0
         for index, rung in enumerate(self._rungs):
@@ -112,19 +117,28 @@ class CounterfactualAdvantages:
         return plan, metrics
 
     def _features(
-        self, rollout: Rollout, stats: PolicyStats, live: LiveTokens, metrics: dict[str, float]
+        self,
+        rollout: Rollout,
+        stats: PolicyStats,
+        states: LatentState | None,
+        live: LiveTokens,
+        metrics: dict[str, float],
     ) -> Float[Tensor, "candidate features"]:
         """Features of every live candidate, rung by rung along the last axis."""
-        features = surprisal_features(stats.log_policy, live, rollout)[live.mask].float()
+        features = surprisal_features(stats.log_policy, live, rollout)[live.mask].to(self._dtype)
         if self._config.max_rung == 0:
             return features
         config, acting = self._config, self._acting
-        imagined = imagined_features(self._world_model, acting, rollout, live, config.horizon, config.chunk_states)
+        if states is None:
+            states = acted_states(self._world_model, rollout)
+        imagined = imagined_features(
+            self._world_model, acting, rollout, states, live, config.horizon, config.chunk_states
+        )
         metrics["imagination/imagined_tokens"] = float(imagined.num_steps)
         if acting.turns is not None:
             metrics["imagination/turn_border_fraction"] = imagined.border_fraction
         columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
-        return torch.cat([column.float() for column in columns], dim=-1)
+        return torch.cat([column.to(self._dtype) for column in columns], dim=-1)
 
     @torch.no_grad()
     def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch time live"]:

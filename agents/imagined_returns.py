@@ -15,9 +15,10 @@ from torch import Tensor
 
 from worldmtp.agents.forward import state_index
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, TurnRoom, WorldModel
+from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel
 from worldmtp.dynamics.rollout import acting_policy, imagine
 from worldmtp.envs import TextVectorEnv
+from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.returns import value_expansion
 
 _NO_LIMIT = 2**31
@@ -88,18 +89,33 @@ class Acting:
         return value_expansion(imagined.rewards, discounts, imagined.values).clamp(*self.return_range)
 
 
+def acted_states(world_model: WorldModel[Any], rollout: Rollout, features: TrunkFeatures | None = None) -> LatentState:
+    """The states that a rollout acted in, one for each True of ``step_mask`` in its order, from one pass over the text.
+
+    They are those of the weights of now: whoever shares them among several uses lets none of these train.
+    """
+    rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
+    positions = state_index(rollout)[rows, steps]
+    return world_model.encode(rollout.input_ids, rollout.attention_mask, rows, positions, features)
+
+
 def imagined_root_returns(
     world_model: WorldModel[Any],
     acting: Acting,
     rollout: Rollout,
+    states: LatentState,
     horizon: int,
     gamma: float,
     generator: torch.Generator,
 ) -> Float[Tensor, " batch"]:
-    """T_horizon at s_0 of every episode: imagined rewards, then the value of where imagination stops."""
-    rows = torch.arange(len(rollout), device=rollout.input_ids.device)
-    root = world_model.encode(rollout.input_ids, rollout.attention_mask, rows, state_index(rollout)[:, 0])
-    turn = acting.room(rollout, rows, torch.zeros_like(rows))
+    """T_horizon at s_0 of every episode: imagined rewards, then the value of where imagination stops.
+
+    ``states`` are the rollout's ``acted_states``.
+    """
+    rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
+    first = torch.nonzero(steps == 0)[:, 0]
+    root = states.select(first)
+    turn = acting.room(rollout, rows[first], steps[first])
     return acting.returns(imagine(world_model, root, horizon, acting.policy, generator, turn), gamma)[:, -1]
 
 

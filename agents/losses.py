@@ -38,8 +38,8 @@ def all_action_loss_per_token(
     padding has ``old_logprobs`` of minus infinity, or advantage zero.
     """
     weights = old_logprobs.exp()
-    finite = torch.isfinite(old_logprobs)
-    ratio = torch.where(finite, logprobs - old_logprobs, 0.0).exp()
+    counts = (weights > 0) & (advantages != 0)  # else the ratio may be infinite, and zero times it is NaN
+    ratio = torch.where(counts, logprobs - old_logprobs, 0.0).exp()
     return -(weights * clipped_objective(ratio, advantages, clip_coef)).sum(dim=-1)
 
 

@@ -20,8 +20,9 @@ from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
 from worldmtp.decoding.text import CachedTexts
+from worldmtp.dynamics.rollout import check_temperature
 from worldmtp.model import MTPModel
-from worldmtp.model.draws import draw
+from worldmtp.model.categorical import draw, entropy_per_token
 from worldmtp.model.precision import full_precision
 
 
@@ -56,7 +57,7 @@ def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generato
     return ActedStep(
         actions=actions,
         logprobs=log_policy.gather(1, actions[:, None])[:, 0],
-        entropies=torch.special.entr(log_policy.exp()).sum(dim=-1),
+        entropies=entropy_per_token(log_policy),
     )
 
 
@@ -79,12 +80,11 @@ class TrunkPolicy:
     def __init__(
         self,
         model: MTPModel,
-        temperature: float = 1.0,
+        temperature: float,
         draft: str | nn.Module = "none",
         num_draft: int | None = None,
     ) -> None:
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive; for greedy acting pass no generator.")
+        check_temperature(temperature)
         self._model = model
         self._temperature = temperature
         self._draft, self._num_draft = draft, num_draft
@@ -256,9 +256,14 @@ class _Queues:
 
 
 class LatentPolicy:
-    """A world model's own policy logits, read from ``infos["policy_logits"]`` of an ImaginedVectorEnv."""
+    """A world model's own policy logits, read from ``infos["policy_logits"]`` of an ImaginedVectorEnv.
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    ``temperature`` is that of the policy that acts in the real environment: at another one, another policy is imagined.
+    Tokens that ``infos["action_mask"]`` forbids have probability zero.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        check_temperature(temperature)
         self._temperature = temperature
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
@@ -271,4 +276,7 @@ class LatentPolicy:
             raise KeyError(
                 "infos has no 'policy_logits': LatentPolicy acts in an ImaginedVectorEnv; use TrunkPolicy elsewhere."
             )
-        return sample_step(torch.from_numpy(infos["policy_logits"]), self._temperature, generator)
+        logits, allowed = torch.from_numpy(infos["policy_logits"]), allowed_tokens(infos)
+        if allowed is not None:
+            logits = forbid(logits, torch.from_numpy(allowed))
+        return sample_step(logits, self._temperature, generator)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from worldmtp.agents.action_masks import entropies, forbid
+from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.advantages import AdvantagePlan
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import PolicyStats, check_eval_mode, gather_states, hidden_states, state_index
@@ -25,15 +25,18 @@ from worldmtp.agents.losses import (
     policy_loss_per_token,
 )
 from worldmtp.agents.trajectory import Rollout
+from worldmtp.dynamics.rollout import check_temperature
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.world_heads import two_hot_cross_entropy
 
 
 class PPOAgent:
-    """The policy (trunk) and its value head, and how they learn."""
+    """The policy (trunk) and its value head, and how they learn; ``temperature`` is that of acting."""
 
-    def __init__(self, model: MTPModel, config: PPOConfig, temperature: float = 1.0) -> None:
+    def __init__(self, model: MTPModel, config: PPOConfig, temperature: float) -> None:
+        check_temperature(temperature)
         self.model = model
         self.config = config
         self._temperature = temperature
@@ -98,7 +101,9 @@ class PPOAgent:
         log_policy = forbid(
             full_precision(self.model.logits_of(states)) / self._temperature, rollout.allowed
         ).log_softmax(dim=-1)
-        logprobs = log_policy.gather(2, rollout.actions[..., None])[..., 0]
+        # Padding stands where there is no step. Its probability may round to 0, and the mean's mask comes too late: the
+        # slope of the KL's estimate is infinite there, and zero times it is NaN.
+        logprobs = torch.where(mask, log_policy.gather(2, rollout.actions[..., None])[..., 0], 0.0)
         taken = policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef)
         terms = {"losses/policy": masked_mean(taken, mask)}
         if plan.live_ids.shape[-1] > 0:
@@ -106,14 +111,15 @@ class PPOAgent:
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
             terms["losses/counterfactual"] = masked_mean(others, mask)
         terms["losses/kl_reference"] = masked_mean(kl_penalty_per_token(logprobs, stats.ref_logprobs), mask)
-        terms["losses/entropy"] = masked_mean(entropies(log_policy, rollout.allowed), mask)
+        terms["losses/entropy"] = masked_mean(entropy_per_token(log_policy), mask)
         value_logits = self.model.world_heads.value(states.detach() if config.detach_value else states)
         value_loss = two_hot_cross_entropy(value_logits, plan.value_targets, self.model.world_heads.value_bins)
         terms["losses/value"] = masked_mean(value_loss, mask)
         with torch.no_grad():
-            ratio = (logprobs - rollout.logprobs).exp()
+            log_ratio = logprobs - rollout.logprobs
+            ratio = log_ratio.exp()
             terms["losses/ratio_max"] = torch.where(mask, ratio, 0.0).max()
-            terms["losses/approx_kl"] = masked_mean(ratio - 1 - ratio.log(), mask)
+            terms["losses/approx_kl"] = masked_mean(ratio - 1 - log_ratio, mask)  # the ratio may round to 0
             terms["losses/clip_fraction"] = masked_mean(((ratio - 1).abs() > config.clip_coef).float(), mask)
         return terms
 

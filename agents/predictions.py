@@ -13,12 +13,13 @@ from torch import Tensor
 
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
-from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.protocol import WorldModel
 from worldmtp.dynamics.rollout import imagine
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import full_precision
+from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.returns import lambda_returns
 
 
@@ -36,9 +37,14 @@ class DepthPredictions:
 
 
 @torch.no_grad()
-def depth_predictions(model: MTPModel, rollout: Rollout, temperature: float) -> DepthPredictions:
-    """Read a rollout with all depths, at the temperature at which it was acted."""
-    latents = model.latents(rollout.input_ids, rollout.attention_mask)
+def depth_predictions(
+    model: MTPModel, rollout: Rollout, temperature: float, features: TrunkFeatures | None = None
+) -> DepthPredictions:
+    """Read a rollout with all depths, at the temperature at which it was acted.
+
+    ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+    """
+    latents = model.latents(rollout.input_ids, rollout.attention_mask, features=features)
     per_depth = [
         _read_depth(model, latent, rollout, depth, temperature) for depth, latent in enumerate(latents, start=1)
     ]
@@ -96,10 +102,12 @@ def root_imaginations(
     num_rollouts: int,
     ppo: PPOConfig,
     generator: torch.Generator,
+    features: TrunkFeatures | None = None,
 ) -> RootImaginations:
     """Imagine from every state of a rollout: the mean of ``num_rollouts`` expansions T_horizon, and greedily once.
 
-    Without a world model only what was realized is known.
+    Without a world model only what was realized is known. ``features``, the trunk's of this rollout's text, save its
+    forward where they are at hand.
     """
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
     at = (rows, state_index(rollout)[rows, steps])
@@ -117,7 +125,7 @@ def root_imaginations(
         unknown = torch.full_like(realized, float("nan"))
         tokens = rollout.input_ids.new_zeros((*rollout.input_ids.shape, horizon))
         return RootImaginations(unknown, realized, tokens, torch.full_like(tokens, float("nan"), dtype=unknown.dtype))
-    root = world_model.encode(rollout.input_ids, rollout.attention_mask, *at)
+    root = acted_states(world_model, rollout, features)
     branched = torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts)
     turn = acting.room(rollout, rows, steps)
     room = turn.select(branched) if turn is not None else None

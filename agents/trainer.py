@@ -5,6 +5,9 @@ One iteration, in this order, because skill must be measured before anything has
     collect real episodes -> read them with the policy that acted -> estimate advantages (and measure imagination)
     -> PPO update -> world model update -> critics of the imagination
 
+The trunk passes over the fresh batch once for all that is read and measured of it (``_read``). What that pass leaves is
+never kept beyond, so nothing can look at the hidden states of weights that are gone.
+
 Every random stream has its own generator: the ones of imagination and of the world model may be consumed or not
 without moving a draw of acting or of the update. With ``imagination.use=off`` the result is plain PPO, to the bit.
 """
@@ -15,14 +18,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages
+from worldmtp.agents.advantages import AdvantageEstimator, AdvantagePlan, PlainAdvantages
 from worldmtp.agents.baselines import same_return_fraction
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.expansion import ExpansionAdvantages
 from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats, start_returns
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
-from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
+from worldmtp.agents.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.regression import correlation
@@ -32,7 +35,7 @@ from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.alarm import AcceptanceAlarm
 from worldmtp.decoding.making import make_drafter
-from worldmtp.dynamics import WorldModel, make_world_model
+from worldmtp.dynamics import LatentState, WorldModel, make_world_model
 from worldmtp.dynamics.rollout import check_horizon
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
@@ -73,7 +76,7 @@ class ImaginationTrainer:
             name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence))) for name in _STREAMS
         }
         self.agent = PPOAgent(model, ppo, rollout.temperature)
-        self._learner = WorldModelLearner(model, world_model, ppo)
+        self._learner = WorldModelLearner(model, world_model, ppo, rollout.temperature)
         # Without imagination there need be none: these heads may not have the back-end of the config.
         self._world_model: WorldModel[Any] | None = None
         if self.imagines:
@@ -120,20 +123,12 @@ class ImaginationTrainer:
             scored_before = self._env.scorer.counters.seconds
             rollout = self._collect()
             scoring_seconds = self._env.scorer.counters.seconds - scored_before
-            with clock.phase("read"):
-                stats = policy_stats(self.model, self.reference, rollout, self._config.temperature)
-            with clock.phase("imagination"):
-                plan, metrics = self._estimator.estimate(rollout, stats)
-                metrics.setdefault("imagination/imagined_tokens", 0.0)
-                if self.imagines:
-                    metrics |= self._root_agreement(rollout, stats)
-                    metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
+            stats, plan, metrics = self._read(rollout)
             with clock.phase("update"):
                 remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
                 metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)
             if self.imagines:
                 with clock.phase("world_model"):
-                    metrics |= self._learner.action_sensitivity(rollout, self._generators["world_model"])
                     metrics |= self._learner.learn(rollout, self._generators["world_model"])
             with clock.phase("imagination"):
                 metrics |= self._estimator.learn()
@@ -153,13 +148,32 @@ class ImaginationTrainer:
         return rollout.to(self.model.device)
 
     @torch.no_grad()
-    def _root_agreement(self, rollout: Rollout, stats: PolicyStats) -> dict[str, float]:
+    def _read(self, rollout: Rollout) -> tuple[PolicyStats, AdvantagePlan, dict[str, float]]:
+        """All that is read and measured of a fresh rollout, from one pass of the trunk: no weight changes in here."""
+        clock, model = self.clock, self.model
+        with clock.phase("read"):
+            features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+            stats = policy_stats(model, self.reference, rollout, self._config.temperature, features)
+        with clock.phase("imagination"):
+            states = None if self._world_model is None else acted_states(self._world_model, rollout, features)
+            plan, metrics = self._estimator.estimate(rollout, stats, states)
+            metrics.setdefault("imagination/imagined_tokens", 0.0)
+            if states is not None:
+                metrics |= self._root_agreement(rollout, stats, states)
+                metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
+        if self.imagines:
+            with clock.phase("world_model"):
+                metrics |= self._learner.action_sensitivity(rollout, self._generators["world_model"], features)
+        return stats, plan, metrics
+
+    def _root_agreement(self, rollout: Rollout, stats: PolicyStats, states: LatentState) -> dict[str, float]:
         """What the world model imagines at the first state of each episode, beside what the episode brought."""
         assert self._world_model is not None  # who imagines has one
         imagined = imagined_root_returns(
             self._world_model,
             self._acting,
             rollout,
+            states,
             self._imagination.horizon,
             self._ppo.gamma,
             self._generators["imagination"],
@@ -270,5 +284,8 @@ def make_estimator(
     if imagination.use == "counterfactual":
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it
-        return CounterfactualAdvantages(world_model, acting, hidden_size, imagination, ppo, generator, model.device)
+        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+        return CounterfactualAdvantages(
+            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype
+        )
     return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

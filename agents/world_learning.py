@@ -30,6 +30,7 @@ from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
+from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.model.world_heads import two_hot_cross_entropy
 from worldmtp.objective.targets import depth_targets
 from worldmtp.returns import lambda_returns
@@ -86,11 +87,14 @@ def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
 class WorldModelLearner:
     """Replay, optimiser and losses of the heads that imagine.
 
+    ``temperature`` is that of acting. Who imagines divides logits by it, the trunk's and the heads' alike, so heads
+    learn tokens that were drawn at it from logits divided by it: else they would be sharpened twice.
+
     Raises:
         ValueError: depths leap over tokens, so a latent stands for no state that ends in a known token.
     """
 
-    def __init__(self, model: MTPModel, config: WorldModelConfig, ppo: PPOConfig) -> None:
+    def __init__(self, model: MTPModel, config: WorldModelConfig, ppo: PPOConfig, temperature: float) -> None:
         if model.config.stride != 1:
             raise ValueError(
                 f"stride={model.config.stride}: reward and value of the states in between would have no latent; use "
@@ -99,6 +103,7 @@ class WorldModelLearner:
         self._model = model
         self._config = config
         self._ppo = ppo
+        self._temperature = temperature
         self._replay = EpisodeReplay(config.replay_iterations)
         self._parameters = [*model.heads.parameters(), *model.world_heads.parameters()]
         check_trained_weights("WorldModelLearner", self._parameters)
@@ -156,12 +161,19 @@ class WorldModelLearner:
         return loss, metrics
 
     @torch.no_grad()
-    def action_sensitivity(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind."""
-        rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
+    def action_sensitivity(
+        self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
+    ) -> dict[str, float]:
+        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind.
+
+        ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+        """
         if self._model.config.depth == 1:
             return {}
-        features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+        rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
+        if features is None:
+            features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
+        features = features.map(lambda hidden: hidden[: len(rollout)])
 
         def losses_with(actions_from: Tensor) -> Tensor:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
@@ -180,12 +192,12 @@ class WorldModelLearner:
         return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
     def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
-        """Cross-entropy of the policy's own tokens at depths 2..K."""
+        """Cross-entropy of the policy's own tokens at depths 2..K, at the temperature at which they were drawn."""
         aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout))
         losses = []
         for depth in range(2, len(latents) + 1):
             mask = aims.mask[..., depth - 1]
-            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth))
+            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth)) / self._temperature
             ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
             losses.append(ce / mask.sum().clamp(min=1))
         return losses

@@ -11,6 +11,7 @@ something to tell:
 * refused: respelled oracles (blanks, brackets, letters' case, forms of numbers) that the library pays 1 and we do not,
   of those that the library pays 1, with an example and our reason;
 * hidden: the mean that the library pays for the oracle among other text, and that we pay;
+* redrawn: share of the items that have no right answer, which our task passes over;
 * worst: the longest time of scoring one hostile text, best of three, in ms, and the most that one earned.
 
 ``--all`` prints a row for each dataset; ``--json FILE`` keeps the findings.
@@ -87,6 +88,7 @@ def scan(name: str, num_items: int, num_texts: int) -> dict[str, Any]:
     examples = [task.sample(np.random.default_rng(seed), "train") for seed in range(num_items)]
     return {
         "dataset": name,
+        "redrawn": task.redrawn_fraction,
         **_floors(task, examples),
         **_refusals(task, examples),
         **_hidden(task, examples),
@@ -180,20 +182,21 @@ def scan_apart(name: str, num_items: int, num_texts: int, seconds: float) -> dic
 def row(found: dict[str, Any]) -> str:
     """One row of the table."""
     if "killed_at" in found:
-        return f"| {found['dataset']} | killed at `{found['killed_at']}` | | | |"
+        return f"| {found['dataset']} | killed at `{found['killed_at']}` | | | | |"
     floor = f"{found['floor']:.2f} (`{found['floor_text']}`) -> {found['our_floor']:.2f}"
     refused = f"{found['refused']} of {found['right']}"
     if found["refused_examples"]:
         refused += " such as `{1}` for `{0}`: {2}".format(*found["refused_examples"][0])
     hidden = f"{found['hidden']:.2f} -> {found['our_hidden']:.2f}"
     worst = f"{found['worst_ms']:.1f} (`{found['worst_text']}`), pays {found['paid']:.2f}, {found['grown_mb']:.0f} MB"
-    return f"| {found['dataset']} | {floor} | {refused} | {hidden} | {worst} |".replace("\n", "\\n")
+    redrawn = f"{found['redrawn']:.3f}"
+    return f"| {found['dataset']} | {floor} | {refused} | {hidden} | {worst} | {redrawn} |".replace("\n", "\\n")
 
 
 def is_remarkable(found: dict[str, Any]) -> bool:
     """Return whether there is something to tell."""
     return "killed_at" in found or bool(
-        found["floor"] > 0 or found["our_floor"] > 0 or found["refused"] or found["oracle_unpaid"]
+        found["floor"] > 0 or found["our_floor"] > 0 or found["refused"] or found["oracle_unpaid"] or found["redrawn"]
     )
 
 
@@ -216,8 +219,15 @@ def main() -> None:
         return
     found = []
     names = arguments.datasets or [name for name in dataset_names() if name != "composite"]  # a mixture of the others
-    print("| dataset | floor: library -> ours | right but refused | hidden: library -> ours | worst ms of a text |")
-    print("|---|---|---|---|---|")
+    columns = [
+        "dataset",
+        "floor: library -> ours",
+        "right but refused",
+        "hidden: library -> ours",
+        "worst ms of a text",
+    ]
+    print(f"| {' | '.join([*columns, 'redrawn'])} |")
+    print("|---|---|---|---|---|---|")
     for name in names:
         found.append(scan_apart(name, arguments.items, arguments.texts, arguments.seconds))
         if arguments.all or is_remarkable(found[-1]):

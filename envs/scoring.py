@@ -7,7 +7,8 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -106,6 +107,23 @@ class Scorer:
             self._pool = ScoringPool(self._target, number, timeout_seconds, scorer_memory_gib)
         self._together = task if self._pool is None and isinstance(task, BatchScoringTask) else None
         self._warned: set[str] = set()
+        self._is_ahead = False
+        self._ahead: dict[tuple[Any, ...], list[Any]] = {}
+
+    @contextmanager
+    def asked_ahead(self, ask: Callable[[], None]) -> Iterator[None]:
+        """Within the block, what ``ask`` asked is answered from memory: each of its answers once, not counted again.
+
+        So texts that are played one after the other can be scored together: ``ask`` asks for all of them first. What it
+        did not ask is asked when it comes.
+        """
+        try:
+            self._is_ahead = True
+            ask()
+            self._is_ahead = False
+            yield
+        finally:
+            self._is_ahead, self._ahead = False, {}
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """What the text is worth; see the class for what failures do.
@@ -121,9 +139,7 @@ class Scorer:
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
         """
-        if self._together is not None and len(answers) > 1:
-            return self._score_together(self._together, answers)
-        return self._score_each(answers)
+        return self._answers("score", answers, self._score_batch)
 
     def progress_batch(self, answers: Sequence[Answer]) -> list[Progress | Failure]:
         """How far each text has come, of a dense task.
@@ -131,7 +147,7 @@ class Scorer:
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
         """
-        return self._ask(_jobs("progress", answers), Progress, answers)
+        return self._answers("progress", answers, lambda asked: self._ask(_jobs("progress", asked), Progress, asked))
 
     def turn_batch(self, turns: Sequence[Turn]) -> list[Reply | Failure]:
         """What the world of each row replies to the last text of all that was said to it in this episode.
@@ -159,6 +175,23 @@ class Scorer:
         """End the scoring processes, if there are any; a later call starts others."""
         if self._pool is not None:
             self._pool.close()
+
+    def _answers(
+        self, method: str, answers: Sequence[Answer], ask: Callable[[Sequence[Answer]], list[Any]]
+    ) -> list[Any]:
+        """What ``ask`` says of the answers, or has said ahead."""
+        if not self._is_ahead and not self._ahead:
+            return ask(answers)
+        keys = [(method, id(example), text, np.asarray(ids).tobytes()) for example, text, ids in answers]
+        if self._is_ahead:
+            found = ask(answers)
+            for key, one in zip(keys, found, strict=True):
+                self._ahead.setdefault(key, []).append(one)
+            return found
+        known = [self._ahead[key].pop(0) if self._ahead.get(key) else None for key in keys]
+        new = [answer for answer, one in zip(answers, known, strict=True) if one is None]
+        told = iter(ask(new) if new else ())
+        return [next(told) if one is None else one for one in known]
 
     def _ask(self, jobs: Sequence[Job], expected: type, about: Iterable[tuple[Example, str, Any]]) -> list[Any]:
         start = time.perf_counter()
@@ -191,6 +224,11 @@ class Scorer:
             message = f"task.{method} returned {type(outcome.result).__name__}; expected worldmtp.envs."
             return self._failure(TypeError(f"{message}{expected.__name__}."), example, text)
         return outcome.result
+
+    def _score_batch(self, answers: Sequence[Answer]) -> list[Score]:
+        if self._together is not None and len(answers) > 1:
+            return self._score_together(self._together, answers)
+        return self._score_each(answers)
 
     def _score_each(self, answers: Sequence[Answer]) -> list[Score]:
         scores = self._ask(_jobs("score", answers), Score, answers)

@@ -47,9 +47,10 @@ class TextGenEnv(gymnasium.Env):
         render_mode: str | None = None,
         **fields: Any,
     ) -> None:
-        self._kernel = TextGenVectorEnv(1, config, render_mode=render_mode, **fields)
-        self.rows = wrap(self._kernel, text_wrappers)
-        """The vector environment of one row."""
+        self.kernel = TextGenVectorEnv(1, config, render_mode=render_mode, **fields)
+        """The row itself, without its wrappers."""
+        self.rows = wrap(self.kernel, text_wrappers)
+        """The row in its wrappers."""
         self.render_mode = render_mode
         self.metadata = {**type(self).metadata}  # what is written into an instance's does not reach the class
         self.observation_space = self.rows.single_observation_space
@@ -59,73 +60,73 @@ class TextGenEnv(gymnasium.Env):
     @property
     def config(self) -> TextEnvConfig:
         """The task, tokenizer and budgets."""
-        return self._kernel.config
+        return self.kernel.config
 
     @property
     def dataset(self) -> TextDataset:
         """The questions, tokens and budgets."""
-        return self._kernel.dataset
+        return self.kernel.dataset
 
     @property
     def problem(self) -> TextDataset:
         """The dataset, by its former name."""
-        return self._kernel.dataset
+        return self.kernel.dataset
 
     @property
     def task(self) -> Task:
         """What is asked and scored."""
-        return self._kernel.task
+        return self.kernel.task
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Text to ids and back."""
-        return self._kernel.tokenizer
+        return self.kernel.tokenizer
 
     @property
     def max_new(self) -> int:
         """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self._kernel.max_new
+        return self.kernel.max_new
 
     @property
     def scorer(self) -> Scorer:
         """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self._kernel.scorer
+        return self.kernel.scorer
 
     @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        return self._kernel.eos_terminates
+        return self.kernel.eos_terminates
 
     def examples(
         self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False
     ) -> list[Example]:
         """Return distinct examples of a split, by the stream of a purpose; more of them begin with the fewer."""
-        return self._kernel.examples(split, num_examples, seed, purpose, fewer)
+        return self.kernel.examples(split, num_examples, seed, purpose, fewer)
 
     def overlap(self) -> float:
         """Return the share of the held-out pool's questions that the training pool has."""
-        return self._kernel.overlap()
+        return self.kernel.overlap()
 
     def example_of(self, row: int = 0) -> Example:
         """Return the question that the text answers."""
-        return self._kernel.example_of(row)
+        return self.kernel.example_of(row)
 
     @property
     def _np_random(self) -> np.random.Generator | None:
         """The row's generator: gymnasium seeds and reads it by this name."""
-        return self._kernel._np_random
+        return self.kernel._np_random
 
     @_np_random.setter
     def _np_random(self, generator: np.random.Generator | None) -> None:
-        self._kernel._np_random = generator
+        self.kernel._np_random = generator
 
     @property
     def _np_random_seed(self) -> int | None:
-        return self._kernel._np_random_seed
+        return self.kernel._np_random_seed
 
     @_np_random_seed.setter
     def _np_random_seed(self, seed: int | None) -> None:
-        self._kernel._np_random_seed = seed
+        self.kernel._np_random_seed = seed
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -146,7 +147,7 @@ class TextGenEnv(gymnasium.Env):
             ResetNeeded: before the first reset, and after an end.
             ValueError: if the action is no integer, or not in the vocabulary; see ``token_id``.
         """
-        if not self._kernel.is_begun or self._kernel.done[0]:
+        if not self.kernel.is_begun or self.kernel.done[0]:
             raise ResetNeeded("there is no text under way; call reset before step.")
         actions = np.array([token_id(action, self.tokenizer.vocab_size)], dtype=np.int64)
         obs, rewards, terminated, truncated, infos = self.rows.step(actions)
@@ -158,7 +159,7 @@ class TextGenEnv(gymnasium.Env):
 
     def render(self) -> str | None:
         """Return prompt and response, and the score of an ended text, in "ansi" mode."""
-        texts = self._kernel.render()
+        texts = self.kernel.render()
         if texts is None:
             return None
         return texts[0] if self._last_score is None else f"{texts[0]}    [score {self._last_score:.2f}]"

@@ -129,19 +129,7 @@ class TextGenVectorEnv(TextVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rows = TextRows(num_envs, width, self.tokenizer.pad_id)
-        self._rewards = Rewards(
-            self.task,
-            RewardRules(
-                self.tokenizer,
-                self._scorer,
-                self._dataset.max_new,
-                self._dataset.max_steps,
-                self.config.truncation_score,
-                self.config.max_turn,
-            ),
-            num_envs,
-            width,
-        )
+        self._rewards = self.new_rewards(num_envs)
         self._split = self.config.split
         self._group_size = 1
         self._use(parse_options({"group_size": group_size}, num_envs))
@@ -176,6 +164,19 @@ class TextGenVectorEnv(TextVectorEnv):
     def group_size(self) -> int:
         """Consecutive rows that share a prompt."""
         return self._group_size
+
+    def new_rewards(self, num_rows: int) -> Rewards:
+        """Return what pays so many rows of other texts of this task, by the same scorer."""
+        dataset = self._dataset
+        rules = RewardRules(
+            dataset.tokenizer,
+            self._scorer,
+            dataset.max_new,
+            dataset.max_steps,
+            self.config.truncation_score,
+            self.config.max_turn,
+        )
+        return Rewards(dataset.task, rules, num_rows, dataset.max_prompt + dataset.max_new)
 
     def example_of(self, row: int) -> Example:
         """Return the question that a row answers."""

@@ -11,7 +11,8 @@ Nine of its datasets call ``eval`` or sympy's ``parse_expr``, which is ``eval``,
 * products of polynomials are first compared exactly at fixed points. Only a right one reaches the library's scorer,
   which also looks at how it is written: ``(x+1)*(x+2)`` is no answer to "multiply (x+1)*(x+2)".
 
-complex_arithmetic reads its answers safely, but takes "NaN" for right on every question: what is no number is refused.
+complex_arithmetic and number_sorting read their answers safely, but take "NaN" and a list of NaN for right on every
+question, since nothing is further from a number than it may be: what is no number is refused.
 Three more run no code, but hang on a short text: coin_flip computes ``1e999999999`` as a fraction, rubiks_cube and
 rush_hour make ``R999999999`` and ``A+999999999`` move by move. Numbers of that size are refused (reason "too_large").
 coin_flip also pays "0" in full for any probability that begins with it, so it is decided here.
@@ -67,12 +68,14 @@ def verdict(dataset: str, text: str, entry: dict[str, Any]) -> Verdict:
     if dataset in LITERAL:
         may_be_read = _is_literal(text, max_length=max(_MAX_LITERAL, 4 * len(entry["answer"])))
         return None if may_be_read or text in entry["metadata"].get("valid_answers", ()) else (0.0, "no_literal")
-    if dataset in _TOO_LARGE and (len(text) > _MAX_LENGTH or _TOO_LARGE[dataset].search(text)):
+    if dataset in _TOO_LARGE and (len(text) > _MAX_LENGTH or _TOO_LARGE[dataset].search(text.replace(",", ""))):
         return 0.0, "too_large"
     if dataset == "coin_flip":
         return _probability(text, entry)
     if dataset == "complex_arithmetic":
         return None if _COMPLEX.fullmatch(text) and len(text) <= _MAX_PRODUCT else (0.0, "no_number")
+    if dataset == "number_sorting":
+        return (0.0, "no_number") if "nan" in text.casefold() else None
     if dataset not in EXPRESSION:
         return None
     try:

@@ -10,15 +10,20 @@ What is added to it, and why:
   that a list of all digits earns something everywhere, and others find the oracle wherever it is hidden. Where a
   scorer does that on any calibration item, a text that has the oracle among other text earns nothing (reason
   "containment"), unless the library pays it in full and nothing but brackets and signs was added: "015" and "15." are
-  15. Some scorers pay a constant text on every item, up to 1 for "zz" or "NaN"; what constant texts earn on every
-  calibration item is measured once, and credit not above that floor is removed (reason "floor"), unless the text is the
-  oracle but for the letters' case and punctuation around it. A scorer that raises raises here too: the environment's
-  scorer counts it. ``benchmarks/scan_scorers.py`` shows what is paid for what.
+  15. Others read what they need and leave the rest unread: where one pays an oracle with other text before or behind it
+  in full, such a text earns nothing either. Some scorers pay a constant text on every item, up to 1 for "zz" or "NaN";
+  what constant texts earn on every calibration item is measured once, and credit not above that floor is removed
+  (reason "floor"), unless the text is the oracle but for the letters' case and punctuation around it. A scorer that
+  raises raises here too: the environment's scorer counts it. ``benchmarks/scan_scorers.py`` shows what is paid for
+  what.
 * *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
 * *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
   (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
 * *Evaluated answers.* Some scorers run the text as Python; what a policy writes is read here instead, or does not
   reach them (``evaluated_answers``).
+* *Questions without an answer.* Some items have an oracle that is none: intermediate_integration leaves some integrals
+  as ``Integral(...)``, and base_conversion writes 0 as nothing. An item whose oracle is not paid in full here, or is an
+  integral that is not in closed form, is passed over and the next one drawn; ``redrawn_fraction`` is their share.
 * *Global generators.* Some generators draw from Python's or numpy's; these are seeded for each item and put back.
 
 Left out: chain-of-thought answer tags, and a level that rises while training: levels are environments of their own.
@@ -39,13 +44,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.global_rng import seeded_global_rng
-from worldmtp.envs.task import Example, Score
+from worldmtp.envs.task import Example, Score, is_full_return
 from worldmtp.envs.tasks.curriculum import Level, curriculum_options
 from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
 from worldmtp.envs.tasks.item_cache import ItemCache
 from worldmtp.envs.tasks.matching import check_reward
 
 _INDEX_RANGE = 2**31
+_MAX_REDRAWS = 100
 _BOUNDED_SIZE = 1000  # items of the few datasets that prepare their items in advance
 _CONSTANT_ANSWERS = (
     *("", "zz", "0", "1", "0123456789", "True", "None", "null", "NaN", "inf", "\u2603"),
@@ -105,14 +111,36 @@ class ReasoningGymTask:
         self._drop = str.maketrans("", "", drop)
         self._floor = _constant_credit(self._raw, entries)
         evaluates = dataset in EXPRESSION | LITERAL  # decided by what is written: nothing can be hidden there
+        self._num_drawn = self._num_redrawn = 0
         self._pays_hidden = not evaluates and _pays_hidden(self._dataset.score_answer, entries)
+        self._leaves_unread = not evaluates and _leaves_unread(self._dataset.score_answer, entries)
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:
-        """The item at a random index."""
-        entry = self._entry(int(rng.integers(self._index_range)))
+        """The item at a random index; where its oracle is no answer, that at the next index drawn.
+
+        Raises:
+            ValueError: if no item in 100 has an answer.
+        """
+        entry: dict[str, Any] = {}
+        for _ in range(_MAX_REDRAWS):
+            entry = self._entry(int(rng.integers(self._index_range)))
+            self._num_drawn += 1
+            if self._has_answer(entry):
+                break
+            self._num_redrawn += 1
+        else:
+            raise ValueError(
+                f"none of {_MAX_REDRAWS} items of {self.dataset_name} has an oracle that is paid in full, such as "
+                f"{entry['answer']!r}; change the dataset's options."
+            )
         answer = entry["answer"]
         prompt = self._compact(entry["question"]).translate(self._drop) + self.separator
         return Example(prompt=prompt, answer=None if answer is None else str(answer), meta={"entry": entry})
+
+    @property
+    def redrawn_fraction(self) -> float:
+        """Share of all items drawn so far that had no answer; NaN before the first."""
+        return self._num_redrawn / self._num_drawn if self._num_drawn else math.nan
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """The dataset's own score of the stripped text, clipped to [0, 1] and hardened.
@@ -136,16 +164,36 @@ class ReasoningGymTask:
         if not math.isfinite(raw):
             return self._paid(0.0, "no_number", 0.0)
         raw = min(max(raw, 0.0), 1.0)
-        value, reason = raw, "ok"
-        if text != oracle:
-            if 0.0 < raw <= self._floor and not (raw >= 1.0 and oracle and _is_respelled(text, oracle)):
-                value, reason = 0.0, "floor"
-            elif self._pays_hidden and oracle and oracle in text and not (raw >= 1.0 and _adds_nothing(text, oracle)):
-                value, reason = 0.0, "containment"
-        return self._paid(value, reason, raw)
+        reason = "ok" if text == oracle else self._withheld(text, oracle or "", raw)
+        return self._paid(raw if reason == "ok" else 0.0, reason, raw)
+
+    def _withheld(self, text: str, oracle: str, raw: float) -> str:
+        """Why a text that is not the oracle is not paid what the library pays, or "ok"."""
+        if 0.0 < raw <= self._floor and not (raw >= 1.0 and oracle and _is_respelled(text, oracle)):
+            return "floor"
+        if self._pays_hidden and oracle and oracle in text and not (raw >= 1.0 and _adds_nothing(text, oracle)):
+            return "containment"
+        if self._leaves_unread and oracle and is_full_return(raw) and _says_more(text, oracle):
+            return "containment"
+        return "ok"
+
+    def _has_answer(self, entry: dict[str, Any]) -> bool:
+        """Return whether the oracle is a right answer; an item without an oracle is one of many answers."""
+        if entry["answer"] is None:
+            return True
+        oracle = str(entry["answer"]).strip()
+        if self._source(entry) in EXPRESSION:
+            decided = self._verdict(oracle, entry)
+            if decided is not None:  # the library's own scorer would compute an integral that is left as one
+                return decided[0] >= 1.0
+        return float(self._dataset.score_answer(oracle, entry)) >= 1.0
+
+    def _source(self, entry: dict[str, Any]) -> str:
+        name: str = entry["metadata"].get("source_dataset", self.dataset_name)
+        return name
 
     def _verdict(self, text: str, entry: dict[str, Any]) -> tuple[float, str] | None:
-        return verdict(entry["metadata"].get("source_dataset", self.dataset_name), text, entry)
+        return verdict(self._source(entry), text, entry)
 
     def _raw(self, text: str, entry: dict[str, Any]) -> float:
         """What a text that is not the oracle earns before credit is removed."""
@@ -252,6 +300,27 @@ def _adds_nothing(text: str, oracle: str) -> bool:
         return Decimal(text.replace(",", "")) == Decimal(oracle.replace(",", ""))
     except InvalidOperation:
         return False
+
+
+def _says_more(text: str, oracle: str) -> bool:
+    """Return whether a text has the oracle in letters of either case, and beside it a letter or a digit but 0."""
+    before, found, after = text.casefold().partition(oracle.casefold())
+    return bool(found) and re.search(r"[^\W0_]", before + after) is not None
+
+
+def _leaves_unread(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:
+    """Return whether the scorer pays in full for an oracle with other text before or behind it, on any item."""
+    for entry in entries:
+        if not entry["answer"]:
+            continue
+        for joint in (" ", ", ", "\n"):
+            for text in (f"{entry['answer']}{joint}zz", f"zz{joint}{entry['answer']}"):
+                try:
+                    if is_full_return(float(score_answer(text, entry))):
+                        return True
+                except Exception:  # noqa: BLE001 - a scorer that cannot read this text pays nothing for it
+                    continue
+    return False
 
 
 def _pays_hidden(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:

@@ -301,7 +301,8 @@ def _check_tokens(text: str, grammar: Grammar) -> None:
 
 def _number(token: str, grammar: Grammar) -> Fraction:
     mantissa, _, exponent = token.lower().partition("e")
-    if len(mantissa) > grammar.max_digits or (exponent and abs(int(exponent[:9])) > _MAX_DECIMAL_EXPONENT):
+    size = exponent.lstrip("+-0")[:9]  # 1e000000000999999999 is as large as 1e999999999
+    if len(mantissa) > grammar.max_digits or (size and int(size) > _MAX_DECIMAL_EXPONENT):
         raise TooLarge(f"the number {_shown(token)} has more than {grammar.max_digits} digits.")
     return Fraction(token)
 

@@ -187,7 +187,14 @@ class TotalWorld:
     action_conditional = True
     max_horizon = None
 
-    def encode(self, input_ids: Any, attention_mask: Any, root_rows: Any = None, root_positions: Any = None) -> Any:
+    def encode(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        root_rows: Any = None,
+        root_positions: Any = None,
+        features: Any = None,
+    ) -> Any:
         seen = torch.arange(input_ids.shape[1]) <= root_positions[:, None]
         return TotalState((input_ids[root_rows] * seen).sum(1), input_ids[root_rows, root_positions])
 

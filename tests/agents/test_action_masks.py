@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import worldmtp.envs
-from worldmtp.agents.action_masks import allowed_tokens, entropies, forbid
+from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.forward import policy_stats
 from worldmtp.agents.policies import TrunkPolicy
@@ -17,6 +17,7 @@ from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.envs import TextGenVectorEnv, TextVectorEnv, VectorActionMask, VectorPotentialShaping, make_text_vec
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]
@@ -96,7 +97,7 @@ def test_greedy_acting_takes_the_best_allowed_token(
     model = tiny_model()
     with torch.no_grad():
         model.trunk.get_output_embeddings().weight[6] *= 50  # "=", which is forbidden, is now what the trunk prefers
-        rollout = collect_rollout(masked(8), TrunkPolicy(model), None, {})
+        rollout = collect_rollout(masked(8), TrunkPolicy(model, 1.0), None, {})
     assert set(rollout.actions[rollout.step_mask].tolist()) <= set(ALLOWED)
 
 
@@ -105,7 +106,7 @@ def test_masked_entropy_and_its_gradient_by_hand() -> None:
     logits = torch.tensor([[5.0, 0.0, float(np.log(3.0))]], requires_grad=True)
     allowed = torch.tensor([[False, True, True]])
     log_policy = forbid(logits, allowed).log_softmax(dim=-1)
-    entropy = entropies(log_policy, allowed)
+    entropy = entropy_per_token(log_policy)
     expected = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
     assert float(entropy[0].detach()) == pytest.approx(expected, abs=1e-6)
     entropy.sum().backward()
@@ -140,4 +141,4 @@ def test_what_would_choose_without_a_mask_is_refused(
 
 def test_a_drafting_policy_refuses_a_mask(masked: Callable[[int], VectorActionMask], tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"draft='mtp' decides tokens whose action mask is not known yet"):
-        collect_rollout(masked(2), TrunkPolicy(tiny_model(), draft="mtp"), None, {})
+        collect_rollout(masked(2), TrunkPolicy(tiny_model(), 1.0, draft="mtp"), None, {})

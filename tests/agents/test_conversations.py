@@ -57,7 +57,7 @@ def test_a_conversation_is_recorded_as_it_was(
         return returned
 
     env.step = watched  # type: ignore[method-assign]
-    policy = TrunkPolicy(model, draft=draft)
+    policy = TrunkPolicy(model, 1.0, draft=draft)
     rollout = collect_rollout(env, policy, torch.Generator().manual_seed(0), {})
     written = action_mask(rollout)
     assert (written.numpy() == np.stack([acted[row] for row in range(6)])).all()

@@ -12,7 +12,7 @@ from worldmtp.agents.advantages import gae_of
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions, least_on_simplex
 from worldmtp.agents.forward import PolicyStats
-from worldmtp.agents.imagined_returns import Acting, imagined_root_returns
+from worldmtp.agents.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics.rollout import acting_policy
 
@@ -106,8 +106,8 @@ def test_expansions_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None
     With gamma 1/2 and continuation 1/2, T_1 = a / 10 + (total + a) / 4 for the token a imagined, 0 .. 6.
     """
     rollout = rollout_of(hand_rollout)
-    generator = torch.Generator().manual_seed(0)
-    expansions, _ = imagined_expansions(total_world, ACTING, rollout, 1, 400, 0.5, 64, generator)
+    generator, states = torch.Generator().manual_seed(0), acted_states(total_world, rollout)
+    expansions, _ = imagined_expansions(total_world, ACTING, rollout, states, 1, 400, 0.5, 64, generator)
     assert expansions[:, 0].tolist() == [5.0, 9.0, 2.0]
     probs = [torch.nn.functional.one_hot(torch.tensor(total % 7), 7).mul(5.0).softmax(0) for total in (5, 9, 2)]
     tokens = torch.arange(7.0)
@@ -117,7 +117,9 @@ def test_expansions_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None
     # Standard error below 0.35 * 2 / 20 = 0.035; 5 of them: false alarm below 1e-5, and the seed is fixed.
     torch.testing.assert_close(expansions[:, 1], exact, atol=0.175, rtol=0)
     # The same of the first roots alone, one draw a call.
-    roots = torch.stack([imagined_root_returns(total_world, ACTING, rollout, 1, 0.5, generator) for _ in range(400)])
+    roots = torch.stack(
+        [imagined_root_returns(total_world, ACTING, rollout, states, 1, 0.5, generator) for _ in range(400)]
+    )
     torch.testing.assert_close(roots.mean(dim=0), exact[[0, 2]], atol=0.175, rtol=0)
 
 

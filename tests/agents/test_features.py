@@ -9,7 +9,7 @@ import torch
 
 from worldmtp.agents.counterfactual import LiveTokens, live_tokens
 from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
-from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics import MTPWorldModel, OracleWorldModel
 from worldmtp.dynamics.rollout import acting_policy
@@ -81,10 +81,11 @@ def test_imagined_features_never_look_at_the_action_or_later(
     """The text from a_1 on is exchanged; what is imagined in s_0 and s_1 stays."""
     rollout, model = two_rows(hand_rollout), tiny_model()
     live = live_tokens(policy_of(rollout), rollout.step_mask, 3, 0.0)
-    before = imagined_features(world(model), ACTING, rollout, live, 2, 100)
+    before = imagined_features(world(model), ACTING, rollout, acted_states(world(model), rollout), live, 2, 100)
     input_ids = rollout.input_ids.clone()
     input_ids[0, 4:6], input_ids[1, 2:3] = torch.tensor([2, 6]), torch.tensor([5])
-    after = imagined_features(world(model), ACTING, replace(rollout, input_ids=input_ids), live, 2, 100)
+    other = replace(rollout, input_ids=input_ids)
+    after = imagined_features(world(model), ACTING, other, acted_states(world(model), other), live, 2, 100)
     early = (torch.arange(3) < 2)[None, :, None].expand(live.mask.shape)[live.mask]
     torch.testing.assert_close(after.latents[early], before.latents[early], atol=1e-6, rtol=0)
     torch.testing.assert_close(after.readings[early], before.readings[early], atol=1e-6, rtol=0)
@@ -97,7 +98,8 @@ def test_readings_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     ids = torch.tensor([[[4, 1], [0, 0]]])
     mask = torch.tensor([[[True, True], [False, False]]])
     live = LiveTokens(ids=ids, logprobs=torch.zeros((1, 2, 2)), mask=mask)
-    imagined = imagined_features(total_world, ACTING, rollout, live, 2, 100)
+    states = acted_states(total_world, rollout)
+    imagined = imagined_features(total_world, ACTING, rollout, states, live, 2, 100)
     # Candidate 4: total 9, paid .4, next 9 mod 7 = 2 -> total 11, paid .2. Candidate 1: total 6, .1, next 6 -> 12, .6.
     # Logit 5 beside six of 0: log p = 5 - ln(e^5 + 6); entropy = -p ln p - 6 q ln q with q = 1 / (e^5 + 6).
     log_p, log_q = (torch.tensor([5.0] + [0.0] * 6).log_softmax(0)[[0, 1]]).tolist()
@@ -109,16 +111,27 @@ def test_readings_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     torch.testing.assert_close(imagined.readings, torch.tensor(expected))
     assert imagined.latents.tolist() == [[9.0, 4.0], [6.0, 1.0]]
     assert imagined.num_steps == 4
-    short = imagined_features(total_world, ACTING, rollout, live, 1, 100)
+    short = imagined_features(total_world, ACTING, rollout, states, live, 1, 100)
     torch.testing.assert_close(short.readings, torch.tensor(expected)[:, :3])
+
+
+def test_every_candidate_is_asked_about_in_its_own_state(hand_rollout: MakeRollout, total_world: Any) -> None:
+    """A state is worth its total. Row 0: 2 + 3 + 6 = 11, then 15 and 20 after actions 4 and 5; row 1: 2, then 5."""
+    rollout = two_rows(hand_rollout)
+    ids = torch.tensor([[[1, 2], [3, 4], [5, 6]], [[6, 5], [4, 3], [0, 0]]])
+    mask = torch.tensor([[[True, True], [False, True], [True, False]], [[True, False], [True, True], [False, False]]])
+    live = LiveTokens(ids=ids, logprobs=torch.zeros((2, 3, 2)), mask=mask)
+    imagined = imagined_features(total_world, ACTING, rollout, acted_states(total_world, rollout), live, 1, 100)
+    assert imagined.readings[:, 2].tolist() == [11 + 1, 11 + 2, 15 + 4, 20 + 5, 2 + 6, 5 + 4, 5 + 3]
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 3])
 def test_chunks_change_nothing(horizon: int, hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout = two_rows(hand_rollout)
     live = live_tokens(policy_of(rollout), rollout.step_mask, 3, 0.05)
-    whole = imagined_features(total_world, ACTING, rollout, live, horizon, 1000)
-    chunked = imagined_features(total_world, ACTING, rollout, live, horizon, 2)
+    states = acted_states(total_world, rollout)
+    whole = imagined_features(total_world, ACTING, rollout, states, live, horizon, 1000)
+    chunked = imagined_features(total_world, ACTING, rollout, states, live, horizon, 2)
     torch.testing.assert_close(chunked.readings, whole.readings)
     assert torch.equal(chunked.latents, whole.latents)
     assert whole.readings.shape == (int(live.mask.sum()), num_readings(horizon))

@@ -11,7 +11,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
 from worldmtp.agents.counterfactual import LiveTokens
 from worldmtp.agents.expansion import imagined_expansions
 from worldmtp.agents.features import imagined_features
-from worldmtp.agents.imagined_returns import Acting, Turns, imagined_root_returns
+from worldmtp.agents.imagined_returns import Acting, Turns, acted_states, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.predictions import root_imaginations
 from worldmtp.agents.trainer import ImaginationTrainer
@@ -110,7 +110,8 @@ def test_every_use_stops_at_the_border(hand_rollout: MakeRollout, total_world: A
     """The likeliest token is the last one plus one, gamma 1; turns of two tokens and a horizon of three."""
     rollout, world = conversation(hand_rollout), Digits(total_world)
     acting = Acting(acting_policy(1.0), WIDE, Turns(EOS, 2))
-    expansions, cut = imagined_expansions(world, acting, rollout, 3, 1, 1.0, 64, torch.Generator().manual_seed(0))
+    states, generator = acted_states(world, rollout), torch.Generator().manual_seed(0)
+    expansions, cut = imagined_expansions(world, acting, rollout, states, 3, 1, 1.0, 64, generator)
     # Every turn has room for 2, 1, 2, 1, 2 tokens: horizons beyond repeat what the border is worth.
     assert cut == 1.0
     for state, room in enumerate([2, 1, 2, 1, 2]):
@@ -119,12 +120,13 @@ def test_every_use_stops_at_the_border(hand_rollout: MakeRollout, total_world: A
     shown = torch.isfinite(roots.token_probs[0]).sum(dim=1)
     # Roots stand at the last token before each action: places 1, 2, 4, 5 and 8.
     assert shown.tolist() == [0, 2, 1, 0, 2, 1, 0, 0, 2, 0, 0, 0]
-    value = imagined_root_returns(world, acting, rollout, 3, 1.0, torch.Generator().manual_seed(0))
+    value = imagined_root_returns(world, acting, rollout, states, 3, 1.0, torch.Generator().manual_seed(0))
     # s_0 = (2, 3): tokens 4 and 5, paid 1 each, and 10 (2 + 3 + 4 + 5) at the border.
     assert value.tolist() == [142.0]
     ids, mask = torch.zeros((1, 6, 2), dtype=torch.long), torch.zeros((1, 6, 2), dtype=torch.bool)
     ids[0, 0], mask[0, 0] = torch.tensor([EOS, 4]), True
-    features = imagined_features(world, acting, rollout, LiveTokens(ids, torch.zeros((1, 6, 2)), mask), 3, 100)
+    live = LiveTokens(ids, torch.zeros((1, 6, 2)), mask)
+    features = imagined_features(world, acting, rollout, states, live, 3, 100)
     # After EOS nothing: 1 paid, 10 (5 + 1) for good. After 4 one more token: 5.
     assert features.readings[0].tolist() == [1, 1, 60, 0, 0, 0, 0, 60, 60, 1]
     assert features.readings[1, [0, 1, 2, 7, 8, 9]].tolist() == [1, 1, 90, 140, 140, 2]
@@ -174,3 +176,14 @@ def test_the_temperature_reaches_every_use(text_env: Callable[[int], TextGenVect
         policy = trainer._estimator._acting.policy  # type: ignore[attr-defined]
         probs = policy(torch.tensor([[1.0, 1.01, 0.0]])).exp()
         assert probs[0].tolist() == pytest.approx([0.0, 1.0, 0.0])
+
+
+def test_the_temperature_reaches_the_heads_that_learn(
+    text_env: Callable[[int], TextGenVectorEnv], tiny_model: Any
+) -> None:
+    """Logits of fresh heads differ by some tenths, of which a temperature of .0001 makes thousands of nats."""
+    rollout = RolloutConfig(num_iterations=1, num_prompts=2, group_size=2, temperature=1e-4)
+    world = WorldModelConfig(num_updates=1, batch_size_episodes=4)
+    imagination = ImaginationConfig(use="baseline", horizon=2, num_rollouts=2)
+    trainer = ImaginationTrainer(tiny_model(), text_env(4), rollout, PPOConfig(), world, imagination, seed=0)
+    assert trainer.step()[0]["world_model/depth_2/ce"] > 100

@@ -75,6 +75,17 @@ def test_padding_of_the_live_axis_counts_nothing_and_breaks_no_gradient() -> Non
     assert logprobs.grad.tolist() == [[[-0.5, 0.0]]]
 
 
+@pytest.mark.parametrize(("old", "advantage"), [(-95.0, 0.0), (-200.0, 7.0)])
+def test_an_unlikely_token_that_became_likely_breaks_nothing(old: float, advantage: float) -> None:
+    """Its ratio is infinite in float32; without an advantage, or weighted by a probability of 0, it counts nothing."""
+    logprobs = torch.tensor([[[math.log(0.5), -1.0]]], requires_grad=True)
+    old_logprobs, advantages = torch.tensor([[[math.log(0.5), old]]]), torch.tensor([[[1.0, advantage]]])
+    loss = all_action_loss_per_token(logprobs, old_logprobs, advantages, 0.2)
+    loss.sum().backward()
+    assert loss.tolist() == [[-0.5]]
+    assert logprobs.grad.tolist() == [[[-0.5, 0.0]]]
+
+
 def test_k3_by_hand_and_in_expectation() -> None:
     # pi = 1/2, reference = 1/4: d = -ln 2, e^d - d - 1 = 1/2 + ln 2 - 1.
     assert float(kl_penalty_per_token(log(0.5), log(0.25))) == pytest.approx(math.log(2) - 0.5)

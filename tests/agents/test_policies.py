@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.policies import ActingPolicy, LatentPolicy, TrunkPolicy, sample_step
+from worldmtp.agents.ppo import PPOAgent
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.dynamics import OracleWorldModel
@@ -78,7 +80,7 @@ def test_tokens_of_queues_are_those_of_a_trunk_alone(
 def test_rows_that_outrun_their_text_leave_the_session(replying_env: Any, tiny_model: MakeModel) -> None:
     """Episode after episode to the environment's limit, which drafts would run past."""
     model = tiny_model()
-    policy = TrunkPolicy(model, draft="mtp", num_draft=1)
+    policy = TrunkPolicy(model, 1.0, draft="mtp", num_draft=1)
     env = replying_env([[2], [3, 4]], 3, lambda _: [])
     for seed in range(6):
         rollout = collect_rollout(env, policy, torch.Generator().manual_seed(seed), {})
@@ -97,7 +99,7 @@ def observe(texts: list[list[int]]) -> dict[str, np.ndarray]:
 def test_the_session_is_filled_anew_where_the_text_is_not_its_own(event: str, tiny_model: MakeModel) -> None:
     """A prompt that looks like the old text plus the chosen token, and a row that moves on after standing still."""
     model = tiny_model()
-    policy, seen = TrunkPolicy(model), widths(model)
+    policy, seen = TrunkPolicy(model, 1.0), widths(model)
     texts = [[2, 3], [4, 5, 6]]
     for _ in range(2):
         chosen = policy.act(observe(texts), {}, None).actions.tolist()
@@ -150,13 +152,34 @@ def test_a_latent_policy_needs_imagined_logits() -> None:
     with pytest.raises(
         KeyError, match=r"no 'policy_logits': LatentPolicy acts in an ImaginedVectorEnv; use TrunkPolicy"
     ):
-        LatentPolicy().act(observe([[2]]), {}, None)
+        LatentPolicy(1.0).act(observe([[2]]), {}, None)
 
 
 def test_a_temperature_of_zero_is_refused(tiny_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match=r"temperature=0.0 must be positive; for greedy acting pass no generator"):
+    with pytest.raises(ValueError, match=r"temperature=0\.0 must be positive and finite; for greedy acting pass"):
         TrunkPolicy(tiny_model(), 0.0)
-    assert isinstance(LatentPolicy(), ActingPolicy)
+    with pytest.raises(ValueError, match=r"temperature=0\.0 must be positive and finite; for greedy acting"):
+        LatentPolicy(0.0)
+    assert isinstance(LatentPolicy(1.0), ActingPolicy)
+
+
+def test_who_acts_says_at_what_temperature(tiny_model: MakeModel) -> None:
+    """None is taken for granted: at another one, ratios and what is imagined are another policy's."""
+    for make in (TrunkPolicy, lambda model: LatentPolicy(), lambda model: PPOAgent(model, PPOConfig())):
+        with pytest.raises(TypeError, match=r"missing .*'temperature'"):
+            make(tiny_model())
+    with pytest.raises(ValueError, match=r"temperature=-1\.0 must be positive and finite"):
+        PPOAgent(tiny_model(), PPOConfig(), -1.0)
+
+
+def test_a_latent_policy_leaves_out_what_is_forbidden() -> None:
+    """Of three tokens the likeliest is forbidden; the others have logits 0 and ln 3 / 2, at 1/2 1/4 and 3/4."""
+    logits = np.array([[0.0, math.log(3.0) / 2, 50.0]], dtype=np.float32)
+    infos = {"policy_logits": logits, "action_mask": np.array([[1, 1, 0]], dtype=np.int8)}
+    step = LatentPolicy(0.5).act(observe([[2]]), infos, None)
+    assert step.actions.tolist() == [1]
+    assert float(step.logprobs) == pytest.approx(math.log(0.75), abs=1e-6)
+    assert float(step.entropies) == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75), abs=1e-6)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
@@ -169,7 +192,7 @@ def test_a_round_may_run_past_the_end_of_every_text(replying_env: Any, tiny_mode
     """A model that drafts for itself is always right: rounds of four tokens over episodes of one to seven."""
     model = tiny_model()
     for length in range(1, 8):
-        policy = TrunkPolicy(model, draft=model.trunk, num_draft=3)
+        policy = TrunkPolicy(model, 1.0, draft=model.trunk, num_draft=3)
         rollout = collect_rollout(replying_env([[2], [3, 4, 5]], length, lambda _: []), policy, None, {})
         torch.testing.assert_close(rollout.logprobs, full_logprobs(model, rollout, 1.0), atol=1e-5, rtol=0)
         assert policy.tokens_per_forward == 4 or length == 1
@@ -178,7 +201,7 @@ def test_a_round_may_run_past_the_end_of_every_text(replying_env: Any, tiny_mode
 @torch.no_grad()
 def test_a_new_episode_on_the_same_prompt_is_drawn_anew(tiny_model: MakeModel) -> None:
     """With 7 tokens nearly equally likely, 32 rows of 3 tokens repeat by chance once in 7^96 runs."""
-    policy, generator = TrunkPolicy(tiny_model()), torch.Generator().manual_seed(0)
+    policy, generator = TrunkPolicy(tiny_model(), 1.0), torch.Generator().manual_seed(0)
     episodes = []
     for _ in range(2):
         texts = [[2, 3] for _ in range(32)]
@@ -193,7 +216,7 @@ def test_a_new_episode_on_the_same_prompt_is_drawn_anew(tiny_model: MakeModel) -
 def test_tokens_that_wait_are_not_of_weights_that_are_gone(tiny_model: MakeModel) -> None:
     """A round of drafts decides four tokens; a trunk that is written to meanwhile decides again, from where it is."""
     model, text = tiny_model(), [2, 3]
-    policy = TrunkPolicy(model, draft=model.trunk, num_draft=3)
+    policy = TrunkPolicy(model, 1.0, draft=model.trunk, num_draft=3)
     for step in range(6):
         acted = policy.act(observe([text]), {}, None)
         logits = model.trunk(input_ids=torch.tensor([text])).logits[0, -1]

@@ -1,6 +1,7 @@
 """One PPO update by itself: what the entropy bonus, the temperature of acting and the warm-up do to it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def update(agent: PPOAgent, rollout: Rollout, advantage: float, temperature: flo
 def test_the_entropy_bonus_makes_the_policy_less_certain(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
     """Where nothing is worth anything, the bonus is all there is to climb."""
     model = tiny_model()
-    agent = PPOAgent(model, PPOConfig(ent_coef=1.0, learning_rate=1e-3, **ONE_STEP))
+    agent = PPOAgent(model, PPOConfig(ent_coef=1.0, learning_rate=1e-3, **ONE_STEP), 1.0)
     rollout = acted_at(model, hand_rollout, 1.0)
     entropies = [update(agent, rollout, advantage=0.0)["losses/entropy"] for _ in range(3)]
     assert entropies[0] < entropies[1] < entropies[2]
@@ -72,7 +73,7 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_with_the_run(
     config = PPOConfig(
         learning_rate=0.08, warmup_updates=4, anneals_learning_rate=True, **(ONE_STEP | {"num_epochs": 3})
     )
-    agent, rates = PPOAgent(model, config), list[float]()
+    agent, rates = PPOAgent(model, config, 1.0), list[float]()
     monkeypatch.setattr(agent.optimizer, "step", lambda: rates.append(agent.optimizer.param_groups[0]["lr"]))
     rollout = acted_at(model, hand_rollout, 1.0)
     stats = policy_stats(model, None, rollout, 1.0)
@@ -80,3 +81,51 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_with_the_run(
     for remaining in (1.0, 0.5):
         agent.update(rollout, stats, plan, torch.Generator().manual_seed(0), remaining)
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.04, 0.04, 0.04])
+
+
+def sharpened(model: MTPModel, scale: float) -> MTPModel:
+    """A model that is sure: most of its tokens have a probability that float32 rounds to zero."""
+    with torch.no_grad():
+        model.trunk.base_model.norm.weight *= scale
+    return model
+
+
+@pytest.mark.parametrize("coefs", [{"ent_coef": 0.01}, {"kl_coef": 0.02}, {"ent_coef": 0.01, "kl_coef": 0.02}])
+def test_probabilities_that_round_to_zero_leave_the_update_finite(
+    coefs: dict[str, float], tiny_model: MakeModel, hand_rollout: MakeRollout
+) -> None:
+    """The second answer is shorter: where it has no step, padding is what stands for an action.
+
+    The KL to the reference is 0 there whatever the model says of padding, and an entropy has no slope at a probability
+    of 0: the gradient is that of the same update in float64, where nothing rounds to zero.
+    """
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model = sharpened(tiny_model(), 500.0).to(dtype)
+        agent = PPOAgent(model, PPOConfig(**(ONE_STEP | {"max_grad_norm": 1e9} | coefs)), 1.0)
+        rollout = acted_at(model, hand_rollout, 1.0)
+        with torch.no_grad():
+            logits = model.trunk(rollout.input_ids, attention_mask=rollout.attention_mask.long()).logits
+        probs = logits.float().log_softmax(dim=-1).exp()
+        assert bool((probs[1, 3] == 0).any())
+        assert float(probs[1, 3, 0]) == 0.0
+        metrics = update(agent, rollout, advantage=0.75)
+        assert metrics["losses/kl_reference"] == pytest.approx(0.0, abs=1e-6)
+        found.append(metrics["losses/grad_norm"])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_ratio_that_rounds_to_zero_has_a_finite_divergence(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
+    """The first action's probability fell by exp(-200): r - 1 - log r is 0 - 1 + 200, of one step in two."""
+    model = tiny_model()
+    agent = PPOAgent(model, PPOConfig(**ONE_STEP), 1.0)
+    rows = [{"prompt": [2, 3, 6], "actions": [4, 1], "rewards": [0.0, 1.0], "end": "terminated"}]
+    rollout = hand_rollout(rows, steps=2, length=5)
+    with torch.no_grad():
+        logits = model.trunk(rollout.input_ids, attention_mask=rollout.attention_mask.long()).logits
+    now = logits.log_softmax(dim=-1)[0, [2, 3], [4, 1]]
+    rollout.logprobs[0] = now + torch.tensor([200.0, 0.0])
+    stats = replace(policy_stats(model, None, rollout, 1.0), ref_logprobs=now[None])
+    plan = plain_plan(torch.full((1, 2), 0.75), torch.zeros(1, 2))
+    metrics = agent.update(rollout, stats, plan, torch.Generator().manual_seed(0))
+    assert metrics["losses/approx_kl"] == pytest.approx(199 / 2, rel=1e-5)

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def collected(model: MTPModel, text_env: MakeEnv) -> Rollout:
     env = text_env(16)
     env.reset(seed=5)
-    return collect_rollout(env, TrunkPolicy(model), torch.Generator().manual_seed(0), {"split": "train"})
+    return collect_rollout(env, TrunkPolicy(model, 1.0), torch.Generator().manual_seed(0), {"split": "train"})
 
 
 def test_trained_weights_in_bfloat16_are_refused(text_env: MakeEnv, tiny_model: MakeModel) -> None:
@@ -38,18 +38,18 @@ def test_trained_weights_in_bfloat16_are_refused(text_env: MakeEnv, tiny_model: 
     torch.nn.Module.to(model, torch.bfloat16)
     message = r"is to train \d+ tensors of weights kept in bfloat16.*Call model\.float\(\) first"
     with pytest.raises(ValueError, match=f"PPOAgent {message}"):
-        PPOAgent(model, PPOConfig())
+        PPOAgent(model, PPOConfig(), 1.0)
     with pytest.raises(ValueError, match=f"WorldModelLearner {message}"):
-        WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+        WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     with pytest.raises(ValueError, match=f"PPOAgent {message}"):
         ImaginationTrainer(
             model, text_env(4), RolloutConfig(1, 2, 2), PPOConfig(), WorldModelConfig(), ImaginationConfig(use="off"), 0
         )
     torch.nn.Module.to(model, torch.float64)
-    PPOAgent(model, PPOConfig())
-    WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    PPOAgent(model, PPOConfig(), 1.0)
+    WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     model.trunk.to(torch.bfloat16).requires_grad_(False)  # weights that nobody trains may be kept in anything
-    PPOAgent(model, PPOConfig())
+    PPOAgent(model, PPOConfig(), 1.0)
 
 
 def moved_share(model: MTPModel, compute_dtype: str, text_env: MakeEnv) -> float:
@@ -63,7 +63,7 @@ def moved_share(model: MTPModel, compute_dtype: str, text_env: MakeEnv) -> float
         stats = policy_stats(model, None, rollout, 1.0)
         plan, _ = PlainAdvantages(PPOConfig()).estimate(rollout, stats)
         config = PPOConfig(learning_rate=1e-5, num_epochs=20, num_minibatches=1, anneals_learning_rate=False)
-        PPOAgent(model, config).update(rollout, stats, plan, torch.Generator().manual_seed(0))
+        PPOAgent(model, config, 1.0).update(rollout, stats, plan, torch.Generator().manual_seed(0))
     after = model.trunk.model.layers.parameters()
     return float(torch.cat([(a != b).flatten() for a, b in zip(after, before, strict=True)]).float().mean())
 
@@ -113,7 +113,7 @@ def test_acting_and_updating_agree_in_bfloat16(draft: str, text_env: MakeEnv, ti
     env = text_env(16)
     env.reset(seed=0)
     with computing_in("bfloat16", CPU):
-        policy = TrunkPolicy(model, draft=draft)
+        policy = TrunkPolicy(model, 1.0, draft=draft)
         rollout = collect_rollout(env, policy, torch.Generator().manual_seed(0), {"split": "train"})
         stats = policy_stats(model, None, rollout, 1.0)
     mask = rollout.step_mask
@@ -207,10 +207,27 @@ def test_an_iteration_in_bfloat16(use: str, backend: str, text_env: MakeEnv, tin
 def test_the_next_token_loss_of_bfloat16_logits_is_summed_in_float32(text_env: MakeEnv, tiny_model: MakeModel) -> None:
     model = tiny_model()
     rollout = collected(model, text_env)
-    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     with computing_in("bfloat16", CPU):
         loss, metrics = learner.losses(rollout)
     precise, expected = learner.losses(rollout)
     assert loss.dtype == precise.dtype == torch.float32
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=5e-3), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_critics_compute_in_the_precision_of_the_model(
+    dtype: torch.dtype, text_env: MakeEnv, tiny_model: MakeModel
+) -> None:
+    """In float64 they were float32, so that a run in float64 was known to seven digits only."""
+    model = tiny_model()
+    torch.nn.Module.to(model, dtype)
+    rollout, imagination = RolloutConfig(1, 4, 4), ImaginationConfig(horizon=2)
+    trainer = ImaginationTrainer(model, text_env(16), rollout, PPOConfig(), WorldModelConfig(), imagination, 0)
+    trainer.step()
+    rungs = trainer.state_dict()["estimator"]["rungs"]
+    assert len(rungs) == 3
+    for rung in rungs:
+        kept = [*rung["critic"].values(), *(tensor for batch in rung["replay"] for tensor in batch)]
+        assert {tensor.dtype for tensor in kept} == {dtype}

@@ -11,6 +11,7 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.predictions import depth_predictions, root_imaginations
 from worldmtp.agents.trajectory import Rollout
+from worldmtp.dynamics import MTPWorldModel
 from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
 
@@ -62,6 +63,29 @@ def test_depth_one_is_the_policy_that_wrote_the_text(
     whole = depth_predictions(model, rollout, 1.0).logprobs[0, :5, 0]
     rollout.input_ids[0, 5] = 3
     torch.testing.assert_close(depth_predictions(model, rollout, 1.0).logprobs[0, :5, 0], whole, equal_nan=True)
+
+
+def test_one_pass_of_the_trunk_serves_both_readings(
+    hand_rollout: MakeRollout, tiny_model: Callable[..., MTPModel]
+) -> None:
+    """What is said and what is imagined of a text, by features at hand and by passes of their own, to the bit."""
+    model, rollout = tiny_model(depth=3), two_rows(hand_rollout)
+    world, passes = MTPWorldModel(model), []
+    with torch.no_grad():
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    model.base_model.register_forward_hook(lambda *args: passes.append(1))
+
+    def read(*at_hand: Any) -> list[Any]:
+        generator = torch.Generator().manual_seed(0)
+        said = depth_predictions(model, rollout, 1.0, *at_hand)
+        roots = root_imaginations(world, ACTING, rollout, 2, 3, PPOConfig(), generator, *at_hand)
+        return [*vars(said).values(), *vars(roots).values()]
+
+    shared = read(features)
+    assert passes == []
+    for one, other in zip(shared, read(), strict=True):
+        assert torch.equal(one.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
+    assert len(passes) == 2
 
 
 def test_root_returns_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:

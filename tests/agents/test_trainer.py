@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats
+from worldmtp.agents.imagined_returns import acted_states
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer, check_returns
@@ -53,7 +54,7 @@ def test_without_imagination_it_is_plain_ppo_to_the_bit(text_env: MakeEnv, tiny_
     bins = (torch.arange(-10, 11, dtype=torch.float64) / 10).float()
     for _ in range(3):
         trainer.step()
-        policy = TrunkPolicy(plain)
+        policy = TrunkPolicy(plain, 1.0)
         batch = collect_rollout(env, policy, acting, {"split": "train", "group_size": 4})
         mask = batch.step_mask
         last = batch.attention_mask.sum(1, keepdim=True) - 1
@@ -357,7 +358,7 @@ def test_a_perfect_model_has_no_bias(gamma: float, text_env: MakeEnv, tiny_model
     trainer._world_model = ExactWorldModel(mdp, torch.zeros(mdp.num_prefixes, 2))
     trainer._imagination = ImaginationConfig(use="baseline", horizon=4)
     stats = PolicyStats(torch.zeros(2, 4, 2), torch.zeros(2, 5), paid)
-    metrics = trainer._root_agreement(rollout, stats)
+    metrics = trainer._root_agreement(rollout, stats, acted_states(trainer._world_model, rollout))
     assert metrics["imagination/return_realized"] == pytest.approx(gamma**3)
     assert metrics["imagination/return_bias"] == pytest.approx(0.0, abs=1e-6)
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmtp.agents import world_learning
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.forward import action_mask
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
+from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]
@@ -91,7 +93,7 @@ def test_the_world_losses_reach_their_floor(hand_rollout: MakeRollout, tiny_mode
     Bins are 0, .1 .. 1: of the rewards 0, .25, 1, .5, .25 two lie between bins, of entropy ln 2: 2 / 5 ln 2 = .277.
     """
     model, rollout = tiny_model(), two_rows(hand_rollout)
-    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(gamma=GAMMA))
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(gamma=GAMMA), temperature=1.0)
     losses = perfect_world_losses(learner, model, rollout, state_targets(rollout, PPOConfig(gamma=GAMMA)))
     assert losses["reward"] == pytest.approx(0.277, abs=0.02)
     assert losses["continuation"] < 0.02
@@ -100,7 +102,7 @@ def test_the_world_losses_reach_their_floor(hand_rollout: MakeRollout, tiny_mode
 def test_depth_two_is_asked_about_the_state_one_token_later(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
     """Whatever depth 2 is asked at position i, depth 1 is asked at i + 1; the last token has no such state."""
     rollout = two_rows(hand_rollout)
-    learner = WorldModelLearner(tiny_model(depth=2), WorldModelConfig(), PPOConfig())
+    learner = WorldModelLearner(tiny_model(depth=2), WorldModelConfig(), PPOConfig(), temperature=1.0)
     asked: list[StateTargets] = []
     nothing = {name: torch.zeros(()) for name in ("reward", "continuation", "value")}
     learner._world_losses = lambda latent, targets: asked.append(targets) or nothing  # type: ignore[method-assign]
@@ -117,7 +119,9 @@ def test_depth_two_is_asked_about_the_state_one_token_later(hand_rollout: MakeRo
 def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
     model, rollout = tiny_model(), two_rows(hand_rollout)
     before = [parameter.clone() for parameter in model.trunk.parameters()]
-    learner = WorldModelLearner(model, WorldModelConfig(num_updates=30, learning_rate=3e-3), PPOConfig())
+    learner = WorldModelLearner(
+        model, WorldModelConfig(num_updates=30, learning_rate=3e-3), PPOConfig(), temperature=1.0
+    )
     start = float(learner.losses(rollout)[0].detach())
     metrics = learner.learn(rollout, torch.Generator().manual_seed(0))
     assert float(learner.losses(rollout)[0].detach()) < 0.8 * start
@@ -126,23 +130,40 @@ def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(hand_rollout: MakeR
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.trunk.parameters())
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_heads_that_imagine_the_law_of_their_tokens_have_the_least_loss(
+    temperature: float, hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    """After 3 comes 4 in three of four episodes: the least cross-entropy is -3/4 ln 3/4 - 1/4 ln 1/4 = .562."""
+    rows = [{"prompt": [2], "actions": [3, a], "rewards": [0.0, 0.0], "end": "terminated"} for a in (4, 4, 4, 5)]
+    model, rollout = tiny_model(depth=2), hand_rollout(rows, steps=2, length=3)
+    law = torch.tensor([1e-9, 1e-9, 1e-9, 1e-9, 0.75, 0.25, 1e-9])
+    logits = temperature * law.log()  # of heads whose imagined policy is the law
+    assert acting_policy(temperature)(logits[None]).exp()[0].tolist() == pytest.approx(law.tolist(), abs=1e-6)
+    model.logits_of = lambda latent, depth=1: logits.expand(*latent.shape[:-1], -1)  # type: ignore[method-assign]
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature)
+    assert learner.losses(rollout)[1]["world_model/depth_2/ce"] == pytest.approx(0.562, abs=1e-3)
+
+
 def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
     model, rollout = tiny_model(), two_rows(hand_rollout)
-    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     name = "world_model/action_shuffle_loss_ratio"
     seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
     assert any(abs(learner.action_sensitivity(rollout, seed)[name] - 1) > 1e-3 for seed in seeds)
     twins = replace(rollout, input_ids=rollout.input_ids[[0, 0]], attention_mask=rollout.attention_mask[[0, 0]])
     assert learner.action_sensitivity(twins, seeds[0])[name] == pytest.approx(1.0)
     assert (
-        WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig()).action_sensitivity(rollout, seeds[0])
+        WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig(), temperature=1.0).action_sensitivity(
+            rollout, seeds[0]
+        )
         == {}
     )
 
 
 def test_a_loss_that_is_not_finite_is_not_applied(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
     model, rollout = tiny_model(), two_rows(hand_rollout)
-    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     with torch.no_grad():
         model.world_heads.reward[-1].bias.fill_(float("nan"))
     before = [parameter.clone() for parameter in model.heads.parameters()]
@@ -164,6 +185,27 @@ def test_frozen_restores_also_after_an_error(tiny_model: MakeModel) -> None:
     assert sum(parameter.requires_grad for parameter in trunk.parameters()) == len(list(trunk.parameters())) - 1
 
 
+def test_sensitivity_is_of_the_first_episodes_also_with_features_at_hand(
+    hand_rollout: MakeRollout, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four episodes two are measured; their features come first among those of all."""
+    monkeypatch.setattr(world_learning, "_SENSITIVITY_EPISODES", 2)
+    rows = [{"prompt": [2, 3], "actions": [n, 6 - n, n], "rewards": [0] * 3, "end": "truncated"} for n in range(2, 6)]
+    model, rollout = tiny_model(), hand_rollout(rows, steps=3, length=5)
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
+    features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    first = rollout.select(torch.arange(2))
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    assert torch.randperm(2, generator=seeded()).tolist() == [1, 0]
+    name = "world_model/action_shuffle_loss_ratio"
+    expected = learner.action_sensitivity(first, seeded())[name]
+    assert abs(expected - 1) > 1e-4
+    assert learner.action_sensitivity(rollout, seeded(), features)[name] == pytest.approx(expected, abs=1e-6)
+
+
 def test_sensitivity_reads_the_text_with_one_pass_of_the_trunk(
     hand_rollout: MakeRollout, tiny_model: MakeModel
 ) -> None:
@@ -173,7 +215,7 @@ def test_sensitivity_reads_the_text_with_one_pass_of_the_trunk(
     with torch.no_grad():  # at their initialisation the heads hardly see the actions
         for parameter in model.heads.parameters():
             parameter.mul_(3.0)
-    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig())
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     read: list[Tensor] = []
     hook = model.trunk.base_model.register_forward_pre_hook(
         lambda module, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True

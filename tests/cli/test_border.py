@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, Qwen2Config
 
 from worldmtp.cli.make import make_env
 from worldmtp.cli.schema import EnvConfig
 from worldmtp.cli.train import run
+from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 
@@ -232,6 +234,54 @@ def test_a_saved_model_keeps_its_heads(compose_tiny, tiny_trunk, tmp_path, capsy
     assert re.search(note, capsys.readouterr().err)
     run(compose_tiny(*chosen[:3]), tmp_path / "warm")
     assert MTPModel.from_pretrained(tmp_path / "warm" / "sft" / "model").config.depth == 3
+
+
+SIZES = {
+    "vocab_size": 13,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+def published(trunk_config, layout, directory):
+    """A release in bfloat16: trunk and one module of heads in a published layout. Returns the weights of the heads."""
+    with torch.random.fork_rng(devices=[]):
+        trunk = AutoModelForCausalLM.from_config(trunk_config, dtype=torch.bfloat16)
+    order = {"concat_order": "hidden_first"} if layout == "mimo" else {}
+    heads = MTPConfig(head="sequential", depth=2, head_block="trunk", **order)
+    model = MTPModel.from_trunk(trunk, heads, torch.Generator().manual_seed(5))
+    export_checkpoint(model, directory, layout)
+    return {name: weight.float() for name, weight in model.heads.state_dict().items()}
+
+
+def test_a_release_keeps_its_heads(compose_tiny, tmp_path, capsys):
+    """And is not given fresh ones of ``model.depth``."""
+    experts = {"moe_intermediate_size": 8, "n_routed_experts": 2, "num_experts_per_tok": 1, "first_k_dense_replace": 1}
+    heads = published(Glm4MoeConfig(**SIZES, **experts, head_dim=8), "glm4_moe", tmp_path / "release")
+    chosen = ("model=pretrained", f"model.path={tmp_path / 'release'}", "imagination=off", "sft.num_steps=0")
+    run(compose_tiny(*chosen, "agent.rollout.num_iterations=0"), tmp_path / "run")
+    trained = MTPModel.from_pretrained(tmp_path / "run" / "model")
+    found = trained.heads.state_dict()
+    assert found.keys() == heads.keys()
+    assert all(torch.equal(found[name], heads[name]) for name in heads)
+    assert {weight.dtype for weight in trained.state_dict().values() if weight.is_floating_point()} == {torch.float32}
+    note = "note: model.path=.*release: a published checkpoint, taken with its own heads .head=sequential, depth=2.; "
+    assert re.search(note, capsys.readouterr().err)
+
+
+def test_a_release_that_does_not_say_how_its_heads_read_is_refused(refused, tmp_path):
+    published(Qwen2Config(**SIZES), "mimo", tmp_path / "release")
+    refused(
+        r"layout 'mimo', whose hidden_stage cannot be told .*import_checkpoint\(path, hidden_stage=\.\.\.\)",
+        "model=pretrained",
+        f"model.path={tmp_path / 'release'}",
+    )
 
 
 def test_a_damaged_saved_model_is_named(refused, tiny_trunk, tmp_path):

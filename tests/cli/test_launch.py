@@ -21,7 +21,7 @@ QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 def command_line(monkeypatch, tmp_path, capsys):
     """Runs ``worldmtp-train`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # and restored afterwards: the script sets it
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # and restored afterwards: the script sets it, for one command
     handlers = logging.root.handlers[:]
 
     def call(*arguments):
@@ -31,6 +31,8 @@ def command_line(monkeypatch, tmp_path, capsys):
             train.main()
         except SystemExit as stop:
             code = stop.code or 0
+        for handler in set(logging.root.handlers) - set(handlers):
+            handler.close()
         logging.root.handlers[:] = handlers  # Hydra's write to the stream of this test
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -160,8 +162,53 @@ def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
     assert out.count("is done already") == 2
 
 
+def files_of(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("wrong", ["seed=1", "agent.ppo.learning_rate=-1", "study.name=x", "resume=out"])
+def test_a_refused_start_leaves_the_run_that_is_there(command_line, monkeypatch, tmp_path, tiny_overrides, wrong):
+    """A finished run of another config, or one that was killed: every file of it stays as it is."""
+    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+    code, _, err = command_line(*tiny_overrides, "hydra.run.dir=out")
+    assert code == 0, err
+    run_dir = tmp_path / "out"
+    assert "ended" in (run_dir / "train.log").read_text()
+    (run_dir / ".hydra").mkdir()
+    (run_dir / ".hydra" / "overrides.yaml").write_text("- seed=0\n")  # as runs had them
+    (run_dir / ".lock").write_text('{"pid": 1, "host": "elsewhere"}')  # as a killed run leaves it
+    (run_dir / "DONE").touch()
+    before = files_of(run_dir)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    code, _, err = command_line(*tiny_overrides, wrong, "hydra.run.dir=out")
+    assert code == 1
+    assert "\nerror: " in f"\n{err}"
+    assert files_of(run_dir) == before
+
+
+def test_a_refused_resumption_leaves_the_config(command_line, monkeypatch, tmp_path, tiny_overrides):
+    """The run's log says that it was tried."""
+    with monkeypatch.context() as patch:
+        patch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+        assert command_line(*tiny_overrides, "hydra.run.dir=out")[0] == 0
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    run_dir = tmp_path / "out"
+    before = files_of(run_dir)
+    code, _, err = command_line("resume=out", "profile.device=cpuu", "logger.tensorboard=true")
+    assert code == 1
+    assert "profile.device='cpuu' is no device" in err
+    log = before.pop(run_dir / "train.log")
+    after = files_of(run_dir)
+    assert after.pop(run_dir / "train.log").startswith(log)
+    assert after == before
+    # A value that is good is kept as soon as the run starts.
+    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda config, run_dir, at_start: at_start() or 0.5)
+    assert command_line("resume=out", "logger.tensorboard=true")[0] == 0
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["logger"]["tensorboard"] is True
+
+
 def test_every_failure_of_a_sweep_is_said_and_logged(command_line, monkeypatch, tmp_path):
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda config, run_dir: 0.5)
+    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
     code, _, err = command_line(
         "-m", "env=reverse", "agent.ppo.learning_rate=-1,1e-4,-2", "hydra.sweep.dir=sweep", *QUIET
     )

@@ -132,8 +132,9 @@ def test_a_claim_is_whole_or_not_at_all(run_dir, compose_tiny, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("worldmtp.cli.run_dir.os.replace", dies)
-        with pytest.raises(MemoryError):
-            claim(run_dir, compose_tiny("seed=4"), resumes=True)
+        with pytest.raises(MemoryError), claim(run_dir, compose_tiny("seed=4"), resumes=True) as claimed:
+            claimed.keep()
     assert (run_dir / "config.yaml").read_text() == before
-    claim(run_dir, compose_tiny("seed=4"), resumes=True).release()
+    with claim(run_dir, compose_tiny("seed=4"), resumes=True) as claimed:
+        claimed.keep()
     assert OmegaConf.load(run_dir / "config.yaml").seed == 4

@@ -50,7 +50,8 @@ def test_lines_outside_a_run_go_nowhere(capsys):
 
 
 def notes_of(compose_tiny, tmp_path, saved, *overrides):
-    train.claim(tmp_path / "run", compose_tiny("agent.rollout.num_iterations=4", *saved), resumes=True).release()
+    with train.claim(tmp_path / "run", compose_tiny("agent.rollout.num_iterations=4", *saved), resumes=True) as claimed:
+        claimed.keep()
     return resumption_notes(saved_config(tmp_path / "run"), resumed_config(tmp_path / "run", overrides))
 
 

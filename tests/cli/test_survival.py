@@ -117,6 +117,16 @@ def test_extended_run(compose_tiny, results_of, tmp_path):
     assert (tmp_path / "DONE").exists()
 
 
+def test_a_run_is_not_taken_back(compose_tiny, tmp_path):
+    """Its config would say one iteration, and its model and report would be those of two."""
+    run(compose_tiny(*COLD), tmp_path / "run")
+    config, summary = ((tmp_path / "run" / name).read_text() for name in ("config.yaml", "summary.json"))
+    with pytest.raises(ValueError, match=r"num_iterations=1: this run has done 2 iterations already.* at least as"):
+        resume(tmp_path / "run", "agent.rollout.num_iterations=1")
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+    assert (tmp_path / "run" / "summary.json").read_text() == summary
+
+
 def test_full_disk(reference, compose_tiny, results_of, tmp_path, monkeypatch):
     write = worldmtp.checkpoint._write_atomically
     calls = []

@@ -53,6 +53,42 @@ def test_what_moves_a_state(backend: str, make_model, make_text) -> None:
     assert torch.equal(one.latent, root.latent) == (backend == "identity")
 
 
+@pytest.mark.parametrize(
+    ("backend", "head", "forwards"),
+    [
+        ("mtp", "sequential", 0),
+        ("mtp", "eagle", 0),
+        ("mtp", "latent", 0),
+        ("mtp_parallel", "linear", 0),
+        ("identity", "sequential", 0),
+        ("shuffled", "sequential", 0),
+        ("oracle", "sequential", 1),  # its cache is not among the features
+    ],
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_features_at_hand_save_the_trunks_forward_and_change_nothing(
+    backend: str, head: str, forwards: int, side: str, make_model, make_text
+) -> None:
+    model = make_model("llama", head)
+    input_ids, mask, starts = make_text(side)
+    rows = torch.tensor([0, 2, 1, 0])
+    positions = starts[rows] + torch.tensor([3, 4, 0, 5])
+    features, count = model.trunk_features(input_ids, mask), []
+    worlds = [make_world_model(backend, model, torch.Generator().manual_seed(0)) for _ in range(2)]
+    alone = worlds[0].encode(input_ids, mask, rows, positions)
+    model.base_model.register_forward_hook(lambda *args: count.append(1))
+    shared = worlds[1].encode(input_ids, mask, rows, positions, features)
+    assert len(count) == forwards
+    for action in (None, 4, 7):
+        if action is not None:
+            alone = worlds[0].step(alone, torch.tensor([action, 1, 2, 3]))
+            shared = worlds[1].step(shared, torch.tensor([action, 1, 2, 3]))
+        one, other = worlds[0].predict(alone), worlds[1].predict(shared)
+        for name in ("logits", "reward", "continuation", "value"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), (name, action)
+
+
 @torch.no_grad()
 def test_shuffled_moves_by_other_actions(make_model, make_text) -> None:
     model = make_model("llama")

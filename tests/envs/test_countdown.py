@@ -99,6 +99,13 @@ def test_brackets_are_bounded():
         parse("(" * 50_000 + "1" + ")" * 50_000, PLAIN)
 
 
+@pytest.mark.parametrize("sign", ["", "+", "-"])
+def test_zeros_before_an_exponent_hide_no_size(sign):
+    assert parse(f"1e{sign}00000000300", Grammar()).numbers == [Fraction(10) ** int(f"{sign}300")]
+    with pytest.raises(TooLarge, match="has more than 300 digits"):
+        parse(f"1e{sign}00000000301", Grammar())
+
+
 @pytest.mark.parametrize("numbers", ["12", "11", "123", "226", "0123", "3388", "1234"])
 @pytest.mark.parametrize("operators", ["+-*", "+-*/"])
 def test_the_solver_finds_what_there_is_and_nothing_else(numbers, operators):

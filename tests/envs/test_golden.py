@@ -3,7 +3,8 @@
 A trace holds three questions drawn with fixed generators, and two of them answered in a vector env: the first by the
 oracle where there is one, worlds by random moves, all else by random tokens. How pools are drawn changes nothing.
 
-Where a change of the environments is meant, write the traces again and read the difference::
+Where a change of the environments is meant, write the traces again, read the difference, and list it in CHANGELOG.md
+under *Numerics*::
 
     WRITE_GOLDEN=1 python -m pytest tests/envs/test_golden.py; git diff tests/envs/golden
 """

@@ -17,7 +17,14 @@ from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 COUNTING = {
-    "coin_flip": ["1e999999999", "-1E+999999999", "1e9_9_9_9_9_9_9_9_9", "1e-99999999/3", "1e\u0669999999999"],
+    "coin_flip": [
+        "1e999999999",
+        "-1E+999999999",
+        "1e9_9_9_9_9_9_9_9_9",
+        "1e-99999999/3",
+        "1e\u0669999999999",
+        "1e9,9,9,9,9,9,9,9,9",  # commas are left out before it is read
+    ],
     "rubiks_cube": [
         "0123456789",
         "R999999999",
@@ -41,6 +48,8 @@ HANGS = [
     "entry['metadata']['solutions'][0]",
     "9" * 5000,
     "1e999999999",
+    "1e000000000999999999",
+    "x*1E+0000000000000000000999999999",
     "(" * 2000 + "1" + ")" * 2000,
     "[" * 2000 + "]" * 2000,
     "-" * 3000 + "1",

@@ -1,5 +1,6 @@
 """Rewards of completions as TRL hands them over, by hand. Ids: pad 0, EOS 1, a 2, b 3, = 4. No trl here."""
 
+import importlib
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from worldmtp.envs import Score, TextGenEnv, TextGenReward, read_episodes
 from worldmtp.envs.task import Example, Progress
+from worldmtp.envs.trl_reward import play
 from worldmtp.envs.worlds.task import WorldTask
 
 
@@ -62,7 +64,7 @@ def test_rewards_are_those_of_the_env(reward):
         **asked(reward, *[rows[0]["prompt"]] * 3), completion_ids=answers, example_key=[rows[0]["example_key"]] * 3
     )
     assert rewards == [1.0, 0.5, 0.0]
-    assert reward.problem.scorer.counters.scored == 3
+    assert reward.scorer.counters.scored == 3
     assert reward(**asked(reward, rows[0]["prompt"]), completion_ids=answers[:1]) == [1.0]  # found by its prompt alone
 
 
@@ -96,6 +98,92 @@ def test_a_dense_task_is_paid_to_its_own_end(echo_problem):
 
 def make_dense(problem):
     return TextGenEnv(**(problem | {"task": Letters()}))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_batch_is_scored_as_its_texts_one_by_one(echo_problem, make_single, dense):
+    """Equal texts, texts that the budget ends, and one that a dense task ends behind a b; and as many calls."""
+    one, other = [make_dense(echo_problem) if dense else make_single() for _ in range(2)]
+    reward = TextGenReward(one)
+    rows = reward.rows("train", 3, seed=0)
+    answers = [[2, 2, 1], [2, 2, 1], [2, 2, 2, 2], [3, 1], [1], [2, 3, 1] if not dense else [2, 3]]
+    batch = [(row, ids) for row in rows for ids in answers]
+    rewards = reward(
+        **asked(reward, *[row["prompt"] for row, _ in batch]),
+        completion_ids=[ids for _, ids in batch],
+        example_key=[row["example_key"] for row, _ in batch],
+    )
+    questions = {example.key: example for example in other.dataset.examples("train", 3, seed=0)}
+    assert rewards == [play(other, questions[row["example_key"]], ids)[0] for row, ids in batch]
+    assert len(set(rewards)) > 1
+    assert reward.scorer.counters.scored == other.scorer.counters.scored > 0
+
+
+class Varied:
+    """What is paid is told by a counter, so that two equal answers differ."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def sample(self, rng, split):
+        return Example("a=")
+
+    def score(self, example, text, ids):
+        self.asked += 1
+        return Score(self.asked / 8)
+
+
+def test_each_answer_is_asked_once_for_each_time_it_was_given(make_single):
+    reward = TextGenReward(make_single(task=Varied(), heldout_fraction=0.0, pool_size=1))
+    reward.rows("train", 1, seed=0)
+    for first in (1, 4):  # nothing is remembered from batch to batch
+        rewards = reward(**asked(reward, "a=", "a=", "a="), completion_ids=[[2, 1], [3, 1], [2, 1]])
+        assert rewards == [first / 8, (first + 1) / 8, (first + 2) / 8]
+    with pytest.raises(ValueError, match="stops without EOS"):
+        reward(**asked(reward, "a=", "a="), completion_ids=[[2, 1], [2]])
+    assert reward(**asked(reward, "a="), completion_ids=[[2, 1]]) == [1.0]  # the eighth call: the failed batch made one
+
+
+MEETING = """
+import time
+from pathlib import Path
+
+from worldmtp.envs import Example, Score
+
+
+class Meeting:
+    # Each score waits until so many are under way, and is 0 if they do not come together.
+
+    def __init__(self, folder, number):
+        self.folder, self.number = folder, number
+
+    def sample(self, rng, split):
+        return Example("ab"[int(rng.integers(2))] + "=")
+
+    def score(self, example, text, ids):
+        (Path(self.folder) / text).touch()
+        deadline = time.monotonic() + 20
+        while len(list(Path(self.folder).iterdir())) < self.number:
+            if time.monotonic() > deadline:
+                return Score(0.0)
+            time.sleep(0.01)
+        return Score(1.0)
+"""
+
+
+def test_scores_of_a_batch_are_under_way_at_once(make_single, tmp_path, monkeypatch):
+    """Three texts by three processes, of which none ends before all have begun."""
+    (tmp_path / "meeting_task.py").write_text(MEETING)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "begun").mkdir()
+    task = importlib.import_module("meeting_task").Meeting(str(tmp_path / "begun"), 3)
+    reward = TextGenReward(make_single(task=task, heldout_fraction=0.0, timeout_seconds=60.0, num_scorers=3))
+    (row, *_) = reward.rows("train", 1, seed=0)
+    try:
+        rewards = reward(**asked(reward, *[row["prompt"]] * 3), completion_ids=[[2, 1], [3, 1], [2, 2, 1]])
+    finally:
+        reward.close()
+    assert rewards == [1.0, 1.0, 1.0]
 
 
 def test_one_prompt_of_several_questions_needs_its_key(echo_problem):
@@ -143,7 +231,7 @@ def test_metrics_are_logged(reward):
 
 
 def test_tokenizers_are_compared(reward):
-    same = reward.problem.tokenizer.to_transformers()
+    same = reward.dataset.tokenizer.to_transformers()
     reward.check_tokenizer(same)
 
     class WithBos:
@@ -195,7 +283,7 @@ class Later:
 
 def test_two_questions_of_one_prompt_are_refused_whichever_came_first(make_single):
     reward = TextGenReward(make_single(task=Later(), heldout_fraction=0.0, pool_size=1))
-    answers = {seed: reward.problem.examples("train", 1, seed)[0].answer for seed in range(20)}
+    answers = {seed: reward.dataset.examples("train", 1, seed)[0].answer for seed in range(20)}
     first, same = [seed for seed, answer in answers.items() if answer == "a"][:2]
     other = next(seed for seed, answer in answers.items() if answer == "b")
     (row,) = reward.rows("train", 1, seed=first)

@@ -239,7 +239,7 @@ def test_saved_copied_and_in_half_precision(kind, make_model, tokens, tmp_path):
     ("fields", "message"),
     [
         ({"head_layers": 2}, "head_layers=2 with head='eagle': it has no stack of layers"),
-        ({"head_init": "copy_trunk"}, "head_init='copy_trunk' with head='eagle': its attention reads vectors twice"),
+        ({"head_init": "copy_trunk"}, "head_init='copy_trunk' with head='eagle': these heads have no layer of"),
         (
             {"hidden_stage": "pre_norm"},
             r"hidden_stage='pre_norm' with feature_layers=\[0, 1\].*pass feature_layers=\(\)",

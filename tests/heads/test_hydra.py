@@ -93,7 +93,7 @@ def test_the_carry_widens_by_one_embedding_a_depth(make_model):
         ({"share_depths": True}, "share_depths=True with head='hydra': its depths differ"),
         ({"recycle_stage": "pre_norm"}, "recycle_stage='pre_norm' with head='hydra': no depth hands anything"),
         ({"feature_layers": (0,)}, r"feature_layers=\(0,\) with head='hydra'"),
-        ({"head_init": "copy_trunk"}, "head_init='copy_trunk' with head='hydra': these heads have no decoder layer"),
+        ({"head_init": "copy_trunk"}, "head_init='copy_trunk' with head='hydra': these heads have no layer of"),
         ({"hidden_stage": "pre_norm"}, "hidden_stage='pre_norm' and output_norm='none' with head='hydra'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_sizes_and_sharing(make_model):
     ("fields", "message"),
     [
         ({"feature_layers": (0,)}, r"feature_layers=\(0,\) with head='latent': it reads the trunk's last hidden state"),
-        ({"head_init": "copy_trunk"}, "head_init='copy_trunk' with head='latent': these heads have no decoder layer"),
+        ({"head_init": "copy_trunk"}, "head_init='copy_trunk' with head='latent': these heads have no layer of"),
         ({"hidden_stage": "pre_norm"}, "hidden_stage='pre_norm' and output_norm='none' with head='latent'"),
         ({"stride": 2}, "stride=2 with head='latent': a chain needs every token in between"),
     ],

@@ -8,8 +8,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from worldmtp.heads.base import ZeroLinear
 from worldmtp.heads.registry import available_heads, head_class
-from worldmtp.heads.zero import ZeroLinear
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures
@@ -275,7 +275,7 @@ def test_fields_that_a_family_does_not_read_are_refused(name, head, options, mak
 
 @pytest.mark.parametrize("head", POINTWISE)
 def test_heads_without_decoder_layers_copy_none(head, make_model):
-    with pytest.raises(ValueError, match=f"head_init='copy_trunk' with head='{head}': these heads have no decoder"):
+    with pytest.raises(ValueError, match=f"head_init='copy_trunk' with head='{head}': these heads have no layer of"):
         make_model("llama", head=head, head_init="copy_trunk")
 
 
@@ -300,5 +300,7 @@ def test_the_linear_heads_have_matrices_of_their_own(make_trunk):
 def test_where_parallel_cannot_branch_off(make_model):
     with pytest.raises(ValueError, match=r"feature_layers=\[0, 1\] with head='parallel': the heads branch off at one"):
         make_model("llama", head="parallel", feature_layers=(0, 1))
-    with pytest.raises(ValueError, match=r"hidden_stage='pre_norm' with feature_layers=\[0\]: the heads read that"):
+    with pytest.raises(
+        ValueError, match=r"hidden_stage='pre_norm' with feature_layers=\[0\]: the heads read the outputs"
+    ):
         make_model("llama", head="parallel", hidden_stage="pre_norm")

@@ -10,7 +10,15 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from worldmtp.heads import ActionConditionalHead, ParallelHead, SequentialHead, available_heads, make_head, registry
+from worldmtp.heads import (
+    ActionConditionalHead,
+    OutputLayers,
+    ParallelHead,
+    SequentialHead,
+    available_heads,
+    make_head,
+    registry,
+)
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -23,8 +31,8 @@ class FirstTokenHead(ParallelHead):
     """A parallel head for the tests: every depth scales the trunk's latent."""
 
     def __init__(self, config, trunk):
-        super().__init__()
-        self.depths = range(2, config.depth + 1)
+        super().__init__(config)
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     def forward_depth(self, depth, trunk_hidden, attention_mask, position_ids, cache=None):
         return trunk_hidden * depth
@@ -196,13 +204,13 @@ def test_shared_depths_are_one_layer_applied_again(make_model, tokens):
 
 def test_the_first_layer_is_that_of_depth_two(make_model):
     heads = make_model("llama").heads
-    assert [heads.layer(depth) for depth in (2, 3, 4)] == list(heads.layers)
+    assert [heads.set_of(depth, heads.layers) for depth in (2, 3, 4)] == list(heads.layers)
 
 
 @pytest.mark.parametrize("depth", [1, 5])
 def test_depths_without_a_head_are_refused(make_model, depth):
     with pytest.raises(ValueError, match=rf"depth={depth} is not one of these heads' depths 2 \.\. 4; depth 1 is"):
-        make_model("llama").heads.layer(depth)
+        make_model("llama").heads.check_depth(depth)
 
 
 def test_masks():

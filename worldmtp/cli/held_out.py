@@ -55,9 +55,11 @@ def judge(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     rollout = evaluation.sampled
     low, high = model.config.value_range
-    said = depth_predictions(model, rollout, evaluator.temperature)
+    with torch.no_grad():
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    said = depth_predictions(model, rollout, evaluator.temperature, features)
     roots = root_imaginations(
-        world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator
+        world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator, features
     )
     artefact = make_artefact(rollout, said, roots, horizon, tokens_text)
     greedy = evaluation.greedy.exact

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
-from worldmtp.cli.saved_model import holds_mtp_model, load_causal_lm, load_model
+from worldmtp.cli.saved_model import holds_heads, load_causal_lm, load_with_heads
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.dynamics import check_backend, make_world_model
 from worldmtp.dynamics.rollout import check_action_conditional
@@ -84,15 +84,15 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
-    """The trunk with fresh heads, for the environment's vocabulary and lengths; a saved MTPModel with its own.
+    """The trunk with fresh heads, for the environment's vocabulary and lengths; a model that has heads with its own.
 
     Raises:
         ValueError: no such family of heads (the nearest is suggested), or one that cannot be had that way; or a saved
             model cannot be read.
     """
-    if brings_heads(config):
-        return load_model(Path(str(config.path)), f"Give another model.path than {config.path!r}.")
     generator = torch.Generator().manual_seed(seed)
+    if brings_heads(config):
+        return load_with_heads(Path(str(config.path)), generator, f"Give another model.path than {config.path!r}.")
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
     bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
@@ -104,8 +104,12 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
 
 
 def brings_heads(config: ModelConfig) -> bool:
-    """Whether ``path`` is a saved MTPModel, whose heads are taken as they are."""
-    return config.architecture is None and config.path is not None and holds_mtp_model(Path(config.path))
+    """Whether ``path`` holds a saved MTPModel or a release with MTP heads, which are taken as they are.
+
+    Raises:
+        ValueError: a file of a release is damaged.
+    """
+    return config.architecture is None and config.path is not None and holds_heads(Path(config.path))
 
 
 def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:

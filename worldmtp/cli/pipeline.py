@@ -11,6 +11,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from worldmtp.cli.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforc
 from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
 from worldmtp.cli.run_log import RUN_LOG, tell
 from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts, write_shown
-from worldmtp.cli.saved_model import load_model, save_model, transformers_tokenizer
+from worldmtp.cli.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
 from worldmtp.cli.schema import TrainConfig
 from worldmtp.cli.warm_start import warm_start
 from worldmtp.decoding.head_drafts import can_draft
@@ -60,14 +61,18 @@ from worldmtp.tracking import (
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
-def execute(config: TrainConfig, run_dir: Path) -> float:
-    """Run all stages that ``run_dir`` does not hold yet; the held-out exact match."""
+def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> float:
+    """Run all stages that ``run_dir`` does not hold yet; the held-out exact match.
+
+    ``at_start`` is called when the config is found good, before the first file is written.
+    """
     torch.set_num_threads(config.profile.num_threads)
     import_user_modules(config.imports)
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:
         with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
             pipeline = Pipeline(config, run_dir, writer, progress)
+            at_start()
             tell(pipeline.notes)
             exact = pipeline.run()
     except StoppedEarly as stop:
@@ -172,9 +177,10 @@ class Pipeline:
     def _model_notes(self) -> list[str]:
         if self._is_warm or not brings_heads(self._config.model):
             return []
-        heads = self._model.config
+        heads, path = self._model.config, str(self._config.model.path)
+        kind = "a saved MTPModel" if holds_mtp_model(Path(path)) else "a published checkpoint"
         return [
-            f"model.path={self._config.model.path}: a saved MTPModel, taken with its own heads (head={heads.head}, "
+            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, "
             f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here."
         ]
 

@@ -60,7 +60,22 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     config.checkpoint.stop_after = None  # a stop is not repeated
     for override in parsed:
         _apply(override, config)
+    _check_iterations(run_dir, config)
     return config
+
+
+def _check_iterations(run_dir: Path, config: DictConfig) -> None:
+    """A run cannot be taken back: its model would be that of more iterations than its config says."""
+    from worldmtp.checkpoint import checkpoint_step, latest_checkpoint  # torch, which a refusal above does not need
+    from worldmtp.cli.reinforce import CHECKPOINTS
+
+    last = latest_checkpoint(run_dir / CHECKPOINTS)
+    asked, done = int(config.agent.rollout.num_iterations), 0 if last is None else checkpoint_step(last)
+    if asked < done:
+        raise ValueError(
+            f"resume={run_dir} agent.rollout.num_iterations={asked}: this run has done {done} iterations already, and "
+            "goes on from there; give at least as many, or start a new run for fewer."
+        )
 
 
 def resumption_notes(saved: DictConfig, config: DictConfig) -> list[str]:

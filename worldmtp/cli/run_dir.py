@@ -30,12 +30,14 @@ class Claim:
     """The right to write in a run directory, until ``release`` or the end of the process; a context manager."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Take the directory, which exists.
+        """Take the directory, which exists. Nothing in it changes before ``sign``.
 
         Raises:
             ValueError: another process has it; the message names that process.
             OSError: the file of the lock cannot be written.
         """
+        self._path = run_dir / CONFIG_FILE
+        self._text: str | None = None
         self._file: IO[str] | None = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (held)
         try:
             self._lock(run_dir)
@@ -60,9 +62,34 @@ class Claim:
                 f"{run_dir} is on a file system without locks ({error}): see to it that no second run writes there.",
                 stacklevel=4,
             )
+
+    def sign(self, text: str) -> None:
+        """Name this process as the owner, and put the config there where there is none; else it waits for ``keep``.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        assert self._file is not None
         self._file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self._file)
         self._file.flush()
+        self._text = text
+        if not self._path.exists():
+            self.keep()
+
+    def keep(self) -> None:
+        """Put the config in the place of the one that is there, whole or not at all; harmless to repeat.
+
+        For when the run starts: a resumption that is refused leaves the run with the config it had.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._text is not None:
+            temporary = self._path.with_suffix(".yaml.tmp")
+            temporary.write_text(self._text, encoding="utf-8")
+            os.replace(temporary, self._path)
+            self._text = None
 
     def release(self) -> None:
         """Let others write; harmless to repeat."""
@@ -115,37 +142,41 @@ def _sorted_text(node: DictConfig) -> str:
 
 
 def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
-    """Make the directory, keep others out, and put the resolved config there whole or not at all.
+    """Make the directory, keep others out, and put the resolved config there if there is none.
 
-    A directory that holds a run of just this config is taken up again, as a sweep started once more wants it.
+    A directory that holds a run of just this config is taken up again, as a sweep started once more wants it. The
+    config of a resumption replaces the one that is there by ``Claim.keep``, once the run starts.
 
     Raises:
         ValueError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
             False.
     """
     text = OmegaConf.to_yaml(node, resolve=True)
-    path = run_dir / CONFIG_FILE
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         claimed = Claim(run_dir)
     except OSError as error:
         raise _unwritable(run_dir, error) from error
     try:
-        if not resumes and path.exists() and not _is_config_of(path, node, text):
-            raise ValueError(
-                f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
-                "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
-            )
-        temporary = path.with_suffix(".yaml.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        if not resumes:
+            _check_config(run_dir, node, text)
+        claimed.sign(text)
     except OSError as error:
-        claimed.release()
+        claimed.forget()
         raise _unwritable(run_dir, error) from error
     except BaseException:
-        claimed.release()
+        claimed.forget()
         raise
     return claimed
+
+
+def _check_config(run_dir: Path, node: DictConfig, text: str) -> None:
+    path = run_dir / CONFIG_FILE
+    if path.exists() and not _is_config_of(path, node, text):
+        raise ValueError(
+            f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
+            "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
+        )
 
 
 def _is_config_of(path: Path, node: DictConfig, text: str) -> bool:

@@ -43,23 +43,40 @@ def holds_mtp_model(directory: Path) -> bool:
     return isinstance(saved, dict) and saved.get("model_type") == MTPConfig.model_type
 
 
+def holds_heads(directory: Path) -> bool:
+    """Whether a model directory brings heads: a saved MTPModel, or a published checkpoint with weights of MTP heads.
+
+    Raises:
+        ValueError: a file of a published checkpoint is damaged.
+    """
+    return holds_mtp_model(directory) or layout_with_heads(directory) is not None
+
+
+def load_with_heads(directory: Path, generator: torch.Generator, remedy: str) -> MTPModel:
+    """A model that ``holds_heads``, to be trained on: its weights in float32.
+
+    The generator draws what a published checkpoint lacks, the world heads.
+
+    Raises:
+        ValueError: files are missing or damaged, the message ends with ``remedy``; or what they mean is not in them.
+    """
+    if holds_mtp_model(directory):
+        return load_model(directory, remedy)
+    published = _load_published(directory, generator, torch.float32)
+    assert published is not None, "of a directory that holds no heads"
+    return published
+
+
 def load_any_model(directory: Path) -> PreTrainedModel:
     """A model of this package's, a published checkpoint with its heads, or any causal LM of Hugging Face's.
 
     Raises:
         ValueError: the directory holds none, its files are missing or damaged, or what they mean is not in them.
     """
-    layout = layout_with_heads(directory)
-    if layout is not None:
-        unknown = [name for name in ("concat_order", "hidden_stage") if getattr(layout, name) is None]
-        if layout.head == "sequential" and unknown:
-            raise ValueError(
-                f"{directory} has MTP heads in the layout {layout.name!r}, whose {' and '.join(unknown)} cannot be "
-                f"told from its files; in Python call worldmtp.interchange.import_checkpoint(path, {unknown[0]}=...), "
-                "or measure it with probe_ids=, then save_pretrained(directory), and give that directory."
-            )
-        # The generator draws world heads, which no published checkpoint has and decoding does not read.
-        return import_checkpoint(directory, layout.name, generator=torch.Generator().manual_seed(0))
+    # The generator draws world heads, which no published checkpoint has and decoding does not read.
+    published = _load_published(directory, torch.Generator().manual_seed(0), dtype=None)
+    if published is not None:
+        return published
     try:
         model = load_causal_lm(directory, local_files_only=True)
     except (OSError, SafetensorError, ValueError) as error:
@@ -68,6 +85,25 @@ def load_any_model(directory: Path) -> PreTrainedModel:
             "or of a causal LM wrote."
         ) from error
     return model.eval()
+
+
+def _load_published(directory: Path, generator: torch.Generator, dtype: torch.dtype | None) -> MTPModel | None:
+    """A published checkpoint with its heads; None for any other directory.
+
+    Raises:
+        ValueError: files are damaged, or what they mean is not in them.
+    """
+    layout = layout_with_heads(directory)
+    if layout is None:
+        return None
+    unknown = [name for name in ("concat_order", "hidden_stage") if getattr(layout, name) is None]
+    if layout.head == "sequential" and unknown:
+        raise ValueError(
+            f"{directory} has MTP heads in the layout {layout.name!r}, whose {' and '.join(unknown)} cannot be "
+            f"told from its files; in Python call worldmtp.interchange.import_checkpoint(path, {unknown[0]}=...), "
+            "or measure it with probe_ids=, then save_pretrained(directory), and give that directory."
+        )
+    return import_checkpoint(directory, layout.name, dtype=dtype, generator=generator)
 
 
 def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """A study in place of a training run, in the same kind of run directory: its config, what it found, the mark DONE."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from worldmtp.tracking import ProgressReporter, Stage
 _WEIGHTS = dict(zip(STAGES, (15.0, 85.0), strict=True))
 
 
-def execute_study(config: TrainConfig, run_dir: Path) -> float:
+def execute_study(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> float:
     """Run what ``run_dir`` does not hold yet and summarise; the study's headline.
+
+    ``at_start`` is called when the config is found good, before the first file is written.
 
     Raises:
         ValueError: no such study, or its fields cannot be.
@@ -28,6 +31,7 @@ def execute_study(config: TrainConfig, run_dir: Path) -> float:
     torch.set_num_threads(config.profile.num_threads)
     import_user_modules(config.imports)
     study = _make(config)
+    at_start()
     (run_dir / DONE_FILE).unlink(missing_ok=True)
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:

@@ -22,7 +22,7 @@ from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
 from worldmtp.cli.clean_exit import message_of
 from worldmtp.cli.launch import fail_cleanly, launch
 from worldmtp.cli.resume import resume_argument, resumed_config, resumption_notes, saved_config
-from worldmtp.cli.run_dir import CONFIG_FILE, claim, is_done
+from worldmtp.cli.run_dir import CONFIG_FILE, Claim, claim, is_done
 from worldmtp.cli.run_log import run_log, tell
 from worldmtp.cli.schema import TrainConfig, build
 
@@ -74,20 +74,20 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False, notes: Sequence[
             raise
     with claimed, run_log(run_dir):
         tell(notes)
-        return _run(config, run_dir, resumes)
+        return _run(config, run_dir, resumes, claimed)
 
 
-def _run(config: TrainConfig, run_dir: Path, resumes: bool) -> float:
+def _run(config: TrainConfig, run_dir: Path, resumes: bool, claimed: Claim) -> float:
     if is_done(run_dir) and not resumes:
         print(f"{run_dir} is done already; this is what it found.")
         return _finished(config, run_dir)
     if config.study:
         from worldmtp.cli.study import execute_study
 
-        return execute_study(config, run_dir)
+        return execute_study(config, run_dir, claimed.keep)
     from worldmtp.cli.pipeline import execute
 
-    return execute(config, run_dir)
+    return execute(config, run_dir, claimed.keep)
 
 
 def _finished(config: TrainConfig, run_dir: Path) -> float:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.model.draws import draw
+from worldmtp.model.categorical import draw
 
 
 @dataclass(frozen=True)

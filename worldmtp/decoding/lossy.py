@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.decoding.acceptance import Tree, TreeVerdict, Verdict, accepted_run
+from worldmtp.model.categorical import entropy_per_token
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def typical_threshold(
     log_probs: Float[Tensor, "*place vocab"], epsilon: float, delta: float
 ) -> Float[Tensor, "*place"]:
     """min(epsilon, delta exp(-H(p))), H in nats."""
-    entropy = torch.special.entr(log_probs.exp()).sum(dim=-1)
+    entropy = entropy_per_token(log_probs)
     return (delta * (-entropy).exp()).clamp_max(epsilon)
 
 

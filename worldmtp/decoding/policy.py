@@ -11,7 +11,7 @@ from torch import Tensor
 from worldmtp.decoding.acceptance import Tree
 from worldmtp.decoding.sampling import SamplingConfig, processed_logits
 from worldmtp.decoding.text import CachedTexts
-from worldmtp.model.draws import draw
+from worldmtp.model.categorical import draw
 
 
 class DecodingPolicy:

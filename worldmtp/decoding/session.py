@@ -28,6 +28,7 @@ from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.text import CachedTexts, IntArray
 from worldmtp.decoding.trunk import TrunkRunner
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.trunk import TrunkFeatures
 
 
@@ -52,7 +53,7 @@ class Emission:
     @property
     def entropies(self) -> Float[Tensor, "row emitted"]:
         """Of the policy, in nats."""
-        return torch.special.entr(self.log_policy.exp()).sum(dim=-1)
+        return entropy_per_token(self.log_policy)
 
 
 class DecodingSession:

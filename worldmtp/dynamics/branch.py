@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
-from worldmtp.model.trunk import causal_mask, position_ids_from_attention_mask
+from worldmtp.model.trunk import TrunkFeatures, causal_mask, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class BranchDynamics:
 
     def encode(
         self,
+        features: TrunkFeatures,
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> BranchState:
-        """One trunk forward and one teacher-forced pass of depth 2, which keeps its keys and values."""
-        features = self._model.trunk_features(input_ids, attention_mask)
+        """One teacher-forced pass of depth 2, which keeps its keys and values."""
         position_ids = position_ids_from_attention_mask(attention_mask)
         carry = self._heads.begin(features)
         cached = None

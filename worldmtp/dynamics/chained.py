@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
-from worldmtp.model.trunk import causal_mask, position_ids_from_attention_mask
+from worldmtp.model.trunk import TrunkFeatures, causal_mask, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class ChainedDynamics:
 
     def encode(
         self,
+        features: TrunkFeatures,
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> ChainedState:
-        """One trunk forward and one teacher-forced pass of each depth, which keeps the depth's keys and values."""
-        features = self._model.trunk_features(input_ids, attention_mask)
+        """One teacher-forced pass of each depth, which keeps the depth's keys and values."""
         position_ids = position_ids_from_attention_mask(attention_mask)
         carries, caches = [self._heads.begin(features)], list[LayerCache]()
         allowed = causal_mask(attention_mask)

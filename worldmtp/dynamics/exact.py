@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.roots import resolve_roots
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,9 @@ class ExactWorldModel:
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> PrefixState:
-        """States of prefixes; position -1 is the empty prefix. See ``WorldModel.encode``."""
+        """States of prefixes; position -1 is the empty prefix. There is no trunk. See ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         prefixes = torch.zeros_like(root_rows)
         for position in range(input_ids.shape[1]):

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from worldmtp.dynamics.protocol import LatentState
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @runtime_checkable
@@ -29,12 +30,13 @@ class HeadDynamics(Protocol[State]):
 
     def encode(
         self,
+        features: TrunkFeatures,
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> State:
-        """One trunk forward, and what the heads make of the real text."""
+        """What the heads make of real text, of which ``features`` are the trunk's."""
         ...
 
     def step(self, state: State, actions: Int[Tensor, " state"]) -> State:

@@ -23,6 +23,7 @@ from worldmtp.dynamics.recurrent import RecurrentDynamics
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 _DYNAMICS: dict[str, Callable[[MTPModel, ActionConditionalHead], HeadDynamics[Any]]] = {
     "none": RecurrentDynamics,
@@ -71,10 +72,13 @@ class MTPWorldModel:
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> HeadState:
-        """One trunk forward, and what the heads need of the real text."""
+        """What the heads need of the real text. See ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
-        return self._dynamics.encode(input_ids, attention_mask, root_rows, root_positions)
+        if features is None:
+            features = self._model.trunk_features(input_ids, attention_mask)
+        return self._dynamics.encode(features, input_ids, attention_mask, root_rows, root_positions)
 
     def step(self, state: HeadState, actions: Int[Tensor, " state"]) -> HeadState:
         """The next depth.

@@ -16,7 +16,7 @@ from worldmtp.dynamics.protocol import Prediction
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
-from worldmtp.model.trunk import position_ids_from_attention_mask
+from worldmtp.model.trunk import TrunkFeatures, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class OracleWorldModel:
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> CachedState:
-        """One trunk forward that keeps its cache; roots share it."""
+        """One trunk forward that keeps its cache, which ``features`` lack; roots share it."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         position_ids = position_ids_from_attention_mask(attention_mask)
         cache = DynamicCache()

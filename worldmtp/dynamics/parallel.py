@@ -19,6 +19,7 @@ from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.heads.base import ParallelHead
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ class ParallelWorldModel:
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> ForeseenState:
-        """One trunk forward and all depths."""
+        """All depths at the roots. See ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         # No depth reads a token, so what the text says after a root does not matter.
-        latents = self._model.latents(input_ids, attention_mask)
+        latents = self._model.latents(input_ids, attention_mask, features=features)
         return ForeseenState(1, torch.stack([latent[root_rows, root_positions] for latent in latents], dim=1))
 
     def step(self, state: ForeseenState, actions: Int[Tensor, " state"]) -> ForeseenState:

@@ -15,7 +15,7 @@ from worldmtp.dynamics.protocol import Prediction, State, WorldModel
 from worldmtp.dynamics.readout import read_latent
 from worldmtp.dynamics.roots import resolve_roots
 from worldmtp.model import MTPModel
-from worldmtp.model.trunk import position_ids_from_attention_mask
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,13 @@ class IdentityWorldModel:
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> FrozenState:
-        """One trunk forward."""
+        """The trunk's hidden states. See ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
-        hidden = self._model.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=position_ids_from_attention_mask(attention_mask),
-            use_cache=False,
-        ).last_hidden_state
-        return FrozenState(hidden[root_rows, root_positions])
+        if features is None:
+            features = self._model.trunk_features(input_ids, attention_mask)
+        return FrozenState(features.post_norm[root_rows, root_positions])
 
     def step(self, state: FrozenState, actions: Int[Tensor, " state"]) -> FrozenState:
         """Nothing moves."""
@@ -103,9 +100,10 @@ class ShuffledWorldModel(Generic[State]):
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> State:
         """As the dynamics inside."""
-        return self._inner.encode(input_ids, attention_mask, root_rows, root_positions)
+        return self._inner.encode(input_ids, attention_mask, root_rows, root_positions, features)
 
     def step(self, state: State, actions: Int[Tensor, " state"]) -> State:
         """Step by other actions."""

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.model.trunk import TrunkFeatures
+
 _Same = TypeVar("_Same")
 
 Policy = Callable[[Float[Tensor, "state vocab"]], Float[Tensor, "state vocab"]]
@@ -115,10 +117,13 @@ class WorldModel(Protocol[State]):
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
+        features: TrunkFeatures | None = None,
     ) -> State:
         """States at chosen prefixes: root n is ``input_ids[root_rows[n], :root_positions[n] + 1]``.
 
-        Without roots: the whole of each row. One pass over the batch serves all roots.
+        Without roots: the whole of each row. One pass over the batch serves all roots. ``features``, the trunk's of
+        this very text by the weights it has now, save its forward where they are at hand; a back-end that keeps
+        more of the trunk than its hidden states, or has none, does without them.
         """
         ...
 

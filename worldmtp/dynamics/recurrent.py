@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
-from worldmtp.model.trunk import position_ids_from_attention_mask
+from worldmtp.model.trunk import TrunkFeatures, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class RecurrentDynamics:
 
     def encode(
         self,
+        features: TrunkFeatures,
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"],
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> RecurrentState:
-        """One trunk forward; the heads read it at the roots only."""
-        features = self._model.trunk_features(input_ids, attention_mask)
+        """The heads read the trunk at the roots only."""
         at_roots = features.map(lambda hidden: hidden[root_rows, root_positions][:, None])
         return RecurrentState(
             depth=1,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, TurnRoom, WorldModel
-from worldmtp.model.draws import draw
+from worldmtp.model.categorical import draw, entropy_per_token
 from worldmtp.model.precision import full_precision
 
 
@@ -21,13 +21,22 @@ def acting_policy(temperature: float) -> Policy:
     Raises:
         ValueError: the temperature is not positive and finite.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature} must be positive and finite; for greedy acting pass no generator.")
+    check_temperature(temperature)
 
     def policy(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
         return (full_precision(logits) / temperature).log_softmax(dim=-1)
 
     return policy
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise if a policy cannot act at this temperature.
+
+    Raises:
+        ValueError: it is not positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be positive and finite; for greedy acting pass no generator.")
 
 
 def imagine(
@@ -67,7 +76,7 @@ def imagine(
         actions.append(chosen)
         open_turns.append(is_open)
         logprobs.append(torch.where(is_open, log_policy.gather(1, chosen[:, None])[:, 0], 0.0))
-        entropies.append(torch.where(is_open, torch.special.entr(log_policy.exp()).sum(dim=-1), 0.0))
+        entropies.append(torch.where(is_open, entropy_per_token(log_policy), 0.0))
         rewards.append(torch.where(is_open, prediction.reward, 0.0))
         continuations.append(torch.where(is_open, prediction.continuation, 1.0))
         values.append(torch.where(is_open, prediction.value, values[-1]))

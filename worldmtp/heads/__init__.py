@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from worldmtp.heads.base import ActionConditionalHead as ActionConditionalHead
     from worldmtp.heads.base import FamilyDefaults as FamilyDefaults
     from worldmtp.heads.base import Head as Head
+    from worldmtp.heads.base import OutputLayers as OutputLayers
     from worldmtp.heads.base import ParallelHead as ParallelHead
     from worldmtp.heads.blockwise import BlockwiseHead as BlockwiseHead
     from worldmtp.heads.eagle import EagleHead as EagleHead
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from worldmtp.heads.linear import LinearHead as LinearHead
     from worldmtp.heads.medusa import MedusaHead as MedusaHead
     from worldmtp.heads.modulated import ModulatedHead as ModulatedHead
-    from worldmtp.heads.output import OutputLayers as OutputLayers
     from worldmtp.heads.parallel import GloeckleHead as GloeckleHead
     from worldmtp.heads.registry import available_heads as available_heads
     from worldmtp.heads.registry import make_head as make_head
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "base": "ActionConditionalHead FamilyDefaults Head ParallelHead",
+        "base": "ActionConditionalHead FamilyDefaults Head OutputLayers ParallelHead",
         "blockwise": "BlockwiseHead",
         "eagle": "EagleHead",
         "hydra": "HydraHead",
@@ -34,7 +34,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "linear": "LinearHead",
         "medusa": "MedusaHead",
         "modulated": "ModulatedHead",
-        "output": "OutputLayers",
         "parallel": "GloeckleHead",
         "registry": "available_heads make_head register_head",
         "sequential": "SequentialHead",

@@ -1,4 +1,4 @@
-"""The two kinds of heads, told apart by type, and what both have in common.
+"""The two kinds of heads, told apart by type, and what all families are made of.
 
 *Action-conditional* heads give the next latent from (latent, token) and can be chained, so they can answer "what if
 the token were another" and serve as dynamics. *Parallel* heads read the trunk's hidden states alone and give the
@@ -10,16 +10,24 @@ which may be wider than the latent (tokens drafted so far) or stand before its n
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.model.trunk import TrunkFeatures
+from worldmtp.heads.block import make_norm
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.trunk import TrunkFeatures, final_norm
 
-if TYPE_CHECKING:
-    from worldmtp.heads.output import OutputLayers
+Value = TypeVar("Value")
+
+
+def needed(value: Value | None) -> Value:
+    """Return a field of a bound config, none of which is None."""
+    assert value is not None
+    return value
 
 
 @dataclass(frozen=True)
@@ -36,40 +44,142 @@ class FamilyDefaults:
     head_layers: int = 1
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, and is known as such to whoever initialises weights.
+
+    A residual branch that ends in it starts as the identity, a prediction as the uniform one.
+    """
+
+    def reset_parameters(self) -> None:
+        """Zero weight and bias."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class SharedNorm:
+    """The trunk's final norm, used by a head that does not own it: not a submodule, so saved once, with the trunk.
+
+    Detached, its weights get no gradient from the heads.
+    """
+
+    def __init__(self, norm: nn.Module, detached: bool) -> None:
+        self.norm = norm
+        self.detached = detached
+
+    def __call__(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        """Return the normed states."""
+        if not self.detached:
+            return self.norm(hidden)
+        weights = {name: weight.detach() for name, weight in self.norm.named_parameters()}
+        return torch.func.functional_call(self.norm, weights, (hidden,))
+
+
+class OutputLayers(nn.Module):
+    """Norm and unembedding at the end of a head: each depth's own, or the trunk's.
+
+    DeepSeek-V3 norms with weights of its own and shares the unembedding; Gloeckle et al. 2024 share both; Medusa has
+    its own unembedding, which starts as a copy of the LM head, and no norm, as it reads what the trunk's norm gave.
+    """
+
+    def __init__(self, config: MTPConfig, trunk: PreTrainedModel, copies_lm_head: bool) -> None:
+        super().__init__()
+        hidden_size, vocab_size = needed(config.hidden_size), needed(config.vocab_size)
+        num_depths = config.depth - 1
+        num_sets = min(1, num_depths) if config.share_depths else num_depths
+        self._copies_lm_head = copies_lm_head and config.head_init != "random"
+        self._shared_norm: SharedNorm | None = None
+        if config.output_norm == "shared":
+            self._shared_norm = SharedNorm(final_norm(trunk.base_model), config.detach_trunk)
+        norms = [make_norm(config.head_block, trunk) for _ in range(num_sets)] if config.output_norm == "own" else []
+        self.norms = nn.ModuleList(norms)
+        owns = config.unembedding == "own"
+        has_bias = trunk.get_output_embeddings().bias is not None
+        self.unembeddings = nn.ModuleList(
+            nn.Linear(hidden_size, vocab_size, bias=has_bias) for _ in range(num_sets if owns else 0)
+        )
+
+    def norm(self, depth: int, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        """Return the states after the depth's norm, or as they are where there is none."""
+        if self._shared_norm is not None:
+            return self._shared_norm(hidden)
+        return self.norms[(depth - 2) % len(self.norms)](hidden) if len(self.norms) else hidden
+
+    def unembedding(self, depth: int) -> nn.Linear | None:
+        """Return the depth's own unembedding, or None."""
+        if not len(self.unembeddings):
+            return None
+        layer = self.unembeddings[(depth - 2) % len(self.unembeddings)]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @torch.no_grad()
+    def initialize_from(self, trunk: nn.Module) -> None:
+        """Copy the LM head into own unembeddings, where the family's start so."""
+        assert isinstance(trunk, PreTrainedModel)
+        lm_head = trunk.get_output_embeddings()
+        for layer in self.unembeddings if self._copies_lm_head else ():
+            for ours, theirs in zip(layer.parameters(), lm_head.parameters(), strict=True):
+                ours.copy_(theirs)
+
+
 class Head(nn.Module, ABC):
-    """Heads of all depths 2 .. K. Made as ``Head(config, trunk)``; ``config`` is bound: none of its fields is None."""
+    """Heads of all depths 2 .. K. Made as ``Head(config, trunk)``; ``config`` is bound: none of its fields is None.
+
+    A family makes ``self.output`` last: the order of its modules is the order in which their weights are drawn.
+    """
 
     kind: ClassVar[str]
     shareable: ClassVar[bool] = False
     """Whether ``share_depths`` makes sense."""
-    depths: range
-    reads_pre_norm: bool = False
+    ignores: ClassVar[tuple[str, ...]] = ()
+    """Fields of the config that the family does not read; set, they are refused (``worldmtp.heads.registry``)."""
+    has_trunk_layers: ClassVar[bool] = False
+    """Whether there are layers of the trunk's form, which ``head_init="copy_trunk"`` can fill."""
+    copies_lm_head: ClassVar[bool] = True
+    """Whether own unembeddings start as copies of the LM head, unless all weights are drawn."""
+    sums_residuals: ClassVar[bool] = False
+    """Whether latents before the output norm are sums that no norm has seen, as a decoder layer's output is."""
     feature_layers: tuple[int, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, config: MTPConfig) -> None:
         super().__init__()
-        self.output: OutputLayers | None = None
-        """Own norms and unembeddings; None where the latents are made for the trunk's LM head as they are."""
+        self.depths = range(2, config.depth + 1)
+        self.reads_pre_norm = config.hidden_stage == "pre_norm"
+        self.num_sets = min(1, len(self.depths)) if config.share_depths else len(self.depths)
+        """Sets of weights: one for each depth, or one for all."""
+        self.drawn = config.head_init == "random"
+        """Whether all weights are drawn, those that the family would start at zero or as copies too."""
+        self.output: OutputLayers
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """The paper's choices, for a trunk of this size."""
+        """Return the paper's choices, for a trunk of this size."""
         return FamilyDefaults()
 
     def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time width"]:
-        """What depth 2 reads of the trunk: its last hidden state, after the final norm or before it."""
+        """Return what depth 2 reads of the trunk: its last hidden state, after the final norm or before it."""
         if not self.reads_pre_norm:
             return features.post_norm
         assert features.pre_norm is not None
         return features.pre_norm
 
     def unembedding(self, depth: int) -> nn.Linear | None:
-        """The depth's own output layer; None where it is the trunk's LM head."""
+        """Return the depth's own output layer; None where it is the trunk's LM head."""
         self.check_depth(depth)
-        return None if self.output is None else self.output.unembedding(depth)
+        return self.output.unembedding(depth)
+
+    def set_of(self, depth: int, sets: nn.ModuleList) -> nn.Module:
+        """Return a depth's module of ``num_sets``.
+
+        Raises:
+            ValueError: there is no head of this depth; depth 1 is the trunk.
+        """
+        self.check_depth(depth)
+        return sets[(depth - 2) % len(sets)]
 
     def check_depth(self, depth: int) -> None:
-        """Whether there is a head of this depth.
+        """Raise if there is no head of this depth.
 
         Raises:
             ValueError: there is none; depth 1 is the trunk.
@@ -82,8 +192,7 @@ class Head(nn.Module, ABC):
 
     def initialize_from(self, trunk: nn.Module) -> None:
         """Copy into fresh heads what starts as a copy of the trunk's weights; random ones are drawn before."""
-        if self.output is not None:
-            self.output.initialize_from(trunk)
+        self.output.initialize_from(trunk)
 
 
 class ActionConditionalHead(Head):
@@ -98,9 +207,12 @@ class ActionConditionalHead(Head):
     kind: ClassVar[str] = "action_conditional"
     attention: ClassVar[str] = "none"
     unbounded: bool = False
-    """Whether depths beyond K can be had by stepping on."""
-    recycles_pre_norm: bool = False
-    """Whether a depth hands on its state before its output norm; the norm then stands in ``read``."""
+    """Whether stepping on gives depths beyond K."""
+
+    def __init__(self, config: MTPConfig) -> None:
+        super().__init__(config)
+        self.recycles_pre_norm = config.recycle_stage == "pre_norm"
+        """Whether a depth hands on its state before its output norm; the norm then stands in ``read``."""
 
     @abstractmethod
     def forward_depth(
@@ -112,7 +224,7 @@ class ActionConditionalHead(Head):
         position_ids: Int[Tensor, "batch query"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query new_width"]:
-        """Carries of one depth at positions i, from those of the depth before and the embeddings of x_{i+k-1}.
+        """Return carries of one depth at positions i, from those of the depth before and the embeddings of x_{i+k-1}.
 
         ``attention_mask`` is True where a query may attend to a key. ``cache`` belongs to this depth alone, or to the
         branch; the new keys are appended to it, and ``key`` counts those already in it first. ``position_ids`` are
@@ -120,15 +232,35 @@ class ActionConditionalHead(Head):
         """
 
     def read(self, depth: int, carry: Float[Tensor, "batch query width"]) -> Float[Tensor, "batch query hidden"]:
-        """The latent: what the output layer and the world heads read, so after the output norm."""
-        return self._normed(depth, carry) if self.recycles_pre_norm else carry
+        """Return the latent: what the output layer and the world heads read, so after the output norm."""
+        return self.output.norm(depth, carry) if self.recycles_pre_norm else carry
 
-    def hand_on(self, depth: int, hidden: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
-        """The carry made of a depth's state before its output norm."""
-        return hidden if self.recycles_pre_norm else self._normed(depth, hidden)
+    def carry_of(self, depth: int, hidden: Float[Tensor, "batch query hidden"]) -> Float[Tensor, "batch query hidden"]:
+        """Return the carry made of a depth's state before its output norm."""
+        return hidden if self.recycles_pre_norm else self.output.norm(depth, hidden)
 
-    def _normed(self, depth: int, hidden: Tensor) -> Tensor:
-        return hidden if self.output is None else self.output.norm(depth, hidden)
+
+class RecurrentHead(ActionConditionalHead):
+    """Heads whose step is a function of (carry, token) alone."""
+
+    @abstractmethod
+    def step(
+        self, depth: int, carry: Float[Tensor, "batch query width"], token_embeds: Float[Tensor, "batch query hidden"]
+    ) -> Float[Tensor, "batch query new_width"]:
+        """Return the carries of one depth."""
+
+    def forward_depth(
+        self,
+        depth: int,
+        carry: Float[Tensor, "batch query width"],
+        token_embeds: Float[Tensor, "batch query hidden"],
+        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
+        position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch query new_width"]:
+        """Return ``step``; mask, positions and cache do not matter."""
+        self.check_depth(depth)
+        return self.step(depth, carry, token_embeds)
 
 
 class ParallelHead(Head):
@@ -150,4 +282,26 @@ class ParallelHead(Head):
         position_ids: Int[Tensor, "batch query"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """Latents of one depth from what ``begin`` gave; ``cache`` belongs to this depth alone."""
+        """Return latents of one depth from what ``begin`` gave; ``cache`` belongs to this depth alone."""
+
+
+class PointwiseHead(ParallelHead):
+    """Parallel heads that read one position's state alone."""
+
+    @abstractmethod
+    def transform(
+        self, depth: int, trunk_hidden: Float[Tensor, "batch query width"]
+    ) -> Float[Tensor, "batch query hidden"]:
+        """Return a depth's states before its output norm."""
+
+    def forward_depth(
+        self,
+        depth: int,
+        trunk_hidden: Float[Tensor, "batch query width"],
+        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
+        position_ids: Int[Tensor, "batch query"],
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch query hidden"]:
+        """Return ``transform`` after the depth's norm; mask, positions and cache do not matter."""
+        self.check_depth(depth)
+        return self.output.norm(depth, self.transform(depth, trunk_hidden))

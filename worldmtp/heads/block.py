@@ -98,6 +98,19 @@ def copy_last_layer(trunk: PreTrainedModel, layer: nn.Module) -> None:
     )
 
 
+def check_one_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
+    """Raise if heads are told to read layers of the trunk and its last hidden state before the norm.
+
+    Raises:
+        ValueError: they are.
+    """
+    if feature_layers and hidden_stage == "pre_norm":
+        raise ValueError(
+            f"hidden_stage='pre_norm' with feature_layers={list(feature_layers)}: the heads read the outputs of those "
+            "layers, not the last hidden state; pass feature_layers=() to read the latter."
+        )
+
+
 def _trunk_layer_serves(trunk: PreTrainedModel) -> bool:
     backbone = trunk.base_model
     if not hasattr(backbone, "layers") or not hasattr(backbone, "rotary_emb"):

@@ -14,36 +14,28 @@ depth per minibatch, which is a matter of the objective.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import FamilyDefaults, ParallelHead
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
-from worldmtp.heads.zero import ZeroLinear
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, PointwiseHead, ZeroLinear, needed
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures
 
 
-class BlockwiseHead(ParallelHead):
+class BlockwiseHead(PointwiseHead):
     """One wide layer for all depths 2 .. K, and a projection back for each."""
 
+    ignores = ("concat_order", "feature_layers", "head_layers", "recycle_stage")
+
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "concat_order", "feature_layers", "head_layers", "recycle_stage")
-        refuse_copied_layers(config)
-        refuse_unnormed(config)
-        assert config.hidden_size is not None
-        assert config.head_width is not None
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        self.hidden_size = config.hidden_size
-        projection = nn.Linear if config.head_init == "random" else ZeroLinear
+        super().__init__(config)
+        self.hidden_size, width = needed(config.hidden_size), needed(config.head_width)
+        projection = nn.Linear if self.drawn else ZeroLinear
         # A list of one, or of none where the trunk is alone.
-        self.wide = nn.ModuleList(nn.Linear(config.hidden_size, config.head_width) for _ in self.depths[:1])
-        self.projections = nn.ModuleList(projection(config.head_width, config.hidden_size) for _ in self.depths)
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=config.head_init != "random")
+        self.wide = nn.ModuleList(nn.Linear(self.hidden_size, width) for _ in self.depths[:1])
+        self.projections = nn.ModuleList(projection(width, self.hidden_size) for _ in self.depths)
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
@@ -51,19 +43,13 @@ class BlockwiseHead(ParallelHead):
         return FamilyDefaults(head_width=4 * trunk_config.hidden_size)
 
     def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time width"]:
-        """The hidden state followed by the wide layer's output, which all depths share."""
+        """Return the hidden state followed by the wide layer's output, which all depths share."""
         hidden = super().begin(features)
         return torch.cat([hidden, *(wide(hidden).relu() for wide in self.wide)], dim=-1)
 
-    def forward_depth(
-        self,
-        depth: int,
-        trunk_hidden: Float[Tensor, "batch query width"],
-        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        position_ids: Int[Tensor, "batch query"],
-        cache: Cache | None = None,
+    def transform(
+        self, depth: int, trunk_hidden: Float[Tensor, "batch query width"]
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; pointwise in time."""
-        self.check_depth(depth)
+        """Return the state plus the depth's projection of the wide layer."""
         hidden, inner = trunk_hidden[..., : self.hidden_size], trunk_hidden[..., self.hidden_size :]
-        return self.output.norm(depth, hidden + self.projections[depth - 2](inner))
+        return hidden + self.projections[depth - 2](inner)

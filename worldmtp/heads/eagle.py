@@ -19,8 +19,6 @@ back what U reads. ``unembedding="own"`` is drawn, not copied, as the paper's.
 Left out: the reduced vocabulary of the paper's unembedding, and the tree of drafts, which belongs to decoding.
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -28,10 +26,8 @@ from torch.nn import functional
 from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
-from worldmtp.heads.block import make_norm
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_unused
+from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, OutputLayers, needed
+from worldmtp.heads.block import check_one_source, make_norm
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures
 
@@ -44,11 +40,9 @@ class BranchAttention(nn.Module):
 
     def __init__(self, sizes: LlamaConfig) -> None:
         super().__init__()
-        assert sizes.num_key_value_heads is not None
-        assert sizes.head_dim is not None
-        self.head_dim = sizes.head_dim
-        self.num_groups = sizes.num_attention_heads // sizes.num_key_value_heads
-        inner, grouped = sizes.num_attention_heads * self.head_dim, sizes.num_key_value_heads * self.head_dim
+        self.head_dim, num_keys = needed(sizes.head_dim), needed(sizes.num_key_value_heads)
+        self.num_groups = sizes.num_attention_heads // num_keys
+        inner, grouped = sizes.num_attention_heads * self.head_dim, num_keys * self.head_dim
         self.q_proj = nn.Linear(2 * sizes.hidden_size, inner, bias=False)
         self.k_proj = nn.Linear(2 * sizes.hidden_size, grouped, bias=False)
         self.v_proj = nn.Linear(2 * sizes.hidden_size, grouped, bias=False)
@@ -119,27 +113,25 @@ class EagleLayer(nn.Module):
 class EagleHead(ActionConditionalHead):
     """Depths 2 .. K by one decoder layer, or by one each."""
 
-    attention: ClassVar[str] = "branch"
-    shareable: ClassVar[bool] = True
+    attention = "branch"
+    shareable = True
+    ignores = ("head_layers",)
+    copies_lm_head = False
+    sums_residuals = True
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "head_layers")
-        _check_can_be_had(config)
-        assert config.hidden_size is not None
-        assert config.feature_layers is not None
-        self.depths = range(2, config.depth + 1)
+        super().__init__(config)
+        hidden_size, feature_layers = needed(config.hidden_size), needed(config.feature_layers)
+        check_one_source(feature_layers, config.hidden_stage)
         # The trunk alone reads nothing.
-        self.feature_layers = config.feature_layers if len(self.depths) else ()
-        self.reads_pre_norm = config.hidden_stage == "pre_norm" and len(self.depths) > 0
-        self.recycles_pre_norm = config.recycle_stage == "pre_norm"
+        self.feature_layers = feature_layers if len(self.depths) else ()
+        self.reads_pre_norm = self.reads_pre_norm and len(self.depths) > 0
         sizes = _layer_sizes(config, trunk.config.get_text_config())
         self.fuse: nn.Linear | None = None
         if len(self.depths):
-            self.fuse = nn.Linear(max(1, len(self.feature_layers)) * config.hidden_size, config.hidden_size, bias=False)
-        num_layers = min(1, len(self.depths)) if config.share_depths else len(self.depths)
-        self.layers = nn.ModuleList(EagleLayer(config, trunk, sizes) for _ in range(num_layers))
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=False)
+            self.fuse = nn.Linear(max(1, len(self.feature_layers)) * hidden_size, hidden_size, bias=False)
+        self.layers = nn.ModuleList(EagleLayer(config, trunk, sizes) for _ in range(self.num_sets))
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
         self.rotary_emb = LlamaRotaryEmbedding(sizes)
 
     @classmethod
@@ -170,10 +162,9 @@ class EagleHead(ActionConditionalHead):
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; ``cache`` holds the keys of depth 2, then one of each depth of the branch."""
-        self.check_depth(depth)
         rotation = self.rotary_emb(carry, position_ids + depth - 2)
-        hidden = self.layers[(depth - 2) % len(self.layers)](carry, token_embeds, rotation, attention_mask, cache)
-        return self.hand_on(depth, hidden)
+        hidden = self.set_of(depth, self.layers)(carry, token_embeds, rotation, attention_mask, cache)
+        return self.carry_of(depth, hidden)
 
 
 def _three_layers(num_layers: int) -> tuple[int, ...]:
@@ -207,21 +198,3 @@ def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConf
         max_position_embeddings=trunk_config.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": rope.get("rope_theta", _DEFAULT_ROPE_THETA)},
     )
-
-
-def _check_can_be_had(config: MTPConfig) -> None:
-    if config.head_init == "copy_trunk":
-        raise ValueError(
-            "head_init='copy_trunk' with head='eagle': its attention reads vectors twice as wide as the trunk's layers "
-            "do, so there is nothing to copy; use head_init='family'."
-        )
-    if config.feature_layers and config.hidden_stage == "pre_norm":
-        raise ValueError(
-            f"hidden_stage='pre_norm' with feature_layers={list(config.feature_layers)}: the heads read the outputs of "
-            "those layers, not the last hidden state; pass feature_layers=() to read the latter."
-        )
-    if config.output_norm == "none" and config.unembedding == "shared":
-        raise ValueError(
-            "output_norm='none' with head='eagle': the LM head's weights expect normed states, which a decoder layer's "
-            "output is not; use output_norm='own' or 'shared', or unembedding='own'."
-        )

@@ -15,18 +15,13 @@ repeats one module. The paper's heads own their unembedding: ``unembedding="own"
 Left out: Hydra++'s prefix attention, an extra decoder layer between trunk and heads.
 """
 
-from typing import ClassVar
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
-from worldmtp.heads.zero import ZeroLinear
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, RecurrentHead, ZeroLinear, needed
 from worldmtp.model.config import MTPConfig
 
 
@@ -47,50 +42,35 @@ class GroundedMLP(nn.Module):
         return self.output(hidden)
 
 
-class HydraHead(ActionConditionalHead):
+class HydraHead(RecurrentHead):
     """One grounded MLP for each of depths 2 .. K."""
 
-    attention: ClassVar[str] = "none"
+    ignores = ("feature_layers", "recycle_stage")
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "feature_layers", "recycle_stage")
-        refuse_copied_layers(config)
-        refuse_unnormed(config)
-        assert config.hidden_size is not None
-        assert config.head_width is not None
-        assert config.head_layers is not None
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        self.hidden_size = config.hidden_size
+        super().__init__(config)
+        self.hidden_size = needed(config.hidden_size)
         self.hidden_first = config.concat_order == "hidden_first"
-        drawn = config.head_init == "random"
+        width, num_layers = needed(config.head_width), needed(config.head_layers)
         self.mlps = nn.ModuleList(
-            GroundedMLP(depth, config.hidden_size, config.head_width, config.head_layers, starts_at_zero=not drawn)
+            GroundedMLP(depth, self.hidden_size, width, num_layers, starts_at_zero=not self.drawn)
             for depth in self.depths
         )
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=not drawn)
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
         """One residual layer of the trunk's width, the trunk's LM head."""
         return FamilyDefaults(head_width=trunk_config.hidden_size)
 
-    def forward_depth(
-        self,
-        depth: int,
-        carry: Float[Tensor, "batch query width"],
-        token_embeds: Float[Tensor, "batch query hidden"],
-        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        position_ids: Int[Tensor, "batch query"],
-        cache: Cache | None = None,
+    def step(
+        self, depth: int, carry: Float[Tensor, "batch query width"], token_embeds: Float[Tensor, "batch query hidden"]
     ) -> Float[Tensor, "batch query new_width"]:
-        """The carry with one more embedding at its end; mask, positions and cache do not matter."""
-        self.check_depth(depth)
+        """Return the carry with one more embedding at its end."""
         return torch.cat([carry, token_embeds], dim=-1)
 
     def read(self, depth: int, carry: Float[Tensor, "batch query width"]) -> Float[Tensor, "batch query hidden"]:
-        """h^k of the equation above."""
+        """Return h^k of the equation above."""
         self.check_depth(depth)
         hidden, embeds = carry[..., : self.hidden_size], carry[..., self.hidden_size :]
         inputs = carry if self.hidden_first else torch.cat([embeds, hidden], dim=-1)

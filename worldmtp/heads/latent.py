@@ -18,17 +18,13 @@ the latent does not hold.
 """
 
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
-from worldmtp.heads.zero import ZeroLinear
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, RecurrentHead, ZeroLinear, needed
 from worldmtp.model.config import MTPConfig
 
 
@@ -55,53 +51,34 @@ class LatentStep(nn.Module):
         return latent + self.mlp(self.norm(torch.cat(halves, dim=-1)))
 
 
-class LatentHead(ActionConditionalHead):
+class LatentHead(RecurrentHead):
     """Depths 2 .. K by one recursive step, or by one each."""
 
-    attention: ClassVar[str] = "none"
-    shareable: ClassVar[bool] = True
+    shareable = True
+    ignores = ("feature_layers",)
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "feature_layers")
-        refuse_copied_layers(config)
-        refuse_unnormed(config)
-        assert config.hidden_size is not None
-        assert config.head_width is not None
-        assert config.head_layers is not None
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        self.recycles_pre_norm = config.recycle_stage == "pre_norm"
+        super().__init__(config)
         self.unbounded = bool(config.share_depths and len(self.depths))
-        drawn = config.head_init == "random"
-        num_steps = min(1, len(self.depths)) if config.share_depths else len(self.depths)
         self.steps = nn.ModuleList(
             LatentStep(
-                config.hidden_size,
-                config.head_width,
-                config.head_layers,
+                needed(config.hidden_size),
+                needed(config.head_width),
+                needed(config.head_layers),
                 hidden_first=config.concat_order == "hidden_first",
-                starts_at_zero=not drawn,
+                starts_at_zero=not self.drawn,
             )
-            for _ in range(num_steps)
+            for _ in range(self.num_sets)
         )
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=not drawn)
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
         """One step for all depths, two hidden layers of the trunk's width, the trunk's LM head."""
         return FamilyDefaults(share_depths=True, head_width=trunk_config.hidden_size, head_layers=2)
 
-    def forward_depth(
-        self,
-        depth: int,
-        carry: Float[Tensor, "batch query hidden"],
-        token_embeds: Float[Tensor, "batch query hidden"],
-        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        position_ids: Int[Tensor, "batch query"],
-        cache: Cache | None = None,
+    def step(
+        self, depth: int, carry: Float[Tensor, "batch query hidden"], token_embeds: Float[Tensor, "batch query hidden"]
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; mask, positions and cache do not matter."""
-        self.check_depth(depth)
-        hidden = self.steps[(depth - 2) % len(self.steps)](carry, token_embeds)
-        return self.hand_on(depth, hidden)
+        """Return the next latents."""
+        return self.carry_of(depth, self.set_of(depth, self.steps)(carry, token_embeds))

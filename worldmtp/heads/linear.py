@@ -9,45 +9,42 @@ drawn, not copied from the LM head (Gloeckle et al. 2024, arXiv 2404.19737, comp
 ``output_norm`` puts a norm before U_k. Left out: sharing U_k, or the LM head, which leaves nothing to learn.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import FamilyDefaults, ParallelHead
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_copied_layers, refuse_unused
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, PointwiseHead
 from worldmtp.model.config import MTPConfig
 
 
-class LinearHead(ParallelHead):
+class LinearHead(PointwiseHead):
     """An output layer for each of depths 2 .. K."""
 
+    ignores = (
+        "concat_order",
+        "feature_layers",
+        "head_layers",
+        "head_width",
+        "recycle_stage",
+    )
+    copies_lm_head = False
+
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "concat_order", "feature_layers", "head_layers", "head_width", "recycle_stage")
-        refuse_copied_layers(config)
+        super().__init__(config)
         if config.unembedding == "shared":
             raise ValueError(
                 "unembedding='shared' with head='linear': the LM head on the trunk's own hidden state is the trunk "
                 "itself at every depth; use unembedding='own', or head='blockwise' for heads that share it."
             )
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=False)
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
         """An output layer of its own."""
         return FamilyDefaults(unembedding="own")
 
-    def forward_depth(
-        self,
-        depth: int,
-        trunk_hidden: Float[Tensor, "batch query hidden"],
-        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        position_ids: Int[Tensor, "batch query"],
-        cache: Cache | None = None,
+    def transform(
+        self, depth: int, trunk_hidden: Float[Tensor, "batch query width"]
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; pointwise in time."""
-        self.check_depth(depth)
-        return self.output.norm(depth, trunk_hidden)
+        """Return the state as it is."""
+        return trunk_hidden

@@ -14,15 +14,12 @@ The paper counts from the LM head: its head k is depth k + 1 here. ``unembedding
 matrices, and is not Medusa's. Left out: the tree of candidates and typical acceptance, which belong to decoding.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import FamilyDefaults, ParallelHead
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
-from worldmtp.heads.zero import ZeroLinear
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, PointwiseHead, ZeroLinear, needed
 from worldmtp.model.config import MTPConfig
 
 
@@ -38,38 +35,26 @@ class ResidualBlock(nn.Module):
         return hidden + functional.silu(self.linear(hidden))
 
 
-class MedusaHead(ParallelHead):
+class MedusaHead(PointwiseHead):
     """Residual blocks and an output layer for each of depths 2 .. K."""
 
+    ignores = ("concat_order", "feature_layers", "head_width", "recycle_stage")
+
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "concat_order", "feature_layers", "head_width", "recycle_stage")
-        refuse_copied_layers(config)
-        refuse_unnormed(config)
-        assert config.hidden_size is not None
-        assert config.head_layers is not None
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        size, starts_at_zero = config.hidden_size, config.head_init != "random"
+        super().__init__(config)
+        size, num_layers = needed(config.hidden_size), needed(config.head_layers)
         self.blocks = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(size, starts_at_zero) for _ in range(config.head_layers)))
-            for _ in self.depths
+            nn.Sequential(*(ResidualBlock(size, not self.drawn) for _ in range(num_layers))) for _ in self.depths
         )
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=config.head_init != "random")
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
         """One block, and an output layer of its own."""
         return FamilyDefaults(unembedding="own")
 
-    def forward_depth(
-        self,
-        depth: int,
-        trunk_hidden: Float[Tensor, "batch query hidden"],
-        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        position_ids: Int[Tensor, "batch query"],
-        cache: Cache | None = None,
+    def transform(
+        self, depth: int, trunk_hidden: Float[Tensor, "batch query width"]
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; pointwise in time."""
-        self.check_depth(depth)
-        return self.output.norm(depth, self.blocks[depth - 2](trunk_hidden))
+        """Return the state after the depth's blocks."""
+        return self.blocks[depth - 2](trunk_hidden)

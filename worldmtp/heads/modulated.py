@@ -13,15 +13,12 @@ No paper's: the smallest family whose depths may share all weights without being
 made of the depth (FiLM); e_k shifts the MLP's input only.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import FamilyDefaults, ParallelHead
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_copied_layers, refuse_unnormed, refuse_unused
-from worldmtp.heads.zero import ZeroLinear
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, PointwiseHead, ZeroLinear, needed
 from worldmtp.model.config import MTPConfig
 
 
@@ -38,47 +35,32 @@ class ResidualMLP(nn.Module):
         return hidden + self.down(functional.gelu(self.up(hidden)))
 
 
-class ModulatedHead(ParallelHead):
+class ModulatedHead(PointwiseHead):
     """Embeddings of depths 2 .. K, and an MLP for each or one for all."""
 
     shareable = True
+    ignores = ("concat_order", "feature_layers", "recycle_stage")
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "concat_order", "feature_layers", "recycle_stage")
-        refuse_copied_layers(config)
-        refuse_unnormed(config)
-        assert config.hidden_size is not None
-        assert config.head_width is not None
-        assert config.head_layers is not None
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        size, width, starts_at_zero = config.hidden_size, config.head_width, config.head_init != "random"
+        super().__init__(config)
+        size, width, num_layers = needed(config.hidden_size), needed(config.head_width), needed(config.head_layers)
         # One embedding a module: depth 1 alone has none, and a table of no rows cannot be initialised.
         self.depth_embeddings = nn.ModuleList(nn.Embedding(1, size) for _ in self.depths)
-        num_sets = min(1, len(self.depths)) if config.share_depths else len(self.depths)
         self.mlps = nn.ModuleList(
-            nn.Sequential(*(ResidualMLP(size, width, starts_at_zero) for _ in range(config.head_layers)))
-            for _ in range(num_sets)
+            nn.Sequential(*(ResidualMLP(size, width, not self.drawn) for _ in range(num_layers)))
+            for _ in range(self.num_sets)
         )
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=config.head_init != "random")
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
         """Four times the trunk's width."""
         return FamilyDefaults(head_width=4 * trunk_config.hidden_size)
 
-    def forward_depth(
-        self,
-        depth: int,
-        trunk_hidden: Float[Tensor, "batch query hidden"],
-        attention_mask: Bool[Tensor, "mask_batch 1 query key"],
-        position_ids: Int[Tensor, "batch query"],
-        cache: Cache | None = None,
+    def transform(
+        self, depth: int, trunk_hidden: Float[Tensor, "batch query width"]
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; pointwise in time."""
-        self.check_depth(depth)
+        """Return the shifted state after the depth's MLP."""
         embedding = self.depth_embeddings[depth - 2]
         assert isinstance(embedding, nn.Embedding)
-        mlp = self.mlps[(depth - 2) % len(self.mlps)]
-        return self.output.norm(depth, mlp(trunk_hidden + embedding.weight[0]))
+        return self.set_of(depth, self.mlps)(trunk_hidden + embedding.weight[0])

@@ -15,16 +15,12 @@ Left out: the paper's order of forward and backward passes, one head's logits in
 have; giving up K - 1 of the trunk's layers so that models of all K have as many weights.
 """
 
-from typing import ClassVar
-
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import FamilyDefaults, ParallelHead
-from worldmtp.heads.block import copy_last_layer, make_block_spec
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
+from worldmtp.heads.base import FamilyDefaults, OutputLayers, ParallelHead, needed
+from worldmtp.heads.block import check_one_source, copy_last_layer, make_block_spec
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures, additive_mask
 
@@ -32,22 +28,26 @@ from worldmtp.model.trunk import TrunkFeatures, additive_mask
 class GloeckleHead(ParallelHead):
     """One decoder layer for each of depths 2 .. K."""
 
-    attention: ClassVar[str] = "depth"
+    attention = "depth"
+    ignores = ("concat_order", "head_layers", "head_width", "recycle_stage")
+    has_trunk_layers = True
+    sums_residuals = True
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "concat_order", "head_layers", "head_width", "recycle_stage")
-        assert config.feature_layers is not None
-        _check_source(config.feature_layers, config.hidden_stage)
-        refuse_unnormed_block(config)
-        self.depths = range(2, config.depth + 1)
+        super().__init__(config)
+        feature_layers = needed(config.feature_layers)
+        check_one_source(feature_layers, config.hidden_stage)
+        if len(feature_layers) > 1:
+            raise ValueError(
+                f"feature_layers={list(feature_layers)} with head='parallel': the heads branch off at one place; name "
+                "one layer, or none for the trunk's last hidden state."
+            )
         # The trunk alone reads nothing.
-        self.feature_layers = config.feature_layers if len(self.depths) else ()
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
+        self.feature_layers = feature_layers if len(self.depths) else ()
         self.copies_trunk = config.head_init == "copy_trunk"
         block = make_block_spec(config.head_block, trunk)
         self.blocks = nn.ModuleList(block.make_layer() for _ in self.depths)
-        self.output: OutputLayers = OutputLayers(config, trunk, copies_lm_head=config.head_init != "random")
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
         self.rotary_emb = block.make_rotary()
 
     @classmethod
@@ -85,16 +85,3 @@ class GloeckleHead(ParallelHead):
         assert isinstance(trunk, PreTrainedModel)
         for block in self.blocks if self.copies_trunk else ():
             copy_last_layer(trunk, block)
-
-
-def _check_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
-    if len(feature_layers) > 1:
-        raise ValueError(
-            f"feature_layers={list(feature_layers)} with head='parallel': the heads branch off at one place; name one "
-            "layer, or none for the trunk's last hidden state."
-        )
-    if feature_layers and hidden_stage == "pre_norm":
-        raise ValueError(
-            f"hidden_stage='pre_norm' with feature_layers={list(feature_layers)}: the heads read that layer's output, "
-            "not the last hidden state; pass feature_layers=() to read the latter."
-        )

@@ -13,7 +13,7 @@ from worldmtp.choices import check_choice
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from worldmtp.heads.base import ActionConditionalHead, ParallelHead
+    from worldmtp.heads.base import ActionConditionalHead, Head, ParallelHead
     from worldmtp.model.config import MTPConfig
 
 _FAMILIES: dict[str, str] = {
@@ -100,7 +100,7 @@ def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionCondition
     """The heads that ``config``, bound to its trunk, describes.
 
     Raises:
-        ValueError: no such family, or one that cannot be had that way.
+        ValueError: there is no such family, or it does not support what the config asks for.
         TypeError: the registered class is of neither kind of head.
     """
     from worldmtp.heads.base import ActionConditionalHead, ParallelHead
@@ -116,6 +116,8 @@ def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionCondition
             f"stride={config.stride} with head={config.head!r}: a chain needs every token in between; choose a "
             "parallel family, or stride=1."
         )
+    _refuse_ignored(config, family.ignores)
+    _check_starts(config, family)
     head = family(config, trunk)  # type: ignore[call-arg]  # what is registered is made of these two
     assert isinstance(head, (ActionConditionalHead, ParallelHead))
     return head
@@ -130,3 +132,44 @@ def _resolve_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]
                 f"choose from {-num_layers} .. {num_layers - 1}."
             )
     return tuple(index % num_layers for index in layers)
+
+
+_IGNORED = {
+    "concat_order": ("embedding_first", "nothing is concatenated"),
+    "feature_layers": ((), "it reads the trunk's last hidden state only"),
+    "head_layers": (1, "it has no stack of layers"),
+    "head_width": (None, "it has no inner width to choose"),
+    "recycle_stage": ("post_norm", "no depth hands anything to the next"),
+}
+"""What a field that a family ignores must be, and why: set and ignored, it would be saved as if it had counted."""
+
+
+def _refuse_ignored(config: "MTPConfig", names: tuple[str, ...]) -> None:
+    for name in names:
+        neutral, reason = _IGNORED[name]
+        if getattr(config, name) != neutral:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} with head={config.head!r}: {reason}; leave {name} out, or choose a "
+                "family that reads it."
+            )
+
+
+def _check_starts(config: "MTPConfig", family: "type[Head]") -> None:
+    if config.head_init == "copy_trunk" and not family.has_trunk_layers:
+        raise ValueError(
+            f"head_init='copy_trunk' with head={config.head!r}: these heads have no layer of the trunk's form to copy "
+            "into; use head_init='family' or 'random'."
+        )
+    copies = family.copies_lm_head and config.head_init != "random"
+    if config.output_norm != "none" or not (config.unembedding == "shared" or copies):
+        return
+    if family.sums_residuals:
+        raise ValueError(
+            f"output_norm='none' with head={config.head!r}: the LM head's weights expect normed states, which a "
+            "decoder layer's output is not; use output_norm='shared' or 'own'."
+        )
+    if config.hidden_stage == "pre_norm":
+        raise ValueError(
+            f"hidden_stage='pre_norm' and output_norm='none' with head={config.head!r}: the LM head's weights expect "
+            "normed states; use output_norm='shared' or 'own', or hidden_stage='post_norm'."
+        )

@@ -13,17 +13,13 @@ recycling g^k (``recycle_stage="pre_norm"``) costs acceptance in released models
 Left out: feeding a head its own drafts in training; the embedding is that of the real token (teacher forcing).
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults
+from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, OutputLayers, needed
 from worldmtp.heads.block import BlockSpec, copy_last_layer, make_block_spec, make_norm
-from worldmtp.heads.output import OutputLayers
-from worldmtp.heads.unused import refuse_unnormed_block, refuse_unused
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import additive_mask
 
@@ -33,11 +29,11 @@ class SequentialLayer(nn.Module):
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel, block: BlockSpec) -> None:
         super().__init__()
-        assert config.hidden_size is not None
+        hidden_size = needed(config.hidden_size)
         self.concat_order = config.concat_order
         self.embedding_norm = make_norm(config.head_block, trunk)
         self.hidden_norm = make_norm(config.head_block, trunk)
-        self.projection = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.projection = nn.Linear(2 * hidden_size, hidden_size, bias=False)
         self.block = block.make_layer()
 
     def forward(
@@ -67,36 +63,24 @@ class SequentialLayer(nn.Module):
 class SequentialHead(ActionConditionalHead):
     """Depths 2 .. K; one layer each, or one for all with ``share_depths``."""
 
-    attention: ClassVar[str] = "depth"
-    shareable: ClassVar[bool] = True
+    attention = "depth"
+    shareable = True
+    ignores = ("feature_layers", "head_layers", "head_width")
+    has_trunk_layers = True
+    sums_residuals = True
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
-        super().__init__()
-        refuse_unused(config, "feature_layers", "head_layers", "head_width")
-        refuse_unnormed_block(config)
-        self.depths = range(2, config.depth + 1)
-        self.reads_pre_norm = config.hidden_stage == "pre_norm"
-        self.recycles_pre_norm = config.recycle_stage == "pre_norm"
+        super().__init__(config)
         self.copies_trunk = config.head_init == "copy_trunk"
         block = make_block_spec(config.head_block, trunk)
-        num_layers = min(1, len(self.depths)) if config.share_depths else len(self.depths)
-        self.layers = nn.ModuleList(SequentialLayer(config, trunk, block) for _ in range(num_layers))
-        self.output: OutputLayers = OutputLayers(config, trunk)
+        self.layers = nn.ModuleList(SequentialLayer(config, trunk, block) for _ in range(self.num_sets))
+        self.output = OutputLayers(config, trunk, self.copies_lm_head)
         self.rotary_emb = block.make_rotary()
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
         """A norm of its own before the shared unembedding."""
         return FamilyDefaults(output_norm="own")
-
-    def layer(self, depth: int) -> nn.Module:
-        """The layer of a depth.
-
-        Raises:
-            ValueError: there is none; depth 1 is the trunk.
-        """
-        self.check_depth(depth)
-        return self.layers[(depth - 2) % len(self.layers)]
 
     def forward_depth(
         self,
@@ -108,7 +92,7 @@ class SequentialHead(ActionConditionalHead):
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
         """See the base class; the carry is what is recycled."""
-        hidden = self.layer(depth)(
+        hidden = self.set_of(depth, self.layers)(
             carry,
             token_embeds,
             additive_mask(attention_mask, carry.dtype),
@@ -116,7 +100,7 @@ class SequentialHead(ActionConditionalHead):
             self.rotary_emb(carry, position_ids),
             cache,
         )
-        return self.hand_on(depth, hidden)
+        return self.carry_of(depth, hidden)
 
     def initialize_from(self, trunk: nn.Module) -> None:
         """Blocks as copies of the trunk's last layer, where asked for."""

@@ -135,7 +135,7 @@ def choose_spec(probe: SpecProbe, concat_order: str | None = None, hidden_stage:
 
 @contextmanager
 def _read_in_order(heads: SequentialHead, concat_order: str) -> Iterator[None]:
-    layer = heads.layer(2)
+    layer = heads.set_of(2, heads.layers)
     assert isinstance(layer, SequentialLayer)
     saved = layer.concat_order
     layer.concat_order = concat_order

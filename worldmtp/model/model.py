@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTraine
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from worldmtp.heads.base import ZeroLinear
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.heads.chain import head_latents
 from worldmtp.heads.registry import bind, make_head
-from worldmtp.heads.zero import ZeroLinear
 from worldmtp.model.adapters import adapters_to_save, freeze_beside_adapters, trunk_with_adapters
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.guards import check_weights_loaded, checked_trunk, unpublished, warn_of_untrained_heads

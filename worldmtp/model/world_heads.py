@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldmtp.heads.zero import ZeroLinear
+from worldmtp.heads.base import ZeroLinear
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.precision import full_precision
 

@@ -117,7 +117,11 @@ _WORLD_MODEL = _rows(
     ("reward_loss", "cross-entropy of the binned reward head", "nats"),
     ("continuation_loss", "binary cross-entropy of the continuation head", "nats"),
     ("value_loss", "cross-entropy of the binned value head", "nats"),
-    ("action_shuffle_loss_ratio", "loss with the actions permuted over states / loss; 1 = actions ignored", "1"),
+    (
+        "action_shuffle_loss_ratio",
+        "loss with the actions permuted over states / loss, on fresh text; 1 = actions ignored",
+        "1",
+    ),
     ("grad_norm", "global gradient norm of the world model before clipping", "1"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),

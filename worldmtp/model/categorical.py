@@ -1,4 +1,4 @@
-"""Draws from many distributions at once, by a generator of this device or of the host."""
+"""Categorical distributions over a vocabulary: draws from many at once, and their entropy."""
 
 import torch
 from jaxtyping import Float, Int
@@ -26,3 +26,14 @@ def inverse_distribution(
     cumulated = probs.double().cumsum(dim=-1)
     at = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)[:, 0]
     return at.clamp_max(probs.shape[-1] - 1)
+
+
+def entropy_per_token(log_probs: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+    """Return the entropy in nats, -sum_v p_v log p_v with 0 log 0 = 0, of log-probabilities.
+
+    A token that is excluded (minus infinity), or whose probability rounds to zero, adds nothing to it nor to its
+    gradient. ``torch.special.entr(log_probs.exp())`` is the same number, but its slope at p = 0 is infinite: times the
+    slope of exp, which is zero there, it is NaN.
+    """
+    finite = log_probs.masked_fill(log_probs == float("-inf"), 0.0)  # counts as 1 log 1, which is 0 as well
+    return -(finite.exp() * finite).sum(dim=-1)

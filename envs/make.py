@@ -123,6 +123,8 @@ def make_text_vec(
         raise MakingError(f"{env_id!r} cannot be made: {error}") from error
     except TypeError as error:
         raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}.{_cure(error, kwargs)}") from error
+    if not isinstance(made.unwrapped, TextVectorEnv):
+        raise MakingError(f"{env_id!r} makes a {type(made.unwrapped).__name__}. {_REMEDY}")
     if isinstance(made.unwrapped, TextGenVectorEnv):
         made.unwrapped.copy = False
     return _trainable(env_id, with_autoreset(wrap(made, wrappers), autoreset_mode))
@@ -139,8 +141,6 @@ def _as_world(spec: EnvSpec, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _trainable(env_id: str, made: Any) -> TextVectorEnv:
     """Return what was made, with a view on it where a wrapper of gymnasium's hides what training asks."""
     base: Any = made.unwrapped
-    if not isinstance(made.unwrapped, TextVectorEnv):
-        raise MakingError(f"{env_id!r} makes a {type(base).__name__}. {_REMEDY}")
     if made.single_action_space != base.single_action_space:
         raise MakingError(
             f"{env_id!r} makes {made}, whose actions are {made.single_action_space} where those of the text env are "
@@ -268,7 +268,7 @@ def subject_of(task: Task) -> str:
         source = task.sample_function
     while isinstance(source, partial):
         source = source.func
-    subject = (inspect.getdoc(source) or "").strip().partition("\n")[0].replace("``", "")
+    subject = inspect.cleandoc(source.__doc__ or "").partition("\n")[0].replace("``", "")
     return " ".join([subject, *(f"{name}={value}" for name, value in made_with.items())]).strip()
 
 

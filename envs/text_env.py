@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from worldmtp.choices import check_choice
 from worldmtp.envs.dataset import TextDataset
+from worldmtp.envs.rows import Observation
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
@@ -31,6 +32,12 @@ WrapperSpec = str | Mapping[str, Any]
 
 class TextVectorEnv(VectorEnv):
     """Rows of text: ``TextGenVectorEnv``, and whatever wraps it and keeps this interface."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin new texts; see ``TextGenVectorEnv`` for the options."""
+        return super().reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium asks for a dict
 
     @property
     def dataset(self) -> TextDataset:
@@ -60,7 +67,7 @@ class TextVectorEnv(VectorEnv):
         """Return a JSON-able snapshot of all that decides the episodes to come."""
         raise NotImplementedError
 
-    def load_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def load_state(self, state: Mapping[str, Any]) -> Observation:
         """Go on from a snapshot; returns the observation there."""
         raise NotImplementedError
 
@@ -157,7 +164,7 @@ class TextVectorWrapper(TextVectorEnv, VectorWrapper):
         """
         return {"env": self._inner().state(), "wrapper": self.own_state()}
 
-    def load_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def load_state(self, state: Mapping[str, Any]) -> Observation:
         """Go on from a snapshot; returns the observation there.
 
         Raises:
@@ -170,7 +177,7 @@ class TextVectorWrapper(TextVectorEnv, VectorWrapper):
         """Return what decides this wrapper's future, JSON-able."""
         return {}
 
-    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def load_own_state(self, state: Mapping[str, Any], obs: Observation) -> Observation:
         """Go on from there, where the env shows ``obs``; returns what this wrapper shows."""
         return obs
 
@@ -193,7 +200,7 @@ class UnsavedVectorWrapper(TextVectorWrapper):
         """Return a snapshot of the text env, and the names of the wrappers around it."""
         return {"env": self._base.state(), "unsaved": unsaved_wrappers(self.env)}
 
-    def load_state(self, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def load_state(self, state: Mapping[str, Any]) -> Observation:
         """Refuse.
 
         Raises:

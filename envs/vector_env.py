@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, Int
 
@@ -192,7 +192,7 @@ class TextGenVectorEnv(TextVectorEnv):
             ValueError: if an option is unknown or impossible.
         """
         with refusal_changes_nothing(self, "_split", "_group_size"):
-            super().reset(seed=seed)
+            VectorEnv.reset(self, seed=seed)  # seeds the generator
             asked = parse_options(options, self.num_envs)
             if not self.is_begun and asked.reset_mask is not None and not asked.reset_mask.all():
                 raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")

@@ -114,9 +114,9 @@ class VectorActionMask(TextVectorWrapper):
         self._rules = TokenRules(self.dataset, rule, forbid_pad, min_new, alphabet)
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the env; the infos have the masks of the first tokens."""
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = super().reset(seed=seed, options=options)
         return obs, infos | self._masked(obs)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

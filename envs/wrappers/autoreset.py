@@ -66,7 +66,7 @@ class Autoreset(TextVectorWrapper):
             ValueError: if an option is unknown or impossible; ``group_size`` is 1 here.
         """
         self._check_group_size((options or {}).get("group_size") or 1)
-        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium asks for a dict
+        return super().reset(seed=seed, options=options)
 
     def step(
         self, actions: np.ndarray

@@ -101,12 +101,12 @@ class VectorEpisodeRecorder(TextVectorWrapper):
         self._seed: int | None = None
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """As of the env."""
         mask = (options or {}).get("reset_mask")
         is_of_all = mask is None or bool(np.all(mask))
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = super().reset(seed=seed, options=options)
         if seed is not None:
             self._seed = seed if is_of_all else None  # groups are counted from a seeded reset of all rows only
         return obs, infos

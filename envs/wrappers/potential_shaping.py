@@ -85,12 +85,12 @@ class VectorPotentialShaping(TextVectorWrapper):
         self._potentials = np.zeros(env.num_envs)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Reset the env; rows that begin have the potential of their prompt."""
         mask = (options or {}).get("reset_mask")  # read first: wrappers below may take it
         begun = np.ones(self.num_envs, dtype=bool) if mask is None else np.array(mask, dtype=bool)
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = super().reset(seed=seed, options=options)
         for row in np.flatnonzero(begun).tolist():
             self._potentials[row] = self._of(row, obs)
         return obs, infos

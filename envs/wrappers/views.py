@@ -35,10 +35,10 @@ class VectorAttentionMask(TextVectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Reset the env; the observation has masks."""
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = super().reset(seed=seed, options=options)
         return _with_mask(obs), infos
 
     def step(
@@ -65,9 +65,9 @@ class VectorNumericInfos(TextVectorWrapper):
 
     follows_episodes = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the env; the infos have no texts."""
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = super().reset(seed=seed, options=options)
         return obs, _numeric(infos)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

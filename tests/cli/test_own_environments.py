@@ -69,7 +69,7 @@ def share_right(example, text):
         "worldmtp-train env=custom env.id=my_pkg:NextNumber-v0 +env.kwargs.max_new=6 +env.kwargs.max_turn=5 "
         "sft.num_steps=0",
         "my_pkg.py",
-        '''\
+        """\
 import gymnasium
 
 
@@ -86,7 +86,7 @@ class NextNumber(gymnasium.Env):
 
 
 gymnasium.register("NextNumber-v0", entry_point="my_pkg:NextNumber")
-''',
+""",
     ),
     Route(
         "reasoning-gym",

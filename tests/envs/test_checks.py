@@ -159,7 +159,7 @@ class WrongSpace(Planted):
     ("fault", "message"),
     [
         (ReusesBuffers, "two calls returned the same arrays"),
-        (ShowsItsState, "tokens is"),
+        (ShowsItsState, "two calls returned the same arrays"),
         (SeedsPlusIndex, r"rows are seeded seed \+ i"),
         (IgnoresSeeds, "the same seed must give the same prompts"),
         (OnePrompt, "all rows show the same prompt"),

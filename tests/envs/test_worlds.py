@@ -165,8 +165,6 @@ def test_registering_a_world_twice_or_wrongly(unregistered):
         register_task("Counter", max_prompt=2, max_new=20)(type("Other", (Counter,), {}))
     with pytest.raises(TypeError, match="'Scored' is a class: its step pays instead of register_task"):
         register_task("Scored", max_prompt=2, max_new=20, score=lambda example, text: 1.0)(Counter)
-    with pytest.raises(TypeError, match="Env is a gymnasium environment, not a task"):
-        register_task("Gym", max_prompt=2, max_new=20)(gymnasium.Env)
 
 
 def test_what_is_no_world_is_told_so():

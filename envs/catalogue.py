@@ -12,10 +12,10 @@ from typing import Any
 from worldmtp.envs.registry import register_builtin, register_env, register_turn_env
 from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
 
-_COPY = "worldmtp.envs.tasks.copy:Copy"
-_REVERSE = "worldmtp.envs.tasks.copy:Reverse"
+_COPY = "worldmtp.envs.tasks.strings:Copy"
+_REVERSE = "worldmtp.envs.tasks.strings:Reverse"
 _PATH_STAR = "worldmtp.envs.tasks.path_star:PathStar"
-_RANDOM_DIGITS = "worldmtp.envs.tasks.random_digits:RandomDigits"
+_RANDOM_DIGITS = "worldmtp.envs.tasks.strings:RandomDigits"
 _REWARD_MODEL = "worldmtp.envs.tasks.reward_model:RewardModelTask"
 _REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym:ReasoningGymTask"
 _BRACKETS = "worldmtp.envs.tasks.brackets:Brackets"

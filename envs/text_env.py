@@ -40,36 +40,42 @@ class TextVectorEnv(VectorEnv):
         return super().reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium asks for a dict
 
     @property
+    def kernel(self) -> "TextVectorEnv":
+        """The rows without their wrappers, which answer what a wrapper is asked."""
+        kernel: Any = self.unwrapped
+        return kernel
+
+    @property
     def dataset(self) -> TextDataset:
         """The questions, tokens and budgets."""
-        raise NotImplementedError
+        return self.kernel.dataset
 
     @property
     def scorer(self) -> Scorer:
         """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        raise NotImplementedError
+        return self.kernel.scorer
 
     @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        raise NotImplementedError
+        return self.kernel.eos_terminates
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
-        """Return the rows that have ended and wait for their reset, as a new array."""
-        raise NotImplementedError
+        """The rows that have ended and wait for their reset, as a new array."""
+        return self.kernel.done
 
     def example_of(self, row: int) -> Example:
         """Return the question that a row answers."""
-        raise NotImplementedError
+        return self.kernel.example_of(row)
 
     def state(self) -> dict[str, Any]:
         """Return a JSON-able snapshot of all that decides the episodes to come."""
-        raise NotImplementedError
+        return self.kernel.state()
 
     def load_state(self, state: Mapping[str, Any]) -> Observation:
         """Go on from a snapshot; returns the observation there."""
-        raise NotImplementedError
+        return self.kernel.load_state(state)
 
     @property
     def problem(self) -> TextDataset:
@@ -117,8 +123,7 @@ class TextVectorWrapper(TextVectorEnv, VectorWrapper):
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
-        base = env.unwrapped
-        if not isinstance(base, TextVectorEnv):
+        if not isinstance(env.unwrapped, TextVectorEnv):
             raise TypeError(f"{env} is not a TextGenVectorEnv; this wrapper needs its tokenizer and its examples.")
         space = env.single_observation_space
         missing = [key for key in OBSERVATION_KEYS if not (isinstance(space, spaces.Dict) and key in space.spaces)]
@@ -130,31 +135,6 @@ class TextVectorWrapper(TextVectorEnv, VectorWrapper):
                 f"rows of {env} reset themselves ({mode}), so {type(self).__name__} would not see their ends; put it "
                 "under the autoreset: gymnasium.make_vec(id, text_wrappers=[...]), or Autoreset(wrapped, mode)."
             )
-        self._base = base
-
-    @property
-    def dataset(self) -> TextDataset:
-        """The questions, tokens and budgets."""
-        return self._base.dataset
-
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters``."""
-        return self._base.scorer
-
-    @property
-    def eos_terminates(self) -> bool:
-        """Whether EOS ends the text and nothing else but the budget does."""
-        return self._base.eos_terminates
-
-    @property
-    def done(self) -> Bool[np.ndarray, " row"]:
-        """Return the rows that have ended and wait for their reset."""
-        return self._base.done
-
-    def example_of(self, row: int) -> Example:
-        """Return the question that a row answers."""
-        return self._base.example_of(row)
 
     def state(self) -> dict[str, Any]:
         """Return a snapshot of the env and of this wrapper.
@@ -198,7 +178,7 @@ class UnsavedVectorWrapper(TextVectorWrapper):
 
     def state(self) -> dict[str, Any]:
         """Return a snapshot of the text env, and the names of the wrappers around it."""
-        return {"env": self._base.state(), "unsaved": unsaved_wrappers(self.env)}
+        return {"env": self.kernel.state(), "unsaved": unsaved_wrappers(self.env)}
 
     def load_state(self, state: Mapping[str, Any]) -> Observation:
         """Refuse.

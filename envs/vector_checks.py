@@ -1,6 +1,6 @@
 """A checker for vector text environments, in all autoreset modes; gymnasium has none.
 
-It plays random tokens and referees every step from the observation before it. It raises AssertionError with what was
+It plays random tokens and checks every step from the observation before it. It raises AssertionError with what was
 seen and what was expected, as ``gymnasium.utils.env_checker`` does.
 """
 
@@ -91,7 +91,7 @@ class EpisodeBook:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step and all it is judged by; ``waiting`` rows had ended before it."""
+    """A step and all it is checked by; ``waiting`` rows had ended before it."""
 
     before: Observation
     waiting: Bool[np.ndarray, " env"]
@@ -173,7 +173,7 @@ def check_replay(envs: Any) -> None:
 
 
 def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
-    """Referee random play.
+    """Check every step of random play.
 
     Raises:
         AssertionError: what was seen and what was expected.

@@ -2,18 +2,195 @@
 
 Splits are by the hash of the prompt, as everywhere: columns or parts that name a split are not asked, so that a prompt
 that stands in the file twice cannot be in both. A split of the file's author is kept by two environments, one a part.
+
+A file is JSONL, CSV, Parquet, or what ``datasets`` saved to disk. Text files are UTF-8, with or without the byte order
+mark that spreadsheets and Windows editors put in front.
 """
 
+import csv
+import decimal
 import difflib
-from collections.abc import Sequence
+import importlib
+import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.rewards import RewardFunction, load_reward, reward_score
-from worldmtp.envs.tasks.rows import Row, as_text, read_rows
+from worldmtp.envs.task import Example, Score, is_full_return
+
+RewardFunction = Callable[[Example, str], float | Score]
+
+
+def load_reward(reward: str | RewardFunction) -> RewardFunction:
+    """The function "<module>:<function>" stands for; a function is its own.
+
+    Raises:
+        ValueError: if the path has no colon, the module cannot be imported, or it has no such function.
+        TypeError: if what is found cannot be called.
+    """
+    if not isinstance(reward, str):
+        function: object = reward
+    else:
+        module_name, colon, attribute = reward.partition(":")
+        if not (module_name and colon and attribute):
+            raise ValueError(f"reward={reward!r} must be '<module>:<function>', such as 'my_rewards:score'.")
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ValueError(
+                f"reward={reward!r}: the module {module_name!r} cannot be imported ({error}); it must be installed, or "
+                "in a folder that Python searches."
+            ) from error
+        if not hasattr(module, attribute):
+            hint = difflib.get_close_matches(attribute, dir(module), n=1)
+            raise ValueError(
+                f"reward={reward!r}: {module_name} has no {attribute!r}"
+                + (f"; did you mean {hint[0]!r}?" if hint else f"; define it there as {attribute}(example, text).")
+            )
+        function = getattr(module, attribute)
+    if not callable(function):
+        raise TypeError(
+            f"reward={reward!r} is a {type(function).__name__}; expected a function (example, text) -> float."
+        )
+    return function
+
+
+def reward_score(function: RewardFunction, example: Example, text: str) -> Score:
+    """What the function says: a Score as it is, a number with 1 or more counting as exact."""
+    result = function(example, text)
+    if isinstance(result, Score):
+        return result
+    value = float(result)
+    return Score(value=value, exact=is_full_return(value))
+
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+Row = dict[str, Any]
+
+
+class WrittenFloat(float):
+    """A float of a JSON file that remembers how it was written: the answer 4.50 is the text "4.50"."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "WrittenFloat":
+        """Read a number's text."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
+        return WrittenFloat, (self.text,)
+
+
+def as_text(value: Any) -> str | None:
+    """Return a cell as text: a text as it is, a number as it is written, and None for anything else.
+
+    True and false are left out, since files spell them in too many ways for one to be the answer.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, WrittenFloat):
+        return value.text
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else None
+    if isinstance(value, bool):
+        return None
+    return str(value) if isinstance(value, (int, decimal.Decimal)) else None
+
+
+def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
+    """All rows, in the order of the file.
+
+    Args:
+        path: a file, whose suffix says how it is read, or a directory written by ``save_to_disk``.
+        part: which part of a directory that holds several, such as "train".
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path.
+        ValueError: if the suffix is unknown, a text file is not UTF-8, a line is no JSON object or has other fields
+            than the header, the part is missing or unknown, or there are no rows.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"path={str(path)!r}: no such file or directory (from {str(Path.cwd())!r}).")
+    if path.is_dir():
+        rows = _saved_dataset(path, part)
+    elif part is not None:
+        raise ValueError(
+            f"part={part!r} chooses in a directory of datasets, and {str(path)!r} is a file; leave it out."
+        )
+    elif path.suffix in (".jsonl", ".csv"):
+        try:
+            rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{str(path)!r} is not UTF-8: {error}; save it as UTF-8.") from error
+    elif path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        raise ValueError(
+            f"path={str(path)!r} ends in {path.suffix!r}; expected one of {SUFFIXES}, or a directory that datasets "
+            "saved with save_to_disk."
+        )
+    if not rows:
+        raise ValueError(f"{str(path)!r} has no rows; a task needs at least one.")
+    return rows
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_float=WrittenFloat)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(path)!r}, line {number}: {error}; each line must be a JSON object.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r}, line {number}: a JSON {type(row).__name__}; each line must be an object.")
+        rows.append(row)
+    return rows
+
+
+def _csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = []
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"not the {len(reader.fieldnames or ())} fields of the header {reader.fieldnames}")
+                rows.append(dict(row))
+        except UnicodeDecodeError:
+            raise  # a ValueError, which is not about a line
+        except (csv.Error, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r}, line {reader.line_num}: {error}; put quotes around a field with commas or quotes."
+            ) from error
+    return rows
+
+
+def _saved_dataset(path: Path, part: str | None) -> list[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"path={str(path)!r} is a directory that datasets did not save: {error}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if part not in saved:
+            raise ValueError(f"part={part!r}: {str(path)!r} holds the parts {sorted(saved)}; choose one of them.")
+        saved = saved[part]
+    elif part is not None:
+        raise ValueError(f"part={part!r}: {str(path)!r} holds a single dataset; leave it out.")
+    return list(saved)
 
 
 class DataTask:

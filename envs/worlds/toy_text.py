@@ -100,7 +100,7 @@ TOY_GAMES: dict[str, ToyGame] = {
 class ToyText:
     """One of gymnasium's toy-text environments.
 
-    The return is gymnasium's, settled: r -> (r - low) / (high - low) with ``returns`` = (low, high), paid when the game
+    The return is gymnasium's, scaled: r -> (r - low) / (high - low) with ``returns`` = (low, high), paid when the game
     is over. A game that is cut short by ``max_turns`` is truncated and pays nothing.
 
     Args:

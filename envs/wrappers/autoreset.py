@@ -55,7 +55,7 @@ class Autoreset(TextVectorWrapper):
         if self._mode is AutoresetMode.DISABLED:
             raise ValueError("autoreset_mode='disabled' is the environment as it is; leave Autoreset out.")
         self.metadata = {**env.metadata, "autoreset_mode": self._mode}
-        self._check_group_size(getattr(self._base, "group_size", 1))
+        self._check_group_size(getattr(self.kernel, "group_size", 1))
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None

@@ -19,7 +19,7 @@ from worldmtp.envs import (
 from worldmtp.envs.make import MakingError, describe, kind_of, subject_of, text_env_ids
 from worldmtp.envs.registry import FunctionTask
 from worldmtp.envs.task import Progress
-from worldmtp.envs.tasks.copy import Copy
+from worldmtp.envs.tasks.strings import Copy
 from worldmtp.envs.worlds.task import WorldTask
 
 

@@ -37,7 +37,7 @@ def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
         ("envs/__init__.py", "import worldmtp.cli", "worldmtp.envs", "worldmtp.cli"),
         ("envs/__init__.py", "from worldmtp.heads import anything", "worldmtp.envs", "worldmtp.heads"),
         ("envs/tasks/__init__.py", "def later():\n    import trl", "worldmtp", "trl"),
-        ("envs/vector_env.py", "import worldmtp.envs.tasks.copy", "worldmtp.envs.vector_env", "worldmtp.envs.tasks"),
+        ("envs/vector_env.py", "import worldmtp.envs.tasks.strings", "worldmtp.envs.vector_env", "worldmtp.envs.tasks"),
         ("envs/rewards.py", "import worldmtp.envs.worlds.task", "worldmtp.envs.vector_env", "worldmtp.envs.worlds"),
         ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
         ("agents/__init__.py", "import trl", "worldmtp", "trl"),

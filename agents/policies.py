@@ -130,7 +130,7 @@ class TrunkPolicy:
         policy = _MaskedPolicy(sampling, generator)
         policy.allow(allowed)
         session = DecodingSession(model, make_runner(model), drafter, policy, max(tokens.shape[1], longest + 1))
-        input_ids = torch.from_numpy(tokens[:, :longest]).to(model.device)
+        input_ids = torch.from_numpy(tokens[:, :longest].copy()).to(model.device)  # the environment writes on in them
         mask = (torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]).to(model.device)
         return _Queues(session, policy, session.prefill(input_ids, mask), tokens, lengths, self._yielded)
 

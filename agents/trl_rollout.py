@@ -18,8 +18,7 @@ from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.decoding.trunk import evaluation_mode
-from worldmtp.envs import Example
-from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig

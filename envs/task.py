@@ -138,6 +138,31 @@ class TextWorld(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a world does in a turn; ``text`` is what it says."""
+
+    text: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def opening_of(world: TextWorld, seed: int) -> tuple[str, dict[str, Any]]:
+    """Return what a world says first, and its info.
+
+    Raises:
+        ValueError: if that is not what ``reset`` returned.
+    """
+    returned = world.reset(seed)
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], str):
+        raise ValueError(
+            f"{type(world).__name__}.reset returned {returned!r}; expected (text, info), as in ('hello', {{}})."
+        )
+    return returned[0], dict(returned[1] or {})
+
+
 @runtime_checkable
 class TurnTask(Task, Protocol):
     """A task whose episodes are conversations with worlds.

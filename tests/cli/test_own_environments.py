@@ -65,26 +65,28 @@ def share_right(example, text):
     ),
     Route(
         "Gymnasium",
-        "worldmtp-envs check my_pkg:MyEnv-v0",
-        "worldmtp-train env=custom env.id=my_pkg:MyEnv-v0",
+        "worldmtp-envs check my_pkg:NextNumber-v0 --kwargs max_new=6 max_turn=5",
+        "worldmtp-train env=custom env.id=my_pkg:NextNumber-v0 +env.kwargs.max_new=6 +env.kwargs.max_turn=5 "
+        "sft.num_steps=0",
         "my_pkg.py",
-        '''\
+        """\
 import gymnasium
-from worldmtp.envs import TextGenEnv
 
 
-class MyEnv(TextGenEnv):
-    """Words in reverse, and a token costs a hundredth of the score."""
+class NextNumber(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Text(8)
 
-    def step(self, action):
-        obs, reward, terminated, truncated, info = super().step(action)
-        if terminated or truncated:
-            reward = info["score"] = reward * 0.99 ** info["num_tokens"]
-        return obs, reward, terminated, truncated, info
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.number = self.np_random.integers(1000)
+        return f"{self.number}+1=", {"hidden": ""}
+
+    def step(self, text):
+        return "", float(text == str(self.number + 1)), True, False, {}
 
 
-gymnasium.register("MyEnv-v0", entry_point="my_pkg:MyEnv", kwargs={"task": "Reverse", "max_prompt": 9, "max_new": 9})
-''',
+gymnasium.register("NextNumber-v0", entry_point="my_pkg:NextNumber")
+""",
     ),
     Route(
         "reasoning-gym",

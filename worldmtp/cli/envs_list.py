@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from worldmtp.envs.describe import Description, Lengths, describe, text_env_ids
+from worldmtp.envs.make import Description, Lengths, describe, text_env_ids
 
 _PIPED_WIDTH = 200
 _SMALL_POOL = 64

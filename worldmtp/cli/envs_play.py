@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from worldmtp.envs.making import make_text_vec
-from worldmtp.envs.splits import draw_examples
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.dataset import draw_examples
+from worldmtp.envs.make import make_text_vec
 from worldmtp.envs.task import Example, TurnTask
-from worldmtp.envs.trainable import TextVectorEnv
 
 
 def play_env(env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int, seed: int) -> None:

@@ -16,7 +16,7 @@ from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.dynamics import check_backend, make_world_model
 from worldmtp.dynamics.rollout import check_action_conditional
 from worldmtp.envs import TextVectorEnv, Tokenizer
-from worldmtp.envs.making import MakingError, make_text_vec
+from worldmtp.envs.make import MakingError, make_text_vec
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 
@@ -25,11 +25,11 @@ def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
     """A batch-synchronous vector environment of ``num_envs`` rows.
 
     Raises:
-        ValueError: the id is unknown (the message names the nearest), its module cannot be imported, or it is no text
-            environment.
+        ValueError: the id or a wrapper is unknown (the message names the nearest), its module cannot be imported, or it
+            is no text environment.
     """
     try:
-        return make_text_vec(config.id, num_envs, **config.kwargs)
+        return make_text_vec(config.id, num_envs, wrappers=config.wrappers, **config.kwargs)
     except MakingError as error:
         raise ValueError(f"env.id={error}") from error
 

@@ -77,10 +77,14 @@ def _positive(**values: int | float) -> None:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment: a gymnasium id, ``module:id`` to import first, and what it is made with."""
+    """Which environment: a gymnasium id, ``module:id`` to import first, what it is made with, and its wrappers.
+
+    A wrapper is a name, or a mapping of its name and keywords; the first is innermost. See ``worldmtp.envs.text_env``.
+    """
 
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

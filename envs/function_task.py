@@ -1,13 +1,17 @@
-"""Rewards that users write: functions of an example and a text, named by where they can be imported from."""
+"""A task from two functions, and the rewards that users write: functions of an example and a text."""
 
 import importlib
 import inspect
 import math
 from collections.abc import Callable
 
+import numpy as np
+from jaxtyping import Int64
+
 from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example, Score, is_full_return
 
+SampleFunction = Callable[[np.random.Generator], Example]
 RewardFunction = Callable[[Example, str], float | Score]
 
 
@@ -79,3 +83,43 @@ def reward_score(function: RewardFunction, example: Example, text: str) -> Score
 
 def _name_of(function: RewardFunction) -> str:
     return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+
+
+class FunctionTask:
+    """A task from functions: prompts come from ``sample_function(rng)``, values from ``score_function(example, text)``.
+
+    Without the latter a text is worth 1 if it is exactly the answer, else 0.
+
+    Args:
+        sample_function: draws an example; a module-level function, so that a scoring process can be given the task.
+        score_function: value of a text; a value of 1 or more counts as exact.
+        probe_bound: the largest mean value content-free text may earn from ``score_function``.
+    """
+
+    def __init__(
+        self, sample_function: SampleFunction, score_function: RewardFunction | None = None, probe_bound: float = 0.0
+    ) -> None:
+        self.sample_function = sample_function
+        self.score_function = None if score_function is None else load_reward(score_function)
+        self.probe_bound = probe_bound
+
+    def sample(self, rng: np.random.Generator, split: str) -> Example:
+        """What the function draws.
+
+        Raises:
+            TypeError: if that is not an Example.
+        """
+        example = self.sample_function(rng)
+        if not isinstance(example, Example):
+            raise TypeError(
+                f"{self.sample_function.__name__}(rng) returned {type(example).__name__}; "
+                "return worldmtp.envs.Example(prompt=..., answer=...)."
+            )
+        return example
+
+    def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
+        """The function's value, or whether the text is the answer."""
+        if self.score_function is None:
+            exact = example.answer is not None and text == example.answer.strip()
+            return Score(value=float(exact), exact=exact)
+        return reward_score(self.score_function, example, text)

@@ -5,22 +5,10 @@ episode; a world that has heard all but the last text goes on, any other is rese
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from worldmtp.envs.task import Example, Score, TextWorld, TurnTask
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a world does in a turn; ``text`` is what it says."""
-
-    text: str
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+from worldmtp.envs.task import Example, Reply, Score, TextWorld, TurnTask, opening_of
 
 
 class WorldReplay:
@@ -72,20 +60,6 @@ class WorldReplay:
         reply = _checked(world.step(said[-1]), world)
         self._heard[row] = (example.meta["seed"], tuple(said))
         return reply
-
-
-def opening_of(world: TextWorld, seed: int) -> tuple[str, dict[str, Any]]:
-    """What a world says first, and its info.
-
-    Raises:
-        ValueError: if that is not what ``reset`` returned.
-    """
-    returned = world.reset(seed)
-    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], str):
-        raise ValueError(
-            f"{type(world).__name__}.reset returned {returned!r}; expected (text, info), as in ('hello', {{}})."
-        )
-    return returned[0], dict(returned[1] or {})
 
 
 def _checked(returned: Any, world: TextWorld) -> Reply:

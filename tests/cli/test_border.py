@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Qwen2Config
 
-from worldmtp.cli.make import make_env
-from worldmtp.cli.schema import EnvConfig
 from worldmtp.cli.train import run
 from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.make import make_env
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -27,7 +27,7 @@ def refused(compose_tiny, tmp_path, monkeypatch):
 
     def check(message, *overrides):
         monkeypatch.setattr(sys, "path", sys.path[:])  # imports put directories there
-        monkeypatch.setattr("worldmtp.cli.pipeline.warm_start", started)
+        monkeypatch.setattr("worldmtp.training.pipeline.warm_start", started)
         with pytest.raises(ValueError, match=message):
             run(compose_tiny(*overrides), tmp_path / "run")
         assert not (tmp_path / "run" / "metrics.jsonl").exists()

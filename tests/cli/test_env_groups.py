@@ -5,8 +5,8 @@ from importlib import resources
 
 import pytest
 
-from worldmtp.cli import pipeline
 from worldmtp.cli.train import run
+from worldmtp.training import pipeline
 
 OPTIONS = sorted(
     entry.name.removesuffix(".yaml")

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from worldmtp.cli import generate as script
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
-from worldmtp.cli.saved_model import save_model, transformers_tokenizer
 from worldmtp.decoding.explain import DraftedPlace, DraftedToken, ExplainedRound, Explanation, Fate, Guess
 from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 ALPHABET = "abcdefgh\n="
 A, B, C, D, E, F, G, H, NEWLINE, EQUALS = range(2, 12)

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from worldmtp.cli import generate as script
-from worldmtp.cli.saved_model import save_model, transformers_tokenizer
 from worldmtp.decoding import generate
 from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 TOKENIZER = CharTokenizer("abcd=")  # ids 2 .. 6, behind padding 0 and EOS 1
 NEW = "12"

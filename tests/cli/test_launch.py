@@ -13,7 +13,9 @@ from hydra._internal.utils import get_args_parser
 
 from worldmtp.cli import train
 from worldmtp.cli.launch import flags_first
+from worldmtp.training import RunResult
 
+FOUND = RunResult(Path("run"), 0.5, "the closing table")
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
@@ -169,7 +171,7 @@ def files_of(directory):
 @pytest.mark.parametrize("wrong", ["seed=1", "agent.ppo.learning_rate=-1", "study.name=x", "resume=out"])
 def test_a_refused_start_leaves_the_run_that_is_there(command_line, monkeypatch, tmp_path, tiny_overrides, wrong):
     """A finished run of another config, or one that was killed: every file of it stays as it is."""
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
     code, _, err = command_line(*tiny_overrides, "hydra.run.dir=out")
     assert code == 0, err
     run_dir = tmp_path / "out"
@@ -189,7 +191,7 @@ def test_a_refused_start_leaves_the_run_that_is_there(command_line, monkeypatch,
 def test_a_refused_resumption_leaves_the_config(command_line, monkeypatch, tmp_path, tiny_overrides):
     """The run's log says that it was tried."""
     with monkeypatch.context() as patch:
-        patch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+        patch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
         assert command_line(*tiny_overrides, "hydra.run.dir=out")[0] == 0
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     run_dir = tmp_path / "out"
@@ -202,13 +204,13 @@ def test_a_refused_resumption_leaves_the_config(command_line, monkeypatch, tmp_p
     assert after.pop(run_dir / "train.log").startswith(log)
     assert after == before
     # A value that is good is kept as soon as the run starts.
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda config, run_dir, at_start: at_start() or 0.5)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda config, run_dir, at_start: at_start() or FOUND)
     assert command_line("resume=out", "logger.tensorboard=true")[0] == 0
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["logger"]["tensorboard"] is True
 
 
 def test_every_failure_of_a_sweep_is_said_and_logged(command_line, monkeypatch, tmp_path):
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
     code, _, err = command_line(
         "-m", "env=reverse", "agent.ppo.learning_rate=-1,1e-4,-2", "hydra.sweep.dir=sweep", *QUIET
     )

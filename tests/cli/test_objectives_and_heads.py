@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from worldmtp.cli import warm_start
 from worldmtp.cli.train import run
 from worldmtp.heads import available_heads
 from worldmtp.model.config import MTPConfig
 from worldmtp.objective.objective import LossTerms
 from worldmtp.objective.plan import CoefSchedule
+from worldmtp.training import warm_start
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -25,7 +25,7 @@ def trained(compose_tiny, tmp_path, monkeypatch):
     def enough(*args):
         raise MemoryError("the warm start is over")
 
-    monkeypatch.setattr("worldmtp.cli.pipeline.judge", enough)
+    monkeypatch.setattr("worldmtp.training.pipeline.judge", enough)
     made = []
     trainer = warm_start.MTPSFTTrainer
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.train import run
+from worldmtp.training.imports import import_user_modules
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from worldmtp.cli import generate as script
-from worldmtp.cli.saved_model import load_any_model
 from worldmtp.envs import CharTokenizer
 from worldmtp.interchange import import_checkpoint
 from worldmtp.interchange.importing import layout_with_heads
 from worldmtp.model import MTPModel
+from worldmtp.training.saved_model import load_any_model
 
 LAYOUTS = ("deepseek_v3", "glm4_moe", "qwen3_next", "qwen3_5", "mimo")
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from worldmtp.cli.clean_exit import exit_cleanly, message_of, shows_traceback
-from worldmtp.cli.imports import import_user_modules
+from worldmtp.training.imports import import_user_modules
 
 _ID = "a gymnasium id, or <module>:<id>, whose module is imported first; the current directory is searched"
 

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE, is_done
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, is_done
 
-MODEL_FOLDER = "model"
-"""Where a run leaves its model."""
 _HUGGING_FACE_CONFIG = "config.json"
 _META_CONFIG = "params.json"
 

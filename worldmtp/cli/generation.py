@@ -16,9 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
 from worldmtp.cli.generate_config import AUTO, GenerateConfig
-from worldmtp.cli.make import checked_device
 from worldmtp.cli.prompts import decode_text, encode_prompts
-from worldmtp.cli.saved_model import load_any_model, load_tokenizer
 from worldmtp.decoding import SamplingConfig, generate
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.drafts import Drafter
@@ -28,6 +26,8 @@ from worldmtp.decoding.making import make_drafter
 from worldmtp.decoding.slot_cache import cache_size
 from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.model import MTPModel
+from worldmtp.training.make import checked_device
+from worldmtp.training.saved_model import load_any_model, load_tokenizer
 
 DEFAULT_NEW_TOKENS = 64
 _WIDEST_FIRST = 3

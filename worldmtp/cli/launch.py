@@ -3,6 +3,7 @@
 Nothing here imports torch before a task runs, so that ``--help`` and ``--cfg job`` answer at once.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from worldmtp.cli import clean_exit
 from worldmtp.cli.clean_exit import TRACEBACK_VARIABLE, exit_cleanly, message_of
 from worldmtp.cli.hints import explain, flat_keys
-from worldmtp.cli.run_dir import config_digest
-from worldmtp.cli.schema import TrainConfig, twin
+from worldmtp.cli.schema import twin
+from worldmtp.training.config import TrainConfig
 
 CONFIG_TREE = "pkg://worldmtp.configs"
 CONFIG_PATH_VARIABLE = "WORLDMTP_CONFIG_PATH"
@@ -58,8 +59,12 @@ def register() -> None:
 
 
 def _digest_of_task(*, _root_: DictConfig) -> str:
-    """``${config_digest:}``: of the whole config but Hydra's own."""
-    return config_digest(OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"]))
+    """Return ``${config_digest:}``: eight hexadecimal digits of the config, whatever the order of its keys.
+
+    Jobs of a sweep are named by it, so that a value is found again wherever it stands on the command line.
+    """
+    config = OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"])
+    return hashlib.sha256(OmegaConf.to_yaml(config, resolve=True, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:

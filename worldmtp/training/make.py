@@ -10,15 +10,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.cli.given import given
-from worldmtp.cli.saved_model import holds_heads, load_causal_lm, load_with_heads
-from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.dynamics import check_backend, make_world_model
 from worldmtp.dynamics.rollout import check_action_conditional
 from worldmtp.envs import TextVectorEnv, Tokenizer
 from worldmtp.envs.making import MakingError, make_text_vec
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.objective import MTPObjective
+from worldmtp.objective.plan import Progress
+from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig
+from worldmtp.training.saved_model import holds_heads, load_causal_lm, load_with_heads
 
 
 def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
@@ -96,11 +97,12 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
     context = env.problem.max_prompt + env.problem.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
     bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
+    spec = config.head_spec.given()
     try:
-        heads = MTPConfig(head=config.head, depth=config.depth, **bins, **given(config.head_spec))
+        heads = MTPConfig(head=config.head, depth=config.depth, **bins, **spec)
         return MTPModel.from_trunk(trunk, heads, generator)
     except ValueError as error:
-        raise ValueError(f"model.head={config.head} with model.head_spec={given(config.head_spec)}: {error}") from error
+        raise ValueError(f"model.head={config.head} with model.head_spec={spec}: {error}") from error
 
 
 def brings_heads(config: ModelConfig) -> bool:
@@ -138,6 +140,18 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
             f"the environment's texts have up to {context} tokens and the model a context of {limit}; lower "
             "env.kwargs.max_prompt or max_new."
         )
+
+
+def check_objective(objective: MTPObjective, num_depths: int) -> None:
+    """Raise if the warm start's objective does not fit the model, before anything is trained.
+
+    Raises:
+        ValueError: its window reaches beyond the model's depths.
+    """
+    try:
+        objective.plan(num_depths, Progress(step=0, max_steps=1), seed=0)
+    except ValueError as error:
+        raise ValueError(f"objective: {error}") from error
 
 
 def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig, ppo: PPOConfig) -> bool:

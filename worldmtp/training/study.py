@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 
-from worldmtp.cli.imports import import_user_modules
-from worldmtp.cli.run_dir import DONE_FILE
-from worldmtp.cli.schema import TrainConfig
 from worldmtp.studies.protocol import Study
 from worldmtp.studies.registry import STUDIES, make_study
 from worldmtp.studies.runner import STAGES, TEXT_FILE, StudyError, read_headline, run_study
 from worldmtp.tracking import ProgressReporter, Stage
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.run_dir import DONE_FILE, RunResult
 
 _WEIGHTS = dict(zip(STAGES, (15.0, 85.0), strict=True))
 
 
-def execute_study(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> float:
-    """Run what ``run_dir`` does not hold yet and summarise; the study's headline.
+def execute_study(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> RunResult:
+    """Run what ``run_dir`` does not hold yet and summarise.
 
     ``at_start`` is called when the config is found good, before the first file is written.
 
@@ -38,21 +38,16 @@ def execute_study(config: TrainConfig, run_dir: Path, at_start: Callable[[], Non
         with ProgressReporter([Stage(name, weight) for name, weight in _WEIGHTS.items()], sys.stderr) as progress:
             setup = partial(import_user_modules, config.imports)
             summary = run_study(study, run_dir, config.profile.num_jobs, progress.update, setup)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted. {way_back}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (OSError, StudyError) as error:
+    except (KeyboardInterrupt, OSError, StudyError) as error:
         error.add_note(way_back)
         raise
     (run_dir / DONE_FILE).touch()
-    _print_findings(run_dir)
-    return summary.headline
+    return RunResult(run_dir, summary.headline, _findings(run_dir))
 
 
-def finished_study(run_dir: Path) -> float:
-    """The headline of a study that is done; what it found is printed."""
-    _print_findings(run_dir)
-    return read_headline(run_dir)
+def finished_study(run_dir: Path) -> RunResult:
+    """Return what a study that is done has found."""
+    return RunResult(run_dir, read_headline(run_dir), _findings(run_dir))
 
 
 def _make(config: TrainConfig) -> Study:
@@ -67,5 +62,5 @@ def _make(config: TrainConfig) -> Study:
     return make_study(name, values)
 
 
-def _print_findings(run_dir: Path) -> None:
-    print(f"\n{(run_dir / TEXT_FILE).read_text(encoding='utf-8')}\n{run_dir}")
+def _findings(run_dir: Path) -> str:
+    return f"{(run_dir / TEXT_FILE).read_text(encoding='utf-8')}\n{run_dir}"

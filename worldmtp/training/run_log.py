@@ -11,9 +11,8 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-
-import worldmtp
 
 LOG_FILE = "train.log"
 RUN_LOG = logging.getLogger("worldmtp.run")
@@ -25,7 +24,7 @@ RUN_LOG.addHandler(logging.NullHandler())  # else lines of a run that is not log
 def tell(notes: Iterable[str]) -> None:
     """Notes on a run for its user: on the terminal and in the log."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        sys.stderr.write(f"note: {note}\n")
         RUN_LOG.info("note: %s", note)
 
 
@@ -43,7 +42,7 @@ def run_log(run_dir: Path) -> Iterator[None]:
     try:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         RUN_LOG.info(
-            "%s, worldmtp %s, process %d on %s", command, worldmtp.__version__, os.getpid(), socket.gethostname()
+            "%s, worldmtp %s, process %d on %s", command, version("worldmtp"), os.getpid(), socket.gethostname()
         )
         yield
         RUN_LOG.info("ended")

@@ -23,25 +23,6 @@ from worldmtp.analysis import write_report
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.analysis.timing import time_breakdown
 from worldmtp.checkpoint import CheckpointError
-from worldmtp.cli.held_out import Judgement, judge, summarize, write_judgement, write_strips
-from worldmtp.cli.imports import import_user_modules
-from worldmtp.cli.make import (
-    brings_heads,
-    check_fits,
-    check_imagination,
-    make_env,
-    make_model,
-    on_device,
-    vocabulary,
-)
-from worldmtp.cli.objective import checked_objective
-from worldmtp.cli.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
-from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE
-from worldmtp.cli.run_log import RUN_LOG, tell
-from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts, write_shown
-from worldmtp.cli.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
-from worldmtp.cli.schema import TrainConfig
-from worldmtp.cli.warm_start import warm_start
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
 from worldmtp.model import MTPModel
@@ -57,12 +38,31 @@ from worldmtp.tracking import (
     read_records,
     tensorboard_command,
 )
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.evaluation import Judgement, judge, summarize, write_judgement, write_strips
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.make import (
+    brings_heads,
+    check_fits,
+    check_imagination,
+    check_objective,
+    make_env,
+    make_model,
+    on_device,
+    vocabulary,
+)
+from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RunResult
+from worldmtp.training.run_log import RUN_LOG, tell
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
+from worldmtp.training.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
+from worldmtp.training.warm_start import warm_start
 
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
-def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> float:
-    """Run all stages that ``run_dir`` does not hold yet; the held-out exact match.
+def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> RunResult:
+    """Run all stages that ``run_dir`` does not hold yet.
 
     ``at_start`` is called when the config is found good, before the first file is written.
     """
@@ -76,18 +76,13 @@ def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) ->
             tell(pipeline.notes)
             exact = pipeline.run()
     except StoppedEarly as stop:
-        print(stop)
         RUN_LOG.info("%s", stop)
-        return float("nan")
-    except KeyboardInterrupt:
-        print(f"\ninterrupted. {way_back}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (OSError, CheckpointError) as error:
+        return RunResult(run_dir, float("nan"), str(stop))
+    except (KeyboardInterrupt, OSError, CheckpointError) as error:
         error.add_note(way_back)
         raise
-    print(f"\n{pipeline.closing}")
     RUN_LOG.info("done\n%s", pipeline.closing)
-    return exact
+    return RunResult(run_dir, exact, pipeline.closing, pipeline.summary)
 
 
 def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
@@ -111,7 +106,7 @@ class Pipeline:
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
-        self._objective = checked_objective(config.objective, self._model.config.depth)
+        check_objective(config.objective, self._model.config.depth)
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
@@ -130,6 +125,7 @@ class Pipeline:
         self._tokens_text = vocabulary(self._env)
         self._after: Judgement | None = None
         self.closing = ""
+        self.summary: RunSummary | None = None
 
     def run(self) -> float:
         """All stages."""
@@ -158,13 +154,13 @@ class Pipeline:
             self._after = self._judge()
             if saved is None:
                 self._write_final(self._after, 0)
-        save_model(self._model, self._run_dir / "model", transformers_tokenizer(self._env.tokenizer))
+        save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
         self._close(before, self._after)
         return self._after.exact.estimate
 
     def _first_model(self) -> tuple[bool, MTPModel]:
         """The model after its warm start where that was done, here or in the run that ``sft.load`` names."""
-        config, done = self._config, self._run_dir / "sft" / "model"
+        config, done = self._config, self._run_dir / "sft" / MODEL_FOLDER
         if config.sft.load is not None:
             done = Path(config.sft.load)
             if not done.is_dir():
@@ -200,7 +196,7 @@ class Pipeline:
                 self._env,
                 self._examples,
                 config.sft,
-                self._objective,
+                config.objective,
                 directory,
                 stream_seed(config.seed, "warm start") % 2**32,  # Hugging Face seeds numpy, too
                 writer,
@@ -284,7 +280,7 @@ class Pipeline:
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
         trained = summarize(after, arm, "final")
-        summary = RunSummary(
+        self.summary = summary = RunSummary(
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
                 replace(summarize(before, started, self._start), imagined_return=None),

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmtp.cli.schema import TrainConfig
 from worldmtp.envs import Example, TextVectorEnv, draw_examples
+from worldmtp.training.config import TrainConfig
 
 SHOWN_FILE = "demonstrations.json"
 _PROBES, _MISSES_A_PROBE = 64, 50

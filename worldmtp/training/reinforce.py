@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 
 from worldmtp.agents.forward import episode_returns
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from worldmtp.cli.schema import CheckpointConfig
 from worldmtp.model import MTPModel
 from worldmtp.tracking import METRICS_FILE, MetricWriter, read_records
+from worldmtp.training.config import CheckpointConfig
 
 CHECKPOINTS = "checkpoints"
 CONFIG_TAG = "run/config"
@@ -69,8 +69,8 @@ def _logged_iterations(run_dir: Path) -> tuple[int, int]:
     if not num_logged:
         return 0, 0
     text = next(record["text"][CONFIG_TAG] for record in records if CONFIG_TAG in record.get("text", {}))
-    opened_under = OmegaConf.create(text.removeprefix("```yaml\n").removesuffix("\n```"))
-    return num_logged, int(opened_under.checkpoint.every_iterations)
+    opened_under = yaml.safe_load(text.removeprefix("```yaml\n").removesuffix("\n```"))
+    return num_logged, int(opened_under["checkpoint"]["every_iterations"])
 
 
 def reinforce(

@@ -19,12 +19,13 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from worldmtp.cli.saved_model import save_model, transformers_tokenizer
-from worldmtp.cli.schema import SFTStageConfig
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
+from worldmtp.objective import MTPObjective
 from worldmtp.post_training import MetricWriterCallback, MTPSFTConfig, MTPSFTTrainer, build_demonstrations
 from worldmtp.tracking import MetricWriter
+from worldmtp.training.config import SFTStageConfig
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 
 class _ProgressCallback(TrainerCallback):
@@ -59,14 +60,14 @@ def warm_start(
     env: TextVectorEnv,
     examples: list[Example],
     config: SFTStageConfig,
-    objective: dict[str, Any] | None,
+    objective: MTPObjective,
     directory: Path,
     seed: int,
     writer: MetricWriter,
     report: Callable[[float, str], None],
     compute_dtype: str,
 ) -> None:
-    """Train ``model`` in place by fields of ``MTPObjective`` and leave it in ``directory/model``.
+    """Train ``model`` in place and leave it in ``directory/model``.
 
     A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
     """
@@ -85,7 +86,7 @@ def warm_start(
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_steps,
         weight_decay=0.01,
-        mtp_objective=objective,
+        mtp_objective=objective.to_dict(),
         logging_steps=config.log_steps,
         save_steps=config.save_steps,
         save_total_limit=1,

@@ -1,4 +1,4 @@
-"""The directory of one run: who writes there, its config, and the mark that it is done.
+"""The directory of one run: who writes there, its config, the mark that it is done, and what it found.
 
 A process that writes in a directory holds a lock on it, so that no second run mixes its files with those of the first.
 The lock is the kernel's: it ends with its process, however that ends, and never has to be removed by hand.
@@ -6,24 +6,47 @@ The lock is the kernel's: it ends with its process, however that ends, and never
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import socket
 import warnings
 import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+
+from worldmtp.analysis.summary import RunSummary
+from worldmtp.training.config import TrainConfig, config_from_dict
 
 CONFIG_FILE = "config.yaml"
 DONE_FILE = "DONE"
+MODEL_FOLDER = "model"
+"""Where a run leaves its model."""
 LOCK_FILE = ".lock"
 """Held by the process that writes in the directory, whose id and host it names. It stays: only the lock counts."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _OPEN: "weakref.WeakSet[Claim]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        directory: where its model, logs and report are.
+        headline: the held-out exact match of greedy answers, or a study's headline; NaN where the run stopped early.
+        closing: the closing table and what to do next, as text.
+        summary: the rows of the closing table; None where the run stopped early, and of a study.
+    """
+
+    directory: Path
+    headline: float
+    closing: str
+    summary: RunSummary | None = None
 
 
 class Claim:
@@ -38,6 +61,7 @@ class Claim:
         """
         self._path = run_dir / CONFIG_FILE
         self._text: str | None = None
+        self._is_new = False
         self._file: IO[str] | None = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (held)
         try:
             self._lock(run_dir)
@@ -76,6 +100,7 @@ class Claim:
         self._text = text
         if not self._path.exists():
             self.keep()
+            self._is_new = True
 
     def keep(self) -> None:
         """Put the config in the place of the one that is there, whole or not at all; harmless to repeat.
@@ -85,11 +110,17 @@ class Claim:
         Raises:
             OSError: the file cannot be written.
         """
+        self._is_new = False
         if self._text is not None:
             temporary = self._path.with_suffix(".yaml.tmp")
             temporary.write_text(self._text, encoding="utf-8")
             os.replace(temporary, self._path)
             self._text = None
+
+    def withdraw(self) -> None:
+        """Take the config of a start that failed out of the directory again, where ``sign`` had put it there."""
+        if self._is_new:
+            self._path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let others write; harmless to repeat."""
@@ -129,20 +160,8 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def config_digest(node: DictConfig) -> str:
-    """Eight hexadecimal digits of a resolved config, whatever the order of its keys.
-
-    Jobs of a sweep are named by it, so that a value is found again wherever it stands on the command line.
-    """
-    return hashlib.sha256(_sorted_text(node).encode()).hexdigest()[:8]
-
-
-def _sorted_text(node: DictConfig) -> str:
-    return OmegaConf.to_yaml(node, resolve=True, sort_keys=True)
-
-
-def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
-    """Make the directory, keep others out, and put the resolved config there if there is none.
+def claim(run_dir: Path, config: Mapping[str, Any], resumes: bool) -> Claim:
+    """Make the directory, keep others out, and put the config there if there is none.
 
     A directory that holds a run of just this config is taken up again, as a sweep started once more wants it. The
     config of a resumption replaces the one that is there by ``Claim.keep``, once the run starts.
@@ -151,7 +170,6 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
         ValueError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
             False.
     """
-    text = OmegaConf.to_yaml(node, resolve=True)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         claimed = Claim(run_dir)
@@ -159,8 +177,8 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
         raise _unwritable(run_dir, error) from error
     try:
         if not resumes:
-            _check_config(run_dir, node, text)
-        claimed.sign(text)
+            _check_config(run_dir, config)
+        claimed.sign(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     except OSError as error:
         claimed.forget()
         raise _unwritable(run_dir, error) from error
@@ -170,27 +188,52 @@ def claim(run_dir: Path, node: DictConfig, resumes: bool) -> Claim:
     return claimed
 
 
-def _check_config(run_dir: Path, node: DictConfig, text: str) -> None:
+def _check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """The order of keys is that of the command line, and says nothing."""
     path = run_dir / CONFIG_FILE
-    if path.exists() and not _is_config_of(path, node, text):
+    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
         raise ValueError(
             f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
             "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
         )
 
 
-def _is_config_of(path: Path, node: DictConfig, text: str) -> bool:
-    """Whether the file holds this config; the order of its keys is that of the overrides, and says nothing."""
-    if path.read_text(encoding="utf-8") == text:
-        return True
-    saved = OmegaConf.load(path)
-    return isinstance(saved, DictConfig) and _sorted_text(saved) == _sorted_text(node)
-
-
 def _unwritable(run_dir: Path, error: OSError) -> ValueError:
     return ValueError(f"the run directory {run_dir} cannot be written ({error}); choose another with hydra.run.dir=...")
 
 
+def read_config(run_dir: Path) -> TrainConfig:
+    """Return the config of the run in ``run_dir``.
+
+    Raises:
+        ValueError: there is none, or it is not that of a run.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is no run: no {CONFIG_FILE} there; give the directory of a run.")
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds no mapping; give the directory of a run.")
+    return config_from_dict(TrainConfig, saved)
+
+
 def is_done(run_dir: Path) -> bool:
-    """Whether the run in it reached its end."""
+    """Return whether the run in it reached its end."""
     return (run_dir / DONE_FILE).exists()
+
+
+def discard_failed_start(run_dir: Path, log_file: str) -> None:
+    """Remove what a start that failed has left: its lock and its log, then the directory and its parents, if empty.
+
+    A directory that holds anything else, such as a run, stays as it is.
+    """
+    own = {LOCK_FILE, log_file}
+    if not run_dir.is_dir() or not {path.name for path in run_dir.iterdir()} <= own:
+        return
+    for name in own:
+        (run_dir / name).unlink(missing_ok=True)
+    here = Path.cwd()
+    for directory in (run_dir, *run_dir.parents):
+        if here.is_relative_to(directory.resolve()) or any(directory.iterdir()):
+            return
+        directory.rmdir()

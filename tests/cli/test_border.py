@@ -155,13 +155,19 @@ def test_parallel_heads_with_counterfactuals(refused):
     ("overrides", "message"),
     [
         (["objective.depth_weighting=meen"], r"objective: depth_weighting='meen' is unknown; did you mean 'mean'"),
-        (["objective.coef.kind=linear"], r"objective: coef\.kind='linear' goes from start to end; give coef\.end"),
+        (
+            ["objective.coef.kind=linear"],
+            r"objective\.coef: coef\.kind='linear' goes from start to end; give",
+        ),
         (["objective.terms.ce=0"], r"objective: all terms are 0"),
         (
-            ["objective=window_4", "model.depth=3", "imagination.horizon=2"],
+            ["objective.window.last=4", "model.depth=3", "imagination.horizon=2"],
             r"objective: window 2 \.\. 4 reaches beyond",
         ),
-        (["objective.frequency.every_steps=0"], r"objective: frequency\.every_steps=0 .* must be at least 1"),
+        (
+            ["objective.frequency.every_steps=0"],
+            r"objective\.frequency: frequency\.every_steps=0 .* at least 1",
+        ),
         (["objective=bebop", "objective.frequency.one_random_depth=true"], r"objective: terms\.e2e_tv multiplies"),
     ],
 )

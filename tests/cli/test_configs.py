@@ -1,6 +1,7 @@
 """Every file of the shipped tree composes and builds the frozen dataclasses; wrong names and types do not compose."""
 
-from dataclasses import FrozenInstanceError, fields
+import re
+from dataclasses import FrozenInstanceError, fields, replace
 from importlib import resources
 
 import pytest
@@ -8,6 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.cli.launch import option_name
 from worldmtp.cli.schema import build, twin
 from worldmtp.objective.objective import LossTerms, MTPObjective
 from worldmtp.objective.plan import CoefSchedule, DepthWindow
@@ -31,7 +33,7 @@ MANDATORY = {
 
 def test_groups_are_these():
     assert " ".join(GROUPS) == (
-        "agent env experiment head imagination logger model objective profile study world_model"
+        "agent env experiment head imagination logger model objective profile size study world_model"
     )
 
 
@@ -202,3 +204,37 @@ def test_every_family_has_a_file():
     from worldmtp.heads import available_heads
 
     assert set(available_heads()) <= {name for group, name in OPTIONS if group == "head"}
+
+
+def test_every_ablation_of_the_page_composes(compose, project_root):
+    """The overrides that docs/heads.md lists: each changes the objective, and nothing else."""
+    page = (project_root / "docs" / "heads.md").read_text(encoding="utf-8")
+    table = page.partition("| question | overrides |")[2].partition("\n\n")[0]
+    rows = re.findall(r"`(objective[.=][^`]*)`", table)
+    assert len(rows) > 10
+    default = build(TrainConfig, compose())
+    for row in rows:
+        built = build(TrainConfig, compose(*row.split()))
+        assert built.objective != default.objective, row
+        assert replace(built, objective=default.objective) == default, row
+
+
+def test_every_registered_environment_has_an_option(compose):
+    import gymnasium
+
+    import worldmtp.envs  # noqa: F401 - registers
+
+    names = {"worldmtp/SpellBackward-v0": "spell_backward", "worldmtp/Pig-v0": "pig", "worldmtp/Copy-v0": "copy"}
+    for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
+        name = option_name(env_id)
+        assert names.get(env_id, name) == name
+        choice = f"env={name}"
+        assert build(TrainConfig, compose(choice, *MANDATORY.get(choice, []))).env.id == env_id
+
+
+@pytest.mark.parametrize("first", ["experiment=quickstart", "env=reverse"])
+def test_the_debug_profile_makes_every_size_small(compose, first):
+    built = build(TrainConfig, compose(first, "profile=debug"))
+    assert (built.sft.num_steps, built.agent.rollout.num_iterations, built.eval.num_prompts) == (20, 2, 16)
+    chosen = build(TrainConfig, compose(first, "profile=debug", "sft.num_steps=7"))
+    assert chosen.sft.num_steps == 7  # the command line comes last

@@ -178,7 +178,7 @@ def test_the_command_shows_a_model_explaining_itself(tiny_trunk, monkeypatch, tm
     model = MTPModel.from_trunk(trunk, MTPConfig(depth=3, initializer_range=0.3), torch.Generator().manual_seed(0))
     save_model(model, tmp_path / "model", transformers_tokenizer(CharTokenizer(ALPHABET)))
     words = ["--model", str(tmp_path / "model"), "--explain", "--max-new-tokens", "6", "ab="]
-    monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *words])
+    monkeypatch.setattr(sys, "argv", ["worldmtp generate", *words])
     script.main()
     captured = capsys.readouterr()
     ids = torch.tensor([[A, B, EQUALS]])

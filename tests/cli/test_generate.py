@@ -1,4 +1,4 @@
-"""``worldmtp-generate`` as a user meets it: texts known from transformers' generation, choices, messages, codes."""
+"""``worldmtp generate`` as a user meets it: texts known from transformers' generation, choices, messages, codes."""
 
 import io
 import os
@@ -48,12 +48,12 @@ def save(tmp_path):
 
 @pytest.fixture
 def command_line(monkeypatch, tmp_path, capsys):
-    """Runs ``worldmtp-generate`` in this process, in an empty directory; (exit code, stdout, stderr)."""
+    """Runs ``worldmtp generate`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["worldmtp generate", *map(str, arguments)])
         code = 0
         try:
             script.main()
@@ -287,7 +287,7 @@ def test_no_prompt(command_line, save, model_of, monkeypatch):
     ("files", "message"),
     [
         ([], "--model it has neither config.json nor model/config.json; give a run directory"),
-        (["config.yaml"], "--model it is a run that has not come to its end, .*worldmtp-train resume=it"),
+        (["config.yaml"], "--model it is a run that has not come to its end, .*worldmtp train resume=it"),
         (["config.json"], r"it has no tokenizer_config\.json, so its tokens cannot be told from text"),
     ],
 )
@@ -314,7 +314,7 @@ def test_help_answers_without_torch(tmp_path):
     program = (
         "import sys\n"
         "from worldmtp.cli.generate import main\n"
-        "sys.argv = ['worldmtp-generate', '--help']\n"
+        "sys.argv = ['worldmtp generate', '--help']\n"
         "try:\n"
         "    main()\n"
         "finally:\n"

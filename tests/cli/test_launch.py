@@ -21,13 +21,13 @@ QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 @pytest.fixture
 def command_line(monkeypatch, tmp_path, capsys):
-    """Runs ``worldmtp-train`` in this process, in an empty directory; (exit code, stdout, stderr)."""
+    """Runs ``worldmtp train`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # and restored afterwards: the script sets it, for one command
     handlers = logging.root.handlers[:]
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp-train", *arguments])
+        monkeypatch.setattr(sys, "argv", ["worldmtp train", *arguments])
         code = 0
         try:
             train.main()
@@ -57,13 +57,19 @@ def test_cfg_job_shows_the_composed_config(command_line):
 def test_help_names_groups_and_the_way_to_resume(command_line):
     code, out, _ = command_line("--help")
     assert code == 0
-    assert "worldmtp-train resume=<run directory>" in out
+    assert "worldmtp train resume=<run directory>" in out
     assert "imagination: baseline, counterfactual, off" in out
     assert "head: blockwise, eagle" in out
 
 
 @pytest.mark.parametrize(
-    ("argument", "meant"), [("agent.ppo.lerning_rate=1", "agent.ppo.learning_rate"), ("env=chain_sm", "chain_sum")]
+    ("argument", "meant"),
+    [
+        ("agent.ppo.lerning_rate=1", "agent.ppo.learning_rate"),
+        ("env=chain_sm", "chain_sum"),
+        ("hed=latent", "head"),
+        ("experment=quickstart", "experiment"),
+    ],
 )
 def test_typo_ends_with_code_1_and_the_nearest_name(command_line, argument, meant):
     code, _, err = command_line(argument)
@@ -292,7 +298,7 @@ def test_resume_in_a_config_file_is_refused(command_line, tmp_path):
 @pytest.mark.parametrize("arguments", [["--cfg", "job", "experiment=quickstart"], ["--help"]])
 def test_the_installed_script_answers_without_torch_in_an_empty_directory(tmp_path, arguments):
     script = (
-        f"import sys; sys.argv = ['worldmtp-train', *{arguments!r}]\n"
+        f"import sys; sys.argv = ['worldmtp train', *{arguments!r}]\n"
         "from worldmtp.cli.train import main\n"
         "main()\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
@@ -304,15 +310,19 @@ def test_the_installed_script_answers_without_torch_in_an_empty_directory(tmp_pa
 
 
 def test_the_console_script_ends_with_code_1(tmp_path):
-    script = Path(sys.executable).with_name("worldmtp-train")
-    done = subprocess.run([script, "imagination=of"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    script = (sys.executable, "-m", "worldmtp.cli")
+    done = subprocess.run(
+        [*script, "train", "imagination=of"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "Did you mean 'off'?" in done.stderr
 
 
 def test_analyze_names_what_is_missing(tmp_path):
-    script = Path(sys.executable).with_name("worldmtp-analyze")
-    done = subprocess.run([script, tmp_path / "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    script = (sys.executable, "-m", "worldmtp.cli")
+    done = subprocess.run(
+        [*script, "analyze", tmp_path / "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "nowhere" in done.stderr

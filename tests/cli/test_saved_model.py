@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from worldmtp.cli import generate
+from worldmtp.cli import __main__ as command
 from worldmtp.cli.train import run
 from worldmtp.envs import CharTokenizer, TransformersTokenizer
 from worldmtp.model import MTPModel
@@ -129,7 +129,7 @@ def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypa
     run(compose_tiny("agent.rollout.num_iterations=0", *overrides), tmp_path / "a run")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("generate: ")]
     monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("generate: ")))
-    generate.main()
+    command.main()
     *_, prompt = sys.argv
     assert (closing or prompt) in capsys.readouterr().out
     assert ("--explain" in line) == (closing is not None)

@@ -71,7 +71,7 @@ def test_texts_are_drafted_by_the_heads_of_the_release(publish, monkeypatch, cap
     published = publish("glm4_moe")
     CharTokenizer("abcdefghij=").to_transformers().save_pretrained(published.path)
     arguments = ["--model", str(published.path), "--max-new-tokens", "3", "abc="]
-    monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *arguments])
+    monkeypatch.setattr(sys, "argv", ["worldmtp generate", *arguments])
     script.main()
     assert "draft mtp, K=2, num_draft=1" in capsys.readouterr().err
 

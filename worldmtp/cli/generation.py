@@ -1,4 +1,4 @@
-"""What ``worldmtp-generate`` does once it knows the model's directory and the prompts: load, decode, print, account."""
+"""What ``worldmtp generate`` does once it knows the model's directory and the prompts: load, decode, print, account."""
 
 import os
 import platform

@@ -5,11 +5,13 @@ Nothing here imports torch before a task runs, so that ``--help`` and ``--cfg jo
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
+import gymnasium
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -19,6 +21,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import worldmtp.envs  # noqa: F401 - registers
 from worldmtp.cli import clean_exit
 from worldmtp.cli.clean_exit import TRACEBACK_VARIABLE, exit_cleanly, message_of
 from worldmtp.cli.hints import explain, flat_keys
@@ -51,11 +54,25 @@ class UserConfigDirectories(SearchPathPlugin):
 
 def register() -> None:
     """Make the schema and the user's directories known to Hydra; harmless to repeat."""
-    ConfigStore.instance().store(name="train_schema", node=twin(TrainConfig))
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=twin(TrainConfig))
+    with_settings = {
+        entry.name.removesuffix(".yaml") for entry in (resources.files("worldmtp.configs") / "env").iterdir()
+    }
+    for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
+        # Hydra would merge a file of the same name with this one.
+        if option_name(env_id) not in with_settings:
+            store.store(group="env", name=option_name(env_id), node={"id": env_id, "kwargs": {}})
     OmegaConf.register_new_resolver("config_digest", _digest_of_task, replace=True)
     plugins = Plugins.instance()
     if UserConfigDirectories not in plugins.discover(SearchPathPlugin):
         plugins.register(UserConfigDirectories)
+
+
+def option_name(env_id: str) -> str:
+    """Return the name that chooses a registered environment: ``spell_backward`` of ``worldmtp/SpellBackward-v0``."""
+    name = env_id.rpartition("/")[2].rpartition("-v")[0]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _digest_of_task(*, _root_: DictConfig) -> str:
@@ -135,10 +152,12 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def known_keys(arguments: Sequence[str]) -> list[str]:
-    """Every dotted key of the schema, and those of a shipped study that is chosen, which the schema leaves open."""
-    keys = flat_keys(OmegaConf.structured(twin(TrainConfig)))
+    """Return the dotted keys of the schema, the groups, and the keys of a shipped study that is chosen."""
+    tree = resources.files("worldmtp.configs")
+    groups = [entry.name for entry in tree.iterdir() if entry.is_dir() and not entry.name.startswith("__")]
+    keys = [*flat_keys(OmegaConf.structured(twin(TrainConfig))), *groups]
     chosen = {argument.rpartition("=")[2] for argument in arguments}
-    for entry in (resources.files("worldmtp.configs") / "study").iterdir():
+    for entry in (tree / "study").iterdir():
         if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
             study = OmegaConf.create(entry.read_text(encoding="utf-8"))
             assert isinstance(study, DictConfig)  # a mapping, not a list

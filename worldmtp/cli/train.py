@@ -1,10 +1,10 @@
-"""``worldmtp-train``: warm start, PPO with imagination, held-out evaluation, analysis, in one resumable run directory.
+"""``worldmtp train``: warm start, PPO with imagination, held-out evaluation, analysis, in one resumable run directory.
 
-    worldmtp-train experiment=quickstart
-    worldmtp-train env=spell_backward imagination=off agent.ppo.learning_rate=1e-4 seed=1
-    worldmtp-train head=latent objective=nextlat model.depth=6
-    worldmtp-train experiment=head_families profile.num_jobs=2
-    worldmtp-train resume=runs/quickstart/2026-01-31_12-00-00_seed0
+    worldmtp train experiment=quickstart
+    worldmtp train env=spell_backward imagination=off agent.ppo.learning_rate=1e-4 seed=1
+    worldmtp train head=latent objective=nextlat model.depth=6
+    worldmtp train experiment=head_families profile.num_jobs=2
+    worldmtp train resume=runs/quickstart/2026-01-31_12-00-00_seed0
 
 Here Hydra composes the config; the run is ``worldmtp.training.run``.
 """

@@ -51,7 +51,7 @@ class TagTable:
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(
                 f"No {kind} tag {tag!r} in the table of metrics.{hint} "
-                "Log one of the documented tags (docs/metrics.md), or extend the table."
+                "Log one of the documented tags (docs/metrics.md), or your own as custom/<name>."
             )
 
     def extended(self, rows: tuple[TagRow, ...]) -> "TagTable":
@@ -233,4 +233,11 @@ _RECORDS = (
     TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),
 )
 
-TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS)
+_CUSTOM = (
+    TagRow("custom/{name}", "a number of your own", "yours"),
+    TagRow("custom/{name}", "a text of your own", "-", "text"),
+    TagRow("custom/{name}", "a picture of your own", "-", "image"),
+    TagRow("custom/{name}", "values of your own", "yours", "histogram"),
+)
+
+TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS + _CUSTOM)

@@ -20,8 +20,11 @@ from worldmtp.analysis.summary import ArmSummary
 from worldmtp.analysis.token_strips import imagined_strip, token_strip
 from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
+from worldmtp.random import stream_seed
 from worldmtp.statistics import Interval, wilson_interval
 from worldmtp.tracking import MetricWriter, render_strip
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.make import check_fits, make_env
 
 _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
 
@@ -148,3 +151,54 @@ def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_stri
         writer.image(f"imagination/predicted_{row}", render_strip(token_strip(artefact, row, caption)), step)
         if np.isfinite(artefact.imagined_token_prob[row]).any():
             writer.image(f"imagination/imagined_{row}", render_strip(imagined_strip(artefact, row, caption)), step)
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """Any causal LM, evaluated on held-out prompts of an environment.
+
+    ``exact`` is of greedy answers, ``exact_sampled`` of answers sampled at ``temperature``; scores are means.
+    """
+
+    num_prompts: int
+    temperature: float
+    exact: Interval
+    exact_sampled: Interval
+    score: float
+    score_sampled: float
+    length_mean: float
+    truncated_fraction: float
+
+
+def evaluate_model(
+    model: MTPModel, env: EnvConfig, num_prompts: int, temperature: float = 1.0, seed: int = 0
+) -> CheckpointEvaluation:
+    """Answer held-out prompts greedily and by sampling, without training.
+
+    With the config and the seed of a run these are the prompts and the draws of that run's own evaluations.
+
+    Raises:
+        ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
+    """
+    probe = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), 1)
+    check_fits(model.config, probe)
+    examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
+    if not examples:
+        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
+    rows = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), len(examples))
+    evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
+    metrics = evaluation.metrics()
+    return CheckpointEvaluation(
+        num_prompts=len(examples),
+        temperature=temperature,
+        exact=_share(evaluation.greedy),
+        exact_sampled=_share(evaluation.sampled),
+        score=metrics["eval/score"],
+        score_sampled=metrics["eval/score_sampled"],
+        length_mean=metrics["eval/length_mean"],
+        truncated_fraction=metrics["eval/truncated_fraction"],
+    )
+
+
+def _share(rollout: Rollout) -> Interval:
+    return wilson_interval(int(rollout.exact.sum()), len(rollout), unit="prompt")

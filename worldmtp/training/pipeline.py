@@ -222,7 +222,13 @@ class Pipeline:
         """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
         if transformers_tokenizer(self._env.tokenizer) is None:
             return []
-        words = ["worldmtp-generate", *(["--explain"] if can_draft(self._model) else []), "--model", str(self._run_dir)]
+        words = [
+            "worldmtp",
+            "generate",
+            *(["--explain"] if can_draft(self._model) else []),
+            "--model",
+            str(self._run_dir),
+        ]
         return ["generate:    " + shlex.join([*words, "--", self._prompt])]
 
     def _computing(self) -> torch.autocast:

@@ -40,7 +40,7 @@ def run_log(run_dir: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s] %(message)s"))
     RUN_LOG.addHandler(handler)
     try:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = " ".join([Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])])
         RUN_LOG.info(
             "%s, worldmtp %s, process %d on %s", command, version("worldmtp"), os.getpid(), socket.gethostname()
         )

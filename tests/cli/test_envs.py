@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from worldmtp.cli import envs as script
-from worldmtp.cli.envs import parse_kwargs
+from worldmtp.cli.arguments import parse_kwargs
 
 OWN = '''\
 import worldmtp

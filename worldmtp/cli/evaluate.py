@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldmtp.cli.envs import parse_kwargs, positive, whole_seed
+from worldmtp.cli.arguments import parse_kwargs, positive, whole_seed
 from worldmtp.cli.find_model import model_directory
 from worldmtp.cli.launch import fail_cleanly
 from worldmtp.training.config import EnvConfig

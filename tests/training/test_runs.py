@@ -1,5 +1,6 @@
 """A run from a dataclass: to its report, in a directory that is opened again; a failed start leaves nothing there."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -125,3 +126,21 @@ def test_a_directory_that_is_no_run_is_not_opened(tmp_path, content):
         (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match="give the directory of a run"):
         worldmtp.open_run(tmp_path)
+
+
+def test_the_readme_trains_and_opens_its_run(tmp_path, monkeypatch, project_root, capsys):
+    """The block of the page as it is, but for its sizes."""
+    text = (project_root / "README.md").read_text(encoding="utf-8")
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "TrainConfig" in one]
+    monkeypatch.chdir(tmp_path)
+    for large, small in (("num_iterations=40", "num_iterations=0"), ("128", "16"), ("384", "32")):
+        assert large in block
+        block = block.replace(large, small)
+    sft = ", sft=SFTStageConfig(num_demonstrations=64, num_steps=1), eval=EvalConfig(num_prompts=4, num_imagined=1))"
+    block = block.replace("PPOConfig()),\n)", f"PPOConfig()){sft}")
+    block = block.replace("import AgentConfig", "import EvalConfig, SFTStageConfig, AgentConfig")
+    scope = {}
+    exec(compile(block, "README.md", "exec"), scope)
+    assert capsys.readouterr().out.startswith(str(scope["result"].headline))
+    assert (tmp_path / "runs" / "mine" / "DONE").exists()
+    assert scope["config"].model.architecture == "llama"

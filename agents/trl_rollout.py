@@ -141,7 +141,7 @@ class TextGenRollout:
         if rollout.is_masked:
             raise ValueError(
                 "the environment masks actions, and TRL's loss takes its softmax over all tokens; train on it with "
-                "worldmtp-train, or leave the mask out."
+                "worldmtp train, or leave the mask out."
             )
         for row in range(len(examples)):
             yield episode_of(rollout, row)

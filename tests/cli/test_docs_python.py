@@ -31,7 +31,7 @@ def test_the_command_lines_compose(page, compose):
     assert len(found) == 2
     for block in found:
         program, *overrides = shlex.split(block.replace("\\\n", " "))
-        assert program == "worldmtp-train"
+        assert program == "worldmtp train"
         config = compose(*overrides)
         for override in overrides:
             key, _, value = override.lstrip("+").partition("=")

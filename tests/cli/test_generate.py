@@ -1,4 +1,4 @@
-"""``worldmtp-generate`` as a user meets it: texts known from transformers' generation, choices, messages, codes."""
+"""``worldmtp generate`` as a user meets it: texts known from transformers' generation, choices, messages, codes."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from worldmtp.cli import generate as script
 from worldmtp.cli.generate_config import GenerateConfig
 from worldmtp.cli.generation import write_texts
-from worldmtp.cli.saved_model import save_model, transformers_tokenizer
 from worldmtp.decoding import generate, parallel_beam
 from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 TOKENIZER = CharTokenizer("abcd=")  # ids 2 .. 6, behind padding 0 and EOS 1
 NEW = "12"
@@ -50,12 +50,12 @@ def save(tmp_path):
 
 @pytest.fixture
 def command_line(monkeypatch, tmp_path, capsys):
-    """Runs ``worldmtp-generate`` in this process, in an empty directory; (exit code, stdout, stderr)."""
+    """Runs ``worldmtp generate`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["worldmtp generate", *map(str, arguments)])
         code = 0
         try:
             script.main()
@@ -483,7 +483,7 @@ def test_no_prompt(command_line, save, model_of, stdin_of):
     ("files", "message"),
     [
         ([], "--model it has neither config.json nor model/config.json; give a run directory"),
-        (["config.yaml"], "--model it is a run that has not come to its end, .*worldmtp-train resume=it"),
+        (["config.yaml"], "--model it is a run that has not come to its end, .*worldmtp train resume=it"),
         (["config.json"], r"it has no tokenizer_config\.json, so its tokens cannot be told from text"),
     ],
 )
@@ -510,7 +510,7 @@ def test_help_answers_without_torch(tmp_path):
     program = (
         "import sys\n"
         "from worldmtp.cli.generate import main\n"
-        "sys.argv = ['worldmtp-generate', '--help']\n"
+        "sys.argv = ['worldmtp generate', '--help']\n"
         "try:\n"
         "    main()\n"
         "finally:\n"

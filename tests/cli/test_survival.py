@@ -12,9 +12,9 @@ import torch
 import worldmtp.agents.ppo
 import worldmtp.checkpoint
 from worldmtp.checkpoint import CheckpointError
-from worldmtp.cli import pipeline, warm_start
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.train import run
+from worldmtp.training import pipeline, warm_start
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

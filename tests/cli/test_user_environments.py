@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.train import run
 from worldmtp.envs import read_episodes
+from worldmtp.training.imports import import_user_modules
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -128,7 +128,7 @@ def test_error_inside_a_user_file_keeps_its_traceback(here):
 
 def test_the_readme(here, project_root, compose_tiny):
     text = (project_root / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "register_task" in one]
     assert len(block.strip().splitlines()) <= 10
     (identifier,) = re.findall(r"env\.id=(worldmtp/\w+-v0)", text)
     (here / "my_envs.py").write_text(block)

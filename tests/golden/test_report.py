@@ -15,10 +15,10 @@ from worldmtp.analysis import EvalArtefact, load_artefact, metrics, save_artefac
 from worldmtp.analysis.metrics import RootedPredictions, reliability, rooted_predictions
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import RunSummary, summary_table
-from worldmtp.cli.held_out import Judgement, judge, summarize
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.statistics import Interval
+from worldmtp.training.evaluation import Judgement, judge, summarize
 
 Golden = Callable[..., None]
 VOCAB, HORIZON = 7, 2

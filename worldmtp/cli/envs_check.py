@@ -1,4 +1,4 @@
-"""``worldmtp-envs check <id>``: the checks of the package, and what players earn who know nothing."""
+"""``worldmtp envs check <id>``: the checks of the package, and what players earn who know nothing."""
 
 from typing import Any
 

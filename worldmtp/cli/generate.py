@@ -1,11 +1,11 @@
-"""``worldmtp-generate [PROMPT ...]``: prompts in, texts out, decoded with drafts that the trunk verifies.
+"""``worldmtp generate [PROMPT ...]``: prompts in, texts out, decoded with drafts that the trunk verifies.
 
-    worldmtp-generate "hello="                                  the model of the newest finished run under ./runs
-    worldmtp-generate "hello=" --explain                        round by round: drafted, verified, accepted, refused
-    worldmtp-generate "hello=" "word=" --draft tree --tree 3,2,1
-    worldmtp-generate --model path/to/checkpoint --draft lookup --temperature 0.8 --top-p 0.95 < prompts.txt
-    tail -f prompts.txt | worldmtp-generate --stop ";" --json   lines are answered as they come
-    worldmtp-generate "hello=" --beam 4                         a search for a likely text
+    worldmtp generate "hello="                                  the model of the newest finished run under ./runs
+    worldmtp generate "hello=" --explain                        round by round: drafted, verified, accepted, refused
+    worldmtp generate "hello=" "word=" --draft tree --tree 3,2,1
+    worldmtp generate --model path/to/checkpoint --draft lookup --temperature 0.8 --top-p 0.95 < prompts.txt
+    tail -f prompts.txt | worldmtp generate --stop ";" --json   lines are answered as they come
+    worldmtp generate "hello=" --beam 4                         a search for a likely text
 
 The work is in ``generation.py``, which imports torch, so it is imported when there is something to run.
 """
@@ -23,7 +23,7 @@ from worldmtp.cli.generate_config import AUTO, DEFAULT_BATCH_SIZE, DRAFTS, Gener
 from worldmtp.cli.launch import fail_cleanly
 
 RUNS = Path("runs")
-"""Where ``worldmtp-train`` leaves its runs, seen from where it was started."""
+"""Where ``worldmtp train`` leaves its runs, seen from where it was started."""
 
 
 def main() -> None:
@@ -115,12 +115,12 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="worldmtp-generate",
+        prog="worldmtp generate",
         description=(
             "Write on from prompts. Drafts by the model's own heads, by repetitions of the text or by a smaller model "
             "are verified by the trunk, so texts are those of the trunk alone, in fewer forwards."
         ),
-        epilog='example: worldmtp-generate "hello=" --explain',
+        epilog='example: worldmtp generate "hello=" --explain',
     )
     add = parser.add_argument
     add(

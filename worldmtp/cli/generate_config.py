@@ -1,4 +1,4 @@
-"""What ``worldmtp-generate`` is asked to do, checked before torch is loaded."""
+"""What ``worldmtp generate`` is asked to do, checked before torch is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path

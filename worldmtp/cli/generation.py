@@ -1,4 +1,4 @@
-"""What ``worldmtp-generate`` does once it knows the model's directory and the prompts: load, decode, print, account."""
+"""What ``worldmtp generate`` does once it knows the model's directory and the prompts: load, decode, print, account."""
 
 import json
 import os
@@ -18,9 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
 from worldmtp.cli.generate_config import AUTO, GenerateConfig
-from worldmtp.cli.make import checked_device
 from worldmtp.cli.prompts import decode_text, encode_prompts
-from worldmtp.cli.saved_model import has_tokenizer, load_any_model, load_tokenizer
 from worldmtp.decoding import SamplingConfig, generate, parallel_beam
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.beam import BeamTree
@@ -30,6 +28,8 @@ from worldmtp.decoding.explain import Explanation, explain
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.model import MTPModel
+from worldmtp.training.make import checked_device
+from worldmtp.training.saved_model import has_tokenizer, load_any_model, load_tokenizer
 
 DEFAULT_NEW_TOKENS = 64
 _WIDEST_FIRST = 3

@@ -59,7 +59,7 @@ class TagTable:
             hint = f" Did you mean {found!r}?" if found else ""
             raise ValueError(
                 f"No {kind} tag {tag!r} in the table of metrics.{hint} "
-                "Log one of the documented tags (docs/metrics.md), or extend the table."
+                "Log one of the documented tags (docs/metrics.md), or your own as custom/<name>."
             )
 
 
@@ -237,7 +237,14 @@ _RECORDS = (
     TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),
 )
 
-TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS)
+_CUSTOM = (
+    TagRow("custom/{name}", "a number of your own", "yours"),
+    TagRow("custom/{name}", "a text of your own", "-", "text"),
+    TagRow("custom/{name}", "a picture of your own", "-", "image"),
+    TagRow("custom/{name}", "values of your own", "yours", "histogram"),
+)
+
+TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS + _CUSTOM)
 
 _TITLES: dict[Kind, str] = {
     "scalar": "Scalars",

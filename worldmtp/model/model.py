@@ -30,7 +30,13 @@ from worldmtp.heads.chain import head_latents
 from worldmtp.heads.registry import bind, make_head
 from worldmtp.model.adapters import adapters_to_save, freeze_beside_adapters, trunk_with_adapters
 from worldmtp.model.config import MTPConfig
-from worldmtp.model.guards import check_weights_loaded, checked_trunk, unpublished, warn_of_untrained_heads
+from worldmtp.model.guards import (
+    check_weights_loaded,
+    checked_token_limit,
+    checked_trunk,
+    unpublished,
+    warn_of_untrained_heads,
+)
 from worldmtp.model.trunk import (
     LogitChanges,
     Recording,
@@ -287,20 +293,13 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """End the logits at ``num_tokens``, so that later ids have probability zero.
 
         Embeddings are often padded beyond the ids of their tokenizer, and no environment takes what has no text.
-        Acting, learning, imagination, evaluation and decoding all read ``logits_of``, and so stay one policy. The loss
-        of ``forward`` remains that of the whole vocabulary, as Hugging Face's. A checkpoint does not hold the limit:
-        whoever knows the tokenizer sets it again.
+        Acting, learning, imagination and decoding all read ``logits_of``, and so stay one policy; the loss of
+        ``forward`` is that of the whole vocabulary, as Hugging Face's. A checkpoint does not hold the limit.
 
         Raises:
             ValueError: the vocabulary has fewer ids.
         """
-        vocab_size = self.trunk.config.get_text_config().vocab_size
-        if not 1 <= num_tokens <= vocab_size:
-            raise ValueError(
-                f"the tokenizer has {num_tokens} ids and the model a vocabulary of {vocab_size}; resize the model "
-                f"(resize_token_embeddings({num_tokens})) or use the model's own tokenizer."
-            )
-        self._token_limit = num_tokens
+        self._token_limit = checked_token_limit(num_tokens, self.trunk.config.get_text_config().vocab_size)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generation of the trunk, with this model's ``generation_config``; the heads are not used."""

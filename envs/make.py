@@ -17,7 +17,6 @@ from gymnasium.vector import AutoresetMode
 from worldmtp.choices import nearest
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.dataset import draw_examples
-from worldmtp.envs.function_task import FunctionTask
 from worldmtp.envs.registry import ENTRY_POINT, VECTOR_ENTRY_POINT
 from worldmtp.envs.task import DenseTask, Task, TurnTask
 from worldmtp.envs.text_env import (
@@ -258,15 +257,13 @@ def subject_of(task: Task) -> str:
     dataset_name = getattr(task, "dataset_name", None)
     if dataset_name is not None:
         return f"{dataset_name} of reasoning-gym."
-    source: Any = type(task)
+    source: Any = getattr(task, "sample_function", type(task))
     made_with: Mapping[str, Any] = {}
     if isinstance(task, TurnTask):
         world: Any = task.make_world()
         source, made_with = type(world), getattr(task, "world_kwargs", {})
         if hasattr(world, "game"):  # an adapter, which stands for what it holds
             source, made_with = type(getattr(world.game, "unwrapped", world.game)), {}
-    elif isinstance(task, FunctionTask):
-        source = task.sample_function
     while isinstance(source, partial):
         source = source.func
     subject = inspect.cleandoc(source.__doc__ or "").partition("\n")[0].replace("``", "")

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import gymnasium
 
 from worldmtp.choices import did_you_mean
-from worldmtp.envs.function_task import FunctionTask, RewardFunction
-from worldmtp.envs.task import Task
+from worldmtp.envs.task import RewardFunction, Task
 from worldmtp.lazy import import_name
 
 NAMESPACE = "worldmtp"
 REASONING_GYM_PREFIX = "reasoning_gym:"
 ENTRY_POINT = "worldmtp.envs:TextGenEnv"
 VECTOR_ENTRY_POINT = "worldmtp.envs.make:make_rows"
+_FUNCTION_TASK = "worldmtp.envs.tasks.function:FunctionTask"
 _WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
 _FROM_GYMNASIUM = "worldmtp.envs.worlds.adapters:from_gymnasium"
 _REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym"
@@ -179,7 +179,7 @@ def _import(path: str) -> Callable[..., Task]:
 
 def _factory_from(source: Any, score: RewardFunction | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:
     if not isinstance(source, type):
-        return partial(FunctionTask, source, score, probe_bound)
+        return partial(_function_task, source, score, probe_bound)
     factory: Callable[..., Any] = partial(_world_task, source, probe_bound) if _is_world(source) else source
     return factory
 
@@ -187,6 +187,11 @@ def _factory_from(source: Any, score: RewardFunction | None = None, probe_bound:
 def _is_world(source: type) -> bool:
     """Whether the class answers in turns; one that can sample and score is a Task, whatever else it can do."""
     return all(hasattr(source, name) for name in ("reset", "step")) and not hasattr(source, "score")
+
+
+def _function_task(source: Callable[..., Any], score: RewardFunction | None, probe_bound: float) -> Task:
+    task: Task = pkgutil.resolve_name(_FUNCTION_TASK)(source, score, probe_bound)
+    return task
 
 
 def _world_task(source: type, probe_bound: float, **world_kwargs: Any) -> Task:

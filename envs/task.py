@@ -6,7 +6,7 @@ says how far each token came. A ``TurnTask`` answers: its worlds write text of t
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +74,10 @@ class Score:
         for name, component in self.components.items():
             if not isinstance(component, (int, float, np.number)) or not math.isfinite(component):
                 raise ValueError(f"Score(components={{{name!r}: {component!r}}}) must be finite numbers.")
+
+
+RewardFunction = Callable[[Example, str], float | Score]
+"""What users write: the value of a text that answers an example, 1 and more counting as exact."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.dataset import SPLITS, check_split, split_of
-from worldmtp.envs.function_task import RewardFunction, load_reward, reward_score
 from worldmtp.envs.task import Example, Score
+from worldmtp.envs.tasks.function import RewardFunction, load_reward, reward_score
 from worldmtp.envs.tasks.strings import position_match
 from worldmtp.stdlib_sources import stdlib_files, stdlib_root
 

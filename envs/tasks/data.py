@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.choices import did_you_mean
-from worldmtp.envs.function_task import RewardFunction, load_reward, reward_score
 from worldmtp.envs.task import Example, Score
+from worldmtp.envs.tasks.function import RewardFunction, load_reward, reward_score
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, draw_examples, make_task, split_of
-from worldmtp.envs.function_task import FunctionTask
 from worldmtp.envs.tasks.data import DataTask
+from worldmtp.envs.tasks.function import FunctionTask
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 ROWS = [

@@ -16,9 +16,9 @@ from worldmtp.envs import (
     VectorPotentialShaping,
     make_text_vec,
 )
-from worldmtp.envs.function_task import FunctionTask
 from worldmtp.envs.make import MakingError, describe, kind_of, subject_of, text_env_ids
 from worldmtp.envs.task import Progress
+from worldmtp.envs.tasks.function import FunctionTask
 from worldmtp.envs.tasks.strings import Copy
 from worldmtp.envs.worlds.task import WorldTask
 

@@ -16,6 +16,7 @@ from worldmtp.envs import TextVectorEnv, Tokenizer
 from worldmtp.envs.make import MakingError, make_text_vec
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.model.global_draws import global_draws_from
 from worldmtp.objective import MTPObjective
 from worldmtp.objective.plan import Progress
 from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig
@@ -78,9 +79,7 @@ def _fresh_trunk(
         "pad_token_id": tokenizer.pad_id,
     }
     trunk_config = AutoConfig.for_model(architecture, **{**values, **given})
-    # Hugging Face draws initial weights from the global state; it is lent a seed and restored.
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with global_draws_from(generator):
         return AutoModelForCausalLM.from_config(trunk_config, dtype=torch.float32)
 
 

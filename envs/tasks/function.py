@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.choices import did_you_mean
-from worldmtp.envs.task import Example, Score, is_full_return
+from worldmtp.envs.task import Example, RewardFunction, Score, is_full_return
 
 SampleFunction = Callable[[np.random.Generator], Example]
-RewardFunction = Callable[[Example, str], float | Score]
 
 
 def load_reward(reward: str | RewardFunction) -> RewardFunction:

@@ -91,7 +91,7 @@ def test_config_dir_adds_options(command_line, tmp_path):
     (tmp_path / "mine" / "env").mkdir(parents=True)
     (tmp_path / "mine" / "env" / "short.yaml").write_text("id: worldmtp/Copy-v0\nkwargs: {max_new: 3}\n")
     shown = config_of(command_line, "--config-dir", "mine", "env=short")
-    assert shown["env"] == {"id": "worldmtp/Copy-v0", "kwargs": {"max_new": 3}}
+    assert shown["env"] == {"id": "worldmtp/Copy-v0", "kwargs": {"max_new": 3}, "wrappers": []}
 
 
 def test_a_file_of_the_user_is_held_to_the_schema(command_line, tmp_path):

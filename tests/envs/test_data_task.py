@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-import re
 
 import gymnasium
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 
 from worldmtp.envs import Example, Score, draw_examples, make_task, split_of
 from worldmtp.envs.tasks.data import DataTask
-from worldmtp.envs.tasks.function import FunctionTask
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 ROWS = [
@@ -238,64 +236,6 @@ def test_what_is_not_there_is_told(tmp_path):
         DataTask(tmp_path / "folder")
     with pytest.raises(ValueError, match="a task from data needs a file"):
         make_task("Data")
-
-
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        ("length", "reward='length' must be '<module>:<function>'"),
-        ("no_such_module:length", "the module 'no_such_module' cannot be imported"),
-        ("{module}:lenght", "has no 'lenght'; did you mean 'length'"),
-        ("{module}:zzz", r"has no 'zzz'; define it there as zzz\(example, text\)"),
-    ],
-)
-def test_a_reward_that_is_not_there_is_told(tmp_path, my_rewards, reward, message):
-    write_jsonl(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match=message):
-        DataTask(tmp_path / "a.jsonl", reward.format(module=my_rewards))
-
-
-def test_a_reward_that_is_no_function_is_told(tmp_path, my_rewards):
-    write_jsonl(tmp_path / "a.jsonl")
-    with pytest.raises(TypeError, match=r":NUMBER' is a int; expected a function \(example, text\) -> float"):
-        DataTask(tmp_path / "a.jsonl", f"{my_rewards}:NUMBER")
-
-
-@pytest.mark.parametrize(
-    ("function", "signature"),
-    [
-        (lambda example: 1.0, "(example)"),
-        (lambda example, text, ids: 1.0, "(example, text, ids)"),
-        (lambda: 1.0, "()"),
-        (lambda *, example, text: 1.0, "(*, example, text)"),
-    ],
-)
-def test_a_reward_that_cannot_be_called_is_told_at_once(tmp_path, function, signature):
-    write_jsonl(tmp_path / "a.jsonl")
-    message = rf"<lambda> is defined with {re.escape(signature)} and called with \(example, text\): "
-    with pytest.raises(ValueError, match=message):
-        DataTask(tmp_path / "a.jsonl", function)
-    with pytest.raises(ValueError, match=message):
-        FunctionTask(lambda rng: Example("a="), function)
-
-
-@pytest.mark.parametrize(
-    ("returned", "error", "message"),
-    [
-        (None, TypeError, "<lambda> returned None of type NoneType; expected a number, or a Score"),
-        ("yes", TypeError, "<lambda> returned 'yes' of type str; expected a number, or a Score"),
-        (float("nan"), ValueError, r"<lambda> returned nan; give a failed answer a finite number, such as 0\.0"),
-        (float("inf"), ValueError, "<lambda> returned inf; give a failed answer a finite number"),
-    ],
-)
-def test_a_reward_that_says_no_number_is_told(tmp_path, returned, error, message):
-    write_jsonl(tmp_path / "a.jsonl")
-    for task in (
-        DataTask(tmp_path / "a.jsonl", lambda example, text: returned),
-        FunctionTask(lambda rng: Example("a="), lambda example, text: returned),
-    ):
-        with pytest.raises(error, match=message):
-            task.score(Example("a="), "x", NO_IDS)
 
 
 def test_a_small_file_fills_its_splits_and_no_more(tmp_path):

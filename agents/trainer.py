@@ -26,6 +26,7 @@ from worldmtp.agents.advantages import (
     monte_carlo_returns,
     same_return_fraction,
 )
+from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
@@ -35,8 +36,7 @@ from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_sta
 from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episode_returns
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
-from worldmtp.decoding.alarm import AcceptanceAlarm
-from worldmtp.decoding.making import make_drafter
+from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import LatentState, WorldModel, make_world_model
 from worldmtp.dynamics.rollout import check_horizon
 from worldmtp.envs import TextVectorEnv

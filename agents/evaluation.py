@@ -107,13 +107,7 @@ def depth_predictions(
     per_depth = [
         _read_depth(model, latent, rollout, depth, temperature) for depth, latent in enumerate(latents, start=1)
     ]
-    logprobs, entropies, ids, probs = zip(*per_depth, strict=True)
-    return DepthPredictions(
-        torch.stack(logprobs, dim=-1),
-        torch.stack(entropies, dim=-1),
-        torch.stack(ids, dim=-1),
-        torch.stack(probs, dim=-1),
-    )
+    return DepthPredictions(*(torch.stack(values, dim=-1) for values in zip(*per_depth, strict=True)))
 
 
 def _read_depth(

@@ -27,9 +27,7 @@ from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.trunk import TrunkFeatures, last_hidden_states
 from worldmtp.model.world_heads import binned_mean, two_hot_cross_entropy
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What an update is given besides the rollout
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,8 @@ class AdvantagePlan(TensorBatch):
     live_advantages: Float[Tensor, "batch step live"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Losses, per token and unreduced. The all-action surrogate is ours to derive: the sampled one with the sum over actions
 # in place of the draw.
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def clipped_objective(
@@ -139,9 +135,7 @@ def explained_variance(residual: Float[Tensor, " sample"], target: Float[Tensor,
     return 1.0 - float(residual.var(unbiased=False)) / variance if variance > 0 else 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The forward pass
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def gather_states(
@@ -221,9 +215,7 @@ def _log_policy(
     return forbid(full_precision(logits) / temperature, rollout.allowed).log_softmax(dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The update
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class PPOAgent:
@@ -234,7 +226,7 @@ class PPOAgent:
         self.model = model
         self.config = config
         self._temperature = temperature
-        self._parameters = [*unique_parameters(model.trunk), *model.world_heads.value.parameters()]
+        self._parameters = [*model.trunk.parameters(), *model.world_heads.value.parameters()]  # tied ones once
         check_trained_weights("PPOAgent", self._parameters)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
         self._num_updates = 0
@@ -301,10 +293,7 @@ class PPOAgent:
             largest_ratio = max(largest_ratio, values.pop("losses/ratio_max"))
             for name, value in (values | {"losses/total": float(loss.detach())}).items():
                 sums[name] = sums.get(name, 0.0) + value
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"losses/grad_norm is {norm}; the update was not applied.")
-        self.optimizer.step()
+        norm = clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm")
         return sums | {"losses/grad_norm": norm, "losses/ratio_max": largest_ratio}
 
     def _loss(
@@ -358,6 +347,14 @@ class PPOAgent:
         self._num_updates = int(state["num_updates"])
 
 
-def unique_parameters(module: PreTrainedModel) -> list[torch.nn.Parameter]:
-    """Return the parameters of a module, tied ones once, in a stable order."""
-    return list(dict.fromkeys(module.parameters()))
+def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: str) -> float:
+    """Take a step with the gradient clipped by its norm; return the norm before clipping.
+
+    Raises:
+        FloatingPointError: the norm is not finite; no weight was changed.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"{tag} is {norm}; the update was not applied.")
+    optimizer.step()
+    return norm

@@ -23,7 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -43,21 +43,20 @@ class TensorBatch:
     """Tensors that share their first axis; indexing and moving act on all of them."""
 
     def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))
+        return len(next(iter(vars(self).values())))
 
     def select(self: _Batch, rows: Tensor) -> _Batch:
         """Return these rows of every field, in the order asked for."""
-        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return type(self)(**{name: values[rows] for name, values in vars(self).items()})
+
+    def to(self: _Batch, device: torch.device | str) -> _Batch:
+        """Return the same batch on another device."""
+        return type(self)(**{name: values.to(device) for name, values in vars(self).items()})
 
     @classmethod
     def cat(cls: type[_Batch], parts: Sequence[_Batch]) -> _Batch:
         """Return the rows of all parts, in their order."""
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-    def to(self: _Batch, device: torch.device | str) -> _Batch:
-        """Return the same batch on another device."""
-        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
@@ -156,13 +155,13 @@ class BatchedTextEnv(Protocol):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gymnasium's."""
+        """Start an episode in every row, as gymnasium does."""
         ...
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Gymnasium's."""
+        """Take one action a row, as gymnasium does."""
         ...
 
 
@@ -198,25 +197,38 @@ def collect_rollout(
         acted_at = obs["length"][:, 0].copy()
         with clock.phase("env"):
             obs, rewards, terminated, truncated, infos = env.step(actions)
-        recorder.record(acted_at, actions, step.logprobs.float().cpu().numpy(), rewards, terminated, truncated, infos)
+        recorder.record(
+            infos,
+            action_index=acted_at,
+            actions=actions,
+            logprobs=step.logprobs.float().cpu().numpy(),
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+        )
     return recorder.rollout(obs)
+
+
+_STEP_COLUMNS = {
+    "action_index": np.int64,
+    "actions": np.int64,
+    "logprobs": np.float32,
+    "rewards": np.float32,
+    "terminated": np.bool_,
+    "truncated": np.bool_,
+    "step_mask": np.bool_,
+}
+"""Fields of a ``Rollout`` along the step axis, but for the action masks."""
 
 
 class _Recorder:
     """Fills the step axis while the environment runs."""
 
     def __init__(self, obs: dict[str, np.ndarray], num_rows: int, num_steps: int) -> None:
-        shape = (num_rows, num_steps)
         self.done = np.zeros(num_rows, dtype=bool)
         self._prompt_length = obs["prompt_length"][:, 0].copy()
         self._num_taken = np.zeros(num_rows, dtype=np.int64)
-        self._action_index = np.zeros(shape, dtype=np.int64)
-        self._actions = np.zeros(shape, dtype=np.int64)
-        self._logprobs = np.zeros(shape, dtype=np.float32)
-        self._rewards = np.zeros(shape, dtype=np.float32)
-        self._terminated = np.zeros(shape, dtype=bool)
-        self._truncated = np.zeros(shape, dtype=bool)
-        self._step_mask = np.zeros(shape, dtype=bool)
+        self._columns = {name: np.zeros((num_rows, num_steps), dtype) for name, dtype in _STEP_COLUMNS.items()}
         self._group = np.arange(num_rows, dtype=np.int64)
         self._exact = np.zeros(num_rows, dtype=bool)
         self._allowed: np.ndarray | None = None
@@ -226,32 +238,19 @@ class _Recorder:
         if allowed is None:
             return
         if self._allowed is None:
-            self._allowed = np.ones((*self._step_mask.shape, allowed.shape[1]), dtype=bool)
+            self._allowed = np.ones((*self._columns["step_mask"].shape, allowed.shape[1]), dtype=bool)
         live = np.nonzero(~self.done)[0]
         self._allowed[live, self._num_taken[live]] = allowed[live]
 
-    def record(
-        self,
-        acted_at: np.ndarray,
-        actions: np.ndarray,
-        logprobs: np.ndarray,
-        rewards: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        infos: dict[str, Any],
-    ) -> None:
+    def record(self, infos: dict[str, Any], **columns: np.ndarray) -> None:
         """Record one environment step; rows that ended before are left alone."""
         live = np.nonzero(~self.done)[0]
         at = (live, self._num_taken[live])
-        self._action_index[at] = acted_at[live]
-        self._actions[at] = actions[live]
-        self._logprobs[at] = logprobs[live]
-        self._rewards[at] = rewards[live]
-        self._terminated[at] = terminated[live]
-        self._truncated[at] = truncated[live]
-        self._step_mask[at] = True
+        for name, values in columns.items():
+            self._columns[name][at] = values[live]
+        self._columns["step_mask"][at] = True
         self._num_taken[live] += 1
-        ended = live[(terminated | truncated)[live]]
+        ended = live[(columns["terminated"] | columns["truncated"])[live]]
         self.done[ended] = True
         for row in ended:
             final = infos["final_info"]
@@ -268,16 +267,10 @@ class _Recorder:
             input_ids=input_ids,
             attention_mask=torch.arange(input_ids.shape[1])[None] < lengths[:, None],
             prompt_length=torch.from_numpy(self._prompt_length),
-            action_index=torch.from_numpy(self._action_index),
-            actions=torch.from_numpy(self._actions),
-            step_mask=torch.from_numpy(self._step_mask),
-            logprobs=torch.from_numpy(self._logprobs),
-            rewards=torch.from_numpy(self._rewards),
-            terminated=torch.from_numpy(self._terminated),
-            truncated=torch.from_numpy(self._truncated),
             group=torch.from_numpy(self._group),
             exact=torch.from_numpy(self._exact),
             allowed=None if self._allowed is None else torch.from_numpy(self._allowed),
+            **{name: torch.from_numpy(values) for name, values in self._columns.items()},
         )
         written = rollout.input_ids.gather(1, rollout.action_index)
         if not torch.equal(written[rollout.step_mask], rollout.actions[rollout.step_mask]):

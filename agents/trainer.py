@@ -238,15 +238,21 @@ class ImaginationTrainer:
             "time/env_fraction": seconds.get("env", 0.0) / total,
         }
 
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state of its own, by its name in a checkpoint."""
+        return {
+            "model": self.model,
+            "agent": self.agent,
+            "learner": self._learner,
+            "estimator": self._estimator,
+            "alarm": self._alarm,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next iteration depends on, the model included."""
         return {
-            "model": self.model.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "reference": self.reference.state_dict() if self.reference is not None else None,
-            "agent": self.agent.state_dict(),
-            "learner": self._learner.state_dict(),
-            "estimator": self._estimator.state_dict(),
-            "alarm": self._alarm.state_dict(),
             "env": self._env.state(),
             "generators": capture_rng(self._generators),
             "iteration": self.iteration,
@@ -260,13 +266,10 @@ class ImaginationTrainer:
             ValueError: the state lacks a random stream, or has one that this trainer does not know.
         """
         restore_rng(self._generators, state["generators"])
-        self.model.load_state_dict(state["model"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        self.agent.load_state_dict(state["agent"])
-        self._learner.load_state_dict(state["learner"])
-        self._estimator.load_state_dict(state["estimator"])
-        self._alarm.load_state_dict(state["alarm"])
         self._env.load_state(state["env"])
         self.iteration = int(state["iteration"])
         self.totals = {name: float(value) for name, value in state["totals"].items()}

@@ -11,11 +11,10 @@ for depth k.
     return from there on   G_0     G_1       G_2      0
 """
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.ppo import check_eval_mode, masked_mean
+from worldmtp.agents.ppo import check_eval_mode, clipped_step, masked_mean
 from worldmtp.agents.rollout import Rollout, action_mask, state_index
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
@@ -113,8 +112,7 @@ class EpisodeReplay:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        names = [field.name for field in fields(Rollout)]
-        return {"rollouts": [{name: getattr(kept, name) for name in names} for kept in self._rollouts]}
+        return {"rollouts": [dict(vars(kept)) for kept in self._rollouts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
@@ -165,10 +163,7 @@ class WorldModelLearner:
                 raise FloatingPointError(f"world_model/loss is not finite ({metrics}); the update was not applied.")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm))
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"world_model/grad_norm is {norm}; the update was not applied.")
-            self.optimizer.step()
+            norm = clipped_step(self.optimizer, self._config.max_grad_norm, "world_model/grad_norm")
             for name, value in (metrics | {"world_model/grad_norm": norm}).items():
                 sums[name] = sums.get(name, 0.0) + value
         return {name: value / self._config.num_updates for name, value in sums.items()}
@@ -217,7 +212,7 @@ class WorldModelLearner:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
             return torch.stack(self._next_token_losses(latents, rollout)).mean()
 
-        # The trunk reads the real text; only the heads are told other actions.
+        # The trunk reads the real text; only the heads get other actions.
         real = losses_with(rollout.input_ids)
         wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
         ratio = float(wrong / real.clamp_min(1e-8))
@@ -283,10 +278,4 @@ def _ahead(targets: StateTargets, offset: int) -> StateTargets:
     def shifted(values: Tensor) -> Tensor:
         return torch.cat([values[:, offset:], torch.zeros_like(values[:, :offset])], dim=1)
 
-    return StateTargets(
-        rewards=shifted(targets.rewards),
-        continues=shifted(targets.continues),
-        returns=shifted(targets.returns),
-        arrived_mask=shifted(targets.arrived_mask),
-        return_mask=shifted(targets.return_mask),
-    )
+    return StateTargets(**{name: shifted(values) for name, values in vars(targets).items()})

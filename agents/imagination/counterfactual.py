@@ -106,17 +106,7 @@ class CounterfactualAdvantages:
         self._dtype = dtype
         self.num_likely = config.max_live
         self._rungs = [
-            Rung(
-                sum(widths[: rung + 1]),
-                config.critic_hidden_size,
-                config.critic_learning_rate,
-                config.critic_replay_iterations,
-                config.slope_decay,
-                generator,
-                device,
-                dtype,
-            )
-            for rung in range(config.max_rung + 1)
+            Rung(sum(widths[: rung + 1]), config, generator, device, dtype) for rung in range(config.max_rung + 1)
         ]
 
     def estimate(

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from worldmtp.agents.advantages import RunningMean, RunningSlope
+from worldmtp.agents.config import ImaginationConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, border_fraction
 from worldmtp.agents.ppo import LikelyTokens
 from worldmtp.agents.rollout import Rollout
@@ -176,21 +177,18 @@ class Rung:
     def __init__(
         self,
         num_features: int,
-        hidden_size: int,
-        learning_rate: float,
-        replay_batches: int,
-        slope_decay: float,
+        config: ImaginationConfig,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._device = torch.device(device)
-        self.critic = RungCritic(num_features, hidden_size, generator, dtype).to(self._device)
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=learning_rate)
-        self.slope = RunningSlope(decay=slope_decay)
-        self.skill = RunningMean(decay=slope_decay)
+        self.critic = RungCritic(num_features, config.critic_hidden_size, generator, dtype).to(self._device)
+        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
+        self.slope = RunningSlope(decay=config.slope_decay)
+        self.skill = RunningMean(decay=config.slope_decay)
         self.num_measured = 0
-        self._replay: deque[tuple[Tensor, Tensor]] = deque(maxlen=replay_batches)
+        self._replay: deque[tuple[Tensor, Tensor]] = deque(maxlen=config.critic_replay_iterations)
 
     def remember(self, features: Float[Tensor, "sample features"], targets: Float[Tensor, " sample"]) -> None:
         """Keep the actions really taken, with their returns in [0, 1]."""

@@ -209,7 +209,7 @@ def collect_rollout(
     return recorder.rollout(obs)
 
 
-_STEP_COLUMNS = {
+_STEP_COLUMNS: dict[str, type[np.generic]] = {
     "action_index": np.int64,
     "actions": np.int64,
     "logprobs": np.float32,
@@ -228,7 +228,9 @@ class _Recorder:
         self.done = np.zeros(num_rows, dtype=bool)
         self._prompt_length = obs["prompt_length"][:, 0].copy()
         self._num_taken = np.zeros(num_rows, dtype=np.int64)
-        self._columns = {name: np.zeros((num_rows, num_steps), dtype) for name, dtype in _STEP_COLUMNS.items()}
+        self._columns: dict[str, np.ndarray] = {
+            name: np.zeros((num_rows, num_steps), dtype) for name, dtype in _STEP_COLUMNS.items()
+        }
         self._group = np.arange(num_rows, dtype=np.int64)
         self._exact = np.zeros(num_rows, dtype=bool)
         self._allowed: np.ndarray | None = None

@@ -1,6 +1,5 @@
 """A vector environment of any id that can be trained on: ours, or rows of a user's own."""
 
-import difflib
 import importlib
 import inspect
 import re
@@ -13,6 +12,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 from gymnasium.vector import AutoresetMode
 
+from worldmtp.choices import nearest
 from worldmtp.envs.problem import TextProblem
 from worldmtp.envs.stacked import StackedVectorEnv
 from worldmtp.envs.trainable import TextVectorEnv
@@ -129,12 +129,12 @@ def _cure(error: TypeError, kwargs: Mapping[str, Any]) -> str:
     if unknown is None or unknown[1] not in {*kwargs, *(task_kwargs if isinstance(task_kwargs, Mapping) else ())}:
         return f" {_REMEDY}"
     known = [name for name in inspect.signature(TextProblem).parameters if unknown[1] in kwargs]
-    near = difflib.get_close_matches(unknown[1], known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    found = nearest(unknown[1], known)
+    return f" Did you mean {found!r}?" if found else ""
 
 
 def _nearest(name: str) -> str:
     """The nearest id of any namespace, as a question: who leaves out the namespace means an id of one."""
     ids = {parse_env_id(env_id)[1]: env_id for env_id in gymnasium.registry if "/" in env_id}
-    near = difflib.get_close_matches(re.sub(r"-v\d+$", "", name.rpartition("/")[2]), ids, n=1)
-    return f" Did you mean: `{ids[near[0]]}`?" if near else ""
+    found = nearest(re.sub(r"-v\d+$", "", name.rpartition("/")[2]), ids)
+    return f" Did you mean: `{ids[found]}`?" if found else ""

@@ -1,6 +1,5 @@
 """What ``reset(options=...)`` may ask of a text environment, checked at the border."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from jaxtyping import Bool, Int64
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.splits import check_split
 from worldmtp.envs.task import Example
 
@@ -36,11 +36,7 @@ def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOpti
     """
     given = dict(options or {})
     for name in given:
-        if name not in OPTION_NAMES:
-            hint = difflib.get_close_matches(str(name), OPTION_NAMES, n=1)
-            raise ValueError(
-                f"reset option {name!r} is unknown" + (f", did you mean {hint[0]!r}?" if hint else f"; {OPTION_NAMES}.")
-            )
+        check_choice("reset option", str(name), OPTION_NAMES)
     split, group_size = given.get("split"), given.get("group_size")
     if split is not None:
         check_split(split)

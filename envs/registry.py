@@ -4,8 +4,6 @@ A task is registered by a decorator or by the catalogue; both give it the id ``w
 points and JSON kwargs, so that its EnvSpec can be written into a file and read back.
 """
 
-import difflib
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,9 +11,11 @@ from typing import Any, TypeVar
 
 import gymnasium
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Task
 from worldmtp.envs.tasks.function import FunctionTask, ScoreFunction
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.lazy import import_name
 
 NAMESPACE = "worldmtp"
 REASONING_GYM_PREFIX = "reasoning_gym:"
@@ -161,21 +161,14 @@ def _factory_of(name: str) -> Callable[..., Task]:
     datasets = dataset_names()
     if name in datasets:
         return partial(ReasoningGymTask, name)
-    hint = difflib.get_close_matches(name, [*_factories, *datasets], n=3)
     raise ValueError(
-        f"task {name!r} is not registered"
-        + (f"; did you mean one of {hint}?" if hint else ".")
-        + f" Registered: {task_names()}, and every dataset of reasoning-gym; register your own with register_task."
+        f"task {name!r} is not registered{did_you_mean(name, [*_factories, *datasets])} "
+        f"Registered: {task_names()}, and every dataset of reasoning-gym; register your own with register_task."
     )
 
 
 def _import(path: str) -> Callable[..., Task]:
-    module_name, _, attribute = path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"task {path!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error
-    return _factory_from(factory)
+    return _factory_from(import_name(path, f"task {path!r}"))
 
 
 def _factory_from(source: Any, score: ScoreFunction | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:

@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "agents": "",
     "analysis": "",
+    "atomic_files": "",
     "checkpoint": "",
     "cli": "",
     "decoding": "",

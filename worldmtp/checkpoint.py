@@ -9,9 +9,7 @@ Left out: sharded checkpoints, and asynchronous writing.
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -20,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmtp.atomic_files import remove_partial, replacing
+
 _MAGIC = b"worldmtp-checkpoint-1 "
 _HEADER_BYTES = len(_MAGIC) + 64 + 1
 _NAME = re.compile(r"checkpoint-(\d{12})\.pt")
-_TEMPORARY_PREFIX = ".writing-checkpoint-"
 _TAG = "__worldmtp__"
 
 
@@ -49,8 +48,8 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep
     target = directory / f"checkpoint-{step:012d}.pt"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        _write_atomically(target, encoded)
+        remove_partial(directory, "checkpoint-*")
+        _write(target, encoded)
     except OSError as error:
         survivor = _newest_intact(directory, excluding=None)
         raise CheckpointError(
@@ -156,36 +155,18 @@ class _HashingSink:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Flushing is the caller's, once, with an fsync."""
+        """Do nothing: the file is flushed once, when it is whole."""
 
 
-def _write_atomically(target: Path, encoded: Any) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(b"\0" * _HEADER_BYTES)
-            sink = _HashingSink(file)
-            torch.save(encoded, cast(IO[bytes], sink))
-            if sink.error is not None:
-                raise sink.error
-            file.seek(0)
-            file.write(_MAGIC + sink.sha256.hexdigest().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write(target: Path, encoded: Any) -> None:
+    with replacing(target) as partial, partial.open("wb") as file:
+        file.write(b"\0" * _HEADER_BYTES)
+        sink = _HashingSink(file)
+        torch.save(encoded, cast(IO[bytes], sink))
+        if sink.error is not None:
+            raise sink.error
+        file.seek(0)
+        file.write(_MAGIC + sink.sha256.hexdigest().encode() + b"\n")
 
 
 def _flaw(path: Path) -> str | None:
@@ -219,12 +200,6 @@ def _survivor_sentence(survivor: Path | None) -> str:
     if survivor is None:
         return "There is no intact checkpoint in that directory."
     return f"The newest intact checkpoint is {survivor} (step {checkpoint_step(survivor)})."
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Files of a writer that was killed."""
-    for path in directory.glob(f"{_TEMPORARY_PREFIX}*"):
-        path.unlink()
 
 
 def _encode(value: Any, place: str) -> Any:

@@ -4,13 +4,13 @@ Splits are by the hash of the prompt, as everywhere: columns or parts that name 
 that stands in the file twice cannot be in both. A split of the file's author is kept by two environments, one a part.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example, Score
 from worldmtp.envs.tasks.rewards import RewardFunction, load_reward, reward_score
 from worldmtp.envs.tasks.rows import Row, as_text, read_rows
@@ -100,10 +100,8 @@ class DataTask:
 def _check_column(argument: str, column: str, columns: Sequence[str], path: str) -> None:
     if column in columns:
         return
-    hint = difflib.get_close_matches(column, columns, n=1)
     raise ValueError(
-        f"{path!r} has no column {column!r}"
-        + (f"; did you mean {hint[0]!r}?" if hint else ".")
-        + f" Its columns: {list(columns)}; name the right one with {argument}=..."
+        f"{path!r} has no column {column!r}{did_you_mean(column, columns)} "
+        f"Its columns: {list(columns)}; name the right one with {argument}=..."
         + (", or answer=None and a reward." if argument == "answer" else ".")
     )

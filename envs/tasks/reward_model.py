@@ -6,7 +6,6 @@ Nothing is learnt from those ids; the ids of the policy stay as they were sample
 Left out: comparisons of two answers, and rewards of single tokens.
 """
 
-import difflib
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example, Score, Task
 from worldmtp.envs.tokenizer import NO_TEXT
 
@@ -172,10 +172,8 @@ def _read_label(checkpoint: str, label: str | int | None) -> tuple[int, bool]:
         return 0, False
     index = names.index(label) if label in names else label
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(names):
-        hint = difflib.get_close_matches(str(label), names, n=1)
         raise ValueError(
-            f"label={label!r} of {checkpoint!r}: say which label is good"
-            + (f"; did you mean {hint[0]!r}?" if hint else ".")
-            + f" Its labels: {names}."
+            f"label={label!r} of {checkpoint!r}: say which label is good{did_you_mean(label, names)} "
+            f"Its labels: {names}."
         )
     return index, config.problem_type != "multi_label_classification"

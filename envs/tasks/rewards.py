@@ -1,11 +1,11 @@
 """Rewards that users write: functions of an example and a text, named by where they can be imported from."""
 
-import difflib
 import importlib
 import inspect
 import math
 from collections.abc import Callable
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example, Score, is_full_return
 
 RewardFunction = Callable[[Example, str], float | Score]
@@ -33,10 +33,10 @@ def load_reward(reward: str | RewardFunction) -> RewardFunction:
                 "in a folder that Python searches."
             ) from error
         if not hasattr(module, attribute):
-            hint = difflib.get_close_matches(attribute, dir(module), n=1)
+            otherwise = f"; define it there as {attribute}(example, text)."
             raise ValueError(
                 f"reward={reward!r}: {module_name} has no {attribute!r}"
-                + (f"; did you mean {hint[0]!r}?" if hint else f"; define it there as {attribute}(example, text).")
+                f"{did_you_mean(attribute, dir(module), otherwise)}"
             )
         function = getattr(module, attribute)
     if not callable(function):

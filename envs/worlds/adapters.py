@@ -6,14 +6,15 @@ a vector environment need, or a game already made. As JSON, for an EnvSpec or th
     {"world": "worldmtp.envs.worlds.adapters:from_gem", "world_kwargs": {"env": "game:GuessTheNumber-v0-easy"}}
 """
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.worlds.foreign import ForeignWorld
 from worldmtp.envs.worlds.settlement import Returns
 from worldmtp.envs.worlds.text_arena import TextArenaGame
+from worldmtp.lazy import import_name
 
 
 def from_gem(env: str | Any, returns: Returns | None = None, **kwargs: Any) -> ForeignWorld:
@@ -78,11 +79,7 @@ def from_text_object(game: str | Any, returns: Returns | None = None, **kwargs: 
     """
     if not isinstance(game, str):
         return _made(game, kwargs, returns)
-    module_name, _, attribute = game.partition(":")
-    try:
-        made = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"game {game!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error
+    made = import_name(game, f"game {game!r}")
     return ForeignWorld(lambda: made(**kwargs), returns)
 
 
@@ -103,5 +100,4 @@ def _import(module: str, package: str) -> Any:
 
 def _check_id(name: str, registry: Mapping[str, Any], library: str) -> None:
     if name not in registry:
-        hint = difflib.get_close_matches(name, registry, n=3)
-        raise ValueError(f"{library} has no id {name!r}" + (f"; did you mean one of {hint}?" if hint else "."))
+        raise ValueError(f"{library} has no id {name!r}{did_you_mean(name, registry)}")

@@ -5,7 +5,6 @@ decides the slips: gymnasium's environment is reset to a hash of it, from which 
 map is one question, whichever seeds draw it, and none is in two splits.
 """
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.worlds.settlement import Returns, Settlement
 from worldmtp.envs.worlds.toy_games import MALFORMED, TOY_GAMES, is_deterministic
 
@@ -49,11 +49,7 @@ class ToyText:
         returns: Returns | None = None,
         random_map: Mapping[str, Any] | None = None,
     ) -> None:
-        if game not in TOY_GAMES:
-            hint = difflib.get_close_matches(game, TOY_GAMES, n=1)
-            raise ValueError(
-                f"game={game!r} is unknown" + (f", did you mean {hint[0]!r}?" if hint else f"; {list(TOY_GAMES)}.")
-            )
+        check_choice("game", game, TOY_GAMES)
         if max_turns < 1:
             raise ValueError(f"max_turns={max_turns} must be at least 1.")
         if random_map is not None and (game != "FrozenLake" or {"desc", "map_name"} & set(env_kwargs or {})):

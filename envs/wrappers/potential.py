@@ -1,8 +1,8 @@
 """Potentials of unfinished texts."""
 
-import difflib
 from collections.abc import Callable
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example
 
 Potential = Callable[[Example, str], float]
@@ -37,9 +37,8 @@ def make_potential(potential: str | Potential) -> Potential:
     if not isinstance(potential, str):
         return potential
     if potential not in _POTENTIALS:
-        hint = difflib.get_close_matches(potential, _POTENTIALS, n=1)
         raise ValueError(
             f"potential={potential!r} is unknown; expected one of {sorted(_POTENTIALS)} or a function of an Example "
-            "and a text" + (f", did you mean {hint[0]!r}?" if hint else ".")
+            f"and a text{did_you_mean(potential, _POTENTIALS)}"
         )
     return _POTENTIALS[potential]

@@ -60,7 +60,7 @@ def test_killed_at_every_stage(tiny_overrides, results_of, tmp_path):
         lambda: num_lines(sft) >= 15,
         # In reinforcement: after the first iteration (three lines stand before it), and while a checkpoint is written.
         lambda: num_lines(log) >= 4,
-        lambda: num_lines(log) >= 6 and any((run_dir / "checkpoints").glob(".writing-*")),
+        lambda: num_lines(log) >= 6 and any((run_dir / "checkpoints").glob(".*.partial")),
         # After the last iteration.
         lambda: (run_dir / "summary.json").exists(),
     ]

@@ -63,7 +63,7 @@ def test_the_generator_is_where_it_was(make, kind, options, seed):
 
 def test_an_environment_that_was_never_reset_stays_so(make):
     env = make("vector")
-    with pytest.raises(ValueError, match="reset option 'splt' is unknown"):
+    with pytest.raises(ValueError, match="reset option='splt' is unknown"):
         env.reset(seed=5, options={"splt": "train"})
     assert env._np_random is None
 

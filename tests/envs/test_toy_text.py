@@ -202,7 +202,7 @@ def test_other_words_and_returns():
 
 
 def test_impossible_arguments():
-    with pytest.raises(ValueError, match="game='FrozenLakes' is unknown, did you mean 'FrozenLake'"):
+    with pytest.raises(ValueError, match="game='FrozenLakes' is unknown; did you mean 'FrozenLake'"):
         ToyText("FrozenLakes")
     with pytest.raises(ValueError, match="must be 2 different words for Blackjack"):
         ToyText("Blackjack", actions=["s", "s"])

@@ -126,7 +126,7 @@ def test_vectorised_by_gymnasium():
 
 
 def test_impossible_arguments():
-    with pytest.raises(ValueError, match=r"did you mean one of .*GuessNumber"):
+    with pytest.raises(ValueError, match=r"did you mean .*GuessNumber"):
         TextTurnEnv("GuesNumber")
     with pytest.raises(TypeError, match="task 'Copy' is a Copy without worlds"):
         TextTurnEnv("Copy")

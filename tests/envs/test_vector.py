@@ -168,7 +168,7 @@ def test_split_holds_until_changed_and_never_mixes(make_vector):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"splits": "train"}, "reset option 'splits' is unknown, did you mean 'split'"),
+        ({"splits": "train"}, "reset option='splits' is unknown; did you mean 'split'"),
         ({"split": "test"}, "split='test' is unknown"),
         ({"group_size": 3}, "does not divide num_envs=4"),
         ({"indices": [0, 1, 2]}, "3 prompts are named for 4 groups of 1 rows"),

@@ -13,7 +13,6 @@ No pickle. The JSON carries the checksum of the npz and is written last, so a pa
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from worldmtp.atomic_files import write_bytes, write_text
 
 FORMAT_VERSION = 1
 _MAX_DEPTH_1_MISMATCH_NATS = 0.05
@@ -145,9 +146,9 @@ def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
         "imagined_horizon": artefact.imagined_horizon,
         "tokens_text": list(artefact.tokens_text),
     }
-    _replace(directory / f"{name}.npz", content)
+    write_bytes(directory / f"{name}.npz", content)
     json_path = directory / f"{name}.json"
-    _replace(json_path, json.dumps(header, ensure_ascii=True).encode())
+    write_text(json_path, json.dumps(header, ensure_ascii=True))
     return json_path
 
 
@@ -203,12 +204,3 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Run the evaluation again."
         )
     return dict(header)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -5,7 +5,6 @@ evaluation (agreement by entropy, calibration, returns, token strips), where the
 What is missing or damaged is named at the top. The same files give the same page.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from worldmtp.analysis.rooted import RootedPredictions, rooted_predictions
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import header_cells, row_cells
 from worldmtp.analysis.token_strips import imagined_strip, strip_data_uri, token_strip
+from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval
 from worldmtp.tracking.progress import format_seconds
 from worldmtp.tracking.tensorboard import tensorboard_command
@@ -96,9 +96,7 @@ def write_report(run_dir: Path) -> Path:
     ]
     body += _reproduce(run)
     target = run_dir / REPORT_FILE
-    temporary = target.with_suffix(".html.tmp")
-    temporary.write_text(html.page(f"worldmtp: {run.run_dir.resolve().name}", body), encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, html.page(f"worldmtp: {run.run_dir.resolve().name}", body))
     return target
 
 

@@ -1,12 +1,12 @@
 """``summary.json``: the closing table of a run, written by the run and read by the report."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval
 
 SUMMARY_FILE = "summary.json"
@@ -43,9 +43,7 @@ class RunSummary:
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:
     """Write ``summary.json`` atomically."""
     target = run_dir / SUMMARY_FILE
-    temporary = target.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
     return target
 
 

@@ -1,7 +1,6 @@
 """Environment, trunk and model of a training config, and whether they fit each other."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.choices import did_you_mean
 from worldmtp.cli.given import given
 from worldmtp.cli.saved_model import holds_heads, load_causal_lm, load_with_heads
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
@@ -61,12 +61,14 @@ def _fresh_trunk(
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"model.architecture={architecture!r} is no causal LM of transformers"
-            f"{_nearest(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+            f"{did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
         )
     known = AutoConfig.for_model(architecture)
     for name in given:
         if not hasattr(known, name):
-            raise ValueError(f"model.config.{name} is no field of {type(known).__name__}{_nearest(name, dir(known))}")
+            raise ValueError(
+                f"model.config.{name} is no field of {type(known).__name__}{did_you_mean(name, dir(known))}"
+            )
     values: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
         "max_position_embeddings": context,
@@ -79,11 +81,6 @@ def _fresh_trunk(
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return AutoModelForCausalLM.from_config(trunk_config, dtype=torch.float32)
-
-
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(candidates), n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:

@@ -17,6 +17,8 @@ from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
+from worldmtp.atomic_files import write_text
+
 CONFIG_FILE = "config.yaml"
 DONE_FILE = "DONE"
 LOCK_FILE = ".lock"
@@ -86,9 +88,7 @@ class Claim:
             OSError: the file cannot be written.
         """
         if self._text is not None:
-            temporary = self._path.with_suffix(".yaml.tmp")
-            temporary.write_text(self._text, encoding="utf-8")
-            os.replace(temporary, self._path)
+            write_text(self._path, self._text)
             self._text = None
 
     def release(self) -> None:

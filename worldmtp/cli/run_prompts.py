@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from worldmtp.atomic_files import write_text
 from worldmtp.cli.schema import TrainConfig
 from worldmtp.envs import Example, TextVectorEnv, draw_examples
 
@@ -83,7 +84,7 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
 def write_shown(directory: Path, prompts: RunPrompts) -> None:
     """Leave beside a warm start's model which questions it is trained on, for the runs that load it."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / SHOWN_FILE).write_text(json.dumps(sorted(prompts.shown)), encoding="utf-8")
+    write_text(directory / SHOWN_FILE, json.dumps(sorted(prompts.shown)))
 
 
 def read_shown(directory: Path) -> frozenset[str] | None:

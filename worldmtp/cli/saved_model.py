@@ -5,7 +5,6 @@ complete checkpoint: ``AutoTokenizer`` and ``AutoModelForCausalLM`` read it wher
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from worldmtp.atomic_files import remove_partial, replacing
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer
 from worldmtp.interchange.importing import import_checkpoint, layout_with_heads
 from worldmtp.model import MTPModel
@@ -145,26 +145,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: MTPModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Write a model beside its place and rename, so that a directory that exists is whole.
-
-    What was there before is moved aside first and removed last: at no time is neither of the two there.
+    """Write a model directory whole or not at all.
 
     Without a tokenizer the weights stand alone: they can be trained on, and not talked to.
     """
-    partial = directory.with_name(f".{directory.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    model.save_pretrained(partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    old = directory.with_name(f".{directory.name}.old")
-    if directory.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        directory.rename(old)
-    partial.rename(directory)
-    if old.exists():
-        shutil.rmtree(old)
+    remove_partial(directory.parent, directory.name)
+    with replacing(directory) as partial:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerBase | None:

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Real, UInt8
 
+from worldmtp.atomic_files import write_text
 from worldmtp.tracking.protocol import Layout
 from worldmtp.tracking.tags import TAGS, TagTable
 
@@ -90,12 +91,7 @@ class JsonlWriter:
         if not self._path.exists():
             return
         kept = [record for record in read_records(self._path) if record["step"] <= step]
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        write_text(self._path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         if kept:
             self._start = self._clock() - float(kept[-1]["time_seconds"])
             self._last_step = int(kept[-1]["step"])

@@ -6,11 +6,12 @@ horizon, rung), every other for a word such as ``spell_backward``. Steps are env
 are optimiser steps.
 """
 
-import difflib
 import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
+
+from worldmtp.choices import nearest
 
 Kind = Literal["scalar", "text", "image", "histogram"]
 
@@ -47,8 +48,8 @@ class TagTable:
         if not _is_documented(self, tag, kind):
             candidates = [row.tag for row in self.rows if row.kind == kind]
             generic = re.sub(r"(?<=_)\d+|(?<=_h)\d+", "{k}", tag)
-            nearest = difflib.get_close_matches(generic, candidates, n=1, cutoff=0.0)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            found = nearest(generic, candidates, cutoff=0.0)
+            hint = f" Did you mean {found!r}?" if found else ""
             raise ValueError(
                 f"No {kind} tag {tag!r} in the table of metrics.{hint} "
                 "Log one of the documented tags (docs/metrics.md), or extend the table."

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from worldmtp.envs.task import Example, Score, Task
     from worldmtp.envs.tokenizer import CharTokenizer, Tokenizer, TransformersTokenizer, make_tokenizer
     from worldmtp.envs.trainable import TextVectorEnv
-    from worldmtp.envs.trl_reward import TextGenReward
     from worldmtp.envs.vector import TextGenVectorEnv
     from worldmtp.envs.vector_checks import check_vector_env
     from worldmtp.envs.worlds.adapters import from_gem, from_text_object, from_textarena
@@ -46,7 +45,6 @@ _MODULE_OF = {
     "Scorer": "scoring",
     "Task": "task",
     "TextGenEnv": "single",
-    "TextGenReward": "trl_reward",
     "TextGenVectorEnv": "vector",
     "TextTurnEnv": "worlds.turn_env",
     "TextVectorEnv": "trainable",
@@ -87,7 +85,6 @@ __all__ = [
     "Scorer",
     "Task",
     "TextGenEnv",
-    "TextGenReward",
     "TextGenVectorEnv",
     "TextTurnEnv",
     "TextVectorEnv",

@@ -10,8 +10,7 @@ import torch
 from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.run_dir import DONE_FILE
 from worldmtp.cli.schema import TrainConfig
-from worldmtp.studies.protocol import Study
-from worldmtp.studies.registry import STUDIES, make_study
+from worldmtp.studies.protocol import STUDIES, Study, make_study
 from worldmtp.studies.runner import STAGES, TEXT_FILE, StudyError, read_headline, run_study
 from worldmtp.tracking import ProgressReporter, Stage
 

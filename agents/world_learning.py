@@ -1,4 +1,4 @@
-"""Training the world model: MTP heads and world heads on replayed real episodes, the trunk untouched.
+"""The world model's training: MTP heads and world heads on replayed real episodes, the trunk untouched.
 
 Latent h^k_i has read token i + k - 1 and so stands for the state that ends there. At every depth it is asked for the
 token after it, and, of the transition that arrived in that state, the reward and whether the episode went on, and the
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
@@ -28,11 +28,12 @@ from worldmtp.agents.forward import action_mask, check_eval_mode, discounts_of, 
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.replay import EpisodeReplay
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.model import MTPModel
+from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.model.world_heads import two_hot_cross_entropy
-from worldmtp.objective.targets import depth_targets
+from worldmtp.objective import MTPObjective
+from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
 from worldmtp.returns import lambda_returns
 
 _SENSITIVITY_EPISODES = 64
@@ -87,8 +88,8 @@ def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
 class WorldModelLearner:
     """Replay, optimiser and losses of the heads that imagine.
 
-    ``temperature`` is that of acting. Who imagines divides logits by it, the trunk's and the heads' alike, so heads
-    learn tokens that were drawn at it from logits divided by it: else they would be sharpened twice.
+    ``temperature`` is that of acting. Imagination divides all logits by it, the trunk's and the heads', so heads learn
+    tokens that were drawn at it from logits divided by it: otherwise they would be sharpened twice.
 
     Raises:
         ValueError: depths leap over tokens, so a latent stands for no state that ends in a known token.
@@ -110,7 +111,7 @@ class WorldModelLearner:
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
     def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """Take a rollout into the replay and train; metrics are means over the updates.
+        """Add a rollout to the replay and train; return metrics, means over the updates.
 
         Raises:
             FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
@@ -136,37 +137,36 @@ class WorldModelLearner:
         return {name: value / self._config.num_updates for name, value in sums.items()}
 
     def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The world model's loss on episodes, and its parts."""
+        """Return the world model's loss on episodes, and its parts."""
         config = self._config
         latents = self._latents(rollout)
-        next_token = self._next_token_losses(latents, rollout)
+        next_tokens = self._next_tokens(latents, rollout)
         targets = state_targets(rollout, self._ppo)
         parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
         for depth, latent in enumerate(latents, start=1):
             for name, value in self._world_losses(latent, _ahead(targets, depth - 1)).items():
                 parts[name].append(value)
         means = {name: torch.stack(values).mean() for name, values in parts.items()}
-        auxiliary = torch.stack(next_token).mean() if next_token else torch.zeros(())
         loss = (
-            config.ce_coef * auxiliary
+            config.ce_coef * next_tokens.total / max(len(next_tokens.depths), 1)
             + config.reward_coef * means["reward"]
             + config.continuation_coef * means["continuation"]
             + config.value_coef * means["value"]
         )
         metrics = {"world_model/loss": float(loss.detach())}
         metrics |= {f"world_model/{name}_loss": float(value.detach()) for name, value in means.items()}
-        metrics |= {
-            f"world_model/depth_{depth}/ce": float(value.detach()) for depth, value in enumerate(next_token, start=2)
-        }
+        per_target = (next_tokens.sums.ce / next_tokens.sums.counts.clamp(min=1)).tolist()
+        metrics |= {f"world_model/depth_{k}/ce": ce for k, ce in zip(next_tokens.depths, per_target, strict=True)}
         return loss, metrics
 
     @torch.no_grad()
     def action_sensitivity(
         self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
     ) -> dict[str, float]:
-        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind.
+        """Return the next-token loss with the texts of other rows over the loss with the real ones.
 
-        ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+        A ratio of 1 means that the heads ignore the actions. ``features``, the trunk's of this rollout's text, save its
+        forward where they are at hand.
         """
         if self._model.config.depth == 1:
             return {}
@@ -177,37 +177,44 @@ class WorldModelLearner:
 
         def losses_with(actions_from: Tensor) -> Tensor:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
-            return torch.stack(self._next_token_losses(latents, rollout)).mean()
+            return self._next_tokens(latents, rollout).total
 
-        # The trunk reads the real text; only the heads are told other actions.
+        # The trunk reads the real text; only the heads read other actions.
         real = losses_with(rollout.input_ids)
         wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
         ratio = float(wrong / real.clamp_min(1e-8))
         return {"world_model/action_shuffle_loss_ratio": ratio}
 
     def _latents(self, rollout: Rollout) -> list[Tensor]:
-        """Latents of depths 1..K, with gradients of the heads alone."""
+        """Return the latents of depths 1..K, with gradients of the heads alone."""
         with torch.no_grad():
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
-    def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
-        """Cross-entropy of the policy's own tokens at depths 2..K, at the temperature at which they were drawn."""
-        aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout))
-        losses = []
-        for depth in range(2, len(latents) + 1):
-            mask = aims.mask[..., depth - 1]
-            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth)) / self._temperature
-            ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
-            losses.append(ce / mask.sum().clamp(min=1))
-        return losses
+    def _next_tokens(self, latents: list[Tensor], rollout: Rollout) -> MultiTokenLoss:
+        """Return the cross-entropy of the policy's own tokens at depths 2..K, at the temperature of acting.
+
+        ``total`` sums the depths' means per target.
+        """
+        return multi_token_loss(
+            self._model,
+            TrunkFeatures(latents[0]),
+            rollout.input_ids,
+            rollout.input_ids.masked_fill(~action_mask(rollout), IGNORE_INDEX),
+            MTPObjective(),
+            evaluation_plan(len(latents)),
+            rollout.attention_mask,
+            latents=dict(enumerate(latents, start=1)),
+            transform=lambda raw: self._model.policy_logits(raw) / self._temperature,
+            per_target=True,
+        )
 
     def _world_losses(self, latent: Tensor, targets: StateTargets) -> dict[str, Float[Tensor, ""]]:
         heads = self._model.world_heads
         world = heads(latent)
         reward = two_hot_cross_entropy(world.reward_logits, targets.rewards, heads.reward_bins)
         value = two_hot_cross_entropy(world.value_logits, targets.returns, heads.value_bins)
-        continuation = F.cross_entropy(
+        continuation = functional.cross_entropy(
             full_precision(world.continuation_logits).transpose(1, 2), targets.continues.long(), reduction="none"
         )
         return {
@@ -217,18 +224,18 @@ class WorldModelLearner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser and replay; the model is saved by whoever owns it."""
+        """Return the state of optimiser and replay; the model is saved by its owner."""
         return {"optimizer": self.optimizer.state_dict(), "replay": self._replay.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore."""
+        """Restore what ``state_dict`` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self._replay.load_state_dict(state["replay"])
 
 
 @contextmanager
 def frozen(trunk: PreTrainedModel) -> Iterator[None]:
-    """No gradient for the trunk's parameters inside, the embedding and the LM head that the heads share included."""
+    """Give the trunk's parameters no gradient inside, nor the embedding and LM head that the heads share."""
     trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -240,7 +247,7 @@ def frozen(trunk: PreTrainedModel) -> Iterator[None]:
 
 
 def _ahead(targets: StateTargets, offset: int) -> StateTargets:
-    """Targets of the state ``offset`` tokens later; what lies beyond the text is masked."""
+    """Return the targets of the state ``offset`` tokens later; what lies beyond the text is masked."""
 
     def shifted(values: Tensor) -> Tensor:
         return torch.cat([values[:, offset:], torch.zeros_like(values[:, :offset])], dim=1)

@@ -21,7 +21,7 @@ class IncompatibleTRLError(ImportError):
 
 @dataclass(frozen=True)
 class Seam:
-    """A callable of ``owner`` and the parameters it is called with."""
+    """A callable of ``owner``, and the parameters that this room calls it with."""
 
     owner: Any
     name: str

@@ -68,7 +68,8 @@ class MTPTrainerMixin(_Trainer):
         Raises:
             ValueError: the objective reaches beyond the model's depths, or sharded training cannot follow it.
         """
-        model: MTPModel = self.model
+        model = self.model
+        assert isinstance(model, MTPModel)  # check_model saw to it
         window_depths(objective.window, model.config.depth)  # refuses here, not at the first step
         if objective.needs_ema:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:

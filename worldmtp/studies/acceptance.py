@@ -23,7 +23,7 @@ from worldmtp.model import MTPModel
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Per text, means over its positions of the cumulative acceptance of depths 2 .. K."""
+    """The cumulative acceptance of depths 2 .. K, for each text its mean over positions."""
 
     cumulative: Float[Tensor, "text later_depth"]
 

@@ -47,10 +47,10 @@ _LEVEL_AT = 0.6
 
 @dataclass(frozen=True)
 class DensificationConfig:
-    """What is trained and measured; ``variants`` as in ``HeadFamiliesConfig``, each with its own ``depth``.
+    """Trunk, training and measurements; ``variants`` maps a name to ``{depth, head, spec, objective}``.
 
     ``planted_occurrences`` of a pair of its own (``induction.plant_pairs``) stand in every *training* window, so that
-    induction can be learnt in few tokens; 0 leaves the corpus as it is.
+    induction can be learnt in few tokens; 0 leaves the corpus unchanged.
     """
 
     variants: dict[str, Any]
@@ -92,7 +92,7 @@ class DensificationConfig:
 
 
 class Densification:
-    """See ``worldmtp.studies.protocol.Study``."""
+    """The study of denser supervision; a ``worldmtp.studies.protocol.Study``."""
 
     config_class: ClassVar[type] = DensificationConfig
 

@@ -48,7 +48,7 @@ _WIDTH_STEP = 8
 
 @dataclass(frozen=True)
 class HeadFamiliesConfig:
-    """What is trained and measured.
+    """Trunk, heads, training and texts.
 
     ``variants`` maps a name to ``{head, spec, objective}``: a family, further fields of MTPConfig, fields of
     MTPObjective. ``num_parameters`` sets the inner width of families that have one, so that all are of about that size;
@@ -89,7 +89,7 @@ class HeadFamiliesConfig:
 
 
 class HeadFamilies:
-    """See ``worldmtp.studies.protocol.Study``."""
+    """The comparison of heads; a ``worldmtp.studies.protocol.Study``."""
 
     config_class: ClassVar[type] = HeadFamiliesConfig
 

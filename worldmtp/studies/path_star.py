@@ -6,8 +6,8 @@ node before it, so next-token training learns that and guesses the first node: 1
 arXiv 2403.06963). Heads that must know what follows have to look at the arms' ends before the first step (NextLat,
 arXiv 2511.05963: 18.6 % against 99.8 % on G(5, 5)).
 
-Names of nodes are drawn anew for every graph, and graphs anew for every batch: nothing can be remembered. An answer is
-right if every node is the trunk's greedy choice given the ones before, so one forward over the true answer decides it.
+Every graph draws new names for its nodes, and every batch new graphs: nothing can be remembered. An answer is right if
+every node is the trunk's greedy choice given the ones before, so one forward over the true answer decides it.
 """
 
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def right_nodes(model: MTPModel, graphs: Graphs) -> Bool[Tensor, "graph node"]:
 
 
 class PathStarStudy:
-    """See ``worldmtp.studies.protocol.Study``."""
+    """The study of path-star graphs; a ``worldmtp.studies.protocol.Study``."""
 
     config_class: ClassVar[type] = PathStarConfig
 

@@ -43,7 +43,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What a study found.
+    """The findings of a study.
 
     Attributes:
         title: of tables and figures.
@@ -60,7 +60,7 @@ class StudySummary:
 
 @runtime_checkable
 class Study(Protocol):
-    """Arms that share their preparation; see the module."""
+    """Arms that share their preparation, and their summary."""
 
     def arms(self) -> list[Arm]:
         """Return all arms, in the order of their results; no two alike."""

@@ -40,12 +40,12 @@ STAGES = ("prepare", "arms")
 
 
 class StudyError(RuntimeError):
-    """Arms failed; the message names them and what each died of."""
+    """Arms failed; the message names them and their errors."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An arm without a result: why in a line, and where, as far as that is known."""
+    """An arm without a result: the reason in one line, and the traceback where there is one."""
 
     arm: Arm
     reason: str
@@ -55,7 +55,7 @@ class Failure:
 def run_study(
     study: Study, run_dir: Path, num_jobs: int, report: StageReport, setup: Callable[[], None] | None = None
 ) -> StudySummary:
-    """Prepare, run the arms that have no result yet, ``num_jobs`` at a time, and summarise them all.
+    """Prepare a study, run the arms without a result, ``num_jobs`` at a time, and summarise them all.
 
     With one job the arms run in this process. With more, each runs in a process of its own with one thread; there
     ``setup`` is called first, and both it and the study are pickled.

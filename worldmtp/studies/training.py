@@ -22,7 +22,7 @@ from worldmtp.objective.plan import Progress, StepPlan
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts without padding inside; ``labels`` are -100 where a token is not to be predicted."""
+    """Texts without padding inside; ``labels`` are -100 where a token is not a target."""
 
     input_ids: Int[Tensor, "batch time"]
     labels: Int[Tensor, "batch time"]

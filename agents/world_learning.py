@@ -1,4 +1,4 @@
-"""The world model's training: MTP heads and world heads on replayed real episodes, the trunk untouched.
+"""Training the world model: MTP heads and world heads on replayed real episodes; the trunk is never touched.
 
 Latent h^k_i has read token i + k - 1 and so stands for the state that ends there. At every depth it is asked for the
 token after it, and, of the transition that arrived in that state, the reward and whether the episode went on, and the
@@ -111,7 +111,7 @@ class WorldModelLearner:
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
     def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """Add a rollout to the replay and train; return metrics, means over the updates.
+        """Add a rollout to the replay and train; return the metrics' means over the updates.
 
         Raises:
             FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
@@ -179,14 +179,14 @@ class WorldModelLearner:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
             return self._next_tokens(latents, rollout).total
 
-        # The trunk reads the real text; only the heads read other actions.
+        # The trunk reads the real text; only the heads get other actions.
         real = losses_with(rollout.input_ids)
         wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
         ratio = float(wrong / real.clamp_min(1e-8))
         return {"world_model/action_shuffle_loss_ratio": ratio}
 
     def _latents(self, rollout: Rollout) -> list[Tensor]:
-        """Return the latents of depths 1..K, with gradients of the heads alone."""
+        """Return latents of depths 1..K, with gradients of the heads alone."""
         with torch.no_grad():
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
@@ -224,7 +224,7 @@ class WorldModelLearner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of optimiser and replay; the model is saved by its owner."""
+        """Return the optimiser's state and the replay; the model is saved by whoever owns it."""
         return {"optimizer": self.optimizer.state_dict(), "replay": self._replay.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,7 +235,7 @@ class WorldModelLearner:
 
 @contextmanager
 def frozen(trunk: PreTrainedModel) -> Iterator[None]:
-    """Give the trunk's parameters no gradient inside, nor the embedding and LM head that the heads share."""
+    """Give the trunk's parameters no gradient inside; the embedding and LM head that the heads share are included."""
     trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

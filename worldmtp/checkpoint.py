@@ -31,7 +31,7 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep_last: int = 2) -> Path:
-    """Write ``payload`` atomically; the checkpoint's path.
+    """Write ``payload`` atomically and return the checkpoint's path.
 
     The payload nests mappings, lists and tuples of tensors, numpy arrays, bytes, str, int, float, bool and None.
     Tensors are stored as they are; ``load_checkpoint`` brings them back on the device it is told. The one
@@ -63,13 +63,13 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint with the highest step, or None; files still being written do not count."""
+    """Return the checkpoint with the highest step, or None; files still being written do not count."""
     found = _checkpoints(directory)
     return found[-1] if found else None
 
 
 def checkpoint_step(path: Path) -> int:
-    """The step a checkpoint's name carries.
+    """Return the step a checkpoint's name carries.
 
     Raises:
         ValueError: the name is not that of a checkpoint.
@@ -81,7 +81,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The payload of a checkpoint, after its checksum has been verified.
+    """Return the payload of a checkpoint, after its checksum has been verified.
 
     Raises:
         CheckpointError: missing, truncated or corrupt; the message names the newest intact checkpoint beside it.
@@ -100,7 +100,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def capture_rng(generators: Mapping[str, torch.Generator | np.random.Generator]) -> dict[str, Any]:
-    """The states of named generators, as payload for ``save_checkpoint``."""
+    """Return the states of named generators, as payload for ``save_checkpoint``."""
     return {
         name: generator.get_state() if isinstance(generator, torch.Generator) else generator.bit_generator.state
         for name, generator in generators.items()
@@ -170,7 +170,7 @@ def _write(target: Path, encoded: Any) -> None:
 
 
 def _flaw(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None."""
+    """Return what is wrong with a checkpoint file, or None."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
@@ -203,7 +203,7 @@ def _survivor_sentence(survivor: Path | None) -> str:
 
 
 def _encode(value: Any, place: str) -> Any:
-    """The payload in the types that ``weights_only`` reading admits; arrays and bytes become tagged tensors."""
+    """Return the payload in the types that ``weights_only`` reading admits; arrays and bytes become tagged tensors."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Tensor):

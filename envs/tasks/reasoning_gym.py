@@ -48,7 +48,7 @@ from worldmtp.envs.task import Example, Score, is_full_return
 from worldmtp.envs.tasks.curriculum import Level, curriculum_options
 from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
 from worldmtp.envs.tasks.item_cache import ItemCache
-from worldmtp.envs.tasks.matching import check_reward
+from worldmtp.envs.tasks.strings import check_reward
 
 _INDEX_RANGE = 2**31
 _MAX_REDRAWS = 100

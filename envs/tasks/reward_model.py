@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.choices import did_you_mean
+from worldmtp.envs.registry import make_task
 from worldmtp.envs.task import Example, Score, Task
 from worldmtp.envs.tokenizer import NO_TEXT
 
@@ -68,9 +69,6 @@ class RewardModelTask:
             raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be positive.")
         if {name for _, name, _, _ in string.Formatter().parse(template) if name is not None} != {"prompt", "text"}:
             raise ValueError(f"template={template!r} must name {{prompt}} and {{text}}, and nothing else.")
-        # imported here: the registry knows the tasks by their paths, and only this task asks for another by name
-        from worldmtp.envs.registry import make_task
-
         self.checkpoint, self.template, self.device = str(checkpoint), template, device
         self.exact_from, self.show_answers, self.probe_bound = exact_from, show_answers, probe_bound
         self.batch_size, self.max_length = batch_size, max_length

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.task import Example, Score, TextWorld
-from worldmtp.envs.worlds.replay import opening_of
+from worldmtp.envs.task import Example, Score, TextWorld, opening_of
 from worldmtp.lazy import import_name
 
 _SEED_RANGE = 2**31

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(sys.executable).with_name("worldmtp-train")
+SCRIPT = (sys.executable, "-m", "worldmtp.cli", "train")
 RUN = (
     "sft.num_steps=60",
     "sft.log_steps=2",
@@ -23,7 +23,7 @@ RUN = (
 
 def start(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [SCRIPT, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*SCRIPT, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from worldmtp.cli import generate
-from worldmtp.cli.saved_model import load_any_model, load_tokenizer, save_model, transformers_tokenizer
+from worldmtp.cli import __main__ as command
 from worldmtp.cli.train import run
 from worldmtp.envs import CharTokenizer, TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.saved_model import load_any_model, load_tokenizer, save_model, transformers_tokenizer
 
 TEXTS = ["abc=", "<eos>", "a b\tc\n=", "  é"]
 
@@ -118,7 +118,7 @@ def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypa
     run(compose_tiny("agent.rollout.num_iterations=0", *overrides), tmp_path / "a run")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("generate: ")]
     monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("generate: ")))
-    generate.main()
+    command.main()
     *_, prompt = sys.argv
     assert (closing or prompt) in capsys.readouterr().out
     assert ("--explain" in line) == (closing is not None)
@@ -126,7 +126,7 @@ def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypa
 
 @pytest.mark.usefixtures("no_report")
 def test_a_run_whose_tokenizer_cannot_be_saved_promises_no_talk(compose_tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("worldmtp.cli.pipeline.transformers_tokenizer", lambda tokenizer: None)
+    monkeypatch.setattr("worldmtp.training.pipeline.transformers_tokenizer", lambda tokenizer: None)
     run(compose_tiny("agent.rollout.num_iterations=0"), tmp_path / "run")
     out = capsys.readouterr().out
     assert "tensorboard: " in out

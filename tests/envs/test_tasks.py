@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, TextGenEnv, make_task
-from worldmtp.envs.tasks.copy import Copy, Reverse
-from worldmtp.envs.tasks.matching import match_score, position_match
-from worldmtp.envs.tasks.random_digits import RandomDigits
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, dataset_names, shared_affixes
+from worldmtp.envs.tasks.strings import Copy, RandomDigits, Reverse, match_score, position_match
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 
@@ -157,11 +155,11 @@ def test_names_resolve_and_typos_suggest():
     for name in ("chain_sum", "reasoning_gym:chain_sum"):
         assert isinstance(make_task(name, {"max_terms": 3}), ReasoningGymTask)
     assert isinstance(make_task("Copy"), Copy)
-    assert isinstance(make_task("worldmtp.envs.tasks.copy:Reverse"), Reverse)
+    assert isinstance(make_task("worldmtp.envs.tasks.strings:Reverse"), Reverse)
     with pytest.raises(ValueError, match=r"task 'Copyy' is not registered; did you mean 'Copy'"):
         make_task("Copyy")
     with pytest.raises(ValueError, match="cannot be imported"):
-        make_task("worldmtp.envs.tasks.copy:Revers")
+        make_task("worldmtp.envs.tasks.strings:Revers")
     with pytest.raises(ValueError, match="already made"):
         make_task(Copy(), {"min_length": 3})
     with pytest.raises(TypeError, match="without the methods sample and score"):

@@ -67,7 +67,7 @@ class EvalArtefact:
 
     @property
     def num_depths(self) -> int:
-        """K."""
+        """Return K, the number of depths."""
         return int(self.head_logprob.shape[2])
 
     def _check_values(self) -> None:
@@ -111,7 +111,7 @@ _ARRAYS = tuple(field.name for field in fields(EvalArtefact) if field.name not i
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
-    """Nothing, if the arrays of an artefact fit each other.
+    """Raise if the arrays of an artefact do not fit each other.
 
     Raises:
         ValueError: a shape differs from what ``input_ids`` and ``head_logprob`` ask for.
@@ -135,7 +135,7 @@ def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
-    """Write ``<name>.npz`` and ``<name>.json``, each atomically; the path of the JSON."""
+    """Write ``<name>.npz`` and ``<name>.json``, each atomically; return the path of the JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{field: getattr(artefact, field) for field in _ARRAYS})
@@ -153,7 +153,7 @@ def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
 
 
 def load_artefact(directory: Path, name: str) -> EvalArtefact:
-    """The artefact ``name`` of a directory.
+    """Return the artefact ``name`` of a directory.
 
     Raises:
         ArtefactError: a file or a field is missing, damaged, or of another version.
@@ -184,7 +184,7 @@ def load_artefact(directory: Path, name: str) -> EvalArtefact:
 
 
 def artefact_names(directory: Path) -> list[str]:
-    """Names of the artefacts in a directory, sorted; half of a pair counts, so that loading it says what is missing."""
+    """Return the sorted names of a directory's artefacts; half of a pair counts, so loading says what is missing."""
     if not directory.is_dir():
         return []
     return sorted({path.stem for path in directory.iterdir() if path.suffix in (".npz", ".json")})

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout
-from worldmtp.decoding.evaluation_mode import evaluation_mode
-from worldmtp.envs import Example
-from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.decoding.trunk import evaluation_mode
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig

@@ -20,18 +20,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.ppo import check_eval_mode, clipped_step, masked_mean
 from worldmtp.agents.rollout import Rollout, action_mask, state_index
-from worldmtp.model import MTPModel
+from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.model.world_heads import two_hot_cross_entropy
-from worldmtp.objective.targets import depth_targets
+from worldmtp.objective import MTPObjective
+from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
 
 _SENSITIVITY_EPISODES = 64
 
@@ -123,8 +124,8 @@ class EpisodeReplay:
 class WorldModelLearner:
     """Replay, optimiser and losses of the heads that imagine.
 
-    ``temperature`` is that of acting. Who imagines divides logits by it, the trunk's and the heads' alike, so heads
-    learn tokens that were drawn at it from logits divided by it: else they would be sharpened twice.
+    ``temperature`` is that of acting. Imagination divides all logits by it, the trunk's and the heads', so heads learn
+    tokens that were drawn at it from logits divided by it: otherwise they would be sharpened twice.
 
     Raises:
         ValueError: depths leap over tokens, so a latent stands for no state that ends in a known token.
@@ -172,34 +173,33 @@ class WorldModelLearner:
         """Return the world model's loss on episodes, and its parts."""
         config = self._config
         latents = self._latents(rollout)
-        next_token = self._next_token_losses(latents, rollout)
+        next_tokens = self._next_tokens(latents, rollout)
         targets = state_targets(rollout, self._ppo)
         parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
         for depth, latent in enumerate(latents, start=1):
             for name, value in self._world_losses(latent, _ahead(targets, depth - 1)).items():
                 parts[name].append(value)
         means = {name: torch.stack(values).mean() for name, values in parts.items()}
-        auxiliary = torch.stack(next_token).mean() if next_token else torch.zeros(())
         loss = (
-            config.ce_coef * auxiliary
+            config.ce_coef * next_tokens.total / max(len(next_tokens.depths), 1)
             + config.reward_coef * means["reward"]
             + config.continuation_coef * means["continuation"]
             + config.value_coef * means["value"]
         )
         metrics = {"world_model/loss": float(loss.detach())}
         metrics |= {f"world_model/{name}_loss": float(value.detach()) for name, value in means.items()}
-        metrics |= {
-            f"world_model/depth_{depth}/ce": float(value.detach()) for depth, value in enumerate(next_token, start=2)
-        }
+        per_target = (next_tokens.sums.ce / next_tokens.sums.counts.clamp(min=1)).tolist()
+        metrics |= {f"world_model/depth_{k}/ce": ce for k, ce in zip(next_tokens.depths, per_target, strict=True)}
         return loss, metrics
 
     @torch.no_grad()
     def action_sensitivity(
         self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
     ) -> dict[str, float]:
-        """Return the next-token loss with other episodes' actions over that with the real ones; one is action-blind.
+        """Return the next-token loss with the texts of other rows over the loss with the real ones.
 
-        ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+        A ratio of 1 means that the heads ignore the actions. ``features``, the trunk's of this rollout's text, save its
+        forward where they are at hand.
         """
         if self._model.config.depth == 1:
             return {}
@@ -210,7 +210,7 @@ class WorldModelLearner:
 
         def losses_with(actions_from: Tensor) -> Tensor:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
-            return torch.stack(self._next_token_losses(latents, rollout)).mean()
+            return self._next_tokens(latents, rollout).total
 
         # The trunk reads the real text; only the heads get other actions.
         real = losses_with(rollout.input_ids)
@@ -224,23 +224,30 @@ class WorldModelLearner:
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
-    def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
-        """Return the cross-entropy of the policy's own tokens at depths 2..K, at the temperature of acting."""
-        aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout))
-        losses = []
-        for depth in range(2, len(latents) + 1):
-            mask = aims.mask[..., depth - 1]
-            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth)) / self._temperature
-            ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
-            losses.append(ce / mask.sum().clamp(min=1))
-        return losses
+    def _next_tokens(self, latents: list[Tensor], rollout: Rollout) -> MultiTokenLoss:
+        """Return the cross-entropy of the policy's own tokens at depths 2..K, at the temperature of acting.
+
+        ``total`` sums the depths' means per target.
+        """
+        return multi_token_loss(
+            self._model,
+            TrunkFeatures(latents[0]),
+            rollout.input_ids,
+            rollout.input_ids.masked_fill(~action_mask(rollout), IGNORE_INDEX),
+            MTPObjective(),
+            evaluation_plan(len(latents)),
+            rollout.attention_mask,
+            latents=dict(enumerate(latents, start=1)),
+            transform=lambda raw: self._model.policy_logits(raw) / self._temperature,
+            per_target=True,
+        )
 
     def _world_losses(self, latent: Tensor, targets: StateTargets) -> dict[str, Float[Tensor, ""]]:
         heads = self._model.world_heads
         world = heads(latent)
         reward = two_hot_cross_entropy(world.reward_logits, targets.rewards, heads.reward_bins)
         value = two_hot_cross_entropy(world.value_logits, targets.returns, heads.value_bins)
-        continuation = F.cross_entropy(
+        continuation = functional.cross_entropy(
             full_precision(world.continuation_logits).transpose(1, 2), targets.continues.long(), reduction="none"
         )
         return {

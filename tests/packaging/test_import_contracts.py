@@ -47,7 +47,10 @@ def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
         ("worldmtp/analysis/__init__.py", "import worldmtp.envs", "worldmtp.analysis", "worldmtp.envs"),
         ("worldmtp/analysis/__init__.py", "import worldmtp.agents", "worldmtp.analysis", "worldmtp.agents"),
         ("worldmtp/analysis/__init__.py", "import gymnasium", "worldmtp.analysis", "gymnasium"),
-        ("worldmtp/post_training/__init__.py", "import worldmtp.envs", "worldmtp.post_training", "worldmtp.envs"),
+        ("worldmtp/studies/__init__.py", "import worldmtp.envs", "worldmtp.studies", "worldmtp.envs"),
+        ("worldmtp/studies/__init__.py", "import worldmtp.agents", "worldmtp.studies", "worldmtp.agents"),
+        ("worldmtp/post_training/sft.py", "import worldmtp.agents.ppo", "worldmtp.post_training", "worldmtp.agents"),
+        ("envs/__init__.py", "import worldmtp.post_training", "worldmtp.envs", "worldmtp.post_training"),
     ],
 )
 def test_planted_violation_is_caught(project_copy: Path, file: str, line: str, importer: str, imported: str) -> None:

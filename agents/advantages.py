@@ -17,7 +17,7 @@ from worldmtp.agents.forward import PolicyStats, discounts_of, episode_returns, 
 from worldmtp.agents.losses import masked_mean
 from worldmtp.agents.regression import RunningSlope
 from worldmtp.agents.trajectory import Rollout, TensorBatch
-from worldmtp.dynamics.protocol import LatentState
+from worldmtp.dynamics import LatentState
 from worldmtp.returns import generalized_advantages, lambda_returns
 
 

@@ -29,8 +29,7 @@ from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.imagined_returns import Acting, acted_states, border_fraction
 from worldmtp.agents.regression import correlation, explained_share
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_horizon, imagine
+from worldmtp.dynamics import LatentState, WorldModel, check_horizon, imagine
 
 _LEAST_RIDGE = 1e-30
 """Keeps horizons without any error solvable."""

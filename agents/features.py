@@ -15,8 +15,7 @@ from torch import Tensor
 from worldmtp.agents.counterfactual import LiveTokens
 from worldmtp.agents.imagined_returns import Acting, border_fraction
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_action_conditional, imagine
+from worldmtp.dynamics import ImaginedRollout, LatentState, WorldModel, check_action_conditional, imagine
 from worldmtp.model.categorical import entropy_per_token
 
 NUM_SURPRISALS = 6

@@ -21,8 +21,7 @@ from worldmtp.agents.forward import PolicyStats, episode_returns
 from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.regression import RunningSlope, correlation, explained_share
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
+from worldmtp.dynamics import LatentState, WorldModel, check_action_conditional, check_horizon
 
 _CRITIC_BATCH = 4096
 

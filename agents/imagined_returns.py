@@ -15,8 +15,7 @@ from torch import Tensor
 
 from worldmtp.agents.forward import state_index
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.dynamics import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel, acting_policy, imagine
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.returns import value_expansion

@@ -20,7 +20,7 @@ from worldmtp.decoding.policy import DecodingPolicy
 from worldmtp.decoding.sampling import SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Emission
 from worldmtp.decoding.text import CachedTexts
-from worldmtp.dynamics.rollout import check_temperature
+from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import draw, entropy_per_token
 from worldmtp.model.precision import full_precision

@@ -25,7 +25,7 @@ from worldmtp.agents.losses import (
     policy_loss_per_token,
 )
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.rollout import check_temperature
+from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import check_trained_weights, full_precision

@@ -15,8 +15,7 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.forward import discounts_of, lambdas_of, state_index
 from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import WorldModel
-from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics import WorldModel, imagine
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import full_precision

@@ -15,7 +15,7 @@ from worldmtp.agents.counterfactual import (
     live_tokens,
 )
 from worldmtp.agents.losses import all_action_loss_per_token, policy_loss_per_token
-from worldmtp.dynamics.exact import TokenMDP
+from worldmtp.dynamics import TokenMDP
 from worldmtp.returns import discounted_returns
 
 CLIP = 0.2

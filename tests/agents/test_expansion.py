@@ -14,7 +14,7 @@ from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imag
 from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
 

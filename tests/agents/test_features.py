@@ -11,8 +11,7 @@ from worldmtp.agents.counterfactual import LiveTokens, live_tokens
 from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
 from worldmtp.agents.imagined_returns import Acting, acted_states
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics import MTPWorldModel, OracleWorldModel
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import MTPWorldModel, OracleWorldModel, acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]

@@ -13,7 +13,7 @@ from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagined_returns import Acting
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
 PROBS = (0.5, 0.3, 0.2)

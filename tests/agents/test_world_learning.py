@@ -12,7 +12,7 @@ from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.forward import action_mask
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]

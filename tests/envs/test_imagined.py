@@ -30,6 +30,14 @@ class EchoState:
     def select(self, rows):
         return EchoState(tuple(self.prefixes[row] for row in rows.tolist()))
 
+    def put(self, rows, other):
+        source = torch.arange(len(self)).index_copy(0, rows, len(self) + torch.arange(len(other)))
+        return EchoState.cat([self, other]).select(source)
+
+    @classmethod
+    def cat(cls, tables):
+        return cls(sum((table.prefixes for table in tables), ()))
+
 
 @dataclass
 class EchoWorldModel:
@@ -37,6 +45,7 @@ class EchoWorldModel:
 
     action_conditional: bool = True
     max_horizon: int | None = None
+    models_replies: bool = False
     surrender: int | None = None
     num_steps: int = 0
 

@@ -13,8 +13,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.cli.given import given
 from worldmtp.cli.saved_model import holds_heads, load_causal_lm, load_with_heads
 from worldmtp.cli.schema import EnvConfig, ModelConfig, ProfileConfig
-from worldmtp.dynamics import check_backend, make_world_model
-from worldmtp.dynamics.rollout import check_action_conditional
+from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import TextVectorEnv, Tokenizer
 from worldmtp.envs.making import MakingError, make_text_vec
 from worldmtp.model import MTPModel

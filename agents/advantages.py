@@ -19,7 +19,7 @@ from torch import Tensor
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, masked_mean
 from worldmtp.agents.rollout import Rollout, episode_returns
-from worldmtp.dynamics.protocol import LatentState
+from worldmtp.dynamics import LatentState
 from worldmtp.returns import generalized_advantages, lambda_returns
 
 

@@ -17,8 +17,7 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, state_index
-from worldmtp.dynamics.protocol import WorldModel
-from worldmtp.dynamics.rollout import imagine
+from worldmtp.dynamics import WorldModel, imagine
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token

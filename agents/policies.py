@@ -19,7 +19,7 @@ from worldmtp.decoding.drafts import make_drafter
 from worldmtp.decoding.lean import make_runner
 from worldmtp.decoding.sampling import DecodingPolicy, SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Round
-from worldmtp.dynamics.rollout import check_temperature
+from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import draw
 from worldmtp.model.precision import full_precision

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.rollout import Rollout, TensorBatch, state_index
-from worldmtp.dynamics.rollout import check_temperature
+from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import check_trained_weights, full_precision

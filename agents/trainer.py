@@ -37,8 +37,7 @@ from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episod
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
-from worldmtp.dynamics import LatentState, WorldModel, make_world_model
-from worldmtp.dynamics.rollout import check_horizon
+from worldmtp.dynamics import LatentState, WorldModel, check_horizon, make_world_model
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
 

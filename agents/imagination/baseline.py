@@ -28,8 +28,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, border_fraction
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, explained_variance
 from worldmtp.agents.rollout import Rollout
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_horizon, imagine
+from worldmtp.dynamics import LatentState, WorldModel, check_horizon, imagine
 
 _LEAST_RIDGE = 1e-30
 """Keeps horizons without any error solvable."""

@@ -48,8 +48,7 @@ from worldmtp.agents.imagination.critic import (
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, explained_variance
 from worldmtp.agents.rollout import Rollout, episode_returns
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
+from worldmtp.dynamics import LatentState, WorldModel, check_action_conditional, check_horizon
 
 _CRITIC_BATCH = 4096
 

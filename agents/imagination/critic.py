@@ -25,8 +25,7 @@ from worldmtp.agents.config import ImaginationConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, border_fraction
 from worldmtp.agents.ppo import LikelyTokens
 from worldmtp.agents.rollout import Rollout
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_action_conditional, imagine
+from worldmtp.dynamics import ImaginedRollout, LatentState, WorldModel, check_action_conditional, imagine
 
 NUM_SURPRISALS = 6
 

@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmtp.agents.rollout import Rollout, state_index
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.dynamics import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel, acting_policy, imagine
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.returns import value_expansion

@@ -11,7 +11,7 @@ from torch import Tensor
 from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
 from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
 from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
-from worldmtp.dynamics.exact import TokenMDP
+from worldmtp.dynamics import TokenMDP
 
 CLIP = 0.2
 

@@ -19,7 +19,7 @@ from worldmtp.agents.imagination.baseline import (
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.ppo import PolicyStats
 from worldmtp.agents.rollout import Rollout
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
 

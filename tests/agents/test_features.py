@@ -18,8 +18,7 @@ from worldmtp.agents.imagination.critic import (
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.ppo import likely_tokens
 from worldmtp.agents.rollout import Rollout
-from worldmtp.dynamics import MTPWorldModel, OracleWorldModel
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import MTPWorldModel, OracleWorldModel, acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]

@@ -14,7 +14,7 @@ from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagination.imagined_returns import Acting
 from worldmtp.agents.ppo import PolicyStats, likely_tokens
 from worldmtp.agents.rollout import Rollout
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
 PROBS = (0.5, 0.3, 0.2)

@@ -15,9 +15,7 @@ from worldmtp.agents.imagination.imagined_returns import Acting, Turns, acted_st
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
-from worldmtp.dynamics import OracleWorldModel
-from worldmtp.dynamics.protocol import TurnRoom
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.dynamics import OracleWorldModel, TurnRoom, acting_policy, imagine
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
@@ -76,6 +74,7 @@ class Digits:
 
     action_conditional = True
     max_horizon = None
+    models_replies = False
 
     def __init__(self, world: Any) -> None:
         self.encode, self.step, self._predict = world.encode, world.step, world.predict

@@ -14,8 +14,8 @@ from worldmtp.agents.ppo import PolicyStats, PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.agents.world_learning import WorldModelLearner
-from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
+from worldmtp.dynamics.latent import read_latent
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in

@@ -11,8 +11,7 @@ from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import depth_predictions, root_imaginations
 from worldmtp.agents.imagination.imagined_returns import Acting
 from worldmtp.agents.rollout import Rollout
-from worldmtp.dynamics import MTPWorldModel
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import MTPWorldModel, acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]

@@ -1,6 +1,6 @@
 """One loop for the real and the imagined environment: what it records, step by step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -106,11 +106,20 @@ class ExactText:
     def select(self, rows: Tensor) -> "ExactText":
         return ExactText(tuple(self.texts[row] for row in rows.tolist()), self.reward[rows], self.ended[rows])
 
+    def put(self, rows: Tensor, other: "ExactText") -> "ExactText":
+        source = torch.arange(len(self)).index_copy(0, rows, len(self) + torch.arange(len(other)))
+        return ExactText.cat([self, other]).select(source)
+
+    @classmethod
+    def cat(cls, tables: Sequence["ExactText"]) -> "ExactText":
+        texts, rewards, ended = zip(*((table.texts, table.reward, table.ended) for table in tables), strict=True)
+        return cls(sum(texts, ()), torch.cat(rewards), torch.cat(ended))
+
 
 class ExactFirstLetter:
     """The true rules of the task: the prompt's first letter, then EOS (1), is paid; EOS ends."""
 
-    action_conditional, max_horizon = True, None
+    action_conditional, max_horizon, models_replies = True, None, False
 
     def encode(
         self, input_ids: Any, attention_mask: Any, root_rows: Any = None, root_positions: Any = None

@@ -11,7 +11,7 @@ from worldmtp.agents import world_learning
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.rollout import Rollout, action_mask
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]

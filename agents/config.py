@@ -169,6 +169,8 @@ class ImaginationConfig:
     horizon: int = 3
     max_live: int = 8
     min_probability: float = 0.005
+    tail: bool = True
+    """All tokens that are not live are one action together, so that a mistake with one of them is judged as well."""
     max_rung: int = 2
     """Highest rung of the critic ladder: 0 surprisals, 1 + imagined steps, 2 + imagined latents."""
     critic_learning_rate: float = 3e-3
@@ -189,7 +191,11 @@ class ImaginationConfig:
             f"use={self.use!r} is unknown; choose 'off', 'counterfactual' or 'baseline'.",
         )
         _require_at_least(self, 1, "horizon")
-        _require(self.max_live >= 2, f"max_live={self.max_live} must be at least 2: one token has no alternative.")
+        _require(self.max_live >= 1, f"max_live={self.max_live} must be at least 1.")
+        _require(
+            self.max_live >= 2 or self.tail,
+            f"max_live={self.max_live} with tail=False must be at least 2: one token has no alternative.",
+        )
         _require(0 <= self.min_probability < 1, f"min_probability={self.min_probability} must be in [0, 1).")
         _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
         _require_at_least(self, 1, "critic_replay_iterations", "critic_hidden_size", "num_rollouts")

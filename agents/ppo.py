@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.rollout import Rollout, TensorBatch, state_index
+from worldmtp.agents.tail import live_logprobs, tail_logprob
 from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
@@ -32,7 +33,7 @@ from worldmtp.model.world_heads import binned_mean, two_hot_cross_entropy
 
 @dataclass(frozen=True)
 class LikelyTokens(TensorBatch):
-    """The likeliest tokens of each state, most likely first, and the entropy of the whole policy there.
+    """The likeliest tokens of each state, most likely first, and of the whole policy its entropy and what is left.
 
     This is all that is kept of a policy: the vocabulary of a real model has 150 thousand entries per state.
     """
@@ -40,6 +41,8 @@ class LikelyTokens(TensorBatch):
     ids: Int[Tensor, "batch step likely"]
     logprobs: Float[Tensor, "batch step likely"]
     entropy: Float[Tensor, "batch step"]
+    rest: Float[Tensor, "batch step"]
+    """Log-probability of all other tokens together; minus infinity where there are none."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class PolicyStats:
 class AdvantagePlan(TensorBatch):
     """Advantages of the actions taken and, where there is an all-action term, of the tokens that were not taken.
 
-    ``live`` is empty in plain PPO. ``live_logprobs`` are log pi_old; a masked token has advantage zero.
+    ``live`` is empty in plain PPO. ``live_logprobs`` are log pi_old, and minus infinity at padding. Where ``live_ids``
+    end with ``TAIL``, the last place is that of all tokens but the live ones.
     """
 
     advantages: Float[Tensor, "batch step"]
@@ -163,7 +167,8 @@ def check_eval_mode(model: MTPModel) -> None:
 def likely_tokens(log_policy: Float[Tensor, "batch step vocab"], num_likely: int) -> LikelyTokens:
     """Return the ``num_likely`` likeliest tokens of a policy, or all there are."""
     logprobs, ids = log_policy.topk(min(num_likely, log_policy.shape[-1]), dim=-1)
-    return LikelyTokens(ids, logprobs, entropy_per_token(log_policy))
+    rest = tail_logprob(log_policy, ids, torch.ones_like(ids, dtype=torch.bool))
+    return LikelyTokens(ids, logprobs, entropy_per_token(log_policy), rest)
 
 
 @torch.no_grad()
@@ -314,7 +319,7 @@ class PPOAgent:
         policy = mean(policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef))
         terms = {"losses/policy": policy}
         if plan.live_ids.shape[-1] > 0:
-            live = log_policy.gather(2, plan.live_ids)
+            live = live_logprobs(log_policy, plan.live_ids, plan.live_logprobs)
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
             terms["losses/counterfactual"] = mean(others)
         terms["losses/kl_reference"] = kl = mean(kl_penalty_per_token(logprobs, ref_logprobs))

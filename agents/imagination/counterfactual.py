@@ -10,8 +10,21 @@ actions: the expectation is the policy gradient for *any* Q^, eta and baseline b
 actions from t on (the trajectory-wise doubly robust form; Jiang & Li 2016 for the idea). A perfect critic leaves no
 residual in a deterministic text world; a useless one gets slope eta = 0 and the plain estimator is back.
 
-Tokens outside the live set get the live mean of Q^, so their A^ is zero *and* the centring stays exact: cutting the
-tail costs no bias either. That is why the likeliest tokens are all that has to be kept of the policy.
+**The tail.** All tokens outside the live set are one action more, of probability
+
+    pi(tail|s) = 1 - sum_live pi(a|s),    grad pi(tail|s) = sum of grad pi(a|s) over its tokens,
+
+with a Q^, an A^ and a term in the sum over actions like any live token; whichever of its tokens is taken gets
+A^(s, tail). This is as unbiased as the rest. Let c(a) be the action that the token a belongs to, itself or the tail,
+and take Q^(s, c(a)) for a critic of tokens, one that does not tell some of them apart. Its mean over tokens is its mean
+over actions, sum_a pi_old(a|s) Q^(s, c(a)) = sum_c pi_old(c|s) Q^(s, c), so the centring is the one above; and its
+all-action term over tokens, sum_a A^(s, c(a)) grad pi(a|s), is the one that is computed, sum_c A^(s, c) grad pi(c|s).
+Hence what was said of any critic holds for this one, as what is live depends on the state alone. No token more is
+imagined: of the world model the tail reads zeros, and the critic knows it by a feature of its own.
+
+With ``imagination.tail=false`` the tokens outside get the live mean of Q^, so their A^ is zero *and* the centring stays
+exact: no bias either, but an episode that fails by such a token is judged as if that token were any other. Either way
+the likeliest tokens and what is left are all that has to be kept of the policy.
 
 On a fresh batch, before anything trains on it, the rungs' advantages are computed, slope and r2 are measured against
 the real returns with the slope of *past* batches, and the plan is made with the rung and the slope that past batches
@@ -21,7 +34,7 @@ chose. So the choice does not look at the batch it is used on, and the estimator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.agents.advantages import (
@@ -36,12 +49,12 @@ from worldmtp.agents.advantages import (
 )
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.critic import (
-    NUM_SURPRISALS,
     LiveTokens,
     Rung,
     imagined_features,
     live_tokens,
     num_readings,
+    num_surprisals,
     serving_rung,
     surprisal_features,
 )
@@ -69,6 +82,27 @@ def episode_correction(
 ) -> Float[Tensor, " batch"]:
     """Return S = sum_l A^(s_l, a_l), the critic's advantage of the actions taken, over the episode."""
     return torch.where(live.taken(actions), advantages, 0.0).sum(dim=(1, 2))
+
+
+def tail_shares(
+    live: LiveTokens,
+    actions: Int[Tensor, "batch step"],
+    returns: Float[Tensor, " batch"],
+    return_range: tuple[float, float],
+) -> dict[str, float]:
+    """Return the share of episodes, and of those paid less than the full range, that took a token of the tail."""
+    low, high = return_range
+    took = (live.taken(actions) & live.is_tail).flatten(start_dim=1).any(dim=1)
+    failed = returns < high - 1e-6 * (high - low)  # less than rounding of a sum of rewards is no failure
+    shares = {"imagination/tail_taken_fraction": float(took.float().mean())}
+    if bool(failed.any()):
+        shares["imagination/tail_failure_fraction"] = float(took[failed].float().mean())
+    return shares
+
+
+def _at(places: Bool[Tensor, " candidate"], rows: Float[Tensor, "own width"]) -> Float[Tensor, "candidate width"]:
+    """Return ``rows`` at the true ``places``, and zeros at the others."""
+    return rows.new_zeros((len(places), rows.shape[-1])).index_put((places,), rows)
 
 
 class CounterfactualAdvantages:
@@ -101,7 +135,7 @@ class CounterfactualAdvantages:
         self._ppo = ppo
         self._generator = generator
         self._kappa = RunningSlope(decay=config.slope_decay, initial=0.5)
-        widths = [NUM_SURPRISALS, num_readings(config.horizon), hidden_size]
+        widths = [num_surprisals(config.tail), num_readings(config.horizon), hidden_size]
         self._dtype = dtype
         self.num_likely = config.max_live
         self._rungs = [
@@ -126,11 +160,11 @@ class CounterfactualAdvantages:
                 "stats hold no alternatives to the actions taken; read the rollout with "
                 "policy_stats(..., num_likely=estimator.num_likely)."
             )
-        live = live_tokens(stats.likely, rollout.step_mask, config.min_probability)
-        metrics = {
-            "imagination/kappa": kappa,
-            "imagination/num_live_mean": float(live.mask.sum() / rollout.step_mask.sum().clamp(min=1)),
-        }
+        live = live_tokens(stats.likely, rollout.step_mask, config.min_probability, config.tail)
+        num_live = live.without_tail().mask.sum() / rollout.step_mask.sum().clamp(min=1)
+        metrics = {"imagination/kappa": kappa, "imagination/num_live_mean": float(num_live)}
+        if config.tail:
+            metrics |= tail_shares(live, rollout.actions, returns, self._range)
         features, measured = self._features(rollout, stats.likely.entropy, states, live)
         metrics |= measured
         serving = serving_rung(self._rungs, config.min_batches)
@@ -156,7 +190,7 @@ class CounterfactualAdvantages:
             advantages=per_step((residual - used_slope * correction) / scale, rollout),
             value_targets=monte_carlo_returns(rollout, self._ppo, stats.values),
             live_ids=live.ids,
-            live_logprobs=live.logprobs,
+            live_logprobs=live.logprobs.masked_fill(~live.mask, float("-inf")),
             live_advantages=used_slope * used_advantages / scale,
         )
         return plan, metrics
@@ -176,13 +210,14 @@ class CounterfactualAdvantages:
         if states is None:
             states = acted_states(self._world_model, rollout)
         imagined = imagined_features(
-            self._world_model, acting, rollout, states, live, config.horizon, config.chunk_states
+            self._world_model, acting, rollout, states, live.without_tail(), config.horizon, config.chunk_states
         )
+        own = ~live.is_tail[live.mask]
         metrics = {"imagination/imagined_tokens": float(imagined.num_steps)}
         if acting.turns is not None:
             metrics["imagination/turn_border_fraction"] = imagined.border_fraction
-        columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
-        return torch.cat([column.to(self._dtype) for column in columns], dim=-1), metrics
+        columns = [imagined.readings, *([imagined.latents] if config.max_rung > 1 else [])]
+        return torch.cat([features, *(_at(own, column.to(self._dtype)) for column in columns)], dim=-1), metrics
 
     @torch.no_grad()
     def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch step live"]:
@@ -194,7 +229,7 @@ class CounterfactualAdvantages:
     def _remember(
         self, rung: Rung, features: Tensor, live: LiveTokens, rollout: Rollout, returns: Float[Tensor, " batch"]
     ) -> None:
-        """Keep the candidates that were taken; a taken token outside the live set has no features and is left out."""
+        """Keep the candidates that were taken, the tail among them; without it, what was outside is left out."""
         low, high = self._range
         taken = live.taken(rollout.actions)[live.mask]
         scaled = ((returns - low) / (high - low)).clamp(0.0, 1.0)

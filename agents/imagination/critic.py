@@ -25,29 +25,59 @@ from worldmtp.agents.config import ImaginationConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, border_fraction
 from worldmtp.agents.ppo import LikelyTokens
 from worldmtp.agents.rollout import Rollout
+from worldmtp.agents.tail import TAIL
 from worldmtp.dynamics import ImaginedRollout, LatentState, WorldModel, check_action_conditional, imagine
-
-NUM_SURPRISALS = 6
 
 
 @dataclass(frozen=True)
 class LiveTokens:
-    """The tokens worth asking about in each state, most likely first."""
+    """The tokens worth asking about in each state, most likely first.
+
+    If ``has_tail``, the last place, of id ``TAIL``, is that of all tokens that have none of their own.
+    """
 
     ids: Int[Tensor, "batch step live"]
     logprobs: Float[Tensor, "batch step live"]
     mask: Bool[Tensor, "batch step live"]
+    has_tail: bool = False
+
+    @property
+    def is_tail(self) -> Bool[Tensor, "batch step live"]:
+        """The place of the tail, where some token is in it."""
+        return (self.ids == TAIL) & self.mask
 
     def taken(self, actions: Int[Tensor, "batch step"]) -> Bool[Tensor, "batch step live"]:
-        """Return where the action taken stands among them; nowhere if it was left out."""
-        return (self.ids == actions[..., None]) & self.mask
+        """Return where the action taken stands among them: at the tail, or nowhere, if it was left out."""
+        own = (self.ids == actions[..., None]) & self.mask
+        return own | (self.is_tail & ~own.any(dim=-1, keepdim=True))
+
+    def without_tail(self) -> "LiveTokens":
+        """Return the tokens that have a place of their own."""
+        if not self.has_tail:
+            return self
+        return LiveTokens(self.ids[..., :-1], self.logprobs[..., :-1], self.mask[..., :-1])
 
 
-def live_tokens(likely: LikelyTokens, step_mask: Bool[Tensor, "batch step"], min_probability: float) -> LiveTokens:
-    """Return the likely tokens of more than ``min_probability``; the likeliest is always live."""
+def live_tokens(
+    likely: LikelyTokens, step_mask: Bool[Tensor, "batch step"], min_probability: float, tail: bool
+) -> LiveTokens:
+    """Return the likely tokens of more than ``min_probability``, and the ``tail`` of all others as one action more.
+
+    The likeliest token is always live.
+    """
     mask = likely.logprobs.exp() > min_probability
     mask[..., 0] = True
-    return LiveTokens(ids=likely.ids, logprobs=likely.logprobs, mask=mask & step_mask[..., None])
+    live = LiveTokens(ids=likely.ids, logprobs=likely.logprobs, mask=mask & step_mask[..., None])
+    if not tail:
+        return live
+    others = torch.cat([likely.logprobs.masked_fill(mask, float("-inf")), likely.rest[..., None]], dim=-1)
+    logprob = others.logsumexp(dim=-1, keepdim=True)
+    return LiveTokens(
+        ids=torch.cat([live.ids, torch.full_like(live.ids[..., :1], TAIL)], dim=-1),
+        logprobs=torch.cat([live.logprobs, logprob], dim=-1),
+        mask=torch.cat([live.mask, torch.isfinite(logprob) & step_mask[..., None]], dim=-1),
+        has_tail=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +97,7 @@ def surprisal_features(
 ) -> Float[Tensor, "batch step live features"]:
     """Return log pi of the candidate, its sum and minimum so far, entropy, progress, and whether it is likeliest.
 
+    Where the live tokens have a tail, whether the candidate is the tail follows: its log pi is that of many tokens.
     The past enters through the actions really taken before t, so a feature of (s_t, a) never looks at a_t or later.
     """
     taken = torch.where(rollout.step_mask, rollout.logprobs, 0.0)
@@ -77,17 +108,22 @@ def surprisal_features(
     progress = torch.arange(steps, dtype=taken.dtype, device=taken.device) / steps
     candidate = live.logprobs.clamp_min(-20.0)
     shape = candidate.shape
-    return torch.stack(
-        [
-            candidate,
-            before[..., None] + candidate,
-            torch.minimum(least[..., None], candidate),
-            entropy[..., None].expand(shape),
-            progress[None, :, None].expand(shape),
-            (torch.arange(shape[-1], device=taken.device) == 0).to(taken.dtype).expand(shape),
-        ],
-        dim=-1,
-    )
+    columns = [
+        candidate,
+        before[..., None] + candidate,
+        torch.minimum(least[..., None], candidate),
+        entropy[..., None].expand(shape),
+        progress[None, :, None].expand(shape),
+        (torch.arange(shape[-1], device=taken.device) == 0).to(taken.dtype).expand(shape),
+    ]
+    if live.has_tail:
+        columns.append(live.is_tail.to(taken.dtype))
+    return torch.stack(columns, dim=-1)
+
+
+def num_surprisals(tail: bool) -> int:
+    """Return the number of columns of rung 0."""
+    return 6 + tail
 
 
 @torch.no_grad()

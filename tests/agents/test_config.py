@@ -33,7 +33,12 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
         (WorldModelConfig, {"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be positive"),
         (ImaginationConfig, {"use": "dream"}, "use='dream' is unknown; choose 'off', 'counterfactual' or 'baseline'"),
         (ImaginationConfig, {"horizon": 0}, "horizon=0 must be at least 1"),
-        (ImaginationConfig, {"max_live": 1}, "max_live=1 must be at least 2: one token has no alternative"),
+        (ImaginationConfig, {"max_live": 0}, "max_live=0 must be at least 1"),
+        (
+            ImaginationConfig,
+            {"max_live": 1, "tail": False},
+            "max_live=1 with tail=False must be at least 2: one token has no alternative",
+        ),
         (ImaginationConfig, {"min_probability": 1.0}, r"min_probability=1.0 must be in \[0, 1\)"),
         (ImaginationConfig, {"max_rung": 3}, "max_rung=3 must be 0, 1 or 2"),
         (ImaginationConfig, {"critic_replay_iterations": 0}, "critic_replay_iterations=0 must be at least 1"),
@@ -55,7 +60,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
     assert PPOConfig(gamma=0.0, gae_lambda=1.0).gamma == 0.0
     assert RolloutConfig(num_iterations=0, num_prompts=1, group_size=2).group_size == 2
     assert WorldModelConfig(num_updates=0).num_updates == 0
-    assert ImaginationConfig(min_probability=0.0, max_rung=0, horizon=1, max_live=2).max_rung == 0
+    assert ImaginationConfig(min_probability=0.0, max_rung=0, horizon=1, max_live=1).max_rung == 0
 
 
 @pytest.mark.parametrize("config", [PPOConfig(), RolloutConfig(num_iterations=1), ImaginationConfig()])

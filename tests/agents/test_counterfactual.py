@@ -14,7 +14,7 @@ STEPS = torch.ones((1, 2), dtype=torch.bool)
 
 
 def live(max_live: int = 3, min_probability: float = 0.05, step_mask: Tensor = STEPS) -> LiveTokens:
-    return live_tokens(likely_tokens(PROBS.log(), max_live), step_mask, min_probability)
+    return live_tokens(likely_tokens(PROBS.log(), max_live), step_mask, min_probability, tail=False)
 
 
 def test_the_likeliest_tokens_are_live() -> None:
@@ -49,7 +49,7 @@ def test_advantages_have_mean_zero_under_the_whole_policy(max_live: int) -> None
     """Tokens left out have advantage zero, so the sum over the live ones is the sum over all."""
     generator = torch.Generator().manual_seed(0)
     log_policy = torch.randn((3, 4, 6), generator=generator, dtype=torch.float64).log_softmax(-1)
-    tokens = live_tokens(likely_tokens(log_policy, max_live), torch.ones((3, 4), dtype=torch.bool), 0.1)
+    tokens = live_tokens(likely_tokens(log_policy, max_live), torch.ones((3, 4), dtype=torch.bool), 0.1, tail=False)
     q_values = torch.randn(tokens.ids.shape, generator=generator, dtype=torch.float64)
     advantages = centred_advantages(q_values, tokens)
     assert float((tokens.logprobs.exp() * advantages).sum(-1).abs().max()) < 1e-12

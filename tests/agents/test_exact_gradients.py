@@ -6,11 +6,14 @@ loss, and its gradient can be compared with the enumerated policy gradient to ro
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
 from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
 from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
+from worldmtp.agents.tail import live_logprobs
 from worldmtp.dynamics import TokenMDP
 
 CLIP = 0.2
@@ -45,19 +48,34 @@ class Enumerated:
     def sampled_term(self, advantages: Tensor) -> Tensor:
         return policy_loss_per_token(self.taken(self.log_policy), self.taken(self.old), advantages, CLIP)
 
-    def live(self, max_live: int, min_probability: float = 0.0) -> LiveTokens:
-        return live_tokens(likely_tokens(self.old, max_live), self.episodes.step_mask, min_probability)
+    def live(self, max_live: int, min_probability: float = 0.0, tail: bool = False) -> LiveTokens:
+        return live_tokens(likely_tokens(self.old, max_live), self.episodes.step_mask, min_probability, tail)
+
+    def critic(self, q_table: Tensor, live: LiveTokens, q_tail: Tensor | None = None) -> Tensor:
+        """What ``q_table[prefix, action]`` says of the live tokens, and ``q_tail[prefix]`` of the tail."""
+        q_values = q_table[self.episodes.prefixes].gather(2, live.without_tail().ids)
+        return q_values if q_tail is None else torch.cat([q_values, q_tail[self.episodes.prefixes][..., None]], dim=-1)
+
+    def all_action_term(self, live: LiveTokens, advantages: Tensor) -> Tensor:
+        old = live.logprobs.masked_fill(~live.mask, float("-inf"))
+        return all_action_loss_per_token(live_logprobs(self.log_policy, live.ids, old), old, advantages, CLIP)
 
     def counterfactual_gradient(
-        self, q_table: Tensor, eta: float, live: LiveTokens, baseline: Tensor | float = 0.0
+        self,
+        q_table: Tensor,
+        eta: float,
+        live: LiveTokens,
+        baseline: Tensor | float = 0.0,
+        q_tail: Tensor | None = None,
     ) -> Tensor:
         """The two-term loss of agents/imagination/counterfactual.py with the critic ``q_table[prefix, action]``."""
-        q_values = q_table[self.episodes.prefixes].gather(2, live.ids)
-        advantages = centred_advantages(q_values, live)
+        advantages = eta * centred_advantages(self.critic(q_table, live, q_tail), live)
+        return self.gradient_of(self.two_terms(advantages, live, self.all_action_term(live, advantages), baseline))
+
+    def two_terms(self, advantages: Tensor, live: LiveTokens, every: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
         correction = episode_correction(advantages, live, self.episodes.actions)
-        residual = self.episodes.rewards.sum(dim=1) - baseline - eta * correction
-        every = all_action_loss_per_token(self.log_policy.gather(2, live.ids), live.logprobs, eta * advantages, CLIP)
-        return self.gradient_of(every + self.sampled_term(residual[:, None].expand_as(self.taken(self.old))))
+        residual = self.episodes.rewards.sum(dim=1) - baseline - correction
+        return every + self.sampled_term(residual[:, None].expand_as(self.taken(self.old)))
 
 
 def reward_to_go(rewards):
@@ -95,6 +113,108 @@ def test_counterfactual_gradient_is_exact_for_any_critic(
     )
     gradient = case.counterfactual_gradient(q_table, eta, case.live(max_live))
     torch.testing.assert_close(gradient, case.exact, atol=1e-9 if critic == "huge" else 1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("eos", [None, 2])
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+@pytest.mark.parametrize("critic", ["random", "huge", "true", "constant"])
+@pytest.mark.parametrize(("max_live", "min_probability"), [(4, 0.0), (3, 0.0), (2, 0.0), (1, 0.0), (4, 0.25)])
+def test_with_the_tail_the_gradient_is_exact_for_any_critic(
+    critic: str, eta: float, max_live: int, min_probability: float, eos: int | None
+) -> None:
+    """From a tail of no token (all 4 are live) to one of three; what it is worth is the critic's guess, too."""
+    case = Enumerated(eos=eos)
+    true = case.mdp.action_values(case.logits.detach())
+    q_table = {"random": case.randn(*true.shape), "huge": 1e3 * case.randn(*true.shape), "true": true}.get(
+        critic, torch.full_like(true, 3.0)
+    )
+    live = case.live(max_live, min_probability, tail=True)
+    assert bool(live.is_tail.any()) == (max_live < 4 or min_probability > 0)
+    q_tail = 10.0 * case.randn(len(true))
+    gradient = case.counterfactual_gradient(q_table, eta, live, q_tail=q_tail)
+    torch.testing.assert_close(gradient, case.exact, atol=1e-10, rtol=0)
+    taken = live.taken(case.episodes.actions)
+    assert torch.equal(taken.sum(dim=-1), case.episodes.step_mask.long()), "every action has one place"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    vocab_size=st.integers(2, 5),
+    horizon=st.integers(1, 3),
+    has_eos=st.booleans(),
+    max_live=st.integers(1, 6),
+    min_probability=st.floats(0.0, 0.9),
+    sharpness=st.floats(0.0, 8.0),
+    eta=st.floats(-2.0, 2.0),
+)
+def test_the_tail_is_unbiased_whatever_the_policy_the_live_set_and_the_critic(
+    seed: int,
+    vocab_size: int,
+    horizon: int,
+    has_eos: bool,
+    max_live: int,
+    min_probability: float,
+    sharpness: float,
+    eta: float,
+) -> None:
+    """Flat policies, where ties decide what is live, to sharp ones, where the tail is of probability 1e-16."""
+    case = Enumerated(vocab_size, horizon, 0 if has_eos else None, seed)
+    case.logits = (sharpness * case.logits.detach()).requires_grad_(True)
+    case.log_policy = case.logits.log_softmax(-1)[case.episodes.prefixes]
+    case.old, case.weight = case.log_policy.detach(), case.episodes.probability(case.logits).detach()
+    exact = case.mdp.policy_gradient(case.logits.detach())
+    q_table, q_tail = case.randn(*exact.shape), case.randn(len(exact))
+    live = case.live(max_live, min_probability, tail=True)
+    gradient = case.counterfactual_gradient(q_table, eta, live, q_tail=q_tail)
+    torch.testing.assert_close(gradient, exact, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "mutant", ["mass_without_gradient", "tail_advantage_zero", "centring_without_the_tail", "tail_never_taken"]
+)
+def test_mutants_of_the_tail_are_biased(mutant: str) -> None:
+    case = Enumerated()
+    live = case.live(2, tail=True)
+    q_values = case.critic(case.randn(*case.logits.shape), live, case.randn(len(case.logits)))
+    advantages = centred_advantages(q_values, live)
+    seen = live
+    if mutant == "tail_advantage_zero":
+        advantages = torch.where(live.is_tail, 0.0, advantages)
+    if mutant == "centring_without_the_tail":
+        own = centred_advantages(q_values[..., :-1], live.without_tail())
+        state_value = q_values[..., :1] - own[..., :1]
+        advantages = torch.where(live.mask, q_values - state_value, 0.0)
+    if mutant == "tail_never_taken":
+        seen = live.without_tail()
+    every = case.all_action_term(live, advantages)
+    if mutant == "mass_without_gradient":
+        every = case.all_action_term(live.without_tail(), advantages[..., :-1])
+    correction = advantages if mutant != "tail_never_taken" else advantages[..., :-1]
+    gradient = case.gradient_of(case.two_terms(correction, seen, every))
+    assert float((gradient - case.exact).abs().max()) > 0.01
+
+
+def test_a_critic_that_knows_the_tail_leaves_less_to_the_sample() -> None:
+    """With the true Q of every action, the tail's being the mean over its tokens, the residual varies less than cut.
+
+    The live sets are nested, and the more tokens the tail puts together, the less is known.
+    """
+    case = Enumerated(vocab_size=5, horizon=3)
+    true = case.mdp.action_values(case.logits.detach())
+    probs, variances = case.logits.detach().softmax(-1), []
+    for max_live, tail in ((5, True), (3, True), (1, True), (3, False)):
+        live = case.live(max_live, tail=tail)
+        outside = probs.topk(max_live, dim=-1).indices
+        rest = probs.scatter(-1, outside, 0.0)
+        mean = (rest * true).sum(-1) / rest.sum(-1).clamp_min(1e-300)
+        advantages = centred_advantages(case.critic(true, live, mean if tail else None), live)
+        residual = case.episodes.rewards.sum(1) - episode_correction(advantages, live, case.episodes.actions)
+        average = (case.weight * residual).sum()
+        variances.append(float((case.weight * (residual - average) ** 2).sum()))
+    everything, three, one, cut = variances
+    assert everything < 1e-20 < three < one
+    assert three < 0.9 * cut
 
 
 def test_a_baseline_changes_nothing_in_expectation() -> None:

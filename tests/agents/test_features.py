@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from worldmtp.agents.imagination.critic import (
-    NUM_SURPRISALS,
     LiveTokens,
     imagined_features,
     live_tokens,
     num_readings,
+    num_surprisals,
     surprisal_features,
 )
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
@@ -54,9 +54,9 @@ def test_surprisals_by_hand(hand_rollout: MakeRollout) -> None:
     probs = torch.tensor([0.5, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0])
     log_policy = probs.log().expand(2, 3, 7)
     likely = likely_tokens(log_policy, 2)
-    live = live_tokens(likely, rollout.step_mask, 0.1)
+    live = live_tokens(likely, rollout.step_mask, 0.1, tail=False)
     features = surprisal_features(likely.entropy, live, rollout)
-    assert features.shape == (2, 3, 2, NUM_SURPRISALS)
+    assert features.shape == (2, 3, 2, num_surprisals(tail=False))
     ln2 = torch.tensor(2.0).log().item()
     # Row 0, third step, second candidate: -1 - 3 so far and the least -3; entropy 1/2 ln 2 + 2 (1/4 ln 4) = 1.5 ln 2.
     torch.testing.assert_close(features[0, 2, 1], torch.tensor([-2 * ln2, -4 - 2 * ln2, -3, 1.5 * ln2, 2 / 3, 0.0]))
@@ -71,7 +71,7 @@ def test_a_feature_never_looks_at_its_action_or_later(t: int, hand_rollout: Make
     generator = torch.Generator().manual_seed(t)
     rollout = replace(rollout, logprobs=-9 * torch.rand((2, 3), generator=generator))
     likely = likely_tokens(policy_of(rollout), 3)
-    live = live_tokens(likely, torch.ones((2, 3), dtype=torch.bool), 0.0)
+    live = live_tokens(likely, torch.ones((2, 3), dtype=torch.bool), 0.0, tail=False)
     features = surprisal_features(likely.entropy, live, rollout)
     for _ in range(50):
         logprobs = rollout.logprobs.clone()
@@ -88,7 +88,7 @@ def test_imagined_features_never_look_at_the_action_or_later(
 ) -> None:
     """The text from a_1 on is exchanged; what is imagined in s_0 and s_1 stays."""
     rollout, model = two_rows(hand_rollout), tiny_model()
-    live = live_tokens(likely_tokens(policy_of(rollout), 3), rollout.step_mask, 0.0)
+    live = live_tokens(likely_tokens(policy_of(rollout), 3), rollout.step_mask, 0.0, tail=False)
     before = imagined_features(world(model), ACTING, rollout, acted_states(world(model), rollout), live, 2, 100)
     input_ids = rollout.input_ids.clone()
     input_ids[0, 4:6], input_ids[1, 2:3] = torch.tensor([2, 6]), torch.tensor([5])
@@ -136,7 +136,7 @@ def test_every_candidate_is_asked_about_in_its_own_state(hand_rollout: MakeRollo
 @pytest.mark.parametrize("horizon", [1, 2, 3])
 def test_chunks_change_nothing(horizon: int, hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout = two_rows(hand_rollout)
-    live = live_tokens(likely_tokens(policy_of(rollout), 3), rollout.step_mask, 0.05)
+    live = live_tokens(likely_tokens(policy_of(rollout), 3), rollout.step_mask, 0.05, tail=False)
     states = acted_states(total_world, rollout)
     whole = imagined_features(total_world, ACTING, rollout, states, live, horizon, 1000)
     chunked = imagined_features(total_world, ACTING, rollout, states, live, horizon, 2)

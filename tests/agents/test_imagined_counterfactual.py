@@ -14,6 +14,7 @@ from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagination.imagined_returns import Acting
 from worldmtp.agents.ppo import PolicyStats, likely_tokens
 from worldmtp.agents.rollout import Rollout
+from worldmtp.agents.tail import TAIL
 from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
@@ -36,8 +37,12 @@ def stats_of(rollout: Rollout) -> PolicyStats:
     return PolicyStats(torch.zeros((2, 4)), rollout.logprobs, likely_tokens(probs.log().expand(2, 3, 7), 3))
 
 
-def make_estimator(world: Any, max_rung: int = 0, **ppo: Any) -> CounterfactualAdvantages:
-    config = ImaginationConfig(max_rung=max_rung, horizon=2, max_live=3, min_batches=1, min_probability=0.05)
+def make_estimator(
+    world: Any, max_rung: int = 0, tail: bool = False, min_probability: float = 0.05, **ppo: Any
+) -> CounterfactualAdvantages:
+    config = ImaginationConfig(
+        max_rung=max_rung, horizon=2, max_live=3, min_batches=1, min_probability=min_probability, tail=tail
+    )
     settings = PPOConfig(advantage="group", scale_advantages=False, **ppo)
     return CounterfactualAdvantages(
         world, Acting(acting_policy(1.0), (0.0, 1.0)), 2, config, settings, torch.Generator().manual_seed(0)
@@ -64,13 +69,7 @@ def test_the_plan_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     A token has one Q everywhere, so A = Q - V with V = .5 Q_4 + .3 Q_5 + .2 Q_1; both episodes add up three of them.
     """
     estimator, rollout = make_estimator(total_world), make_rollout(hand_rollout)
-    (rung,) = estimator._rungs
-    with torch.no_grad():
-        for parameter in rung.critic.parameters():
-            parameter.zero_()
-        rung.critic.inner.weight[0, 0] = 1.0
-        rung.critic.outer.weight[0, 0] = 2.0
-    rung.measure(0.5, torch.ones(2), torch.full((2,), 0.5))
+    reads_log_pi(estimator)
     plan, metrics = estimator.estimate(rollout, stats_of(rollout))
     q = [1 / (1 + math.exp(-2 * math.tanh(math.log(p)))) for p in PROBS]
     value = sum(p * said for p, said in zip(PROBS, q, strict=True))
@@ -81,6 +80,86 @@ def test_the_plan_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
     assert plan.live_ids[0, 0].tolist() == [4, 5, 1]
     assert (metrics["imagination/gate_open"], metrics["imagination/slope"]) == (1.0, 0.5)
     torch.testing.assert_close(plan.value_targets, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+
+
+def reads_log_pi(estimator: CounterfactualAdvantages) -> None:
+    """Give rung 0 the critic Q = sigmoid(2 tanh(log pi)) and the slope 1/2."""
+    rung = estimator._rungs[0]
+    with torch.no_grad():
+        for parameter in rung.critic.parameters():
+            parameter.zero_()
+        rung.critic.inner.weight[0, 0] = 1.0
+        rung.critic.outer.weight[0, 0] = 2.0
+    rung.measure(0.5, torch.ones(2), torch.full((2,), 0.5))
+
+
+def test_the_plan_with_a_tail_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None:
+    """Tokens 5 and 1 are not live, so the actions are token 4 and the tail, of probability .5 each.
+
+    A critic that reads their log-probability alone takes them for equal, and its A is 0; with a weight on the tail's
+    own feature, Q = sigmoid(2 tanh(log .5 + 1)) for the tail, and A is half the difference, up and down.
+    """
+    estimator, rollout = make_estimator(total_world, tail=True, min_probability=0.45), make_rollout(hand_rollout)
+    reads_log_pi(estimator)
+    plan, metrics = estimator.estimate(rollout, stats_of(rollout))
+    assert plan.live_ids[0, 0].tolist() == [4, 5, 1, TAIL]
+    half, nothing = math.log(0.5), -math.inf
+    torch.testing.assert_close(plan.live_logprobs, torch.tensor([half, nothing, nothing, half]).expand(2, 3, 4))
+    torch.testing.assert_close(plan.live_advantages, torch.zeros(2, 3, 4))
+    # Four live tokens less the tail; both answers took 5, and the one that was not paid in full failed.
+    assert metrics["imagination/num_live_mean"] == 1.0
+    assert metrics["imagination/tail_taken_fraction"] == metrics["imagination/tail_failure_fraction"] == 1.0
+
+    estimator = make_estimator(total_world, tail=True, min_probability=0.45)
+    reads_log_pi(estimator)
+    with torch.no_grad():
+        estimator._rungs[0].critic.inner.weight[0, -1] = 1.0
+    plan, _ = estimator.estimate(rollout, stats_of(rollout))
+    q_4, q_tail = (1 / (1 + math.exp(-2 * math.tanh(said))) for said in (half, half + 1))
+    a = (q_tail - q_4) / 2
+    torch.testing.assert_close(plan.live_advantages, 0.5 * torch.tensor([-a, 0.0, 0.0, a]).expand(2, 3, 4))
+    # The first answer, 4 5 1, took the tail twice; the second, 5 4 4, once. Residuals are 1 and -1.
+    torch.testing.assert_close(plan.advantages, torch.tensor([[1 - 0.5 * a], [-1 + 0.5 * a]]).expand(2, 3))
+
+
+def test_who_took_the_tail(hand_rollout: MakeRollout, total_world: Any) -> None:
+    """Tokens 4 and 5 are live; the first answer ends with token 1, and is paid in full. The other one fails without."""
+    estimator, rollout = make_estimator(total_world, tail=True, min_probability=0.25), make_rollout(hand_rollout)
+    _, metrics = estimator.estimate(rollout, stats_of(rollout))
+    assert (metrics["imagination/tail_taken_fraction"], metrics["imagination/tail_failure_fraction"]) == (0.5, 0.0)
+    rollout.rewards[1, 2] = 1.0 - 1e-9
+    _, metrics = estimator.estimate(rollout, stats_of(rollout))
+    assert metrics["imagination/tail_taken_fraction"] == 0.5
+    assert "imagination/tail_failure_fraction" not in metrics
+    _, metrics = make_estimator(total_world).estimate(rollout, stats_of(rollout))
+    assert not [name for name in metrics if "tail" in name]
+
+
+def test_critics_learn_from_the_tail_and_imagine_nothing_of_it(hand_rollout: MakeRollout, total_world: Any) -> None:
+    estimator = make_estimator(total_world, max_rung=2, tail=True, min_probability=0.45)
+    rollout = make_rollout(hand_rollout)
+    _, metrics = estimator.estimate(rollout, stats_of(rollout))
+    assert metrics["imagination/imagined_tokens"] == 6 * 1 * 2  # states, live tokens, steps
+    ((features, targets),) = estimator._rungs[2].state_dict()["replay"]
+    assert targets.tolist() == [1, 1, 1, 0, 0, 0]
+    is_tail = torch.tensor([0.0, 1, 1, 1, 0, 0])  # 4 5 1 and 5 4 4
+    assert torch.equal(features[:, 6], is_tail)
+    assert features[:, 0].exp().tolist() == pytest.approx([0.5] * 6)
+    assert torch.equal((features[:, 7:] != 0).any(dim=1), is_tail == 0)  # a text of tokens has a total, and is worth it
+    assert set(estimator.learn()) == {f"imagination/rung_{index}/loss" for index in range(3)}
+
+
+def test_an_empty_tail_is_not_there(hand_rollout: MakeRollout, total_world: Any) -> None:
+    """All three possible tokens are live, so the plan is that without a tail."""
+    rollout, plans = make_rollout(hand_rollout), []
+    for tail in (False, True):
+        estimator = make_estimator(total_world, tail=tail)
+        reads_log_pi(estimator)
+        plans.append(estimator.estimate(rollout, stats_of(rollout))[0])
+    assert torch.equal(plans[1].advantages, plans[0].advantages)
+    assert torch.equal(plans[1].live_advantages[..., :-1], plans[0].live_advantages)
+    assert not plans[1].live_advantages[..., -1].any()
+    assert bool((plans[1].live_logprobs[..., -1] == -math.inf).all())
 
 
 def test_scaling_divides_both_terms_by_one_number(hand_rollout: MakeRollout, total_world: Any) -> None:

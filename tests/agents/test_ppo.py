@@ -11,6 +11,7 @@ from worldmtp.agents.advantages import plain_plan
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.ppo import AdvantagePlan, PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout
+from worldmtp.agents.tail import TAIL
 from worldmtp.model import MTPModel
 
 MakeModel = Callable[..., MTPModel]
@@ -130,7 +131,9 @@ def test_a_ratio_that_rounds_to_zero_has_a_finite_divergence(tiny_model: MakeMod
     assert metrics["losses/approx_kl"] == pytest.approx(199 / 2, rel=1e-5)
 
 
-def updated(micro_batch_size: int | None, make_model: MakeModel, make: MakeRollout) -> tuple[Any, dict[str, float]]:
+def updated(
+    micro_batch_size: int | None, make_model: MakeModel, make: MakeRollout, tail: bool = False
+) -> tuple[Any, dict[str, float]]:
     """The gradient of one minibatch of four unequal rows, all terms of the loss in it, in float64; and the metrics."""
     rows = [
         {"prompt": [2, 3, 6], "actions": [4, 5, 1], "rewards": [0.0, 0.25, 1.0], "end": "terminated"},
@@ -153,6 +156,13 @@ def updated(micro_batch_size: int | None, make_model: MakeModel, make: MakeRollo
     live_ids = rollout.actions[..., None].expand(4, 4, 2).clone()
     live_ids[2:, :, 1] = 6
     plan = AdvantagePlan(randn(4, 4), rollout.rewards.double(), live_ids, -1 - randn(4, 4, 2).abs(), randn(4, 4, 2))
+    if tail:
+        plan = replace(
+            plan,
+            live_ids=torch.cat([live_ids, torch.full((4, 4, 1), TAIL)], dim=-1),
+            live_logprobs=torch.cat([plan.live_logprobs, -0.5 - randn(4, 4, 1).abs()], dim=-1),
+            live_advantages=torch.cat([plan.live_advantages, 3 * randn(4, 4, 1)], dim=-1),
+        )
     config = PPOConfig(
         num_epochs=1, num_minibatches=1, ent_coef=0.3, kl_coef=0.2, max_grad_norm=1e9, detach_value=False,
         micro_batch_size=micro_batch_size,
@@ -162,13 +172,14 @@ def updated(micro_batch_size: int | None, make_model: MakeModel, make: MakeRollo
     return [parameter.grad for parameter in agent._parameters], metrics
 
 
+@pytest.mark.parametrize("tail", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_add_up_to_the_gradient_of_their_minibatch(
-    size: int, tiny_model: MakeModel, hand_rollout: MakeRollout
+    size: int, tail: bool, tiny_model: MakeModel, hand_rollout: MakeRollout
 ) -> None:
     """Rows of 1 to 4 actions: each counts by its actions, not by the micro-batch it is in."""
-    whole, expected = updated(None, tiny_model, hand_rollout)
-    parts, metrics = updated(size, tiny_model, hand_rollout)
+    whole, expected = updated(None, tiny_model, hand_rollout, tail)
+    parts, metrics = updated(size, tiny_model, hand_rollout, tail)
     for part, gradient in zip(parts, whole, strict=True):
         torch.testing.assert_close(part, gradient, atol=1e-12, rtol=0)
     assert sum(float(gradient.abs().sum()) for gradient in whole) > 1.0

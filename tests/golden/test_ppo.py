@@ -38,6 +38,13 @@ CASES: dict[str, dict[str, Any]] = {
     "counterfactual_identity": {"use": "counterfactual", "world": {"backend": "identity"}},
     "counterfactual_shuffled": {"use": "counterfactual", "world": {"backend": "shuffled"}},
     "counterfactual_latent_heads": {"use": "counterfactual", "heads": {"head": "latent", "depth": 3}},
+    "counterfactual_tail": {"use": "counterfactual", "imagination": {"tail": True}},
+    "counterfactual_tail_cut": {"use": "counterfactual", "imagination": {"tail": True, "min_probability": 0.15}},
+    "counterfactual_tail_conversation": {
+        "use": "counterfactual",
+        "env": "conversation",
+        "imagination": {"tail": True, "max_live": 2},
+    },
     "baseline": {"use": "baseline"},
     "baseline_oracle": {"use": "baseline", "world": {"backend": "oracle"}},
     "baseline_parallel": {
@@ -58,7 +65,7 @@ def run_ppo(model: MTPModel, env: TextVectorEnv, case: dict[str, Any]) -> dict[s
         PPOConfig(**{"learning_rate": 3e-3} | case.get("ppo", {})),
         WorldModelConfig(num_updates=2, batch_size_episodes=12, **case.get("world", {})),
         ImaginationConfig(
-            **{"use": case["use"], "horizon": 2, "num_rollouts": 2, "min_batches": 1, "max_live": 4}
+            **{"use": case["use"], "horizon": 2, "num_rollouts": 2, "min_batches": 1, "max_live": 4, "tail": False}
             | {"critic_updates": 10, "critic_learning_rate": 0.02}
             | case.get("imagination", {})
         ),

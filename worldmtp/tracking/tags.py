@@ -164,6 +164,12 @@ _IMAGINATION = _rows(
     ("imagined_tokens", "tokens imagined in this iteration", "tokens"),
     ("imagined_tokens_total", "tokens imagined since the start", "tokens"),
     ("num_live_mean", "mean number of candidate tokens that are imagined per state", "tokens"),
+    ("tail_taken_fraction", "share of episodes that took a token outside the live set; with imagination.tail", "share"),
+    (
+        "tail_failure_fraction",
+        "the same share of the episodes whose return is below the top of the value range; absent if there are none",
+        "share",
+    ),
     ("imagined_to_real_ratio", "imagined tokens / real tokens of this iteration", "1"),
     ("weight_h{h}", "weight of the value expansion of horizon h", "1"),
     ("skill_h{h}", "1 - mean squared error at horizon h / mean squared error of the critic alone", "1"),

@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 .PHONY: run
 run: setup  ## the whole idea, small: SFT, PPO with imagination, held-out evaluation, analysis
-	$(BIN)/worldmtp-train experiment=quickstart $(ARGS)
+	$(BIN)/worldmtp train experiment=quickstart $(ARGS)
 
 .PHONY: test
 test: setup  ## the default suite, under 8 minutes on two cores

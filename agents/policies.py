@@ -13,13 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
-from worldmtp.decoding.alarm import weights_versions
+from worldmtp.agents.alarm import weights_versions
+from worldmtp.decoding.cache import CachedTexts
+from worldmtp.decoding.drafts import make_drafter
 from worldmtp.decoding.lean import make_runner
-from worldmtp.decoding.making import make_drafter
-from worldmtp.decoding.policy import DecodingPolicy
-from worldmtp.decoding.sampling import SamplingConfig
-from worldmtp.decoding.session import DecodingSession, Emission
-from worldmtp.decoding.text import CachedTexts
+from worldmtp.decoding.sampling import DecodingPolicy, SamplingConfig
+from worldmtp.decoding.session import DecodingSession, Round
 from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import draw, entropy_per_token
@@ -131,7 +130,7 @@ class TrunkPolicy:
         policy = _MaskedPolicy(sampling, generator)
         policy.allow(allowed)
         session = DecodingSession(model, make_runner(model), drafter, policy, max(tokens.shape[1], longest + 1))
-        input_ids = torch.from_numpy(tokens[:, :longest]).to(model.device)
+        input_ids = torch.from_numpy(tokens[:, :longest].copy()).to(model.device)  # the environment writes on in them
         mask = (torch.arange(longest)[None] < torch.from_numpy(lengths)[:, None]).to(model.device)
         return _Queues(session, policy, session.prefill(input_ids, mask), tokens, lengths, self._yielded)
 
@@ -177,7 +176,7 @@ class _Queues:
         self,
         session: DecodingSession,
         policy: _MaskedPolicy,
-        first: Emission,
+        first: Round,
         tokens: np.ndarray,
         lengths: np.ndarray,
         yielded: YieldCount,
@@ -240,7 +239,7 @@ class _Queues:
             self._rows[targets] = self._rows[sources]
             self._rows = self._rows[: len(self._session.texts)]
 
-    def _put(self, emission: Emission) -> None:
+    def _put(self, emission: Round) -> None:
         """Append a round's tokens to the rows that are in the session."""
         known, rows = self._known[self._rows], torch.from_numpy(self._rows)
         tokens, logprobs, entropies = emission.tokens.cpu().numpy(), emission.logprobs, emission.entropies

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import AdvantageEstimator, AdvantagePlan, PlainAdvantages
+from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.baselines import same_return_fraction
 from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
@@ -34,8 +35,7 @@ from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
-from worldmtp.decoding.alarm import AcceptanceAlarm
-from worldmtp.decoding.making import make_drafter
+from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import LatentState, WorldModel, check_horizon, make_world_model
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel

@@ -17,9 +17,8 @@ from transformers import PreTrainedModel
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trajectory import Rollout
-from worldmtp.decoding.evaluation_mode import evaluation_mode
-from worldmtp.envs import Example
-from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.decoding.trunk import evaluation_mode
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
@@ -142,7 +141,7 @@ class TextGenRollout:
         if rollout.is_masked:
             raise ValueError(
                 "the environment masks actions, and TRL's loss takes its softmax over all tokens; train on it with "
-                "worldmtp-train, or leave the mask out."
+                "worldmtp train, or leave the mask out."
             )
         for row in range(len(examples)):
             yield episode_of(rollout, row)

@@ -26,11 +26,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.cli.make import make_env, make_model
-from worldmtp.cli.schema import EnvConfig, ModelConfig
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.precision import computing_in
 from worldmtp.statistics import paired_difference
+from worldmtp.training.config import EnvConfig, ModelConfig
+from worldmtp.training.make import make_env, make_model
 
 ARMS = ("float32", "bfloat16", "computed", "kept in bfloat16")
 ENV = EnvConfig(

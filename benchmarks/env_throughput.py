@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs import CharTokenizer, Example, Score
-from worldmtp.envs.tasks.copy import Copy
+from worldmtp.envs.tasks.strings import Copy
 
 LONG = {"tokenizer": "char", "max_prompt": 32, "max_new": 24}
 """Budgets of the unscored rows."""

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.random import Generator
 
-from worldmtp.envs.splits import draw_examples
+from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import Example, TurnTask
+from worldmtp.envs.text_env import TextVectorEnv
 from worldmtp.envs.tokenizer import Tokenizer
-from worldmtp.envs.trainable import TextVectorEnv
 
 Writer = Callable[[Generator, Example], Sequence[int]]
 """The ids of the next text, or turn, in answer to an example; EOS is added."""
@@ -114,10 +114,10 @@ def play_baselines(make: Callable[[int], TextVectorEnv], num_episodes: int = 200
         ValueError: if a split cannot be filled, or an answer cannot be written.
     """
     envs = make(num_episodes)
-    problem, tokenizer = envs.problem, envs.tokenizer
+    dataset, tokenizer = envs.dataset, envs.tokenizer
     train, heldout = (
         draw_examples(
-            envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=problem.heldout_fraction
+            envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=dataset.heldout_fraction
         )
         for split in ("train", "heldout")
     )
@@ -125,7 +125,7 @@ def play_baselines(make: Callable[[int], TextVectorEnv], num_episodes: int = 200
     if isinstance(envs.task, TurnTask) or any(example.answer is None for example in heldout):
         answers = []
     lengths = [len(tokenizer.encode(answer)) for answer in answers]
-    longest = min(problem.max_new - 1, problem.max_turn or problem.max_new)
+    longest = min(dataset.max_new - 1, dataset.max_turn or dataset.max_new)
     writers: list[tuple[str, Writer, str | None]] = [
         ("random answer", random_tokens(lengths or range(1, longest + 1), tokenizer), None),
         ("empty answer", constant_text("", tokenizer), ""),

@@ -1,11 +1,13 @@
-"""Checks of a single text environment: gymnasium's own, the token contract, splits, and probes that hack its score.
+"""Checks of a single text environment: gymnasium's own, the token contract, splits, worlds, and probes of its score.
 
-They raise AssertionError with what was seen and what was expected, as ``gymnasium.utils.env_checker`` does.
+Worlds are decided by their seed and by what is said to them, and by nothing else. Checks raise AssertionError with what
+was seen and what was expected, as ``gymnasium.utils.env_checker`` does.
 """
 
+import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,9 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task, TurnTask
-from worldmtp.envs.token_contract import OBSERVATION_KEYS
-from worldmtp.envs.world_checks import check_worlds, words_of
+from worldmtp.envs.task import Example, Task, TextWorld, TurnTask
+from worldmtp.envs.text_env import OBSERVATION_KEYS
+from worldmtp.envs.tokenizer import Tokenizer
 
 _CONTENT_FREE = (
     "",
@@ -177,3 +179,62 @@ def _check_token_contract(env: Any) -> None:
                 break
         else:
             raise AssertionError("the episode outlasts its own row.")
+
+
+def check_worlds(task: TurnTask, examples: list[Example], words: Sequence[str]) -> None:
+    """Raise if what was played before in a world, or is played beside it, changes what it says.
+
+    Args:
+        task: whose worlds.
+        examples: their episodes.
+        words: what is said, in random order, until an episode is over or for 50 turns.
+
+    Raises:
+        AssertionError: if a world that has been played, or is played in turns with another, tells another story than a
+            fresh one.
+    """
+    rng = np.random.default_rng(0)
+    played, beside = task.make_world(), task.make_world()
+    for example, other in zip(examples, [*examples[1:], *examples[:1]], strict=True):
+        said = [words[index] for index in rng.integers(len(words), size=50)]
+        seed, name = example.meta["seed"], type(played).__name__
+        story = list(_story(task.make_world(), seed, said))
+        assert story[0] == example.prompt, f"the world opens with {story[0]!r}, the example says {example.prompt!r}."
+        list(_story(played, other.meta["seed"], said[::-1]))
+        again = list(_story(played, seed, said))
+        assert story == again, (
+            f"{name} of seed {seed} tells another story when it has been played before; {_difference(story, again)} "
+            "reset(seed) must clear all that was, and nothing but the seed may decide."
+        )
+        pairs = itertools.zip_longest(
+            _story(task.make_world(), seed, said), _story(beside, other.meta["seed"], said[::-1])
+        )
+        interleaved = [event for event, _ in pairs if event is not None]
+        assert story == interleaved, (
+            f"{name} of seed {seed} tells another story when another world is played in between; "
+            f"{_difference(story, interleaved)} make_world must make worlds that share nothing."
+        )
+
+
+def _difference(story: list[Any], other: list[Any]) -> str:
+    turn, (one, two) = next(
+        (turn, pair) for turn, pair in enumerate(itertools.zip_longest(story, other)) if pair[0] != pair[1]
+    )
+    return f"in turn {turn} it says {two} and not {one}."
+
+
+def words_of(tokenizer: Tokenizer) -> list[str]:
+    """Return the texts of single tokens, of 64 at most, and of random pairs of them."""
+    ids = [i for i in range(tokenizer.vocab_size) if i not in (tokenizer.pad_id, tokenizer.eos_id)]
+    rng = np.random.default_rng(0)
+    singles = [tokenizer.decode([ids[index]]).strip() for index in rng.permutation(len(ids))[:64]]
+    return [*singles, *(first + second for first, second in rng.choice(singles, size=(16, 2)).tolist())]
+
+
+def _story(world: TextWorld, seed: int, said: Sequence[str]) -> Iterator[Any]:
+    yield world.reset(seed)[0]
+    for text in said:
+        reply, reward, terminated, truncated, _ = world.step(text)
+        yield reply, float(reward), bool(terminated), bool(truncated)
+        if terminated or truncated:
+            break

@@ -27,11 +27,9 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, Int, Int64
 
 from worldmtp.dynamics.protocol import LatentState, Prediction, WorldModel
-from worldmtp.envs import core
-from worldmtp.envs.infos import batch_infos
 from worldmtp.envs.options import refusal_changes_nothing
+from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
 
-Observation = dict[str, np.ndarray]
 Prefixes = Sequence[Sequence[int]] | Int64[np.ndarray, "env length"]
 
 
@@ -97,16 +95,11 @@ class ImaginedVectorEnv(VectorEnv):
         self._root = self._rooted(prefix_ids, prompt_length)
         self.num_envs = len(self._root.done)
         self._turn_room = self._checked_room(turn_room)
-        length = max_prompt + max_new
-        self.single_observation_space = spaces.Dict(
-            tokens=spaces.Box(0, vocab_size - 1, (length,), np.int64),
-            length=spaces.Box(0, length, (1,), np.int64),
-            prompt_length=spaces.Box(0, length, (1,), np.int64),
-        )
-        self.single_action_space = spaces.Discrete(vocab_size)
+        self.single_observation_space: spaces.Space[Any] = observation_space(max_prompt + max_new, vocab_size)
+        self.single_action_space: spaces.Space[Any] = spaces.Discrete(vocab_size)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._state: core.TextState | None = None
+        self._rows: TextRows | None = None
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -133,12 +126,12 @@ class ImaginedVectorEnv(VectorEnv):
                 if self._turn_room is not None and "turn_room" not in asked:
                     raise ValueError("new prefixes of a conversation need their turn_room, which has not been given.")
                 self._root, self._turn_room = root, self._checked_room(asked.get("turn_room"))
-        self._state = self._root
+        self._rows = self._root.copy()
         self._latent, prediction = self._encode(self._root)
         self._latent_rows = np.arange(self.num_envs)
         self._num_steps = 0
         self._returns = np.zeros(self.num_envs)
-        return core.observation(self._state), self._infos(self._latent_rows, self._latent_rows, prediction)
+        return self._rows.observation(), self._infos(self._latent_rows, self._latent_rows, prediction)
 
     @torch.no_grad()
     def step(
@@ -152,56 +145,56 @@ class ImaginedVectorEnv(VectorEnv):
             ValueError: if the actions have the wrong shape, or one for a running row is not in the vocabulary.
             ResetNeeded: before the first reset.
         """
-        if self._state is None:
+        rows = self._rows
+        if rows is None:
             raise ResetNeeded("call reset before step.")
-        stepped = self._latent_rows
-        actions = self._checked(actions, stepped)
+        stepped, live = self._latent_rows, ~rows.done
+        actions = check_actions(actions, live, self.vocab_size)
         rewards, continuations = np.zeros(self.num_envs), np.ones(self.num_envs)
         if not len(stepped):
             no = np.zeros(self.num_envs, dtype=bool)
-            return core.observation(self._state), rewards, no, no.copy(), {}
-        before = self._state
-        state = core.transition(before, actions)
+            return rows.observation(), rewards, no, no.copy(), {}
         chosen = torch.as_tensor(actions[stepped], device=self.device)
         self._latent = self.world_model.step(self._latent, chosen)
         prediction = self.world_model.predict(self._latent)
+        rows.append(stepped, actions[stepped])
         rewards[stepped] = _array(prediction.reward)
         continuations[stepped] = _array(prediction.continuation)
         self._num_steps += 1
         self._returns += rewards
 
-        eos, out_of_budget = core.terminal(before, state, actions, self.eos_id, self.max_new)
+        eos, out_of_budget = rows.ends(live, actions, self.eos_id, self.max_new)
         imagined_end = np.zeros(self.num_envs, dtype=bool)
         if self.continuation_threshold is not None:
-            imagined_end = ~before.done & (continuations < self.continuation_threshold)
+            imagined_end = live & (continuations < self.continuation_threshold)
         turn_over = np.zeros(self.num_envs, dtype=bool)
         if self._turn_room is not None:
-            turn_over = ~before.done & (eos | (self._num_steps >= self._turn_room))
+            turn_over = live & (eos | (self._num_steps >= self._turn_room))
             eos = np.zeros(self.num_envs, dtype=bool)
         imagined_end &= ~turn_over
         terminated = eos | imagined_end
-        truncated = ~before.done & ~terminated & (turn_over | out_of_budget | (self._num_steps >= self.horizon))
+        truncated = live & ~terminated & (turn_over | out_of_budget | (self._num_steps >= self.horizon))
         ended = terminated | truncated
-        self._state = core.TextState(state.tokens, state.length, state.prompt_length, before.done | ended)
+        rows.done |= ended
 
-        live = ~ended[stepped]
-        infos = self._infos(stepped, stepped[live], prediction)
+        going_on = ~ended[stepped]
+        infos = self._infos(stepped, stepped[going_on], prediction)
         if ended.any():
-            rows = np.flatnonzero(ended)
+            ended_rows = np.flatnonzero(ended)
             causes = np.select(
                 [eos, turn_over, imagined_end, out_of_budget], ["eos", "turn", "continuation", "budget"], "horizon"
             )
             records = [
                 {"score": float(self._returns[row]), "num_tokens": self._num_steps, "reason": str(causes[row])}
-                for row in rows
+                for row in ended_rows
             ]
-            infos["final_info"], infos["_final_info"] = batch_infos(records, rows, self.num_envs), ended.copy()
-            self._latent_rows = stepped[live]
-            if live.any():
-                self._latent = self._latent.select(torch.as_tensor(np.flatnonzero(live), device=self.device))
-        return core.observation(self._state), rewards, terminated, truncated, infos
+            infos["final_info"], infos["_final_info"] = batch_infos(records, ended_rows, self.num_envs), ended.copy()
+            self._latent_rows = stepped[going_on]
+            if going_on.any():
+                self._latent = self._latent.select(torch.as_tensor(np.flatnonzero(going_on), device=self.device))
+        return rows.observation(), rewards, terminated, truncated, infos
 
-    def _rooted(self, prefix_ids: Prefixes, prompt_length: Sequence[int] | np.ndarray | None) -> core.TextState:
+    def _rooted(self, prefix_ids: Prefixes, prompt_length: Sequence[int] | np.ndarray | None) -> TextRows:
         prefixes = [np.asarray(prefix, dtype=np.int64) for prefix in prefix_ids]
         lengths = np.array([len(prefix) for prefix in prefixes], dtype=np.int64)
         prompts = lengths.copy() if prompt_length is None else np.asarray(prompt_length, dtype=np.int64)
@@ -216,10 +209,11 @@ class ImaginedVectorEnv(VectorEnv):
             )
         if (lengths - prompts >= self.max_new).any():
             raise ValueError(f"a prefix has a response of max_new={self.max_new} tokens or more: it has ended already.")
-        tokens = np.full((len(prefixes), self.max_prompt + self.max_new), self.pad_id, dtype=np.int64)
+        root = TextRows(len(prefixes), self.max_prompt + self.max_new, self.pad_id)
+        root.prompt_length = prompts
         for row, prefix in enumerate(prefixes):
-            tokens[row, : len(prefix)] = prefix
-        return core.TextState(tokens, lengths, prompts, np.zeros(len(prefixes), dtype=bool))
+            root.write(row, prefix)
+        return root
 
     def _checked_room(self, room: Sequence[int] | np.ndarray | None) -> np.ndarray | None:
         if room is None:
@@ -233,7 +227,7 @@ class ImaginedVectorEnv(VectorEnv):
         return given
 
     @torch.no_grad()
-    def _encode(self, root: core.TextState) -> tuple[LatentState, Prediction]:
+    def _encode(self, root: TextRows) -> tuple[LatentState, Prediction]:
         width = int(root.length.max())
         input_ids = torch.as_tensor(root.tokens[:, :width].copy(), device=self.device)
         attention_mask = torch.as_tensor(np.arange(width) < root.length[:, None], device=self.device)
@@ -258,15 +252,6 @@ class ImaginedVectorEnv(VectorEnv):
             infos[name][rows] = values
             infos[f"_{name}"] = np.isin(np.arange(self.num_envs), rows)
         return infos
-
-    def _checked(self, actions: np.ndarray, running: np.ndarray) -> np.ndarray:
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(f"actions must be {self.num_envs} integers, got {actions.dtype} of shape {actions.shape}.")
-        live = actions[running]
-        if live.size and (live.min() < 0 or live.max() >= self.vocab_size):
-            raise ValueError(f"an action is outside the vocabulary 0..{self.vocab_size - 1}: {live}.")
-        return actions.astype(np.int64)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

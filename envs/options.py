@@ -1,6 +1,5 @@
 """What ``reset(options=...)`` may ask of a text environment, checked at the border."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Int64
 
-from worldmtp.envs.splits import check_split
+from worldmtp.choices import check_choice
+from worldmtp.envs.dataset import check_split
 from worldmtp.envs.task import Example
 
 OPTION_NAMES = ("split", "group_size", "indices", "prompts", "reset_mask")
@@ -29,18 +29,14 @@ class ResetOptions:
 
 
 def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOptions:
-    """The options, checked; gymnasium's rules hold for ``reset_mask``.
+    """Return the options, checked; gymnasium's rules hold for ``reset_mask``.
 
     Raises:
         ValueError: if an option is unknown, or its value is impossible.
     """
     given = dict(options or {})
     for name in given:
-        if name not in OPTION_NAMES:
-            hint = difflib.get_close_matches(str(name), OPTION_NAMES, n=1)
-            raise ValueError(
-                f"reset option {name!r} is unknown" + (f", did you mean {hint[0]!r}?" if hint else f"; {OPTION_NAMES}.")
-            )
+        check_choice("reset option", str(name), OPTION_NAMES)
     split, group_size = given.get("split"), given.get("group_size")
     if split is not None:
         check_split(split)
@@ -106,21 +102,8 @@ def token_id(action: Any, vocab_size: int) -> int:
     return token
 
 
-def check_group_size(group_size: int, mode: AutoresetMode) -> None:
-    """Do nothing if rows can share prompts in this mode.
-
-    Raises:
-        ValueError: if they cannot.
-    """
-    if group_size > 1 and mode is not AutoresetMode.DISABLED:
-        raise ValueError(
-            f"group_size={group_size} needs autoreset_mode='disabled', got {mode.value!r}: "
-            "rows that reset at their own ends cannot keep sharing a prompt."
-        )
-
-
 def count_groups(rows: Int64[np.ndarray, " row"], group_size: int) -> int:
-    """Groups that these rows are.
+    """Return how many groups these rows are.
 
     Raises:
         ValueError: if a group is not whole.
@@ -132,7 +115,7 @@ def count_groups(rows: Int64[np.ndarray, " row"], group_size: int) -> int:
 
 
 def check_indices(indices: Int64[np.ndarray, " index"], pool_size: int) -> None:
-    """Do nothing if these are indices of a pool.
+    """Raise if these are no indices of a pool.
 
     Raises:
         ValueError: if one is not.
@@ -142,7 +125,7 @@ def check_indices(indices: Int64[np.ndarray, " index"], pool_size: int) -> None:
 
 
 def check_num_prompts(num_prompts: int, num_groups: int, group_size: int) -> None:
-    """Do nothing if there is one prompt a group.
+    """Raise if there is not one prompt a group.
 
     Raises:
         ValueError: if there is not.

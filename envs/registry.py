@@ -1,11 +1,11 @@
 """Tasks by name, and the gymnasium ids made of them.
 
 A task is registered by a decorator or by the catalogue; both give it the id ``worldmtp/<Name>-v0`` with string entry
-points and JSON kwargs, so that its EnvSpec can be written into a file and read back.
+points and JSON kwargs, so that its EnvSpec can be written into a file and read back. Tasks and worlds of this package
+are named by their paths and imported when they are made: the kernel knows none of them.
 """
 
-import difflib
-import importlib
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,12 +13,18 @@ from typing import Any, TypeVar
 
 import gymnasium
 
-from worldmtp.envs.task import Task
-from worldmtp.envs.tasks.function import FunctionTask, ScoreFunction
-from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.choices import did_you_mean
+from worldmtp.envs.task import RewardFunction, Task
+from worldmtp.lazy import import_name
 
 NAMESPACE = "worldmtp"
 REASONING_GYM_PREFIX = "reasoning_gym:"
+ENTRY_POINT = "worldmtp.envs:TextGenEnv"
+VECTOR_ENTRY_POINT = "worldmtp.envs.make:make_rows"
+_FUNCTION_TASK = "worldmtp.envs.tasks.function:FunctionTask"
+_WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
+_FROM_GYMNASIUM = "worldmtp.envs.worlds.adapters:from_gymnasium"
+_REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym"
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 _factories: dict[str, Callable[..., Task] | str] = {}
@@ -37,10 +43,10 @@ def task_names() -> list[str]:
 def register_task(
     name: str,
     *,
-    max_prompt: int,
-    max_new: int,
+    max_prompt: int | None = None,
+    max_new: int | None = None,
     tokenizer: str | Mapping[str, Any] = "char",
-    score: ScoreFunction | None = None,
+    score: RewardFunction | None = None,
     probe_bound: float | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
     **env_kwargs: Any,
@@ -48,12 +54,12 @@ def register_task(
     """Decorator that makes a task, and its gymnasium id, of a function, a Task class or a class of worlds.
 
     A function is ``rng -> Example``; a class with ``reset(seed)`` and ``step(text)`` is a ``TextWorld`` and becomes a
-    ``WorldTask``.
+    ``WorldTask``, as does a gymnasium environment whose observations and actions are texts.
 
     Args:
         name: of the task; its id is ``worldmtp/<name>-v0``.
-        max_prompt: tokens a prompt may take.
-        max_new: tokens an answer may take, EOS included.
+        max_prompt: tokens a prompt may take; None measures it, as ``TextEnvConfig`` says.
+        max_new: tokens an answer may take, EOS included; None measures it where there are answers.
         tokenizer: spec of ``make_tokenizer``.
         score: ``(example, text) -> value``, for a function; without it the value is 1 for exactly the answer, else 0.
         probe_bound: the largest mean value content-free text may earn from ``score``, or by saying it in every turn of
@@ -63,9 +69,8 @@ def register_task(
 
     Raises:
         ValueError: if the name is no gymnasium name, or another function or class has it.
-        TypeError: if what is decorated is not callable, is a gymnasium environment, or got a keyword that
-            would have no effect on it: ``score`` on a class, ``probe_bound`` on a Task class, ``task_kwargs`` on a
-            function.
+        TypeError: if what is decorated is not callable, or got a keyword that would have no effect on it: ``score`` on
+            a class, ``probe_bound`` on a Task class, ``task_kwargs`` on a function.
     """
     if re.fullmatch(r"[A-Za-z]\w*", name) is None:
         raise ValueError(f"task name {name!r} must be letters, digits and underscores, beginning with a letter.")
@@ -93,9 +98,11 @@ def register_task(
                 f"task {name!r} is already registered by {_origin(known)}; choose another name for {_origin(factory)}."
             )
         _factories[name] = factory
-        kwargs: dict[str, Any] = {"task": name, "tokenizer": tokenizer, "max_prompt": max_prompt, "max_new": max_new}
+        kwargs: dict[str, Any] = {"task": name, "tokenizer": tokenizer}
         if task_kwargs:
             kwargs["task_kwargs"] = dict(task_kwargs)
+        budgets = {"max_prompt": max_prompt, "max_new": max_new}
+        kwargs |= {budget: tokens for budget, tokens in budgets.items() if tokens is not None}
         register_env(name, kwargs | env_kwargs)
         return source
 
@@ -113,8 +120,8 @@ def register_env(name: str, kwargs: Mapping[str, Any]) -> None:
     gymnasium.registry.pop(env_id(name), None)
     gymnasium.register(
         id=env_id(name),
-        entry_point="worldmtp.envs:TextGenEnv",
-        vector_entry_point="worldmtp.envs:TextGenVectorEnv",
+        entry_point=ENTRY_POINT,
+        vector_entry_point=VECTOR_ENTRY_POINT,
         kwargs=dict(kwargs),
     )
 
@@ -152,40 +159,27 @@ def _factory_of(name: str) -> Callable[..., Task]:
         return factory
     if isinstance(factory, str):
         return _import(factory)
-    from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, dataset_names
-
-    if name.startswith(REASONING_GYM_PREFIX):
-        return partial(ReasoningGymTask, name.removeprefix(REASONING_GYM_PREFIX))
-    if ":" in name:
+    if ":" in name and not name.startswith(REASONING_GYM_PREFIX):
         return _import(name)
-    datasets = dataset_names()
+    dataset_task = pkgutil.resolve_name(f"{_REASONING_GYM}:ReasoningGymTask")
+    if name.startswith(REASONING_GYM_PREFIX):
+        return partial(dataset_task, name.removeprefix(REASONING_GYM_PREFIX))
+    datasets = pkgutil.resolve_name(f"{_REASONING_GYM}:dataset_names")()
     if name in datasets:
-        return partial(ReasoningGymTask, name)
-    hint = difflib.get_close_matches(name, [*_factories, *datasets], n=3)
+        return partial(dataset_task, name)
     raise ValueError(
-        f"task {name!r} is not registered"
-        + (f"; did you mean one of {hint}?" if hint else ".")
-        + f" Registered: {task_names()}, and every dataset of reasoning-gym; register your own with register_task."
+        f"task {name!r} is not registered{did_you_mean(name, [*_factories, *datasets])} "
+        f"Registered: {task_names()}, and every dataset of reasoning-gym; register your own with register_task."
     )
 
 
 def _import(path: str) -> Callable[..., Task]:
-    module_name, _, attribute = path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"task {path!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error
-    return _factory_from(factory)
+    return _factory_from(import_name(path, f"task {path!r}"))
 
 
-def _factory_from(source: Any, score: ScoreFunction | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:
+def _factory_from(source: Any, score: RewardFunction | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:
     if not isinstance(source, type):
-        return partial(FunctionTask, source, score, probe_bound)
-    if issubclass(source, gymnasium.Env):
-        raise TypeError(
-            f"{source.__qualname__} is a gymnasium environment, not a task; give its own id as env.id, or, if its "
-            "actions are texts, register a class with reset(seed) and step(text)."
-        )
+        return partial(_function_task, source, score, probe_bound)
     factory: Callable[..., Any] = partial(_world_task, source, probe_bound) if _is_world(source) else source
     return factory
 
@@ -195,8 +189,17 @@ def _is_world(source: type) -> bool:
     return all(hasattr(source, name) for name in ("reset", "step")) and not hasattr(source, "score")
 
 
-def _world_task(source: type, probe_bound: float, **world_kwargs: Any) -> WorldTask:
-    return WorldTask(source, world_kwargs, probe_bound=probe_bound)
+def _function_task(source: Callable[..., Any], score: RewardFunction | None, probe_bound: float) -> Task:
+    task: Task = pkgutil.resolve_name(_FUNCTION_TASK)(source, score, probe_bound)
+    return task
+
+
+def _world_task(source: type, probe_bound: float, **world_kwargs: Any) -> Task:
+    """Return conversations with worlds of this class, or with gymnasium environments of it."""
+    if issubclass(source, gymnasium.Env):
+        source, world_kwargs = pkgutil.resolve_name(_FROM_GYMNASIUM), {"env": source, **world_kwargs}
+    task: Task = pkgutil.resolve_name(_WORLD_TASK)(source, world_kwargs, probe_bound=probe_bound)
+    return task
 
 
 def _origin(factory: Callable[..., Task] | str) -> str:

@@ -15,10 +15,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.envs.replay import WorldReplay
 from worldmtp.envs.scoring_pool import Call, Job, Outcome, ScoringPool
 from worldmtp.envs.scoring_process import ScoringError, ScoringTimeout
-from worldmtp.envs.task import Example, Progress, Score, Task, TurnTask
-from worldmtp.envs.worlds.replay import Reply, WorldReplay
+from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TurnTask
 
 OnError = Literal["zero", "raise"]
 Answer = tuple[Example, str, np.ndarray]

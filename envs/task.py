@@ -6,7 +6,7 @@ says how far each token came. A ``TurnTask`` answers: its worlds write text of t
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,6 +76,10 @@ class Score:
                 raise ValueError(f"Score(components={{{name!r}: {component!r}}}) must be finite numbers.")
 
 
+RewardFunction = Callable[[Example, str], float | Score]
+"""What users write: the value of a text that answers an example, 1 and more counting as exact."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a text has come: what it would be worth if it stood here, and whether it ends here.
@@ -136,6 +140,31 @@ class TextWorld(Protocol):
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """What is said in reply, with the reward of this turn, ``terminated``, ``truncated`` and an info."""
         ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a world does in a turn; ``text`` is what it says."""
+
+    text: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def opening_of(world: TextWorld, seed: int) -> tuple[str, dict[str, Any]]:
+    """Return what a world says first, and its info.
+
+    Raises:
+        ValueError: if that is not what ``reset`` returned.
+    """
+    returned = world.reset(seed)
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], str):
+        raise ValueError(
+            f"{type(world).__name__}.reset returned {returned!r}; expected (text, info), as in ('hello', {{}})."
+        )
+    return returned[0], dict(returned[1] or {})
 
 
 @runtime_checkable

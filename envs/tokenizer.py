@@ -4,11 +4,12 @@ A tokenizer is named by a JSON value (``spec()``, ``make_tokenizer``), so that i
 a YAML file and in a checkpoint. transformers is imported only by those who ask for it.
 """
 
-import difflib
 import operator
 import string
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
+
+from worldmtp.choices import did_you_mean
 
 DEFAULT_ALPHABET = string.digits + string.ascii_lowercase + string.ascii_uppercase + " " + string.punctuation
 """Printable ASCII without control characters: 95 characters, a vocabulary of 97."""
@@ -236,10 +237,9 @@ def make_tokenizer(spec: str | Mapping[str, Any] | Tokenizer) -> Tokenizer:
         options = dict(spec)
         kind = str(options.pop("kind", ""))
     if kind not in _KINDS:
-        hint = difflib.get_close_matches(kind, _KINDS, n=1)
+        otherwise = '; a Hugging Face tokenizer is "transformers:<path>".'
         raise ValueError(
-            f"tokenizer kind {kind!r} is unknown; expected one of {_KINDS}"
-            + (f", did you mean {hint[0]!r}?" if hint else '; a Hugging Face tokenizer is "transformers:<path>".')
+            f"tokenizer kind {kind!r} is unknown; expected one of {_KINDS}{did_you_mean(kind, _KINDS, otherwise)}"
         )
     try:
         return CharTokenizer(**options) if kind == "char" else TransformersTokenizer(**options)

@@ -15,11 +15,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from worldmtp.envs import core
-from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.prompts import object_column
-from worldmtp.envs.single import TextGenEnv
+from worldmtp.envs.dataset import TextDataset
+from worldmtp.envs.rows import TextRows, object_column
 from worldmtp.envs.task import Example, TurnTask
+from worldmtp.envs.vector_env import TextGenVectorEnv
 
 
 class TextGenReward:
@@ -48,23 +47,24 @@ class TextGenReward:
 
     def __init__(self, env: str | gymnasium.Env[Any, Any], name: str | None = None, **env_kwargs: Any) -> None:
         made = gymnasium.make(env, disable_env_checker=True, **env_kwargs) if isinstance(env, str) else env
-        problem = getattr(made.unwrapped, "problem", None)
-        if not isinstance(made, gymnasium.Env) or not isinstance(problem, TextProblem):
+        kernel = getattr(made.unwrapped, "kernel", None)
+        if not isinstance(made, gymnasium.Env) or not isinstance(kernel, TextGenVectorEnv):
             raise TypeError(f"{made} is no environment of one text; expected a TextGenEnv or its gymnasium id.")
-        if isinstance(problem.task, TurnTask):
+        if isinstance(kernel.task, TurnTask):
             raise TypeError(
-                f"{type(problem.task).__name__} is a conversation, whose replies TRL's own generation cannot write; "
+                f"{type(kernel.task).__name__} is a conversation, whose replies TRL's own generation cannot write; "
                 "use worldmtp.agents.TextGenRollout as rollout_func of GRPOTrainer."
             )
-        self.env, self.problem = made, problem
-        self.__name__ = name or (made.spec.name if made.spec is not None else type(problem.task).__name__)
+        self.env, self.dataset, self.scorer = made, kernel.dataset, kernel.scorer
+        self._kernel = kernel
+        self.__name__ = name or (made.spec.name if made.spec is not None else type(kernel.task).__name__)
         self._by_key: dict[str, Example] = {}
         self._keys_of_prompt: dict[str, set[str]] = {}
 
     @property
     def max_new(self) -> int:
         """Tokens of an answer, EOS included: the trainer's ``max_completion_length``."""
-        return self.problem.max_steps
+        return self.dataset.max_steps
 
     def rows(self, split: str, num_examples: int, seed: int) -> list[dict[str, str]]:
         """Distinct examples as rows of ``prompt`` and ``example_key``; their answers can be scored from now on.
@@ -72,11 +72,11 @@ class TextGenReward:
         Raises:
             ValueError: if an earlier call gave another question under the same prompt.
         """
-        examples = self.problem.examples(split, num_examples, seed)
-        self.problem.encode(examples)  # that they fit is seen before training
+        examples = self.dataset.examples(split, num_examples, seed)
+        self.dataset.encode(examples)  # that they fit is seen before training
         for example in examples:
             known = self._by_key.setdefault(example.key, example)
-            if self.problem.identity(known) != self.problem.identity(example):
+            if self.dataset.identity(known) != self.dataset.identity(example):
                 raise ValueError(
                     f"{example} has the prompt of {known}, which an earlier rows() gave, and is another question, so a "
                     "completion could be scored by either; ask for all rows of a split at once, which gives each "
@@ -95,7 +95,7 @@ class TextGenReward:
         Raises:
             ValueError: if it does not; a BOS token in front of prompts is the usual reason.
         """
-        ours = self.problem.tokenizer
+        ours = self.dataset.tokenizer
         if processing_class.eos_token_id != ours.eos_id:
             raise ValueError(
                 f"the trainer's tokenizer ends texts with id {processing_class.eos_token_id}, the environment's with "
@@ -125,7 +125,7 @@ class TextGenReward:
         keys: Sequence[str | None] = [None] * len(prompts) if example_key is None else example_key
         examples = [self._find(prompt, key) for prompt, key in zip(prompts, keys, strict=True)]
         batch = list(zip(examples, completion_ids, strict=True))
-        with self.problem.scorer.asked_ahead(lambda: self._score(batch)):
+        with self.scorer.asked_ahead(lambda: self._score(batch)):
             played = [play(self.env, example, ids) for example, ids in batch]
         self._log([info for _, info in played], columns.get("log_metric"))
         return [reward for reward, _ in played]
@@ -135,36 +135,37 @@ class TextGenReward:
 
         Answers that are worth something at their end only are all put one token before it, and end together.
         """
-        problem = self.problem
-        vocab_size, eos_id = problem.tokenizer.vocab_size, problem.tokenizer.eos_id
+        dataset, tokenizer = self.dataset, self.dataset.tokenizer
         batch = [(example, [int(token) for token in ids]) for example, ids in batch]
-        batch = [(example, ids) for example, ids in batch if ids and min(ids) >= 0 and max(ids) < vocab_size]
-        if not batch or not isinstance(self.env.unwrapped, TextGenEnv):  # another's environment scores by itself
+        batch = [(example, ids) for example, ids in batch if ids and 0 <= min(ids) <= max(ids) < tokenizer.vocab_size]
+        if not batch:
             return
-        examples, texts = object_column([example for example, _ in batch]), [ids for _, ids in batch]
-        prompts = problem.encode([example for example, _ in batch])
-        state = core.initial(prompts.tokens, prompts.length, problem.max_new, problem.tokenizer.pad_id)
-        referee = problem.referee(len(batch))
-        referee.begin(np.arange(len(batch)), state)
+        examples, texts = object_column([example for example, _ in batch]), [list(ids) for _, ids in batch]
+        prompts, everyone = dataset.encode([example for example, _ in batch]), np.arange(len(batch))
+        rows = TextRows(len(batch), dataset.max_prompt + dataset.max_new, tokenizer.pad_id)
+        rows.begin(everyone, prompts.tokens, prompts.length)
+        rewards = self._kernel.new_rewards(len(batch))
+        rewards.begin(everyone, prompts.length)
         written = [0] * len(batch)
-        if referee.eos_terminates:
-            written = [
-                min(ids.index(eos_id) if eos_id in ids else len(ids) - 1, problem.max_steps - 1) for ids in texts
-            ]
+        if rewards.eos_terminates:
+            last = [ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids) - 1 for ids in texts]
+            written = [min(number, dataset.max_steps - 1) for number in last]
             for row, (ids, number) in enumerate(zip(texts, written, strict=True)):
-                state.tokens[row, state.length[row] : state.length[row] + number] = ids[:number]
-                state.length[row] += number
-        while not state.done.all():
-            actions = np.array([ids[number] for ids, number in zip(texts, written, strict=True)])
-            state = referee.rule(state, core.transition(state, actions), actions, examples).state
+                rows.write(row, ids[:number])
+        while not rows.done.all():
+            live = ~rows.done
+            actions = np.array([ids[number] for ids, number in zip(texts, written, strict=True)], dtype=np.int64)
+            acting = np.flatnonzero(live)
+            rows.append(acting, actions[acting])
+            result = rewards.step(rows, live, actions, examples)
             over = np.array([number + 1 == len(ids) for ids, number in zip(texts, written, strict=True)])
-            state = core.ended(state, np.flatnonzero(over))
+            rows.done |= result.terminated | result.truncated | over
             written = [min(number + 1, len(ids) - 1) for ids, number in zip(texts, written, strict=True)]
 
     def _log(self, infos: Sequence[dict[str, Any]], log_metric: Callable[[str, float], None] | None) -> None:
         if log_metric is None:
             return
-        counters = self.problem.scorer.counters
+        counters = self.scorer.counters
         log_metric(f"{self.__name__}/exact", float(np.mean([info["exact"] for info in infos])))
         log_metric(f"{self.__name__}/no_eos", float(np.mean([info["reason"] == "no_eos" for info in infos])))
         log_metric(f"{self.__name__}/scorer_errors", float(counters.errors))
@@ -197,7 +198,7 @@ def play(env: gymnasium.Env[Any, Any], example: Example, ids: Sequence[int]) -> 
     Raises:
         ValueError: if an id is not in the vocabulary, or ids go on behind EOS or the budget, or stop before both.
     """
-    problem: TextProblem = env.unwrapped.problem  # type: ignore[attr-defined]  # TextGenReward saw to it
+    dataset: TextDataset = env.unwrapped.dataset  # type: ignore[attr-defined]  # TextGenReward saw to it
     env.reset(options={"prompts": [example]})
     total = 0.0
     for num_played, token in enumerate(ids, start=1):
@@ -205,16 +206,16 @@ def play(env: gymnasium.Env[Any, Any], example: Example, ids: Sequence[int]) -> 
         total += float(reward)
         if terminated or truncated:
             behind = (
-                "EOS" if token == problem.tokenizer.eos_id else f"max_new={problem.max_steps}" if truncated else None
+                "EOS" if token == dataset.tokenizer.eos_id else f"max_new={dataset.max_steps}" if truncated else None
             )
             if num_played < len(ids) and behind is not None:
                 raise ValueError(
                     f"a completion of {len(ids)} tokens goes on behind {behind}, where the episode is over; the "
-                    f"trainer needs eos_token_id={problem.tokenizer.eos_id} and "
-                    f"max_completion_length={problem.max_steps}."
+                    f"trainer needs eos_token_id={dataset.tokenizer.eos_id} and "
+                    f"max_completion_length={dataset.max_steps}."
                 )
             return total, info
     raise ValueError(
         f"a completion of {len(ids)} tokens stops without EOS, but the episode goes on up to "
-        f"max_new={problem.max_steps}; set max_completion_length={problem.max_steps} in the trainer's config."
+        f"max_new={dataset.max_steps}; set max_completion_length={dataset.max_steps} in the trainer's config."
     )

@@ -1,7 +1,6 @@
 """Checkpoints: round trip, atomicity, corruption, and generators."""
 
 import errno
-import os
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmtp import checkpoint
+from worldmtp import atomic_files
 from worldmtp.checkpoint import (
     CheckpointError,
     capture_rng,
@@ -166,13 +165,20 @@ class _FullDisk:
 @pytest.mark.parametrize("room", [10, 500, 100_000])
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, room):
     old = save_checkpoint(tmp_path, 1, {"weight": torch.zeros(3)})
-    really_open = os.fdopen
-    monkeypatch.setattr(checkpoint.os, "fdopen", lambda *args: _FullDisk(really_open(*args), room))
-    with pytest.raises(
-        CheckpointError,
-        match=rf"step 2 to {re.escape(str(tmp_path))}: .*No space left on device.*intact checkpoint is .*step 1",
-    ):
-        save_checkpoint(tmp_path, 2, {"weight": torch.zeros(100_000)})
+    really_open = Path.open
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Path,
+            "open",
+            lambda path, mode="r": (
+                _FullDisk(really_open(path, mode), room) if mode == "wb" else really_open(path, mode)
+            ),
+        )
+        with pytest.raises(
+            CheckpointError,
+            match=rf"step 2 to {re.escape(str(tmp_path))}: .*No space left on device.*intact checkpoint is .*step 1",
+        ):
+            save_checkpoint(tmp_path, 2, {"weight": torch.zeros(100_000)})
     assert [path.name for path in tmp_path.iterdir()] == [old.name]
     assert torch.equal(load_checkpoint(old)["weight"], torch.zeros(3))
 
@@ -186,7 +192,7 @@ def test_an_unwritable_directory_is_a_clear_error(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(checkpoint.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(atomic_files.os, "replace", refuse)
     with pytest.raises(CheckpointError, match=r"Permission denied.*choose another directory"):
         save_checkpoint(tmp_path, 3, {})
 
@@ -201,9 +207,9 @@ def test_a_kill_before_the_rename_leaves_the_old_checkpoint(tmp_path, monkeypatc
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.os, "replace", kill)
+        patched.setattr(atomic_files.os, "replace", kill)
         # A real kill runs no clean-up either.
-        patched.setattr(checkpoint.Path, "unlink", lambda *args, **kwargs: None)
+        patched.setattr(atomic_files, "_remove", lambda path: None)
         with pytest.raises(Killed):
             save_checkpoint(tmp_path, 2, {"value": 2})
     assert len(list(tmp_path.iterdir())) == 2

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.returns import discounted_returns, generalized_advantages, lambda_returns, value_expansion
+from worldmtp.returns import generalized_advantages, lambda_returns, value_expansion
 
 
 def tensor(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_discounted_returns_worked_by_hand() -> None:
-    # G_2 = 4 + 0.5 * 8 = 8;  G_1 = 2 + 0.5 * 8 = 6;  G_0 = 1 + 0.5 * 6 = 4
-    returns = discounted_returns(tensor([1, 2, 4]), tensor([0.5, 0.5, 0.5]), torch.tensor([8.0], dtype=torch.float64))
+def test_monte_carlo_returns_worked_by_hand() -> None:
+    # G_2 = 4 + 0.5 * 8 = 8;  G_1 = 2 + 0.5 * 8 = 6;  G_0 = 1 + 0.5 * 6 = 4: only the last value counts.
+    returns = lambda_returns(tensor([1, 2, 4]), tensor([0.5, 0.5, 0.5]), tensor([70, 70, 8]), 1.0)
     assert returns.tolist() == [[4, 6, 8]]
 
 
@@ -63,7 +63,6 @@ def test_lambda_one_is_monte_carlo(seed: int) -> None:
             carried = carried * discounts[:, later]
         expected[:, t] += carried * values[:, -1]
     torch.testing.assert_close(lambda_returns(rewards, discounts, values[:, 1:], 1.0), expected)
-    torch.testing.assert_close(discounted_returns(rewards, discounts, values[:, -1]), expected)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.3, 0.95, 1.0])

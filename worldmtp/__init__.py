@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from worldmtp.envs import register_task as register_task
     from worldmtp.model import MTPConfig as MTPConfig
     from worldmtp.model import MTPModel as MTPModel
+    from worldmtp.training import open_run as open_run
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "agents": "",
     "analysis": "",
+    "atomic_files": "",
     "checkpoint": "",
     "cli": "",
     "decoding": "",
@@ -34,9 +36,17 @@ _PUBLIC = {
     "statistics": "",
     "studies": "",
     "tracking": "",
+    "training": "",
 }
 """The rooms, each loaded as an attribute."""
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__, _PUBLIC | {"envs.registry": "register_task", "model.config": "MTPConfig", "model.model": "MTPModel"}
+    __name__,
+    _PUBLIC
+    | {
+        "envs.registry": "register_task",
+        "model.config": "MTPConfig",
+        "model.model": "MTPModel",
+        "training.runs": "open_run",
+    },
 )

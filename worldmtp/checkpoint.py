@@ -9,9 +9,7 @@ Left out: sharded checkpoints, and asynchronous writing.
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -20,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmtp.atomic_files import remove_partial, replacing
+
 _MAGIC = b"worldmtp-checkpoint-1 "
 _HEADER_BYTES = len(_MAGIC) + 64 + 1
 _NAME = re.compile(r"checkpoint-(\d{12})\.pt")
-_TEMPORARY_PREFIX = ".writing-checkpoint-"
 _TAG = "__worldmtp__"
 
 
@@ -32,7 +31,7 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep_last: int = 2) -> Path:
-    """Write ``payload`` atomically; the checkpoint's path.
+    """Write ``payload`` atomically and return the checkpoint's path.
 
     The payload nests mappings, lists and tuples of tensors, numpy arrays, bytes, str, int, float, bool and None.
     Tensors are stored as they are; ``load_checkpoint`` brings them back on the device it is told. The one
@@ -49,8 +48,8 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep
     target = directory / f"checkpoint-{step:012d}.pt"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        _write_atomically(target, encoded)
+        remove_partial(directory, "checkpoint-*")
+        _write(target, encoded)
     except OSError as error:
         survivor = _newest_intact(directory, excluding=None)
         raise CheckpointError(
@@ -64,13 +63,13 @@ def save_checkpoint(directory: Path, step: int, payload: Mapping[str, Any], keep
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint with the highest step, or None; files still being written do not count."""
+    """Return the checkpoint with the highest step, or None; files still being written do not count."""
     found = _checkpoints(directory)
     return found[-1] if found else None
 
 
 def checkpoint_step(path: Path) -> int:
-    """The step a checkpoint's name carries.
+    """Return the step a checkpoint's name carries.
 
     Raises:
         ValueError: the name is not that of a checkpoint.
@@ -82,7 +81,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The payload of a checkpoint, after its checksum has been verified.
+    """Return the payload of a checkpoint, after its checksum has been verified.
 
     Raises:
         CheckpointError: missing, truncated or corrupt; the message names the newest intact checkpoint beside it.
@@ -101,7 +100,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def capture_rng(generators: Mapping[str, torch.Generator | np.random.Generator]) -> dict[str, Any]:
-    """The states of named generators, as payload for ``save_checkpoint``."""
+    """Return the states of named generators, as payload for ``save_checkpoint``."""
     return {
         name: generator.get_state() if isinstance(generator, torch.Generator) else generator.bit_generator.state
         for name, generator in generators.items()
@@ -156,40 +155,22 @@ class _HashingSink:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Flushing is the caller's, once, with an fsync."""
+        """Do nothing: the file is flushed once, when it is whole."""
 
 
-def _write_atomically(target: Path, encoded: Any) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(b"\0" * _HEADER_BYTES)
-            sink = _HashingSink(file)
-            torch.save(encoded, cast(IO[bytes], sink))
-            if sink.error is not None:
-                raise sink.error
-            file.seek(0)
-            file.write(_MAGIC + sink.sha256.hexdigest().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write(target: Path, encoded: Any) -> None:
+    with replacing(target) as partial, partial.open("wb") as file:
+        file.write(b"\0" * _HEADER_BYTES)
+        sink = _HashingSink(file)
+        torch.save(encoded, cast(IO[bytes], sink))
+        if sink.error is not None:
+            raise sink.error
+        file.seek(0)
+        file.write(_MAGIC + sink.sha256.hexdigest().encode() + b"\n")
 
 
 def _flaw(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None."""
+    """Return what is wrong with a checkpoint file, or None."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
@@ -221,14 +202,8 @@ def _survivor_sentence(survivor: Path | None) -> str:
     return f"The newest intact checkpoint is {survivor} (step {checkpoint_step(survivor)})."
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Files of a writer that was killed."""
-    for path in directory.glob(f"{_TEMPORARY_PREFIX}*"):
-        path.unlink()
-
-
 def _encode(value: Any, place: str) -> Any:
-    """The payload in the types that ``weights_only`` reading admits; arrays and bytes become tagged tensors."""
+    """Return the payload in the types that ``weights_only`` reading admits; arrays and bytes become tagged tensors."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Tensor):

@@ -1,7 +1,14 @@
-"""Packages whose public names are loaded on first use, so that importing one costs milliseconds and pulls no torch."""
+"""Imports at the moment of use: names that a package loads lazily, and names that a user wrote as "<module>:<name>".
+
+Importing a package whose names are lazy costs milliseconds and pulls no torch.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pkgutil import resolve_name
+from typing import Any
+
+from worldmtp.choices import did_you_mean
 
 _Exports = tuple[Callable[[str], object], Callable[[], list[str]], list[str]]
 
@@ -28,9 +35,20 @@ def lazy_exports(package: str, names: Mapping[str, str]) -> _Exports:
     return load, lambda: public, public
 
 
-def _unknown(package: str, name: str, public: list[str]) -> str:
-    from difflib import get_close_matches  # here: only a mistake pays for it
+def import_name(path: str, what: str) -> Any:
+    """Return what "<module>:<name>" stands for; ``what`` says in the error message which value it is.
 
-    message = f"module {package!r} has no attribute {name!r}"
-    close = get_close_matches(name, public, n=1)
-    return f"{message}; did you mean {close[0]!r}?" if close else f"{message}; public names: {', '.join(public)}."
+    Raises:
+        ValueError: the path has another form, the module cannot be imported, or it does not define the name.
+    """
+    try:
+        if not path.rpartition(":")[2] or ":" not in path:
+            raise ImportError("the module or the name is missing")
+        return resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be imported: {error}. Expected '<module>:<class>'.") from error
+
+
+def _unknown(package: str, name: str, public: list[str]) -> str:
+    end = did_you_mean(name, public, f"; public names: {', '.join(public)}.")
+    return f"module {package!r} has no attribute {name!r}{end}"

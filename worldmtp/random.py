@@ -11,7 +11,7 @@ import numpy as np
 
 
 def stream_seed(seed: int, purpose: str) -> int:
-    """A seed in [0, 2^63) for ``purpose`` in a run of ``seed``, by numpy's SeedSequence over both.
+    """Return a seed in [0, 2^63) for ``purpose`` in a run of ``seed``, by numpy's SeedSequence over both.
 
     Raises:
         ValueError: the seed is negative.

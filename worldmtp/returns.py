@@ -14,28 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def discounted_returns(
-    rewards: Float[Tensor, "batch time"], discounts: Float[Tensor, "batch time"], bootstrap: Float[Tensor, " batch"]
-) -> Float[Tensor, "batch time"]:
-    """Monte Carlo returns G_t = r_t + d_t G_{t+1}, with G_T = ``bootstrap``.
-
-    Sutton & Barto 2018, eq. 3.9.
-    """
-    following = bootstrap
-    returns = torch.empty_like(rewards)
-    for t in reversed(range(rewards.shape[1])):
-        following = rewards[:, t] + discounts[:, t] * following
-        returns[:, t] = following
-    return returns
-
-
 def lambda_returns(
     rewards: Float[Tensor, "batch time"],
     discounts: Float[Tensor, "batch time"],
     next_values: Float[Tensor, "batch time"],
     lambda_: float | Float[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    """Lambda returns G_t = r_t + d_t [(1 - lambda) v_{t+1} + lambda G_{t+1}], with G_T = v_T.
+    """Return lambda returns G_t = r_t + d_t [(1 - lambda) v_{t+1} + lambda G_{t+1}], with G_T = v_T.
 
     Sutton & Barto 2018, eq. 12.18. lambda = 0 is the one-step target; lambda = 1 the Monte Carlo return with a
     bootstrap. A tensor of lambdas cuts the recursion where it is zero, which is what a truncated episode needs.
@@ -56,7 +41,7 @@ def generalized_advantages(
     values: Float[Tensor, "batch time_plus_1"],
     lambda_: float | Float[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
-    """Generalized advantages A_t = sum_l (d lambda)^l delta_{t+l}, delta_t = r_t + d_t v_{t+1} - v_t.
+    """Return advantages A_t = sum_l (d lambda)^l delta_{t+l}, delta_t = r_t + d_t v_{t+1} - v_t.
 
     Schulman et al. 2016, eq. 16, https://arxiv.org/abs/1506.02438; written as the lambda return less the value, which
     is the same sum. ``values`` has one entry more than ``rewards``, the last the bootstrap.
@@ -77,7 +62,7 @@ def value_expansion(
     discounts: Float[Tensor, "root horizon"],
     values: Float[Tensor, "root horizon_plus_1"],
 ) -> Float[Tensor, "root horizon_plus_1"]:
-    """Value expansions T_h = sum_{i<h} (prod_{j<i} d_j) r_i + (prod_{j<h} d_j) v_h, for h = 0 .. horizon.
+    """Return value expansions T_h = sum_{i<h} (prod_{j<i} d_j) r_i + (prod_{j<h} d_j) v_h, for h = 0 .. horizon.
 
     Feinberg et al. 2018 (MVE), eq. 3.1, https://arxiv.org/abs/1803.00101. T_0 is the critic itself. ``discounts`` are
     gamma times the imagined continuation, so what is imagined after an imagined end counts nothing.

@@ -1,9 +1,12 @@
-"""Intervals and paired comparisons for small experiments; plain numpy, no model.
+"""Intervals and paired comparisons for small experiments; numpy and scipy, no model.
 
 What is resampled is the independent unit (a sequence, a prompt, a seed), never a token: a bootstrap over the tokens of
 40 correlated sequences covers a nominal 90 % interval about 40 % of the time. From ten units on, intervals are
 percentile bootstraps; below ten those are too narrow (61 % coverage at n = 3), so the interval is Student's t on the
 jackknife, which for a mean is the textbook t interval. The result says which of the two it is.
+
+scipy.stats is imported at its first use, since its import takes a second. Its own bootstrap is not used: it resamples
+the units themselves, not sums over them, so a ratio of 10,000 resamples would cost 10,000 times the data.
 
 Left out: BCa intervals and two-level (seed, then prompt) resampling.
 """
@@ -11,7 +14,6 @@ Left out: BCa intervals and two-level (seed, then prompt) resampling.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Real
@@ -43,11 +45,6 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside the interval."""
-        return self.low > 0 or self.high < 0
-
 
 def bootstrap_interval(
     values: Sample,
@@ -57,7 +54,7 @@ def bootstrap_interval(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of the mean of ``values``.
+    """Return the interval of the mean of ``values``.
 
     Percentile bootstrap (Efron & Tibshirani 1993, ch. 13) from ten values on, Student's t below.
 
@@ -84,7 +81,7 @@ def ratio_interval(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of sum(numerators) / sum(denominators), the two resampled together.
+    """Return the interval of sum(numerators) / sum(denominators), the two resampled together.
 
     That is a per-token mean whose independent unit is the sequence: pass each sequence's sum and its token count.
     Units with a zero denominator hold nothing to average and are left out, so ``n`` counts the others.
@@ -110,7 +107,7 @@ def sums_interval(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of ``statistic(total of sums over units)``, for statistics that need only totals.
+    """Return the interval of ``statistic(total of sums over units)``, for statistics that need only totals.
 
     Each unit brings one row of sums; ``statistic`` maps totals to numbers, many totals at a time. Means, ratios,
     regression slopes and correlations are of this kind, and a resample costs one row of a matrix product.
@@ -144,7 +141,7 @@ def paired_difference(
     generator: np.random.Generator | int,
     unit: str = "sequence",
 ) -> Interval:
-    """Interval of the mean of ``first - second``, paired: entry i of both is the same prompt, or the same seed.
+    """Return the interval of the mean of ``first - second``; entry i of both is the same prompt, or the same seed.
 
     Raises:
         ValueError: the two differ in length.
@@ -159,7 +156,7 @@ def paired_difference(
 
 
 def wilson_interval(num_successes: int, n: int, *, level: float = 0.9, unit: str = "sequence") -> Interval:
-    """Score interval of a proportion; sensible at 0 and at n successes, where a bootstrap has no width.
+    """Return the score interval of a proportion; sensible at 0 and at n successes, where a bootstrap has no width.
 
     With p = successes / n and z the normal quantile: (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4, https://doi.org/10.1214/ss/1009213286.
@@ -170,69 +167,11 @@ def wilson_interval(num_successes: int, n: int, *, level: float = 0.9, unit: str
     _check_level(level)
     if n < 1 or not 0 <= num_successes <= n:
         raise ValueError(f"num_successes={num_successes} of n={n}; need n >= 1 and successes in 0..n.")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    proportion = num_successes / n
-    centre = proportion + z * z / (2 * n)
-    spread = z * math.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # At the borders the exact end is 0 or 1; rounding must not push the interval past its own estimate.
-    low = min(max((centre - spread) / scale, 0.0), proportion)
-    high = max(min((centre + spread) / scale, 1.0), proportion)
-    return Interval(estimate=proportion, low=low, high=high, level=level, unit=unit, method="Wilson score", n=n)
+    from scipy.stats import binomtest
 
-
-def iqm(values: Sample) -> float:
-    """Interquartile mean: the mean after floor(n / 4) values are cut from each end.
-
-    Agarwal et al. 2021, https://arxiv.org/abs/2108.13264.
-
-    Raises:
-        ValueError: no value, or one that is not finite.
-    """
-    _check_finite("values", values)
-    if len(values) == 0:
-        raise ValueError("Got no values; the interquartile mean needs at least one.")
-    cut = len(values) // 4
-    return float(np.sort(np.asarray(values, dtype=np.float64))[cut : len(values) - cut].mean())
-
-
-def student_t_quantile(probability: float, degrees_of_freedom: int) -> float:
-    """Quantile of Student's t for whole degrees of freedom, by bisection on the closed form of its distribution.
-
-    Raises:
-        ValueError: a probability outside (0, 1), or no degree of freedom.
-    """
-    if not 0 < probability < 1 or degrees_of_freedom < 1:
-        raise ValueError(
-            f"probability={probability}, degrees_of_freedom={degrees_of_freedom}; need a probability inside (0, 1) "
-            "and at least one degree of freedom."
-        )
-    if probability < 0.5:
-        return -student_t_quantile(1 - probability, degrees_of_freedom)
-    low, high = 0.0, 1.0
-    while _student_t_distribution(high, degrees_of_freedom) < probability:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _student_t_distribution(middle, degrees_of_freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _student_t_distribution(t: float, degrees_of_freedom: int) -> float:
-    """P(T <= t). Abramowitz & Stegun 1964, 26.7.3 (odd) and 26.7.4 (even degrees of freedom)."""
-    theta = math.atan(t / math.sqrt(degrees_of_freedom))
-    squared_cosine = math.cos(theta) ** 2
-    is_odd = degrees_of_freedom % 2 == 1
-    term = math.cos(theta) if is_odd else 1.0
-    series = 0.0
-    for index in range(1 if is_odd else 0, degrees_of_freedom - 1, 2):
-        series += term
-        term *= squared_cosine * (index + 1) / (index + 2)
-    two_sided = 2 / math.pi * (theta + math.sin(theta) * series) if is_odd else math.sin(theta) * series
-    return 0.5 + two_sided / 2
+    found = binomtest(num_successes, n).proportion_ci(level, method="wilson")
+    estimate, low, high = num_successes / n, float(found.low), float(found.high)
+    return Interval(estimate=estimate, low=low, high=high, level=level, unit=unit, method="Wilson score", n=n)
 
 
 def _percentile_bootstrap(
@@ -242,7 +181,7 @@ def _percentile_bootstrap(
     num_resamples: int,
     generator: np.random.Generator,
 ) -> tuple[float, float]:
-    """Both ends of the percentile interval; resamples are counts of units, so each is one matrix row."""
+    """Return both ends of the percentile interval; resamples are counts of units, so each is one matrix row."""
     n = len(sums)
     chunk = max(1, _ELEMENTS_PER_CHUNK // n)
     replicates = []
@@ -262,13 +201,15 @@ def _jackknife_t(
     estimate: float,
     level: float,
 ) -> tuple[float, float]:
-    """Estimate ± t_{n-1} * the jackknife's standard error (Efron & Tibshirani 1993, eq. 11.5)."""
+    """Return estimate ± t_{n-1} * the jackknife's standard error (Efron & Tibshirani 1993, eq. 11.5)."""
+    from scipy.stats import t
+
     n = len(sums)
     leave_one_out = statistic(sums.sum(axis=0) - sums)
     if not np.all(np.isfinite(leave_one_out)):
         raise ValueError(f"The statistic is undefined with one of the {n} units left out; collect more units.")
     standard_error = math.sqrt((n - 1) / n * np.sum((leave_one_out - leave_one_out.mean()) ** 2))
-    half_width = student_t_quantile(0.5 + level / 2, n - 1) * standard_error
+    half_width = float(t.ppf(0.5 + level / 2, n - 1)) * standard_error
     return estimate - half_width, estimate + half_width
 
 

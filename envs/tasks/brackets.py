@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Progress, Score
-from worldmtp.envs.tasks.matching import check_reward
+from worldmtp.envs.tasks.strings import check_reward
 
 _MAX_PAIRS = 9  # the prompt gives the number as one digit
 

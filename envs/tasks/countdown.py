@@ -2,23 +2,76 @@
 
 The game of the television shows "Des chiffres et des lettres" and "Countdown", and a common benchmark of search by
 language models (Gandhi et al. 2024, "Stream of Search", https://arxiv.org/abs/2404.03683). We differ in that every
-number must be used; in the show some may be left. ``worldmtp.envs.tasks.countdown_solver`` lists all solutions.
+number must be used; in the show some may be left.
+
+Expressions that differ only by the order of terms or factors, or by brackets that change nothing, are one solution:
+sums and products are kept flat and sorted, and ``a - (b - c)`` is ``a + c - b``. Not made equal: ``(a - b) * (c - d)``
+and ``(b - a) * (d - c)``.
 
 Left out: signs before numbers, powers, numbers joined to longer ones.
 """
+
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.countdown_solver import (
-    Expression,
-    check_operators,
-    combine,
-    number_expression,
-)
-from worldmtp.envs.tasks.matching import check_reward
-from worldmtp.envs.tasks.safe_arithmetic import Grammar, TooLarge, evaluate_exact, parse
+from worldmtp.envs.tasks.safe_arithmetic import Grammar, TooLarge, apply_exact, evaluate_exact, parse
+from worldmtp.envs.tasks.strings import check_reward
+
+OPERATORS = "+-*/"
+_NEGATING = {"+": 1, "*": 1, "-": -1, "/": -1}
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A number (no parts), a sum of signed terms, or a product of factors (1) and divisors (-1)."""
+
+    text: str
+    value: Fraction
+    kind: str = "number"
+    parts: tuple[tuple[int, "Expression"], ...] = ()
+
+
+def number_expression(number: int) -> Expression:
+    """Return a number by itself."""
+    return Expression(str(number), Fraction(number))
+
+
+def combine(operator: str, left: Expression, right: Expression) -> Expression:
+    """Return the two joined by an operator, in the one way that all equivalent ways of writing share.
+
+    Raises:
+        ZeroDivisionError: if it divides by zero.
+    """
+    value = apply_exact(operator, left.value, right.value)
+    kind, plus, minus = ("sum", "+", "-") if operator in "+-" else ("product", "*", "/")
+    turned = [(_NEGATING[operator] * sign, part) for sign, part in _parts(right, kind)]
+    parts = tuple(sorted([*_parts(left, kind), *turned], key=lambda item: (-item[0], item[1].text)))
+    text = "".join(
+        (plus if sign > 0 else minus) + (f"({part.text})" if kind == "product" and part.kind == "sum" else part.text)
+        for sign, part in parts
+    )
+    return Expression(text[1:], value, kind, parts)  # the first part is never a negative one
+
+
+def check_operators(operators: str) -> None:
+    """Raise if the operators cannot be used.
+
+    Raises:
+        ValueError: if there is none, one is unknown or repeated, or there is "-" without "+" or "/" without "*".
+    """
+    if ("-" in operators and "+" not in operators) or ("/" in operators and "*" not in operators):
+        raise ValueError(f"operators={operators!r}: '-' comes with '+' and '/' with '*', since a-(b-c) is a+c-b.")
+    if not operators or not set(operators) <= set(OPERATORS) or len(set(operators)) < len(operators):
+        raise ValueError(f"operators={operators!r} must be some of {OPERATORS!r}, each once.")
+
+
+def _parts(expression: Expression, kind: str) -> tuple[tuple[int, Expression], ...]:
+    return expression.parts if expression.kind == kind else ((1, expression),)
+
 
 _GRAMMAR = Grammar(signs=False, powers=False, decimals=False, max_digits=9)
 _MAX_TRIES = 2_000

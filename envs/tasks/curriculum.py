@@ -1,8 +1,9 @@
 """Options of a reasoning-gym dataset from its curriculum: a level for all of its attributes, or one for each."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from worldmtp.choices import did_you_mean
 
 Level = int | Mapping[str, int]
 
@@ -26,11 +27,9 @@ def curriculum_options(library: Any, dataset: str, level: Level) -> dict[str, An
     if isinstance(level, Mapping):
         for name, value in level.items():
             if name not in num_levels:
-                hint = difflib.get_close_matches(str(name), num_levels, n=1)
                 raise ValueError(
-                    f"the curriculum of {dataset} has no attribute {name!r}"
-                    + (f"; did you mean {hint[0]!r}?" if hint else ".")
-                    + f" Its attributes and their numbers of levels: {num_levels}."
+                    f"the curriculum of {dataset} has no attribute {name!r}{did_you_mean(name, num_levels)} "
+                    f"Its attributes and their numbers of levels: {num_levels}."
                 )
             _check_level(f"level[{name!r}]", value, num_levels[name], dataset, num_levels)
             curriculum.set_attr_level(name, value)

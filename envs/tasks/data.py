@@ -1,38 +1,217 @@
-"""DataTask: questions from a file, and a reward by its dotted path.
+"""Examples from a file of prompts, with or without answers; a reward of the user's own, if there is one.
 
 Splits are by the hash of the prompt, as everywhere: columns or parts that name a split are not asked, so that a prompt
 that stands in the file twice cannot be in both. A split of the file's author is kept by two environments, one a part.
+
+A file is JSONL, CSV, Parquet, what ``datasets`` saved to disk, or a data set on the Hub. Text files are UTF-8, with or
+without the byte order mark that spreadsheets and Windows editors put in front. They are read here and not by
+``datasets``, which gives each column one type: the answer 4 beside 4.50 would be 4.0, the answer 007 would be 7, and NA
+would be missing.
 """
 
-import difflib
-from collections.abc import Sequence
+import csv
+import decimal
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.rewards import RewardFunction, load_reward, reward_score
-from worldmtp.envs.tasks.rows import Row, as_text, read_rows
+from worldmtp.envs.tasks.function import RewardFunction, load_reward, reward_score
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+Row = dict[str, Any]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class WrittenFloat(float):
+    """A float of a JSON file that remembers how it was written: the answer 4.50 is the text "4.50"."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "WrittenFloat":
+        """Read a number's text."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
+        return WrittenFloat, (self.text,)
+
+
+def as_text(value: Any) -> str | None:
+    """Return a cell as text: a text as it is, a number as it is written, and None for anything else.
+
+    True and false are left out, since files spell them in too many ways for one to be the answer.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, WrittenFloat):
+        return value.text
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else None
+    if isinstance(value, bool):
+        return None
+    return str(value) if isinstance(value, (int, decimal.Decimal)) else None
+
+
+def read_rows(path: str | Path, part: str | None = None, subset: str | None = None) -> list[Row]:
+    """Return all rows, in the order of the file.
+
+    Args:
+        path: a file, whose suffix says how it is read, a directory written by ``save_to_disk``, or, where there is
+            neither, the name of a data set on the Hub, "<owner>/<name>".
+        part: which part of a directory or of a data set that holds several, such as "train".
+        subset: which subset of a data set on the Hub that has several.
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path.
+        ValueError: if the suffix is unknown, a text file is not UTF-8, a line is no JSON object or has other fields
+            than the header, the part is missing or unknown, the Hub cannot be reached or has no such data set, or
+            there are no rows.
+    """
+    name, path = str(path), Path(path)
+    is_on_hub = not path.exists() and _HUB_NAME.fullmatch(name) and path.suffix not in SUFFIXES
+    if not path.exists() and not is_on_hub:
+        raise FileNotFoundError(f"path={str(path)!r}: no such file or directory (from {str(Path.cwd())!r}).")
+    if subset is not None and not is_on_hub:
+        raise ValueError(f"subset={subset!r} chooses in a data set on the Hub, and {name!r} is here; leave it out.")
+    if is_on_hub:
+        rows = _hub_dataset(name, part, subset)
+    elif path.is_dir():
+        rows = _saved_dataset(path, part)
+    elif part is not None:
+        raise ValueError(
+            f"part={part!r} chooses in a directory of datasets, and {str(path)!r} is a file; leave it out."
+        )
+    elif path.suffix in (".jsonl", ".csv"):
+        try:
+            rows = _jsonl(path) if path.suffix == ".jsonl" else _csv(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{str(path)!r} is not UTF-8: {error}; save it as UTF-8.") from error
+    elif path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        raise ValueError(
+            f"path={str(path)!r} ends in {path.suffix!r}; expected one of {SUFFIXES}, or a directory that datasets "
+            "saved with save_to_disk."
+        )
+    if not rows:
+        raise ValueError(f"{str(path)!r} has no rows; a task needs at least one.")
+    return rows
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_float=WrittenFloat)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(path)!r}, line {number}: {error}; each line must be a JSON object.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{str(path)!r}, line {number}: a JSON {type(row).__name__}; each line must be an object.")
+        rows.append(row)
+    return rows
+
+
+def _csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = []
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"not the {len(reader.fieldnames or ())} fields of the header {reader.fieldnames}")
+                rows.append(dict(row))
+        except UnicodeDecodeError:
+            raise  # a ValueError, which is not about a line
+        except (csv.Error, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r}, line {reader.line_num}: {error}; put quotes around a field with commas or quotes."
+            ) from error
+    return rows
+
+
+def _saved_dataset(path: Path, part: str | None) -> list[Row]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"path={str(path)!r} is a directory that datasets did not save: {error}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        return _rows_of_part(saved, part, str(path))
+    if part is not None:
+        raise ValueError(f"part={part!r}: {str(path)!r} holds a single dataset; leave it out.")
+    return list(saved)
+
+
+def _hub_dataset(name: str, part: str | None, subset: str | None) -> list[Row]:
+    import datasets
+
+    try:
+        with _without_progress_bars():
+            parts = datasets.load_dataset(name, name=subset)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(
+            f"path={name!r} is no file or directory here (from {str(Path.cwd())!r}), and the data set of that name on "
+            f"the Hub cannot be loaded: {error}. Check the name and subset=..., and that the Hub can be reached; or "
+            "save the data set where it can, with save_to_disk, and give that directory."
+        ) from error
+    return _rows_of_part(parts, part, name)
+
+
+def _rows_of_part(parts: Any, part: str | None, place: str) -> list[Row]:
+    if part not in parts:
+        raise ValueError(f"part={part!r}: {place!r} holds the parts {sorted(parts)}; choose one of them.")
+    return list(parts[part])
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    import datasets
+
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
 
 
 class DataTask:
     """Rows of a file; each is as likely as any other, so a prompt that stands there twice comes twice as often.
 
     Args:
-        path: a .jsonl, .csv or .parquet file, or a directory that ``datasets`` saved.
+        path: a .jsonl, .csv or .parquet file, a directory that ``datasets`` saved, or a data set on the Hub,
+            "<owner>/<name>".
         reward: "<module>:<function>", or a function: ``(example, text) -> float | Score``. Without one a text is worth
             1 if it is the answer, else 0. The other columns of the row are ``example.meta``.
         prompt: the column of the prompts.
         answer: the column of the answers, texts or numbers; None where there is none, for which a reward is needed.
-        part: of a directory that holds several datasets, such as "train".
+        part: of a directory or a data set that has several, such as "train".
+        subset: of a data set on the Hub that has several.
         separator: appended to each prompt.
         probe_bound: the largest mean value that content-free text may earn from the reward.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, a column is missing, a prompt or an answer is empty or neither
-            text nor number, or the reward cannot be imported.
+        ValueError: if the file or the data set cannot be read, a column is missing, a prompt or an answer is empty or
+            neither text nor number, or the reward cannot be imported.
     """
 
     def __init__(
@@ -43,6 +222,7 @@ class DataTask:
         prompt: str = "prompt",
         answer: str | None = "answer",
         part: str | None = None,
+        subset: str | None = None,
         separator: str = "",
         probe_bound: float = 0.0,
     ) -> None:
@@ -52,7 +232,7 @@ class DataTask:
             raise ValueError("without answers there is nothing to match; give a reward, '<module>:<function>'.")
         self.path, self.probe_bound = str(path), probe_bound
         self._reward = None if reward is None else load_reward(reward)
-        rows = read_rows(path, part)
+        rows = read_rows(path, part, subset)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         _check_column("prompt", prompt, columns, self.path)
         if answer is not None:
@@ -100,10 +280,8 @@ class DataTask:
 def _check_column(argument: str, column: str, columns: Sequence[str], path: str) -> None:
     if column in columns:
         return
-    hint = difflib.get_close_matches(column, columns, n=1)
     raise ValueError(
-        f"{path!r} has no column {column!r}"
-        + (f"; did you mean {hint[0]!r}?" if hint else ".")
-        + f" Its columns: {list(columns)}; name the right one with {argument}=..."
+        f"{path!r} has no column {column!r}{did_you_mean(column, columns)} "
+        f"Its columns: {list(columns)}; name the right one with {argument}=..."
         + (", or answer=None and a reward." if argument == "answer" else ".")
     )

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.matching import check_reward, position_match
+from worldmtp.envs.tasks.strings import check_reward, position_match
 
 NODE_NAMES = string.ascii_lowercase + string.ascii_uppercase + string.digits
 """Characters a node can be called by; a graph uses the first ``num_names`` of them."""

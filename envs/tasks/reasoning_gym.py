@@ -29,7 +29,6 @@ What is added to it, and why:
 Left out: chain-of-thought answer tags, and a level that rises while training: levels are environments of their own.
 """
 
-import difflib
 import math
 import re
 import string
@@ -43,12 +42,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.global_rng import seeded_global_rng
 from worldmtp.envs.task import Example, Score, is_full_return
 from worldmtp.envs.tasks.curriculum import Level, curriculum_options
 from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
 from worldmtp.envs.tasks.item_cache import ItemCache
-from worldmtp.envs.tasks.matching import check_reward
+from worldmtp.envs.tasks.strings import check_reward
 
 _INDEX_RANGE = 2**31
 _MAX_REDRAWS = 100
@@ -251,19 +251,15 @@ def _library() -> Any:
 def _create(name: str, config: dict[str, Any], level: Level | None) -> Any:
     library = _library()
     if name not in library.DATASETS:
-        hint = difflib.get_close_matches(name, library.DATASETS, n=3)
-        raise ValueError(f"reasoning-gym has no dataset {name!r}" + (f"; did you mean one of {hint}?" if hint else "."))
+        raise ValueError(f"reasoning-gym has no dataset {name!r}{did_you_mean(name, library.DATASETS)}")
     reserved = sorted({"seed", "size"} & set(config))
     if reserved:
         raise ValueError(f"{reserved} of {name} belong to the environment; seed with reset(seed=...) and pool_seed.")
     fields = set(library.DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
     unknown = sorted(set(config) - fields)
     if unknown:
-        hint = difflib.get_close_matches(unknown[0], fields, n=1)
         raise ValueError(
-            f"{name} has no option {unknown[0]!r}"
-            + (f", did you mean {hint[0]!r}?" if hint else ".")
-            + f" Its options: {sorted(fields)}."
+            f"{name} has no option {unknown[0]!r}{did_you_mean(unknown[0], fields)} Its options: {sorted(fields)}."
         )
     if level is None:
         return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **config)

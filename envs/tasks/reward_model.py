@@ -6,7 +6,6 @@ Nothing is learnt from those ids; the ids of the policy stay as they were sample
 Left out: comparisons of two answers, and rewards of single tokens.
 """
 
-import difflib
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import did_you_mean
+from worldmtp.envs.registry import make_task
 from worldmtp.envs.task import Example, Score, Task
 from worldmtp.envs.tokenizer import NO_TEXT
 
@@ -68,9 +69,6 @@ class RewardModelTask:
             raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be positive.")
         if {name for _, name, _, _ in string.Formatter().parse(template) if name is not None} != {"prompt", "text"}:
             raise ValueError(f"template={template!r} must name {{prompt}} and {{text}}, and nothing else.")
-        # imported here: the registry knows the tasks by their paths, and only this task asks for another by name
-        from worldmtp.envs.registry import make_task
-
         self.checkpoint, self.template, self.device = str(checkpoint), template, device
         self.exact_from, self.show_answers, self.probe_bound = exact_from, show_answers, probe_bound
         self.batch_size, self.max_length = batch_size, max_length
@@ -172,10 +170,8 @@ def _read_label(checkpoint: str, label: str | int | None) -> tuple[int, bool]:
         return 0, False
     index = names.index(label) if label in names else label
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(names):
-        hint = difflib.get_close_matches(str(label), names, n=1)
         raise ValueError(
-            f"label={label!r} of {checkpoint!r}: say which label is good"
-            + (f"; did you mean {hint[0]!r}?" if hint else ".")
-            + f" Its labels: {names}."
+            f"label={label!r} of {checkpoint!r}: say which label is good{did_you_mean(label, names)} "
+            f"Its labels: {names}."
         )
     return index, config.problem_type != "multi_label_classification"

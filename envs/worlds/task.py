@@ -1,14 +1,13 @@
 """A task from a world: the opening text is the prompt, the world's seed is what decides the episode."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.task import Example, Score, TextWorld
-from worldmtp.envs.worlds.replay import opening_of
+from worldmtp.envs.task import Example, Score, TextWorld, opening_of
+from worldmtp.lazy import import_name
 
 _SEED_RANGE = 2**31
 _MAX_CONSTANT_TURNS = 1000
@@ -39,7 +38,7 @@ class WorldTask:
     ) -> None:
         if num_seeds < 1:
             raise ValueError(f"num_seeds={num_seeds} must be positive.")
-        self.factory = _import(world) if isinstance(world, str) else world
+        self.factory = import_name(world, f"world {world!r}") if isinstance(world, str) else world
         self.world_kwargs = dict(world_kwargs or {})
         self.probe_bound = probe_bound
         self.universe_size = universe_size or (num_seeds if num_seeds < _SEED_RANGE else None)
@@ -83,11 +82,3 @@ class WorldTask:
         if self._asked is None:
             self._asked = self.make_world()
         return self._asked
-
-
-def _import(path: str) -> Callable[..., TextWorld]:
-    module_name, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"world {path!r} cannot be imported: {error}. Expected '<module>:<class>'.") from error

@@ -1,28 +1,106 @@
 """Gymnasium's toy-text environments as worlds: the dynamics are gymnasium's own, only the text is ours.
 
-How the games are told is in ``toy_games.py``; ``reset(seed)`` is gymnasium's own with that seed. On random maps the map
-decides the slips: gymnasium's environment is reset to a hash of it, from which nothing about them can be learnt. So one
-map is one question, whichever seeds draw it, and none is in two splits.
+============  ===========  =======================  =============================================================
+game          actions      opening                  reply
+============  ===========  =======================  =============================================================
+FrozenLake    l d r u      map, ``SFFF/FHFH/...``   row and column, ``12``; in a hole ``12H``, at the goal ``33G``
+Taxi          s n e w p d  ``23YR``                 the same: row, column, passenger (T: in the taxi), goal
+Blackjack     s h          ``14:6``, ``18a6``       the same: sum, a for a usable ace, dealer; ``24:6-`` is lost
+CliffWalking  u r d l      ``30``                   the same: row and column
+============  ===========  =======================  =============================================================
+
+A hand of Blackjack ends with + won, - lost or = drawn. Rows and columns beyond 9 are letters: ``3b`` is row 3, column
+11. What is no action is answered with "?", takes a turn, and leaves the game as it is. gymnasium's environments:
+https://gymnasium.farama.org/environments/toy_text/
+
+``reset(seed)`` is gymnasium's own with that seed. On random maps the map decides the slips: gymnasium's environment is
+reset to a hash of it, from which nothing about them can be learnt. So one map is one question, whichever seeds draw it,
+and none is in two splits.
 """
 
-import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.toy_text import BlackjackEnv, CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
-from worldmtp.envs.worlds.settlement import Returns, Settlement
-from worldmtp.envs.worlds.toy_games import MALFORMED, TOY_GAMES, is_deterministic
+from worldmtp.choices import check_choice
+from worldmtp.envs.worlds.adapters import Returns, RewardScaling
 
 _MAP_STREAM = 1  # of the seeds of random maps
+MALFORMED = "?"
+_DIGITS = string.digits + string.ascii_lowercase
+
+
+@dataclass(frozen=True)
+class ToyGame:
+    """How a game is made and told. ``low`` None is the return of ``max_turns`` turns at -1 each."""
+
+    make: Callable[..., Any]
+    actions: str
+    low: float | None
+    high: float
+    success: float
+    opening: Callable[[Any], str]
+    reply: Callable[[Any, float, bool], str]
+
+
+def is_deterministic(env: Any) -> bool:
+    """Whether the opening decides all that follows: no transition is left to chance."""
+    if isinstance(env, BlackjackEnv) or getattr(env, "fickle_passenger", False):
+        return False
+    return all(len(transitions) == 1 for by_action in env.P.values() for transitions in by_action.values())
+
+
+def _place(row: int, column: int) -> str:
+    return _DIGITS[row] + _DIGITS[column]
+
+
+def _lake_opening(env: Any) -> str:
+    return "/".join("".join(row) for row in env.desc.astype(str).tolist())
+
+
+def _lake_reply(env: Any, reward: float, terminated: bool) -> str:
+    row, column = divmod(int(env.s), env.ncol)
+    return _place(row, column) + (str(env.desc[row, column].decode()) if terminated else "")
+
+
+def _taxi_text(env: Any, *_: Any) -> str:
+    row, column, passenger, goal = (int(part) for part in env.decode(env.s))
+    return _place(row, column) + "RGYBT"[passenger] + "RGYB"[goal]
+
+
+def _cards_opening(env: Any) -> str:
+    total, dealer, has_usable_ace = env._get_obs()
+    return f"{total}{'a' if has_usable_ace else ':'}{dealer}"
+
+
+def _cards_reply(env: Any, reward: float, terminated: bool) -> str:
+    outcome = "=" if reward == 0.0 else "+" if reward > 0.0 else "-"
+    return _cards_opening(env) + (outcome if terminated else "")
+
+
+def _cliff_text(env: Any, *_: Any) -> str:
+    return _place(*divmod(int(env.s), env.shape[1]))
+
+
+TOY_GAMES: dict[str, ToyGame] = {
+    "FrozenLake": ToyGame(FrozenLakeEnv, "ldru", 0.0, 1.0, 1.0, _lake_opening, _lake_reply),
+    "Taxi": ToyGame(TaxiEnv, "snewpd", None, 20.0, 20.0, _taxi_text, _taxi_text),
+    "Blackjack": ToyGame(BlackjackEnv, "sh", -1.0, 1.0, 1.0, _cards_opening, _cards_reply),
+    "CliffWalking": ToyGame(CliffWalkingEnv, "urdl", None, -13.0, -1.0, _cliff_text, _cliff_text),
+}
+"""By the name of gymnasium's id, without its version."""
 
 
 class ToyText:
     """One of gymnasium's toy-text environments.
 
-    The return is gymnasium's, settled: r -> (r - low) / (high - low) with ``returns`` = (low, high), paid when the game
+    The return is gymnasium's, scaled: r -> (r - low) / (high - low) with ``returns`` = (low, high), paid when the game
     is over. A game that is cut short by ``max_turns`` is truncated and pays nothing.
 
     Args:
@@ -49,11 +127,7 @@ class ToyText:
         returns: Returns | None = None,
         random_map: Mapping[str, Any] | None = None,
     ) -> None:
-        if game not in TOY_GAMES:
-            hint = difflib.get_close_matches(game, TOY_GAMES, n=1)
-            raise ValueError(
-                f"game={game!r} is unknown" + (f", did you mean {hint[0]!r}?" if hint else f"; {list(TOY_GAMES)}.")
-            )
+        check_choice("game", game, TOY_GAMES)
         if max_turns < 1:
             raise ValueError(f"max_turns={max_turns} must be at least 1.")
         if random_map is not None and (game != "FrozenLake" or {"desc", "map_name"} & set(env_kwargs or {})):
@@ -63,7 +137,7 @@ class ToyText:
         if len(words) != len(self._game.actions) or len({word.strip() for word in words} - {""}) != len(words):
             raise ValueError(f"actions={words} must be {len(self._game.actions)} different words for {game}.")
         low = -max_turns if self._game.low is None else self._game.low
-        self._settlement = Settlement((low, self._game.high) if returns is None else returns)
+        self._scaling = RewardScaling((low, self._game.high) if returns is None else returns)
         self._action_of = {word.strip(): action for action, word in enumerate(words)}
         self._kwargs = dict(env_kwargs or {})
         self._random_map = None if random_map is None else dict(random_map)
@@ -87,7 +161,7 @@ class ToyText:
         Nothing is hidden where the opening decides the episode, as random maps do; elsewhere the seed is.
         """
         self.turn = 0
-        self._settlement.begin()
+        self._scaling.begin()
         if self._random_map is not None:
             map_seed = int(np.random.default_rng([seed, _MAP_STREAM]).integers(2**31))
             self._desc, self._env = generate_random_map(**self._random_map, seed=map_seed), None
@@ -103,7 +177,7 @@ class ToyText:
         if action is None:
             return MALFORMED, 0.0, False, is_last, {"is_success": False, "reason": "malformed"}
         _, reward, terminated, _, _ = self.env.step(action)
-        paid = self._settlement.pay(float(reward), bool(terminated))
+        paid = self._scaling.pay(float(reward), bool(terminated))
         reply = self._game.reply(self.env, float(reward), bool(terminated))
         is_success = bool(terminated) and float(reward) >= self._game.success
         return reply, paid, bool(terminated), is_last and not terminated, {"is_success": is_success}

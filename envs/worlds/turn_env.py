@@ -18,9 +18,10 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from worldmtp.envs.options import refusal_changes_nothing
-from worldmtp.envs.task import TextWorld
+from worldmtp.envs.registry import env_id, make_task
+from worldmtp.envs.task import TextWorld, TurnTask
 from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
-from worldmtp.envs.worlds.by_name import make_world
+from worldmtp.envs.worlds.task import WorldTask
 
 CHARSET = DEFAULT_ALPHABET + "\n"
 _SEED_RANGE = 2**31
@@ -122,3 +123,32 @@ class TextTurnEnv(gymnasium.Env[str, str]):
                 "foreign_characters='replace'."
             )
         return "".join("?" if character in foreign else character for character in text) if foreign else text
+
+
+def make_world(world: str | TextWorld, world_kwargs: Mapping[str, Any] | None = None) -> TextWorld:
+    """Return the world a name stands for; a world is its own.
+
+    Raises:
+        ValueError: if there is no such name, or a world that is already made is given kwargs.
+        TypeError: if what the name stands for has no worlds.
+    """
+    if not isinstance(world, str):
+        if world_kwargs:
+            raise ValueError(f"world_kwargs={dict(world_kwargs)} have no effect on {type(world).__name__}.")
+        if isinstance(world, type) or not isinstance(world, TextWorld):
+            raise TypeError(f"world={world!r} must be a name or an object with reset(seed) and step(text).")
+        return world
+    if ":" in world:
+        return WorldTask(world, world_kwargs).make_world()
+    spec = gymnasium.registry.get(env_id(world))
+    task_kwargs = {} if spec is None else dict(spec.kwargs.get("task_kwargs", {}))
+    task = make_task(world, task_kwargs)
+    if not isinstance(task, TurnTask):
+        raise TypeError(f"task {world!r} is a {type(task).__name__} without worlds; nobody answers there.")
+    if world_kwargs is None:
+        return task.make_world()
+    if not isinstance(task, WorldTask):
+        raise ValueError(
+            f"world_kwargs={dict(world_kwargs)} fit no {type(task).__name__}; register the task with them."
+        )
+    return WorldTask(task.factory, {**task.world_kwargs, **world_kwargs}).make_world()

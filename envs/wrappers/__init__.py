@@ -1,4 +1,4 @@
-"""Wrappers of text environments: ``X`` of the single env, ``VectorX`` of the vector env, to the same effect.
+"""Wrappers of the vector text environment; a single environment gets them around its row.
 
-The names stand in ``worldmtp.envs``. Gymnasium's own wrappers go over them and under them.
+The names stand in ``worldmtp.envs`` and, for configs, in ``worldmtp.envs.text_env``. ``Autoreset`` goes over them all.
 """

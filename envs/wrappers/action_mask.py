@@ -1,78 +1,88 @@
 """Infos that say which tokens may come next, and an error for those that may not.
 
-A forbidden action is an error and not replaced: the agent would learn from a token that it did not choose. A policy
-reads the mask of the infos it was given with the observation, and masks in the loss as it does in acting.
+Rules that hold everywhere, one about the end, and the user's own. A forbidden action is an error and not replaced: the
+agent would learn from a token that it did not choose. A policy reads the mask of the infos it was given with the
+observation, and masks in the loss as it does in acting.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Int
 
-from worldmtp.envs.options import token_id
+from worldmtp.envs.dataset import TextDataset
+from worldmtp.envs.text_env import TextVectorWrapper
 from worldmtp.envs.tokenizer import Tokenizer
-from worldmtp.envs.wrappers.row_clock import RowClock
-from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, text_problem
-from worldmtp.envs.wrappers.token_rules import ActionRule, TokenRules
+
+ActionRule = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""Batched observations to a mask (N, V), of booleans or of 0 and 1; non-zero is allowed."""
 
 
-class ActionMask(gymnasium.Wrapper, RecordConstructorArgs):
-    """Adds ``info["action_mask"]``, (V,) int8, as ``action_space.sample(mask)`` takes it; none once the text has ended.
+class TokenRules:
+    """All rules that were asked for, at once: a token is allowed where each of them allows it.
 
     Args:
-        env: a ``TextGenEnv``.
-        rule: from observations with a row axis, here of one row, to a mask (1, V).
+        dataset: whose tokens they are.
+        rule: the user's.
         forbid_pad: whether padding may not be written.
         min_new: EOS is allowed only behind as many tokens after the prompt.
         alphabet: characters; only tokens whose text is of these, and EOS.
 
     Raises:
-        ValueError: if the rules are impossible; see ``TokenRules``.
+        ValueError: if nothing is forbidden, ``min_new`` leaves no room for EOS, or the alphabet leaves no token.
     """
 
     def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        rule: ActionRule | None = None,
-        *,
-        forbid_pad: bool = True,
-        min_new: int = 0,
-        alphabet: str | None = None,
+        self, dataset: TextDataset, rule: ActionRule | None, forbid_pad: bool, min_new: int, alphabet: str | None
     ) -> None:
-        RecordConstructorArgs.__init__(
-            self, rule=rule, forbid_pad=forbid_pad, min_new=min_new, alphabet=alphabet, _disable_deepcopy=True
-        )
-        gymnasium.Wrapper.__init__(self, env)
-        problem = text_problem(env)
-        self._tokenizer = problem.tokenizer
-        self._rules = TokenRules(problem, rule, forbid_pad, min_new, alphabet)
-        self._allowed: Bool[np.ndarray, "1 vocab"] | None = None
+        if not 0 <= min_new < dataset.max_steps:
+            raise ValueError(
+                f"min_new={min_new} must be in 0..{dataset.max_steps - 1}: EOS is one of the max_new tokens."
+            )
+        if rule is None and not forbid_pad and min_new == 0 and alphabet is None:
+            raise ValueError("this mask allows everything; give a rule, min_new or an alphabet, or leave it out.")
+        tokenizer = dataset.tokenizer
+        self._rule, self._min_new, self._eos_id = rule, min_new, tokenizer.eos_id
+        self._everywhere = np.ones(tokenizer.vocab_size, dtype=bool)
+        if alphabet is not None:
+            characters = set(alphabet)
+            texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+            self._everywhere = np.array([text != "" and set(text) <= characters for text in texts])
+            if not self._everywhere.any():
+                raise ValueError(f"alphabet={alphabet!r} leaves no token of {type(tokenizer).__name__} but EOS.")
+            self._everywhere[self._eos_id] = True
+        if forbid_pad and tokenizer.pad_id != self._eos_id:
+            self._everywhere[tokenizer.pad_id] = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As of the env, with the mask of the first token."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        return obs, info | self._masked(obs)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As of the env, with the mask of the next token.
+    def allowed(
+        self, obs: Mapping[str, np.ndarray], waiting: Bool[np.ndarray, " row"]
+    ) -> Bool[np.ndarray, "row vocab"]:
+        """What may be written next in each row: anything in rows that wait for their reset and will ignore it.
 
         Raises:
-            ValueError: if the action is forbidden.
+            ValueError: if the user's rule returns no such mask, or nothing is allowed in a row.
         """
-        if self._allowed is not None:
-            token = token_id(action, self._tokenizer.vocab_size)
-            check_allowed(self._allowed, np.array([token]), np.zeros(1, dtype=bool), self._tokenizer)
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self._allowed = None
-        return obs, reward, terminated, truncated, info if terminated or truncated else info | self._masked(obs)
+        written = (obs["length"] - obs["prompt_length"])[:, 0]
+        mask = np.tile(self._everywhere, (len(written), 1))
+        mask[written < self._min_new, self._eos_id] = False
+        if self._rule is not None:
+            mask &= self._checked(self._rule(obs), mask.shape)
+        mask[waiting] = True
+        stuck = np.flatnonzero(~mask.any(axis=1))
+        if len(stuck):
+            raise ValueError(f"the rules allow no token in rows {stuck.tolist()}; let them allow EOS, at least.")
+        return mask
 
-    def _masked(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._allowed = self._rules.allowed({key: value[None] for key, value in obs.items()}, np.zeros(1, dtype=bool))
-        return {"action_mask": self._allowed[0].astype(np.int8)}
+    def _checked(self, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+        mask = np.asarray(mask)
+        if mask.shape != shape or mask.dtype not in (np.bool_, np.int8):
+            raise ValueError(
+                f"the rule returned {mask.dtype} of shape {mask.shape}; expected bool or int8 of shape {shape}, "
+                "one entry a row and token."
+            )
+        return mask.astype(bool)
 
 
 class VectorActionMask(TextVectorWrapper):
@@ -101,41 +111,32 @@ class VectorActionMask(TextVectorWrapper):
         alphabet: str | None = None,
     ) -> None:
         super().__init__(env)
-        self._rules = TokenRules(self.problem, rule, forbid_pad, min_new, alphabet)
-        self._clock = RowClock(env)
+        self._rules = TokenRules(self.dataset, rule, forbid_pad, min_new, alphabet)
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As of the env, with masks of the first tokens."""
-        begun = self._clock.begun_by(options)
-        obs, infos = self.env.reset(seed=seed, options=options)
-        self._clock.begin(begun)
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the env; the infos have the masks of the first tokens."""
+        obs, infos = super().reset(seed=seed, options=options)
         return obs, infos | self._masked(obs)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As of the env, with masks of the next tokens.
+        """Step the env; the infos have the masks of the next tokens.
 
         Raises:
             ValueError: if an action of a row that has not ended is forbidden.
         """
         if self._allowed is not None and np.shape(actions) == (self.num_envs,):
-            check_allowed(self._allowed, np.asarray(actions), self._clock.waiting, self.tokenizer)
+            check_allowed(self._allowed, np.asarray(actions), self.done, self.tokenizer)
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        self._clock.step(terminated, truncated)
         return obs, rewards, terminated, truncated, infos | self._masked(obs)
-
-    def own_state(self) -> dict[str, Any]:
-        """Rows that wait for their reset."""
-        return {"waiting": self._clock.waiting.tolist()}
 
     def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Go on with the masks of ``obs``."""
-        self._clock.waiting = np.array(state["waiting"], dtype=bool)
         self._masked(obs)
         return obs
 
     def _masked(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._allowed = allowed = self._rules.allowed(obs, self._clock.waiting)
+        self._allowed = allowed = self._rules.allowed(obs, self.done)
         return {"action_mask": allowed.astype(np.int8), "_action_mask": np.ones(self.num_envs, dtype=bool)}
 
 
@@ -145,7 +146,7 @@ def check_allowed(
     waiting: Bool[np.ndarray, " row"],
     tokenizer: Tokenizer,
 ) -> None:
-    """See that no action of a row that runs is forbidden; what is outside the vocabulary is the env's to refuse.
+    """Raise if an action of a row that runs is forbidden; what is outside the vocabulary is the env's to refuse.
 
     Raises:
         ValueError: if one is.

@@ -5,62 +5,83 @@ null), ``group`` (counted from that reset), ``row``, ``split``, ``example_key``,
 ``text``, ``score``, ``exact``, ``components``, ``reason``, ``num_tokens``, ``terminated`` and ``truncated``. ``ids``
 are those of the row as they were sampled, EOS included, never encoded again from text. Of conversations ``acted`` says
 which of them the policy wrote.
+
+A line goes to the file in one write, so that a kill can cut off the line being written and no other; the file is open
+for as long as that takes.
 """
 
+import json
+import math
+import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
-from worldmtp.envs.problem import TextProblem
-from worldmtp.envs.splits import split_of
-from worldmtp.envs.wrappers.episode_log import EpisodeLog
-from worldmtp.envs.wrappers.row_clock import RowClock, row_observation
-from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, text_problem
+from worldmtp.envs.dataset import split_of
+from worldmtp.envs.rows import row_info
+from worldmtp.envs.text_env import TextVectorWrapper
 
 _FROM_INFO = ("text", "score", "exact", "components", "reason", "num_tokens")
 
 
-class EpisodeRecorder(gymnasium.Wrapper, RecordConstructorArgs):
-    """Appends the episodes of a ``TextGenEnv`` to a file.
+class EpisodeLog:
+    """Appends episodes to a file, which one log at a time may write to.
 
-    Args:
-        env: a ``TextGenEnv``.
-        path: of the file; folders are made. One recorder at a time may write to it.
-
-    Raises:
-        TypeError: if what is wrapped is no text env.
+    A line that an earlier run was killed in is removed, with a warning. Numbers that JSON has no word for are null.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], path: str | Path) -> None:
-        RecordConstructorArgs.__init__(self, path=str(path))
-        gymnasium.Wrapper.__init__(self, env)
-        self._problem = text_problem(env)
-        self._log = EpisodeLog(path)
-        self._seed: int | None = None
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        _remove_cut_line(self.path)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As of the env."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        self._seed = self._seed if seed is None else seed
-        return obs, info
+    def write(self, episode: Mapping[str, Any]) -> None:
+        """Append one line."""
+        line = json.dumps({key: _plain(value) for key, value in episode.items()}, allow_nan=False)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode("ascii") + b"\n")
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As of the env; an end is written down."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
-            origin = {
-                "env_id": self.env.spec and self.env.spec.id,
-                "seed": self._seed,
-                "group": info["group"],
-                "row": 0,
-            }
-            self._log.write(episode(origin, self._problem, obs, info, bool(terminated), bool(truncated)))
-        return obs, reward, terminated, truncated, info
+
+def read_episodes(path: str | Path) -> list[dict[str, Any]]:
+    """Episodes of a file, in the order of their ends; a last line without its line break was cut off and is left out.
+
+    Raises:
+        ValueError: if another line is not JSON.
+    """
+    episodes = []
+    *lines, _cut_off = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            episodes.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"line {number} of {path} is no JSON ({error}); an EpisodeLog did not write it."
+            ) from error
+    return episodes
+
+
+def _remove_cut_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+        warnings.warn(
+            f"the last line of {path} was cut off after {len(content) - whole} bytes and has been removed: "
+            "what wrote it was killed, and that episode is lost.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class VectorEpisodeRecorder(TextVectorWrapper):
@@ -77,18 +98,17 @@ class VectorEpisodeRecorder(TextVectorWrapper):
     def __init__(self, env: VectorEnv, path: str | Path) -> None:
         super().__init__(env)
         self._log = EpisodeLog(path)
-        self._clock = RowClock(env)
         self._seed: int | None = None
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """As of the env."""
-        begun = self._clock.begun_by(options)
-        obs, infos = self.env.reset(seed=seed, options=options)
-        self._clock.begin(begun)
+        mask = (options or {}).get("reset_mask")
+        is_of_all = mask is None or bool(np.all(mask))
+        obs, infos = super().reset(seed=seed, options=options)
         if seed is not None:
-            self._seed = seed if begun.all() else None  # groups are counted from a seeded reset of all rows only
+            self._seed = seed if is_of_all else None  # groups are counted from a seeded reset of all rows only
         return obs, infos
 
     def step(
@@ -96,57 +116,38 @@ class VectorEpisodeRecorder(TextVectorWrapper):
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """As of the env; ends are written down."""
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        played = self._clock.step(terminated, truncated)
-        for row in np.flatnonzero(played.ended).tolist():
+        for row in np.flatnonzero(terminated | truncated).tolist():
             info = row_info(infos["final_info"], row)
             spec = self.env.spec
             origin = {"env_id": spec and spec.id, "seed": self._seed, "group": info["group"], "row": row}
-            last = row_observation(obs, infos, row)
-            self._log.write(episode(origin, self.problem, last, info, bool(terminated[row]), bool(truncated[row])))
+            last = {key: value[row] for key, value in obs.items()}
+            ended = {"terminated": bool(terminated[row]), "truncated": bool(truncated[row])}
+            self._log.write(_episode(origin, self.dataset.heldout_fraction, last, info) | ended)
         return obs, rewards, terminated, truncated, infos
 
     def own_state(self) -> dict[str, Any]:
-        """The seed, and rows that wait for their reset."""
-        return {"seed": self._seed, "waiting": self._clock.waiting.tolist()}
+        """Return the seed."""
+        return {"seed": self._seed}
 
     def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Go on from there; what the file has is left as it is."""
-        self._seed, self._clock.waiting = state["seed"], np.array(state["waiting"], dtype=bool)
+        self._seed = state["seed"]
         return obs
 
 
-def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """What batched infos say of one row."""
-    info = {}
-    for key, value in infos.items():
-        if f"_{key}" in infos and infos[f"_{key}"][row]:
-            if isinstance(value, Mapping):
-                info[key] = row_info(value, row)
-            else:
-                info[key] = value[row].item() if isinstance(value[row], np.generic) else value[row]
-    return info
-
-
-def episode(
-    origin: Mapping[str, Any],
-    problem: TextProblem,
-    obs: Mapping[str, np.ndarray],
-    info: Mapping[str, Any],
-    terminated: bool,
-    truncated: bool,
+def _episode(
+    origin: Mapping[str, Any], heldout_fraction: float, obs: Mapping[str, np.ndarray], info: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The line of an episode by its last observation and info."""
+    """Return the line of an episode by its last observation and info, but for how it ended."""
     start, stop = int(obs["prompt_length"][0]), int(obs["length"][0])
     key = info["example_key"]
     line = {
         **origin,
-        "split": split_of(key, problem.heldout_fraction),
+        "split": split_of(key, heldout_fraction),
         "example_key": key,
         "prompt": info["prompt_text"],
         "prompt_ids": obs["tokens"][:start].tolist(),
         "ids": obs["tokens"][start:stop].tolist(),
         **{name: info[name] for name in _FROM_INFO},
-        "terminated": terminated,
-        "truncated": truncated,
     }
     return line | ({"acted": info["acted"][start:stop].tolist()} if "acted" in info else {})

@@ -16,102 +16,49 @@ truncated text adds gamma^T * (V(s_T) - Phi(s_T)) itself, and is paid with the l
 what a world replied included; it is decoded anew in each step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv
 
-from worldmtp.envs.problem import TextProblem
+from worldmtp.choices import check_choice
 from worldmtp.envs.task import Example
-from worldmtp.envs.wrappers.potential import Potential, make_potential
-from worldmtp.envs.wrappers.row_clock import RowClock, row_observation
-from worldmtp.envs.wrappers.text_wrapper import TextVectorWrapper, text_problem
+from worldmtp.envs.text_env import TextVectorWrapper
+
+Potential = Callable[[Example, str], float]
+"""How promising a text is that stands behind an example's prompt, the empty one included."""
 
 
-class _Shaper:
-    """The potentials of texts under way, in rows."""
-
-    def __init__(
-        self, problem: TextProblem, potential: str | Potential, gamma: float, bootstrap_truncated: bool, num_rows: int
-    ) -> None:
-        if not 0.0 < gamma <= 1.0:
-            raise ValueError(f"gamma={gamma} must be in (0, 1]; it is the agent's.")
-        self._decode = problem.tokenizer.decode
-        self._potential = make_potential(potential)
-        self._gamma, self._bootstrap_truncated = gamma, bootstrap_truncated
-        self._examples: list[Example] = [Example("")] * num_rows
-        self._potentials = np.zeros(num_rows)
-
-    def begin(self, row: int, obs: Mapping[str, np.ndarray], example: Example) -> None:
-        """The row shows the prompt of this example."""
-        self._examples[row] = example
-        self._potentials[row] = self._of(row, obs)
-
-    def shaping(self, row: int, obs: Mapping[str, np.ndarray], terminated: bool, truncated: bool) -> float:
-        """F of the step that led here."""
-        is_last = terminated or (truncated and not self._bootstrap_truncated)
-        before, after = float(self._potentials[row]), 0.0 if is_last else self._of(row, obs)
-        self._potentials[row] = after
-        return self._gamma * after - before
-
-    def state(self) -> dict[str, Any]:
-        """Examples and potentials, JSON-able as far as the examples' ``meta`` is."""
-        return {
-            "examples": [vars(example).copy() for example in self._examples],
-            "potentials": self._potentials.tolist(),
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self._examples = [Example(**fields) for fields in state["examples"]]
-        self._potentials = np.array(state["potentials"], dtype=np.float64)
-
-    def _of(self, row: int, obs: Mapping[str, np.ndarray]) -> float:
-        response = obs["tokens"][obs["prompt_length"][0] : obs["length"][0]]
-        return float(self._potential(self._examples[row], self._decode(response.tolist())))
-
-
-class PotentialShaping(gymnasium.Wrapper, RecordConstructorArgs):
-    """Adds F to the rewards of a ``TextGenEnv``, and tells it as ``info["shaping"]`` of each step.
-
-    Args:
-        env: a ``TextGenEnv``.
-        potential: "prefix_match" or a function of an Example and a text.
-        gamma: the agent's discount.
-        bootstrap_truncated: whether the agent takes truncated texts to go on in value.
+def prefix_match(example: Example, text: str) -> float:
+    """Return the share of the oracle's answer that the text begins with, in [0, 1].
 
     Raises:
-        ValueError: if there is no such potential, or gamma is no discount.
+        ValueError: if the example has no answer.
     """
+    if not example.answer:
+        raise ValueError(f"prefix_match needs an answer to {example.prompt!r}; give a potential of your own.")
+    matched = 0
+    for ours, oracles in zip(text, example.answer, strict=False):  # the shorter ends the match
+        if ours != oracles:
+            break
+        matched += 1
+    return matched / len(example.answer)
 
-    def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        potential: str | Potential,
-        *,
-        gamma: float,
-        bootstrap_truncated: bool = False,
-    ) -> None:
-        RecordConstructorArgs.__init__(
-            self, potential=potential, gamma=gamma, bootstrap_truncated=bootstrap_truncated, _disable_deepcopy=True
-        )
-        gymnasium.Wrapper.__init__(self, env)
-        self._shaper = _Shaper(text_problem(env), potential, gamma, bootstrap_truncated, 1)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As of the env."""
-        obs, info = self.env.reset(seed=seed, options=options)
-        self._shaper.begin(0, obs, self.env.unwrapped.example_of())  # type: ignore[attr-defined]  # text_problem saw to it
-        return obs, info
+_POTENTIALS: dict[str, Potential] = {"prefix_match": prefix_match}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As of the env, F added."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        shaping = self._shaper.shaping(0, obs, terminated, truncated)
-        return obs, float(reward) + shaping, terminated, truncated, info | {"shaping": shaping}
+
+def make_potential(potential: str | Potential) -> Potential:
+    """Return the potential of that name; a function is its own.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if not isinstance(potential, str):
+        return potential
+    check_choice("potential", potential, _POTENTIALS)
+    return _POTENTIALS[potential]
 
 
 class VectorPotentialShaping(TextVectorWrapper):
@@ -131,43 +78,46 @@ class VectorPotentialShaping(TextVectorWrapper):
         self, env: VectorEnv, potential: str | Potential, *, gamma: float, bootstrap_truncated: bool = False
     ) -> None:
         super().__init__(env)
-        self._shaper = _Shaper(self.problem, potential, gamma, bootstrap_truncated, env.num_envs)
-        self._clock = RowClock(env)
+        if not 0.0 < gamma <= 1.0:
+            raise ValueError(f"gamma={gamma} must be in (0, 1]; it is the agent's.")
+        self._potential = make_potential(potential)
+        self._gamma, self._bootstrap_truncated = gamma, bootstrap_truncated
+        self._potentials = np.zeros(env.num_envs)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """As of the env."""
-        begun = self._clock.begun_by(options)
-        obs, infos = self.env.reset(seed=seed, options=options)
-        self._clock.begin(begun)
-        self._begin(begun, obs)
+        """Reset the env; rows that begin have the potential of their prompt."""
+        mask = (options or {}).get("reset_mask")  # read first: wrappers below may take it
+        begun = np.ones(self.num_envs, dtype=bool) if mask is None else np.array(mask, dtype=bool)
+        obs, infos = super().reset(seed=seed, options=options)
+        for row in np.flatnonzero(begun).tolist():
+            self._potentials[row] = self._of(row, obs)
         return obs, infos
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As of the env, F added."""
+        """Step the env; F is added to the rewards of the rows that ran."""
+        ran = ~self.done
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        played = self._clock.step(terminated, truncated)
         shaping = np.zeros(self.num_envs)
-        for row in np.flatnonzero(played.ran).tolist():
-            last = row_observation(obs, infos, row)
-            shaping[row] = self._shaper.shaping(row, last, bool(terminated[row]), bool(truncated[row]))
-        self._begin(played.fresh, obs)
-        return obs, rewards + shaping, terminated, truncated, infos | {"shaping": shaping, "_shaping": played.ran}
+        for row in np.flatnonzero(ran).tolist():
+            is_last = terminated[row] or (truncated[row] and not self._bootstrap_truncated)
+            before, after = float(self._potentials[row]), 0.0 if is_last else self._of(row, obs)
+            self._potentials[row] = after
+            shaping[row] = self._gamma * after - before
+        return obs, rewards + shaping, terminated, truncated, infos | {"shaping": shaping, "_shaping": ran}
 
     def own_state(self) -> dict[str, Any]:
-        """Examples, potentials, and rows that wait for their reset."""
-        return {"shaper": self._shaper.state(), "waiting": self._clock.waiting.tolist()}
+        """Return the potentials."""
+        return {"potentials": self._potentials.tolist()}
 
     def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Go on from there."""
-        self._shaper.load_state(state["shaper"])
-        self._clock.waiting = np.array(state["waiting"], dtype=bool)
+        self._potentials = np.array(state["potentials"], dtype=np.float64)
         return obs
 
-    def _begin(self, rows: np.ndarray, obs: dict[str, np.ndarray]) -> None:
-        for row in np.flatnonzero(rows).tolist():
-            shown = {key: value[row] for key, value in obs.items()}
-            self._shaper.begin(row, shown, self.env.unwrapped.example_of(row))  # type: ignore[attr-defined]  # as above
+    def _of(self, row: int, obs: Mapping[str, np.ndarray]) -> float:
+        response = obs["tokens"][row, obs["prompt_length"][row, 0] : obs["length"][row, 0]]
+        return float(self._potential(self.example_of(row), self.tokenizer.decode(response.tolist())))

@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from worldmtp.agents.advantages import PlainAdvantages
+from worldmtp.agents.alarm import AcceptanceDropWarning
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats
 from worldmtp.agents.imagined_returns import acted_states
@@ -18,7 +19,6 @@ from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer, check_returns
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
-from worldmtp.decoding.alarm import AcceptanceDropWarning
 from worldmtp.dynamics import ExactWorldModel, TokenMDP
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask

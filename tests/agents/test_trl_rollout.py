@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import gymnasium
 import pytest
 import torch
 
@@ -190,7 +191,7 @@ def test_what_cannot_be_played_is_refused(text_env, trunk):
     rollout = TextGenRollout(text_env(2), seed=0)
     with pytest.raises(ValueError, match=r"the prompt 'zz=' is none of the 0 that rows\(\) gave"):
         rollout(["zz="], make_trainer(trunk))
-    envs = TextGenVectorEnv(2, task="Copy", tokenizer="char", max_prompt=9, max_new=9)
+    envs = gymnasium.make_vec("worldmtp/Copy-v0", 2)
     with pytest.raises(ValueError, match="autoreset_mode=SAME_STEP would mix episodes"):
         TextGenRollout(envs, seed=0)
 

@@ -15,10 +15,10 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.imagined_returns import acted_states
 from worldmtp.agents.trainer import ImaginationTrainer
-from worldmtp.cli.held_out import judge
 from worldmtp.dynamics import MTPWorldModel
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
+from worldmtp.training.evaluation import judge
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmtp.analysis.calibration import reliability
-from worldmtp.analysis.rooted import RootedPredictions
+from worldmtp.analysis.metrics import RootedPredictions, reliability
 
 
 def rooted(confidence, agrees):

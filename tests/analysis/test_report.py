@@ -92,8 +92,10 @@ def test_a_full_run_makes_a_whole_page(full_run):
         assert expected in page.text, expected
     # The order of the headline table, not of the alphabet.
     assert page.text.index("Evaluation: before") < page.text.index("Evaluation: ppo")
-    # Learning, depths, time; strata and reliability and six strips of each evaluation; the scatter of one.
-    assert len(page.named("img")) == 3 + 2 * (2 + 6) + 1
+    # Learning, depths, time; strata and reliability of each evaluation; the scatter of one.
+    assert len(page.named("img")) == 3 + 2 * 2 + 1
+    # Six strips of each evaluation are the figures without a picture.
+    assert len(page.named("figure")) - len(page.named("img")) == 2 * 6
 
 
 def test_the_page_is_offline_and_nothing_in_it_runs(full_run):
@@ -112,10 +114,32 @@ def test_the_page_is_offline_and_nothing_in_it_runs(full_run):
         assert header == "data:image/png;base64"
         assert picture["alt"]
         Image.open(io.BytesIO(base64.b64decode(encoded))).verify()
-    # The token with markup for its text is drawn in pictures; in text it comes from table and configuration, escaped.
+    # Token 1 has markup for its text. It is escaped in the strips as in the headline table and the configuration.
     assert HOSTILE not in content
-    assert content.count("&lt;script&gt;") == 2
+    assert content.count("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;") == page.text.count(HOSTILE) > 2
     assert len(content) < 5_000_000
+
+
+def test_a_strip_is_a_table_whose_cells_are_aligned_and_coloured(tmp_path, make_artefact):
+    artefact = make_artefact([None, np.array([[0.2, 0.8], [0.2, 0.8]])])  # depth 2 says "b" with .8 whatever happens
+    save_artefact(artefact, tmp_path / "artefacts", "ppo")
+    content = write_report(tmp_path).read_text(encoding="utf-8")
+    strip = Page(content[content.index('<table class="strip">') : content.index("</table>", content.index('strip">'))])
+    assert strip.text == "realizedaaaa depth 1aaa depth 2bb"
+    rows = [[]]
+    for tag, attributes in strip.tags:
+        if tag == "tr":
+            rows.append([])
+        elif tag == "td":
+            rows[-1].append((attributes["style"].removeprefix("background:"), attributes.get("class")))
+    _, realized, first, second = rows
+    assert realized == [("rgb(238, 239, 242)", None)] + [("rgb(212, 224, 241)", None)] * 3
+    # Depth 1 states the law of the world and says "a" with .75 after "a": .12 + .88 * .75 = .78 of the way from white
+    # to full, so 255 + .78 * (96 - 255) = 131, 255 - 60.1 = 195, 255 - 106.9 = 148.
+    assert artefact.input_ids[0].tolist() == [0, 0, 0, 0]
+    assert first == [("rgb(250, 250, 251)", None)] + [("rgb(131, 195, 148)", None)] * 3
+    # Depth 2 is wrong with .8, .824 of the way: 255 - .824 * 33 = 228, 255 - 122.8 = 132, 255 - 131.0 = 124.
+    assert second == [("rgb(250, 250, 251)", None)] * 2 + [("rgb(228, 132, 124)", "wrong")] * 2
 
 
 def test_the_same_files_give_the_same_page(tmp_path, make_artefact):

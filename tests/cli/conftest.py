@@ -72,7 +72,7 @@ def compose_tiny(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the report, which takes longer than the run and has tests of its own."""
-    monkeypatch.setattr("worldmtp.cli.pipeline.write_report", lambda run_dir: run_dir / "report.html")
+    monkeypatch.setattr("worldmtp.training.pipeline.write_report", lambda run_dir: run_dir / "report.html")
 
 
 @pytest.fixture(autouse=True)

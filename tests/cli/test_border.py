@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Qwen2Config
 
-from worldmtp.cli.make import make_env
-from worldmtp.cli.schema import EnvConfig
 from worldmtp.cli.train import run
 from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.make import make_env
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -28,7 +28,7 @@ def refused(compose_tiny, tmp_path, monkeypatch):
 
     def check(message, *overrides):
         monkeypatch.setattr(sys, "path", sys.path[:])  # imports put directories there
-        monkeypatch.setattr("worldmtp.cli.pipeline.warm_start", started)
+        monkeypatch.setattr("worldmtp.training.pipeline.warm_start", started)
         with pytest.raises(ValueError, match=message):
             run(compose_tiny(*overrides), tmp_path / "run")
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -156,13 +156,19 @@ def test_parallel_heads_with_counterfactuals(refused):
     ("overrides", "message"),
     [
         (["objective.depth_weighting=meen"], r"objective: depth_weighting='meen' is unknown; did you mean 'mean'"),
-        (["objective.coef.kind=linear"], r"objective: coef\.kind='linear' goes from start to end; give coef\.end"),
+        (
+            ["objective.coef.kind=linear"],
+            r"objective\.coef: coef\.kind='linear' goes from start to end; give",
+        ),
         (["objective.terms.ce=0"], r"objective: all terms are 0"),
         (
-            ["objective=window_4", "model.depth=3", "imagination.horizon=2"],
+            ["objective.window.last=4", "model.depth=3", "imagination.horizon=2"],
             r"objective: window 2 \.\. 4 reaches beyond",
         ),
-        (["objective.frequency.every_steps=0"], r"objective: frequency\.every_steps=0 .* must be at least 1"),
+        (
+            ["objective.frequency.every_steps=0"],
+            r"objective\.frequency: frequency\.every_steps=0 .* at least 1",
+        ),
         (["objective=bebop", "objective.frequency.one_random_depth=true"], r"objective: terms\.e2e_tv multiplies"),
     ],
 )

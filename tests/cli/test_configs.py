@@ -1,6 +1,7 @@
 """Every file of the shipped tree composes and builds the frozen dataclasses; wrong names and types do not compose."""
 
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+import re
+from dataclasses import FrozenInstanceError, fields, replace
 from importlib import resources
 
 import pytest
@@ -8,8 +9,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.cli.given import HeadSpecConfig, ObjectiveConfig, given
-from worldmtp.cli.schema import CheckpointConfig, SFTStageConfig, TrainConfig, build, twin
+from worldmtp.cli.launch import option_name
+from worldmtp.cli.schema import build, twin
+from worldmtp.objective.objective import LossTerms, MTPObjective
+from worldmtp.objective.plan import CoefSchedule, DepthWindow
+from worldmtp.training.config import CheckpointConfig, HeadSpecConfig, SFTStageConfig, TrainConfig
 
 TREE = resources.files("worldmtp.configs")
 GROUPS = sorted(entry.name for entry in TREE.iterdir() if entry.is_dir() and not entry.name.startswith("__"))
@@ -29,7 +33,7 @@ MANDATORY = {
 
 def test_groups_are_these():
     assert " ".join(GROUPS) == (
-        "agent env experiment head imagination logger model objective profile study world_model"
+        "agent env experiment head imagination logger model objective profile size study world_model"
     )
 
 
@@ -125,7 +129,7 @@ def test_a_twin_can_be_changed_and_the_original_not():
 
 def test_a_missing_value_of_a_nested_node_is_named_in_full():
     node = OmegaConf.structured(twin(TrainConfig))
-    with pytest.raises(ValueError, match=r"lacks .*agent\.rollout\.num_iterations.*env\.id.*seed"):
+    with pytest.raises(ValueError, match=r"lacks agent\.rollout\.num_iterations, env\.id;"):
         build(TrainConfig, node)
 
 
@@ -140,44 +144,33 @@ def test_an_objective_is_its_file_and_single_fields(compose):
         TrainConfig,
         compose("objective=gloeckle", "objective.terms.kl=1", "objective.window.last=3", "objective.coef.start=0.5"),
     )
-    assert given(built.objective) == {
-        "terms": {"kl": 1.0},
-        "depth_weighting": "uniform",
-        "coef": {"start": 0.5},
-        "window": {"last": 3},
-    }
+    assert built.objective == MTPObjective(
+        terms=LossTerms(kl=1.0),
+        depth_weighting="uniform",
+        coef=CoefSchedule(start=0.5),
+        window=DepthWindow(last=3),
+    )
 
 
 def test_the_default_objective_and_head_say_nothing(compose):
     built = build(TrainConfig, compose())
-    assert given(built.objective) == {}
-    assert (built.model.head, given(built.model.head_spec)) == ("sequential", {})
+    assert built.objective == MTPObjective()
+    assert (built.model.head, built.model.head_spec.given()) == ("sequential", {})
 
 
 def test_a_head_is_its_file_and_single_fields(compose):
     built = build(TrainConfig, compose("head=fastmtp", "model.depth=6", "model.head_spec.feature_layers=[-1,0]"))
     assert (built.model.head, built.model.depth) == ("sequential", 6)
-    assert given(built.model.head_spec) == {"share_depths": True, "feature_layers": [-1, 0]}
+    assert built.model.head_spec.given() == {"share_depths": True, "feature_layers": [-1, 0]}
 
 
 def test_false_and_zero_are_given(compose):
-    terms = "objective.terms={ce: 0, kl: 1}"
-    built = build(TrainConfig, compose("head=latent", "model.head_spec.share_depths=false", terms))
-    assert given(built.model.head_spec) == {"share_depths": False}
-    assert given(built.objective) == {"terms": {"ce": 0.0, "kl": 1.0}}
-
-
-def test_the_command_line_knows_every_field_of_an_objective():
-    from worldmtp.objective import MTPObjective
-
-    def shape(config):
-        """Names and types, all the way down; None, which here is "not given", left out."""
-        return {
-            column.name: shape(column.type) if is_dataclass(column.type) else column.type | None
-            for column in fields(config)
-        }
-
-    assert shape(ObjectiveConfig) == shape(MTPObjective)
+    built = build(
+        TrainConfig,
+        compose("head=latent", "model.head_spec.share_depths=false", "objective.terms.ce=0", "objective.terms.kl=1"),
+    )
+    assert built.model.head_spec.given() == {"share_depths": False}
+    assert built.objective.terms.ce == 0
 
 
 def test_the_command_line_knows_every_field_of_a_head():
@@ -210,3 +203,37 @@ def test_every_family_has_a_file():
     from worldmtp.heads import available_heads
 
     assert set(available_heads()) <= {name for group, name in OPTIONS if group == "head"}
+
+
+def test_every_ablation_of_the_page_composes(compose, project_root):
+    """The overrides that docs/heads.md lists: each changes the objective, and nothing else."""
+    page = (project_root / "docs" / "heads.md").read_text(encoding="utf-8")
+    table = page.partition("| question | overrides |")[2].partition("\n\n")[0]
+    rows = re.findall(r"`(objective[.=][^`]*)`", table)
+    assert len(rows) > 10
+    default = build(TrainConfig, compose())
+    for row in rows:
+        built = build(TrainConfig, compose(*row.split()))
+        assert built.objective != default.objective, row
+        assert replace(built, objective=default.objective) == default, row
+
+
+def test_every_registered_environment_has_an_option(compose):
+    import gymnasium
+
+    import worldmtp.envs  # noqa: F401 - registers
+
+    names = {"worldmtp/SpellBackward-v0": "spell_backward", "worldmtp/Pig-v0": "pig", "worldmtp/Copy-v0": "copy"}
+    for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
+        name = option_name(env_id)
+        assert names.get(env_id, name) == name
+        choice = f"env={name}"
+        assert build(TrainConfig, compose(choice, *MANDATORY.get(choice, []))).env.id == env_id
+
+
+@pytest.mark.parametrize("first", ["experiment=quickstart", "env=reverse"])
+def test_the_debug_profile_makes_every_size_small(compose, first):
+    built = build(TrainConfig, compose(first, "profile=debug"))
+    assert (built.sft.num_steps, built.agent.rollout.num_iterations, built.eval.num_prompts) == (20, 2, 16)
+    chosen = build(TrainConfig, compose(first, "profile=debug", "sft.num_steps=7"))
+    assert chosen.sft.num_steps == 7  # the command line comes last

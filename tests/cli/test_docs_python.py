@@ -30,8 +30,8 @@ def test_the_command_lines_compose(page, compose):
     found = blocks(page, "bash")
     assert len(found) == 2
     for block in found:
-        program, *overrides = shlex.split(block.replace("\\\n", " "))
-        assert program == "worldmtp-train"
+        program, command, *overrides = shlex.split(block.replace("\\\n", " "))
+        assert (program, command) == ("worldmtp", "train")
         config = compose(*overrides)
         for override in overrides:
             key, _, value = override.lstrip("+").partition("=")

@@ -3,16 +3,19 @@
 import json
 from importlib import resources
 
+import gymnasium
 import pytest
 
-from worldmtp.cli import pipeline
+from worldmtp.cli.launch import option_name
 from worldmtp.cli.train import run
+from worldmtp.training import pipeline
 
-OPTIONS = sorted(
+FILES = {
     entry.name.removesuffix(".yaml")
     for entry in (resources.files("worldmtp.configs") / "env").iterdir()
     if entry.name.endswith(".yaml")
-)
+}
+OPTIONS = sorted(FILES | {option_name(env_id) for env_id in gymnasium.registry if env_id.startswith("worldmtp/")})
 WORLDS = ("blackjack", "frozen_lake", "grid_world", "guess_number", "pig", "taxi")
 NOTED = {
     "brackets": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],

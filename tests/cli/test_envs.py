@@ -1,4 +1,4 @@
-"""``worldmtp-envs`` as a user meets it: the catalogue, checks with their exit codes, and play at a piped keyboard."""
+"""``worldmtp envs`` as a user meets it: the catalogue, checks with their exit codes, and play at a piped keyboard."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from worldmtp.cli import envs as script
-from worldmtp.cli.envs import parse_kwargs
+from worldmtp.cli.arguments import parse_kwargs
 
 OWN = '''\
 import worldmtp
@@ -42,14 +42,14 @@ class Asker:
 
 @pytest.fixture
 def command_line(monkeypatch, tmp_path, capsys):
-    """Runs ``worldmtp-envs`` in this process, in an empty directory; (exit code, stdout, stderr)."""
+    """Runs ``worldmtp envs`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     known = set(sys.modules)
 
     def call(*arguments, typed=""):
-        monkeypatch.setattr(sys, "argv", ["worldmtp-envs", *arguments])
+        monkeypatch.setattr(sys, "argv", ["worldmtp envs", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         code = 0
         try:
@@ -86,7 +86,7 @@ def test_list_narrows_by_part_or_pattern(command_line):
     ]
     code, _, err = command_line("list", "nothing-like-it")
     assert code == 1
-    assert "no id matches 'nothing-like-it'; worldmtp-envs list shows all" in err
+    assert "no id matches 'nothing-like-it'; worldmtp envs list shows all" in err
 
 
 def test_list_shows_what_was_imported(command_line, tmp_path):

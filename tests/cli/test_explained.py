@@ -11,11 +11,11 @@ from rich.console import Console
 
 from worldmtp.cli import generate as script
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
-from worldmtp.cli.saved_model import save_model, transformers_tokenizer
 from worldmtp.decoding.explain import DraftedPlace, DraftedToken, ExplainedRound, Explanation, Fate, Guess
 from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 ALPHABET = "abcdefgh\n="
 A, B, C, D, E, F, G, H, NEWLINE, EQUALS = range(2, 12)
@@ -178,7 +178,7 @@ def test_the_command_shows_a_model_explaining_itself(tiny_trunk, monkeypatch, tm
     model = MTPModel.from_trunk(trunk, MTPConfig(depth=3, initializer_range=0.3), torch.Generator().manual_seed(0))
     save_model(model, tmp_path / "model", transformers_tokenizer(CharTokenizer(ALPHABET)))
     words = ["--model", str(tmp_path / "model"), "--explain", "--max-new-tokens", "6", "ab="]
-    monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *words])
+    monkeypatch.setattr(sys, "argv", ["worldmtp generate", *words])
     script.main()
     captured = capsys.readouterr()
     ids = torch.tensor([[A, B, EQUALS]])

@@ -5,7 +5,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from worldmtp.cli.hints import explain, flat_keys, nearest_hint
-from worldmtp.cli.schema import TrainConfig, twin
+from worldmtp.cli.schema import twin
+from worldmtp.training.config import TrainConfig
 
 KEYS = flat_keys(OmegaConf.structured(twin(TrainConfig)))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.cli import make
 from worldmtp.cli.train import run
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training import make
 
 COLD = ("sft.num_steps=0", "agent.rollout.num_iterations=1")
 
@@ -37,7 +37,7 @@ def test_off_with_parallel_heads(compose_tiny, monkeypatch, tmp_path):
         heads = MTPConfig(head="medusa", depth=3)
         return MTPModel.from_trunk(model.trunk, heads, torch.Generator().manual_seed(seed))
 
-    monkeypatch.setattr("worldmtp.cli.pipeline.make_model", with_parallel_heads)
+    monkeypatch.setattr("worldmtp.training.pipeline.make_model", with_parallel_heads)
     run(compose_tiny("imagination=off", *COLD), tmp_path / "run")
     with pytest.raises(ValueError, match=r"world_model=mtp with imagination=counterfactual: .*.mtp_parallel. for"):
         run(compose_tiny("imagination=counterfactual", *COLD), tmp_path / "other")

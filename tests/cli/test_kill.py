@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(sys.executable).with_name("worldmtp-train")
+SCRIPT = (sys.executable, "-m", "worldmtp.cli", "train")
 RUN = (
     "sft.num_steps=60",
     "sft.log_steps=2",
@@ -23,7 +23,7 @@ RUN = (
 
 def start(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [SCRIPT, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*SCRIPT, *arguments], cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -60,7 +60,7 @@ def test_killed_at_every_stage(tiny_overrides, results_of, tmp_path):
         lambda: num_lines(sft) >= 15,
         # In reinforcement: after the first iteration (three lines stand before it), and while a checkpoint is written.
         lambda: num_lines(log) >= 4,
-        lambda: num_lines(log) >= 6 and any((run_dir / "checkpoints").glob(".writing-*")),
+        lambda: num_lines(log) >= 6 and any((run_dir / "checkpoints").glob(".*.partial")),
         # After the last iteration.
         lambda: (run_dir / "summary.json").exists(),
     ]

@@ -14,19 +14,21 @@ from hydra._internal.utils import get_args_parser
 
 from worldmtp.cli import analyze, train
 from worldmtp.cli.launch import flags_first
+from worldmtp.training import RunResult
 
+FOUND = RunResult(Path("run"), 0.5, "the closing table")
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
 @pytest.fixture
 def command_line(monkeypatch, tmp_path, capsys):
-    """Runs ``worldmtp-train`` in this process, in an empty directory; (exit code, stdout, stderr)."""
+    """Runs ``worldmtp train`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # and restored afterwards: the script sets it, for one command
     handlers = logging.root.handlers[:]
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp-train", *arguments])
+        monkeypatch.setattr(sys, "argv", ["worldmtp train", *arguments])
         code = 0
         try:
             train.main()
@@ -56,13 +58,19 @@ def test_cfg_job_shows_the_composed_config(command_line):
 def test_help_names_groups_and_the_way_to_resume(command_line):
     code, out, _ = command_line("--help")
     assert code == 0
-    assert "worldmtp-train resume=<run directory>" in out
+    assert "worldmtp train resume=<run directory>" in out
     assert "imagination: baseline, counterfactual, off" in out
     assert "head: blockwise, eagle" in out
 
 
 @pytest.mark.parametrize(
-    ("argument", "meant"), [("agent.ppo.lerning_rate=1", "agent.ppo.learning_rate"), ("env=chain_sm", "chain_sum")]
+    ("argument", "meant"),
+    [
+        ("agent.ppo.lerning_rate=1", "agent.ppo.learning_rate"),
+        ("env=chain_sm", "chain_sum"),
+        ("hed=latent", "head"),
+        ("experment=quickstart", "experiment"),
+    ],
 )
 def test_typo_ends_with_code_1_and_the_nearest_name(command_line, argument, meant):
     code, _, err = command_line(argument)
@@ -83,7 +91,7 @@ def test_config_dir_adds_options(command_line, tmp_path):
     (tmp_path / "mine" / "env").mkdir(parents=True)
     (tmp_path / "mine" / "env" / "short.yaml").write_text("id: worldmtp/Copy-v0\nkwargs: {max_new: 3}\n")
     shown = config_of(command_line, "--config-dir", "mine", "env=short")
-    assert shown["env"] == {"id": "worldmtp/Copy-v0", "kwargs": {"max_new": 3}}
+    assert shown["env"] == {"id": "worldmtp/Copy-v0", "kwargs": {"max_new": 3}, "wrappers": []}
 
 
 def test_a_file_of_the_user_is_held_to_the_schema(command_line, tmp_path):
@@ -181,7 +189,7 @@ def files_of(directory):
 @pytest.mark.parametrize("wrong", ["seed=1", "agent.ppo.learning_rate=-1", "study.name=x", "resume=out"])
 def test_a_refused_start_leaves_the_run_that_is_there(command_line, monkeypatch, tmp_path, tiny_overrides, wrong):
     """A finished run of another config, or one that was killed: every file of it stays as it is."""
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
     code, _, err = command_line(*tiny_overrides, "hydra.run.dir=out")
     assert code == 0, err
     run_dir = tmp_path / "out"
@@ -201,7 +209,7 @@ def test_a_refused_start_leaves_the_run_that_is_there(command_line, monkeypatch,
 def test_a_refused_resumption_leaves_the_config(command_line, monkeypatch, tmp_path, tiny_overrides):
     """The run's log says that it was tried."""
     with monkeypatch.context() as patch:
-        patch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+        patch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
         assert command_line(*tiny_overrides, "hydra.run.dir=out")[0] == 0
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     run_dir = tmp_path / "out"
@@ -214,13 +222,13 @@ def test_a_refused_resumption_leaves_the_config(command_line, monkeypatch, tmp_p
     assert after.pop(run_dir / "train.log").startswith(log)
     assert after == before
     # A value that is good is kept as soon as the run starts.
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda config, run_dir, at_start: at_start() or 0.5)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda config, run_dir, at_start: at_start() or FOUND)
     assert command_line("resume=out", "logger.tensorboard=true")[0] == 0
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["logger"]["tensorboard"] is True
 
 
 def test_every_failure_of_a_sweep_is_said_and_logged(command_line, monkeypatch, tmp_path):
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", lambda *args: 0.5)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
     code, _, err = command_line(
         "-m", "env=reverse", "agent.ppo.learning_rate=-1,1e-4,-2", "hydra.sweep.dir=sweep", *QUIET
     )
@@ -302,7 +310,7 @@ def test_resume_in_a_config_file_is_refused(command_line, tmp_path):
 @pytest.mark.parametrize("arguments", [["--cfg", "job", "experiment=quickstart"], ["--help"]])
 def test_the_installed_script_answers_without_torch_in_an_empty_directory(tmp_path, arguments):
     script = (
-        f"import sys; sys.argv = ['worldmtp-train', *{arguments!r}]\n"
+        f"import sys; sys.argv = ['worldmtp train', *{arguments!r}]\n"
         "from worldmtp.cli.train import main\n"
         "main()\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
@@ -314,23 +322,27 @@ def test_the_installed_script_answers_without_torch_in_an_empty_directory(tmp_pa
 
 
 def test_the_console_script_ends_with_code_1(tmp_path):
-    script = Path(sys.executable).with_name("worldmtp-train")
-    done = subprocess.run([script, "imagination=of"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    script = (sys.executable, "-m", "worldmtp.cli")
+    done = subprocess.run(
+        [*script, "train", "imagination=of"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "Did you mean 'off'?" in done.stderr
 
 
 def test_analyze_names_what_is_missing(tmp_path):
-    script = Path(sys.executable).with_name("worldmtp-analyze")
-    done = subprocess.run([script, tmp_path / "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    script = (sys.executable, "-m", "worldmtp.cli")
+    done = subprocess.run(
+        [*script, "analyze", tmp_path / "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "nowhere" in done.stderr
 
 
 def analyzed(monkeypatch, capsys, directory):
-    """(exit code, stderr) of ``worldmtp-analyze`` in this process."""
-    monkeypatch.setattr(sys, "argv", ["worldmtp-analyze", str(directory)])
+    """(exit code, stderr) of ``worldmtp analyze`` in this process."""
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(directory)])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as stop:
         analyze.main()

@@ -4,17 +4,24 @@ import json
 
 import pytest
 
-from worldmtp.cli import warm_start
 from worldmtp.cli.train import run
 from worldmtp.heads import available_heads
 from worldmtp.model.config import MTPConfig
 from worldmtp.objective.objective import LossTerms
 from worldmtp.objective.plan import CoefSchedule
+from worldmtp.training import warm_start
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
 SHORT = ("sft.num_steps=2", "agent.rollout.num_iterations=0", "imagination=off")
-MOVING = ("coef_linear", "curriculum_reverse", "deepseek_v3", "every_2_steps", "loss_latent_ema", "positions_quarter")
+MOVING = {
+    "coef linear": ("objective.coef={kind:linear,start:0.3,end:0.1,duration:1.0}",),
+    "curriculum reverse": ("objective=gloeckle", "objective.window.curriculum=reverse"),
+    "deepseek_v3": ("objective=deepseek_v3",),
+    "every 2 steps": ("objective.frequency.every_steps=2",),
+    "latent ema": ("objective.terms.latent=1", "objective.latent_target=ema"),
+    "positions quarter": ("objective.frequency.position_fraction=0.25",),
+}
 """Objectives that change from step to step, count tokens, or keep something beside the model."""
 
 
@@ -25,7 +32,7 @@ def trained(compose_tiny, tmp_path, monkeypatch):
     def enough(*args):
         raise MemoryError("the warm start is over")
 
-    monkeypatch.setattr("worldmtp.cli.pipeline.judge", enough)
+    monkeypatch.setattr("worldmtp.training.pipeline.judge", enough)
     made = []
     trainer = warm_start.MTPSFTTrainer
 
@@ -81,5 +88,5 @@ def test_fields_of_a_family_reach_the_model(trained):
 
 @pytest.mark.parametrize("objective", MOVING)
 def test_objectives_train(trained, objective):
-    _, _, logged = trained(f"objective={objective}")
+    _, _, logged = trained(*MOVING[objective])
     assert logged["sft/loss"] > 0

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -31,8 +30,8 @@ class Route:
 ROUTES = (
     Route(
         "Decorator",
-        "worldmtp-envs check worldmtp/DoubleLetters-v0 --import ./my_envs.py",
-        "worldmtp-train imports=[./my_envs.py] env=custom env.id=worldmtp/DoubleLetters-v0",
+        "worldmtp envs check worldmtp/DoubleLetters-v0 --import ./my_envs.py",
+        "worldmtp train imports=[./my_envs.py] env=custom env.id=worldmtp/DoubleLetters-v0",
         "my_envs.py",
         '''\
 import worldmtp
@@ -47,9 +46,9 @@ def double_letters(rng):
     ),
     Route(
         "Data",
-        "worldmtp-envs check worldmtp/Data-v0 --kwargs task_kwargs.path=questions.jsonl "
+        "worldmtp envs check worldmtp/Data-v0 --kwargs task_kwargs.path=questions.jsonl "
         "task_kwargs.reward=my_rewards:share_right",
-        "worldmtp-train env=data env.kwargs.task_kwargs.path=questions.jsonl "
+        "worldmtp train env=data env.kwargs.task_kwargs.path=questions.jsonl "
         "+env.kwargs.task_kwargs.reward=my_rewards:share_right",
         "my_rewards.py",
         """\
@@ -65,37 +64,39 @@ def share_right(example, text):
     ),
     Route(
         "Gymnasium",
-        "worldmtp-envs check my_pkg:MyEnv-v0",
-        "worldmtp-train env=custom env.id=my_pkg:MyEnv-v0",
+        "worldmtp envs check my_pkg:NextNumber-v0 --kwargs max_new=6 max_turn=5",
+        "worldmtp train env=custom env.id=my_pkg:NextNumber-v0 +env.kwargs.max_new=6 +env.kwargs.max_turn=5 "
+        "sft.num_steps=0",
         "my_pkg.py",
-        '''\
+        """\
 import gymnasium
-from worldmtp.envs import TextGenEnv
 
 
-class MyEnv(TextGenEnv):
-    """Words in reverse, and a token costs a hundredth of the score."""
+class NextNumber(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Text(8)
 
-    def step(self, action):
-        obs, reward, terminated, truncated, info = super().step(action)
-        if terminated or truncated:
-            reward = info["score"] = reward * 0.99 ** info["num_tokens"]
-        return obs, reward, terminated, truncated, info
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.number = self.np_random.integers(1000)
+        return f"{self.number}+1=", {"hidden": ""}
+
+    def step(self, text):
+        return "", float(text == str(self.number + 1)), True, False, {}
 
 
-gymnasium.register("MyEnv-v0", entry_point="my_pkg:MyEnv", kwargs={"task": "Reverse", "max_prompt": 9, "max_new": 9})
-''',
+gymnasium.register("NextNumber-v0", entry_point="my_pkg:NextNumber")
+""",
     ),
     Route(
         "reasoning-gym",
-        "worldmtp-envs check worldmtp/ReasoningGym-v0 "
+        "worldmtp envs check worldmtp/ReasoningGym-v0 "
         "--kwargs task=gcd task_kwargs.max_value=50 max_prompt=9 max_new=4",
-        "worldmtp-train env=reasoning_gym env.kwargs.task=gcd +env.kwargs.task_kwargs.max_value=50",
+        "worldmtp train env=reasoning_gym env.kwargs.task=gcd +env.kwargs.task_kwargs.max_value=50",
     ),
     Route(
         "World",
-        "worldmtp-envs check worldmtp/HotCold-v0 --import ./my_worlds.py",
-        "worldmtp-train imports=[./my_worlds.py] env=custom env.id=worldmtp/HotCold-v0 sft.num_steps=0",
+        "worldmtp envs check worldmtp/HotCold-v0 --import ./my_worlds.py",
+        "worldmtp train imports=[./my_worlds.py] env=custom env.id=worldmtp/HotCold-v0 sft.num_steps=0",
         "my_worlds.py",
         """\
 import random
@@ -135,12 +136,9 @@ def here(tmp_path):
 def run_script(command, directory, *more):
     """The finished process of a line of the page, started as a shell would, with further arguments."""
     name, *arguments = shlex.split(command)
-    script = Path(sys.executable).parent / name
-    if not script.exists():
-        pytest.fail(f"{script} is missing: the package was installed before it had this script; install it again.")
-    return subprocess.run(
-        [script, *arguments, *more], cwd=directory, capture_output=True, text=True, timeout=300, check=False
-    )
+    assert name == "worldmtp"
+    words = [sys.executable, "-m", "worldmtp.cli", *arguments, *more]
+    return subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("heading", HEADINGS)

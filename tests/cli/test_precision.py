@@ -4,13 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from worldmtp.cli.make import make_env, make_model, make_trunk
-from worldmtp.cli.saved_model import load_model
-from worldmtp.cli.schema import _COMPUTE_DTYPES, EnvConfig, ModelConfig
 from worldmtp.cli.train import run
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.precision import COMPUTE_DTYPES
+from worldmtp.training.config import _COMPUTE_DTYPES, EnvConfig, ModelConfig
+from worldmtp.training.make import make_env, make_model, make_trunk
+from worldmtp.training.saved_model import load_model
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -64,8 +64,8 @@ def test_a_run_from_a_bfloat16_checkpoint(compute_dtype, compose_tiny, tiny_trun
 
         monkeypatch.setattr(place, wrapped)
 
-    from worldmtp.cli import pipeline
-    from worldmtp.cli.make import make_model as plain
+    from worldmtp.training import pipeline
+    from worldmtp.training.make import make_model as plain
 
     def hooked(*args):
         model = plain(*args)
@@ -76,7 +76,7 @@ def test_a_run_from_a_bfloat16_checkpoint(compute_dtype, compose_tiny, tiny_trun
 
     monkeypatch.setattr(pipeline, "make_model", hooked)
     for name in ("warm_start", "reinforce", "judge"):
-        noted(name, f"worldmtp.cli.pipeline.{name}", getattr(pipeline, name))
+        noted(name, f"worldmtp.training.pipeline.{name}", getattr(pipeline, name))
     overrides = ("model=pretrained", f"model.path={tmp_path / 'trunk'}", f"model.compute_dtype={compute_dtype}")
     run(compose_tiny(*overrides), tmp_path / "run")
     dtype = getattr(torch, compute_dtype)

@@ -7,12 +7,16 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from worldmtp.cli.resume import resume_argument, resumed_config
-from worldmtp.cli.run_dir import claim, is_done
+from worldmtp.training.run_dir import claim, is_done
+
+
+def plain(node):
+    return OmegaConf.to_container(node, resolve=True)
 
 
 @pytest.fixture
 def run_dir(compose_tiny, tmp_path):
-    claim(tmp_path / "run", compose_tiny("checkpoint.stop_after=1", "seed=3"), resumes=False).release()
+    claim(tmp_path / "run", plain(compose_tiny("checkpoint.stop_after=1", "seed=3")), resumes=False).release()
     return tmp_path / "run"
 
 
@@ -131,10 +135,10 @@ def test_a_claim_is_whole_or_not_at_all(run_dir, compose_tiny, monkeypatch):
         raise MemoryError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("worldmtp.cli.run_dir.os.replace", dies)
-        with pytest.raises(MemoryError), claim(run_dir, compose_tiny("seed=4"), resumes=True) as claimed:
+        patch.setattr("worldmtp.training.run_dir.os.replace", dies)
+        with pytest.raises(MemoryError), claim(run_dir, plain(compose_tiny("seed=4")), resumes=True) as claimed:
             claimed.keep()
     assert (run_dir / "config.yaml").read_text() == before
-    with claim(run_dir, compose_tiny("seed=4"), resumes=True) as claimed:
+    with claim(run_dir, plain(compose_tiny("seed=4")), resumes=True) as claimed:
         claimed.keep()
     assert OmegaConf.load(run_dir / "config.yaml").seed == 4

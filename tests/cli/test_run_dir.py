@@ -13,25 +13,24 @@ import pytest
 from omegaconf import OmegaConf
 
 from worldmtp.cli.resume import resumed_config
-from worldmtp.cli.run_dir import claim
 from worldmtp.cli.train import run
+from worldmtp.training.run_dir import RunResult, claim
 
 ROOT = Path(__file__).parents[2]
-CONFIG = OmegaConf.create({"seed": 0})
+CONFIG = {"seed": 0}
 
 RACE = """
 import json, multiprocessing, sys
 from pathlib import Path
-from omegaconf import OmegaConf
-from worldmtp.cli.run_dir import claim
+from worldmtp.training.run_dir import claim
 
 def contend(directory, seed, barrier, told):
     held, won = [], []
-    node = OmegaConf.create({"seed": seed, "pad": list(range(300))})
+    config = {"seed": seed, "pad": list(range(300))}
     for i in range(200):
         barrier.wait()
         try:
-            held.append(claim(Path(directory) / str(i), node, resumes=False))
+            held.append(claim(Path(directory) / str(i), config, resumes=False))
             won.append(True)
         except ValueError:
             won.append(False)
@@ -69,7 +68,7 @@ def test_the_second_writer_is_told_who_the_first_is(tmp_path):
     message = f"run is being written by process {os.getpid()} on {socket.gethostname()}; wait until that ends or stop"
     for resumes in (False, True):
         with pytest.raises(ValueError, match=message):
-            claim(tmp_path / "run", OmegaConf.create({"seed": 1}), resumes=resumes)
+            claim(tmp_path / "run", {"seed": 1}, resumes=resumes)
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").seed == 0
     first.release()
     with claim(tmp_path / "run", CONFIG, resumes=False):
@@ -86,15 +85,15 @@ def test_an_owner_that_is_not_named_yet_keeps_others_out(tmp_path):
 def test_a_refused_config_leaves_no_lock(tmp_path):
     claim(tmp_path, CONFIG, resumes=False).release()
     with pytest.raises(ValueError, match="already holds a run with another config"):
-        claim(tmp_path, OmegaConf.create({"seed": 1}), resumes=False)
+        claim(tmp_path, {"seed": 1}, resumes=False)
     claim(tmp_path, CONFIG, resumes=False).release()
 
 
 def test_a_killed_owner_keeps_nobody_out_though_its_child_lives(tmp_path):
     text = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom omegaconf import OmegaConf\n"
-        "from worldmtp.cli.run_dir import claim\n"
-        "held = claim(Path(sys.argv[1]), OmegaConf.create({'seed': 0}), False)\n"
+        "import os, sys, time\nfrom pathlib import Path\n"
+        "from worldmtp.training.run_dir import claim\n"
+        "held = claim(Path(sys.argv[1]), {'seed': 0}, False)\n"
         "if os.fork() == 0:\n    print(os.getpid(), flush=True)\n"  # it has let go by then
         "time.sleep(60)\n"
     )
@@ -123,9 +122,9 @@ def test_a_run_and_its_resumption_hold_the_directory(compose_tiny, tmp_path, no_
         with pytest.raises(ValueError, match=f"is being written by process {os.getpid()}"):
             run(resumed_config(tmp_path, []), tmp_path, resumes=True)
         tried.append(args)
-        return 0.5
+        return RunResult(tmp_path, 0.5, "the closing table")
 
-    monkeypatch.setattr("worldmtp.cli.pipeline.execute", rival)
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", rival)
     assert run(compose_tiny(), tmp_path) == 0.5
     assert run(resumed_config(tmp_path, []), tmp_path, resumes=True) == 0.5
     assert len(tried) == 2
@@ -135,7 +134,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
     def none(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("worldmtp.cli.run_dir.fcntl.flock", none)
+    monkeypatch.setattr("worldmtp.training.run_dir.fcntl.flock", none)
     with pytest.warns(UserWarning, match=r"file system without locks .*see to it that no second run writes there"):
         claim(tmp_path, CONFIG, resumes=False).release()
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from worldmtp.cli.make import make_env
-from worldmtp.cli.run_prompts import choose_pool, draw_run_prompts
-from worldmtp.cli.schema import TrainConfig, build
+from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.envs import Example, split_of
 from worldmtp.random import stream_seed
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.make import make_env
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_every_purpose_of_every_run_has_a_stream_of_its_own(compose_tiny, no_rep
         asked.append((seed, purpose))
         return stream_seed(seed, purpose)
 
-    monkeypatch.setattr("worldmtp.cli.pipeline.stream_seed", recorded)
+    monkeypatch.setattr("worldmtp.training.pipeline.stream_seed", recorded)
     run(compose_tiny("seed=5", "agent.rollout.num_iterations=1", "world_model=shuffled"), tmp_path / "run")
     assert {seed for seed, _ in asked} == {5}
     purposes = {purpose for _, purpose in asked}

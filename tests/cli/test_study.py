@@ -6,9 +6,10 @@ import pytest
 
 from worldmtp.cli.launch import fail_cleanly
 from worldmtp.cli.resume import resumed_config
-from worldmtp.cli.schema import TrainConfig, build
+from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.studies.registry import STUDIES, make_study
+from worldmtp.training.config import TrainConfig
 
 OWN = '''
 from dataclasses import dataclass

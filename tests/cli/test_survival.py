@@ -12,9 +12,9 @@ import torch
 import worldmtp.agents.ppo
 import worldmtp.checkpoint
 from worldmtp.checkpoint import CheckpointError
-from worldmtp.cli import pipeline, warm_start
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.train import run
+from worldmtp.training import pipeline, warm_start
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -128,7 +128,7 @@ def test_a_run_is_not_taken_back(compose_tiny, tmp_path):
 
 
 def test_full_disk(reference, compose_tiny, results_of, tmp_path, monkeypatch):
-    write = worldmtp.checkpoint._write_atomically
+    write = worldmtp.checkpoint._write
     calls = []
 
     def full(target, encoded):
@@ -138,7 +138,7 @@ def test_full_disk(reference, compose_tiny, results_of, tmp_path, monkeypatch):
         write(target, encoded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(worldmtp.checkpoint, "_write_atomically", full)
+        patch.setattr(worldmtp.checkpoint, "_write", full)
         with pytest.raises(CheckpointError) as caught:
             run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
     assert "Could not write the checkpoint of step 2" in str(caught.value)

@@ -1,14 +1,18 @@
 """A user's own environment, registered as the README says, trained from the command line's point of view."""
 
+import json
 import re
 import sys
 
 import pytest
 
-from worldmtp.cli.imports import import_user_modules
 from worldmtp.cli.train import run
+from worldmtp.envs import read_episodes
+from worldmtp.training.imports import import_user_modules
 
 pytestmark = pytest.mark.usefixtures("no_report")
+
+TIMES = ("time_seconds", "time/")
 
 OWN = """\
 import worldmtp
@@ -68,52 +72,52 @@ def test_own_gymnasium_id(here, compose_tiny):
 
 TWINS = """\
 import gymnasium
-import numpy as np
 from gymnasium import spaces
-from worldmtp.envs import make_tokenizer
 
 
 class Twins(gymnasium.Env):
-    def __init__(self):
-        self.tokenizer = make_tokenizer("char:abcdefghijklmnopqrst=")
-        one = spaces.Box(0, 7, (1,), np.int64)
-        self.observation_space = spaces.Dict(
-            tokens=spaces.Box(0, 22, (7,), np.int64), length=one, prompt_length=one
-        )
-        self.action_space = spaces.Discrete(23)
-
-    def observation(self):
-        tokens = np.array(self.ids + [0] * (7 - len(self.ids)))
-        return {"tokens": tokens, "length": np.array([len(self.ids)]), "prompt_length": np.array([3])}
+    observation_space = action_space = spaces.Text(8)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.asked = self.np_random.integers(2, 22, size=2).tolist()
-        self.ids = [*self.asked, 22]
-        return self.observation(), {"answer": self.tokenizer.decode(self.asked)}
+        self.asked = "".join(self.np_random.choice(list("abcdefghijklmnopqrst"), size=2))
+        return self.asked + "=", {"hidden": ""}
 
     def step(self, action):
-        place = len(self.ids) - 3
-        self.ids.append(int(action))
-        is_right = place < 2 and int(action) == self.asked[place]
-        return self.observation(), 0.5 * is_right, int(action) == 1, place == 3 and int(action) != 1, {}
+        return "", sum(a == b for a, b in zip(action, self.asked)) / 2, True, False, {}
 
 
-gymnasium.register("Twins-v0", entry_point="twins_module:Twins", max_episode_steps=4)
+gymnasium.register("Twins-v0", entry_point="twins_module:Twins")
 """
 
 
-def test_own_gymnasium_class_with_a_stop_on_the_way(here, compose_tiny, results_of):
+def test_own_gymnasium_class_with_a_stop_on_the_way(here, compose_tiny):
     (here / "twins_module.py").write_text(TWINS)
-    own = ("env=custom", "env.id=twins_module:Twins-v0", "imagination=baseline")
+    kwargs = ["+env.kwargs.max_new=4", "+env.kwargs.max_turn=3", "+env.kwargs.tokenizer='char:abcdefghijklmnopqrst='"]
+    own = ("env=custom", "env.id=twins_module:Twins-v0", *kwargs, "sft.num_steps=0", "imagination=off")
     run(compose_tiny(*own), here / "whole")
     run(compose_tiny(*own, "checkpoint.stop_after=1"), here / "stopped")
     assert not (here / "stopped" / "DONE").exists()
     run(compose_tiny(*own), here / "stopped", resumes=True)
-    stopped, whole = (results_of(here / name) for name in ("stopped", "whole"))
-    for results in (stopped, whole):
-        del results["metrics.jsonl"][0]  # the config, in which the stop stands
-    assert stopped == whole
+    stopped, whole = (
+        [json.loads(line) for line in (here / name / "metrics.jsonl").read_text().splitlines()[1:]]  # but the config
+        for name in ("stopped", "whole")
+    )
+    assert len(whole) > 1
+    for one, other in zip(stopped, whole, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[key] == other[key] for key in one if not key.startswith(TIMES))
+
+
+def test_wrappers_named_in_the_config_are_in_force_and_saved(here, compose_tiny, monkeypatch):
+    """A mask of one letter: every answer that is sampled is written with it alone."""
+    masked = "env.wrappers=[{name: action_mask, alphabet: a, min_new: 1}, {name: episode_recorder, path: played.jsonl}]"
+    run(compose_tiny(masked, "imagination=off", "agent.rollout.draft=none", "sft.num_steps=0"), here / "run")
+    played = read_episodes("played.jsonl")
+    assert len(played) > 4
+    assert all(set(episode["text"]) == {"a"} for episode in played)
+    with pytest.raises(ValueError, match="wrapper='action_mak' is unknown; did you mean 'action_mask'"):
+        run(compose_tiny("env.wrappers=[action_mak]"), here / "other")
 
 
 def test_error_inside_a_user_file_keeps_its_traceback(here):
@@ -124,7 +128,7 @@ def test_error_inside_a_user_file_keeps_its_traceback(here):
 
 def test_the_readme(here, project_root, compose_tiny):
     text = (project_root / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "register_task" in one]
     assert len(block.strip().splitlines()) <= 10
     (identifier,) = re.findall(r"env\.id=(worldmtp/\w+-v0)", text)
     (here / "my_envs.py").write_text(block)

@@ -11,8 +11,7 @@ from worldmtp.decoding import AdaptiveLength, generate
 from worldmtp.decoding.adaptive import length_chooser, tokens_per_round
 from worldmtp.decoding.head_drafts import head_drafter
 from worldmtp.decoding.lean import make_runner
-from worldmtp.decoding.policy import DecodingPolicy
-from worldmtp.decoding.sampling import SamplingConfig
+from worldmtp.decoding.sampling import DecodingPolicy, SamplingConfig
 from worldmtp.decoding.session import DecodingSession
 
 PAD, EOS = 0, 1
@@ -147,7 +146,7 @@ def test_drafts_after_rounds_without_are_those_of_a_fresh_start(model_of, ragged
         session.advance(length)
         texts = session.texts
         is_real = torch.arange(texts.ids.shape[1]) < torch.from_numpy(texts.num_cached)[:, None]
-        newest = session._newest()
+        newest = texts.newest
         fresh, fresh_drafter = session_over(texts.ids.clone(), is_real)
         fresh.texts.ids.scatter_(1, torch.from_numpy(fresh.texts.num_cached)[:, None], newest)
         # The drafter keeps what it is asked for, so the one that goes on is asked for a copy of itself.

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from worldmtp.decoding.beam_selection import Beams, select_beams
-from worldmtp.decoding.beam_session import Candidates
-from worldmtp.decoding.beam_tree import BeamTree, candidate_nodes, path_log_probs
+from worldmtp.decoding.beam import Beams, BeamTree, Candidates, candidate_nodes, path_log_probs, select_beams
 
 EOS = 1
 INF = math.inf

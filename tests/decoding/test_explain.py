@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from worldmtp.decoding import SamplingConfig, generate
-from worldmtp.decoding.acceptance import Tree
-from worldmtp.decoding.drafts import Draft, NoDraft
+from worldmtp.decoding.acceptance import Draft, Tree
+from worldmtp.decoding.drafts import NoDraft
 from worldmtp.decoding.explain import Fate, explain
 
 PROMPT = torch.tensor([2, 5, 3])

@@ -191,6 +191,56 @@ def test_stop_sequences_end_a_row(model_of, ragged):
         assert cut == (whole[: ends[0]] if ends else whole)
 
 
+@pytest.mark.parametrize("draft", [{}, {"tree": (2, 2, 1)}, {"draft": "none"}], ids=str)
+def test_the_caller_ends_texts(model_of, ragged, draft):
+    """A row ends at the first token with which its new tokens add up to its own limit, inside a draft or not."""
+    model = model_of("llama", "latent", 4)
+    ids, mask = ragged(4, 6, seed=2)
+    limits, asked = [9, 17, 30, 1000], []
+
+    def is_over(row, tokens):
+        asked.append(row)
+        return sum(tokens) >= limits[row]
+
+    output = generate(
+        model, ids, mask, max_new_tokens=12, eos_token_id=EOS, pad_token_id=PAD, stop_when=is_over, **draft
+    )
+    expected = []
+    for row, limit in zip(reference(model.trunk, ids, mask, 12), limits, strict=True):
+        ends = [n for n in range(1, len(row) + 1) if sum(row[:n]) >= limit]
+        expected.append(row[: ends[0]] if ends else row)
+    assert new_tokens(output, 6) == expected
+    assert {len(row) for row in expected} != {12}
+    assert set(asked) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("draft", [{}, {"tree": (2, 2, 1)}, {"draft": "lookup"}, {"three_phase": True}], ids=str)
+def test_rounds_make_the_texts(model_of, ragged, draft):
+    """What callers see of the rounds, row by row, is the output: tokens, log-probabilities, counts of drafts."""
+    model = model_of("llama", "latent", 4)
+    ids, mask = ragged(5, 7, seed=3)
+    texts, logprobs = [list[int]() for _ in ids], [list[float]() for _ in ids]
+    num_rounds, drafted, accepted = [-1] * len(ids), 0, 0  # the prompts' forward is no round
+
+    def see(one, rows, num_kept):
+        nonlocal drafted, accepted
+        for place, (row, kept) in enumerate(zip(rows.tolist(), num_kept.tolist(), strict=True)):
+            assert 1 <= kept <= one.counts[place] == one.num_accepted[place] + 1
+            texts[row] += one.tokens[place, :kept].tolist()
+            logprobs[row] += one.logprobs[place, :kept].tolist()
+            num_rounds[row] += 1
+        drafted += int(one.num_drafted.sum())
+        accepted += int(one.num_accepted.sum())
+        assert one.draft.num_drafts.tolist() == one.num_drafted.tolist()
+
+    output = generate(model, ids, mask, max_new_tokens=11, eos_token_id=EOS, pad_token_id=PAD, on_round=see, **draft)
+    assert texts == new_tokens(output, 7)
+    assert num_rounds == output.num_rounds.tolist()
+    assert (drafted, accepted) == (output.drafted_per_depth.sum(), output.accepted_per_depth.sum())
+    for row, found in enumerate(logprobs):
+        assert output.logprobs[row, : len(found)].tolist() == found
+
+
 class Oracle:
     """Drafts what the model itself will say; for counting forwards where all drafts are accepted."""
 
@@ -202,7 +252,7 @@ class Oracle:
     def move_rows(self, sources, targets, num_left): ...
 
     def propose(self, texts, policy, num_drafts):
-        from worldmtp.decoding.drafts import Draft
+        from worldmtp.decoding.acceptance import Draft
 
         first = int(texts.num_cached[0]) + 1
         tokens = self._text[:, first : first + num_drafts]

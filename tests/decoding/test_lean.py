@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from worldmtp.decoding import generate
 from worldmtp.decoding.acceptance import Tree
+from worldmtp.decoding.cache import CachedTexts
 from worldmtp.decoding.lean import lean_runner
-from worldmtp.decoding.text import CachedTexts
 from worldmtp.decoding.trunk import HuggingFaceRunner
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -47,7 +47,7 @@ def own(dtype=torch.float64, **changes) -> MTPModel:
 @torch.no_grad()
 def passes(model: MTPModel, runner) -> list:
     """Features of a ragged prompt, of a chain and of a tree after it, at the tokens that are real."""
-    texts = CachedTexts(runner, model.trunk.config.num_hidden_layers, 20, model.device)
+    texts = CachedTexts(runner, model.trunk.config, 20, model.device)
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]]).bool()
     ids = torch.randint(11, (3, 4), generator=torch.Generator().manual_seed(1))
     prompt = texts.prefill(ids, mask)

@@ -6,12 +6,11 @@ import torch
 from transformers import AutoModelForCausalLM, Mamba2Config
 
 from worldmtp.decoding import AdaptiveLength, DecodingSession, SamplingConfig, generate, parallel_beam
-from worldmtp.decoding.drafts import LookupDraft, NoDraft
+from worldmtp.decoding.cache import SlotCache, cache_size
+from worldmtp.decoding.drafts import LookupDraft, NoDraft, make_drafter
 from worldmtp.decoding.explain import explain
 from worldmtp.decoding.lean import make_runner
-from worldmtp.decoding.making import make_drafter
-from worldmtp.decoding.policy import DecodingPolicy
-from worldmtp.decoding.slot_cache import SlotCache, cache_size
+from worldmtp.decoding.sampling import DecodingPolicy
 
 IDS = torch.tensor([[2, 3, 4], [5, 6, 2]])
 

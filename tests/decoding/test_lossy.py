@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from worldmtp.decoding import LossyTopN, LossyTypical, generate
-from worldmtp.decoding.acceptance import Tree, accept_tree
-from worldmtp.decoding.drafts import Draft, NoDraft
-from worldmtp.decoding.lossy import accept_lossy, accept_lossy_tree, is_near_top, is_typical, typical_threshold
+from worldmtp.decoding.acceptance import (
+    Draft,
+    Tree,
+    accept_lossy_tree,
+    accept_run,
+    accept_tree,
+    is_near_top,
+    is_typical,
+    typical_threshold,
+)
+from worldmtp.decoding.drafts import NoDraft
 
 PAD, EOS, VOCAB = 0, 1, 7
 EVERYTHING = LossyTopN(n=VOCAB, delta=1.0)
@@ -90,7 +98,7 @@ def test_the_most_likely_token_is_always_accepted(scale):
 def test_a_chain_ends_at_the_first_refusal_and_goes_on_with_the_trunks_token():
     accepted = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [True, True, True]])
     targets = torch.tensor([[5, 6, 7, 8]] * 4)
-    verdict = accept_lossy(accepted, torch.tensor([3, 3, 3, 1]), targets)
+    verdict = accept_run(accepted, torch.tensor([3, 3, 3, 1]), targets)
     assert verdict.num_accepted.tolist() == [3, 1, 0, 1]
     assert verdict.next_tokens.tolist() == [8, 6, 5, 6]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from worldmtp.decoding import generate, parallel_beam
-from worldmtp.decoding.beam_session import BeamSession
+from worldmtp.decoding.beam import BeamSession
 from worldmtp.decoding.lean import make_runner
 
 PAD, EOS, VOCAB = 0, 1, 7

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmtp.decoding.integers import as_integer
-from worldmtp.decoding.stopping import StopRule, first_stop, make_stop_rule
+from worldmtp.decoding.limits import StopRule, as_integer, first_stop, make_stop_rule
 
 
 def stops(rows, old, new, **rule):

@@ -9,6 +9,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from worldmtp.envs import CharTokenizer, Example, Score, TextGenEnv, TextGenVectorEnv
+from worldmtp.envs.wrappers.autoreset import with_autoreset
 
 
 class EchoTask:
@@ -44,8 +45,11 @@ def echo_problem():
 
 @pytest.fixture
 def make_vector(echo_problem):
-    def make(num_envs, autoreset_mode="same_step", **changes):
-        return TextGenVectorEnv(num_envs, autoreset_mode=autoreset_mode, **(echo_problem | changes))
+    """Rows, in what ``wrap`` puts around them, in an autoreset mode."""
+
+    def make(num_envs, autoreset_mode="same_step", wrap=lambda env: env, group_size=1, render_mode=None, **changes):
+        rows = TextGenVectorEnv(num_envs, group_size=group_size, render_mode=render_mode, **(echo_problem | changes))
+        return with_autoreset(wrap(rows), autoreset_mode)
 
     return make
 
@@ -194,7 +198,7 @@ class _Parity:
     def reset(self, rows, infos):
         batched = {}
         for row in rows:
-            self.seen[row], info = self.singles[row].reset(options={"prompts": [self.envs._examples[row]]})
+            self.seen[row], info = self.singles[row].reset(options={"prompts": [self.envs.example_of(row)]})
             self.batching._add_info(batched, info | {"group": int(infos["group"][row])}, row)
         return batched
 

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from worldmtp.envs import ActionMask, VectorActionMask, check_vector_env
+from worldmtp.envs import VectorActionMask, check_vector_env
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,8 @@ from worldmtp.envs import ActionMask, VectorActionMask, check_vector_env
     ],
 )
 def test_rules_by_hand(make_single, make_vector, words, rules, first, third):
-    env, envs = ActionMask(make_single(), **rules), VectorActionMask(make_vector(1), **rules)
+    env = make_single(text_wrappers=[{"name": "action_mask", **rules}])
+    envs = make_vector(1, wrap=lambda rows: VectorActionMask(rows, **rules))
     token = 3 if rules.get("alphabet") == "b" else 2
     _, info = env.reset(options={"prompts": words("abb")})
     _, infos = envs.reset(options={"prompts": words("abb")})
@@ -44,7 +45,7 @@ def test_a_rule_of_the_users_own(make_vector, words):
         mask[np.arange(len(mask)), obs["tokens"][np.arange(len(mask)), obs["length"][:, 0] - 1]] = 0
         return mask
 
-    envs = VectorActionMask(make_vector(2), no_repeat)
+    envs = make_vector(2, wrap=lambda rows: VectorActionMask(rows, no_repeat))
     _, infos = envs.reset(options={"prompts": words("a", "b")})
     assert infos["action_mask"].tolist() == [[0, 1, 1, 1, 0]] * 2  # prompts end with "=", and padding is never allowed
     *_, infos = envs.step(np.array([2, 3]))
@@ -53,7 +54,7 @@ def test_a_rule_of_the_users_own(make_vector, words):
 
 @pytest.mark.parametrize("mode", ["same_step", "next_step", "disabled"])
 def test_spaces_draw_by_the_mask(make_vector, mode):
-    envs = VectorActionMask(make_vector(8, mode), alphabet="b", min_new=2)
+    envs = make_vector(8, mode, lambda rows: VectorActionMask(rows, alphabet="b", min_new=2))
     _, infos = envs.reset(seed=0)
     envs.action_space.seed(0)
     drawn = []
@@ -68,11 +69,11 @@ def test_spaces_draw_by_the_mask(make_vector, mode):
 
 
 def test_a_forbidden_action_is_an_error(make_single, make_vector, words):
-    env = ActionMask(make_single(), min_new=1)
+    env = make_single(text_wrappers=[{"name": "action_mask", "min_new": 1}])
     env.reset(options={"prompts": words("a")})
     with pytest.raises(ValueError, match=r"action 1 \(EOS\) of row 0 is forbidden; 3 of 5 tokens are allowed there"):
         env.step(1)
-    envs = VectorActionMask(make_vector(3), alphabet="a")
+    envs = make_vector(3, wrap=lambda rows: VectorActionMask(rows, alphabet="a"))
     envs.reset(options={"prompts": words("a", "b", "ab")})
     with pytest.raises(ValueError, match=r"action 3 \('b'\) of row 1 is forbidden; 2 of 5"):
         envs.step(np.array([2, 3, 2]))
@@ -85,7 +86,7 @@ def test_a_forbidden_action_is_an_error(make_single, make_vector, words):
 
 @pytest.mark.parametrize("mode", ["next_step", "disabled"])
 def test_rows_that_wait_may_be_sent_anything(make_vector, words, mode):
-    envs = VectorActionMask(make_vector(2, mode), min_new=1)
+    envs = make_vector(2, mode, lambda rows: VectorActionMask(rows, min_new=1))
     envs.reset(options={"prompts": words("a", "b")})
     envs.step(np.array([2, 2]))
     *_, infos = envs.step(np.array([1, 2]))
@@ -124,7 +125,7 @@ def test_the_reset_mask_is_seen_over_a_wrapper_that_takes_it(make_vector, words)
 )
 def test_impossible_rules_are_refused(make_vector, words, arguments, message):
     with pytest.raises(ValueError, match=message):
-        VectorActionMask(make_vector(2), **arguments).reset(options={"prompts": words("a", "b")})
+        VectorActionMask(make_vector(2, "disabled"), **arguments).reset(options={"prompts": words("a", "b")})
 
 
 def test_environments_stay_what_they_are(make_single, make_vector):
@@ -133,15 +134,19 @@ def test_environments_stay_what_they_are(make_single, make_vector):
     def everything(obs):
         return np.ones((len(obs["length"]), 5), dtype=bool)
 
-    check_vector_env(lambda num, mode: VectorActionMask(make_vector(num, mode), everything, forbid_pad=False))
+    def wrap(rows):
+        return VectorActionMask(rows, everything, forbid_pad=False)
+
+    check_vector_env(lambda num, mode: make_vector(num, mode, wrap))
+    masked = {"name": "action_mask", "rule": everything, "forbid_pad": False}
     with warnings.catch_warnings():
-        # What is checked is the wrapper, and gymnasium says of every wrapper that it is one.
-        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
-        check_env(ActionMask(make_single(), everything, forbid_pad=False), skip_render_check=True)
+        warnings.simplefilter("error")
+        check_env(make_single(text_wrappers=[masked]), skip_render_check=True)
 
 
 def test_made_again_from_its_spec():
-    env = ActionMask(gymnasium.make("worldmtp/Copy-v0", pool_size=8), min_new=3)
+    masked = {"name": "action_mask", "min_new": 3}
+    env = gymnasium.make("worldmtp/Copy-v0", pool_size=8, text_wrappers=[masked])
     again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     _, info = again.reset(seed=0)
     assert info["action_mask"][:3].tolist() == [0, 0, 1]
@@ -157,4 +162,4 @@ def test_snapshot_goes_through(make_vector, words):
     envs.load_state(state)
     envs.step(np.array([0, 1]))  # row 0 waits again
     with pytest.raises(TypeError, match="takes no snapshots; put it over VectorActionMask"):
-        VectorActionMask(RecordEpisodeStatistics(make_vector(2))).state()
+        VectorActionMask(RecordEpisodeStatistics(make_vector(2, "disabled"))).state()

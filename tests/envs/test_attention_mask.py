@@ -8,11 +8,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector.utils import batch_space
 
-from worldmtp.envs import AttentionMask, VectorAttentionMask
+from worldmtp.envs import Autoreset, VectorAttentionMask
 
 
 def test_of_one_text_by_hand(make_single, words):
-    env = AttentionMask(make_single())
+    env = make_single(text_wrappers=["attention_mask"])
     obs, _ = env.reset(options={"prompts": words("ab")})
     assert obs["attention_mask"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
     assert obs["attention_mask"].dtype == np.int8
@@ -23,7 +23,7 @@ def test_of_one_text_by_hand(make_single, words):
 
 @pytest.mark.parametrize("mode", ["same_step", "next_step", "disabled"])
 def test_of_ended_rows(make_vector, words, mode):
-    envs = VectorAttentionMask(make_vector(2, mode))
+    envs = make_vector(2, mode, VectorAttentionMask)
     envs.reset(seed=0, options={"prompts": words("a", "ab")})
     obs, _, _, _, infos = envs.step(np.array([1, 2]))
     ended = infos["final_obs"][0] if mode == "same_step" else {key: value[0] for key, value in obs.items()}
@@ -36,20 +36,27 @@ def test_of_ended_rows(make_vector, words, mode):
 
 def test_single_env_passes_gymnasiums_check(make_single):
     with warnings.catch_warnings():
-        # What is checked is the wrapper, and gymnasium says of every wrapper that it is one.
-        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
-        check_env(AttentionMask(make_single()), skip_render_check=True)
+        warnings.simplefilter("error")
+        check_env(make_single(text_wrappers=["attention_mask"]), skip_render_check=True)
 
 
 def test_made_again_from_its_spec():
-    env = AttentionMask(gymnasium.make("worldmtp/Copy-v0", pool_size=8))
+    env = gymnasium.make("worldmtp/Copy-v0", pool_size=8, text_wrappers=["attention_mask"])
     spec = gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json())
     again = gymnasium.make(spec)
+    assert "attention_mask" in again.observation_space.spaces
     assert again.observation_space == env.observation_space
 
 
+def test_rows_that_reset_themselves_are_refused(make_vector):
+    with pytest.raises(ValueError, match=r"would not see their ends; put it under the autoreset"):
+        VectorAttentionMask(make_vector(2, "same_step"))
+    with pytest.raises(ValueError, match=r"would not see their ends; put it under the autoreset"):
+        Autoreset(make_vector(2, "next_step"), "next_step")
+
+
 def test_other_environments_are_refused():
-    with pytest.raises(TypeError, match="is not a TextGenEnv or TextGenVectorEnv"):
+    with pytest.raises(TypeError, match="is not a TextGenVectorEnv"):
         VectorAttentionMask(gymnasium.make_vec("CartPole-v1", num_envs=2))
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from worldmtp.envs import CharTokenizer, Example, Score, TextGenVectorEnv
 from worldmtp.envs.baselines import constant_text, own_answers, play_baselines, play_examples, random_tokens
+from worldmtp.envs.make import make_rows
 from worldmtp.envs.task import Progress
 from worldmtp.envs.worlds.task import WorldTask
 
@@ -143,6 +144,6 @@ def test_without_answers_there_is_no_majority_and_no_oracle(task):
 def test_rows_and_examples_must_agree():
     with pytest.raises(ValueError, match="a row for each of 1 examples and autoreset_mode='disabled', got 2 rows"):
         play_examples(make(Parity(), 2), constant_text("a", TOKENIZER), [question(1)], RNG(0))
-    resetting = TextGenVectorEnv(1, task=Parity(), tokenizer=TOKENIZER, max_prompt=4, max_new=4, pool_size=64)
+    resetting = make_rows(1, task=Parity(), tokenizer=TOKENIZER, max_prompt=4, max_new=4, pool_size=64)
     with pytest.raises(ValueError, match=r"got 1 rows and AutoresetMode\.SAME_STEP"):
         play_examples(resetting, constant_text("a", TOKENIZER), [question(1)], RNG(0))

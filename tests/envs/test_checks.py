@@ -9,7 +9,6 @@ from worldmtp.envs import (
     Example,
     Score,
     TextGenEnv,
-    TextGenVectorEnv,
     check_text_env,
     check_vector_env,
     env_id,
@@ -17,6 +16,7 @@ from worldmtp.envs import (
 )
 from worldmtp.envs.checks import check_hack_probes
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
+from worldmtp.envs.text_env import TextVectorView
 from worldmtp.envs.worlds.task import WorldTask
 
 SMALL = {"pool_size": 256}
@@ -39,12 +39,11 @@ def test_probes_hide_an_answer_among_others():
     assert all("42" in probe and probe != "42" for probe in hack_probes("42"))
 
 
-class Planted(TextGenVectorEnv):
-    """Faults are planted in subclasses; arguments are those of Copy."""
+class Planted(TextVectorView):
+    """Rows of Copy; faults are planted in subclasses."""
 
     def __init__(self, num_envs, autoreset_mode):
-        kwargs = gymnasium.spec("worldmtp/Copy-v0").kwargs | SMALL
-        super().__init__(num_envs, autoreset_mode=autoreset_mode, **kwargs)
+        super().__init__(gymnasium.make_vec("worldmtp/Copy-v0", num_envs, autoreset_mode=autoreset_mode, **SMALL))
 
 
 class ReusesBuffers(Planted):
@@ -61,7 +60,7 @@ class ReusesBuffers(Planted):
 class ShowsItsState(Planted):
     def step(self, actions):
         obs, *rest = super().step(actions)
-        return obs | {"tokens": self._state.tokens}, *rest
+        return obs | {"tokens": self.unwrapped._rows.tokens}, *rest
 
 
 class SeedsPlusIndex(Planted):
@@ -145,7 +144,7 @@ class ShiftsTokens(Planted):
 
 class PaysTheWaiting(Planted):
     def step(self, actions):
-        waiting = self._state.done.copy()
+        waiting = self.done
         obs, rewards, *rest = super().step(actions)
         return obs, rewards + waiting, *rest
 
@@ -160,7 +159,7 @@ class WrongSpace(Planted):
     ("fault", "message"),
     [
         (ReusesBuffers, "two calls returned the same arrays"),
-        (ShowsItsState, "tokens is"),
+        (ShowsItsState, "two calls returned the same arrays"),
         (SeedsPlusIndex, r"rows are seeded seed \+ i"),
         (IgnoresSeeds, "the same seed must give the same prompts"),
         (OnePrompt, "all rows show the same prompt"),

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, draw_examples, hack_probes, split_of
-from worldmtp.envs.tasks.corpus import CorpusTask
-from worldmtp.envs.tasks.corpus_files import Side
+from worldmtp.envs.tasks.corpus import CorpusTask, Side
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 

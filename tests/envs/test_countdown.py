@@ -7,13 +7,57 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, hack_probes
-from worldmtp.envs.tasks.countdown import Countdown
-from worldmtp.envs.tasks.countdown_solver import all_expressions, solutions
+from worldmtp.envs.tasks.countdown import Countdown, check_operators, combine, number_expression
 from worldmtp.envs.tasks.safe_arithmetic import Grammar, TooLarge, evaluate, parse
 
 PLAIN = Grammar(signs=False, powers=False, decimals=False, max_digits=9)
 NO_IDS = np.zeros(0, dtype=np.int64)
 HAND = Example("2,3,7:27=", "(2+7)*3")
+
+
+def solutions(numbers, target, operators="+-*"):
+    """Every expression that uses each number exactly once and has exactly this value, sorted; empty if there is none.
+
+    The search is exhaustive, and its work grows with the number of expressions: milliseconds for four numbers, minutes
+    for six.
+
+    Raises:
+        ValueError: if there is no number, one is negative, or an operator is unknown.
+    """
+    return sorted(
+        expression.text for expression in all_expressions(numbers, operators) if expression.value == Fraction(target)
+    )
+
+
+def all_expressions(numbers, operators="+-*"):
+    """Every expression that uses each number exactly once.
+
+    Raises:
+        ValueError: if there is no number, one is negative, or an operator is unknown.
+    """
+    check_operators(operators)
+    if not numbers or min(numbers) < 0:
+        raise ValueError(f"numbers={list(numbers)} must be one or more, none of them negative.")
+    of_subset = {}  # a subset is the bits of its indices
+    for subset in range(1, 2 ** len(numbers)):
+        lowest = subset & -subset
+        if subset == lowest:
+            single = number_expression(numbers[lowest.bit_length() - 1])
+            of_subset[subset] = {single.text: single}
+            continue
+        found = {}
+        part = (subset - 1) & subset
+        while part:  # every way to part the subset into an ordered pair
+            for left in of_subset[part].values():
+                for right in of_subset[subset ^ part].values():
+                    for operator in operators:
+                        if (operator in "+*" and not part & lowest) or (operator == "/" and right.value == 0):
+                            continue  # an order seen already, or no value
+                        joined = combine(operator, left, right)
+                        found[joined.text] = joined
+            part = (part - 1) & subset
+        of_subset[subset] = found
+    return list(of_subset[2 ** len(numbers) - 1].values())
 
 
 def bracketed(numbers, operators):

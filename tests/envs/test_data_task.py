@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-import re
 
 import gymnasium
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 
 from worldmtp.envs import Example, Score, draw_examples, make_task, split_of
 from worldmtp.envs.tasks.data import DataTask
-from worldmtp.envs.tasks.function import FunctionTask
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 ROWS = [
@@ -124,6 +122,70 @@ def test_parts_of_a_saved_dictionary_are_chosen(tmp_path):
             DataTask(tmp_path / "saved", part=part)
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub with one data set of two subsets, and nothing in the current directory; what it was asked for."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load_dataset(path, name=None):
+        asked.append((path, name, datasets.is_progress_bar_enabled()))
+        if path != "someone/questions":
+            raise ConnectionError(f"Couldn't reach {path!r} on the Hub")
+        rows = {None: ROWS, "small": ROWS[:1]}[name]
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(ROWS[:2]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_data_set_on_the_hub_is_named(hub, tmp_path):
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    assert DataTask("someone/questions", part="train").universe_size == 3
+    assert DataTask("someone/questions", part="train", subset="small").universe_size == 1
+    assert hub == [("someone/questions", None, False), ("someone/questions", "small", False)]
+    assert datasets.is_progress_bar_enabled() == shown
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"'someone/questions' holds the parts \['test', 'train'\]; choose one"):
+        DataTask("someone/questions")
+
+
+def test_the_disk_comes_before_the_hub(hub, tmp_path):
+    (tmp_path / "someone").mkdir()
+    write_saved(tmp_path / "someone" / "questions", ROWS[:1])
+    assert DataTask("someone/questions").universe_size == 1
+    with pytest.raises(ValueError, match="subset='main' chooses in a data set on the Hub, and 'someone/questions' is"):
+        DataTask("someone/questions", subset="main")
+    with pytest.raises(FileNotFoundError, match=r"'someone/other\.jsonl': no such file or directory"):
+        DataTask("someone/other.jsonl")
+    assert hub == []
+
+
+def test_a_hub_that_cannot_be_reached_is_told(hub):
+    message = (
+        r"path='someone/other' is no file or directory here .*the Hub cannot be loaded: Couldn't reach 'someone/other' "
+        r"on the Hub\. Check the name .*with save_to_disk, and give that directory"
+    )
+    with pytest.raises(ValueError, match=message):
+        DataTask("someone/other")
+    assert [path for path, *_ in hub] == ["someone/other"]
+
+
+def test_the_real_hub_offline(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot be loaded: Couldn't reach 'no-one/of-this-name' on the Hub"):
+        DataTask("no-one/of-this-name")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "arguments", "message"),
     [
@@ -174,64 +236,6 @@ def test_what_is_not_there_is_told(tmp_path):
         DataTask(tmp_path / "folder")
     with pytest.raises(ValueError, match="a task from data needs a file"):
         make_task("Data")
-
-
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        ("length", "reward='length' must be '<module>:<function>'"),
-        ("no_such_module:length", "the module 'no_such_module' cannot be imported"),
-        ("{module}:lenght", "has no 'lenght'; did you mean 'length'"),
-        ("{module}:zzz", r"has no 'zzz'; define it there as zzz\(example, text\)"),
-    ],
-)
-def test_a_reward_that_is_not_there_is_told(tmp_path, my_rewards, reward, message):
-    write_jsonl(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match=message):
-        DataTask(tmp_path / "a.jsonl", reward.format(module=my_rewards))
-
-
-def test_a_reward_that_is_no_function_is_told(tmp_path, my_rewards):
-    write_jsonl(tmp_path / "a.jsonl")
-    with pytest.raises(TypeError, match=r":NUMBER' is a int; expected a function \(example, text\) -> float"):
-        DataTask(tmp_path / "a.jsonl", f"{my_rewards}:NUMBER")
-
-
-@pytest.mark.parametrize(
-    ("function", "signature"),
-    [
-        (lambda example: 1.0, "(example)"),
-        (lambda example, text, ids: 1.0, "(example, text, ids)"),
-        (lambda: 1.0, "()"),
-        (lambda *, example, text: 1.0, "(*, example, text)"),
-    ],
-)
-def test_a_reward_that_cannot_be_called_is_told_at_once(tmp_path, function, signature):
-    write_jsonl(tmp_path / "a.jsonl")
-    message = rf"<lambda> is defined with {re.escape(signature)} and called with \(example, text\): "
-    with pytest.raises(ValueError, match=message):
-        DataTask(tmp_path / "a.jsonl", function)
-    with pytest.raises(ValueError, match=message):
-        FunctionTask(lambda rng: Example("a="), function)
-
-
-@pytest.mark.parametrize(
-    ("returned", "error", "message"),
-    [
-        (None, TypeError, "<lambda> returned None of type NoneType; expected a number, or a Score"),
-        ("yes", TypeError, "<lambda> returned 'yes' of type str; expected a number, or a Score"),
-        (float("nan"), ValueError, r"<lambda> returned nan; give a failed answer a finite number, such as 0\.0"),
-        (float("inf"), ValueError, "<lambda> returned inf; give a failed answer a finite number"),
-    ],
-)
-def test_a_reward_that_says_no_number_is_told(tmp_path, returned, error, message):
-    write_jsonl(tmp_path / "a.jsonl")
-    for task in (
-        DataTask(tmp_path / "a.jsonl", lambda example, text: returned),
-        FunctionTask(lambda rng: Example("a="), lambda example, text: returned),
-    ):
-        with pytest.raises(error, match=message):
-            task.score(Example("a="), "x", NO_IDS)
 
 
 def test_a_small_file_fills_its_splits_and_no_more(tmp_path):

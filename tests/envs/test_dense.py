@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from worldmtp.envs import CharTokenizer, Example, Score, TextGenEnv, TextGenVectorEnv, check_text_env, check_vector_env
+from worldmtp.envs import CharTokenizer, Example, Score, TextGenEnv, check_text_env, check_vector_env
+from worldmtp.envs.make import make_rows
 from worldmtp.envs.task import Progress
 
 
@@ -47,7 +48,7 @@ class Breaks(Alternate):
 
 def make(task, num_envs, mode="disabled", **changes):
     kwargs = {"task": task, "tokenizer": CharTokenizer("ab="), "max_prompt": 9, "max_new": 6, "pool_size": 16}
-    return TextGenVectorEnv(num_envs, autoreset_mode=mode, **(kwargs | changes))
+    return make_rows(num_envs, autoreset_mode=mode, **(kwargs | changes))
 
 
 def play(envs, columns):

@@ -12,9 +12,9 @@ import pandas
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from worldmtp.envs import EpisodeRecorder, VectorEpisodeRecorder, read_episodes, split_of
+from worldmtp.envs import VectorEpisodeRecorder, read_episodes, split_of
 from worldmtp.envs.worlds.task import WorldTask
-from worldmtp.envs.wrappers.episode_log import EpisodeLog
+from worldmtp.envs.wrappers.episode_recorder import EpisodeLog
 
 
 @pytest.fixture
@@ -22,8 +22,13 @@ def path(tmp_path):
     return tmp_path / "new" / "episodes.jsonl"
 
 
+def recorded(path):
+    """Arguments of a single env."""
+    return {"text_wrappers": [{"name": "episode_recorder", "path": str(path)}]}
+
+
 def test_a_line_by_hand(make_single, words, path):
-    env = EpisodeRecorder(make_single(), path)
+    env = make_single(**recorded(path))
     env.reset(seed=5, options={"prompts": words("ab")})
     for action in (2, 0, 1):  # "a", padding, EOS: what was sampled; the padding is no text
         env.step(action)
@@ -53,7 +58,7 @@ def test_a_line_by_hand(make_single, words, path):
 
 @pytest.mark.parametrize("mode", ["same_step", "next_step", "disabled"])
 def test_rows_end_in_every_mode(make_vector, words, path, mode):
-    envs = VectorEpisodeRecorder(make_vector(2, mode), path)
+    envs = make_vector(2, mode, lambda rows: VectorEpisodeRecorder(rows, path))
     envs.reset(seed=7, options={"prompts": words("a", "bb")})
     for column in ([2, 3], [1, 3], [2, 3], [2, 3]):
         envs.step(np.array(column))
@@ -68,7 +73,7 @@ def test_rows_end_in_every_mode(make_vector, words, path, mode):
 
 def test_single_and_vector_write_the_same_lines(make_single, make_vector, words, tmp_path):
     env, envs = (
-        EpisodeRecorder(make_single(), tmp_path / "one"),
+        make_single(**recorded(tmp_path / "one")),
         VectorEpisodeRecorder(make_vector(1, "disabled"), tmp_path / "rows"),
     )
     for number, word in enumerate(["a", "ab", "bbb"]):
@@ -83,7 +88,7 @@ def test_single_and_vector_write_the_same_lines(make_single, make_vector, words,
 
 
 def test_pandas_reads_it(make_vector, path):
-    envs = VectorEpisodeRecorder(make_vector(4), path)
+    envs = make_vector(4, wrap=lambda rows: VectorEpisodeRecorder(rows, path))
     envs.reset(seed=0)
     for _ in range(9):
         envs.step(np.array([2, 2, 3, 1]))
@@ -93,7 +98,8 @@ def test_pandas_reads_it(make_vector, path):
 
 
 def test_ids_of_registered_envs_carry_the_id(path):
-    envs = VectorEpisodeRecorder(gymnasium.make_vec("worldmtp/Copy-v0", num_envs=2, pool_size=8), path)
+    recorder = {"name": "episode_recorder", "path": str(path)}
+    envs = gymnasium.make_vec("worldmtp/Copy-v0", num_envs=2, pool_size=8, text_wrappers=[recorder])
     envs.reset(seed=0)
     envs.step(np.array([1, 3]))
     (line,) = read_episodes(path)
@@ -102,7 +108,7 @@ def test_ids_of_registered_envs_carry_the_id(path):
 
 def test_a_second_run_appends(make_single, words, path):
     for word in ("a", "b"):
-        env = EpisodeRecorder(make_single(), path)
+        env = make_single(**recorded(path))
         env.reset(options={"prompts": words(word)})
         env.step(1)
     assert [line["prompt"] for line in read_episodes(path)] == ["a=", "b="]
@@ -138,9 +144,9 @@ def test_numbers_and_texts_that_json_has_no_word_for(path):
 
 def test_a_kill_loses_no_episode_that_has_ended(path):
     code = (
-        "import os, signal, sys, numpy, gymnasium\n"
-        "from worldmtp.envs import VectorEpisodeRecorder\n"
-        "envs = VectorEpisodeRecorder(gymnasium.make_vec('worldmtp/Copy-v0', num_envs=3, pool_size=8), sys.argv[1])\n"
+        "import os, signal, sys, numpy, worldmtp.envs\n"
+        "rows = worldmtp.envs.make_text_vec('worldmtp/Copy-v0', 3, pool_size=8)\n"
+        "envs = worldmtp.envs.Autoreset(worldmtp.envs.VectorEpisodeRecorder(rows, sys.argv[1]), 'same_step')\n"
         "envs.reset(seed=0)\n"
         "for _ in range(5): envs.step(numpy.ones(3, dtype=int))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -165,8 +171,8 @@ class Mirror:
 @pytest.mark.parametrize("mode", ["same_step", "next_step", "disabled"])
 def test_conversations_say_who_wrote(make_single, make_vector, tmp_path, mode):
     changes = {"task": WorldTask(Mirror), "max_prompt": 1, "max_new": 12}
-    env = EpisodeRecorder(make_single(**changes), tmp_path / "one")
-    envs = VectorEpisodeRecorder(make_vector(1, mode, **changes), tmp_path / "rows")
+    env = make_single(**recorded(tmp_path / "one"), **changes)
+    envs = make_vector(1, mode, lambda rows: VectorEpisodeRecorder(rows, tmp_path / "rows"), **changes)
     env.reset(seed=0)
     envs.reset(seed=0)
     for action in (2, 1, 3, 3, 1):
@@ -182,9 +188,8 @@ def test_conversations_say_who_wrote(make_single, make_vector, tmp_path, mode):
 
 def test_single_env_passes_gymnasiums_check(make_single, path):
     with warnings.catch_warnings():
-        # What is checked is the wrapper, and gymnasium says of every wrapper that it is one.
-        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
-        check_env(EpisodeRecorder(make_single(), path), skip_render_check=True)
+        warnings.simplefilter("error")
+        check_env(make_single(**recorded(path)), skip_render_check=True)
 
 
 def test_snapshot_goes_through(make_vector, words, path):

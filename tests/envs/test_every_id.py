@@ -13,7 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 import worldmtp.envs  # noqa: F401 - registers
-from worldmtp.envs import TextGenEnv, TextGenVectorEnv, check_text_env, check_vector_env
+from worldmtp.envs import TextGenEnv, TextVectorEnv, check_text_env, check_vector_env
 from worldmtp.envs.task import TurnTask
 
 IDS = sorted(name for name in gymnasium.registry if name.startswith("worldmtp/"))
@@ -39,7 +39,7 @@ def test_the_vector_env_is_so_many_single_envs(name, kwargs_of, assert_parity, r
     num_steps = max(40, 2 * single.max_new) if single.max_new < 100 else single.max_new + 10
     for mode in AutoresetMode:
         envs = gymnasium.make_vec(name, 3, autoreset_mode=mode.value, **kwargs)
-        assert isinstance(envs, TextGenVectorEnv)
+        assert isinstance(envs, TextVectorEnv)
         assert_parity(envs, singles, rng, num_steps)
 
 

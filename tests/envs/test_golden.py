@@ -17,9 +17,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldmtp.envs.catalogue import BUILTIN_TASKS
+from worldmtp.envs.catalogue import BUILTIN_TASKS, TURN_ENV_ID
 from worldmtp.envs.task import Example
-from worldmtp.envs.worlds.catalogue import TURN_ENV_ID
 
 GOLDEN = Path(__file__).with_name("golden")
 REWRITE = "WRITE_GOLDEN=1 python -m pytest tests/envs/test_golden.py"

@@ -7,6 +7,7 @@ from gymnasium.wrappers.vector import ClipReward, FlattenObservation
 
 import worldmtp.envs
 from worldmtp.envs import (
+    Autoreset,
     Example,
     TextGenEnv,
     TextGenVectorEnv,
@@ -15,12 +16,10 @@ from worldmtp.envs import (
     VectorPotentialShaping,
     make_text_vec,
 )
-from worldmtp.envs.describe import describe, kind_of, subject_of, text_env_ids
-from worldmtp.envs.making import MakingError
-from worldmtp.envs.stacked import StackedVectorEnv
+from worldmtp.envs.make import MakingError, describe, kind_of, subject_of, text_env_ids
 from worldmtp.envs.task import Progress
-from worldmtp.envs.tasks.copy import Copy
 from worldmtp.envs.tasks.function import FunctionTask
+from worldmtp.envs.tasks.strings import Copy
 from worldmtp.envs.worlds.task import WorldTask
 
 
@@ -45,16 +44,49 @@ def test_a_module_before_the_colon_is_imported():
         make_text_vec("no_such_module:My-v0", 1)
 
 
+class Lights(gymnasium.Env):
+    """Two lamps; whoever says the lit one's name is paid."""
+
+    observation_space = gymnasium.spaces.Text(8)
+    action_space = gymnasium.spaces.Text(8)
+
+    def __init__(self, lamps="ab", max_new=None):
+        self.lamps = lamps
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.lit = self.lamps[self.np_random.integers(len(self.lamps))]
+        return f"{self.lit}?", {"hidden": ""}
+
+    def step(self, action):
+        right = action == self.lit
+        return "ok" if right else "no", float(right), right, False, {}
+
+
+def test_an_environment_that_speaks_text_is_a_world(register):
+    """Ids: pad 0, EOS 1, a 2, b 3, ? 4, o 5, k 6, n 7. Budgets are the rows', ``lamps`` is the environment's own."""
+    register("TestLights-v0", entry_point=Lights)
+    arguments = {"tokenizer": "char:ab?okn", "max_new": 8, "pool_size": 8, "heldout_fraction": 0.0}
+    envs = make_text_vec("TestLights-v0", 2, lamps="b", **arguments)
+    assert type(envs) is TextGenVectorEnv
+    assert (envs.dataset.max_prompt, envs.max_new) == (2, 8)  # the opening was measured
+    obs, infos = envs.reset(seed=0)
+    assert infos["prompt_text"].tolist() == ["b?"] * 2
+    envs.step(np.array([2, 3]))
+    obs, rewards, terminated, _, infos = envs.step(np.array([1, 1]))
+    assert obs["tokens"].tolist() == [[3, 4, 2, 1, 7, 5, 0, 0, 0, 0], [3, 4, 3, 1, 5, 6, 0, 0, 0, 0]]
+    assert (rewards.tolist(), terminated.tolist()) == ([0.0, 1.0], [False, True])
+    assert subject_of(envs.task) == "Two lamps; whoever says the lit one's name is paid."
+
+
+def test_a_world_says_which_budget_it_cannot_measure(register):
+    register("TestLights-v0", entry_point=Lights)
+    with pytest.raises(ValueError, match="max_new cannot be measured, since WorldTask has no answers to show"):
+        make_text_vec("TestLights-v0", 2, tokenizer="char:ab?okn", pool_size=8)
+
+
 class Own(TextGenEnv):
     pass
-
-
-def test_a_single_environment_is_stacked_and_keeps_its_arguments(register):
-    arguments = {"task": "Copy", "tokenizer": "char:abcdefghij=", "max_prompt": 9, "max_new": 9}
-    register("TestOwn-v0", entry_point=Own, kwargs=arguments)
-    envs = make_text_vec("TestOwn-v0", 2, pool_size=10, max_new=9)
-    assert isinstance(envs, StackedVectorEnv)
-    assert len(envs.problem.pool("train")) == 10  # it takes any keyword, so this was its own
 
 
 ARGUMENTS = {
@@ -67,7 +99,7 @@ ARGUMENTS = {
 }
 
 
-def masked_and_shaped(num_envs=1, **kwargs):
+def masked_and_shaped(num_envs=1, *, autoreset_mode="disabled", **kwargs):
     shaped = VectorPotentialShaping(TextGenVectorEnv(num_envs, **kwargs), "prefix_match", gamma=1.0)
     return VectorActionMask(shaped, alphabet="a")
 
@@ -177,9 +209,44 @@ def test_no_suggestion_where_nothing_is_near():
 
 def test_environments_of_other_things_are_refused():
     with pytest.raises(MakingError, match=r"'CartPole-v1' cannot be made with .*Training needs a TextGenVectorEnv"):
-        make_text_vec("CartPole-v1", 1)
-    with pytest.raises(ValueError, match=r"PendulumEnv\.tokenizer is None, .* expected a worldmtp\.envs\.Tokenizer"):
-        make_text_vec("Pendulum-v1", 1)
+        make_text_vec("CartPole-v1", 1, **ARGUMENTS)
+    with pytest.raises(MakingError, match=r"PendulumEnv\.observation_space is Box.*; expected gymnasium\.spaces\.Text"):
+        make_text_vec("Pendulum-v1", 1, max_new=4, max_prompt=4)
+
+
+def test_wrappers_are_named(register):
+    """Ids: pad 0, EOS 1, a 2, b 3, = 4. Behind "ab=" the letter a is half of the answer, so it earns 1/2 - 0."""
+    shaping = {"name": "potential_shaping", "potential": "prefix_match", "gamma": 1.0}
+    arguments = {name: value for name, value in ARGUMENTS.items() if name != "task"}
+    envs = make_text_vec("worldmtp/Copy-v0", 2, wrappers=[shaping, "action_mask"], **arguments)
+    assert [type(envs), type(envs.env)] == [VectorActionMask, VectorPotentialShaping]
+    _, infos = envs.reset(seed=0, options={"prompts": [Example("ab=", "ab")] * 2})
+    assert infos["action_mask"].tolist() == [[0, 1, 1, 1, 1]] * 2
+    assert envs.step(np.array([2, 2]))[1].tolist() == [0.5, 0.5]
+
+
+def test_wrappers_of_a_registration_are_under_the_autoreset():
+    shaping = {"name": "potential_shaping", "potential": "prefix_match", "gamma": 1.0}
+    envs = gymnasium.make_vec("worldmtp/Copy-v0", 2, pool_size=8, text_wrappers=[shaping])
+    assert [type(envs), type(envs.env)] == [Autoreset, VectorPotentialShaping]
+    envs.reset(seed=0)
+    *_, infos = envs.step(np.array([1, 1]))
+    assert infos["_shaping"].tolist() == infos["_final_obs"].tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("action_mak", "wrapper='action_mak' is unknown; did you mean 'action_mask'"),
+        ({"min_new": 2}, r"wrapper \{'min_new': 2\} has no name"),
+        ("potential_shaping", "wrapper 'potential_shaping' does not take {}: .*missing"),
+        ({"name": "action_mask", "min_nw": 2}, "does not take {'min_nw': 2}: .*unexpected keyword argument 'min_nw'"),
+        ("no_such_module:Wrapper", "wrapper 'no_such_module:Wrapper' cannot be imported"),
+    ],
+)
+def test_wrappers_that_cannot_be_made_are_named(wrapper, message):
+    with pytest.raises(ValueError, match=message):
+        make_text_vec("worldmtp/Copy-v0", 1, wrappers=[wrapper], pool_size=8)
 
 
 def test_wrong_arguments_are_named():

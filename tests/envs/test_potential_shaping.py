@@ -9,8 +9,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from worldmtp.envs import Example, PotentialShaping, VectorPotentialShaping, check_vector_env
-from worldmtp.envs.wrappers.potential import prefix_match
+from worldmtp.envs import Example, VectorPotentialShaping, check_vector_env
+from worldmtp.envs.wrappers.potential_shaping import prefix_match
 
 
 def remaining(example, text):
@@ -20,6 +20,11 @@ def remaining(example, text):
 
 def discounted(rewards, gamma):
     return sum(gamma**t * reward for t, reward in enumerate(rewards))
+
+
+def shaping(potential, gamma, **more):
+    """Arguments of a single env."""
+    return {"text_wrappers": [{"name": "potential_shaping", "potential": potential, "gamma": gamma, **more}]}
 
 
 def play(env, example, actions):
@@ -40,7 +45,7 @@ def test_prefix_match_by_hand():
 
 def test_terms_by_hand(make_single):
     """Gamma 1/2, "ab" is right: Phi is 0, 1/2, 1 and, when EOS ends the text, 0."""
-    env = PotentialShaping(make_single(), "prefix_match", gamma=0.5)
+    env = make_single(**shaping("prefix_match", 0.5))
     rewards, terms, info = play(env, Example("ab=", "ab"), [2, 3, 1])
     assert terms == [0.5 * 0.5 - 0.0, 0.5 * 1.0 - 0.5, 0.0 - 1.0]
     assert rewards == [0.25, 0.0, 1.0 - 1.0]
@@ -54,13 +59,13 @@ def test_the_return_differs_by_minus_the_first_potential(make_single, actions, g
     plain = make_single()
     plain.reset(options={"prompts": [Example("ab=", "ab")]})
     unshaped = [plain.step(action)[1] for action in actions]
-    rewards, _, _ = play(PotentialShaping(make_single(), remaining, gamma=gamma), Example("ab=", "ab"), actions)
+    rewards, _, _ = play(make_single(**shaping(remaining, gamma)), Example("ab=", "ab"), actions)
     assert discounted(rewards, gamma) == discounted(unshaped, gamma) - 1.0
 
 
 def test_truncated_text_keeps_its_potential_for_an_agent_that_bootstraps(make_single):
     """Gamma 1/2, "bbbb" and no EOS: Phi goes 1, 1.25, 1.5, 1.75 and 2; the sum is gamma^4 * 2 - 1."""
-    env = PotentialShaping(make_single(), remaining, gamma=0.5, bootstrap_truncated=True)
+    env = make_single(**shaping(remaining, 0.5, bootstrap_truncated=True))
     rewards, terms, info = play(env, Example("aaa=", "aaa"), [3, 3, 3, 3])
     assert terms == [-0.375, -0.5, -0.625, -0.75]
     assert discounted(rewards, 0.5) == 2.0 / 16 - 1.0
@@ -74,7 +79,9 @@ def test_truncated_text_keeps_its_potential_for_an_agent_that_bootstraps(make_si
 @pytest.mark.parametrize("mode", ["same_step", "next_step", "disabled"])
 def test_vector_rows_by_hand(make_vector, mode, bootstrap):
     """Row 0 ends with EOS in its second step, row 1 is truncated in its fourth; gamma 1."""
-    envs = VectorPotentialShaping(make_vector(2, mode), remaining, gamma=1.0, bootstrap_truncated=bootstrap)
+    envs = make_vector(
+        2, mode, lambda rows: VectorPotentialShaping(rows, remaining, gamma=1.0, bootstrap_truncated=bootstrap)
+    )
     given = [Example("ab=", "ab"), Example("bb=", "bb")]
     envs.reset(seed=0, options={"prompts": given})
     steps = [envs.step(np.array(column)) for column in ([2, 2], [1, 2], [2, 2], [2, 2])]
@@ -95,8 +102,8 @@ def test_vector_rows_by_hand(make_vector, mode, bootstrap):
 
 @pytest.mark.parametrize("mode", ["same_step", "next_step", "disabled"])
 def test_rows_are_shaped_as_single_envs_are(make_vector, make_single, rng, mode):
-    envs = VectorPotentialShaping(make_vector(4, mode), "prefix_match", gamma=0.75)
-    single = PotentialShaping(make_single(), "prefix_match", gamma=0.75)
+    envs = make_vector(4, mode, lambda rows: VectorPotentialShaping(rows, "prefix_match", gamma=0.75))
+    single = make_single(**shaping("prefix_match", 0.75))
     by_prompt = {example.prompt: example for example in envs.problem.pool("train").examples}
     obs, _ = envs.reset(seed=0)
     prompts = [envs.tokenizer.decode(row) for row in obs["tokens"]]
@@ -122,8 +129,12 @@ def test_rows_are_shaped_as_single_envs_are(make_vector, make_single, rng, mode)
 
 def test_composes_with_gymnasiums_statistics(make_vector, words):
     """Over the shaping they count shaped rewards, under it those of the task."""
-    over = RecordEpisodeStatistics(VectorPotentialShaping(make_vector(1), remaining, gamma=1.0))
-    under = VectorPotentialShaping(RecordEpisodeStatistics(make_vector(1)), remaining, gamma=1.0)
+
+    def wrap(rows):
+        return VectorPotentialShaping(rows, remaining, gamma=1.0)
+
+    over = RecordEpisodeStatistics(make_vector(1, wrap=wrap))
+    under = make_vector(1, wrap=lambda rows: wrap(RecordEpisodeStatistics(rows)))
     for envs, expected in ((over, 1.0 - 1.0), (under, 1.0)):
         envs.reset(options={"prompts": words("a")})
         envs.step(np.array([2]))
@@ -135,16 +146,17 @@ def test_composes_with_gymnasiums_statistics(make_vector, words):
 def test_environments_stay_what_they_are(make_vector, make_single):
     """A potential of 0 everywhere pays nothing, so that the checker may compare scores."""
     check_vector_env(
-        lambda num, mode: VectorPotentialShaping(make_vector(num, mode), lambda example, text: 0.0, gamma=1.0)
+        lambda num, mode: make_vector(
+            num, mode, lambda rows: VectorPotentialShaping(rows, lambda example, text: 0.0, gamma=1.0)
+        )
     )
     with warnings.catch_warnings():
-        # What is checked is the wrapper, and gymnasium says of every wrapper that it is one.
-        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
-        check_env(PotentialShaping(make_single(), "prefix_match", gamma=0.5), skip_render_check=True)
+        warnings.simplefilter("error")
+        check_env(make_single(**shaping("prefix_match", 0.5)), skip_render_check=True)
 
 
 def test_made_again_from_its_spec():
-    env = PotentialShaping(gymnasium.make("worldmtp/Copy-v0", pool_size=8), "prefix_match", gamma=0.5)
+    env = gymnasium.make("worldmtp/Copy-v0", pool_size=8, **shaping("prefix_match", 0.5))
     again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     again.reset(seed=0)
     assert "shaping" in again.step(2)[4]
@@ -172,7 +184,7 @@ def test_snapshot_goes_through(make_vector):
 )
 def test_impossible_arguments_are_refused(make_vector, potential, gamma, message):
     with pytest.raises(ValueError, match=message):
-        VectorPotentialShaping(make_vector(1), potential, gamma=gamma)
+        VectorPotentialShaping(make_vector(1, "disabled"), potential, gamma=gamma)
 
 
 def test_each_row_is_shaped_by_its_own_answer(make_vector):

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import VectorActionMask, VectorEpisodeRecorder
-from worldmtp.envs.own import own_text_envs
-from worldmtp.envs.stacked import StackedVectorEnv
 from worldmtp.envs.worlds.turn_env import TextTurnEnv
 
 
@@ -24,8 +22,7 @@ def make(make_single, make_vector, tmp_path):
     makers = {
         "single": make_single,
         "vector": lambda: make_vector(2, "disabled"),
-        "stacked": lambda: StackedVectorEnv(make_single, 2, autoreset_mode="disabled"),
-        "own": lambda: own_text_envs(make_single)[0],
+        "resetting": lambda: make_vector(2, "next_step"),
         "turns": lambda: TextTurnEnv(world=Greeter(), max_turns=1),
         "masked": lambda: VectorActionMask(make_vector(2, "disabled")),
     }
@@ -41,11 +38,11 @@ def shown(returned):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *((kind, {"splt": "train"}) for kind in ("single", "vector", "stacked", "own", "turns", "masked")),
-        *((kind, {"split": "nowhere"}) for kind in ("single", "vector", "stacked", "own")),
-        *((kind, {"indices": [999, 0]}) for kind in ("single", "vector", "stacked", "own")),
-        *((kind, {"prompts": ["unknown="]}) for kind in ("single", "vector", "stacked", "own")),
-        *((kind, {"reset_mask": np.zeros(3, dtype=bool)}) for kind in ("vector", "stacked", "masked")),
+        *((kind, {"splt": "train"}) for kind in ("single", "vector", "resetting", "turns", "masked")),
+        *((kind, {"split": "nowhere"}) for kind in ("single", "vector", "resetting")),
+        *((kind, {"indices": [999, 0]}) for kind in ("single", "vector", "resetting")),
+        *((kind, {"prompts": ["unknown="]}) for kind in ("single", "vector", "resetting")),
+        *((kind, {"reset_mask": np.zeros(3, dtype=bool)}) for kind in ("vector", "resetting", "masked")),
     ],
 )
 @pytest.mark.parametrize("seed", [None, 5])
@@ -63,7 +60,7 @@ def test_the_generator_is_where_it_was(make, kind, options, seed):
 
 def test_an_environment_that_was_never_reset_stays_so(make):
     env = make("vector")
-    with pytest.raises(ValueError, match="reset option 'splt' is unknown"):
+    with pytest.raises(ValueError, match="reset option='splt' is unknown"):
         env.reset(seed=5, options={"splt": "train"})
     assert env._np_random is None
 

@@ -69,7 +69,7 @@ def test_any_reasoning_gym_dataset_by_name():
     )
     _, infos = envs.reset(seed=0)
     left, right = infos["prompt_text"][0].removesuffix("=").split(" * ")
-    assert envs._examples[0].answer == str(int(left) * int(right))
+    assert envs.example_of(0).answer == str(int(left) * int(right))
 
 
 def test_a_task_in_ten_lines(unregistered):
@@ -157,7 +157,7 @@ def test_a_function_that_returns_no_example_is_told_so(unregistered):
 def test_typos_suggest_the_nearest():
     with pytest.raises(NameNotFound, match="Did you mean: `Copy`"):
         gymnasium.make("worldmtp/Coppy-v0")
-    with pytest.raises(AttributeError, match="has no attribute 'TextGenEnvs'; public names"):
+    with pytest.raises(AttributeError, match="has no attribute 'TextGenEnvs'; did you mean 'TextGenEnv'"):
         worldmtp.envs.TextGenEnvs  # noqa: B018 - the access is what is tested
 
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from worldmtp.envs import Example, Scorer
 from worldmtp.envs.scoring import BatchScoringTask
-from worldmtp.envs.tasks.copy import Copy
 from worldmtp.envs.tasks.reward_model import RewardModelTask
+from worldmtp.envs.tasks.strings import Copy
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 EXAMPLES = [Example("abc=", "abc"), Example("ba=", "ba"), Example("cccc=", "cccc")]

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmtp.envs import Example, Scorer, TextGenEnv
-from worldmtp.envs.stacked import StackedVectorEnv
+from worldmtp.envs import Example, Scorer, TextGenVectorEnv
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 PATIENCE = 120.0
@@ -263,18 +262,17 @@ def test_a_process_that_died_between_two_calls_is_replaced_and_nothing_is_counte
     scorer.close()
 
 
-def test_rows_of_our_environment_share_one_scorer_that_counts_and_is_closed(wild):
+def test_an_environment_has_one_scorer_that_counts_and_is_closed(wild):
     """Four answers, of three rows; each of them fails, since the task's examples name no folder."""
     kwargs = {"task": wild, "tokenizer": "char:ab=", "max_prompt": 2, "max_new": 2, "pool_size": 1}
     kwargs |= {"heldout_fraction": 0.0, "timeout_seconds": 30.0, "num_scorers": 2}
-    envs = StackedVectorEnv(lambda: TextGenEnv(**kwargs), 3, autoreset_mode="disabled")
+    envs = TextGenVectorEnv(3, **kwargs)
     envs.reset(seed=0)
     with pytest.warns(RuntimeWarning, match="KeyError: 'folder'"):
         envs.step(np.array([1, 1, 1]))
     envs.reset(options={"reset_mask": np.array([True, False, False])})
     envs.step(np.array([1, 0, 0]))
     assert (envs.scorer.counters.scored, envs.scorer.counters.errors) == (4, 4)
-    assert {env.unwrapped.scorer for env in envs.envs} == {envs.scorer}
     pids = envs.scorer._pool.pids
     assert pids
     assert all(map(is_alive, pids))

@@ -9,8 +9,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from worldmtp.envs import ActionMask, TextGenEnv, TextTurnEnv
-from worldmtp.envs.own import own_text_envs
+from worldmtp.envs import TextGenEnv, TextTurnEnv
 
 
 def test_gymnasiums_checker_has_nothing_to_say(make_single):
@@ -63,7 +62,7 @@ def test_the_split_holds_and_prompts_can_be_named(make_single):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"indices": [0, 1]}, "one text has one prompt, but the options name 2"),
+        ({"indices": [0, 1]}, "2 prompts are named for 1 groups of 1 rows"),
         ({"indices": [32]}, r"of the pool, 0\.\.31"),
         ({"group_size": 2}, "does not divide num_envs=1"),
     ],
@@ -105,9 +104,9 @@ def test_examples_are_distinct_and_their_answers_fit(make_single):
         (torch.tensor(True), r"tensor\(True\) is a Tensor \(bool"),
     ],
 )
-@pytest.mark.parametrize("wrap", [lambda env: env, ActionMask], ids=["bare", "masked"])
-def test_actions_of_another_type_are_told_so(make_single, wrap, action, told):
-    env = wrap(make_single())
+@pytest.mark.parametrize("wrappers", [[], ["action_mask"]], ids=["bare", "masked"])
+def test_actions_of_another_type_are_told_so(make_single, wrappers, action, told):
+    env = make_single(text_wrappers=wrappers)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=f"action {told}.*; expected one integer, the id of a token"):
         env.step(action)
@@ -122,17 +121,16 @@ def test_one_integer_is_a_token_whatever_holds_it(make_single, action):
 
 @pytest.mark.parametrize("action", [3, np.array(3), torch.tensor(3)])
 def test_a_mask_sees_the_token_whatever_holds_it(make_single, action):
-    env = ActionMask(make_single(), alphabet="a")  # 3 is b
+    env = make_single(text_wrappers=[{"name": "action_mask", "alphabet": "a"}])  # 3 is b
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"action 3 \('b'\) of row 0 is forbidden"):
         env.step(action)
 
 
 def test_what_is_written_into_metadata_stays_in_the_environment(make_single):
-    inner = make_single()
-    for env in (make_single(), *own_text_envs(lambda: inner), TextTurnEnv("Pig")):
+    for env in (make_single(), TextTurnEnv("Pig")):
         env.metadata["autoreset_mode"] = "mine"
-    for untouched in (inner, TextGenEnv, TextTurnEnv):
+    for untouched in (make_single(), TextGenEnv, TextTurnEnv):
         assert untouched.metadata == {"render_modes": ["ansi"], "render_fps": 4}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, draw_examples, make_task, prompt_overlap, split_of
-from worldmtp.envs.tasks.copy import Copy
+from worldmtp.envs.tasks.strings import Copy
 
 
 def test_the_key_is_the_hash_of_the_prompt_and_nothing_else():

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, TextGenEnv, make_task
-from worldmtp.envs.tasks.copy import Copy, Reverse
-from worldmtp.envs.tasks.matching import match_score, position_match
-from worldmtp.envs.tasks.random_digits import RandomDigits
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, dataset_names, shared_affixes
+from worldmtp.envs.tasks.strings import Copy, RandomDigits, Reverse, match_score, position_match
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 
@@ -61,8 +59,8 @@ def test_random_digits_are_independent_of_the_prompt():
         (lambda: Copy(min_length=3, max_length=2), "1 <= min_length <= max_length"),
         (lambda: Copy(reward="partial"), "reward='partial' is unknown"),
         (lambda: RandomDigits(answer_length=0), "lengths must be positive"),
-        (lambda: ReasoningGymTask("chain_sums"), r"no dataset 'chain_sums'; did you mean one of \['chain_sum'"),
-        (lambda: ReasoningGymTask("chain_sum", max_term=3), "no option 'max_term', did you mean 'max_terms'"),
+        (lambda: ReasoningGymTask("chain_sums"), r"no dataset 'chain_sums'; did you mean 'chain_sum'"),
+        (lambda: ReasoningGymTask("chain_sum", max_term=3), "no option 'max_term'; did you mean 'max_terms'"),
         (lambda: ReasoningGymTask("chain_sum", seed=3), r"\['seed'\] of chain_sum belong to the environment"),
         (lambda: ReasoningGymTask("chain_sum", calibration_items=1), "must be 2 or more"),
         (lambda: Score(value=float("nan")), "must be finite"),
@@ -157,11 +155,11 @@ def test_names_resolve_and_typos_suggest():
     for name in ("chain_sum", "reasoning_gym:chain_sum"):
         assert isinstance(make_task(name, {"max_terms": 3}), ReasoningGymTask)
     assert isinstance(make_task("Copy"), Copy)
-    assert isinstance(make_task("worldmtp.envs.tasks.copy:Reverse"), Reverse)
-    with pytest.raises(ValueError, match=r"task 'Copyy' is not registered; did you mean one of \['Copy'"):
+    assert isinstance(make_task("worldmtp.envs.tasks.strings:Reverse"), Reverse)
+    with pytest.raises(ValueError, match=r"task 'Copyy' is not registered; did you mean 'Copy'"):
         make_task("Copyy")
     with pytest.raises(ValueError, match="cannot be imported"):
-        make_task("worldmtp.envs.tasks.copy:Revers")
+        make_task("worldmtp.envs.tasks.strings:Revers")
     with pytest.raises(ValueError, match="already made"):
         make_task(Copy(), {"min_length": 3})
     with pytest.raises(TypeError, match="without the methods sample and score"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.toy_text import BlackjackEnv, CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
 
-from worldmtp.envs.worlds.settlement import Settlement
+from worldmtp.envs.worlds.adapters import RewardScaling
 from worldmtp.envs.worlds.toy_text import ToyText
 
 LAKE_MAP = ["SFFF", "FHFH", "FFFH", "HFFG"]
@@ -202,7 +202,7 @@ def test_other_words_and_returns():
 
 
 def test_impossible_arguments():
-    with pytest.raises(ValueError, match="game='FrozenLakes' is unknown, did you mean 'FrozenLake'"):
+    with pytest.raises(ValueError, match="game='FrozenLakes' is unknown; did you mean 'FrozenLake'"):
         ToyText("FrozenLakes")
     with pytest.raises(ValueError, match="must be 2 different words for Blackjack"):
         ToyText("Blackjack", actions=["s", "s"])
@@ -215,7 +215,7 @@ def test_impossible_arguments():
 
 
 def test_settlements_by_hand():
-    settlement = Settlement((-10, 10.0))
+    settlement = RewardScaling((-10, 10.0))
     settlement.begin()
     assert [settlement.pay(reward, last) for reward, last in ((-1.0, False), (-4.0, False), (10.0, True))] == [
         0,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from worldmtp.envs import EpisodeRecorder, Score, TextGenEnv, TextGenReward, read_episodes
+from worldmtp.envs import Score, TextGenEnv, TextGenReward, read_episodes
 from worldmtp.envs.task import Example, Progress
 from worldmtp.envs.trl_reward import play
 from worldmtp.envs.worlds.task import WorldTask
@@ -64,7 +64,7 @@ def test_rewards_are_those_of_the_env(reward):
         **asked(reward, *[rows[0]["prompt"]] * 3), completion_ids=answers, example_key=[rows[0]["example_key"]] * 3
     )
     assert rewards == [1.0, 0.5, 0.0]
-    assert reward.problem.scorer.counters.scored == 3
+    assert reward.scorer.counters.scored == 3
     assert reward(**asked(reward, rows[0]["prompt"]), completion_ids=answers[:1]) == [1.0]  # found by its prompt alone
 
 
@@ -113,10 +113,10 @@ def test_a_batch_is_scored_as_its_texts_one_by_one(echo_problem, make_single, de
         completion_ids=[ids for _, ids in batch],
         example_key=[row["example_key"] for row, _ in batch],
     )
-    questions = {example.key: example for example in other.problem.examples("train", 3, seed=0)}
+    questions = {example.key: example for example in other.dataset.examples("train", 3, seed=0)}
     assert rewards == [play(other, questions[row["example_key"]], ids)[0] for row, ids in batch]
     assert len(set(rewards)) > 1
-    assert reward.problem.scorer.counters.scored == other.problem.scorer.counters.scored > 0
+    assert reward.scorer.counters.scored == other.scorer.counters.scored > 0
 
 
 class Varied:
@@ -231,7 +231,7 @@ def test_metrics_are_logged(reward):
 
 
 def test_tokenizers_are_compared(reward):
-    same = reward.problem.tokenizer.to_transformers()
+    same = reward.dataset.tokenizer.to_transformers()
     reward.check_tokenizer(same)
 
     class WithBos:
@@ -248,7 +248,9 @@ def test_tokenizers_are_compared(reward):
 
 
 def test_wrappers_see_the_episodes(make_single, tmp_path):
-    reward = TextGenReward(EpisodeRecorder(make_single(), tmp_path / "episodes.jsonl"))
+    reward = TextGenReward(
+        make_single(text_wrappers=[{"name": "episode_recorder", "path": tmp_path / "episodes.jsonl"}])
+    )
     row = reward.rows("train", 1, seed=0)[0]
     reward(**asked(reward, row["prompt"]), completion_ids=[[2, 0, 1]])
     assert [line["ids"] for line in read_episodes(tmp_path / "episodes.jsonl")] == [[2, 0, 1]]
@@ -281,7 +283,7 @@ class Later:
 
 def test_two_questions_of_one_prompt_are_refused_whichever_came_first(make_single):
     reward = TextGenReward(make_single(task=Later(), heldout_fraction=0.0, pool_size=1))
-    answers = {seed: reward.problem.examples("train", 1, seed)[0].answer for seed in range(20)}
+    answers = {seed: reward.dataset.examples("train", 1, seed)[0].answer for seed in range(20)}
     first, same = [seed for seed, answer in answers.items() if answer == "a"][:2]
     other = next(seed for seed, answer in answers.items() if answer == "b")
     (row,) = reward.rows("train", 1, seed=first)

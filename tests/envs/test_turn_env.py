@@ -11,7 +11,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import worldmtp.envs  # noqa: F401 - registers
-from worldmtp.envs.worlds.catalogue import TURN_ENV_ID, WORLD_TASKS
+from worldmtp.envs.catalogue import TURN_ENV_ID, WORLD_TASKS
 from worldmtp.envs.worlds.guess_number import GuessNumber
 from worldmtp.envs.worlds.turn_env import CHARSET, TextTurnEnv
 
@@ -126,7 +126,7 @@ def test_vectorised_by_gymnasium():
 
 
 def test_impossible_arguments():
-    with pytest.raises(ValueError, match=r"did you mean one of .*GuessNumber"):
+    with pytest.raises(ValueError, match=r"did you mean .*GuessNumber"):
         TextTurnEnv("GuesNumber")
     with pytest.raises(TypeError, match="task 'Copy' is a Copy without worlds"):
         TextTurnEnv("Copy")

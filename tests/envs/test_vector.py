@@ -13,8 +13,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from worldmtp.envs import Example, Score
-from worldmtp.envs.infos import batch_infos
+from worldmtp.envs import Example, Score, TextGenVectorEnv
+from worldmtp.envs.rows import batch_infos
 
 
 def play(envs, prompts, columns):
@@ -93,35 +93,6 @@ def test_the_tasks_own_reason_is_kept_where_the_budget_ran_out(make_vector, echo
     assert final["score"].tolist() == [0.25, 0.25]
 
 
-def test_same_step_shows_the_new_prompt_and_keeps_the_end(make_vector, words):
-    envs = make_vector(2)
-    steps = play(envs, words("a", "b"), [[2, 3], [1, 3]])
-    obs, rewards, terminated, _, infos = steps[1]
-    assert rewards.tolist() == [1.0, 0.0]
-    assert terminated.tolist() == [True, False]
-    assert infos["_final_obs"].tolist() == [True, False]
-    assert infos["final_obs"][0]["tokens"].tolist() == [2, 4, 2, 1, 0, 0, 0, 0]
-    assert (infos["final_obs"][0]["length"].tolist(), infos["final_obs"][1]) == ([4], None)
-    assert infos["_prompt_text"].tolist() == [True, False]
-    assert infos["group"].tolist() == [2, 0]  # 0 and 1 were given at reset; where the mask is false stands 0
-    assert obs["length"][0] == obs["prompt_length"][0]
-    prompt = envs.tokenizer.decode(obs["tokens"][0])
-    assert infos["prompt_text"][0] == prompt
-    assert obs["tokens"][1].tolist() == [3, 4, 3, 3, 0, 0, 0, 0]
-
-
-def test_next_step_shows_the_end_and_then_the_new_prompt(make_vector, words):
-    steps = play(make_vector(2, "next_step"), words("a", "b"), [[2, 3], [1, 3], [3, 3]])
-    assert steps[1][0]["tokens"][0].tolist() == [2, 4, 2, 1, 0, 0, 0, 0]
-    assert steps[1][4]["final_info"]["text"][0] == "a"
-    assert "final_obs" not in steps[1][4]
-    obs, rewards, terminated, truncated, infos = steps[2]
-    assert obs["length"][0] == obs["prompt_length"][0]
-    assert (rewards[0], terminated[0], truncated[0]) == (0.0, False, False)
-    assert infos["_prompt_text"].tolist() == [True, False]
-    assert obs["tokens"][1].tolist() == [3, 4, 3, 3, 3, 0, 0, 0]
-
-
 def test_disabled_ignores_even_impossible_actions_of_ended_rows(make_vector, words):
     envs = make_vector(2, "disabled")
     steps = play(envs, words("a", "b"), [[1, 2], [-7, 2]])
@@ -148,7 +119,7 @@ def test_groups_share_their_prompt(make_vector):
     _, infos = envs.reset()  # the size holds
     assert infos["group"].tolist() == [2, 2, 2, 3, 3, 3]
     _, infos = envs.reset(options={"indices": [5, 9]})
-    pool = envs.problem.pool("train").examples
+    pool = envs.dataset.pool("train").examples
     assert infos["prompt_text"].tolist() == [pool[5].prompt] * 3 + [pool[9].prompt] * 3
     with pytest.raises(ValueError, match="must cover whole groups of 3 rows"):
         envs.reset(options={"reset_mask": np.array([True, True, False, False, False, False])})
@@ -158,7 +129,7 @@ def test_groups_share_their_prompt(make_vector):
 
 def test_split_holds_until_changed_and_never_mixes(make_vector):
     envs = make_vector(4, "disabled")
-    heldout = {example.prompt for example in envs.problem.pool("heldout").examples}
+    heldout = {example.prompt for example in envs.dataset.pool("heldout").examples}
     for options, expected in (({}, False), ({"split": "heldout"}, True), ({}, True), ({"split": "train"}, False)):
         _, infos = envs.reset(options=options)
         assert all((prompt in heldout) == expected for prompt in infos["prompt_text"])
@@ -168,7 +139,7 @@ def test_split_holds_until_changed_and_never_mixes(make_vector):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"splits": "train"}, "reset option 'splits' is unknown, did you mean 'split'"),
+        ({"splits": "train"}, "reset option='splits' is unknown; did you mean 'split'"),
         ({"split": "test"}, "split='test' is unknown"),
         ({"group_size": 3}, "does not divide num_envs=4"),
         ({"indices": [0, 1, 2]}, "3 prompts are named for 4 groups of 1 rows"),
@@ -262,7 +233,8 @@ def test_a_snapshot_goes_on_exactly(make_vector, mode, words, assert_same):
     assert pickle.loads(pickle.dumps(original.state())) == original.state()
     resumed = make_vector(4, mode)
     obs = resumed.load_state(saved)
-    assert (obs["tokens"] == np.array(saved["tokens"])).all()
+    rows = saved if mode is AutoresetMode.DISABLED else saved["env"]
+    assert (obs["tokens"] == np.array(rows["tokens"])).all()
     for column in actions[6:]:
         one, other = original.step(column), resumed.step(column)
         assert all((one[0][key] == other[0][key]).all() for key in obs)
@@ -312,7 +284,7 @@ def test_a_prompt_with_two_answers_is_not_found_by_its_text():
     envs = gymnasium.make_vec(
         "worldmtp/RandomDigits-v0", 1, task_kwargs={"prompt_length": 1, "answer_length": 1}, pool_size=1000
     )
-    prompt = envs.problem.pool("train").examples[0].prompt
+    prompt = envs.dataset.pool("train").examples[0].prompt
     with pytest.raises(ValueError, match=rf"the prompt '{prompt}' is that of 10 questions of the pool of 'train'"):
         envs.reset(options={"prompts": [prompt]})
 
@@ -323,7 +295,7 @@ def test_a_refused_reset_changes_nothing(make_vector):
     with pytest.raises(ValueError, match="indices of the pool"):
         envs.reset(options={"split": "heldout", "group_size": 2, "indices": [999, 1]})
     _, infos = envs.reset()
-    train = {example.prompt for example in envs.problem.pool("train").examples}
+    train = {example.prompt for example in envs.dataset.pool("train").examples}
     assert set(infos["prompt_text"]) <= train
     assert len(set(infos["group"])) == 4
 
@@ -332,7 +304,7 @@ def test_ids_are_stored_once_a_row():
     """256 rows of 1,024 tokens of 8 bytes are 2 MiB, a state; what is kept stays under 10 MB."""
     envs = gymnasium.make_vec("worldmtp/Copy-v0", num_envs=256, max_prompt=512, max_new=512, pool_size=256)
     envs.reset(seed=0)
-    kept = [envs._state.tokens, envs.problem.pool("train").tokens]
+    kept = [envs.unwrapped._rows.tokens, envs.dataset.pool("train").tokens]
     assert sum(array.nbytes for array in kept) < 10e6
 
 
@@ -352,3 +324,40 @@ def test_padding_that_the_policy_writes_makes_another_answer(make_vector, words,
     final = steps[-1][4]["final_info"]
     assert (final["text"][0], final["exact"][0], final["num_tokens"][0]) == (text, False, 4)
     assert steps[-1][1].tolist() == [0.0]
+
+
+class Fragile:
+    """Breaks down at every second question, whatever the answer."""
+
+    asked = 0
+
+    def sample(self, rng, split):
+        return Example("ab"[rng.integers(2)] + "=")
+
+    def score(self, example, text, ids):
+        self.asked += 1
+        if self.asked % 2:
+            raise RuntimeError("broken down")
+        return Score(1.0)
+
+
+def test_a_step_that_raises_changes_nothing_and_can_be_taken_again(make_vector):
+    envs = make_vector(1, "disabled", task=Fragile(), on_error="raise", heldout_fraction=0.0)
+    envs.reset(seed=0)
+    envs.step(np.array([2]))
+    before = envs.state()["tokens"]
+    with pytest.raises(RuntimeError, match="broken down"):
+        envs.step(np.array([1]))
+    assert (envs.state()["tokens"], envs.done.tolist()) == (before, [False])
+    obs, rewards, terminated, *_ = envs.step(np.array([1]))
+    assert (obs["length"].tolist(), rewards.tolist(), terminated.tolist()) == ([[4]], [1.0], [True])
+
+
+def test_budgets_that_are_left_out_are_measured(caplog):
+    """Copy of words of 2 or 3 letters: prompts of 4 tokens with "=", answers of 3 and EOS."""
+    words = {"alphabet": "ab", "min_length": 2, "max_length": 3}
+    with caplog.at_level("INFO", logger="worldmtp.envs.dataset"):
+        envs = TextGenVectorEnv(1, task="Copy", task_kwargs=words, tokenizer="char:ab=", pool_size=8)
+    assert (envs.dataset.max_prompt, envs.dataset.max_new) == (4, 4)
+    assert "max_prompt=4 and max_new=4, measured on" in caplog.text
+    assert TextGenVectorEnv(1, task="Copy", task_kwargs=words, tokenizer="char:ab=", max_new=9).max_new == 9

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import make_task, register_task
-from worldmtp.envs.splits import draw_examples
+from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import TextWorld, TurnTask
 from worldmtp.envs.tokenizer import make_tokenizer
-from worldmtp.envs.worlds.catalogue import WORLD_TASKS
 from worldmtp.envs.worlds.task import WorldTask
 
 NO_IDS = np.zeros(0, dtype=np.int64)
@@ -165,8 +165,6 @@ def test_registering_a_world_twice_or_wrongly(unregistered):
         register_task("Counter", max_prompt=2, max_new=20)(type("Other", (Counter,), {}))
     with pytest.raises(TypeError, match="'Scored' is a class: its step pays instead of register_task"):
         register_task("Scored", max_prompt=2, max_new=20, score=lambda example, text: 1.0)(Counter)
-    with pytest.raises(TypeError, match="Env is a gymnasium environment, not a task"):
-        register_task("Gym", max_prompt=2, max_new=20)(gymnasium.Env)
 
 
 def test_what_is_no_world_is_told_so():

@@ -12,14 +12,13 @@ import torch
 from worldmtp import MTPModel
 from worldmtp.agents import Evaluator, PPOConfig
 from worldmtp.analysis import EvalArtefact, load_artefact, metrics, save_artefact
-from worldmtp.analysis.calibration import reliability
+from worldmtp.analysis.metrics import RootedPredictions, reliability, rooted_predictions
 from worldmtp.analysis.return_agreement import return_agreement
-from worldmtp.analysis.rooted import RootedPredictions, rooted_predictions
 from worldmtp.analysis.summary import RunSummary, summary_table
-from worldmtp.cli.held_out import Judgement, judge, summarize
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.statistics import Interval
+from worldmtp.training.evaluation import Judgement, judge, summarize
 
 Golden = Callable[..., None]
 VOCAB, HORIZON = 7, 2

@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from worldmtp.cli import generate as script
-from worldmtp.cli.saved_model import load_any_model
 from worldmtp.envs import CharTokenizer
 from worldmtp.interchange import import_checkpoint
 from worldmtp.interchange.importing import layout_with_heads
 from worldmtp.model import MTPModel
+from worldmtp.training.saved_model import load_any_model
 
 LAYOUTS = ("deepseek_v3", "glm4_moe", "qwen3_next", "qwen3_5", "mimo")
 
@@ -71,7 +71,7 @@ def test_texts_are_drafted_by_the_heads_of_the_release(publish, monkeypatch, cap
     published = publish("glm4_moe")
     CharTokenizer("abcdefghij=").to_transformers().save_pretrained(published.path)
     arguments = ["--model", str(published.path), "--max-new-tokens", "3", "abc="]
-    monkeypatch.setattr(sys, "argv", ["worldmtp-generate", *arguments])
+    monkeypatch.setattr(sys, "argv", ["worldmtp generate", *arguments])
     script.main()
     assert "draft mtp, K=2, num_draft=1" in capsys.readouterr().err
 

@@ -9,11 +9,11 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from worldmtp.cli.find_model import model_directory
-from worldmtp.cli.saved_model import load_any_model
 from worldmtp.interchange import LayoutError, export_checkpoint, import_checkpoint
 from worldmtp.interchange.llama_names import inner_size, params_from_config, to_half_split, to_interleaved
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.training.saved_model import load_any_model
 
 PARAMS = {
     "dim": 32,

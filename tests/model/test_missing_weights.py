@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from worldmtp import MTPConfig, MTPModel
-from worldmtp.cli.saved_model import load_any_model, load_model
+from worldmtp.training.saved_model import load_any_model, load_model
 
 
 def saved(directory, tied):

@@ -6,6 +6,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
+from worldmtp.objective.loss import position_mask
 from worldmtp.objective.plan import (
     DEPTH_WEIGHTINGS,
     CoefSchedule,
@@ -15,7 +16,6 @@ from worldmtp.objective.plan import (
     StepPlan,
     active_depths,
     plan_step,
-    position_mask,
 )
 
 

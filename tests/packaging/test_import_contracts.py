@@ -37,6 +37,8 @@ def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
         ("envs/__init__.py", "import worldmtp.cli", "worldmtp.envs", "worldmtp.cli"),
         ("envs/__init__.py", "from worldmtp.heads import anything", "worldmtp.envs", "worldmtp.heads"),
         ("envs/tasks/__init__.py", "def later():\n    import trl", "worldmtp", "trl"),
+        ("envs/vector_env.py", "import worldmtp.envs.tasks.strings", "worldmtp.envs.vector_env", "worldmtp.envs.tasks"),
+        ("envs/rewards.py", "import worldmtp.envs.worlds.task", "worldmtp.envs.vector_env", "worldmtp.envs.worlds"),
         ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
         ("agents/__init__.py", "import trl", "worldmtp", "trl"),
         ("agents/__init__.py", "import worldmtp.configs", "worldmtp.agents", "worldmtp.configs"),
@@ -68,3 +70,14 @@ def test_no_module_imports_itself_through_others() -> None:
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     order = list(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError, which names the circle
     assert order.index("worldmtp.model.config") < order.index("worldmtp.model.model")
+
+
+def test_the_environments_are_six_floors_high() -> None:
+    """The longest chain of imports among their modules, each counted once; the package itself names them all."""
+    graph = grimp.build_graph("worldmtp", cache_dir=None)
+    rooms = {module for module in graph.modules if module.startswith("worldmtp.envs.")}
+    imports = {module: graph.find_modules_directly_imported_by(module) & rooms for module in rooms}
+    floors: dict[str, int] = {}
+    for module in graphlib.TopologicalSorter(imports).static_order():
+        floors[module] = 1 + max((floors[below] for below in imports[module]), default=0)
+    assert max(floors.values()) == 6, sorted(floors.items(), key=lambda item: -item[1])[:8]

@@ -41,7 +41,7 @@ def files_in_wheel(out: Path) -> set[str]:
 
 def test_wheel_holds_the_tree_and_nothing_else(project_copy: Path, tmp_path: Path) -> None:
     expected = files_in_tree(project_copy)
-    assert {"worldmtp/py.typed", "worldmtp/envs/__init__.py", "agents/trajectory.py"} <= expected
+    assert {"worldmtp/py.typed", "worldmtp/envs/__init__.py", "worldmtp/analysis/report.html.jinja"} <= expected
     built = files_in_wheel(build(project_copy, tmp_path / "dist", "--wheel"))
     assert expected - built == set(), "not packaged: a package or a package-data pattern is missing in pyproject.toml"
     assert built - expected == set()

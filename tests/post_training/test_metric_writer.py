@@ -1,12 +1,18 @@
 """MetricWriterCallback: which values reach the writer, under which name and step."""
 
+from pathlib import Path
+
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from worldmtp.post_training import MetricWriterCallback
+from worldmtp.tracking import MultiWriter
 
 
-class ListWriter:
+class ListWriter(MultiWriter):
+    """A writer of nothing, which remembers its scalars."""
+
     def __init__(self):
+        super().__init__(Path("nowhere"), writers=())
         self.records = []
 
     def scalars(self, values, step):

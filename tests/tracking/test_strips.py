@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldmtp.tracking import StripRow, TokenStrip, render_strip
-from worldmtp.tracking.strips import _font, shade, visible
+from worldmtp.tracking.strips import StripBlock, StripCell, shade, strip_blocks, visible
 
 NAN = math.nan
 
@@ -67,10 +67,35 @@ def test_a_long_text_is_broken_into_lines():
     assert broken.shape[0] > 3 * one_line.shape[0]
 
 
-def test_blanks_and_characters_without_a_glyph_are_visible():
-    font = _font(16)
-    assert visible("a b\n\tĠthe", font) == "a␣b⏎⇥␣the"
-    assert visible("é漢\x00", font) == "é<6F22><0>"
+def test_blanks_and_what_cannot_be_printed_are_visible():
+    assert visible("a b\n\tĠthe") == "a␣b⏎⇥␣the"
+    assert visible("é漢\x00") == "é漢<0>"
+
+
+def test_a_picture_escapes_what_its_font_lacks():
+    """The escape <6F22> of the character is four characters wider than one that the font has."""
+    known, unknown = (render_strip(TokenStrip((token,), 1, ())).shape[1] for token in ("é", "漢"))
+    assert unknown - known == pytest.approx(5 * 16 * 0.602, abs=1.5)  # DejaVu Sans Mono is .602 em wide
+
+
+def test_a_strip_is_laid_out_in_blocks_with_every_label():
+    agreeing = StripCell("cc", shade(True, 1.0))
+    wrong = StripCell("␣", shade(False, 0.5), is_wrong=True)
+    grey, blue, empty = (238, 239, 242), (212, 224, 241), (250, 250, 251)
+    laid = strip_blocks(
+        TokenStrip(("a", "b", "cc"), 1, (StripRow("depth 1", (None, " ", "cc"), (NAN, 0.5, 1.0)),)), max_characters=13
+    )
+    # "realized " takes 9 of the 13 characters, "a " and "b " two each; "cc " would be the 14th to 16th.
+    assert laid == (
+        StripBlock(
+            (
+                ("realized", (StripCell("a", grey), StripCell("b", blue))),
+                ("depth 1", (StripCell("", empty), wrong)),
+            ),
+            (2, 2),
+        ),
+        StripBlock((("realized", (StripCell("cc", blue),)), ("depth 1", (agreeing,))), (3,)),
+    )
 
 
 def test_captions_keep_their_blanks_and_empty_strips_render():

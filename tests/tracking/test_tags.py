@@ -2,8 +2,7 @@
 
 import pytest
 
-from worldmtp.tracking.tag_docs import metrics_markdown
-from worldmtp.tracking.tags import TAGS, TagRow, TagTable
+from worldmtp.tracking.tags import TAGS, TagRow, TagTable, metrics_markdown
 
 DOCUMENTED = """
 rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction losses/policy
@@ -52,12 +51,12 @@ def test_placeholders_do_not_cross_a_slash_and_numbers_are_digits():
             table.check(tag, "scalar")
 
 
-def test_kinds_are_apart_and_a_table_can_be_extended():
+def test_kinds_are_apart_and_a_table_can_have_rows_of_ones_own():
     with pytest.raises(ValueError, match="No image tag 'losses/policy'"):
         TAGS.check("losses/policy", "image")
     with pytest.raises(ValueError, match="No scalar tag 'mine/x'"):
         TAGS.check("mine/x", "scalar")
-    TAGS.extended((TagRow("mine/x", "my estimator", "1"),)).check("mine/x", "scalar")
+    TagTable((*TAGS.rows, TagRow("mine/x", "my estimator", "1"))).check("mine/x", "scalar")
 
 
 def test_rows_are_unique_and_complete():
@@ -68,7 +67,7 @@ def test_rows_are_unique_and_complete():
 
 def test_the_document_is_made_from_the_table(project_root):
     document = project_root / "docs" / "metrics.md"
-    assert document.read_text(encoding="utf-8") == metrics_markdown(), "remake it as worldmtp/tracking/tag_docs.py says"
+    assert document.read_text(encoding="utf-8") == metrics_markdown(), "make it again as worldmtp/tracking/tags.py says"
 
 
 def test_the_document_has_a_line_per_row_and_escapes_bars():

@@ -13,7 +13,6 @@ No pickle. The JSON carries the checksum of the npz and is written last, so a pa
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from worldmtp.atomic_files import write_bytes, write_text
 
 FORMAT_VERSION = 1
 _MAX_DEPTH_1_MISMATCH_NATS = 0.05
@@ -66,7 +67,7 @@ class EvalArtefact:
 
     @property
     def num_depths(self) -> int:
-        """K."""
+        """Return K, the number of depths."""
         return int(self.head_logprob.shape[2])
 
     def _check_values(self) -> None:
@@ -110,7 +111,7 @@ _ARRAYS = tuple(field.name for field in fields(EvalArtefact) if field.name not i
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
-    """Nothing, if the arrays of an artefact fit each other.
+    """Raise if the arrays of an artefact do not fit each other.
 
     Raises:
         ValueError: a shape differs from what ``input_ids`` and ``head_logprob`` ask for.
@@ -134,7 +135,7 @@ def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
-    """Write ``<name>.npz`` and ``<name>.json``, each atomically; the path of the JSON."""
+    """Write ``<name>.npz`` and ``<name>.json``, each atomically; return the path of the JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{field: getattr(artefact, field) for field in _ARRAYS})
@@ -145,14 +146,14 @@ def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
         "imagined_horizon": artefact.imagined_horizon,
         "tokens_text": list(artefact.tokens_text),
     }
-    _replace(directory / f"{name}.npz", content)
+    write_bytes(directory / f"{name}.npz", content)
     json_path = directory / f"{name}.json"
-    _replace(json_path, json.dumps(header, ensure_ascii=True).encode())
+    write_text(json_path, json.dumps(header, ensure_ascii=True))
     return json_path
 
 
 def load_artefact(directory: Path, name: str) -> EvalArtefact:
-    """The artefact ``name`` of a directory.
+    """Return the artefact ``name`` of a directory.
 
     Raises:
         ArtefactError: a file or a field is missing, damaged, or of another version.
@@ -183,7 +184,7 @@ def load_artefact(directory: Path, name: str) -> EvalArtefact:
 
 
 def artefact_names(directory: Path) -> list[str]:
-    """Names of the artefacts in a directory, sorted; half of a pair counts, so that loading it says what is missing."""
+    """Return the sorted names of a directory's artefacts; half of a pair counts, so loading says what is missing."""
     if not directory.is_dir():
         return []
     return sorted({path.stem for path in directory.iterdir() if path.suffix in (".npz", ".json")})
@@ -203,12 +204,3 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Run the evaluation again."
         )
     return dict(header)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -17,9 +17,8 @@ from matplotlib.ticker import FuncFormatter
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact
-from worldmtp.analysis.calibration import reliability
+from worldmtp.analysis.metrics import RootedPredictions, SequenceSums, reliability
 from worldmtp.analysis.return_agreement import known_roots
-from worldmtp.analysis.rooted import RootedPredictions, SequenceSums
 from worldmtp.analysis.run_files import Series
 
 ARM_COLOURS = ("#35618e", "#3f8f6b", "#8a5a9e", "#a8553f", "#5d6b7a", "#b08a2e")
@@ -32,14 +31,14 @@ _DPI = 150
 
 
 def png_data_uri(figure: Figure) -> str:
-    """The figure as a ``data:`` address."""
+    """Return the figure as a ``data:`` address."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Series]) -> Figure | None:
-    """The warm start's loss, return and exact match; None if none of them was recorded."""
+    """Plot the warm start's loss, return and exact match; None if none of them was recorded."""
     panels = [
         (
             "Warm start",
@@ -87,7 +86,7 @@ def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Serie
 
 
 def depth_curves(arms: Mapping[str, RootedPredictions]) -> Figure:
-    """Acceptance, survival and cross-entropy with its floor, by depth."""
+    """Plot acceptance, survival and cross-entropy with its floor, by depth."""
     figure, axes = _figure(3, height=3.1)
     for place, (arm, rooted) in enumerate(arms.items()):
         colour = ARM_COLOURS[place % len(ARM_COLOURS)]
@@ -116,7 +115,7 @@ def depth_curves(arms: Mapping[str, RootedPredictions]) -> Figure:
 
 
 def entropy_strata(rooted: RootedPredictions) -> Figure:
-    """Top-1 agreement and acceptance by quartile of the trunk's entropy, a line per depth."""
+    """Plot top-1 agreement and acceptance by quartile of the trunk's entropy, a line per depth."""
     figure, axes = _figure(2, height=3.1)
     quantities = {
         "Top-1 agreement": (rooted.agrees.astype(np.float64), "share of tokens"),
@@ -147,7 +146,7 @@ def entropy_strata(rooted: RootedPredictions) -> Figure:
 
 
 def reliability_diagrams(rooted: RootedPredictions) -> Figure:
-    """A small reliability diagram per depth: confidence against accuracy, with how many tokens stand behind."""
+    """Plot a small reliability diagram per depth: confidence against accuracy, with how many tokens stand behind."""
     num_depths = rooted.valid.shape[2]
     figure, axes = _figure(num_depths, height=2.9)
     for depth, ax in enumerate(axes, start=1):
@@ -168,7 +167,7 @@ def reliability_diagrams(rooted: RootedPredictions) -> Figure:
 
 
 def return_scatter(artefact: EvalArtefact) -> Figure | None:
-    """Imagined against realized return at each root, with means of ten equal-count bins; None without such roots."""
+    """Plot imagined against realized return at each root, with means of ten equal-count bins; None without roots."""
     known = known_roots(artefact)
     if known.sum() < 2:
         return None
@@ -206,7 +205,7 @@ def return_scatter(artefact: EvalArtefact) -> Figure | None:
 
 
 def time_breakdown(seconds: Mapping[str, float]) -> Figure | None:
-    """Wall clock per stage, with its share; None without any."""
+    """Plot the wall clock per stage, with its share; None without any."""
     if not seconds or sum(seconds.values()) <= 0:
         return None
     ordered = sorted(seconds.items(), key=lambda item: item[1])
@@ -251,7 +250,7 @@ def _legend(ax: Axes) -> None:
 
 
 def _exact_band(ax: Axes, series: Mapping[str, Series]) -> None:
-    """The interval of the held-out exact match."""
+    """Draw the interval of the held-out exact match."""
     low, high = series.get("eval/exact_lo90"), series.get("eval/exact_hi90")
     if low is None or high is None or not np.array_equal(low.steps, high.steps):
         return

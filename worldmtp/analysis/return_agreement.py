@@ -33,7 +33,7 @@ class ReturnAgreement:
 def return_agreement(
     artefact: EvalArtefact, *, generator: np.random.Generator | int, level: float = 0.9, num_resamples: int = 2000
 ) -> ReturnAgreement:
-    """Agreement over the roots where both returns are known."""
+    """Return the agreement over the roots where both returns are known."""
     known = known_roots(artefact)
     num_sequences = int(known.any(axis=1).sum())
     generator = np.random.default_rng(generator)
@@ -63,29 +63,21 @@ def return_agreement(
 
 
 def known_roots(artefact: EvalArtefact) -> Bool[np.ndarray, "batch length"]:
-    """Roots where both the imagined and the realized return were computed."""
+    """Return the roots where both the imagined and the realized return were computed."""
     return np.isfinite(artefact.imagined_return) & np.isfinite(artefact.realized_return)
 
 
 def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float | None:
-    """Rank correlation; None where a rank does not vary."""
-    if len(first) < 2:
+    """Return Spearman's rank correlation; None where one of the two does not vary."""
+    if len(np.unique(first)) < 2 or len(np.unique(second)) < 2:
         return None
-    ranks = np.stack([_mean_ranks(first), _mean_ranks(second)])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    scale = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float((ranks[0] * ranks[1]).sum() / scale) if scale > 0 else None
+    from scipy.stats import spearmanr  # here: its import takes a second
 
-
-def _mean_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Ranks from 1; ties share the mean of theirs."""
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[inverse]
+    return float(spearmanr(first, second).statistic)
 
 
 def _moments(artefact: EvalArtefact, known: Bool[np.ndarray, "batch length"]) -> Float[np.ndarray, "sequence 8"]:
-    """Per sequence: n, sum x, sum y, sum xx, sum yy, sum xy, and whether x and y vary at all (imagined x, realized y).
+    """Return n, sum x, sum y, sum xx, sum yy, sum xy and the two means times n, per sequence (imagined x, realized y).
 
     Both are centred on their means over all roots: the moments of small spreads around a large return would cancel.
     """
@@ -118,7 +110,7 @@ def _pearson(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, 
 def _second_moments(
     totals: Float[np.ndarray, "resample moment"],
 ) -> tuple[Float[np.ndarray, " resample"], Float[np.ndarray, " resample"], Float[np.ndarray, " resample"]]:
-    """N times covariance and variances; a spread at rounding level is none."""
+    """Return n times covariance and variances; a spread at rounding level is none."""
     n, x, y, xx, yy, xy = (totals[:, place] for place in range(6))
     variance_x, variance_y = xx - x * x / n, yy - y * y / n
     return (
@@ -131,5 +123,5 @@ def _second_moments(
 def _divide(
     numerator: Float[np.ndarray, " resample"], denominator: Float[np.ndarray, " resample"]
 ) -> Float[np.ndarray, " resample"]:
-    """The quotient; NaN over zero."""
+    """Return the quotient; NaN over zero."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)

@@ -1,4 +1,4 @@
-"""What a run directory holds, and what it lacks.
+"""What a run directory holds, what it lacks, and where its time went.
 
     <run>/metrics.jsonl       the run's record
     <run>/sft/metrics.jsonl   that of its warm start
@@ -9,6 +9,7 @@
 Every one of them may be missing or damaged: the report shows what is there and says what is not.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from worldmtp.tracking.records import METRICS_FILE, read_records
 ARTEFACT_DIRECTORY = "artefacts"
 CONFIG_FILE = "config.yaml"
 WARM_START_DIRECTORY = "sft"
+_PHASES = ("rollout", "env", "world_model", "imagination", "update")
+_TITLES = {
+    "rollout": "acting",
+    "env": "environment with scoring",
+    "world_model": "world model",
+    "imagination": "imagination",
+    "update": "PPO update",
+}
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, ARTEFACT_DIRECTORY)
 """A directory with none of them holds no run."""
 
@@ -82,7 +91,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:
-    """Scalars of a metrics file, by tag; null, which stands for a value that was not finite, becomes NaN."""
+    """Return the scalars of a metrics file by tag; null, which stands for a value that was not finite, becomes NaN."""
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for tag, value in record.items():
@@ -93,6 +102,28 @@ def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:
         tag: Series(steps=np.array([step for step, _ in pairs]), values=np.array([value for _, value in pairs]))
         for tag, pairs in points.items()
     }
+
+
+@dataclass(frozen=True)
+class TimeBreakdown:
+    """Mean seconds of an iteration, and the share of each phase in it."""
+
+    iteration_seconds: float
+    shares: dict[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{_TITLES[phase]} {share:.1%}" for phase, share in self.shares.items())
+        return f"an iteration took {self.iteration_seconds:.2f} s: {parts}"
+
+
+def time_breakdown(records: Sequence[Mapping[str, Any]]) -> TimeBreakdown | None:
+    """Return the breakdown over all iterations in a log; None if there are none."""
+    timed = [record for record in records if record.get("time/total_seconds")]
+    if not timed:
+        return None
+    total = float(np.mean([record["time/total_seconds"] for record in timed]))
+    means = {phase: float(np.mean([record.get(f"time/{phase}_seconds", 0.0) for record in timed])) for phase in _PHASES}
+    return TimeBreakdown(total, {phase: seconds / total for phase, seconds in means.items()})
 
 
 def _metrics(path: Path, problems: list[str], consequence: str) -> dict[str, Series]:

@@ -1,12 +1,12 @@
 """``summary.json``: the closing table of a run, written by the run and read by the report."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval
 
 SUMMARY_FILE = "summary.json"
@@ -43,14 +43,12 @@ class RunSummary:
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:
     """Write ``summary.json`` atomically."""
     target = run_dir / SUMMARY_FILE
-    temporary = target.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
     return target
 
 
 def read_summary(path: Path) -> RunSummary:
-    """The summary in a file.
+    """Return the summary in a file.
 
     Raises:
         ValueError: the file is not a summary; the message names it and the field.
@@ -72,7 +70,7 @@ def read_summary(path: Path) -> RunSummary:
 
 
 def summary_table(summary: RunSummary) -> str:
-    """The rows as aligned plain text, for a terminal."""
+    """Return the rows as aligned plain text, for a terminal."""
     cells = [header_cells(summary), *(row_cells(arm, summary) for arm in summary.arms)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
@@ -83,14 +81,14 @@ def summary_table(summary: RunSummary) -> str:
 
 
 def header_cells(summary: RunSummary) -> list[str]:
-    """Column titles; one acceptance column per depth that any arm has, from depth 2: depth 1 is the trunk itself."""
+    """Return the column titles, with an acceptance column per depth of any arm from 2 on: depth 1 is the trunk."""
     depths = [f"accept d{k}" for k in range(2, _num_depths(summary) + 1)]
     last = ["seconds"] if _has_seconds(summary) else []
     return ["arm", "exact match, sampled [90 %]", "greedy [90 %]", *depths, "imagined return", "realized return", *last]
 
 
 def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
-    """The cells of one row, in the order of ``header_cells``."""
+    """Return the cells of one row, in the order of ``header_cells``."""
     accept = [
         _number(arm.acceptance[k - 1]) if k <= len(arm.acceptance) else "-" for k in range(2, _num_depths(summary) + 1)
     ]

@@ -1,17 +1,11 @@
 """Token strips of saved evaluations."""
 
-import base64
-import io
-
 from worldmtp.analysis.artefacts import EvalArtefact
-from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
-
-_SCALE = 2
-_PAGE_WIDTH_PIXELS = 880
+from worldmtp.tracking.strips import StripRow, TokenStrip
 
 
 def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStrip:
-    """Sequence ``row`` with what each depth held most probable of each of its policy tokens."""
+    """Return sequence ``row`` with what each depth held most probable of each of its policy tokens."""
     length = int(artefact.attention_mask[row].sum())
     texts = artefact.tokens_text
     rows = []
@@ -45,7 +39,7 @@ def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStr
 
 
 def imagined_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStrip:
-    """Sequence ``row`` with what was imagined from each of its prefixes: the most likely tokens, one row a prefix.
+    """Return sequence ``row`` with what was imagined from each of its prefixes: likeliest tokens, a row a prefix.
 
     Unlike a row of ``token_strip``, which reads the realized tokens in between, a row here goes on from its own.
     """
@@ -64,14 +58,3 @@ def imagined_strip(artefact: EvalArtefact, row: int, caption: str = "") -> Token
             shades[root + 1 + h] = float(probabilities[h])
         rows.append(StripRow(f"after {root + 1 - start}", tuple(tokens), tuple(shades)))
     return TokenStrip(tuple(texts[token] for token in artefact.input_ids[row, :length]), start, tuple(rows), caption)
-
-
-def strip_data_uri(strip: TokenStrip) -> tuple[str, int]:
-    """The strip as a ``data:`` address, drawn at twice its size for sharp screens, and the width to show it at."""
-    from PIL import Image
-
-    picture = render_strip(strip, font_size_pixels=14 * _SCALE, max_width_pixels=_PAGE_WIDTH_PIXELS * _SCALE)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return uri, picture.shape[1] // _SCALE

@@ -1,4 +1,4 @@
-"""``worldmtp-analyze <run dir>``: write the report of a run from what it saved; no model, no environment."""
+"""``worldmtp analyze <run dir>``: write the report of a run from what it saved; no model, no environment."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,8 @@ from worldmtp.cli.sweep import jobs_of, sweep_table
 
 def main() -> None:
     """Console script."""
-    parser = argparse.ArgumentParser(prog="worldmtp-analyze", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="directory of a run of worldmtp-train")
+    parser = argparse.ArgumentParser(prog="worldmtp analyze", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="directory of a run of worldmtp train")
     arguments = parser.parse_args()
     fail_cleanly(lambda: print(_report_of(arguments.run_dir)))
 
@@ -32,7 +32,7 @@ def _report_of(run_dir: Path) -> Path:
                 f"{run_dir} is the directory of a sweep, not of a run; analyze one of its jobs:\n\n{table}"
             )
         raise ValueError(
-            f"{run_dir} holds no run: it has none of {', '.join(RUN_FILES)}. Pass the directory that worldmtp-train "
+            f"{run_dir} holds no run: it has none of {', '.join(RUN_FILES)}. Pass the directory that worldmtp train "
             "printed."
         )
     return write_report(run_dir)

@@ -1,21 +1,21 @@
-"""``worldmtp-envs list | check | play``: what environments there are, whether one is sound, and how it feels.
+"""``worldmtp envs list | check | play``: what environments there are, whether one is sound, and how it feels.
 
-    worldmtp-envs list                                          the catalogue, with lengths measured
-    worldmtp-envs check worldmtp/Reverse-v0                     contract, splits, hack probes, baselines
-    worldmtp-envs play worldmtp/Reverse-v0                      answer at the keyboard
-    worldmtp-envs check worldmtp/MyTask-v0 --import ./my_envs.py
-    worldmtp-envs check worldmtp/ReasoningGym-v0 --kwargs task=gcd task_kwargs.max_value=50
+    worldmtp envs list                                          the catalogue, with lengths measured
+    worldmtp envs check worldmtp/Reverse-v0                     contract, splits, hack probes, baselines
+    worldmtp envs play worldmtp/Reverse-v0                      answer at the keyboard
+    worldmtp envs play worldmtp/Pig-v0 --model RUN              watch a trained policy
+    worldmtp envs check worldmtp/MyTask-v0 --import ./my_envs.py
+    worldmtp envs check worldmtp/ReasoningGym-v0 --kwargs task=gcd task_kwargs.max_value=50
 
 Here are the arguments; the work is in ``envs_list.py``, ``envs_check.py`` and ``envs_play.py``.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
+from worldmtp.cli.arguments import parse_kwargs, positive, whole_seed
 from worldmtp.cli.clean_exit import exit_cleanly, message_of, shows_traceback
-from worldmtp.cli.imports import import_user_modules
+from worldmtp.training.imports import import_user_modules
 
 _ID = "a gymnasium id, or <module>:<id>, whose module is imported first; the current directory is searched"
 
@@ -44,7 +44,15 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         from worldmtp.cli.envs_play import play_env
 
-        play_env(arguments.id, kwargs, arguments.split, arguments.episodes, arguments.seed)
+        player = None
+        if arguments.model is not None:
+            from worldmtp.cli.evaluate import environment_kwargs, load_policy_model
+            from worldmtp.cli.find_model import model_directory
+
+            directory = model_directory(arguments.model, "--model")
+            kwargs = environment_kwargs(arguments.model, directory, arguments.id, kwargs)
+            player = load_policy_model(directory, "cpu")
+        play_env(arguments.id, kwargs, arguments.split, arguments.episodes, arguments.seed, player)
 
 
 def _registered() -> set[str]:
@@ -55,45 +63,11 @@ def _registered() -> set[str]:
     return set(gymnasium.registry)
 
 
-def parse_kwargs(settings: Sequence[str]) -> dict[str, Any]:
-    """What ``--kwargs`` was given: JSON objects, and ``key=value`` with dots for nesting and JSON or text as value.
-
-    Raises:
-        ValueError: a setting is neither.
-    """
-    kwargs: dict[str, Any] = {}
-    for setting in settings:
-        if setting.lstrip().startswith("{"):
-            try:
-                kwargs |= json.loads(setting)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--kwargs {setting!r} is no JSON object: {error}.") from error
-            continue
-        key, equals, value = setting.partition("=")
-        *outer, last = key.split(".")
-        if not equals or not last or not all(outer):
-            raise ValueError(f"--kwargs {setting!r} must be key=value, as max_new=9, or a JSON object.")
-        inner = kwargs
-        for name in outer:
-            inner = inner.setdefault(name, {})
-            if not isinstance(inner, dict):
-                raise ValueError(f"--kwargs {setting!r}: {name!r} has the value {inner!r} already, and so no keys.")
-        inner[last] = _value(value)
-    return kwargs
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="worldmtp-envs",
+        prog="worldmtp envs",
         description="Text environments: list what there is, check one, play one.",
-        epilog="example: worldmtp-envs check worldmtp/Reverse-v0",
+        epilog="example: worldmtp envs check worldmtp/Reverse-v0",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | check | play")
     listing = commands.add_parser(
@@ -109,16 +83,19 @@ def _parser() -> argparse.ArgumentParser:
             "nothing. Code 1 and what was seen where it is unsound."
         ),
     )
-    check.add_argument("--episodes", type=_positive, default=200, metavar="N", help="of each baseline; by default 200")
+    check.add_argument("--episodes", type=positive, default=200, metavar="N", help="of each baseline; by default 200")
     check.add_argument(
-        "--examples", type=_positive, metavar="N", help="questions of each split for the probes; by default up to 64"
+        "--examples", type=positive, metavar="N", help="questions of each split for the probes; by default up to 64"
     )
     play = commands.add_parser(
         "play",
         help="answer at the keyboard",
         description=r"Answer at the keyboard, a line an answer or turn; \n in it is a new line. Ctrl-D ends.",
     )
-    play.add_argument("--episodes", type=_positive, default=1, metavar="N", help="by default 1")
+    play.add_argument("--episodes", type=positive, default=1, metavar="N", help="by default 1")
+    play.add_argument(
+        "--model", type=Path, metavar="PATH", help="a run, or any checkpoint, that plays in your place, greedily"
+    )
     play.add_argument("--split", default="train", choices=("train", "heldout"))
     for command in (check, play):
         command.add_argument("id", help=_ID)
@@ -130,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="what the environment is made with: key=value, dots for nesting, or a JSON object",
         )
-        command.add_argument("--seed", type=_seed, default=0, metavar="N", help="by default 0")
+        command.add_argument("--seed", type=whole_seed, default=0, metavar="N", help="by default 0")
     for command in (listing, check, play):
         command.add_argument(
             "--import",
@@ -142,17 +119,3 @@ def _parser() -> argparse.ArgumentParser:
             help="modules and ./files.py to import first, which register environments",
         )
     return parser
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, smallest: int) -> int:
-    if not text.isdecimal() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {smallest} on.")
-    return int(text)

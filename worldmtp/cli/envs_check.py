@@ -1,17 +1,15 @@
-"""``worldmtp-envs check <id>``: the checks of the package, and what players earn who know nothing."""
+"""``worldmtp envs check <id>``: the checks of the package, and what players earn who know nothing."""
 
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from worldmtp.envs import TextGenEnv, TextGenVectorEnv, TextVectorEnv, check_vector_env
 from worldmtp.envs.baselines import Baseline, play_baselines
 from worldmtp.envs.checks import TextEnvReport, check_text_env
-from worldmtp.envs.describe import describe
-from worldmtp.envs.making import find_spec, make_text_vec
-from worldmtp.envs.stacked import StackedVectorEnv
-from worldmtp.envs.trainable import TextVectorEnv
-from worldmtp.envs.vector_checks import check_vector_env
+from worldmtp.envs.make import describe, find_spec, make_text_vec, text_env_ids
+from worldmtp.envs.wrappers.autoreset import with_autoreset
 from worldmtp.statistics import Interval, bootstrap_interval, wilson_interval
 
 _POOL_SIZE = 512
@@ -43,15 +41,17 @@ def check_env(
 
     def make(num_envs: int, mode: AutoresetMode = AutoresetMode.DISABLED) -> TextVectorEnv:
         # The contract is that of the text env: its checks act at random, which a mask around it would refuse.
-        made: TextVectorEnv = make_text_vec(spec.id, num_envs, mode, **kwargs).unwrapped  # type: ignore[attr-defined]
+        rows: TextGenVectorEnv = make_text_vec(spec.id, num_envs, **kwargs).unwrapped  # type: ignore[assignment]
+        rows.copy = True
+        made: TextVectorEnv = with_autoreset(rows, mode)  # type: ignore[assignment]
         return made
 
-    one = make(1)
+    one: TextGenVectorEnv = make(1)  # type: ignore[assignment]  # no mode is asked for
     bound = float(getattr(one.task, "probe_bound", 0.0))
     examples = num_examples or _enough_examples(it.universe_size)
     report = _check_single(spec.id, one, examples, kwargs)
     print("  single env     passed: gymnasium's check_env, token contract, rewards, splits")
-    check_vector_env(make)  # type: ignore[arg-type]  # a TextVectorEnv is one, by its methods
+    check_vector_env(make)
     print("  vector env     passed: all autoreset modes, seeding, fresh arrays, final observations")
     universe = "not stated" if it.universe_size is None else f"{it.universe_size} different questions"
     print(
@@ -66,10 +66,10 @@ def check_env(
     print(f"PASS {it.id}")
 
 
-def _check_single(env_id: str, one: TextVectorEnv, num_examples: int, kwargs: dict[str, Any]) -> TextEnvReport:
+def _check_single(env_id: str, one: TextGenVectorEnv, num_examples: int, kwargs: dict[str, Any]) -> TextEnvReport:
     try:
-        if isinstance(one, StackedVectorEnv):  # a user's own knows no tasks; its row here does
-            return check_text_env(one.envs[0], num_examples)
+        if env_id not in text_env_ids():  # it speaks text, and is checked as the world of a text env
+            return check_text_env(TextGenEnv(one.config), num_examples)
         return check_text_env(env_id, num_examples, **kwargs)
     except ValueError as error:
         error.add_note(f"The check asked for {num_examples} questions of each split; --examples asks for fewer.")

@@ -1,4 +1,4 @@
-"""``worldmtp-envs list``: the catalogue as a table or as JSON."""
+"""``worldmtp envs list``: the catalogue as a table or as JSON."""
 
 import fnmatch
 import json
@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from worldmtp.envs.describe import Description, Lengths, describe, text_env_ids
+from worldmtp.envs.make import Description, Lengths, describe, text_env_ids
 
 _PIPED_WIDTH = 200
 _SMALL_POOL = 64
@@ -24,7 +24,7 @@ def list_envs(pattern: str, imported: Sequence[str], *, as_json: bool) -> None:
     ids = sorted({*text_env_ids(), *imported})
     chosen = [env_id for env_id in ids if _matches(env_id, pattern)]
     if not chosen:
-        raise ValueError(f"no id matches {pattern!r}; worldmtp-envs list shows all {len(ids)}.")
+        raise ValueError(f"no id matches {pattern!r}; worldmtp envs list shows all {len(ids)}.")
     described = {env_id: _described(env_id) for env_id in chosen}
     if as_json:
         print(
@@ -43,7 +43,7 @@ def list_envs(pattern: str, imported: Sequence[str], *, as_json: bool) -> None:
         table.add_row(env_id, *(_cells(it) if isinstance(it, Description) else [""] * 7 + [it]))
     console.print(table)
     console.print(
-        "Lengths are tokens, median/most of a small draw, EOS not counted. worldmtp-envs check <id> says more."
+        "Lengths are tokens, median/most of a small draw, EOS not counted. worldmtp envs check <id> says more."
     )
 
 

@@ -1,18 +1,24 @@
-"""``worldmtp-envs play <id>``: a person is the policy, a line of the terminal an answer or a turn."""
+"""``worldmtp envs play <id>``: a person is the policy, a line of the terminal an answer or a turn."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from worldmtp.envs.making import make_text_vec
-from worldmtp.envs.splits import draw_examples
+from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.dataset import draw_examples
+from worldmtp.envs.make import make_text_vec
 from worldmtp.envs.task import Example, TurnTask
-from worldmtp.envs.trainable import TextVectorEnv
+from worldmtp.model import MTPModel
 
 
-def play_env(env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int, seed: int) -> None:
+def play_env(
+    env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int, seed: int, model: MTPModel | None = None
+) -> None:
     """Ask, read lines and tell what they earned, until the episodes are over or the input is.
+
+    A model plays in the person's place, greedily; what it writes and what the world replies are set apart.
 
     Raises:
         ValueError: the environment cannot be made, or the split cannot be filled.
@@ -25,7 +31,10 @@ def play_env(env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int,
     scores = []
     for number, example in enumerate(examples, start=1):
         print(f"--- episode {number} of {num_episodes}, {split}, seed {seed}")
-        final = _play_episode(envs, example, split)
+        watched = None if model is None else TrunkPolicy(model, temperature=1.0)
+        final = (
+            _play_episode(envs, example, split) if watched is None else _watch_episode(envs, example, split, watched)
+        )
         if final is None:
             print("\nthe input has ended.")
             break
@@ -63,6 +72,38 @@ def _play_episode(envs: TextVectorEnv, example: Example, split: str) -> dict[str
     return None
 
 
+def _watch_episode(envs: TextVectorEnv, example: Example, split: str, policy: TrunkPolicy) -> dict[str, Any] | None:
+    """Return what the environment said of the text that the policy ended."""
+    obs, infos = envs.reset(options={"split": split, "group_size": 1, "prompts": [example]})
+    print(example.prompt)
+    written: list[int] = []
+    length, reward = int(obs["length"][0, 0]), 0.0
+    while True:
+        token = int(policy.act(obs, infos, None).actions[0])
+        obs, rewards, _, is_truncated, infos = envs.step(np.array([token]))
+        written, reward = [*written, token], reward + float(rewards[0])
+        before, length = length, int(obs["length"][0, 0])
+        ended = "final_info" in infos
+        if length <= before + 1 and not ended:
+            continue
+        text = envs.tokenizer.decode([one for one in written if one != envs.tokenizer.eos_id])
+        print(f"policy> {text}")
+        if length > before + 1:
+            print(f"world > {envs.tokenizer.decode(obs['tokens'][0, before + 1 : length].tolist())}")
+        if isinstance(envs.task, TurnTask):
+            print(f"    reward {reward:.3f}")
+        if bool(is_truncated[0]):
+            print("    truncated: the room of the episode is used up")
+        if ended:
+            return _final_of(infos)
+        written, reward = [], 0.0
+
+
+def _final_of(infos: dict[str, Any]) -> dict[str, Any]:
+    """Return the only row of the account of an ended text."""
+    return {key: value if isinstance(value, dict) else value[0] for key, value in infos["final_info"].items()}
+
+
 def _take_turn(envs: TextVectorEnv, ids: list[int], length: int) -> tuple[_Turn, int]:
     """Write tokens until they are all written, the environment writes, or the text ends; and the row's length then."""
     reward, reply, final, truncated = 0.0, None, None, False
@@ -73,7 +114,7 @@ def _take_turn(envs: TextVectorEnv, ids: list[int], length: int) -> tuple[_Turn,
         if length > before + 1:
             reply = envs.tokenizer.decode(obs["tokens"][0, before + 1 : length].tolist())
         if "final_info" in infos:
-            final = {key: value if isinstance(value, dict) else value[0] for key, value in infos["final_info"].items()}
+            final = _final_of(infos)
         if reply is not None or final is not None:
             break
     return _Turn(reward, reply, truncated, final), length

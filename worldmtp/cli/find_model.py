@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from worldmtp.cli.run_dir import CONFIG_FILE, DONE_FILE, is_done
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, is_done
 
-MODEL_FOLDER = "model"
-"""Where a run leaves its model."""
 _HUGGING_FACE_CONFIG = "config.json"
 _META_CONFIG = "params.json"
 
@@ -20,7 +18,7 @@ def newest_model(runs: Path) -> Path:
     if not ends:
         raise ValueError(
             f"no finished run with a model below {runs.resolve()}; make the demo's with `make run` (four to seven "
-            "minutes) or `worldmtp-train experiment=quickstart`, or name a run, a saved MTPModel or a Hugging Face "
+            "minutes) or `worldmtp train experiment=quickstart`, or name a run, a saved MTPModel or a Hugging Face "
             "checkpoint by --model PATH."
         )
     return max(ends, key=lambda mark: mark.stat().st_mtime).parent / MODEL_FOLDER
@@ -44,7 +42,7 @@ def model_directory(path: Path, option: str) -> Path:
     if (path / CONFIG_FILE).is_file() and not is_done(path):
         raise ValueError(
             f"{option} {path} is a run that has not come to its end, where it leaves {MODEL_FOLDER}/; go on with "
-            f"worldmtp-train resume={path}, or give {path / 'sft' / MODEL_FOLDER} once that is there."
+            f"worldmtp train resume={path}, or give {path / 'sft' / MODEL_FOLDER} once that is there."
         )
     raise ValueError(
         f"{option} {path} has neither {_HUGGING_FACE_CONFIG} nor {MODEL_FOLDER}/{_HUGGING_FACE_CONFIG}; give a run "

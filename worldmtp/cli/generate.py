@@ -1,23 +1,29 @@
-"""``worldmtp-generate [PROMPT ...]``: prompts in, texts out, decoded with drafts that the trunk verifies.
+"""``worldmtp generate [PROMPT ...]``: prompts in, texts out, decoded with drafts that the trunk verifies.
 
-    worldmtp-generate "hello="                                  the model of the newest finished run under ./runs
-    worldmtp-generate "hello=" --explain                        round by round: drafted, verified, accepted, refused
-    worldmtp-generate "hello=" "word=" --draft tree --tree 3,2,1
-    worldmtp-generate --model path/to/checkpoint --draft lookup --temperature 0.8 --top-p 0.95 < prompts.txt
+    worldmtp generate "hello="                                  the model of the newest finished run under ./runs
+    worldmtp generate "hello=" --explain                        round by round: drafted, verified, accepted, refused
+    worldmtp generate "hello=" "word=" --draft tree --tree 3,2,1
+    worldmtp generate --model path/to/checkpoint --draft lookup --temperature 0.8 --top-p 0.95 < prompts.txt
+    tail -f prompts.txt | worldmtp generate --stop ";" --json   lines are answered as they come
+    worldmtp generate "hello=" --beam 4                         a search for a likely text
 
-The work is in ``generation.py``, which brings torch and is imported when there is something to run.
+The work is in ``generation.py``, which imports torch, so it is imported when there is something to run.
 """
 
 import argparse
+import os
+import select
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from worldmtp.cli.find_model import model_directory, newest_model
-from worldmtp.cli.generate_config import AUTO, DRAFTS, GenerateConfig
+from worldmtp.cli.generate_config import AUTO, DEFAULT_BATCH_SIZE, DRAFTS, GenerateConfig
 from worldmtp.cli.launch import fail_cleanly
 
 RUNS = Path("runs")
-"""Where ``worldmtp-train`` leaves its runs, seen from where it was started."""
+"""Where ``worldmtp train`` leaves its runs, seen from where it was started."""
 
 
 def main() -> None:
@@ -35,13 +41,19 @@ def _run(arguments: argparse.Namespace) -> None:
         draft_model=arguments.draft_model and model_directory(arguments.draft_model, "--draft-model"),
         num_draft=arguments.num_draft,
         tree=arguments.tree,
+        three_phase=arguments.three_phase,
+        beam=arguments.beam,
+        widths=arguments.widths,
         max_new_tokens=arguments.max_new_tokens,
+        stop=tuple(arguments.stop),
+        batch_size=arguments.batch_size,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
         explain=arguments.explain,
+        json=arguments.json,
         device=arguments.device,
     )
     if arguments.model is None:
@@ -49,16 +61,38 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         directory, remark = model_directory(arguments.model, "--model"), ""
     print(f"model: {directory}{remark}", file=sys.stderr)
-    prompts = arguments.prompts or _read_prompts()
-    from worldmtp.cli.generation import run
+    from worldmtp.cli.generation import explain_prompt, write_texts
 
-    run(config, directory, prompts)
+    if config.explain:
+        explain_prompt(config, directory, arguments.prompts or sys.stdin.read().splitlines())
+    elif arguments.prompts:
+        starts = range(0, len(arguments.prompts), config.batch_size)
+        write_texts(config, directory, [arguments.prompts[start : start + config.batch_size] for start in starts])
+    else:
+        if sys.stdin.isatty():
+            print("prompts from the keyboard, a line each; Ctrl-D ends them", file=sys.stderr)
+        write_texts(config, directory, line_batches(sys.stdin, config.batch_size))
 
 
-def _read_prompts() -> list[str]:
-    if sys.stdin.isatty():
-        print("prompts from the keyboard, a line each; Ctrl-D ends them", file=sys.stderr)
-    return sys.stdin.read().splitlines()
+def line_batches(stream: TextIO, size: int) -> Iterator[list[str]]:
+    """Yield the lines of a stream, ``size`` at a time, or fewer rather than wait for a line that has not come yet.
+
+    The stream's descriptor is read, so nothing may have been read from the stream before.
+    """
+    descriptor = stream.fileno()
+    lines, rest, is_open = list[str](), b"", True
+    while is_open or lines:
+        is_there = is_open and bool(select.select([descriptor], [], [], 0)[0])
+        if is_open and len(lines) < size and (is_there or not lines):
+            chunk = os.read(descriptor, 2**16)
+            *whole, rest = (rest + chunk).split(b"\n")
+            is_open = bool(chunk)
+            if rest and not is_open:  # a last line without an end
+                whole.append(rest)
+            lines += [line.decode(stream.encoding, stream.errors or "strict").removesuffix("\r") for line in whole]
+        else:
+            yield lines[:size]
+            del lines[:size]
 
 
 def _num_draft(text: str) -> int | str:
@@ -81,12 +115,12 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="worldmtp-generate",
+        prog="worldmtp generate",
         description=(
             "Write on from prompts. Drafts by the model's own heads, by repetitions of the text or by a smaller model "
             "are verified by the trunk, so texts are those of the trunk alone, in fewer forwards."
         ),
-        epilog='example: worldmtp-generate "hello=" --explain',
+        epilog='example: worldmtp generate "hello=" --explain',
     )
     add = parser.add_argument
     add(
@@ -103,6 +137,16 @@ def _parser() -> argparse.ArgumentParser:
         "the newest finished run under ./runs",
     )
     add("--max-new-tokens", type=int, metavar="N", help="at most; by default 64, or what the context has room for")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends a text, and is left out of it; repeatable")
+    add(
+        "--batch-size",
+        type=int,
+        default=DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help=f"prompts decoded at a time, by default {DEFAULT_BATCH_SIZE}; lines of standard input are answered as "
+        "they come",
+    )
+    add("--json", action="store_true", help="one JSON object a line: prompt, text, tokens, reason, rounds")
     add("--device", help="cpu, cuda, ...; by default cuda where there is one")
     add("--explain", action="store_true", help="show one prompt's decoding step by step, beside that without drafts")
     drafting = parser.add_argument_group("drafts").add_argument
@@ -122,6 +166,16 @@ def _parser() -> argparse.ArgumentParser:
         help="candidates for each token ahead; by default 3,2,1,1,.. to the heads' depth",
     )
     drafting("--draft-model", type=Path, metavar="PATH", help="a smaller model with the same vocabulary")
+    drafting("--three-phase", action="store_true", help="predict and verify in separate forwards, for comparison")
+    searching = parser.add_argument_group("search, which does not keep to the trunk's law").add_argument
+    searching("--beam", type=int, metavar="N", help="search for the likeliest text and keep N at a time")
+    searching(
+        "--widths",
+        type=_widths,
+        metavar="N,N,..",
+        help="candidates for each token ahead, of the trunk and then of heads without attention; by default those of "
+        "--beam alone, which is beam search",
+    )
     sampling = parser.add_argument_group("sampling").add_argument
     sampling("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest tokens")
     sampling("--top-k", type=int, default=0, metavar="N", help="draw from so many likeliest tokens; 0 is all")

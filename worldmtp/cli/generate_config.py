@@ -1,4 +1,4 @@
-"""What ``worldmtp-generate`` is asked to do, checked before torch is loaded."""
+"""What ``worldmtp generate`` is asked to do, checked before torch is loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from worldmtp.choices import check_choice
 
 AUTO = "auto"
 DRAFTS = ("none", "mtp", "tree", "lookup", "model")
+DEFAULT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,34 @@ class GenerateConfig:
     draft_model: Path | None = None
     num_draft: int | str | None = None
     tree: tuple[int, ...] | None = None
+    three_phase: bool = False
+    beam: int | None = None
+    widths: tuple[int, ...] | None = None
     max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    batch_size: int = DEFAULT_BATCH_SIZE
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
     explain: bool = False
+    json: bool = False
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.draft is not None:
-            check_choice("--draft", self.draft, DRAFTS)
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size} must be at least 1 prompt at a time.")
+        if "" in self.stop:
+            raise ValueError("--stop '' is in every text and would end it at once; give some text.")
+        self._check_sampling()
+        self._check_drafts()
+        if self.beam is not None or self.widths is not None:
+            self._check_beam()
+        if self.explain:
+            self._check_explain()
+
+    def _check_sampling(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"--temperature {self.temperature} must be at least 0, which takes the likeliest tokens.")
         if self.temperature == 0 and (self.top_k, self.top_p) != (0, 1.0):
@@ -40,6 +57,10 @@ class GenerateConfig:
                 f"--top-k {self.top_k} and --top-p {self.top_p} matter where tokens are drawn, and --temperature 0 "
                 "takes the likeliest; give a temperature above 0, or leave them out."
             )
+
+    def _check_drafts(self) -> None:
+        if self.draft is not None:
+            check_choice("--draft", self.draft, DRAFTS)
         if self.tree is not None and self.draft != "tree":
             raise ValueError(f"--tree goes with --draft tree, not with --draft {self.draft}.")
         if (self.draft_model is not None) != (self.draft == "model"):
@@ -50,7 +71,45 @@ class GenerateConfig:
         if self.num_draft is not None and self.draft in ("none", "tree"):
             instead = "nothing is drafted" if self.draft == "none" else "--tree has a number for each token ahead"
             raise ValueError(f"--num-draft {self.num_draft} with --draft {self.draft}: {instead}; leave it out.")
-        if self.explain and self.num_draft == AUTO:
+        if self.three_phase and (self.draft in ("none", "tree") or self.num_draft == AUTO or self.temperature > 0):
+            raise ValueError(
+                "--three-phase is greedy decoding with chains of drafts; leave out --temperature, --tree, --draft none "
+                "and --num-draft auto."
+            )
+
+    def _check_beam(self) -> None:
+        if self.beam is None:
+            raise ValueError("--widths are candidates of a beam; say how many texts it keeps, --beam N.")
+        if self.beam < 1:
+            raise ValueError(f"--beam {self.beam} must keep at least 1 text.")
+        options = {
+            "--draft": self.draft is not None,
+            "--num-draft": self.num_draft is not None,
+            "--three-phase": self.three_phase,
+            "--stop": bool(self.stop),
+            "--temperature": self.temperature > 0,
+            "--repetition-penalty": self.repetition_penalty != 1,
+        }
+        _refuse("--beam searches for likely texts by the trunk's own probabilities", options)
+
+    def _check_explain(self) -> None:
+        if self.num_draft == AUTO:
             raise ValueError("--explain shows a draft's steps, and --num-draft auto times rounds; give a number.")
-        if self.explain and self.draft == "none":
+        if self.draft == "none":
             raise ValueError("--explain shows drafts and what became of them, and --draft none makes none.")
+        options = {
+            "--json": self.json,
+            "--stop": bool(self.stop),
+            "--beam": self.beam is not None,
+            "--three-phase": self.three_phase,
+        }
+        _refuse("--explain shows the rounds of one prompt", options)
+
+
+def _refuse(purpose: str, options: dict[str, bool]) -> None:
+    """Raise if options were given that the purpose has no use for."""
+    given = [name for name, is_given in options.items() if is_given]
+    if given:
+        raise ValueError(
+            f"{purpose}, and has no use for {', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out."
+        )

@@ -1,11 +1,12 @@
 """Errors of Hydra's composition, made clear: what was typed, why it does not fit, and the nearest thing that exists."""
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
+
+from worldmtp.choices import nearest
 
 _MISSING_OPTION = re.compile(r"Could not find '([^']*)'")
 _LISTED_OPTIONS = re.compile(r"Available options in '[^']*':\n((?:\t[^\n]*\n?)*)")
@@ -46,8 +47,8 @@ _OPEN_NODES = ("env.kwargs", "model.config")
 
 
 def _nearest(name: str, candidates: Sequence[str]) -> str | None:
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else None
+    found = nearest(name, candidates, cutoff=0.5)
+    return f"Did you mean {found!r}?" if found else None
 
 
 def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:

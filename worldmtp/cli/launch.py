@@ -3,12 +3,15 @@
 Nothing here imports torch before a task runs, so that ``--help`` and ``--cfg job`` answer at once.
 """
 
+import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
+import gymnasium
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -18,11 +21,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import worldmtp.envs  # noqa: F401 - registers
 from worldmtp.cli import clean_exit
 from worldmtp.cli.clean_exit import TRACEBACK_VARIABLE, exit_cleanly, message_of
 from worldmtp.cli.hints import explain, flat_keys
-from worldmtp.cli.run_dir import config_digest
-from worldmtp.cli.schema import TrainConfig, twin
+from worldmtp.cli.schema import twin
+from worldmtp.training.config import TrainConfig
 
 CONFIG_TREE = "pkg://worldmtp.configs"
 CONFIG_PATH_VARIABLE = "WORLDMTP_CONFIG_PATH"
@@ -50,16 +54,34 @@ class UserConfigDirectories(SearchPathPlugin):
 
 def register() -> None:
     """Make the schema and the user's directories known to Hydra; harmless to repeat."""
-    ConfigStore.instance().store(name="train_schema", node=twin(TrainConfig))
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=twin(TrainConfig))
+    with_settings = {
+        entry.name.removesuffix(".yaml") for entry in (resources.files("worldmtp.configs") / "env").iterdir()
+    }
+    for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
+        # Hydra would merge a file of the same name with this one.
+        if option_name(env_id) not in with_settings:
+            store.store(group="env", name=option_name(env_id), node={"id": env_id, "kwargs": {}})
     OmegaConf.register_new_resolver("config_digest", _digest_of_task, replace=True)
     plugins = Plugins.instance()
     if UserConfigDirectories not in plugins.discover(SearchPathPlugin):
         plugins.register(UserConfigDirectories)
 
 
+def option_name(env_id: str) -> str:
+    """Return the name that chooses a registered environment: ``spell_backward`` of ``worldmtp/SpellBackward-v0``."""
+    name = env_id.rpartition("/")[2].rpartition("-v")[0]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
 def _digest_of_task(*, _root_: DictConfig) -> str:
-    """``${config_digest:}``: of the whole config but Hydra's own."""
-    return config_digest(OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"]))
+    """Return ``${config_digest:}``: eight hexadecimal digits of the config, whatever the order of its keys.
+
+    Jobs of a sweep are named by it, so that a value is found again wherever it stands on the command line.
+    """
+    config = OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"])
+    return hashlib.sha256(OmegaConf.to_yaml(config, resolve=True, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
@@ -130,10 +152,12 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def known_keys(arguments: Sequence[str]) -> list[str]:
-    """Every dotted key of the schema, and those of a shipped study that is chosen, which the schema leaves open."""
-    keys = flat_keys(OmegaConf.structured(twin(TrainConfig)))
+    """Return the dotted keys of the schema, the groups, and the keys of a shipped study that is chosen."""
+    tree = resources.files("worldmtp.configs")
+    groups = [entry.name for entry in tree.iterdir() if entry.is_dir() and not entry.name.startswith("__")]
+    keys = [*flat_keys(OmegaConf.structured(twin(TrainConfig))), *groups]
     chosen = {argument.rpartition("=")[2] for argument in arguments}
-    for entry in (resources.files("worldmtp.configs") / "study").iterdir():
+    for entry in (tree / "study").iterdir():
         if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
             study = OmegaConf.create(entry.read_text(encoding="utf-8"))
             assert isinstance(study, DictConfig)  # a mapping, not a list

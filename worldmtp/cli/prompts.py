@@ -12,18 +12,20 @@ _MOST_LISTED = 128
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], num_before: int = 0
 ) -> tuple[Int[Tensor, "row length"], Int[Tensor, "row length"]]:
-    """Ids, padded on the left, and their mask; special tokens are added where the tokenizer adds them, as a BOS.
+    """Return ids, padded on the left, and their mask; special tokens are added where the tokenizer adds them, as a BOS.
+
+    Messages count prompts from the first one of ``num_before`` earlier ones on.
 
     Raises:
         ValueError: no prompt, an empty one, or one with characters that the tokenizer does not know.
     """
     if not texts:
         raise ValueError('no prompt was given; pass prompts as arguments, or on standard input, a line each: "hello=".')
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(texts, start=num_before + 1):
         if not text:
-            raise ValueError(f"prompt {number} of {len(texts)} is empty; the model needs at least one token to go on.")
+            raise ValueError(f"prompt {number} is empty; the model needs at least one token to go on.")
         unknown = _unknown_characters(tokenizer, text)
         if unknown:
             raise ValueError(
@@ -40,7 +42,7 @@ def encode_prompts(
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of tokens, special ones left out."""
+    """Return the text of tokens, without special ones."""
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

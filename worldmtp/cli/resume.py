@@ -12,10 +12,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from worldmtp.cli.run_dir import CONFIG_FILE, is_done
-from worldmtp.cli.schema import TrainConfig, twin
+from worldmtp.cli.schema import twin
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.resume import MAY_DIFFER, check_iterations, may_differ
+from worldmtp.training.run_dir import CONFIG_FILE, is_done
 
-_MAY_DIFFER = ("logger", "profile", "checkpoint", "agent.rollout.num_iterations", "imports")
 _GROUPS = ("logger", "profile")
 _KEY = "resume="
 
@@ -53,50 +54,15 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     if refused:
         raise ValueError(
             f"resume={run_dir} goes on with the run as it was, so {refused} cannot be given; only values of "
-            f"{', '.join(_MAY_DIFFER)} may differ. Start a new run instead."
+            f"{', '.join(MAY_DIFFER)} may differ. Start a new run instead."
         )
     config = OmegaConf.merge(OmegaConf.structured(twin(TrainConfig)), saved)
     assert isinstance(config, DictConfig)  # a structured config merged with a mapping
     config.checkpoint.stop_after = None  # a stop is not repeated
     for override in parsed:
         _apply(override, config)
-    _check_iterations(run_dir, config)
+    check_iterations(run_dir, int(config.agent.rollout.num_iterations))
     return config
-
-
-def _check_iterations(run_dir: Path, config: DictConfig) -> None:
-    """A run cannot be taken back: its model would be that of more iterations than its config says."""
-    from worldmtp.checkpoint import checkpoint_step, latest_checkpoint  # torch, which a refusal above does not need
-    from worldmtp.cli.reinforce import CHECKPOINTS
-
-    last = latest_checkpoint(run_dir / CHECKPOINTS)
-    asked, done = int(config.agent.rollout.num_iterations), 0 if last is None else checkpoint_step(last)
-    if asked < done:
-        raise ValueError(
-            f"resume={run_dir} agent.rollout.num_iterations={asked}: this run has done {done} iterations already, and "
-            "goes on from there; give at least as many, or start a new run for fewer."
-        )
-
-
-def resumption_notes(saved: DictConfig, config: DictConfig) -> list[str]:
-    """What a changed value means for the numbers of a run that goes on with it."""
-    notes = []
-    before, after = (int(one.agent.rollout.num_iterations) for one in (saved, config))
-    if before != after and config.agent.ppo.anneals_learning_rate and not config.study:
-        last = min(before, after) - 1
-        notes.append(
-            f"agent.rollout.num_iterations={after} was {before}, and the learning rate falls to zero over all "
-            f"iterations: from here on it is that of a run of {after}. In iteration {last + 1}, for one, that is "
-            f"{1 - last / after:.3g} of agent.ppo.learning_rate, and it was {1 - last / before:.3g}."
-        )
-    for key in ("profile.device", "profile.num_threads"):
-        one, other = OmegaConf.select(saved, key), OmegaConf.select(config, key)
-        if one != other:
-            notes.append(
-                f"{key}={other} was {one}: sums are taken in another order, so the numbers from here on are not to the "
-                "bit those of a run that was not interrupted."
-            )
-    return notes
 
 
 def saved_config(run_dir: Path) -> DictConfig:
@@ -120,7 +86,7 @@ def _may_differ(override: Override) -> bool:
     # A group, as in profile=gpu, would need Hydra's composition; its values do not.
     is_value = override.package is None and (key not in _GROUPS or isinstance(override.value(), dict))
     is_one = not override.is_delete() and not override.is_sweep_override()
-    return is_value and is_one and any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
+    return is_value and is_one and may_differ(key)
 
 
 def _apply(override: Override, config: DictConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
-from worldmtp.cli.run_dir import CONFIG_FILE
+from worldmtp.training.run_dir import CONFIG_FILE
 
 _NONE = "-"
 _DAMAGED = "damaged"

@@ -18,17 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from worldmtp.decoding.integers import as_integer
+from worldmtp.decoding.limits import as_integer
 
 _LOG = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class LengthChooser(Protocol):
-    """What ``generate`` asks before a round, and tells after it."""
+    """What ``generate`` asks for a length before a round, and tells the outcome after it."""
 
     def choose(self, num_rows: int, max_length: int) -> int:
-        """The length of the next round's drafts, from 0 to ``max_length``."""
+        """Return the length of the next round's drafts, from 0 to ``max_length``."""
         ...
 
     def observe(
@@ -39,15 +39,15 @@ class LengthChooser(Protocol):
         num_accepted: Int[np.ndarray, " row"],
         num_drafted: Int[np.ndarray, " row"],
     ) -> None:
-        """A round of drafts of that length took so long; so many of each row's were made, and accepted."""
+        """Take in a round: how long it took, and how many drafts of each row were made and accepted."""
         ...
 
 
 def length_chooser(num_draft: Any, can_choose: bool, draft: Any = "mtp") -> tuple[LengthChooser | None, int | None]:
-    """The chooser that ``num_draft`` names or is, or the length that it fixes. Kinds are checked here, not annotated.
+    """Return the chooser that ``num_draft`` names or is, or the length that it fixes.
 
     Raises:
-        TypeError: it is no integer and no chooser.
+        TypeError: it is neither an integer nor a chooser.
         ValueError: another name, or drafts whose length cannot be chosen: trees, and those of three phases.
     """
     if num_draft is None:
@@ -64,12 +64,12 @@ def length_chooser(num_draft: Any, can_choose: bool, draft: Any = "mtp") -> tupl
 
 
 def tokens_per_round(chances: Float[np.ndarray, " draft"]) -> Float[np.ndarray, " length"]:
-    """Expected tokens of a row in a round of 0, 1, 2, .. drafts, from their cumulative acceptance."""
+    """Return the expected tokens of a row in a round of 0, 1, 2, .. drafts, from their cumulative acceptance."""
     return 1.0 + np.concatenate([[0.0], np.cumsum(chances)])
 
 
 class AdaptiveLength:
-    """A ``LengthChooser`` by the clock; one that serves many calls of ``generate`` has to find out only once.
+    """A ``LengthChooser`` by the clock; passed to many calls of ``generate``, it learns only once.
 
     Args:
         num_trials: rounds that the longest draft, and none, are tried for before anything is chosen.
@@ -91,7 +91,7 @@ class AdaptiveLength:
         self._has_said = False
 
     def choose(self, num_rows: int, max_length: int) -> int:
-        """See ``LengthChooser``.
+        """Return a length to try, or the fastest known one.
 
         Raises:
             ValueError: ``max_length`` is negative.
@@ -127,7 +127,7 @@ class AdaptiveLength:
         num_accepted: Int[np.ndarray, " row"],
         num_drafted: Int[np.ndarray, " row"],
     ) -> None:
-        """See ``LengthChooser``."""
+        """Update times and acceptance."""
         size = _size_class(num_rows)
         self._seconds[size, length].append(seconds)
         self._num_rounds[size][length] += 1
@@ -143,7 +143,7 @@ class AdaptiveLength:
         self._accepted = np.where(was_asked, accepted, self._accepted)
 
     def acceptance(self, max_length: int) -> Float[np.ndarray, " draft"]:
-        """The share of rounds whose first 1, 2, .. drafts were accepted, later rounds counting more."""
+        """Return the share of rounds whose first 1, 2, .. drafts were accepted; later rounds count more."""
         known = min(max_length, len(self._drafted))
         chances = self._accepted[:known] / np.maximum(self._drafted[:known], 1e-9)
         return np.append(chances, np.zeros(max_length - known))

@@ -1,70 +1,66 @@
-"""Drafts: guesses at the next tokens, which the trunk then checks in one forward. What makes them, and how they look.
+"""Drafters: what guesses at the next tokens, which the trunk then checks in one forward.
 
-A drafter sees what the trunk saw of the accepted tokens, and proposes what follows the newest one, which the trunk has
+A drafter sees what the trunk read of the accepted tokens, and proposes what follows the newest one, which the trunk has
 chosen and not yet read:
 
         cached by the trunk ............ newest | x_1  x_2  x_3
                                 root --^
 
-``NoDraft`` proposes nothing, ``LookupDraft`` what followed the last time (prompt look-up, Saxena 2023). The heads'
-drafters are in ``worldmtp.decoding.head_drafts``, a smaller model's in ``worldmtp.decoding.model_draft``.
+``NoDraft`` proposes nothing, ``LookupDraft`` what followed the same tokens before (prompt look-up, Saxena 2023),
+``ModelDraft`` what a smaller causal LM writes (Leviathan et al. 2023, arXiv 2211.17192). The heads' drafters are in
+``worldmtp.decoding.head_drafts``. ``make_drafter`` makes each of them by name.
 """
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from worldmtp.decoding.acceptance import Tree
-from worldmtp.decoding.policy import DecodingPolicy
-from worldmtp.decoding.text import CachedTexts, IntArray
+from worldmtp.choices import check_choice
+from worldmtp.decoding.acceptance import Draft
+from worldmtp.decoding.cache import CachedTexts, IntArray
+from worldmtp.decoding.head_drafts import head_drafter
+from worldmtp.decoding.lean import make_runner
+from worldmtp.decoding.sampling import DecodingPolicy
+from worldmtp.decoding.trunk import as_mtp_model, evaluation_mode
+from worldmtp.model import MTPModel
+from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.trunk import TrunkFeatures
 
-
-@dataclass(frozen=True)
-class Draft:
-    """Guesses at the tokens after each row's newest; ``num_drafts`` of a row are meant.
-
-    ``log_q`` are the distributions that a chain's tokens were drawn from; None where they were chosen. With a ``tree``
-    the tokens are those of its nodes but the root.
-    """
-
-    tokens: Int[Tensor, "row draft"]
-    num_drafts: Int[Tensor, " row"]
-    log_q: Float[Tensor, "row draft vocab"] | None = None
-    tree: Tree | None = None
+DRAFTS = ("mtp", "lookup", "none")
+_DEFAULT_DRAFTS = 4
+"""Tokens of a draft by look-up or by a smaller model."""
 
 
 @runtime_checkable
 class Drafter(Protocol):
-    """What a session asks; rows are those of its ``CachedTexts``, whose ``ids`` hold the newest token already.
+    """What a session asks for drafts; rows are those of its ``CachedTexts``, whose ``ids`` hold the newest token.
 
-    One whose drafts branch takes more slots than it reaches tokens ahead, and says ``max_depth``: how many those are.
+    A drafter whose drafts branch takes more slots than it reaches tokens ahead; its ``max_depth`` says how many.
     """
 
     max_drafts: int
-    """Slots a draft may take."""
+    """Slots that a draft may take."""
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
-        """Prompts were run: ``features`` of all their tokens, in slots."""
+        """Take in prompts: ``features`` are of all their tokens, in slots."""
         ...
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
-        """Guesses, at most ``num_drafts`` ahead; the drafter may write them to ``texts.ids`` after the newest token."""
+        """Return guesses at most ``num_drafts`` ahead; it may write them to ``texts`` behind the newest token."""
         ...
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """The trunk ran the newest token and drafts, and ``num_new`` of each row are text now, the newest included.
+        """Take in a round: ``num_new`` tokens of each row are text now, the formerly newest one included.
 
-        ``features`` are of the accepted tokens, in order from the first; what follows a row's last is not to be read.
+        ``features`` are of the accepted tokens, in order from the first; ignore what follows a row's last one.
         """
         ...
 
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
-        """Rows were dropped; see ``CachedTexts.drop``."""
+        """Follow rows that were dropped; see ``CachedTexts.drop``."""
         ...
 
 
@@ -74,27 +70,26 @@ class NoDraft:
     max_drafts = 0
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
-        """Nothing to remember."""
+        """Keep no state."""
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
-        """Nothing."""
-        rows = len(texts)
-        return Draft(texts.ids.new_zeros((rows, 0)), texts.ids.new_zeros(rows))
+        """Return an empty draft."""
+        return Draft.empty(texts.ids)
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """Nothing to remember."""
+        """Keep no state."""
 
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
-        """Nothing to move."""
+        """Keep no state."""
 
 
 class LookupDraft(NoDraft):
-    """Proposes what followed the most recent earlier occurrence of the last tokens, the longest match first.
+    """A ``Drafter`` that proposes what followed the latest earlier occurrence of the last tokens.
 
-    A row without one proposes nothing. ``max_ngram`` tokens are matched at most.
+    The longest match comes first, of at most ``max_ngram`` tokens. A row without a match gets no draft.
     """
 
-    def __init__(self, max_drafts: int, max_ngram: int = 3) -> None:
+    def __init__(self, max_drafts: int = _DEFAULT_DRAFTS, max_ngram: int = 3) -> None:
         for name, value in (("max_drafts", max_drafts), ("max_ngram", max_ngram)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
@@ -102,7 +97,7 @@ class LookupDraft(NoDraft):
         self._max_ngram = max_ngram
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
-        """See the class."""
+        """Copy what followed the match."""
         lengths = torch.from_numpy(texts.num_cached + 1).to(texts.device)  # the newest token counts
         width = int(texts.num_cached.max()) + 1
         ids = texts.ids[:, :width]
@@ -123,16 +118,118 @@ class LookupDraft(NoDraft):
         return Draft(ids.gather(1, places.clamp_max(width - 1)), count)
 
 
-def write_drafts(texts: CachedTexts, tokens: Int[Tensor, "row draft"], num_before: int = 0) -> None:
-    """Put drafts after each row's newest token and ``num_before`` drafts, where contexts are read from."""
-    start = torch.from_numpy(texts.num_cached + 1 + num_before).to(texts.device)
-    places = start[:, None] + torch.arange(tokens.shape[1], device=texts.device)
-    texts.ids.scatter_(1, places, tokens)
+class ModelDraft:
+    """A ``Drafter`` by a smaller causal LM with the same vocabulary; it draws where the policy draws.
+
+    It keeps a cache of its own over the same texts. The first forward of a round reads the last two tokens, one of them
+    for the second time: whether the last draft was accepted, and so read, differs by row, and two tokens cost no more
+    than one. The model is left in the mode that it was in.
+
+    Raises:
+        ValueError: another vocabulary, or fewer than one token to draft.
+    """
+
+    def __init__(self, drafting: PreTrainedModel, model: MTPModel, num_drafts: int | None = None) -> None:
+        self._drafting = as_mtp_model(drafting)
+        self._config = self._drafting.trunk.config
+        ours, theirs = model.num_tokens, self._drafting.num_tokens
+        if ours != theirs:
+            raise ValueError(
+                f"the drafting model has {theirs} tokens and the model {ours}; drafts need one vocabulary for both."
+            )
+        self.max_drafts = _DEFAULT_DRAFTS if num_drafts is None else num_drafts
+        if self.max_drafts < 1:
+            raise ValueError(f"num_draft={self.max_drafts} must be at least 1; for none use draft='none'.")
+        self._own: CachedTexts | None = None
+        self._num_skipped = 0
+        """Rounds without drafts since the last one with some; each added one token to every row."""
+
+    def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
+        """Read the prompts."""
+        runner = make_runner(self._drafting)
+        runner.begin(texts.capacity)
+        own = CachedTexts(runner, self._config, texts.capacity, texts.device)
+        own.num_cached = np.zeros(len(texts), dtype=np.int64)
+        with evaluation_mode(self._drafting):
+            own.forward(texts.ids[:, : int(texts.num_cached.max())])
+        self._own, self._num_skipped = own, 0
+
+    def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
+        """Run the small model once for each token."""
+        own = self._own
+        assert own is not None
+        if num_drafts == 0:
+            self._num_skipped += 1
+            return Draft.empty(texts.ids)
+        own.num_cached = texts.num_cached - 1 - self._num_skipped
+        index = torch.from_numpy(own.num_cached).to(texts.device)[:, None]
+        pending = texts.ids.gather(1, index + torch.arange(2 + self._num_skipped, device=texts.device))
+        self._num_skipped = 0
+        tokens, distributions, views = list[Tensor](), list[Tensor](), list[Tensor]()
+        for ahead in range(min(num_drafts, self.max_drafts)):
+            with evaluation_mode(self._drafting):
+                hidden = own.forward(pending).post_norm[:, -1:]
+            own.accept(np.full(len(texts), pending.shape[1]))
+            processed = policy.processed(self._drafting.logits_of(hidden), texts, num_before=ahead)
+            views.append(processed)
+            if policy.draws:
+                distributions.append(processed.log_softmax(dim=-1))
+                pending = policy.choose(processed, distributions[-1])
+            else:
+                pending = processed.argmax(dim=-1)
+            tokens.append(pending)
+            texts.write(pending, after=1 + ahead)
+        return Draft(
+            tokens=torch.cat(tokens, dim=1),
+            num_drafts=torch.full((len(texts),), len(tokens), device=texts.device),
+            log_q=torch.cat(distributions, dim=1) if distributions else None,
+            logits=tuple(views),
+        )
+
+    def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
+        """Do nothing: its own cache holds what it needs."""
+
+    def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
+        """Move the rows of its own cache; the texts are the session's."""
+        assert self._own is not None
+        if len(sources):
+            rows = [torch.from_numpy(part).to(self._own.device) for part in (sources, targets)]
+            self._own.cache.move_rows(rows[0], rows[1])
 
 
-def move(state: Tensor, sources: IntArray, targets: IntArray, num_left: int) -> Tensor:
-    """Rows of a drafter's state, moved as ``CachedTexts.drop`` did."""
-    if len(sources):
-        rows = [torch.from_numpy(np.asarray(part)).to(state.device) for part in (targets, sources)]
-        state[rows[0]] = state[rows[1]]
-    return state[:num_left]
+def make_drafter(
+    model: MTPModel, draft: str | nn.Module | Drafter, num_draft: int | None, tree: tuple[int, ...] | None
+) -> Drafter:
+    """Return the drafter of that name, one by a smaller model, or the drafter that was passed.
+
+    Raises:
+        TypeError: ``draft`` is none of these.
+        ValueError: an unknown name, a tree that ``draft`` cannot make, a length that would be ignored, or heads or a
+            model that cannot draft so.
+    """
+    if tree is not None and draft != "mtp":
+        raise ValueError(f"tree={list(tree)} is drafted by heads; use draft='mtp', or leave the tree out.")
+    draft = without_peft_wrapper(draft)
+    if isinstance(draft, PreTrainedModel):
+        return ModelDraft(draft, model, num_draft)
+    if not isinstance(draft, str):
+        if not isinstance(draft, Drafter):
+            raise TypeError(
+                f"draft is a {type(draft).__name__}, expected one of {list(DRAFTS)}, a Hugging Face causal LM, or a "
+                "Drafter."
+            )
+        if num_draft is not None:
+            raise ValueError(f"num_draft={num_draft} beside a drafter, which has its length; leave num_draft out.")
+        return draft
+    check_choice("draft", draft, DRAFTS)
+    if num_draft is not None and (tree is not None or draft == "none"):
+        instead = "nothing is drafted" if tree is None else "it has a number of candidates for each token ahead"
+        beside = f"draft={draft!r}" if tree is None else f"tree={list(tree)}"
+        raise ValueError(f"num_draft={num_draft} beside {beside}: {instead}; leave num_draft out.")
+    if draft == "mtp":
+        return head_drafter(model, num_draft, tree)
+    if draft == "lookup":
+        if num_draft is not None and num_draft < 1:
+            raise ValueError(f"num_draft={num_draft} must be at least 1; for none use draft='none'.")
+        return LookupDraft() if num_draft is None else LookupDraft(num_draft)
+    return NoDraft()

@@ -1,8 +1,6 @@
-"""Decoding one prompt with its reasons: what was drafted, how likely it was held, what the trunk said, what came of it.
+"""Decoding one prompt with its reasons: what was drafted, how likely it was, what the trunk said, what came of it.
 
-``explain`` runs the session that ``generate`` runs and makes a record of every forward of the trunk; showing it is left
-to others. Drafters and policies are watched from outside: a drafter asks its policy what it makes of each depth's
-logits, once for each place that it drafts, and what it is told is what it holds likely there.
+``explain`` runs ``generate`` and describes each round, one forward of the trunk; displaying it is left to others.
 """
 
 from collections.abc import Sequence
@@ -11,22 +9,15 @@ from enum import Enum
 from typing import SupportsIndex
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from worldmtp.decoding.drafts import Draft, Drafter
-from worldmtp.decoding.evaluation_mode import evaluation_mode
-from worldmtp.decoding.integers import as_integer
-from worldmtp.decoding.lean import make_runner
-from worldmtp.decoding.limits import check_cache, check_prompts
-from worldmtp.decoding.making import as_widths, make_drafter
-from worldmtp.decoding.policy import DecodingPolicy
+from worldmtp.decoding.acceptance import Draft
+from worldmtp.decoding.drafts import Drafter
+from worldmtp.decoding.generate import generate
+from worldmtp.decoding.limits import TokenIds, as_integer
 from worldmtp.decoding.sampling import SamplingConfig
-from worldmtp.decoding.session import DecodingSession, Emission
-from worldmtp.decoding.stopping import StopRule, TokenIds, first_stop, make_stop_rule
-from worldmtp.decoding.text import CachedTexts, IntArray
-from worldmtp.decoding.trunk import as_mtp_model
-from worldmtp.model.trunk import TrunkFeatures
+from worldmtp.decoding.session import Round
 
 
 class Fate(Enum):
@@ -35,7 +26,7 @@ class Fate(Enum):
     ACCEPTED = "accepted"
     REFUSED = "refused"
     UNREACHED = "unreached"
-    """It stood on a refused token, so nobody asked."""
+    """It followed a refused token."""
     PAST_THE_END = "past the end"
     """The text had ended before it."""
 
@@ -50,7 +41,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class DraftedToken:
-    """A token that was drafted; ``trunk_probability`` is None where the trunk's word on it did not count."""
+    """A token that was drafted; ``trunk_probability`` is None where the trunk was not asked about it."""
 
     token: int
     fate: Fate
@@ -59,11 +50,11 @@ class DraftedToken:
 
 @dataclass(frozen=True)
 class DraftedPlace:
-    """A place after the newest token: the candidates for it, and who held what likely there.
+    """A place after the newest token: the candidates for it, and what drafter and trunk found likely there.
 
     Attributes:
-        tokens: one of a chain, several of a tree, of which the first is followed further.
-        drafter_view: the drafter's likeliest tokens; empty where it has no distribution.
+        tokens: one of a chain; several of a tree, where the first is followed further.
+        drafter_view: the drafter's most likely tokens; empty where it has no distribution.
         trunk_view: the trunk's, after the text and the accepted drafts; empty where they do not reach this place.
     """
 
@@ -80,7 +71,7 @@ class ExplainedRound:
         text: the tokens before it, the prompt's included.
         places: what was drafted after them.
         own: the trunk's own token after the accepted drafts; None where the text had ended before it.
-        own_view: the trunk's likeliest tokens there.
+        own_view: the trunk's most likely tokens there.
     """
 
     text: tuple[int, ...]
@@ -90,12 +81,12 @@ class ExplainedRound:
 
     @property
     def accepted(self) -> tuple[int, ...]:
-        """Drafts that became text, in order."""
+        """Return the drafts that became text, in order."""
         return tuple(draft.token for place in self.places for draft in place.tokens if draft.fate is Fate.ACCEPTED)
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
-        """All that this forward added to the text."""
+        """Return everything that this forward added to the text."""
         return self.accepted + (() if self.own is None else (self.own.token,))
 
 
@@ -108,7 +99,7 @@ class Explanation:
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
-        """The text after the prompt."""
+        """Return the text after the prompt."""
         return tuple(token for one in self.rounds for token in one.new_tokens)
 
 
@@ -127,132 +118,78 @@ def explain(
 ) -> Explanation:
     """Decode as ``worldmtp.decoding.generate`` does with these arguments, greedily by default, and keep the reasons.
 
-    ``prompt`` is the ids of one, without padding. Probabilities are those of the processed distributions, which drafts
-    and trunk are compared in; ``num_likeliest`` tokens of each are kept.
+    ``prompt`` is the ids of one prompt, without padding. Probabilities are those of the processed distributions, in
+    which drafts and trunk are compared; the ``num_likeliest`` most likely tokens of each are kept.
 
     Raises:
-        ValueError: as ``generate``.
+        ValueError: as ``generate``, or more than one prompt.
         MemoryError: as ``generate``.
         TypeError: as ``generate``.
     """
-    sampling = SamplingConfig() if sampling is None else sampling
-    if sampling.do_sample and generator is None:
-        raise ValueError("do_sample=True draws; pass generator=torch.Generator().manual_seed(0).")
-    whole = as_mtp_model(model)
     if prompt.ndim != 1:
         raise ValueError(
             f"prompt has shape {tuple(prompt.shape)}, expected (tokens,): one prompt, such as input_ids[0]."
         )
-    stops = make_stop_rule(eos_token_id, (), max_new_tokens, whole.num_tokens)
-    ids, mask = check_prompts(whole, prompt[None], None, 0, stops.max_new_tokens)
-    length = None if num_draft is None else as_integer("num_draft", num_draft, "a number of tokens")
-    drafter = _WatchedDrafter(make_drafter(whole, draft, length, as_widths("tree", tree)))
-    capacity = ids.shape[1] + stops.max_new_tokens
-    runner = make_runner(whole)
-    check_cache(whole, 1, capacity + drafter.max_drafts, None, runner.copied_bytes)
-    with evaluation_mode(whole):
-        session = DecodingSession(whole, runner, drafter, DecodingPolicy(sampling, generator), capacity)
-        text, new, rounds = tuple(prompt.tolist()), list[int](), list[ExplainedRound]()
-        emission = session.prefill(ids, mask)
-        while True:
-            num_kept, is_done = _ends(new, emission, stops)
-            rounds.append(_explained((*text, *new), drafter, emission, num_kept, num_likeliest))
-            new += rounds[-1].new_tokens
-            if is_done:
-                return Explanation(text, tuple(rounds))
-            emission = session.advance()
+    sampling = SamplingConfig() if sampling is None else sampling
+    text, rounds = tuple(prompt.tolist()), list[ExplainedRound]()
+
+    def keep(one: Round, rows: Int[Tensor, " row"], num_kept: Int[Tensor, " row"]) -> None:
+        new = (token for before in rounds for token in before.new_tokens)
+        rounds.append(_explained((*text, *new), one, int(num_kept[0]), num_likeliest))
+
+    generate(
+        model,
+        prompt[None],
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_id,
+        do_sample=sampling.do_sample,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        logits_processors=sampling.processors,
+        draft=draft,
+        num_draft=None if num_draft is None else as_integer("num_draft", num_draft, "a number of tokens"),
+        tree=tree,
+        generator=generator,
+        on_round=keep,
+    )
+    return Explanation(text, tuple(rounds))
 
 
-class _WatchedPolicy(DecodingPolicy):
-    """Remembers what it was asked about: one row of logits for each place that is drafted."""
-
-    def __init__(self, watched: DecodingPolicy) -> None:
-        super().__init__(watched.sampling, watched.generator)
-        self.seen: list[Float[Tensor, " vocab"]] = []
-
-    def processed(
-        self, logits: Float[Tensor, "row place vocab"], texts: CachedTexts, num_before: int = 0
-    ) -> Float[Tensor, "row place vocab"]:
-        """As the policy, and remembered."""
-        processed = super().processed(logits, texts, num_before)
-        self.seen += list(processed[0])
-        return processed
-
-
-class _WatchedDrafter:
-    """A ``Drafter`` whose last draft is remembered, with the distributions behind it."""
-
-    def __init__(self, watched: Drafter) -> None:
-        self._watched = watched
-        self.max_drafts = watched.max_drafts
-        self.draft: Draft | None = None
-        self.seen: list[Float[Tensor, " vocab"]] = []
-
-    def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
-        """Handed on."""
-        self._watched.start(texts, features)
-
-    def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
-        """Handed on, and remembered."""
-        watched = _WatchedPolicy(policy)
-        self.draft = self._watched.propose(texts, watched, num_drafts)
-        self.seen = watched.seen
-        return self.draft
-
-    def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """Handed on."""
-        self._watched.observe(texts, features, num_new)
-
-    def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
-        """Handed on."""
-        self._watched.move_rows(sources, targets, num_left)
-
-
-def _ends(new: list[int], emission: Emission, stops: StopRule) -> tuple[int, bool]:
-    """How many of a round's tokens belong to the text, and whether it ends with them."""
-    old, count = torch.tensor([len(new)]), torch.from_numpy(emission.counts)
-    everything = torch.tensor([new + emission.tokens[0].tolist()])
-    lengths, is_done = first_stop(everything, old, old + count, stops)
-    return int(lengths[0] - old[0]), bool(is_done[0])
-
-
-def _explained(
-    text: tuple[int, ...], drafter: _WatchedDrafter, emission: Emission, num_kept: int, num_likeliest: int
-) -> ExplainedRound:
-    num_accepted = int(emission.num_accepted[0])
-    emitted: list[int] = emission.tokens[0].tolist()
-    views = [_likeliest(log_probs, num_likeliest) for log_probs in emission.log_policy[0, : num_accepted + 1]]
-    places, has_path = list[DraftedPlace](), True
-    for place, candidates in enumerate(_candidates(drafter.draft)):
+def _explained(text: tuple[int, ...], one: Round, num_kept: int, num_likeliest: int) -> ExplainedRound:
+    num_accepted, log_policy, drafter_logits = int(one.num_accepted[0]), one.log_policy[0], one.draft.logits
+    emitted: list[int] = one.tokens[0].tolist()
+    views = [_likeliest(log_probs, num_likeliest) for log_probs in log_policy[: num_accepted + 1]]
+    places, is_followed = list[DraftedPlace](), True
+    for place, candidates in enumerate(_candidates(one.draft)):
         is_past = place >= num_kept and num_kept <= num_accepted
-        is_judged = place <= num_accepted and has_path and not is_past
+        is_judged = place <= num_accepted and is_followed and not is_past
         tokens = tuple(
             DraftedToken(
                 token,
                 _fate(is_past, is_judged, place < num_accepted and token == emitted[place]),
-                float(emission.log_policy[0, place, token].exp()) if is_judged else None,
+                float(log_policy[place, token].exp()) if is_judged else None,
             )
             for token in candidates
         )
         places.append(
             DraftedPlace(
                 tokens=tokens,
-                drafter_view=_likeliest(drafter.seen[place], num_likeliest) if drafter.seen else (),
+                drafter_view=_likeliest(drafter_logits[place][0, 0], num_likeliest) if drafter_logits else (),
                 trunk_view=views[place] if is_judged else (),
             )
         )
-        has_path = tokens[0].fate is Fate.ACCEPTED  # the first alone has drafts after it
+        is_followed = tokens[0].fate is Fate.ACCEPTED  # only the first candidate has drafts after it
     if num_kept <= num_accepted:
         return ExplainedRound(text, tuple(places), None, ())
     token = emitted[num_accepted]
-    own = Guess(token, float(emission.log_policy[0, num_accepted, token].exp()))
+    own = Guess(token, float(log_policy[num_accepted, token].exp()))
     return ExplainedRound(text, tuple(places), own, views[num_accepted])
 
 
-def _candidates(draft: Draft | None) -> list[list[int]]:
-    """The tokens drafted for each place after the newest token."""
-    if draft is None:
-        return []
+def _candidates(draft: Draft) -> list[list[int]]:
+    """Return the tokens drafted for each place after the newest token."""
     tokens: list[int] = draft.tokens[0].tolist()
     if draft.tree is None:
         return [[token] for token in tokens[: int(draft.num_drafts[0])]]
@@ -271,7 +208,7 @@ def _fate(is_past: bool, is_judged: bool, is_accepted: bool) -> Fate:
 
 
 def _likeliest(logits: Float[Tensor, " vocab"], number: int) -> tuple[Guess, ...]:
-    """The likeliest tokens, those that cannot come left out."""
+    """Return the most likely tokens, without those of probability zero."""
     best = logits.softmax(dim=-1).topk(min(number, len(logits)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return tuple(Guess(token, probability) for token, probability in pairs if probability > 0)

@@ -1,13 +1,13 @@
 """Drafts by the MTP heads: depth k proposes the token k after the root, whose next token the trunk has chosen.
 
-A draft of g tokens runs depths 2 .. g + 1. What that needs of the text differs by what a depth attends to, and so there
-are three drafters behind ``head_drafter``:
+A draft of g tokens runs depths 2 .. g + 1. What a drafter keeps of the text depends on what its heads attend to, so
+``head_drafter`` has three:
 
     ``RootDraft``    nothing but the root (latent, Hydra, Medusa, ...): one carry a row
     ``ChainDraft``   the same depth at earlier positions (DeepSeek-V3; Gloeckle, without tokens)
     ``BranchDraft``  depth 2 at earlier positions, and the branch (EAGLE)
 
-The heads are the model's own modules, read at each call: what training changes is drafted with at once.
+The heads are the model's own modules, read at each call: drafts follow training at once.
 """
 
 from abc import ABC, abstractmethod
@@ -17,28 +17,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmtp.decoding.acceptance import Tree
-from worldmtp.decoding.drafts import Draft, Drafter, move, write_drafts
-from worldmtp.decoding.policy import DecodingPolicy
-from worldmtp.decoding.slot_cache import SlotCache
-from worldmtp.decoding.text import CachedTexts, IntArray
+from worldmtp.decoding.acceptance import Draft, Tree
+from worldmtp.decoding.cache import CachedTexts, IntArray, SlotCache, move_rows
+from worldmtp.decoding.sampling import DecodingPolicy
 from worldmtp.heads.base import ActionConditionalHead
+from worldmtp.heads.registry import available_heads, head_class
 from worldmtp.model import MTPModel
 from worldmtp.model.trunk import TrunkFeatures
 
 
 def can_draft(model: MTPModel) -> bool:
-    """Whether the model has heads, of the tokens right after one another."""
+    """Return whether the model has heads that predict consecutive tokens."""
     return model.config.depth > 1 and model.config.stride == 1
 
 
-def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[int, ...] | None = None) -> Drafter:
-    """The drafter that the model's heads need; a chain of ``num_drafts`` tokens, K - 1 by default.
+def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[int, ...] | None = None) -> "HeadDraft":
+    """Return the drafter for the model's heads: a chain of ``num_drafts`` tokens, K - 1 by default.
 
-    ``widths`` make it a tree: so many candidates a depth, the most likely first, which alone is followed further.
+    ``widths`` makes it a tree with so many candidates at each depth; only the most likely one is followed further.
 
     Raises:
-        ValueError: the model has no heads, they leap over tokens, or cannot draft as far.
+        ValueError: the model has no heads, they skip tokens, or they cannot draft as far.
     """
     config, heads = model.config, model.heads
     if config.depth < 2:
@@ -47,12 +46,10 @@ def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[i
         raise ValueError(f"stride={config.stride}: these heads leap over tokens; drafting needs stride=1.")
     if widths is not None and (not widths or min(widths) < 1):
         raise ValueError(f"widths={widths} must be counts of at least 1, one for each depth.")
-    vocab_size = model.num_tokens
-    if widths is not None and max(widths) > vocab_size:
-        raise ValueError(f"widths={widths} ask for {max(widths)} tokens of a vocabulary of {vocab_size}; lower them.")
+    if widths is not None:
+        _check_vocabulary(model, widths)
     wanted = len(widths) if widths is not None else config.depth - 1 if num_drafts is None else num_drafts
-    unbounded = isinstance(heads, ActionConditionalHead) and heads.unbounded
-    if wanted < 1 or (wanted > config.depth - 1 and not unbounded):
+    if wanted < 1 or (wanted > config.depth - 1 and not _is_unbounded(model)):
         raise ValueError(
             f"num_draft={wanted}, but heads of depth={config.depth} draft 1 to {config.depth - 1} tokens; choose one, "
             "or train deeper heads."
@@ -61,8 +58,46 @@ def head_drafter(model: MTPModel, num_drafts: int | None = None, widths: tuple[i
     return kinds[heads.attention](model, wanted, widths)
 
 
+def check_beam_heads(model: MTPModel, widths: tuple[int, ...]) -> None:
+    """Raise if the heads cannot fill a whole tree of so many candidates at depths 1, 2, ..; depth 1 is the trunk's own.
+
+    Raises:
+        ValueError: a width above the vocabulary, heads that skip tokens, or more widths than depths.
+        TypeError: heads whose depths attend to earlier positions.
+    """
+    config, heads = model.config, model.heads
+    _check_vocabulary(model, widths)
+    if len(widths) == 1:
+        return
+    if config.stride != 1:
+        raise ValueError(f"stride={config.stride}: these heads leap over tokens; a beam of them needs stride=1.")
+    if len(widths) > config.depth and not _is_unbounded(model):
+        raise ValueError(
+            f"widths={widths} are of {len(widths)} depths and the model has depth={config.depth}; leave some out, or "
+            "train deeper heads."
+        )
+    if heads.attention != "none":
+        able = [name for name in available_heads() if head_class(name).attention == "none"]
+        raise TypeError(
+            f"{type(heads).__name__} attends to earlier positions, so every candidate path would need keys of its own; "
+            f"parallel_beam takes the families {able}, or a single width, which needs no heads."
+        )
+
+
+def _check_vocabulary(model: MTPModel, widths: tuple[int, ...]) -> None:
+    if max(widths) > model.num_tokens:
+        raise ValueError(
+            f"widths={widths} ask for {max(widths)} tokens of a vocabulary of {model.num_tokens}; lower them."
+        )
+
+
+def _is_unbounded(model: MTPModel) -> bool:
+    """Return whether one step of the heads serves every depth."""
+    return isinstance(model.heads, ActionConditionalHead) and model.heads.unbounded
+
+
 class HeadDraft(ABC):
-    """What the three share: a depth's logits become tokens, and those the next depth's input."""
+    """The loop that the three share: a depth's logits become tokens, and those the next depth's input."""
 
     def __init__(self, model: MTPModel, num_drafts: int, widths: tuple[int, ...] | None) -> None:
         self._model = model
@@ -74,32 +109,34 @@ class HeadDraft(ABC):
 
     @abstractmethod
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
-        """See ``Drafter``."""
+        """Do what ``Drafter`` says."""
 
     @abstractmethod
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """See ``Drafter``."""
+        """Do what ``Drafter`` says."""
 
     @abstractmethod
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
-        """See ``Drafter``."""
+        """Do what ``Drafter`` says."""
 
     @abstractmethod
     def _latents(self, texts: CachedTexts, num_depths: int) -> Generator[Tensor, Tensor, None]:
-        """Latents of depths 2, 3, .. at the roots, (row, 1, hidden); each is answered with its tokens, (row, 1)."""
+        """Yield the latents of depths 2, 3, .. at the roots, (row, 1, hidden); receive the tokens of each, (row, 1)."""
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
-        """See ``Drafter``."""
+        """Do what ``Drafter`` says."""
         num_depths = min(num_drafts, self._num_depths)
         if num_depths == 0:
-            return Draft(texts.ids.new_zeros((len(texts), 0)), texts.ids.new_zeros(len(texts)))
-        tokens, distributions, parents, best = list[Tensor](), list[Tensor](), [-1], 0
+            return Draft.empty(texts.ids)
+        tokens, distributions, views = list[Tensor](), list[Tensor](), list[Tensor]()
+        parents, best = [-1], 0
         deepest: int = self._model.config.depth
         latents = self._latents(texts, num_depths)
         latent = next(latents)
         for ahead in range(num_depths):
             logits = self._model.logits_of(latent, min(ahead + 2, deepest))
             processed = policy.processed(logits, texts, num_before=ahead)
+            views.append(processed)
             if self._widths is not None:
                 chosen = processed[:, 0].topk(self._widths[ahead], dim=-1).indices
                 best, parents = len(parents), parents + [best] * chosen.shape[1]
@@ -110,7 +147,7 @@ class HeadDraft(ABC):
                 chosen = processed.argmax(dim=-1)
             tokens.append(chosen)
             if policy.sampling.reads_context:
-                write_drafts(texts, chosen[:, :1], num_before=ahead)
+                texts.write(chosen[:, :1], after=1 + ahead)
             if ahead + 1 < num_depths:
                 latent = latents.send(chosen[:, :1])
         return Draft(
@@ -118,6 +155,7 @@ class HeadDraft(ABC):
             num_drafts=torch.full((len(texts),), num_depths, device=texts.device),
             log_q=torch.cat(distributions, dim=1) if distributions else None,
             tree=None if self._widths is None else Tree(tuple(parents)),
+            logits=tuple(views),
         )
 
     def _embed(self, tokens: Int[Tensor, "row query"]) -> Float[Tensor, "row query hidden"]:
@@ -125,23 +163,23 @@ class HeadDraft(ABC):
 
 
 class RootDraft(HeadDraft):
-    """Of heads without attention: nothing is kept of a row but its root's carry."""
+    """Drafts by heads without attention: nothing is kept of a row but its root's carry."""
 
     _root: Float[Tensor, "row 1 width"]
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
-        """The prompts' last tokens are the roots."""
+        """Make the prompts' last tokens the roots."""
         self.observe(texts, features, texts.num_cached)
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """The last accepted token is the root."""
+        """Make the last accepted token the root."""
         last = torch.from_numpy(num_new - 1).to(texts.device)
         rows = torch.arange(len(last), device=texts.device)
         self._root = self._heads.begin(features.map(lambda hidden: hidden[rows, last][:, None]))
 
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
-        """Roots move with their rows."""
-        self._root = move(self._root, sources, targets, num_left)
+        """Move roots with their rows."""
+        self._root = move_rows(self._root, sources, targets, num_left)
 
     def _latents(self, texts: CachedTexts, num_depths: int) -> Generator[Tensor, Tensor, None]:
         heads = self._heads
@@ -158,14 +196,14 @@ class RootDraft(HeadDraft):
 
 
 class WindowedDraft(HeadDraft):
-    """Of heads with attention: each depth's keys in slots, as the trunk's, and what depth 2 reads, by position.
+    """Drafts by heads with attention: each depth's keys in slots, as the trunk's, and depth 2's input by position.
 
     A round runs depth k over a *window*, each row's last positions up to its root: those that are new since that depth
-    was last run, and those whose keys were made of drafts. Slot 0 takes what a window holds before a text begins.
+    last ran, and those whose keys were made from drafts. Slot 0 takes what a window holds before a text begins.
     """
 
     _stale_per_depth: int
-    """How many positions before the root each further depth must make again, as their keys were made of drafts."""
+    """How many positions before the root each further depth must run again, as their keys were made from drafts."""
 
     def __init__(self, model: MTPModel, num_drafts: int, widths: tuple[int, ...] | None) -> None:
         super().__init__(model, num_drafts, widths)
@@ -175,10 +213,10 @@ class WindowedDraft(HeadDraft):
 
     @abstractmethod
     def _num_caches(self) -> int:
-        """How many depths keep keys."""
+        """Return how many depths keep keys."""
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
-        """Run every depth over the prompts; what would read past them is made again with the first draft."""
+        """Run every depth over the prompts; what would read past them runs again with the first draft."""
         carry = self._heads.begin(features)
         num_rows, length, width = carry.shape
         capacity = 1 + texts.capacity
@@ -191,7 +229,7 @@ class WindowedDraft(HeadDraft):
         self._num_new = [1] * len(self._caches)  # the root, whose next token was not there yet
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """Keep what depth 2 reads of the accepted tokens; what follows them is overwritten in the next round."""
+        """Keep depth 2's input at the accepted tokens; what follows them is overwritten in the next round."""
         carry = self._heads.begin(features)
         start = torch.from_numpy(texts.num_cached - num_new).to(texts.device)
         slots = 1 + start[:, None] + torch.arange(carry.shape[1], device=texts.device)
@@ -199,15 +237,15 @@ class WindowedDraft(HeadDraft):
         self._num_new = [waiting + int(num_new.max()) for waiting in self._num_new]
 
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
-        """Keys and carries move with their rows."""
-        self._carries = move(self._carries, sources, targets, num_left)
+        """Move keys and carries with their rows."""
+        self._carries = move_rows(self._carries, sources, targets, num_left)
         if len(sources):
             rows = [torch.from_numpy(part).to(self._carries.device) for part in (sources, targets)]
             for cache in self._caches:
                 cache.move_rows(rows[0], rows[1])
 
     def _window(self, texts: CachedTexts, num_depths: int) -> Iterator[Float[Tensor, "row query width"]]:
-        """Carries of the depths from 2 on, over all positions that one of them lacks; the root's are last."""
+        """Yield the carries of depths 2, 3, .. over all positions that one of them lacks; the root is the last."""
         length = max(self._num_new[:num_depths]) + self._stale_per_depth * (num_depths - 1)
         self._num_new[:num_depths] = [0] * num_depths
         start = torch.from_numpy(texts.num_cached - length).to(texts.device)
@@ -216,7 +254,7 @@ class WindowedDraft(HeadDraft):
     def _window_carries(
         self, texts: CachedTexts, start: Int[Tensor, " row"], length: int, num_depths: int
     ) -> Iterator[Float[Tensor, "row query width"]]:
-        """Carries (of parallel heads: latents) over a window, which may start before the text; their keys are kept."""
+        """Yield carries, or latents of parallel heads, over a window that may start before the text; keep keys."""
         heads = self._heads
         positions = start[:, None] + torch.arange(length, device=texts.device)
         slots, real = (positions + 1).clamp_min(0), positions.clamp_min(0)
@@ -252,7 +290,7 @@ class ChainDraft(WindowedDraft):
         for ahead, carry in enumerate(self._window(texts, num_depths)):
             last = carry[:, -1:]
             tokens = yield heads.read(ahead + 2, last) if isinstance(heads, ActionConditionalHead) else last
-            write_drafts(texts, tokens, num_before=ahead)  # which the next depth's window reads
+            texts.write(tokens, after=1 + ahead)  # which the next depth's window reads
 
 
 class BranchDraft(WindowedDraft):

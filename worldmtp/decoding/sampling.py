@@ -1,7 +1,8 @@
-"""The policy that decoding follows: logits after penalties, processors, temperature and cuts, in that order.
+"""The policy that decoding follows: the trunk's logits after penalty, processors, temperature and cuts, in that order.
 
-The order and the arithmetic are those of Hugging Face's ``generate``, so that both give the same distributions. Places
-are flat here: one for each context, whatever row it belongs to.
+The order and the arithmetic are those of Hugging Face's ``generate``, so that both give the same distributions. Drafts
+and their verification read the same distributions over the same contexts, drafts so far included; the law of the output
+is the trunk's under these and no other.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from worldmtp.decoding.acceptance import Tree
+from worldmtp.decoding.cache import CachedTexts
+from worldmtp.model.categorical import draw
+from worldmtp.model.precision import full_precision
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """A Hugging Face logits processor: (input_ids, scores) -> scores, both with a row a text."""
@@ -43,7 +49,7 @@ class SamplingConfig:
 
     @property
     def reads_context(self) -> bool:
-        """Whether what is done depends on the tokens so far."""
+        """Return whether the result depends on the tokens so far."""
         return self.repetition_penalty != 1 or bool(self.processors)
 
 
@@ -53,15 +59,15 @@ def processed_logits(
     contexts: Int[Tensor, "*place length"] | None = None,
     lengths: Int[Tensor, "*place"] | None = None,
 ) -> Float[Tensor, "*place vocab"]:
-    """Logits of the policy, -inf where it never goes; in float32 at least, as Hugging Face computes them.
+    """Return the policy's logits, -inf at tokens it never takes; in float32 at least, as Hugging Face computes them.
 
-    ``contexts[i, : lengths[i]]`` are the tokens so far; they are needed where ``config.reads_context``, and places then
-    stand in one dimension.
+    ``contexts[i, : lengths[i]]`` are the tokens before place i. They are required where ``config.reads_context``, and
+    places then stand in one dimension, whatever row they belong to.
 
     Raises:
-        ValueError: they are needed and are not there.
+        ValueError: contexts are required and missing.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = full_precision(logits)
     if config.reads_context:
         if contexts is None or lengths is None:
             raise ValueError("a repetition penalty or a logits processor reads the tokens so far; pass contexts.")
@@ -81,7 +87,7 @@ def processed_logits(
 
 
 def _penalized(logits: Tensor, contexts: Tensor, lengths: Tensor, penalty: float) -> Tensor:
-    """Of tokens seen, positive logits are divided by the penalty and negative ones multiplied (Keskar et al. 2019)."""
+    """Divide positive logits of seen tokens by the penalty and multiply negative ones by it (Keskar et al. 2019)."""
     if penalty == 1:
         return logits
     real = torch.arange(contexts.shape[1], device=contexts.device) < lengths[:, None]
@@ -92,7 +98,7 @@ def _penalized(logits: Tensor, contexts: Tensor, lengths: Tensor, penalty: float
 
 
 def _apply(processor: Processor, logits: Tensor, contexts: Tensor, lengths: Tensor) -> Tensor:
-    """Call a processor with contexts of one length at a time: it is to see no padding."""
+    """Call a processor with contexts of one length at a time, so that it sees no padding."""
     processed = logits.clone()
     for length in lengths.unique().tolist():
         places = torch.nonzero(lengths == length)[:, 0]
@@ -101,8 +107,81 @@ def _apply(processor: Processor, logits: Tensor, contexts: Tensor, lengths: Tens
 
 
 def _cut_tail(logits: Tensor, top_p: float) -> Tensor:
-    """Drop the least likely tokens that have 1 - top_p together at most; the most likely always stays."""
+    """Drop the least likely tokens whose probabilities add up to at most 1 - top_p; always keep the most likely one."""
     ascending, order = logits.sort(descending=False)
     drop = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
     drop[..., -1] = False
     return logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
+
+
+class DecodingPolicy:
+    """Processed logits at the pending places of a batch of texts, and choices from them.
+
+    Choices are draws, or the most likely tokens where there is no generator. Without a generator but with
+    ``do_sample``, log-probabilities are those of the distribution that draws would come from.
+    """
+
+    def __init__(self, sampling: SamplingConfig, generator: torch.Generator | None) -> None:
+        self.sampling = sampling
+        self.generator = generator if sampling.do_sample else None
+
+    @property
+    def draws(self) -> bool:
+        """Return whether tokens are drawn."""
+        return self.generator is not None
+
+    def processed(
+        self, logits: Float[Tensor, "row place vocab"], texts: CachedTexts, num_before: int = 0
+    ) -> Float[Tensor, "row place vocab"]:
+        """Process logits whose place j follows each row's newest token and ``num_before + j`` drafts."""
+        num_rows, num_places, vocab_size = logits.shape
+        if not self.sampling.reads_context:
+            return processed_logits(logits, self.sampling)
+        lengths = torch.from_numpy(texts.num_cached + 1 + num_before).to(logits.device)
+        lengths = lengths[:, None] + torch.arange(num_places, device=logits.device)
+        contexts = texts.ids[:, : int(lengths.max())].repeat_interleave(num_places, dim=0)
+        flat = processed_logits(logits.flatten(0, 1), self.sampling, contexts, lengths.flatten())
+        return flat.view(num_rows, num_places, vocab_size)
+
+    def log_probs(self, processed: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
+        """Return the log-probabilities of processed logits.
+
+        Raises:
+            FloatingPointError: logits are not finite, or all of them are cut away.
+        """
+        found = processed.log_softmax(dim=-1)
+        if bool(found[..., 0].isnan().any()):  # one NaN makes the whole place NaN
+            raise FloatingPointError(
+                "the policy's logits are not finite; its weights have overflowed, or a processor forbids every token."
+            )
+        return found
+
+    def choose(
+        self, processed: Float[Tensor, "*place vocab"], log_probs: Float[Tensor, "*place vocab"]
+    ) -> Int[Tensor, "*place"]:
+        """Draw tokens, or take the most likely ones by the logits: log-probabilities round and may make ties."""
+        if not self.draws:
+            return processed.argmax(dim=-1)
+        return draw(log_probs.flatten(0, -2), self.generator).view(log_probs.shape[:-1])
+
+    def processed_tree(
+        self,
+        logits: Float[Tensor, "row node vocab"],
+        texts: CachedTexts,
+        tree: Tree,
+        tokens: Int[Tensor, "row drafted"],
+    ) -> Float[Tensor, "row node vocab"]:
+        """Process logits of what follows each node of a tree of ``tokens``, the root first, given the node's path."""
+        if not self.sampling.reads_context:
+            return self.processed(logits, texts)
+        depths = tree.depths.to(logits.device)
+        first = torch.from_numpy(texts.num_cached + 1).to(logits.device)
+        width = int(first.max()) + int(depths.max())
+        contexts = texts.ids[:, None, :width].repeat(1, len(depths), 1)
+        for node in range(1, len(depths)):
+            place = (first + depths[node] - 1)[:, None]
+            for below in torch.nonzero(tree.ancestors[:, node])[:, 0].tolist():
+                contexts[:, below].scatter_(1, place, tokens[:, node - 1, None])
+        lengths = (first[:, None] + depths).flatten()
+        flat = processed_logits(logits.flatten(0, 1), self.sampling, contexts.flatten(0, 1), lengths)
+        return flat.view_as(logits)

@@ -1,16 +1,18 @@
-"""One forward of a trunk over a ``SlotCache``: what decoding asks of any causal LM, and how any of them gives it.
+"""A trunk as decoding runs it: any causal LM's own forward over a ``SlotCache``, in evaluation mode.
 
-``TrunkRunner`` is the seam: ``HuggingFaceRunner`` runs the trunk's own forward, whatever its class; a leaner one may
-stand in for families whose forward is known by heart.
+``HuggingFaceRunner`` calls the trunk's own forward, whatever its class. ``worldmtp.decoding.lean`` has a leaner runner
+for the families whose forward it knows.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from worldmtp.decoding.slot_cache import SlotCache
+from worldmtp.decoding.cache import SlotCache
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
@@ -19,38 +21,11 @@ from worldmtp.model.trunk import TrunkFeatures, additive_mask, has_sliding_atten
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-@runtime_checkable
-class TrunkRunner(Protocol):
-    """Hidden states of new tokens over a cache that ``write_at`` was called on."""
-
-    @property
-    def copied_bytes(self) -> int:
-        """Memory of the weights' copies that it makes when a batch of prompts begins."""
-        ...
-
-    def begin(self, num_positions: int) -> None:
-        """A batch of prompts begins, at positions below ``num_positions``: weights may have changed since the last."""
-        ...
-
-    def __call__(
-        self,
-        input_ids: Int[Tensor, "row query"],
-        position_ids: Int[Tensor, "row query"],
-        allowed: Bool[Tensor, "mask_row 1 query key"] | None,
-        cache: SlotCache,
-    ) -> TrunkFeatures:
-        """All that the heads and the LM head read.
-
-        ``allowed`` is True where a query may attend to a slot; None: to all in sight.
-        """
-        ...
-
-
 class HuggingFaceRunner:
     """A ``TrunkRunner`` of any trunk with attention layers; a sliding window is a mask, so that nothing is forgotten.
 
     Raises:
-        TypeError: a layer is not one of attention, so that what it has seen cannot be taken back.
+        TypeError: a layer is not an attention layer, so what it has read cannot be taken back.
     """
 
     def __init__(self, model: MTPModel) -> None:
@@ -70,11 +45,11 @@ class HuggingFaceRunner:
 
     @property
     def copied_bytes(self) -> int:
-        """None."""
+        """Return 0: nothing is copied."""
         return 0
 
     def begin(self, num_positions: int) -> None:
-        """The trunk's own weights are read at every call."""
+        """Do nothing: the trunk's own weights are read at every call."""
 
     def __call__(
         self,
@@ -83,7 +58,7 @@ class HuggingFaceRunner:
         allowed: Bool[Tensor, "mask_row 1 query key"] | None,
         cache: SlotCache,
     ) -> TrunkFeatures:
-        """The trunk's own forward."""
+        """Run the trunk's own forward."""
         if allowed is None:
             allowed = torch.ones((1, 1, input_ids.shape[1], cache.extent), dtype=torch.bool, device=input_ids.device)
         mask = self._mask(allowed, position_ids)
@@ -98,7 +73,7 @@ class HuggingFaceRunner:
         return recording.features()
 
     def _mask(self, allowed: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
-        """What the trunk's backbone takes as its mask."""
+        """Return the mask in the form that the trunk's backbone takes."""
         num_rows = len(position_ids)
 
         def additive(may: Tensor) -> Tensor:
@@ -115,16 +90,36 @@ class HuggingFaceRunner:
 
 
 def as_mtp_model(model: Any) -> MTPModel:
-    """The model itself, or a trunk with no heads on it; the trunk is not copied, and no global generator moves.
+    """Return the model itself, or a trunk as a model without heads; the trunk is not copied.
 
-    PEFT's wrapper is taken off: the layers inside hold the active adapters.
+    No global generator moves. PEFT's wrapper is taken off: the layers inside hold the active adapters.
 
     Raises:
-        TypeError: neither.
+        TypeError: the model is neither an MTPModel nor a causal LM.
         ValueError: a wrapper that does more than its layers do.
     """
     model = without_peft_wrapper(model)
     if isinstance(model, MTPModel):
         return model
-    unused = torch.Generator().manual_seed(0)  # of world heads that nobody asks
+    unused = torch.Generator().manual_seed(0)  # for the initial world heads, which nobody reads
     return MTPModel.from_trunk(model, MTPConfig(head="latent", depth=1), unused)
+
+
+def features_at(
+    features: TrunkFeatures, rows: Int[Tensor, " selected"], places: Int[Tensor, " selected"]
+) -> TrunkFeatures:
+    """Return the features of one place each of some rows, as rows of one position."""
+    return features.map(lambda hidden: hidden[rows, places][:, None])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside the block; afterwards every module is in its own former mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])
+        for module, was_training in modes:
+            module.training = was_training

@@ -102,3 +102,17 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
+
+
+def checked_token_limit(num_tokens: int, vocab_size: int) -> int:
+    """Return the number of ids that a model's logits are cut to.
+
+    Raises:
+        ValueError: the vocabulary has fewer ids.
+    """
+    if not 1 <= num_tokens <= vocab_size:
+        raise ValueError(
+            f"the tokenizer has {num_tokens} ids and the model a vocabulary of {vocab_size}; resize the model "
+            f"(resize_token_embeddings({num_tokens})) or use the model's own tokenizer."
+        )
+    return num_tokens

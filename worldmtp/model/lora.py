@@ -13,8 +13,6 @@ than matrices beside its layers.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +30,7 @@ from worldmtp.model.adapters import (
     require_peft,
 )
 from worldmtp.model.config import MTPConfig
+from worldmtp.model.global_draws import global_draws_from
 from worldmtp.model.model import MTPModel
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def add_lora(model: nn.Module, config: "LoraConfig", generator: torch.Generator 
     check_lora_config(config)
     if has_lora(model):
         raise ValueError("the trunk has adapters already; call merge_lora(model) first to add others.")
-    with _lent_seed(generator):
+    with global_draws_from(generator):
         inject_adapter(model.trunk, copy.deepcopy(config))
     return model
 
@@ -206,15 +205,3 @@ def _check_names(got: dict[str, Tensor], expected: dict[str, Tensor], directory:
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
-
-
-@contextmanager
-def _lent_seed(generator: torch.Generator | None) -> Iterator[None]:
-    """PEFT draws from the global state; with a generator it is lent a seed and restored."""
-    if generator is None:
-        yield
-        return
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        yield

@@ -5,8 +5,7 @@ trunk's last one after its final norm, for which the LM head gives the logits.
 
 Padding may be on either side. Packed documents are marked by ``position_ids`` that restart; neither the trunk nor the
 heads look across them. Where position i + k - 1 lies beyond the row (or the document), the latent of depth k at i has
-read a token it should not have: no target of ``worldmtp.objective.targets`` points at it, and
-no other position sees it.
+read a token it should not have: no target of ``worldmtp.objective.targets`` points at it and no other position sees it.
 
 Left out: heads over a cached trunk pass (decoding and world models chain ``heads.forward_depth``); encoder-decoders.
 """
@@ -28,9 +27,10 @@ from worldmtp.heads.base import ZeroLinear
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.heads.chain import head_latents
 from worldmtp.heads.registry import bind, make_head
+from worldmtp.model import guards
 from worldmtp.model.adapters import adapters_to_save, freeze_beside_adapters, trunk_with_adapters
 from worldmtp.model.config import MTPConfig
-from worldmtp.model.guards import check_weights_loaded, checked_trunk, unpublished, warn_of_untrained_heads
+from worldmtp.model.global_draws import global_draws_from
 from worldmtp.model.trunk import (
     LogitChanges,
     Recording,
@@ -105,16 +105,10 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """
         if isinstance(trunk, MTPModel):
             raise TypeError("trunk is an MTPModel already; pass its .trunk to replace the heads.")
-        trunk = checked_trunk(trunk)
+        trunk = guards.checked_trunk(trunk)
         bound = bind(config, trunk.config, resolve_head_block(config.head_block, trunk))
-        if generator is None:
+        with global_draws_from(generator):
             model = cls(bound, trunk)
-        else:
-            # Modules draw their initial weights from the global state; it is lent a seed and restored.
-            seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-            with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.manual_seed(seed)
-                model = cls(bound, trunk)
         for fresh in (model.heads.to(trunk.device), model.world_heads.to(trunk.device)):
             # Weights only: rotary frequencies keep their precision, as they do in a trunk loaded in half precision.
             for weight in fresh.parameters():
@@ -127,10 +121,10 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As Hugging Face's, but weights that a checkpoint lacks are an error (ValueError), not drawn at random."""
-        path = unpublished(args[0] if args else kwargs["pretrained_model_name_or_path"])
+        path = guards.unpublished(args[0] if args else kwargs["pretrained_model_name_or_path"])
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # refused below, by name
         loaded: Any = super().from_pretrained(*args, **kwargs)
-        check_weights_loaded(loaded[0], loaded[1], path)
+        guards.check_weights_loaded(loaded[0], loaded[1], path)
         freeze_beside_adapters(loaded[0])
         return loaded if output_loading_info else loaded[0]
 
@@ -292,20 +286,13 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         """End the logits at ``num_tokens``, so that later ids have probability zero.
 
         Embeddings are often padded beyond the ids of their tokenizer, and no environment takes what has no text.
-        Acting, learning, imagination, evaluation and decoding all read ``logits_of``, and so stay one policy. The loss
-        of ``forward`` remains that of the whole vocabulary, as Hugging Face's. A checkpoint does not hold the limit:
-        whoever knows the tokenizer sets it again.
+        Acting, learning, imagination and decoding all read ``logits_of``, and so stay one policy; the loss of
+        ``forward`` is that of the whole vocabulary, as Hugging Face's. A checkpoint does not hold the limit.
 
         Raises:
             ValueError: the vocabulary has fewer ids.
         """
-        vocab_size = self.trunk.config.get_text_config().vocab_size
-        if not 1 <= num_tokens <= vocab_size:
-            raise ValueError(
-                f"the tokenizer has {num_tokens} ids and the model a vocabulary of {vocab_size}; resize the model "
-                f"(resize_token_embeddings({num_tokens})) or use the model's own tokenizer."
-            )
-        self._token_limit = num_tokens
+        self._token_limit = guards.checked_token_limit(num_tokens, self.trunk.config.get_text_config().vocab_size)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generation of the trunk, with this model's ``generation_config``; the heads are not used."""
@@ -352,7 +339,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """As Hugging Face's; every TRL trainer passes its tags at its construction, so frozen heads are warned of."""
-        warn_of_untrained_heads([tags] if isinstance(tags, str) else tags, self.config.depth)
+        guards.warn_of_untrained_heads([tags] if isinstance(tags, str) else tags, self.config.depth)
         super().add_model_tags(tags)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from worldmtp.model.trunk import LogitChanges, TrunkFeatures
 from worldmtp.objective.fused import DepthSums, Teacher, summed_depth_losses
 from worldmtp.objective.objective import LossTerms, MTPObjective
-from worldmtp.objective.plan import StepPlan, position_mask
+from worldmtp.objective.plan import StepPlan
 from worldmtp.objective.targets import DepthTargets
 
 
@@ -197,3 +197,21 @@ def evaluation_plan(num_depths: int) -> StepPlan:
 def _no_sums(like: Tensor) -> DepthSums:
     zeros, counts = like.detach().new_zeros(0), torch.zeros(0, dtype=torch.long, device=like.device)
     return DepthSums(ce=zeros, kl=zeros, tv=zeros, latent=zeros, top1_hits=counts, accepted=zeros, counts=counts)
+
+
+def position_mask(plan: StepPlan, mask: Bool[Tensor, "batch time depth"]) -> Bool[Tensor, "batch time depth"]:
+    """The mask of depths 2 .. K at the positions the plan keeps, the same for all of them.
+
+    A row keeps every ``position_stride``-th position from a random one on, and of these each with probability
+    ``position_fraction``; multiply sums over it by ``plan.position_scale``. Depth 1 is never thinned: do not pass it.
+    Micro-batches of one step and of one shape keep the same positions.
+    """
+    if plan.position_fraction == 1 and plan.position_stride == 1:
+        return mask
+    num_rows, length, _ = mask.shape
+    generator = torch.Generator(device=mask.device).manual_seed(plan.position_seed)
+    phase = torch.randint(plan.position_stride, (num_rows, 1), generator=generator, device=mask.device)
+    on_stride = torch.arange(length, device=mask.device) % plan.position_stride == phase  # (B, T)
+    chances = torch.rand((num_rows, length), generator=generator, device=mask.device)
+    kept = on_stride & (chances < plan.position_fraction)
+    return mask & kept[:, :, None]

@@ -21,10 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
 from worldmtp.choices import check_choice
 
 COEF_KINDS = ("constant", "linear", "cosine", "step")
@@ -352,21 +348,3 @@ def plan_step(
         position_seed=position_seed,
         answers_only=frequency.answers_only,
     )
-
-
-def position_mask(plan: StepPlan, mask: Bool[Tensor, "batch time depth"]) -> Bool[Tensor, "batch time depth"]:
-    """The mask of depths 2 .. K at the positions the plan keeps, the same for all of them.
-
-    A row keeps every ``position_stride``-th position from a random one on, and of these each with probability
-    ``position_fraction``; multiply sums over it by ``plan.position_scale``. Depth 1 is never thinned: do not pass it.
-    Micro-batches of one step and of one shape keep the same positions.
-    """
-    if plan.position_fraction == 1 and plan.position_stride == 1:
-        return mask
-    num_rows, length, _ = mask.shape
-    generator = torch.Generator(device=mask.device).manual_seed(plan.position_seed)
-    phase = torch.randint(plan.position_stride, (num_rows, 1), generator=generator, device=mask.device)
-    on_stride = torch.arange(length, device=mask.device) % plan.position_stride == phase  # (B, T)
-    chances = torch.rand((num_rows, length), generator=generator, device=mask.device)
-    kept = on_stride & (chances < plan.position_fraction)
-    return mask & kept[:, :, None]

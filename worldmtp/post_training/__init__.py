@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldmtp.post_training.compat import check_seams
     from worldmtp.post_training.demonstrations import build_demonstrations
-    from worldmtp.post_training.metric_writer import MetricWriterCallback, ScalarWriter
+    from worldmtp.post_training.metric_writer import MetricWriterCallback
     from worldmtp.post_training.sft import MTPSFTTrainer
     from worldmtp.post_training.sft_config import MTPSFTConfig
 
@@ -18,7 +18,6 @@ __all__ = [
     "MTPSFTConfig",
     "MTPSFTTrainer",
     "MetricWriterCallback",
-    "ScalarWriter",
     "build_demonstrations",
     "check_seams",
 ]
@@ -27,7 +26,6 @@ _MODULE_OF = {
     "MTPSFTConfig": "sft_config",
     "MTPSFTTrainer": "sft",
     "MetricWriterCallback": "metric_writer",
-    "ScalarWriter": "metric_writer",
     "build_demonstrations": "demonstrations",
     "check_seams": "compat",
 }

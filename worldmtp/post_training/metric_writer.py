@@ -1,18 +1,11 @@
 """Forward what a Trainer logs to the run's own metric writer."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-@runtime_checkable
-class ScalarWriter(Protocol):
-    """Anything that takes scalars at a step."""
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        """Write the values of one step."""
-        ...
+from worldmtp.tracking import MetricWriter
 
 
 class MetricWriterCallback(TrainerCallback):
@@ -24,7 +17,7 @@ class MetricWriterCallback(TrainerCallback):
         step_offset: where this phase starts on the run's x axis.
     """
 
-    def __init__(self, writer: ScalarWriter, prefix: str = "", step_offset: int = 0) -> None:
+    def __init__(self, writer: MetricWriter, prefix: str = "", step_offset: int = 0) -> None:
         self.writer = writer
         self.prefix = prefix
         self.step_offset = step_offset

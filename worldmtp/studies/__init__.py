@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from worldmtp.studies.batches import batch_at as batch_at
     from worldmtp.studies.batches import document_ids_at as document_ids_at
     from worldmtp.studies.batches import eval_windows as eval_windows
-    from worldmtp.studies.batches import window_batches as window_batches
     from worldmtp.studies.byte_pair import train_tokenizer as train_tokenizer
     from worldmtp.studies.corpus import Corpus as Corpus
     from worldmtp.studies.corpus import load_corpus as load_corpus
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "batches": "batch_at document_ids_at eval_windows window_batches",
+        "batches": "batch_at document_ids_at eval_windows",
         "byte_pair": "train_tokenizer",
         "corpus": "Corpus load_corpus split_files stdlib_files",
     },

@@ -7,26 +7,10 @@ next, as in pre-training; ``document_ids_at`` says where, for targets that must 
 Left out: epochs. Offsets are drawn with replacement, which over a fraction of an epoch differs little.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-
-
-def window_batches(
-    tokens: Int[Tensor, " tokens"], length: int, batch_size: int, seed: int, start_step: int = 0
-) -> Iterator[Int[Tensor, "batch time"]]:
-    """Endless batches, the first that of ``start_step``: what ``batch_at`` gives step after step.
-
-    Raises:
-        ValueError: as ``batch_at``, when the first batch is asked for.
-    """
-    step = start_step
-    while True:
-        yield batch_at(tokens, length, batch_size, seed, step)
-        step += 1
 
 
 def batch_at(

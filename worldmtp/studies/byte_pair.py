@@ -14,7 +14,6 @@ learnt from: ten megabytes take seconds.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+
+from worldmtp.atomic_files import write_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
 """The one special token, id 0: it closes every document."""
@@ -53,7 +54,8 @@ def train_tokenizer(
         return _wrapped(_read(cached))
     learnt = _learn(documents, vocab_size)
     if cached is not None:
-        _write(learnt, cached)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cached, learnt.to_str())
     return _wrapped(learnt)
 
 
@@ -118,11 +120,3 @@ def _read(path: Path) -> Tokenizer:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not a tokenizer's JSON ({error}); delete it, it is made anew.") from error
     return Tokenizer.from_str(text)
-
-
-def _write(tokenizer: Tokenizer, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # By rename, so that a run that is killed or one beside it never leaves half a file under the name.
-    written = path.with_name(f"{path.name}.{os.getpid()}")
-    written.write_text(tokenizer.to_str(), encoding="utf-8")
-    written.replace(path)

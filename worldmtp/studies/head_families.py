@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from worldmtp.atomic_files import replacing
 from worldmtp.choices import check_choice
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -109,9 +110,8 @@ class HeadFamilies:
             "greedy": write_texts(model, prompts, num_tokens),
             "sampled": write_texts(model, prompts, num_tokens, torch.Generator().manual_seed(0)),
         }
-        partial = directory / "texts.partial"
-        torch.save(texts, partial)
-        partial.rename(directory / "texts.pt")  # last: that it exists says that all is there
+        with replacing(directory / "texts.pt") as partial:  # last: if it exists, everything before it does
+            torch.save(texts, partial)
 
     def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
         """Train one variant's heads and measure them."""

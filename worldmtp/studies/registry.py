@@ -6,11 +6,11 @@ study's ``config_class``: names, and the types of scalars and of lists of them; 
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import import_module
 from types import NoneType
 from typing import Any, get_args, get_origin
 
 from worldmtp.choices import check_choice
+from worldmtp.lazy import import_name
 from worldmtp.studies.protocol import Study
 
 STUDIES: dict[str, str] = {
@@ -30,11 +30,7 @@ def study_class(name: str) -> Any:
     """
     if ":" not in name:
         check_choice("study", name, STUDIES)
-    module, _, attribute = STUDIES.get(name, name).partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"study={name!r} cannot be imported: {error}; give a name, or 'module:Class'.") from error
+    found = import_name(STUDIES.get(name, name), f"study={name!r}")
     if not is_dataclass(getattr(found, "config_class", None)):
         raise TypeError(f"study={name!r} is {found!r}, without a config_class; that is a frozen dataclass.")
     return found

@@ -2,8 +2,8 @@
 
     shared/ -> arms/<name>_seed<k>.json -> study.png, study.md, study.json
 
-Arms whose result is there are not run again, and the summary is made of what is read back, so a study that was killed
-ends with what one says that was not. A study all of whose arms are there is summarised anew, without its preparation.
+Arms with a result are not run again, and the summary is made from the saved results, so a killed study ends with the
+same summary as an uninterrupted one. A study with all of its results is summarised again, without its preparation.
 """
 
 import json
@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from worldmtp.atomic_files import write_bytes, write_text
 from worldmtp.studies.protocol import Arm, Study, StudySummary
-from worldmtp.studies.workers import Failure, result_path, run_here, run_in_workers, write_whole
+from worldmtp.studies.workers import Failure, result_path, run_here, run_in_workers
 
 SHARED = "shared"
 ARMS = "arms"
@@ -109,7 +110,7 @@ def _keep_errors(results: Path, tried: list[Arm], failures: list[Failure]) -> No
         _error_path(results, arm).unlink(missing_ok=True)
     for failure in failures:
         text = f"{failure.reason}\n\n{failure.traceback}"
-        _error_path(results, failure.arm).write_text(text, encoding="utf-8")
+        write_text(_error_path(results, failure.arm), text)
 
 
 def _error_path(results: Path, arm: Arm) -> Path:
@@ -137,11 +138,11 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 def _write_summary(run_dir: Path, summary: StudySummary, arms: list[Arm], results: list[dict[str, Any]]) -> None:
     if summary.figure is not None:
-        write_whole(run_dir / FIGURE_FILE, summary.figure)
-    write_whole(run_dir / TEXT_FILE, f"# {summary.title}\n\n{summary.markdown.rstrip()}\n".encode())
+        write_bytes(run_dir / FIGURE_FILE, summary.figure)
+    write_text(run_dir / TEXT_FILE, f"# {summary.title}\n\n{summary.markdown.rstrip()}\n")
     content = {
         "title": summary.title,
         "headline": summary.headline,
         "results": {arm.label: result for arm, result in zip(arms, results, strict=True)},
     }
-    write_whole(run_dir / STUDY_FILE, json.dumps(content, indent=1).encode())
+    write_text(run_dir / STUDY_FILE, json.dumps(content, indent=1))

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from worldmtp.atomic_files import replacing, write_text
 from worldmtp.studies.corpus import load_corpus
 from worldmtp.studies.training import StepLosses
 
@@ -22,17 +23,14 @@ def save_tokens(directory: Path, vocab_size: int) -> None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(vocab_size=vocab_size)
-    (directory / CORPUS_FILE).write_text(json.dumps({"fingerprint": str(corpus.fingerprint)}), encoding="utf-8")
-    partial = directory / f"{TOKENS_FILE}.partial"
-    torch.save(
-        {
-            "train": corpus.train_tokens,
-            "held_out": corpus.held_out_tokens,
-            "held_out_starts": corpus.held_out_starts,
-        },
-        partial,
-    )
-    partial.rename(directory / TOKENS_FILE)  # whole where it exists
+    write_text(directory / CORPUS_FILE, json.dumps({"fingerprint": str(corpus.fingerprint)}))
+    tokens = {
+        "train": corpus.train_tokens,
+        "held_out": corpus.held_out_tokens,
+        "held_out_starts": corpus.held_out_starts,
+    }
+    with replacing(directory / TOKENS_FILE) as partial:
+        torch.save(tokens, partial)
 
 
 def load_tokens(directory: Path) -> dict[str, torch.Tensor]:

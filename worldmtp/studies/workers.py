@@ -7,7 +7,6 @@ threads and devices do not survive a fork. They end with the run: their next wor
 
 import json
 import multiprocessing
-import os
 import signal
 import traceback
 from collections import deque
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from worldmtp.atomic_files import write_text
 from worldmtp.studies.protocol import Arm, Report, Study
 
 ArmReport = Callable[[Arm, float, str], None]
@@ -31,13 +31,6 @@ class Failure:
     arm: Arm
     reason: str
     traceback: str
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file with that content, or none: it is written beside its place and renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def result_path(results: Path, arm: Arm) -> Path:
@@ -144,7 +137,7 @@ def _work(connection: Connection, study: Study, shared: Path, results: Path, set
 def _attempt(study: Study, arm: Arm, shared: Path, results: Path, report: Report) -> Failure | None:
     try:
         result = study.run_arm(arm, shared, report)
-        write_whole(result_path(results, arm), json.dumps(result, indent=1).encode())
+        write_text(result_path(results, arm), json.dumps(result, indent=1))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other arms are run; it is shown at the end
         return Failure(arm, f"{type(error).__name__}: {error}", traceback.format_exc())
     return None

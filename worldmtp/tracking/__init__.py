@@ -1,12 +1,11 @@
 """Metrics, token strips and progress of a run. torch, TensorBoard, PIL and rich are imported at their first use."""
 
 from worldmtp.tracking.progress import ProgressReporter, Stage
-from worldmtp.tracking.protocol import Layout, MetricWriter
 from worldmtp.tracking.records import METRICS_FILE, JsonlWriter, read_records
 from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
-from worldmtp.tracking.tags import TAGS, TagRow, TagTable
+from worldmtp.tracking.tags import TAGS, Layout, TagRow, TagTable
 from worldmtp.tracking.tensorboard import TENSORBOARD_DIRECTORY, TensorBoardWriter, default_layout, tensorboard_command
-from worldmtp.tracking.writer import MultiWriter
+from worldmtp.tracking.writer import MetricWriter, MultiWriter
 
 __all__ = [
     "METRICS_FILE",

@@ -1,34 +1,18 @@
 """Progress with an estimate of the time left: a bar on a terminal, a plain line every few seconds elsewhere.
 
-A run is a list of stages with weights, their expected shares of the run's time; progress is the sum of the weights of
-what is done. The time left assumes that the rest goes as fast as what was done since the reporter started, so a
-resumed run says where it starts and is not credited with what an earlier process did.
+A run is a list of stages with weights, their expected shares of its time; progress is the weight of what is done. The
+time left assumes that the rest goes as fast as what was done since the reporter started, so a resumed run says where
+it starts and takes no credit for what an earlier process did.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Protocol, cast, runtime_checkable
+from io import TextIOBase
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-
-@runtime_checkable
-class TextStream(Protocol):
-    """What progress is written to; ``sys.stderr``, for one."""
-
-    def write(self, text: str, /) -> int:
-        """Write text."""
-        ...
-
-    def flush(self) -> None:
-        """Show what was written."""
-        ...
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        ...
+    from rich.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -44,17 +28,17 @@ class Stage:
 
 
 class ProgressReporter:
-    """Says how far a run is; use it as a context."""
+    """Show how far a run is; use it as a context."""
 
     def __init__(
         self,
         stages: Sequence[Stage],
-        stream: TextStream,
+        stream: TextIO | TextIOBase,
         *,
         interval_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is written before the first ``update``.
+        """Write nothing before the first ``update``.
 
         Raises:
             ValueError: no stage, or two of one name.
@@ -73,10 +57,9 @@ class ProgressReporter:
         self._last_line_at: float | None = None
         self._last_stage: str | None = None
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     def update(self, stage: str, fraction: float, note: str = "") -> None:
-        """Stage ``stage`` is done to ``fraction``, those before it wholly; ``note`` is shown behind.
+        """Show that ``stage`` is done to ``fraction``, and those before it wholly; ``note`` is shown behind.
 
         Raises:
             ValueError: an unknown stage, or a fraction outside [0, 1].
@@ -89,10 +72,12 @@ class ProgressReporter:
         overall = min(1.0, before + self._shares[stage] * fraction)
         if self._first_fraction is None:
             self._first_fraction = overall
+        line = f"[{overall:4.0%}] {stage}  {self._times(overall)}" + (f"  {note}" if note else "")
         if self._stream.isatty():
-            self._update_bar(stage, overall, note)
-        else:
-            self._write_line(stage, overall, fraction, note)
+            self._draw(line, overall)
+        elif self._is_due(stage, fraction):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Leave the terminal as it was found."""
@@ -107,44 +92,33 @@ class ProgressReporter:
         self.close()
 
     def remaining_seconds(self, overall: float) -> float | None:
-        """Seconds left at an overall fraction, or None while nothing was done yet."""
+        """Return the seconds left at an overall fraction, or None while nothing was done yet."""
         done = overall - (self._first_fraction or 0.0)
         if done <= 0:
             return None
         return (self._clock() - self._start) * (1 - overall) / done
 
-    def _write_line(self, stage: str, overall: float, fraction: float, note: str) -> None:
+    def _is_due(self, stage: str, fraction: float) -> bool:
+        """Return whether it is time for a line: a stage begins or ends, or the last line is old."""
         now = self._clock()
-        is_new = stage != self._last_stage or fraction == 1
-        if not is_new and self._last_line_at is not None and now - self._last_line_at < self._interval_seconds:
-            return
+        is_recent = self._last_line_at is not None and now - self._last_line_at < self._interval_seconds
+        if is_recent and stage == self._last_stage and fraction < 1:
+            return False
         self._last_line_at, self._last_stage = now, stage
-        behind = f"  {note}" if note else ""
-        self._stream.write(f"[{overall:4.0%}] {stage}  {self._times(overall)}{behind}\n")
-        self._stream.flush()
+        return True
 
-    def _update_bar(self, stage: str, overall: float, note: str) -> None:
+    def _draw(self, line: str, overall: float) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
-            # Fields come through as text and are not read as markup: a note may hold brackets.
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[times]}"),
-                TextColumn("{task.fields[note]}", markup=False),
-                console=Console(file=cast(IO[str], self._stream)),
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._task = self._bar.add_task(stage, total=1.0, times="", note="")
+            # The line is text and not markup: a note may hold brackets.
+            columns = BarColumn(), TextColumn("{task.description}", markup=False)
+            console = Console(file=cast(TextIO, self._stream))
+            self._bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
+            self._bar.add_task(line, total=1.0)
             self._bar.start()
-        assert self._task is not None
-        self._bar.update(
-            self._task, completed=overall, description=stage, times=self._times(overall), note=note, refresh=True
-        )
+        self._bar.update(self._bar.task_ids[0], completed=overall, description=line, refresh=True)
 
     def _times(self, overall: float) -> str:
         remaining = self.remaining_seconds(overall)
@@ -153,7 +127,7 @@ class ProgressReporter:
 
 
 def format_seconds(seconds: float) -> str:
-    """``42s``, ``3m05s`` or ``2h07m``."""
+    """Return ``42s``, ``3m05s`` or ``2h07m``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

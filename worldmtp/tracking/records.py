@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Real, UInt8
 
-from worldmtp.tracking.protocol import Layout
-from worldmtp.tracking.tags import TAGS, TagTable
+from worldmtp.atomic_files import write_text
+from worldmtp.tracking.tags import TAGS, Layout, TagTable
 
 METRICS_FILE = "metrics.jsonl"
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
@@ -37,7 +37,7 @@ class JsonlWriter:
         self._file: IO[str] | None = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One line with all the values."""
+        """Write one line with all the values."""
         for tag in values:
             self._tags.check(tag, "scalar")
         numbers = {tag: float(value) for tag, value in values.items()}
@@ -48,12 +48,12 @@ class JsonlWriter:
         self._append(step, record)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """One line, under the key ``text``."""
+        """Write one line, under the key ``text``."""
         self._tags.check(tag, "text")
         self._append(step, {"text": {tag: text}})
 
     def image(self, tag: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """``images/<tag>/<step>.png`` and a line with its path, under the key ``image``."""
+        """Write ``images/<tag>/<step>.png`` and a line with its path, under the key ``image``."""
         from PIL import Image
 
         self._tags.check(tag, "image")
@@ -64,7 +64,7 @@ class JsonlWriter:
         self._append(step, {"image": {tag: relative.as_posix()}})
 
     def histogram(self, tag: str, values: Real[np.ndarray, " n"], step: int) -> None:
-        """One line with count and quantiles 0, .1, .5, .9, 1 of the finite values, under the key ``histogram``."""
+        """Write one line with the quantiles 0, .1, .5, .9, 1 of the finite values, under the key ``histogram``."""
         self._tags.check(tag, "histogram")
         finite = values[np.isfinite(values)]
         quantiles = np.quantile(finite, _QUANTILES).tolist() if len(finite) > 0 else []
@@ -74,7 +74,7 @@ class JsonlWriter:
         )
 
     def custom_layout(self, layout: Layout) -> None:
-        """Nothing: a layout is how TensorBoard shows the numbers, not a number."""
+        """Do nothing: a layout is how TensorBoard shows the numbers, not a number."""
 
     def resume_at(self, step: int) -> None:
         """Keep the lines with a step up to ``step``, atomically; their clock goes on where the last one stopped.
@@ -90,12 +90,7 @@ class JsonlWriter:
         if not self._path.exists():
             return
         kept = [record for record in read_records(self._path) if record["step"] <= step]
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        write_text(self._path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         if kept:
             self._start = self._clock() - float(kept[-1]["time_seconds"])
             self._last_step = int(kept[-1]["step"])
@@ -138,7 +133,7 @@ class JsonlWriter:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line without its newline was cut by a kill and is left out.
+    """Return the lines of a metrics file; a last one without its newline was cut by a kill and is left out.
 
     Raises:
         ValueError: another line is not a JSON object with a step.

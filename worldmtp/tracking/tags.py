@@ -1,18 +1,26 @@
 """The one table of metric tags: what each is, how it is estimated, in what unit.
 
 Writers refuse a tag that no row matches, and ``docs/metrics.md`` is made from these rows, so nothing is logged that is
-not documented. A row's tag may hold placeholders: ``{k}``, ``{h}`` and ``{i}`` stand for a whole number (depth,
-horizon, rung), every other for a word such as ``spell_backward``. Steps are environment tokens; those of ``sft/*``
-are optimiser steps.
+not documented. Make it again with
+
+    python -c "from worldmtp.tracking.tags import metrics_markdown as m; print(m(), end='')" > docs/metrics.md
+
+A row's tag may hold placeholders: ``{k}``, ``{h}`` and ``{i}`` stand for a whole number (depth, horizon, rung), every
+other for a word such as ``spell_backward``. Steps are environment tokens; those of ``sft/*`` are optimiser steps.
 """
 
-import difflib
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from worldmtp.choices import nearest
 
 Kind = Literal["scalar", "text", "image", "histogram"]
+
+Layout = Mapping[str, Mapping[str, Sequence[Any]]]
+"""TensorBoard's custom scalars: category -> chart -> ["Multiline" or "Margin", [tag patterns]]."""
 
 _NUMBERS = ("k", "h", "i")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -28,7 +36,7 @@ class TagRow:
     kind: Kind = "scalar"
 
     def matches(self, tag: str, kind: Kind) -> bool:
-        """Whether this row documents ``tag``."""
+        """Return whether this row documents ``tag``."""
         return kind == self.kind and _pattern(self.tag).fullmatch(tag) is not None
 
 
@@ -39,7 +47,7 @@ class TagTable:
     rows: tuple[TagRow, ...]
 
     def check(self, tag: str, kind: Kind) -> None:
-        """Nothing, if the table documents the tag.
+        """Raise if the table does not document the tag.
 
         Raises:
             ValueError: no row matches; the message gives the nearest.
@@ -47,16 +55,12 @@ class TagTable:
         if not _is_documented(self, tag, kind):
             candidates = [row.tag for row in self.rows if row.kind == kind]
             generic = re.sub(r"(?<=_)\d+|(?<=_h)\d+", "{k}", tag)
-            nearest = difflib.get_close_matches(generic, candidates, n=1, cutoff=0.0)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            found = nearest(generic, candidates, cutoff=0.0)
+            hint = f" Did you mean {found!r}?" if found else ""
             raise ValueError(
                 f"No {kind} tag {tag!r} in the table of metrics.{hint} "
-                "Log one of the documented tags (docs/metrics.md), or extend the table."
+                "Log one of the documented tags (docs/metrics.md), or your own as custom/<name>."
             )
-
-    def extended(self, rows: tuple[TagRow, ...]) -> "TagTable":
-        """This table with rows of your own."""
-        return TagTable(self.rows + rows)
 
 
 # One entry per row and kind of a table; bounded because texts of users could be tags.
@@ -233,4 +237,53 @@ _RECORDS = (
     TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),
 )
 
-TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS)
+_CUSTOM = (
+    TagRow("custom/{name}", "a number of your own", "yours"),
+    TagRow("custom/{name}", "a text of your own", "-", "text"),
+    TagRow("custom/{name}", "a picture of your own", "-", "image"),
+    TagRow("custom/{name}", "values of your own", "yours", "histogram"),
+)
+
+TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS + _CUSTOM)
+
+_TITLES: dict[Kind, str] = {
+    "scalar": "Scalars",
+    "text": "Texts",
+    "image": "Images",
+    "histogram": "Histograms",
+}
+
+_HEAD = """# Metrics
+
+Made from `worldmtp/tracking/tags.py`; a test keeps the two equal, and a tag that is not here cannot be logged.
+
+The x axis of every tag is environment tokens; that of `sft/*`, the warm start before them, is optimiser steps, and it
+has a writer of its own in the folder `sft` of the run. `{k}` is a depth (head k at position t predicts token t + k;
+depth 1 is the trunk's own head), `{h}` a horizon in imagined steps, `{i}` a rung; any other placeholder is a word. p is
+the trunk's distribution that the tokens were drawn from, q_k the head's, both read at the realized token. A root is a
+position from which k action tokens follow.
+
+`metrics.jsonl` holds one object per step: `step`, `time_seconds`, the tags, and, if a value was NaN or infinite, `null`
+in its place and its tag in the list `nonfinite`.
+"""
+
+
+def metrics_markdown(table: TagTable = TAGS) -> str:
+    """Return ``docs/metrics.md``, with one markdown table per kind and group."""
+    parts = [_HEAD]
+    for kind, title in _TITLES.items():
+        rows = [row for row in table.rows if row.kind == kind]
+        parts.append(f"## {title}\n")
+        for group in dict.fromkeys(row.tag.split("/")[0] for row in rows):
+            lines = [f"### {group}\n", "| tag | estimator | unit |", "|---|---|---|"]
+            lines += [
+                f"| `{row.tag}` | {_cell(row.estimator)} | {_cell(row.unit)} |"
+                for row in rows
+                if row.tag.split("/")[0] == group
+            ]
+            parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

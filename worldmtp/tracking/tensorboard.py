@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Real, UInt8
 
-from worldmtp.tracking.protocol import Layout
-from worldmtp.tracking.tags import TAGS, TagTable
+from worldmtp.tracking.tags import TAGS, Layout, TagTable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -30,35 +29,35 @@ class TensorBoardWriter:
         self._writer: SummaryWriter | None = None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One chart per tag."""
+        """Write one chart per tag."""
         for tag in values:
             self._tags.check(tag, "scalar")
         for tag, value in values.items():
             self._open().add_scalar(tag, float(value), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Markdown; TensorBoard escapes any HTML in it."""
+        """Write markdown; TensorBoard escapes any HTML in it."""
         self._tags.check(tag, "text")
         self._open().add_text(tag, text, step)
 
     def image(self, tag: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """A picture."""
+        """Write a picture."""
         self._tags.check(tag, "image")
         self._open().add_image(tag, image, step, dataformats="HWC")
 
     def histogram(self, tag: str, values: Real[np.ndarray, " n"], step: int) -> None:
-        """A histogram of the finite values; without any, nothing can be drawn and nothing is."""
+        """Write a histogram of the finite values; without any there is nothing to draw."""
         self._tags.check(tag, "histogram")
         finite = values[np.isfinite(values)]
         if len(finite) > 0:
             self._open().add_histogram(tag, finite, step)
 
     def custom_layout(self, layout: Layout) -> None:
-        """The Custom Scalars tab."""
+        """Fill the Custom Scalars tab."""
         self._open().add_custom_scalars(layout)
 
     def resume_at(self, step: int) -> None:
-        """Events after ``step`` are hidden."""
+        """Hide the events after ``step``."""
         self.close()
         # TensorBoard hides events at the purge step too.
         self._purge_step = step + 1
@@ -84,7 +83,7 @@ class TensorBoardWriter:
 
 
 def default_layout() -> Layout:
-    """Charts that lay side by side what is read together: curves by depth, imagined beside realized return."""
+    """Return charts that lay side by side what is read together: curves by depth, imagined beside realized return."""
     return {
         "Headline": {
             "held-out exact match": ["Margin", ["eval/exact", "eval/exact_lo90", "eval/exact_hi90"]],
@@ -114,5 +113,5 @@ def default_layout() -> Layout:
 
 
 def tensorboard_command(run_dir: Path) -> str:
-    """The command line that opens a run; its flags keep 200 images and texts per tag instead of 10."""
+    """Return the command line that opens a run; its flags keep 200 images and texts per tag instead of 10."""
     return f"tensorboard --logdir {shlex.quote(str(run_dir))} --samples_per_plugin images=200,text=200"

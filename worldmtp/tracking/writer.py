@@ -1,21 +1,58 @@
-"""Several writers as one; by default JSONL and TensorBoard in a run directory.
+"""What a writer of metrics does, and several writers as one: by default JSONL and TensorBoard in a run directory.
 
-Every writer checks tags against the table in ``tags.py``, and can be put back to a step before it continues a run that
-was killed.
+Every writer checks tags against the table in ``tags.py``, and can be put back to a step before it continues a
+killed run.
 
 Left out: hosted trackers. Write a class with the methods of ``MetricWriter`` and pass it among ``writers``.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Real, UInt8
 
-from worldmtp.tracking.protocol import Layout, MetricWriter
 from worldmtp.tracking.records import JsonlWriter
-from worldmtp.tracking.tags import TAGS, TagTable
+from worldmtp.tracking.tags import TAGS, Layout, TagTable
 from worldmtp.tracking.tensorboard import TensorBoardWriter
+
+
+@runtime_checkable
+class MetricWriter(Protocol):
+    """Where a run's numbers, texts and pictures go; steps are environment tokens."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by tag."""
+        ...
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Record markdown."""
+        ...
+
+    def image(self, tag: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Record an RGB picture."""
+        ...
+
+    def histogram(self, tag: str, values: Real[np.ndarray, " n"], step: int) -> None:
+        """Record a distribution."""
+        ...
+
+    def custom_layout(self, layout: Layout) -> None:
+        """Group charts, where the back-end can; a second call replaces the first."""
+        ...
+
+    def resume_at(self, step: int) -> None:
+        """Forget what was recorded after ``step``, by this process or an earlier one; -1 forgets everything."""
+        ...
+
+    def flush(self) -> None:
+        """Put what was recorded on disk."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release; the last call."""
+        ...
 
 
 class MultiWriter:
@@ -28,42 +65,42 @@ class MultiWriter:
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.scalars(values, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.text(tag, text, step)
 
     def image(self, tag: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.image(tag, image, step)
 
     def histogram(self, tag: str, values: Real[np.ndarray, " n"], step: int) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.histogram(tag, values, step)
 
     def custom_layout(self, layout: Layout) -> None:
-        """To each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.custom_layout(layout)
 
     def resume_at(self, step: int) -> None:
-        """Each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.resume_at(step)
 
     def flush(self) -> None:
-        """Each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.flush()
 
     def close(self) -> None:
-        """Each writer."""
+        """Forward to each writer."""
         for writer in self._writers:
             writer.close()
 

@@ -1,0 +1,107 @@
+"""``worldmtp eval --model PATH --env ID``: how well a checkpoint does on an environment, without training.
+
+    worldmtp eval --model runs/quickstart/2026-01-31_12-00-00_seed0 --env worldmtp/SpellBackward-v0
+    worldmtp eval --model path/to/checkpoint --env worldmtp/ChainSum-v0 --num-prompts 128 --json
+
+The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldmtp.cli.arguments import parse_kwargs, positive, whole_seed
+from worldmtp.cli.find_model import model_directory
+from worldmtp.cli.launch import fail_cleanly
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.run_dir import CONFIG_FILE, read_config
+
+if TYPE_CHECKING:
+    from worldmtp.model import MTPModel
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = _parser().parse_args()
+    fail_cleanly(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.temperature < float("inf"):
+        raise ValueError(f"--temperature {arguments.temperature} must be positive; greedy answers are counted as well.")
+    import_user_modules(arguments.imports, option="--import ")
+    directory = model_directory(arguments.model, "--model")
+    kwargs = environment_kwargs(arguments.model, directory, arguments.env, parse_kwargs(arguments.kwargs))
+    from worldmtp.training.evaluation import evaluate_model
+
+    model = load_policy_model(directory, arguments.device)
+    found = evaluate_model(
+        model, EnvConfig(arguments.env, kwargs), arguments.num_prompts, arguments.temperature, arguments.seed
+    )
+    if arguments.json:
+        print(
+            json.dumps(
+                {"model": str(directory), "env": arguments.env, "seed": arguments.seed} | dataclasses.asdict(found)
+            )
+        )
+        return
+    print(
+        f"{arguments.env}, {found.num_prompts} held-out prompts, seed {arguments.seed}\n"
+        f"  exact match, greedy             {found.exact}\n"
+        f"  exact match, temperature {found.temperature:<5g}  {found.exact_sampled}\n"
+        f"  score                           {found.score:.3f} greedy, {found.score_sampled:.3f} sampled\n"
+        f"  tokens an answer                {found.length_mean:.1f}, {found.truncated_fraction:.3f} of them truncated"
+    )
+
+
+def environment_kwargs(path: Path, directory: Path, env_id: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the environment of a checkpoint is made with.
+
+    The tokenizer beside the model, then what the run at ``path`` was trained with where it had this environment, then
+    what was given.
+    """
+    trained = read_config(path).env if (path / CONFIG_FILE).is_file() else None
+    kwargs = trained.kwargs if trained is not None and trained.id == env_id else {}
+    return {"tokenizer": f"transformers:{directory}"} | kwargs | given
+
+
+def load_policy_model(directory: Path, device: str | None) -> "MTPModel":
+    """Return the model of a directory, in evaluation mode, on a device; by default CUDA where there is one.
+
+    Raises:
+        ValueError: it cannot be read, or there is no such device.
+    """
+    import torch
+    import transformers
+
+    from worldmtp.decoding.trunk import as_mtp_model
+    from worldmtp.training.make import checked_device
+    from worldmtp.training.saved_model import load_any_model
+
+    transformers.utils.logging.disable_progress_bar()
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = as_mtp_model(load_any_model(directory))
+    torch.nn.Module.to(model, checked_device(name, "--device", "--device cpu"))
+    return model.eval()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worldmtp eval",
+        description="Evaluate a checkpoint on held-out prompts of an environment, without training.",
+        epilog="example: worldmtp eval --model RUN --env worldmtp/SpellBackward-v0",
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="PATH", help="a run, a saved MTPModel or a causal LM on disk")
+    add("--env", required=True, metavar="ID", help="a gymnasium id, or <module>:<id>")
+    add("--num-prompts", type=positive, default=512, metavar="N", help="held-out prompts; by default 512")
+    add("--temperature", type=float, default=1.0, metavar="T", help="of sampled answers, beside greedy ones; 1")
+    add("--seed", type=whole_seed, default=0, metavar="N", help="of prompts and draws; by default 0, as a run's")
+    add("--device", help="cpu, cuda, ...; by default cuda where there is one")
+    add("--json", action="store_true", help="one JSON object")
+    add("--kwargs", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="what the environment takes")
+    add("--import", nargs="+", action="extend", default=[], dest="imports", metavar="MODULE", help="to import first")
+    return parser

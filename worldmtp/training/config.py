@@ -1,0 +1,240 @@
+"""The config of a training run: frozen dataclasses, from and to plain nested dicts.
+
+Each config stands beside what it configures and is declared there alone: those of the agent in ``worldmtp.agents``,
+the objective's in ``worldmtp.objective``, the stages' here. The command line composes the same classes from YAML. No
+torch is needed to read or check a config.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.choices import check_choice
+from worldmtp.objective.objective import MTPObjective
+
+Config = TypeVar("Config")
+
+_COMPUTE_DTYPES = ("float32", "bfloat16")
+"""Those of ``worldmtp.model.precision``, which needs torch."""
+
+
+def _at_least(smallest: int, **values: int | float) -> None:
+    for name, value in values.items():
+        if not value >= smallest:
+            raise ValueError(f"{name}={value} must be at least {smallest}.")
+
+
+def _positive(**values: int | float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive and finite.")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment: a gymnasium id, ``module:id`` to import first, what it is made with, and its wrappers.
+
+    A wrapper is a name, or a mapping of its name and keywords; the first is innermost. See ``worldmtp.envs.text_env``.
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class HeadSpecConfig:
+    """Fields of ``worldmtp.MTPConfig`` that say how a family's heads are built and how far gradients go.
+
+    None is the default of ``MTPConfig``, whose import takes transformers and torch.
+    """
+
+    share_depths: bool | None = None
+    stride: int | None = None
+    concat_order: str | None = None
+    hidden_stage: str | None = None
+    recycle_stage: str | None = None
+    output_norm: str | None = None
+    unembedding: str | None = None
+    feature_layers: list[int] | None = None
+    head_block: str | None = None
+    head_width: int | None = None
+    head_layers: int | None = None
+    head_init: str | None = None
+    detach_trunk: bool | None = None
+    detach_embedding: bool | None = None
+    detach_lm_head: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are set, for ``MTPConfig``."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The trunk, made from a transformers config or loaded from ``path``, and its heads.
+
+    Weights are loaded, trained and saved in float32, whatever a checkpoint holds. ``compute_dtype=bfloat16`` computes
+    with them by autocast, in the warm start, in reinforcement and in evaluation.
+    """
+
+    architecture: str | None = None
+    path: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    depth: int = 4
+    head: str = "sequential"
+    head_spec: HeadSpecConfig = field(default_factory=HeadSpecConfig)
+    num_value_bins: int | None = None
+    """None is the default of ``MTPConfig``."""
+    compute_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("compute_dtype", self.compute_dtype, _COMPUTE_DTYPES)
+
+
+@dataclass(frozen=True)
+class SFTStageConfig:
+    """The warm start on the task's own answers. ``load`` takes the model of another run's warm start instead."""
+
+    num_demonstrations: int = 4000
+    num_steps: int = 160
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+    log_steps: int = 20
+    """Steps a logged mean is over."""
+    save_steps: int = 100
+    """Steps between two checkpoints; a multiple of ``log_steps``, so that no mean is cut by a resumption."""
+    load: str | None = None
+    share_prompts: bool = False
+    """Reinforcement may train on the prompts whose answers the warm start has shown."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps)
+        _at_least(1, num_demonstrations=self.num_demonstrations, batch_size=self.batch_size, log_steps=self.log_steps)
+        _positive(learning_rate=self.learning_rate)
+        if self.save_steps < 1 or self.save_steps % self.log_steps:
+            raise ValueError(
+                f"save_steps={self.save_steps} must be a multiple of log_steps={self.log_steps}; else a resumed run "
+                "would log other means."
+            )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation: greedy and sampled answers to the same ``num_prompts`` prompts each time."""
+
+    num_prompts: int = 512
+    every_iterations: int = 10
+    num_imagined: int = 8
+    """Imagined rollouts a root, in the comparison with what was realized."""
+
+    def __post_init__(self) -> None:
+        _at_least(2, num_prompts=self.num_prompts)
+        _at_least(1, every_iterations=self.every_iterations, num_imagined=self.num_imagined)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How much real experience, and how PPO learns from it."""
+
+    rollout: RolloutConfig
+    ppo: PPOConfig
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """The machine."""
+
+    device: str = "cpu"
+    num_threads: int = 2
+    num_jobs: int = 1
+    """Arms of a study at work at once; with more than one, each has a process of its own and one thread."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_threads=self.num_threads, num_jobs=self.num_jobs)
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """What is written besides metrics.jsonl, which always is."""
+
+    tensorboard: bool = True
+    num_strips: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least(0, num_strips=self.num_strips)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the run can be taken up again. ``stop_after`` ends it early, at that iteration, as a kill would."""
+
+    every_iterations: int = 10
+    keep_last: int = 2
+    stop_after: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(1, every_iterations=self.every_iterations, keep_last=self.keep_last)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run, or a study, which needs nothing of this but ``study``, ``profile`` and ``imports``."""
+
+    env: EnvConfig
+    model: ModelConfig
+    agent: AgentConfig
+    sft: SFTStageConfig = field(default_factory=SFTStageConfig)
+    objective: MTPObjective = field(default_factory=MTPObjective)
+    """How the warm start trains depths 2 .. K."""
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    name: str = "train"
+    seed: int = 0
+    study: dict[str, Any] = field(default_factory=dict)
+    """``name`` of a study and the fields of its config; empty is one training run."""
+    imports: list[str] = field(default_factory=list)
+    """Modules or ``./files.py`` to import first: where your own environments register themselves."""
+    resume: str | None = None
+    """A run directory to go on with; everything else is then taken from its own config."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, seed=self.seed)
+
+
+def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str = "") -> Config:
+    """Return the dataclass of nested plain values; fields that are left out have their defaults.
+
+    Args:
+        kind: the dataclass.
+        values: as ``dataclasses.asdict`` gives them.
+        place: where they stand in the whole, for messages.
+
+    Raises:
+        ValueError: a key is unknown (the nearest is suggested), a field without a default is left out, or a value is
+            out of range; the message names the place.
+    """
+    known = {column.name: column.type for column in fields(kind)}  # type: ignore[arg-type]  # always a dataclass
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = f"{place}.{key}".lstrip(".")
+        check_choice(f"a key of {place or 'the config'}", str(key), known)
+        nested: Any = known[key]
+        is_nested = isinstance(nested, type) and is_dataclass(nested)
+        made[key] = config_from_dict(nested, value, inner) if is_nested else value
+    try:
+        return kind(**made)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}: {error}" if place else str(error)) from error
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return the config as nested plain values, fit for YAML and JSON."""
+    return asdict(config)

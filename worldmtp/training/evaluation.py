@@ -1,0 +1,204 @@
+"""Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.evaluation import Evaluation, Evaluator
+from worldmtp.agents.forward import action_mask, episode_returns
+from worldmtp.agents.predictions import DepthPredictions, RootImaginations, depth_predictions, root_imaginations
+from worldmtp.agents.trajectory import Rollout
+from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
+from worldmtp.analysis.return_agreement import return_agreement
+from worldmtp.analysis.summary import ArmSummary
+from worldmtp.analysis.token_strips import imagined_strip, token_strip
+from worldmtp.dynamics import WorldModel
+from worldmtp.model import MTPModel
+from worldmtp.random import stream_seed
+from worldmtp.statistics import Interval, wilson_interval
+from worldmtp.tracking import MetricWriter, render_strip
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.make import check_fits, make_env
+
+_EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One model, judged on the held-out prompts."""
+
+    evaluation: Evaluation
+    artefact: EvalArtefact
+    exact: Interval
+    exact_sampled: Interval
+    metrics: dict[str, float]
+
+
+def judge(
+    model: MTPModel,
+    evaluator: Evaluator,
+    world_model: WorldModel[Any] | None,
+    horizon: int,
+    num_rollouts: int,
+    ppo: PPOConfig,
+    tokens_text: Sequence[str],
+    seed: int,
+) -> Judgement:
+    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training.
+
+    Without a world model nothing is imagined.
+    """
+    evaluation = evaluator.run(model)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    rollout = evaluation.sampled
+    low, high = model.config.value_range
+    with torch.no_grad():
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    said = depth_predictions(model, rollout, evaluator.temperature, features)
+    roots = root_imaginations(
+        world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator, features
+    )
+    artefact = make_artefact(rollout, said, roots, horizon, tokens_text)
+    greedy = evaluation.greedy.exact
+    sampled = evaluation.sampled.exact
+    exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
+    exact_sampled = wilson_interval(int(sampled.sum()), len(sampled), unit="prompt")
+    agreement = return_agreement(artefact, generator=seed)
+    metrics = evaluation.metrics() | depth_scalars(artefact)
+    metrics |= dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
+    known = np.isfinite(artefact.realized_return)
+    if world_model is not None:
+        metrics["eval/return_imagined"] = float(artefact.imagined_return[known].mean())
+    metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
+    if agreement.pearson is not None:
+        metrics["eval/return_corr"] = agreement.pearson.estimate
+    return Judgement(evaluation, artefact, exact, exact_sampled, metrics)
+
+
+def make_artefact(
+    rollout: Rollout, said: DepthPredictions, roots: RootImaginations, horizon: int, tokens_text: Sequence[str]
+) -> EvalArtefact:
+    """What the analysis needs to know of sampled answers."""
+    arrays: dict[str, Any] = {
+        "input_ids": rollout.input_ids,
+        "attention_mask": rollout.attention_mask,
+        "action_mask": action_mask(rollout),
+        "prompt_length": rollout.prompt_length,
+        "returns": episode_returns(rollout),
+        "exact": rollout.exact,
+        "chain_logprob": said.logprobs[..., 0],
+        "chain_entropy": said.entropies[..., 0],
+        "head_logprob": said.logprobs,
+        "head_entropy": said.entropies,
+        "head_top1": said.top1_ids,
+        "head_top1_prob": said.top1_probs,
+        "imagined_return": roots.imagined,
+        "realized_return": roots.realized,
+        "imagined_tokens": roots.tokens,
+        "imagined_token_prob": roots.token_probs,
+    }
+    return EvalArtefact(
+        **{name: value.cpu().numpy() for name, value in arrays.items()},
+        imagined_horizon=horizon,
+        tokens_text=tuple(tokens_text),
+    )
+
+
+def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
+    """A judgement as a row of the closing table."""
+    metrics, depths = judgement.metrics, judgement.artefact.num_depths
+    acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
+    return ArmSummary(
+        arm=arm,
+        exact=judgement.exact,
+        acceptance=tuple(value if math.isfinite(value) else None for value in acceptance),
+        imagined_return=metrics.get("eval/return_imagined"),
+        realized_return=metrics["eval/return_realized"],
+        artefact=artefact,
+        exact_sampled=judgement.exact_sampled,
+    )
+
+
+def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
+    """The artefact on disk, the numbers and some sampled answers in the log."""
+    save_artefact(judgement.artefact, run_dir / "artefacts", name)
+    writer.scalars(judgement.metrics, step)
+    writer.text("samples/heldout", samples(judgement.artefact), step)
+
+
+def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
+    """The first prompts with what was answered and earned, as a list in markdown; texts as Python spells them."""
+    lines = []
+    for row in range(min(num_samples, len(artefact))):
+        texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]
+        start = int(artefact.prompt_length[row])
+        prompt, answer = "".join(texts[:start]), "".join(texts[start:])
+        lines.append(f"* `{prompt!r}` -> `{answer!r}`: {artefact.returns[row]:.2f}")
+    return "\n".join(lines)
+
+
+def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:
+    """The first texts as pictures: realized, and below it what each depth had said, or what was imagined from where."""
+    artefact = judgement.artefact
+    for row in range(min(num_strips, len(artefact))):
+        caption = f"return {artefact.returns[row]:.2f}"
+        writer.image(f"imagination/predicted_{row}", render_strip(token_strip(artefact, row, caption)), step)
+        if np.isfinite(artefact.imagined_token_prob[row]).any():
+            writer.image(f"imagination/imagined_{row}", render_strip(imagined_strip(artefact, row, caption)), step)
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """Any causal LM, evaluated on held-out prompts of an environment.
+
+    ``exact`` is of greedy answers, ``exact_sampled`` of answers sampled at ``temperature``; scores are means.
+    """
+
+    num_prompts: int
+    temperature: float
+    exact: Interval
+    exact_sampled: Interval
+    score: float
+    score_sampled: float
+    length_mean: float
+    truncated_fraction: float
+
+
+def evaluate_model(
+    model: MTPModel, env: EnvConfig, num_prompts: int, temperature: float = 1.0, seed: int = 0
+) -> CheckpointEvaluation:
+    """Answer held-out prompts greedily and by sampling, without training.
+
+    With the config and the seed of a run these are the prompts and the draws of that run's own evaluations.
+
+    Raises:
+        ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
+    """
+    probe = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), 1)
+    check_fits(model.config, probe)
+    examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
+    if not examples:
+        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
+    rows = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), len(examples))
+    evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
+    metrics = evaluation.metrics()
+    return CheckpointEvaluation(
+        num_prompts=len(examples),
+        temperature=temperature,
+        exact=_share(evaluation.greedy),
+        exact_sampled=_share(evaluation.sampled),
+        score=metrics["eval/score"],
+        score_sampled=metrics["eval/score_sampled"],
+        length_mean=metrics["eval/length_mean"],
+        truncated_fraction=metrics["eval/truncated_fraction"],
+    )
+
+
+def _share(rollout: Rollout) -> Interval:
+    return wilson_interval(int(rollout.exact.sum()), len(rollout), unit="prompt")

@@ -1,0 +1,321 @@
+"""A training run, stage by stage, in a directory from which it can be taken up again.
+
+    config.yaml -> sft/model -> checkpoints/ -> artefacts/ -> model/ -> summary.json -> report.html -> DONE
+
+Each stage leaves its result whole before the next one starts, so that a run that was killed goes on where it was, and
+ends with the numbers of a run that was not. What a config gets wrong is found in the constructor, before any training.
+"""
+
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.analysis import write_report
+from worldmtp.analysis.run_files import time_breakdown
+from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
+from worldmtp.checkpoint import CheckpointError
+from worldmtp.decoding.head_drafts import can_draft
+from worldmtp.dynamics import make_world_model
+from worldmtp.model import MTPModel
+from worldmtp.model.precision import computing_in
+from worldmtp.random import stream_seed
+from worldmtp.tracking import (
+    METRICS_FILE,
+    JsonlWriter,
+    MultiWriter,
+    ProgressReporter,
+    Stage,
+    default_layout,
+    read_records,
+    tensorboard_command,
+)
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.evaluation import Judgement, judge, summarize, write_judgement, write_strips
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.make import (
+    brings_heads,
+    check_fits,
+    check_imagination,
+    check_objective,
+    make_env,
+    make_model,
+    on_device,
+    vocabulary,
+)
+from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RunResult
+from worldmtp.training.run_log import RUN_LOG, tell
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
+from worldmtp.training.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
+from worldmtp.training.warm_start import warm_start
+
+_STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
+
+
+def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> RunResult:
+    """Run all stages that ``run_dir`` does not hold yet.
+
+    ``at_start`` is called when the config is found good, before the first file is written.
+    """
+    torch.set_num_threads(config.profile.num_threads)
+    import_user_modules(config.imports)
+    way_back = f"What is saved stays; go on with resume={run_dir}"
+    try:
+        with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
+            pipeline = Pipeline(config, run_dir, writer, progress)
+            at_start()
+            tell(pipeline.notes)
+            exact = pipeline.run()
+    except StoppedEarly as stop:
+        RUN_LOG.info("%s", stop)
+        return RunResult(run_dir, float("nan"), str(stop))
+    except (KeyboardInterrupt, OSError, CheckpointError) as error:
+        error.add_note(way_back)
+        raise
+    RUN_LOG.info("done\n%s", pipeline.closing)
+    return RunResult(run_dir, exact, pipeline.closing, pipeline.summary)
+
+
+def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
+    directory.mkdir(parents=True, exist_ok=True)
+    return MultiWriter(directory) if config.logger.tensorboard else MultiWriter(directory, [JsonlWriter(directory)])
+
+
+class Pipeline:
+    """The stages of one run, in order.
+
+    Raises:
+        ValueError: environment, model, objective and imagination do not fit, or the task cannot fill a split.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: Path, writer: MultiWriter, progress: ProgressReporter) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._writer = writer
+        self._progress = progress
+        rollout = config.agent.rollout
+        self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
+        self._is_warm, self._model = self._first_model()
+        check_fits(self._model.config, self._env)
+        self._model.limit_tokens(self._env.tokenizer.vocab_size)
+        check_objective(config.objective, self._model.config.depth)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
+        self._prompts = prompts = draw_run_prompts(self._env, config)
+        held_out, self._examples = prompts.held_out, prompts.demonstrations
+        self._overlap, notes = choose_pool(self._env, prompts, config)
+        self.notes = (*self._model_notes(), *prompts.notes, *notes)
+        self._evaluator = Evaluator(
+            make_env(config.env, len(held_out)),
+            held_out,
+            rollout.temperature,
+            stream_seed(config.seed, "evaluation"),
+        )
+        self._prompt = held_out[0].prompt
+        self._env.problem.encode([*held_out, *self._examples])
+        self._tokens_text = vocabulary(self._env)
+        self._after: Judgement | None = None
+        self.closing = ""
+        self.summary: RunSummary | None = None
+
+    def run(self) -> float:
+        """All stages."""
+        saved = load_last(self._run_dir)
+        (self._run_dir / DONE_FILE).unlink(missing_ok=True)
+        self._writer.resume_at(-1 if saved is None else saved.step)
+        self._warm_start()
+        before = self._judge()
+        if saved is None:
+            self._open_log(before)
+        trainer = self._trainer()
+        if saved is not None:
+            trainer.load_state_dict(saved.trainer)
+        with self._computing():
+            reinforce(
+                trainer,
+                self._config.agent.rollout.num_iterations,
+                self._run_dir,
+                self._config.checkpoint,
+                self._writer,
+                lambda step: self._evaluate(trainer, step),
+                lambda fraction, note: self._report("reinforce", fraction, note),
+            )
+        if self._after is None:
+            # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
+            self._after = self._judge()
+            if saved is None:
+                self._write_final(self._after, 0)
+        save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
+        self._close(before, self._after)
+        return self._after.exact.estimate
+
+    def _first_model(self) -> tuple[bool, MTPModel]:
+        """The model after its warm start where that was done, here or in the run that ``sft.load`` names."""
+        config, done = self._config, self._run_dir / "sft" / MODEL_FOLDER
+        if config.sft.load is not None:
+            done = Path(config.sft.load)
+            if not done.is_dir():
+                raise ValueError(f"sft.load={config.sft.load!r} is not a directory; give the sft/model of a run.")
+        if done.is_dir():
+            return True, on_device(load_model(done), config.profile)
+        seed = stream_seed(config.seed, "model")
+        return False, on_device(make_model(config.model, self._env, seed), config.profile)
+
+    def _model_notes(self) -> list[str]:
+        if self._is_warm or not brings_heads(self._config.model):
+            return []
+        heads, path = self._model.config, str(self._config.model.path)
+        kind = "a saved MTPModel" if holds_mtp_model(Path(path)) else "a published checkpoint"
+        return [
+            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, "
+            f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here."
+        ]
+
+    @property
+    def _start(self) -> str:
+        """What the evaluation before the first iteration is called: of a warm start, or of the model as it came."""
+        return "warm_start" if self._is_warm or self._examples else "start"
+
+    def _warm_start(self) -> None:
+        config, directory = self._config, self._run_dir / "sft"
+        if self._is_warm or not self._examples:
+            return
+        write_shown(directory, self._prompts)
+        with _writer(directory, config) as writer:
+            warm_start(
+                self._model,
+                self._env,
+                self._examples,
+                config.sft,
+                config.objective,
+                directory,
+                stream_seed(config.seed, "warm start") % 2**32,  # Hugging Face seeds numpy, too
+                writer,
+                lambda fraction, note: self._report("warm start", fraction, note),
+                config.model.compute_dtype,
+            )
+        on_device(self._model, config.profile)
+
+    def _report(self, stage: str, fraction: float, note: str) -> None:
+        self._progress.update(stage, fraction, note)
+        RUN_LOG.info("%s: %s", stage, note)
+
+    def _open_log(self, before: Judgement) -> None:
+        """What is known before the first iteration, at step 0."""
+        if self._config.logger.tensorboard:
+            self._writer.custom_layout(default_layout())
+        config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
+        self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
+        self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
+        write_judgement(before, self._run_dir, self._start, self._writer, 0)
+
+    def _generate_command(self) -> list[str]:
+        """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
+        if transformers_tokenizer(self._env.tokenizer) is None:
+            return []
+        words = [
+            "worldmtp",
+            "generate",
+            *(["--explain"] if can_draft(self._model) else []),
+            "--model",
+            str(self._run_dir),
+        ]
+        return ["generate:    " + shlex.join([*words, "--", self._prompt])]
+
+    def _computing(self) -> torch.autocast:
+        """Not around the warm start, which has an autocast of its own."""
+        return computing_in(self._config.model.compute_dtype, self._model.device)
+
+    def _trainer(self) -> ImaginationTrainer:
+        config = self._config
+        return ImaginationTrainer(
+            self._model,
+            self._env,
+            config.agent.rollout,
+            config.agent.ppo,
+            config.world_model,
+            config.imagination,
+            stream_seed(config.seed, "reinforcement"),
+        )
+
+    def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
+        """After an iteration and before its checkpoint, so that a resumed log holds it once."""
+        config = self._config
+        if trainer.iteration == config.agent.rollout.num_iterations:
+            self._after = self._judge()
+            self._write_final(self._after, step)
+        elif trainer.iteration % config.eval.every_iterations == 0:
+            start = time.perf_counter()
+            metrics = self._evaluator.run(trainer.model).metrics()
+            self._writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
+
+    def _write_final(self, after: Judgement, step: int) -> None:
+        write_judgement(after, self._run_dir, "final", self._writer, step)
+        write_strips(after, self._writer, step, self._config.logger.num_strips)
+
+    def _judge(self) -> Judgement:
+        config = self._config
+        generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
+        backend = config.world_model.backend
+        with self._computing():
+            return judge(
+                self._model,
+                self._evaluator,
+                make_world_model(backend, self._model, generator) if self._can_imagine else None,
+                config.imagination.horizon,
+                config.eval.num_imagined,
+                config.agent.ppo,
+                self._tokens_text,
+                stream_seed(config.seed, "imagination in evaluation"),
+            )
+
+    def _close(self, before: Judgement, after: Judgement) -> None:
+        """The closing table, the report, and the mark that all is done."""
+        config, use = self._config, self._config.imagination.use
+        started = "SFT" if self._start == "warm_start" else "before PPO"
+        arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
+        self._writer.flush()
+        records = read_records(self._run_dir / METRICS_FILE)
+        trained = summarize(after, arm, "final")
+        self.summary = summary = RunSummary(
+            arms=(
+                # Before the first iteration the world heads know nothing, and without imagination they never learn.
+                replace(summarize(before, started, self._start), imagined_return=None),
+                trained if use != "off" else replace(trained, imagined_return=None),
+            ),
+            # Of the log, whose clock goes on over a resumption.
+            wall_clock_seconds=round(records[-1]["time_seconds"], 1),
+            machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
+            notes=(
+                f"{len(self._evaluator.examples)} held-out prompts of {config.env.id}, seed {config.seed}; "
+                "sampled is the policy as it acts, one answer a prompt",
+                f"{self._overlap:.3f} of the training prompts are those of the warm start",
+                *self.notes,
+                *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
+            ),
+        )
+        write_summary(summary, self._run_dir)
+        self._progress.update("report", 0.1)
+        report = write_report(self._run_dir)
+        (self._run_dir / DONE_FILE).touch()
+        self._progress.update("report", 1.0)
+        self.closing = "\n".join(
+            [
+                summary_table(summary),
+                *summary.notes,
+                f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
+                f"report:      {report}",
+                f"tensorboard: {tensorboard_command(self._run_dir)}",
+                *self._generate_command(),
+            ]
+        )

@@ -1,0 +1,238 @@
+"""The directory of one run: who writes there, its config, the mark that it is done, and what it found.
+
+A process that writes in a directory holds a lock on it, so that no second run mixes its files with those of the first.
+The lock is the kernel's: it ends with its process, however that ends, and never has to be removed by hand.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import warnings
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from worldmtp.analysis.summary import RunSummary
+from worldmtp.atomic_files import write_text
+from worldmtp.training.config import TrainConfig, config_from_dict
+
+CONFIG_FILE = "config.yaml"
+DONE_FILE = "DONE"
+MODEL_FOLDER = "model"
+"""Where a run leaves its model."""
+LOCK_FILE = ".lock"
+"""Held by the process that writes in the directory, whose id and host it names. It stays: only the lock counts."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_OPEN: "weakref.WeakSet[Claim]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        directory: where its model, logs and report are.
+        headline: the held-out exact match of greedy answers, or a study's headline; NaN where the run stopped early.
+        closing: the closing table and what to do next, as text.
+        summary: the rows of the closing table; None where the run stopped early, and of a study.
+    """
+
+    directory: Path
+    headline: float
+    closing: str
+    summary: RunSummary | None = None
+
+
+class Claim:
+    """The right to write in a run directory, until ``release`` or the end of the process; a context manager."""
+
+    def __init__(self, run_dir: Path) -> None:
+        """Take the directory, which exists. Nothing in it changes before ``sign``.
+
+        Raises:
+            ValueError: another process has it; the message names that process.
+            OSError: the file of the lock cannot be written.
+        """
+        self._path = run_dir / CONFIG_FILE
+        self._text: str | None = None
+        self._is_new = False
+        self._file: IO[str] | None = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115 (held)
+        try:
+            self._lock(run_dir)
+        except BaseException:
+            self.forget()
+            raise
+        _OPEN.add(self)
+
+    def _lock(self, run_dir: Path) -> None:
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{run_dir} is being written by {_owner(self._file)}; wait until that ends or stop it, or choose "
+                "another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{run_dir} is on a file system without locks ({error}): see to it that no second run writes there.",
+                stacklevel=4,
+            )
+
+    def sign(self, text: str) -> None:
+        """Name this process as the owner, and put the config there where there is none; else it waits for ``keep``.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        assert self._file is not None
+        self._file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self._file)
+        self._file.flush()
+        self._text = text
+        if not self._path.exists():
+            self.keep()
+            self._is_new = True
+
+    def keep(self) -> None:
+        """Put the config in the place of the one that is there, whole or not at all; harmless to repeat.
+
+        For when the run starts: a resumption that is refused leaves the run with the config it had.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._is_new = False
+        if self._text is not None:
+            write_text(self._path, self._text)
+            self._text = None
+
+    def withdraw(self) -> None:
+        """Take the config of a start that failed out of the directory again, where ``sign`` had put it there."""
+        if self._is_new:
+            self._path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let others write; harmless to repeat."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the file, whose lock ends when nobody has it open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+def _owner(file: IO[str]) -> str:
+    """The process that a lock file names. Between taking the lock and writing the name, it names nobody."""
+    file.seek(0)
+    try:
+        owner = json.load(file)
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _forget_in_child() -> None:
+    """A forked child shares its parent's lock as long as it has the file open, and would keep a dead parent's run."""
+    for inherited in list(_OPEN):
+        inherited.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def claim(run_dir: Path, config: Mapping[str, Any], resumes: bool) -> Claim:
+    """Make the directory, keep others out, and put the config there if there is none.
+
+    A directory that holds a run of just this config is taken up again, as a sweep started once more wants it. The
+    config of a resumption replaces the one that is there by ``Claim.keep``, once the run starts.
+
+    Raises:
+        ValueError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
+            False.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        claimed = Claim(run_dir)
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    try:
+        if not resumes:
+            _check_config(run_dir, config)
+        claimed.sign(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        claimed.forget()
+        raise _unwritable(run_dir, error) from error
+    except BaseException:
+        claimed.forget()
+        raise
+    return claimed
+
+
+def _check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """The order of keys is that of the command line, and says nothing."""
+    path = run_dir / CONFIG_FILE
+    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
+        raise ValueError(
+            f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
+            "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
+        )
+
+
+def _unwritable(run_dir: Path, error: OSError) -> ValueError:
+    return ValueError(f"the run directory {run_dir} cannot be written ({error}); choose another with hydra.run.dir=...")
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """Return the config of the run in ``run_dir``.
+
+    Raises:
+        ValueError: there is none, or it is not that of a run.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is no run: no {CONFIG_FILE} there; give the directory of a run.")
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds no mapping; give the directory of a run.")
+    return config_from_dict(TrainConfig, saved)
+
+
+def is_done(run_dir: Path) -> bool:
+    """Return whether the run in it reached its end."""
+    return (run_dir / DONE_FILE).exists()
+
+
+def discard_failed_start(run_dir: Path, log_file: str) -> None:
+    """Remove what a start that failed has left: its lock and its log, then the directory and its parents, if empty.
+
+    A directory that holds anything else, such as a run, stays as it is.
+    """
+    own = {LOCK_FILE, log_file}
+    if not run_dir.is_dir() or not {path.name for path in run_dir.iterdir()} <= own:
+        return
+    for name in own:
+        (run_dir / name).unlink(missing_ok=True)
+    here = Path.cwd()
+    for directory in (run_dir, *run_dir.parents):
+        if here.is_relative_to(directory.resolve()) or any(directory.iterdir()):
+            return
+        directory.rmdir()

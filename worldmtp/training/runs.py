@@ -1,0 +1,132 @@
+"""A run from its config to its report, and a run that is done, opened again.
+
+    from worldmtp.training import AgentConfig, EnvConfig, ModelConfig, TrainConfig, open_run, run
+
+    result = run(TrainConfig(env=EnvConfig("worldmtp/Reverse-v0"), model=..., agent=...), "runs/mine")
+    model, tokenizer, environment, config = open_run("runs/mine")
+
+The stages are in ``pipeline.py``, and studies in ``study.py``; both bring torch and are imported when there is
+something to run.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from worldmtp.analysis.summary import SUMMARY_FILE, read_summary, summary_table
+from worldmtp.training.config import TrainConfig, config_to_dict
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.resume import check_resumption, resumption_notes
+from worldmtp.training.run_dir import (
+    MODEL_FOLDER,
+    Claim,
+    RunResult,
+    claim,
+    discard_failed_start,
+    is_done,
+    read_config,
+)
+from worldmtp.training.run_log import LOG_FILE, run_log, tell
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from worldmtp.envs import TextVectorEnv
+    from worldmtp.model import MTPModel
+
+
+def run(config: TrainConfig, directory: Path | str, *, resumes: bool = False) -> RunResult:
+    """Train to the end, from where a run in ``directory`` was.
+
+    A directory that holds a run of just this config is taken up again, and one that is done returns what it found.
+    A start that fails, before the first file of the run is written, leaves no directory behind.
+
+    Args:
+        config: what to train.
+        directory: where the run's files go.
+        resumes: the directory holds a run that goes on with this config, of which a few values may differ from its own.
+
+    Raises:
+        ValueError: the config cannot be trained: the message says what was given, what is expected and what to do.
+        FloatingPointError: a loss or a weight is not finite; the message names it and the last good checkpoint.
+        CheckpointError: a checkpoint cannot be written, or the last one cannot be read.
+        StudyError: arms of a study failed; the message names them.
+    """
+    run_dir = Path(directory)
+    notes: list[str] = []
+    if resumes:
+        saved = read_config(run_dir)
+        check_resumption(run_dir, saved, config)
+        notes = resumption_notes(saved, config)
+    claimed = claim(run_dir, config_to_dict(config), resumes)
+    with claimed:
+        try:
+            with run_log(run_dir):
+                tell(notes)
+                return _run(config, run_dir, resumes, claimed)
+        except Exception:
+            claimed.withdraw()
+            discard_failed_start(run_dir, LOG_FILE)
+            raise
+
+
+def _run(config: TrainConfig, run_dir: Path, resumes: bool, claimed: Claim) -> RunResult:
+    if is_done(run_dir) and not resumes:
+        return _finished(config, run_dir)
+    if config.study:
+        from worldmtp.training.study import execute_study
+
+        return execute_study(config, run_dir, claimed.keep)
+    from worldmtp.training.pipeline import execute
+
+    return execute(config, run_dir, claimed.keep)
+
+
+def _finished(config: TrainConfig, run_dir: Path) -> RunResult:
+    found = f"{run_dir} is done already; this is what it found."
+    if config.study:
+        from worldmtp.training.study import finished_study
+
+        study = finished_study(run_dir)
+        return RunResult(run_dir, study.headline, f"{found}\n{study.closing}")
+    summary = read_summary(run_dir / SUMMARY_FILE)
+    return RunResult(run_dir, summary.arms[-1].exact.estimate, f"{found}\n{summary_table(summary)}", summary)
+
+
+class OpenedRun(NamedTuple):
+    """What a run left, to work with.
+
+    Attributes:
+        model: the trained model, in evaluation mode on the CPU; of a run that is not done, that of its warm start.
+        tokenizer: as transformers has one; None where the environment's is of a class that has no such form.
+        environment: a vector of the run's environment.
+        config: the run's config.
+    """
+
+    model: "MTPModel"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    environment: "TextVectorEnv"
+    config: TrainConfig
+
+
+def open_run(directory: Path | str, num_envs: int = 1) -> OpenedRun:
+    """Return model, tokenizer, environment and config of a run.
+
+    Args:
+        directory: of a run.
+        num_envs: rows of the environment.
+
+    Raises:
+        ValueError: there is no run, it has left no model, or its environment cannot be made.
+    """
+    from worldmtp.training.make import make_env
+    from worldmtp.training.saved_model import load_model, transformers_tokenizer
+
+    run_dir = Path(directory)
+    config = read_config(run_dir)
+    saved = [folder for folder in (run_dir / MODEL_FOLDER, run_dir / "sft" / MODEL_FOLDER) if folder.is_dir()]
+    if not saved:
+        raise ValueError(f"{run_dir} has left no model yet; go on with it first, by worldmtp train resume={run_dir}.")
+    import_user_modules(config.imports)
+    environment = make_env(config.env, num_envs)
+    model = load_model(saved[0], "Run it again.").eval()
+    return OpenedRun(model, transformers_tokenizer(environment.tokenizer), environment, config)

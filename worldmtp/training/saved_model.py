@@ -1,0 +1,167 @@
+"""Model directories: weights and tokenizer side by side, written whole, read by those who train on and who generate.
+
+The tokenizer is written as transformers writes one, whatever the environment made it of, so that such a directory is a
+complete checkpoint: ``AutoTokenizer`` and ``AutoModelForCausalLM`` read it wherever it is copied to.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from worldmtp.atomic_files import remove_partial, replacing
+from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer
+from worldmtp.interchange.importing import import_checkpoint, layout_with_heads
+from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.model.guards import check_weights_loaded
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def load_model(directory: Path, remedy: str = "Delete that directory to train the warm start again.") -> MTPModel:
+    """A model that ``save_model`` wrote, to be trained on: its weights in float32.
+
+    Raises:
+        ValueError: its files are missing or damaged; the message ends with ``remedy``.
+    """
+    try:
+        return MTPModel.from_pretrained(directory, dtype=torch.float32)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"the model in {directory} cannot be read: {error} {remedy}") from error
+
+
+def holds_mtp_model(directory: Path) -> bool:
+    """Whether ``save_pretrained`` of an MTPModel wrote the directory, heads and all."""
+    try:
+        saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("model_type") == MTPConfig.model_type
+
+
+def holds_heads(directory: Path) -> bool:
+    """Whether a model directory brings heads: a saved MTPModel, or a published checkpoint with weights of MTP heads.
+
+    Raises:
+        ValueError: a file of a published checkpoint is damaged.
+    """
+    return holds_mtp_model(directory) or layout_with_heads(directory) is not None
+
+
+def load_with_heads(directory: Path, generator: torch.Generator, remedy: str) -> MTPModel:
+    """A model that ``holds_heads``, to be trained on: its weights in float32.
+
+    The generator draws what a published checkpoint lacks, the world heads.
+
+    Raises:
+        ValueError: files are missing or damaged, the message ends with ``remedy``; or what they mean is not in them.
+    """
+    if holds_mtp_model(directory):
+        return load_model(directory, remedy)
+    published = _load_published(directory, generator, torch.float32)
+    assert published is not None, "of a directory that holds no heads"
+    return published
+
+
+def load_any_model(directory: Path) -> PreTrainedModel:
+    """A model of this package's, a published checkpoint with its heads, or any causal LM of Hugging Face's.
+
+    Raises:
+        ValueError: the directory holds none, its files are missing or damaged, or what they mean is not in them.
+    """
+    # The generator draws world heads, which no published checkpoint has and decoding does not read.
+    published = _load_published(directory, torch.Generator().manual_seed(0), dtype=None)
+    if published is not None:
+        return published
+    try:
+        model = load_causal_lm(directory, local_files_only=True)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"the model in {directory} cannot be read ({error}); give a directory that save_pretrained of an MTPModel "
+            "or of a causal LM wrote."
+        ) from error
+    return model.eval()
+
+
+def _load_published(directory: Path, generator: torch.Generator, dtype: torch.dtype | None) -> MTPModel | None:
+    """A published checkpoint with its heads; None for any other directory.
+
+    Raises:
+        ValueError: files are damaged, or what they mean is not in them.
+    """
+    layout = layout_with_heads(directory)
+    if layout is None:
+        return None
+    unknown = [name for name in ("concat_order", "hidden_stage") if getattr(layout, name) is None]
+    if layout.head == "sequential" and unknown:
+        raise ValueError(
+            f"{directory} has MTP heads in the layout {layout.name!r}, whose {' and '.join(unknown)} cannot be "
+            f"told from its files; in Python call worldmtp.interchange.import_checkpoint(path, {unknown[0]}=...), "
+            "or measure it with probe_ids=, then save_pretrained(directory), and give that directory."
+        )
+    return import_checkpoint(directory, layout.name, dtype=dtype, generator=generator)
+
+
+def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """A causal LM of Hugging Face's, or an MTPModel, from a checkpoint that has all of its weights.
+
+    Raises:
+        ValueError: weights are missing or have another shape; they are named.
+    """
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    check_weights_loaded(model, info, path)
+    return model
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a tokenizer of transformers was saved in the directory."""
+    return (directory / _TOKENIZER_CONFIG).is_file()
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        ValueError: there is none, or its files are damaged.
+    """
+    if not has_tokenizer(directory):
+        raise ValueError(
+            f"{directory} has no {_TOKENIZER_CONFIG}, so its tokens cannot be told from text; put the tokenizer's "
+            "files there (tokenizer.save_pretrained), or train the run again where its environment has a "
+            "CharTokenizer or a TransformersTokenizer, which are saved with the weights."
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer in {directory} cannot be read: {error}") from error
+    return tokenizer
+
+
+def save_model(model: MTPModel, directory: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Write a model directory whole or not at all.
+
+    Without a tokenizer the weights stand alone: they can be trained on, and not talked to.
+    """
+    remove_partial(directory.parent, directory.name)
+    with replacing(directory) as partial:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+
+
+def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerBase | None:
+    """An environment's tokenizer as one of transformers'; None where it is of a class that has no such form."""
+    if isinstance(tokenizer, TransformersTokenizer):
+        backend: PreTrainedTokenizerBase = tokenizer.backend
+        return backend
+    if isinstance(tokenizer, CharTokenizer):
+        converted: PreTrainedTokenizerBase = tokenizer.to_transformers()
+        return converted
+    return None

@@ -1,0 +1,143 @@
+"""The warm start: TRL's SFT with the MTP heads, on the task's own answers to training prompts."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from worldmtp.envs import Example, TextVectorEnv
+from worldmtp.model import MTPModel
+from worldmtp.objective import MTPObjective
+from worldmtp.post_training import MetricWriterCallback, MTPSFTConfig, MTPSFTTrainer, build_demonstrations
+from worldmtp.tracking import MetricWriter
+from worldmtp.training.config import SFTStageConfig
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
+
+
+class _ProgressCallback(TrainerCallback):
+    def __init__(self, report: Callable[[float, str], None]) -> None:
+        self._report = report
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._report(state.global_step / state.max_steps, f"step {state.global_step}/{state.max_steps}")
+
+
+class _LogCallback(MetricWriterCallback):
+    """Leaves out what the trainer counts from its last start on, which a resumed run would state wrongly."""
+
+    _OF_THIS_PROCESS = frozenset(
+        {"num_tokens", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kept = {name: value for name, value in (logs or {}).items() if name not in self._OF_THIS_PROCESS}
+        super().on_log(args, state, control, kept, **kwargs)
+
+
+def warm_start(
+    model: MTPModel,
+    env: TextVectorEnv,
+    examples: list[Example],
+    config: SFTStageConfig,
+    objective: MTPObjective,
+    directory: Path,
+    seed: int,
+    writer: MetricWriter,
+    report: Callable[[float, str], None],
+    compute_dtype: str,
+) -> None:
+    """Train ``model`` in place and leave it in ``directory/model``.
+
+    A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
+    """
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = env.tokenizer
+    pairs = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer or "")) for example in examples]
+    dataset = build_demonstrations(pairs, eos_token_id=tokenizer.eos_id, vocab_size=model.config.vocab_size or 0)
+    processing_class = _processing_class(env)
+    checkpoints = directory / "trainer"
+    args = MTPSFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=config.num_steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_steps,
+        weight_decay=0.01,
+        mtp_objective=objective.to_dict(),
+        logging_steps=config.log_steps,
+        save_steps=config.save_steps,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        bf16=compute_dtype == "bfloat16",
+        max_length=env.problem.max_prompt + env.problem.max_new,
+    )
+    trainer = MTPSFTTrainer(
+        model,
+        args,
+        train_dataset=dataset,
+        processing_class=processing_class,
+        callbacks=[_LogCallback(writer, prefix="sft/"), _ProgressCallback(report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = last_whole_checkpoint(checkpoints)
+    writer.resume_at(-1 if last is None else _step_of(last))
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer.release_model()
+    save_model(model, directory / "model", processing_class)
+    shutil.rmtree(checkpoints)
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The trainer's newest checkpoint that was written to its end; those that a kill cut short are removed.
+
+    The trainer writes into the final place, the state file last, so a state file that can be read tells.
+    """
+    whole: list[Path] = []
+    for checkpoint in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            whole.append(checkpoint)
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _processing_class(env: TextVectorEnv) -> PreTrainedTokenizerBase:
+    """The environment's tokenizer as TRL wants one."""
+    tokenizer = transformers_tokenizer(env.tokenizer)
+    if tokenizer is None:
+        raise ValueError(
+            f"TRL needs a transformers tokenizer and the environment has a {type(env.tokenizer).__name__}; give it a "
+            "CharTokenizer or a TransformersTokenizer, or set sft.num_steps=0."
+        )
+    return tokenizer

@@ -1,7 +1,7 @@
 """Held-out evaluation: the same prompts every time, answered greedily and by sampling, and read by all depths."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,10 +16,14 @@ from worldmtp.model import MTPModel
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order."""
+    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order.
+
+    ``components`` are the means of the greedy answers' components, by name.
+    """
 
     greedy: Rollout
     sampled: Rollout
+    components: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Means over prompts."""
@@ -30,6 +34,7 @@ class Evaluation:
             "eval/score_sampled": float(episode_returns(self.sampled).mean()),
             "eval/length_mean": self.greedy.num_tokens / len(self.greedy),
             "eval/truncated_fraction": float(self.greedy.truncated.any(dim=1).float().mean()),
+            **{f"eval/components/{name}": mean for name, mean in self.components.items()},
         }
 
 
@@ -63,7 +68,10 @@ class Evaluator:
         model.limit_tokens(self._env.tokenizer.vocab_size)
         options = {"split": "heldout", "prompts": list(self.examples)}
         policy = TrunkPolicy(model, self._temperature)
+        self._env.scorer.take_components()  # those of earlier answers
         greedy = collect_rollout(self._env, policy, None, options).to(model.device)
+        components = self._env.scorer.take_components()
         generator = torch.Generator(device=model.device).manual_seed(self._seed)
         policy = TrunkPolicy(model, self._temperature)
-        return Evaluation(greedy, collect_rollout(self._env, policy, generator, options).to(model.device))
+        sampled = collect_rollout(self._env, policy, generator, options).to(model.device)
+        return Evaluation(greedy, sampled, components)

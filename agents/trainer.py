@@ -152,6 +152,7 @@ class ImaginationTrainer:
         options = {"split": "train", "group_size": self._config.group_size}
         config = self._config
         policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
+        self._env.scorer.take_components()  # those of answers before this rollout
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
         if config.draft != "none":
             self._drafting = {"rollout/tokens_per_forward": policy.tokens_per_forward}
@@ -214,6 +215,7 @@ class ImaginationTrainer:
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
             **self._drafting,
+            **{f"rollout/components/{name}": mean for name, mean in self._env.scorer.take_components().items()},
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),

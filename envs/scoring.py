@@ -4,6 +4,7 @@ With a time limit, scoring runs in processes of its own, since only a process ca
 """
 
 import os
+import re
 import time
 import traceback
 import warnings
@@ -107,6 +108,7 @@ class Scorer:
             self._pool = ScoringPool(self._target, number, timeout_seconds, scorer_memory_gib)
         self._together = task if self._pool is None and isinstance(task, BatchScoringTask) else None
         self._warned: set[str] = set()
+        self._components: dict[str, tuple[float, int]] = {}  # sum and number
         self._is_ahead = False
         self._ahead: dict[tuple[Any, ...], list[Any]] = {}
 
@@ -171,6 +173,14 @@ class Scorer:
         """
         return self._failure(error, example, text)
 
+    def take_components(self) -> dict[str, float]:
+        """Return the mean of each component over the answers scored since the last call that have it, and start anew.
+
+        Names are made fit for a metric's tag: every other character than letters, digits, "_", "." and "-" is a "_".
+        """
+        taken, self._components = self._components, {}
+        return {re.sub(r"[^A-Za-z0-9_.-]", "_", name): total / number for name, (total, number) in taken.items()}
+
     def close(self) -> None:
         """End the scoring processes, if there are any; a later call starts others."""
         if self._pool is not None:
@@ -226,9 +236,13 @@ class Scorer:
         return outcome.result
 
     def _score_batch(self, answers: Sequence[Answer]) -> list[Score]:
-        if self._together is not None and len(answers) > 1:
-            return self._score_together(self._together, answers)
-        return self._score_each(answers)
+        together = self._together if len(answers) > 1 else None
+        scores = self._score_each(answers) if together is None else self._score_together(together, answers)
+        for score in scores:
+            for name, value in score.components.items():
+                total, number = self._components.get(name, (0.0, 0))
+                self._components[name] = (total + float(value), number + 1)
+        return scores
 
     def _score_each(self, answers: Sequence[Answer]) -> list[Score]:
         scores = self._ask(_jobs("score", answers), Score, answers)

@@ -1,8 +1,10 @@
-"""Scoring that cannot stop a run: failures are counted and shown, a scorer that hangs is killed.
+"""The one service that asks a task: for scores, for progress, and for the replies of its worlds.
 
-With a time limit, scoring runs in processes of its own, since only a process can be killed whatever it is doing.
+It cannot stop a run: failures are counted and shown, and with a time limit the task is asked in processes of its own,
+where one that hangs is killed.
 """
 
+import math
 import os
 import re
 import time
@@ -11,17 +13,24 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.replay import WorldReplay
-from worldmtp.envs.scoring_pool import Call, Job, Outcome, ScoringPool
-from worldmtp.envs.scoring_process import ScoringError, ScoringTimeout
-from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TurnTask
+from worldmtp.envs.scoring_workers import (
+    Call,
+    InProcess,
+    Job,
+    Outcome,
+    ProcessPool,
+    ScoringError,
+    ScoringTimeout,
+    Workers,
+    error_of,
+)
+from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TextWorld, TurnTask, opening_of
 
-OnError = Literal["zero", "raise"]
 Answer = tuple[Example, str, np.ndarray]
 """What is scored: an example, the text, and its tokens as they were generated."""
 Turn = tuple[int, Example, Sequence[str]]
@@ -101,12 +110,12 @@ class Scorer:
         self.task = task
         self.on_error = on_error
         self.counters = ScorerCounters()
-        self._target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
-        self._pool: ScoringPool | None = None
+        target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
+        self._together = task if timeout_seconds is None and isinstance(task, BatchScoringTask) else None
+        self._pool: Workers = InProcess(target)
         if timeout_seconds is not None:
             number = num_scorers or (1 if isinstance(task, BatchScoringTask) else min(_MAX_SCORERS, _num_cores()))
-            self._pool = ScoringPool(self._target, number, timeout_seconds, scorer_memory_gib)
-        self._together = task if self._pool is None and isinstance(task, BatchScoringTask) else None
+            self._pool = ProcessPool(target, number, timeout_seconds, scorer_memory_gib)
         self._warned: set[str] = set()
         self._components: dict[str, tuple[float, int]] = {}  # sum and number
         self._is_ahead = False
@@ -158,11 +167,9 @@ class Scorer:
             Exception: whatever the world raised, or TimeoutError, with ``on_error="raise"``.
         """
         jobs = []
-        for row, example, said in turns:
-            calls = [Call("turn", (row, example, tuple(said)))]
-            if self._pool is not None:  # a world that was killed is told all again, which takes as many turns' time
-                calls.insert(0, Call("tell", (row, example, tuple(said[:-1])), patience=len(said)))
-            jobs.append(Job(tuple(calls), place=row))
+        for row, example, said in turns:  # a world that was killed is told all again, which takes as many turns' time
+            tell = Call("tell", (row, example, tuple(said[:-1])), patience=len(said))
+            jobs.append(Job((tell, Call("turn", (row, example, tuple(said)))), place=row))
         return self._ask(jobs, Reply, [(example, said[-1], None) for _, example, said in turns])
 
     def reject(self, error: Exception, example: Example, text: str) -> Failure:
@@ -183,8 +190,7 @@ class Scorer:
 
     def close(self) -> None:
         """End the scoring processes, if there are any; a later call starts others."""
-        if self._pool is not None:
-            self._pool.close()
+        self._pool.close()
 
     def _answers(
         self, method: str, answers: Sequence[Answer], ask: Callable[[Sequence[Answer]], list[Any]]
@@ -206,25 +212,12 @@ class Scorer:
     def _ask(self, jobs: Sequence[Job], expected: type, about: Iterable[tuple[Example, str, Any]]) -> list[Any]:
         start = time.perf_counter()
         try:
-            outcomes = self._do_here(jobs) if self._pool is None else self._pool.run(jobs)
             return [
                 self._settle(outcome, job.calls[-1].method, expected, example, text)
-                for outcome, job, (example, text, _) in zip(outcomes, jobs, about, strict=True)
+                for outcome, job, (example, text, _) in zip(self._pool.run(jobs), jobs, about, strict=True)
             ]
         finally:
             self.counters.seconds += time.perf_counter() - start
-
-    def _do_here(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        for job in jobs:
-            (call,) = job.calls
-            try:
-                result = getattr(self._target, call.method)(*call.arguments)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
-                yield Outcome(error=_error_of(error))
-            else:
-                yield Outcome(result)
 
     def _settle(self, outcome: Outcome, method: str, expected: type, example: Example, text: str) -> Any:
         self.counters.scored += 1
@@ -257,7 +250,7 @@ class Scorer:
         except KeyboardInterrupt:
             raise
         except BaseException as raised:  # noqa: BLE001 - as above; the answers that raise alone are counted
-            error, num_errors = _error_of(raised), self.counters.errors
+            error, num_errors = error_of(raised), self.counters.errors
             scores = self._score_each(answers)
             if self.counters.errors == num_errors:  # no counter would show it
                 if self.on_error == "raise":
@@ -298,15 +291,6 @@ def _jobs(method: str, answers: Sequence[Answer]) -> list[Job]:
     return [Job((Call(method, (example, text.strip(), ids)),)) for example, text, ids in answers]
 
 
-def _error_of(raised: BaseException) -> Exception:
-    """An error that can be raised: SystemExit would end the training as if all were well."""
-    if isinstance(raised, Exception):
-        return raised
-    error = ScoringError(f"the scorer raised {raised!r}, which would end the program.", "exit")
-    error.__cause__ = raised
-    return error
-
-
 def _kind_of(error: Exception) -> str:
     if isinstance(error, ScoringError):
         return error.kind
@@ -316,3 +300,72 @@ def _kind_of(error: Exception) -> str:
 def _num_cores() -> int:
     """Of this process, which may have been given fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorldReplay:
+    """The worlds of all rows of a turn task, which can be lost and found again.
+
+    Since replies are decided by the seed and the texts, a world is its history. Worlds live where they are asked, in
+    this process or in one that may be killed. Who asks says all that was said in the episode; a world that has heard
+    all but the last text goes on, any other is reset and told it again.
+    """
+
+    def __init__(self, task: TurnTask) -> None:
+        self._task = task
+        self._worlds: dict[int, TextWorld] = {}
+        self._heard: dict[int, tuple[Any, tuple[str, ...]]] = {}
+
+    def score(self, *arguments: Any) -> Score:
+        """The task's own."""
+        return self._task.score(*arguments)
+
+    def tell(self, row: int, example: Example, said: Sequence[str]) -> bool:
+        """Bring the row's world to where all of this has been said; at once if it is there already.
+
+        Raises:
+            ValueError: if the world opens otherwise than the example says.
+        """
+        seed = example.meta["seed"]
+        state = seed, tuple(said)
+        if self._heard.get(row) == state:
+            return True
+        if row not in self._worlds:
+            self._worlds[row] = self._task.make_world()
+        world = self._worlds[row]
+        self._heard.pop(row, None)
+        opening, _ = opening_of(world, seed)
+        if opening != example.prompt:
+            raise ValueError(
+                f"{type(world).__name__}.reset({seed}) said {opening!r} and, when the prompt was drawn, "
+                f"{example.prompt!r}; a world must be decided by its seed."
+            )
+        for text in said:
+            world.step(text)
+        self._heard[row] = state
+        return True
+
+    def turn(self, row: int, example: Example, said: Sequence[str]) -> Reply:
+        """The reply of the row's world to the last of the texts.
+
+        Raises:
+            ValueError: if the world opens otherwise than the example says, or its reply is no reply.
+        """
+        self.tell(row, example, said[:-1])
+        world = self._worlds[row]
+        self._heard.pop(row, None)  # what a step that raises leaves behind is not to be gone on with
+        reply = _checked(world.step(said[-1]), world)
+        self._heard[row] = (example.meta["seed"], tuple(said))
+        return reply
+
+
+def _checked(returned: Any, world: TextWorld) -> Reply:
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise ValueError(
+            f"{type(world).__name__}.step returned {returned!r}; expected (text, reward, terminated, truncated, info)."
+        )
+    text, reward, terminated, truncated, info = returned
+    if not isinstance(text, str) or not math.isfinite(float(reward)):
+        raise ValueError(
+            f"{type(world).__name__}.step said {text!r} and paid {reward!r}; expected a str and a finite number."
+        )
+    return Reply(text, float(reward), bool(terminated), bool(truncated) and not terminated, dict(info or {}))

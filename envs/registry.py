@@ -165,7 +165,7 @@ def _factory_of(name: str) -> Callable[..., Task]:
     dataset_task = pkgutil.resolve_name(f"{_REASONING_GYM}:ReasoningGymTask")
     if name.startswith(REASONING_GYM_PREFIX):
         return partial(dataset_task, name.removeprefix(REASONING_GYM_PREFIX))
-    datasets = pkgutil.resolve_name(f"{_REASONING_GYM}:dataset_names")()
+    datasets = pkgutil.resolve_name(f"{_REASONING_GYM}_datasets:dataset_names")()
     if name in datasets:
         return partial(dataset_task, name)
     raise ValueError(

@@ -95,10 +95,9 @@ class Scorer:
         num_scorers: int | None = None,
         scorer_memory_gib: float | None = 4.0,
     ) -> None:
-        if timeout_seconds is not None and timeout_seconds <= 0:
-            raise ValueError(f"timeout_seconds={timeout_seconds} must be positive, or None for no limit.")
-        if scorer_memory_gib is not None and scorer_memory_gib <= 0:
-            raise ValueError(f"scorer_memory_gib={scorer_memory_gib} must be positive, or None for no limit.")
+        for name, limit in (("timeout_seconds", timeout_seconds), ("scorer_memory_gib", scorer_memory_gib)):
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name}={limit} must be positive, or None for no limit.")
         if num_scorers is not None and num_scorers < 1:
             raise ValueError(f"num_scorers={num_scorers} must be at least 1, or None for one a core and at most 4.")
         if num_scorers is not None and timeout_seconds is None:
@@ -123,7 +122,7 @@ class Scorer:
 
     @contextmanager
     def asked_ahead(self, ask: Callable[[], None]) -> Iterator[None]:
-        """Within the block, what ``ask`` asked is answered from memory: each of its answers once, not counted again.
+        """Answer from memory, within the block, what ``ask`` asked: each of its answers once, not counted again.
 
         So texts that are played one after the other can be scored together: ``ask`` asks for all of them first. What it
         did not ask is asked when it comes.
@@ -137,7 +136,7 @@ class Scorer:
             self._is_ahead, self._ahead = False, {}
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
-        """What the text is worth; see the class for what failures do.
+        """Return what the text is worth; see the class for what failures do.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
@@ -145,7 +144,7 @@ class Scorer:
         return self.score_batch([(example, text, ids)])[0]
 
     def score_batch(self, answers: Sequence[Answer]) -> list[Score]:
-        """Scores of (example, text, ids), in order.
+        """Return the scores of (example, text, ids), in order.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
@@ -153,7 +152,7 @@ class Scorer:
         return self._answers("score", answers, self._score_batch)
 
     def progress_batch(self, answers: Sequence[Answer]) -> list[Progress | Failure]:
-        """How far each text has come, of a dense task.
+        """Return how far each text has come, of a dense task.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
@@ -161,7 +160,7 @@ class Scorer:
         return self._answers("progress", answers, lambda asked: self._ask(_jobs("progress", asked), Progress, asked))
 
     def turn_batch(self, turns: Sequence[Turn]) -> list[Reply | Failure]:
-        """What the world of each row replies to the last text of all that was said to it in this episode.
+        """Return what the world of each row replies to the last text of all that was said to it in this episode.
 
         Raises:
             Exception: whatever the world raised, or TimeoutError, with ``on_error="raise"``.
@@ -173,12 +172,24 @@ class Scorer:
         return self._ask(jobs, Reply, [(example, said[-1], None) for _, example, said in turns])
 
     def reject(self, error: Exception, example: Example, text: str) -> Failure:
-        """Count what was answered as a failure, because it is of no use.
+        """Count a failure, show the first of its kind, and return it.
 
         Raises:
             Exception: the error, with ``on_error="raise"``.
         """
-        return self._failure(error, example, text)
+        timed_out = isinstance(error, ScoringTimeout)
+        self.counters.timeouts += timed_out
+        self.counters.errors += not timed_out
+        if self.on_error == "raise":
+            raise error
+        kind = "timeout" if timed_out else _kind_of(error)
+        self._warn(
+            kind,
+            f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures of this kind, "
+            f"{kind!r}, are counted only (scorer.counters)",
+            error,
+        )
+        return Failure("timeout" if timed_out else "error")
 
     def take_components(self) -> dict[str, float]:
         """Return the mean of each component over the answers scored since the last call that have it, and start anew.
@@ -195,7 +206,7 @@ class Scorer:
     def _answers(
         self, method: str, answers: Sequence[Answer], ask: Callable[[Sequence[Answer]], list[Any]]
     ) -> list[Any]:
-        """What ``ask`` says of the answers, or has said ahead."""
+        """Return what ``ask`` says of the answers, or has said ahead."""
         if not self._is_ahead and not self._ahead:
             return ask(answers)
         keys = [(method, id(example), text, np.asarray(ids).tobytes()) for example, text, ids in answers]
@@ -222,10 +233,10 @@ class Scorer:
     def _settle(self, outcome: Outcome, method: str, expected: type, example: Example, text: str) -> Any:
         self.counters.scored += 1
         if outcome.error is not None:
-            return self._failure(outcome.error, example, text)
+            return self.reject(outcome.error, example, text)
         if not isinstance(outcome.result, expected):
             message = f"task.{method} returned {type(outcome.result).__name__}; expected worldmtp.envs."
-            return self._failure(TypeError(f"{message}{expected.__name__}."), example, text)
+            return self.reject(TypeError(f"{message}{expected.__name__}."), example, text)
         return outcome.result
 
     def _score_batch(self, answers: Sequence[Answer]) -> list[Score]:
@@ -262,25 +273,8 @@ class Scorer:
             self.counters.seconds += time.perf_counter() - start
         return list(scores)
 
-    def _failure(self, error: Exception, example: Example, text: str) -> Failure:
-        timed_out = isinstance(error, ScoringTimeout)
-        if timed_out:
-            self.counters.timeouts += 1
-        else:
-            self.counters.errors += 1
-        if self.on_error == "raise":
-            raise error
-        kind = "timeout" if timed_out else _kind_of(error)
-        self._warn(
-            kind,
-            f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures of this kind, "
-            f"{kind!r}, are counted only (scorer.counters)",
-            error,
-        )
-        return Failure("timeout" if timed_out else "error")
-
     def _warn(self, kind: str, message: str, error: Exception) -> None:
-        """Once for each kind."""
+        """Warn once for each kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             trace = "".join(traceback.format_exception(error))

@@ -9,7 +9,7 @@ import yaml
 
 from worldmtp.objective import MTPObjective
 from worldmtp.objective.fused import LossTerms
-from worldmtp.objective.plan import CoefSchedule, DepthWindow, Frequency, Progress
+from worldmtp.objective.plan import DepthWindow, Progress
 
 FILES = {
     entry.name.removesuffix(".yaml"): entry
@@ -166,47 +166,6 @@ def test_file_loads_and_says_its_source(name):
     objective.plan(4, Progress(0, 10), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("default", MTPObjective()),
-        ("loss_ce", MTPObjective()),
-        ("loss_kl", MTPObjective(terms=LossTerms(ce=0.0, kl=1.0))),
-        ("loss_tv", MTPObjective(terms=LossTerms(ce=0.0, tv=1.0))),
-        ("loss_e2e_tv", MTPObjective(terms=LossTerms(ce=0.0, e2e_tv=1.0))),
-        ("loss_latent", MTPObjective(terms=LossTerms(ce=1.0, latent=1.0))),
-        ("loss_latent_ema", MTPObjective(terms=LossTerms(ce=1.0, latent=1.0), latent_target="ema")),
-        ("weights_mean", MTPObjective()),
-        *[
-            (f"weights_{rule}", MTPObjective(depth_weighting=rule))
-            for rule in ("uniform", "harmonic", "medusa", "fastmtp")
-        ],
-        ("coef_step", MTPObjective(coef=CoefSchedule("step", 0.3, 0.1, begin=0.6757))),
-        ("coef_linear", MTPObjective(coef=CoefSchedule("linear", 0.3, 0.1, duration=1.0))),
-        ("coef_cosine", MTPObjective(coef=CoefSchedule("cosine", 0.3, 0.1, duration=1.0))),
-        *[
-            (
-                f"curriculum_{way}",
-                MTPObjective(
-                    depth_weighting="uniform", coef=CoefSchedule(start=1.0), window=DepthWindow(curriculum=way)
-                ),
-            )
-            for way in ("forward", "reverse")
-        ],
-        *[(f"window_{last}", MTPObjective(window=DepthWindow(last=last))) for last in (2, 3, 4)],
-        ("positions_half", MTPObjective(frequency=Frequency(position_fraction=0.5))),
-        ("positions_quarter", MTPObjective(frequency=Frequency(position_fraction=0.25))),
-        ("positions_stride_4", MTPObjective(frequency=Frequency(position_stride=4))),
-        ("answers_only", MTPObjective(frequency=Frequency(answers_only=True))),
-        ("every_2_steps", MTPObjective(frequency=Frequency(every_steps=2))),
-        ("every_4_steps", MTPObjective(frequency=Frequency(every_steps=4))),
-        ("one_random_depth", MTPObjective(frequency=Frequency(one_random_depth=True))),
-    ],
-)
-def test_file_of_an_ablation(name, expected):
-    assert MTPObjective.from_dict(load(name)) == expected
-
-
-def test_every_file_is_told_of_above():
-    ablations = next(mark.args[1] for mark in test_file_of_an_ablation.pytestmark if mark.name == "parametrize")
-    assert {*FILES} == {*PAPERS, *(name for name, _ in ablations)}
+def test_the_files_are_the_default_and_what_papers_train_by():
+    assert {*FILES} == {*PAPERS, "default"}
+    assert MTPObjective.from_dict(load("default")) == MTPObjective()

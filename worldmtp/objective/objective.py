@@ -57,17 +57,17 @@ class LossTerms:
 
     @property
     def on_teacher_logits(self) -> bool:
-        """Whether a term compares logits with a teacher's."""
+        """Return whether a term compares logits with a teacher's."""
         return bool(self.kl or self.tv or self.e2e_tv)
 
     @property
     def on_logits(self) -> bool:
-        """Whether a term has a gradient by the logits."""
+        """Return whether a term has a gradient by the logits."""
         return bool(self.ce) or self.on_teacher_logits
 
     @property
     def need_teacher(self) -> bool:
-        """Whether a term compares anything with a teacher."""
+        """Return whether a term compares anything with a teacher."""
         return bool(self.latent) or self.on_teacher_logits
 
 
@@ -123,16 +123,16 @@ class MTPObjective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term compares with the trunk: everything but cross-entropy."""
+        """Return whether a term compares with the trunk: everything but cross-entropy."""
         return self.terms.need_teacher
 
     @property
     def needs_ema(self) -> bool:
-        """Whether a moving average of the trunk has to be kept."""
+        """Return whether a moving average of the trunk has to be kept."""
         return self.latent_target == "ema"
 
     def plan(self, num_depths: int, progress: Progress, seed: int) -> StepPlan:
-        """``plan_step`` of this objective, for a model of K = ``num_depths``."""
+        """Return the ``plan_step`` of this objective, for a model of K = ``num_depths``."""
         return plan_step(
             depth_weighting=self.depth_weighting,
             coef=self.coef,
@@ -144,12 +144,12 @@ class MTPObjective:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as nested plain dicts, fit for JSON and YAML."""
+        """Return all fields as nested plain dicts, fit for JSON and YAML."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MTPObjective":
-        """The inverse of ``to_dict``; fields that are left out have their defaults.
+        """Return the objective of a dict of ``to_dict``; fields that are left out have their defaults.
 
         Raises:
             ValueError: a key is unknown (the nearest is suggested), or a value is outside its range.
@@ -159,7 +159,7 @@ class MTPObjective:
 
 
 def _build(cls: type[Config], values: Any, path: str) -> Config:
-    """A dataclass of scalars and further dataclasses from a mapping; ``path`` leads there in messages."""
+    """Return a dataclass of scalars and further dataclasses from a mapping; ``path`` leads there in messages."""
     if not isinstance(values, Mapping):
         raise TypeError(f"{path or 'the objective'} is {values!r}; give a mapping of {cls.__name__}'s fields.")
     types = {item.name: item.type for item in fields(cls)}  # type: ignore[arg-type]  # always a dataclass

@@ -15,9 +15,9 @@ from worldmtp.agents.forward import action_mask, episode_returns
 from worldmtp.agents.predictions import DepthPredictions, RootImaginations, depth_predictions, root_imaginations
 from worldmtp.agents.trajectory import Rollout
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
+from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
-from worldmtp.analysis.token_strips import imagined_strip, token_strip
 from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed

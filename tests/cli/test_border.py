@@ -266,4 +266,4 @@ def test_directory_of_another_run(compose_tiny, tmp_path):
 
 def test_a_made_environment_has_its_rows():
     env = make_env(EnvConfig("worldmtp/Reverse-v0", {"max_new": 7}), 3)
-    assert (env.num_envs, env.problem.max_new) == (3, 7)
+    assert (env.num_envs, env.dataset.max_new) == (3, 7)

@@ -26,7 +26,7 @@ def play_env(
     # What is asked is drawn here; the pool, which every environment has, may be small.
     envs = make_text_vec(env_id, 1, **{"pool_size": 1} | kwargs)
     examples = draw_examples(
-        envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=envs.problem.heldout_fraction
+        envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=envs.dataset.heldout_fraction
     )
     scores = []
     for number, example in enumerate(examples, start=1):

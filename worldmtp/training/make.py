@@ -92,7 +92,7 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
     generator = torch.Generator().manual_seed(seed)
     if brings_heads(config):
         return load_with_heads(Path(str(config.path)), generator, f"Give another model.path than {config.path!r}.")
-    context = env.problem.max_prompt + env.problem.max_new
+    context = env.dataset.max_prompt + env.dataset.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
     bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
     spec = config.head_spec.given()
@@ -131,7 +131,7 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
             f"{text_config.vocab_size}; resize the model's embeddings or give the environment the model's own "
             "tokenizer (env.kwargs.tokenizer)."
         )
-    context = env.problem.max_prompt + env.problem.max_new
+    context = env.dataset.max_prompt + env.dataset.max_new
     limit = getattr(text_config, "max_position_embeddings", None)
     if limit is not None and context > limit:
         raise ValueError(

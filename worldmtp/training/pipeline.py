@@ -121,7 +121,7 @@ class Pipeline:
             stream_seed(config.seed, "evaluation"),
         )
         self._prompt = held_out[0].prompt
-        self._env.problem.encode([*held_out, *self._examples])
+        self._env.dataset.encode([*held_out, *self._examples])
         self._tokens_text = vocabulary(self._env)
         self._after: Judgement | None = None
         self.closing = ""

@@ -108,8 +108,8 @@ def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) ->
             "sft.share_prompts=false: the task has no training prompt beyond those of the warm start, so "
             "reinforcement trains on the same ones.",
         )
-    env.problem.choose_pools(seed, shown)
-    pool = _keys(env.problem.pool("train").examples)
+    env.dataset.choose_pools(seed, shown)
+    pool = _keys(env.dataset.pool("train").examples)
     return len(pool & prompts.shown) / len(pool), notes
 
 
@@ -120,7 +120,7 @@ def _keys(examples: Iterable[Example]) -> frozenset[str]:
 def _no_prompt(env: TextVectorEnv, config: TrainConfig, asked: str, change: str) -> ValueError:
     return ValueError(
         f"{config.env.id} has no {asked} asks for some; give it more questions, or {change} the share of prompts that "
-        f"is held out, env.kwargs.heldout_fraction={env.problem.heldout_fraction}."
+        f"is held out, env.kwargs.heldout_fraction={env.dataset.heldout_fraction}."
     )
 
 
@@ -137,7 +137,7 @@ def _leaves_room(env: TextVectorEnv, shown: frozenset[str], seed: int) -> bool:
         _PROBES,
         seed,
         purpose="pool",
-        heldout_fraction=env.problem.heldout_fraction,
+        heldout_fraction=env.dataset.heldout_fraction,
         max_misses=_MISSES_A_PROBE,
         excluded=shown,
         fewer=True,

@@ -94,7 +94,7 @@ def warm_start(
         disable_tqdm=True,
         seed=seed,
         bf16=compute_dtype == "bfloat16",
-        max_length=env.problem.max_prompt + env.problem.max_new,
+        max_length=env.dataset.max_prompt + env.dataset.max_new,
     )
     trainer = MTPSFTTrainer(
         model,

@@ -62,11 +62,15 @@ format: setup  ## format, and apply the lint fixes that are safe
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+.PHONY: docs
+docs: setup  ## build the pages and the API reference into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 .PHONY: wheel-test
 wheel-test: setup  ## build, install in a clean environment, run the default suite there from another directory
 	PYTHON="$(PYTHON)" BUILDER="$(BIN)/python" TORCH_PIP_ARGS="$(TORCH_PIP_ARGS)" WORKERS="$(WORKERS)" .ci/wheel-test
 
 .PHONY: clean
 clean:  ## remove the environment, caches and builds; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find worldmtp envs agents configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

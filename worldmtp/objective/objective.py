@@ -39,6 +39,14 @@ class LossTerms:
 
     ``ce``, ``kl``, ``tv`` and ``latent`` are summed for each depth and multiplied by its weight. ``e2e_tv`` couples the
     depths, so it is multiplied by the mean of their weights.
+
+    Attributes:
+        ce: cross-entropy with the token that followed.
+        kl: KL(teacher, head): the head learns the trunk's whole distribution.
+        tv: total variation from the teacher, which is one minus the probability that a draft is accepted.
+        e2e_tv: the accepted length that is missed, over all depths together.
+        latent: smooth L1 between the head's latent and the teacher's hidden state.
+        latent_beta: where that smooth L1 turns from square to linear.
     """
 
     ce: float = 1.0

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from worldmtp.agents.ppo import PPOAgent as PPOAgent
     from worldmtp.agents.rollout import collect_rollout as collect_rollout
     from worldmtp.agents.trainer import ImaginationTrainer as ImaginationTrainer
-    from worldmtp.agents.trl_rollout import TextGenRollout as TextGenRollout
-    from worldmtp.agents.trl_rollout import env_reward as env_reward
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -28,6 +26,5 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ppo": "PPOAgent",
         "rollout": "collect_rollout",
         "trainer": "ImaginationTrainer",
-        "trl_rollout": "TextGenRollout env_reward",
     },
 )

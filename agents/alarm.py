@@ -1,4 +1,4 @@
-"""An alarm for drafts that have stopped being right: the trunk moves on, its heads stay, and nobody is told.
+"""An alarm for drafts that have become worse: the trunk has been trained on, its heads have not.
 
 Decoding stays exact whatever the heads say, so stale heads show in nothing but speed. In released stacks a lost weight
 sync has taken the accepted length from 2.7 to 1.0 unnoticed. Here drafting reads the modules that training changes, so
@@ -19,7 +19,7 @@ class AcceptanceDropWarning(UserWarning):
 
 
 def weights_versions(module: nn.Module) -> tuple[int, ...]:
-    """For each parameter a counter that grows when it is written in place: by an optimiser, by ``load_state_dict``.
+    """Return a counter per parameter that grows with each write in place, by an optimiser or ``load_state_dict``.
 
     They are torch's own, so nobody has to remember to advance them. Not seen are writes through ``parameter.data``, by
     fused optimisers and by ``load_state_dict(assign=True)``; tensors made in inference mode have no counter.
@@ -45,7 +45,7 @@ class AcceptanceAlarm:
         self._has_warned = False
 
     def observe(self, tokens_per_forward: float) -> None:
-        """What a batch's rounds yielded; NaN, no round at all, says nothing."""
+        """Record what a batch's rounds yielded; NaN, where there was no round, is ignored."""
         if math.isnan(tokens_per_forward):
             return
         if tokens_per_forward > self._best:
@@ -64,11 +64,11 @@ class AcceptanceAlarm:
         self._has_warned = fell
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen; which weights were written since is not known to another process."""
+        """Return what has been seen; counts of writes mean nothing to another process."""
         return {"best": self._best, "has_warned": self._has_warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore."""
+        """Restore what ``state_dict`` returned."""
         self._best, self._has_warned = float(state["best"]), bool(state["has_warned"])
         self._versions_at_best, self._since = self._versions(), "Since this run was resumed"
 
@@ -77,5 +77,5 @@ class AcceptanceAlarm:
 
 
 def _num_writes(before: tuple[int, ...], after: tuple[int, ...]) -> int:
-    """Of the parameter that was written most often: trunk and heads compare, however many parameters they have."""
+    """Return the writes of the parameter written most often, so that trunk and heads compare whatever their size."""
     return max((now - then for then, now in zip(before, after, strict=False)), default=0)

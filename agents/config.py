@@ -1,4 +1,8 @@
-"""Frozen configs of the agent. Values are checked here, where they are used."""
+"""Frozen configs of PPO, rollouts, world-model training and imagination; each checks its own values.
+
+They stand in a file that needs no torch, apart from the classes that read them: the command line's schema is made of
+them, and ``--help`` and a misspelt option are answered without loading a library of seconds.
+"""
 
 import math
 from dataclasses import dataclass
@@ -19,6 +23,12 @@ def _require_rates(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(0 < value < math.inf, f"{name}={value} must be positive and finite.")
+
+
+def _require_at_least(config: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{name}={value} must be at least {least}.")
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,11 @@ class PPOConfig:
     kl_coef: float = 0.02
     num_epochs: int = 2
     num_minibatches: int = 2
+    micro_batch_size: int | None = None
+    """Episodes in memory at once: gradients add up over the micro-batches of a minibatch. None: the whole minibatch.
+
+    Memory alone depends on it; the update is that of the minibatch.
+    """
     max_grad_norm: float = 1.0
     advantage: str = "gae"
     """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode.
@@ -55,7 +70,7 @@ class PPOConfig:
     detach_value: bool = True
     """The value loss trains the value head only, not the trunk."""
     bootstrap_truncated: bool = False
-    """Whether a truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
+    """A truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
 
     def __post_init__(self) -> None:
         _require_rates(self, "learning_rate")
@@ -65,8 +80,11 @@ class PPOConfig:
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")
         _require(self.clip_coef > 0, f"clip_coef={self.clip_coef} must be positive.")
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
-        _require(self.num_epochs >= 1, f"num_epochs={self.num_epochs} must be at least 1.")
-        _require(self.num_minibatches >= 1, f"num_minibatches={self.num_minibatches} must be at least 1.")
+        _require_at_least(self, 1, "num_epochs", "num_minibatches")
+        _require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            f"micro_batch_size={self.micro_batch_size} must be at least 1, or null for whole minibatches.",
+        )
         _require(
             self.advantage in ("gae", "group"), f"advantage={self.advantage!r} is unknown; choose 'gae' or 'group'."
         )
@@ -100,13 +118,12 @@ class RolloutConfig:
     group_size: int = 4
     temperature: float = 1.0
     draft: str = "none"
-    """Who drafts while acting, as in ``worldmtp.decoding.generate``; the law of the answers is the same with any."""
+    """The draft while acting, as in ``worldmtp.decoding.generate``; answers have the same distribution with any."""
     num_draft: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.num_iterations >= 0, f"num_iterations={self.num_iterations} cannot be negative.")
-        _require(self.num_prompts >= 1, f"num_prompts={self.num_prompts} must be at least 1.")
-        _require(self.group_size >= 1, f"group_size={self.group_size} must be at least 1.")
+        _require_at_least(self, 1, "num_prompts", "group_size")
         _require(
             self.num_prompts * self.group_size >= 2,
             "one episode an iteration has nothing to be compared with; raise num_prompts or group_size.",
@@ -136,7 +153,7 @@ class WorldModelConfig:
         _require_coefficients(self, "ce_coef", "reward_coef", "continuation_coef", "value_coef")
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
-        _require(self.replay_iterations >= 1, f"replay_iterations={self.replay_iterations} must be at least 1.")
+        _require_at_least(self, 1, "replay_iterations")
         _require(self.batch_size_episodes >= 1, f"batch_size_episodes={self.batch_size_episodes} must be positive.")
 
 
@@ -144,8 +161,8 @@ class WorldModelConfig:
 class ImaginationConfig:
     """What imagination is used for, and how far.
 
-    ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust (agents/counterfactual.py).
-    ``baseline``: imagined value expansion as a state-only baseline (agents/expansion.py).
+    ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust. ``baseline``: imagined value
+    expansion as a state-only baseline. Each is explained in the file of that name in ``agents/imagination``.
     """
 
     use: str = "counterfactual"
@@ -171,15 +188,13 @@ class ImaginationConfig:
             self.use in ("off", "counterfactual", "baseline"),
             f"use={self.use!r} is unknown; choose 'off', 'counterfactual' or 'baseline'.",
         )
-        _require(self.horizon >= 1, f"horizon={self.horizon} must be at least 1.")
+        _require_at_least(self, 1, "horizon")
         _require(self.max_live >= 2, f"max_live={self.max_live} must be at least 2: one token has no alternative.")
         _require(0 <= self.min_probability < 1, f"min_probability={self.min_probability} must be in [0, 1).")
         _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
-        for name in ("critic_replay_iterations", "critic_hidden_size"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
+        _require_at_least(self, 1, "critic_replay_iterations", "critic_hidden_size", "num_rollouts")
         _require_rates(self, "critic_learning_rate")
         _require(self.critic_updates >= 0, f"critic_updates={self.critic_updates} cannot be negative.")
         _require(self.min_batches >= 0, f"min_batches={self.min_batches} cannot be negative.")
-        _require(self.num_rollouts >= 1, f"num_rollouts={self.num_rollouts} must be at least 1.")
         _require(0 < self.slope_decay < 1, f"slope_decay={self.slope_decay} must be in (0, 1).")
         _require(self.chunk_states >= 1, f"chunk_states={self.chunk_states} must be positive.")

@@ -1,17 +1,28 @@
-"""Held-out evaluation: the same prompts every time, answered greedily and by sampling, and read by all depths."""
+"""Evaluation on held-out prompts: answers to the same ones every time, and what the model predicted of them.
+
+On-policy text and its teacher-forced heads are all that the predictions need: one trunk forward and one pass of each
+depth. Full distributions are reduced one depth at a time; nothing of size vocabulary is kept.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from worldmtp.agents.forward import episode_returns
-from worldmtp.agents.imagined_returns import Acting
+from worldmtp.agents.advantages import monte_carlo_returns
+from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, state_index
+from worldmtp.dynamics import WorldModel, imagine
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
+from worldmtp.model.categorical import entropy_per_token
+from worldmtp.model.precision import full_precision
+from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Evaluation:
     sampled: Rollout
 
     def metrics(self) -> dict[str, float]:
-        """Means over prompts."""
+        """Return means over prompts."""
         return {
             "eval/exact": float(self.greedy.exact.float().mean()),
             "eval/exact_sampled": float(self.sampled.exact.float().mean()),
@@ -46,11 +57,11 @@ class Evaluator:
 
     @property
     def temperature(self) -> float:
-        """That of the sampled answers."""
+        """The temperature of the sampled answers."""
         return self._temperature
 
     def acting(self, return_range: tuple[float, float]) -> Acting:
-        """The policy that wrote the sampled answers, and its turns."""
+        """Return the policy that wrote the sampled answers, and its turns."""
         return Acting.of(self._env, self._temperature, return_range)
 
     @torch.no_grad()
@@ -62,8 +73,119 @@ class Evaluator:
         """
         model.limit_tokens(self._env.tokenizer.vocab_size)
         options = {"split": "heldout", "prompts": list(self.examples)}
-        policy = TrunkPolicy(model, self._temperature)
-        greedy = collect_rollout(self._env, policy, None, options).to(model.device)
         generator = torch.Generator(device=model.device).manual_seed(self._seed)
-        policy = TrunkPolicy(model, self._temperature)
-        return Evaluation(greedy, collect_rollout(self._env, policy, generator, options).to(model.device))
+        greedy, sampled = (
+            collect_rollout(self._env, TrunkPolicy(model, self._temperature), source, options).to(model.device)
+            for source in (None, generator)
+        )
+        return Evaluation(greedy, sampled)
+
+
+@dataclass(frozen=True)
+class DepthPredictions:
+    """What depth k predicted of token i, at position i - k; NaN (ids: 0) where that position is not in the text.
+
+    Depth 1 is the trunk, the policy that wrote the text, so ``logprobs[..., 0]`` is the chain.
+    """
+
+    logprobs: Float[Tensor, "batch time depth"]
+    entropies: Float[Tensor, "batch time depth"]
+    top1_ids: Int[Tensor, "batch time depth"]
+    top1_probs: Float[Tensor, "batch time depth"]
+
+
+@torch.no_grad()
+def depth_predictions(
+    model: MTPModel, rollout: Rollout, temperature: float, features: TrunkFeatures | None = None
+) -> DepthPredictions:
+    """Return what all depths predicted of a rollout's tokens, at the temperature of acting.
+
+    ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+    """
+    latents = model.latents(rollout.input_ids, rollout.attention_mask, features=features)
+    per_depth = [
+        _read_depth(model, latent, rollout, depth, temperature) for depth, latent in enumerate(latents, start=1)
+    ]
+    return DepthPredictions(*(torch.stack(values, dim=-1) for values in zip(*per_depth, strict=True)))
+
+
+def _read_depth(
+    model: MTPModel, latent: Tensor, rollout: Rollout, depth: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_policy = (full_precision(model.logits_of(latent, depth)) / temperature).log_softmax(dim=-1)
+    realized = rollout.input_ids[:, depth:]
+    predicted = log_policy[:, :-depth]
+    top1_probs, top1_ids = predicted.exp().max(dim=-1)
+    known = rollout.attention_mask[:, depth:]
+
+    def in_place(values: Tensor, missing: float | int) -> Tensor:
+        whole = torch.full_like(rollout.input_ids, missing, dtype=values.dtype)
+        whole[:, depth:] = torch.where(known, values, missing)
+        return whole
+
+    return (
+        in_place(predicted.gather(2, realized[..., None])[..., 0], float("nan")),
+        in_place(entropy_per_token(predicted), float("nan")),
+        in_place(top1_ids, 0),
+        in_place(top1_probs, float("nan")),
+    )
+
+
+@dataclass(frozen=True)
+class RootImaginations:
+    """What was imagined at each state acted in, at the last token of its prefix; NaN (ids: 0) elsewhere.
+
+    Imagined and realized return-to-go, and the most likely imagined continuation with its probabilities: NaN from the
+    end of the policy's turn on, since what comes then is the environment's.
+    """
+
+    imagined: Float[Tensor, "batch time"]
+    realized: Float[Tensor, "batch time"]
+    tokens: Int[Tensor, "batch time horizon"]
+    token_probs: Float[Tensor, "batch time horizon"]
+
+
+@torch.no_grad()
+def root_imaginations(
+    world_model: WorldModel[Any] | None,
+    acting: Acting,
+    rollout: Rollout,
+    horizon: int,
+    num_rollouts: int,
+    ppo: PPOConfig,
+    generator: torch.Generator,
+    features: TrunkFeatures | None = None,
+) -> RootImaginations:
+    """Imagine from every state of a rollout: the mean of ``num_rollouts`` T_horizon, and one greedy continuation.
+
+    Without a world model only what was realized is known. ``features``, the trunk's of this rollout's text, save its
+    forward where they are at hand.
+    """
+    rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
+    at = (rows, state_index(rollout)[rows, steps])
+    to_go = monte_carlo_returns(rollout, ppo)
+
+    def in_place(values: Tensor, missing: float | int) -> Tensor:
+        shape = (*rollout.input_ids.shape, *values.shape[1:])
+        whole = torch.full(shape, missing, dtype=values.dtype, device=values.device)
+        whole[at] = values
+        return whole
+
+    realized = in_place(to_go[rows, steps], float("nan"))
+    if world_model is None:
+        unknown = torch.full_like(realized, float("nan"))
+        tokens = rollout.input_ids.new_zeros((*rollout.input_ids.shape, horizon))
+        return RootImaginations(unknown, realized, tokens, torch.full_like(tokens, float("nan"), dtype=unknown.dtype))
+    root = acted_states(world_model, rollout, features)
+    branched = torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts)
+    turn = acting.room(rollout, rows, steps)
+    room = turn.select(branched) if turn is not None else None
+    rolled = imagine(world_model, root.select(branched), horizon, acting.policy, generator, room)
+    expanded = acting.returns(rolled, ppo.gamma)[:, -1]
+    likeliest = imagine(world_model, root, horizon, acting.policy, None, turn)
+    return RootImaginations(
+        imagined=in_place(expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype), float("nan")),
+        realized=realized,
+        tokens=in_place(torch.where(likeliest.in_turn, likeliest.actions, 0), 0),
+        token_probs=in_place(torch.where(likeliest.in_turn, likeliest.logprobs.exp(), float("nan")), float("nan")),
+    )

@@ -19,9 +19,9 @@ from worldmtp.decoding.drafts import make_drafter
 from worldmtp.decoding.lean import make_runner
 from worldmtp.decoding.sampling import DecodingPolicy, SamplingConfig
 from worldmtp.decoding.session import DecodingSession, Round
-from worldmtp.dynamics.rollout import check_temperature
+from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
-from worldmtp.model.categorical import draw, entropy_per_token
+from worldmtp.model.categorical import draw
 from worldmtp.model.precision import full_precision
 
 
@@ -31,7 +31,6 @@ class ActedStep:
 
     actions: Int[Tensor, " row"]
     logprobs: Float[Tensor, " row"]
-    entropies: Float[Tensor, " row"]
 
 
 @runtime_checkable
@@ -39,12 +38,12 @@ class ActingPolicy(Protocol):
     """What a rollout needs of a policy."""
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
-        """One token a row; the most likely one where there is no generator."""
+        """Return one token a row, the most likely one where there is no generator."""
         ...
 
 
 def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generator: torch.Generator | None) -> ActedStep:
-    """Draw from softmax(logits / temperature), or take the most likely token where there is no generator.
+    """Sample from softmax(logits / temperature), or take the most likely token where there is no generator.
 
     Raises:
         FloatingPointError: a row's logits are NaN or all infinite.
@@ -53,11 +52,7 @@ def sample_step(logits: Float[Tensor, "row vocab"], temperature: float, generato
     if bool(torch.isnan(log_policy).any()):
         raise FloatingPointError("the policy's logits are not finite while acting; its weights have overflowed.")
     actions = draw(log_policy, generator)
-    return ActedStep(
-        actions=actions,
-        logprobs=log_policy.gather(1, actions[:, None])[:, 0],
-        entropies=entropy_per_token(log_policy),
-    )
+    return ActedStep(actions, log_policy.gather(1, actions[:, None])[:, 0])
 
 
 class TrunkPolicy:
@@ -94,11 +89,11 @@ class TrunkPolicy:
 
     @property
     def tokens_per_forward(self) -> float:
-        """What rounds of this policy gave a row, on average; NaN before the first."""
+        """Mean number of tokens that a round gave a row; NaN before the first round."""
         return self._yielded.tokens_per_round
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
-        """One token a row.
+        """Return one token a row.
 
         Raises:
             ValueError: if there is an action mask and this policy drafts.
@@ -143,13 +138,13 @@ class _MaskedPolicy(DecodingPolicy):
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
     def allow(self, allowed: Bool[np.ndarray, "row vocab"] | None) -> None:
-        """The mask of the session's rows for the token to come; None allows everything."""
+        """Set the mask of the session's rows for the next token; None allows everything."""
         self._allowed = allowed
 
     def processed(
         self, logits: Float[Tensor, "row place vocab"], texts: CachedTexts, num_before: int = 0
     ) -> Float[Tensor, "row place vocab"]:
-        """Processed logits, forbidden tokens cut away."""
+        """Return the processed logits, with forbidden tokens cut away."""
         found = super().processed(logits, texts, num_before)
         if self._allowed is None:
             return found
@@ -165,7 +160,7 @@ class YieldCount:
 
     @property
     def tokens_per_round(self) -> float:
-        """NaN where there was no round."""
+        """Tokens per round and row; NaN where there was no round."""
         return self.num_tokens / self.num_rounds if self.num_rounds else float("nan")
 
 
@@ -193,13 +188,12 @@ class _Queues:
         self._texts = np.zeros((num_rows, room), dtype=np.int64)
         self._texts[:, :width] = tokens
         self._logprobs = torch.zeros((num_rows, room), dtype=first.log_policy.dtype, device=first.tokens.device)
-        self._entropies = torch.zeros_like(self._logprobs)
         self._rows = np.arange(num_rows)
         self._last = np.full(num_rows, -1)
         self._put(first)
 
     def agree(self, tokens: np.ndarray, lengths: np.ndarray) -> bool:
-        """Whether the observed texts are prefixes of the known ones, and every row can be given its next token."""
+        """Return whether the observed texts are prefixes of the known ones and every row can get its next token."""
         if len(tokens) != len(self._start) or tokens.shape[1] > self._texts.shape[1]:
             return False
         if bool(((lengths < self._start) | (lengths > self._known)).any()):
@@ -211,7 +205,7 @@ class _Queues:
         return bool((tokens == self._texts[:, : tokens.shape[1]])[is_text].all() and np.isin(needs, self._rows).all())
 
     def take(self, lengths: np.ndarray, allowed: Bool[np.ndarray, "row vocab"] | None) -> ActedStep:
-        """Each row's token after its first ``lengths``, one of those allowed."""
+        """Return each row's token after its first ``lengths``, one of those allowed."""
         needs = lengths == self._known
         if needs.any():
             self._leave((lengths == self._last) & ~needs)
@@ -224,14 +218,10 @@ class _Queues:
         device = self._logprobs.device
         places = torch.from_numpy(lengths).to(device)[:, None]
         actions = torch.from_numpy(np.take_along_axis(self._texts, lengths[:, None], axis=1)[:, 0]).to(device)
-        return ActedStep(
-            actions=actions,
-            logprobs=self._logprobs.gather(1, places)[:, 0],
-            entropies=self._entropies.gather(1, places)[:, 0],
-        )
+        return ActedStep(actions, self._logprobs.gather(1, places)[:, 0])
 
     def _leave(self, stands_still: np.ndarray) -> None:
-        """Take rows out of the session that need no more of it: those that stand still, and those that are full."""
+        """Drop rows that need no more of the session: those that stand still, and those that are full."""
         # The newest token is text that is not cached yet.
         is_done = stands_still[self._rows] | (self._session.texts.num_cached + 1 >= self._limit)
         if is_done.any():
@@ -242,7 +232,7 @@ class _Queues:
     def _put(self, emission: Round) -> None:
         """Append a round's tokens to the rows that are in the session."""
         known, rows = self._known[self._rows], torch.from_numpy(self._rows)
-        tokens, logprobs, entropies = emission.tokens.cpu().numpy(), emission.logprobs, emission.entropies
+        tokens, logprobs = emission.tokens.cpu().numpy(), emission.logprobs
         for step in range(tokens.shape[1]):
             is_new = step < emission.counts
             here, places = self._rows[is_new], known[is_new] + step
@@ -250,7 +240,6 @@ class _Queues:
             index = torch.from_numpy(is_new).to(logprobs.device)
             where = (rows[is_new].to(logprobs.device), torch.from_numpy(places).to(logprobs.device))
             self._logprobs[where] = logprobs[index, step]
-            self._entropies[where] = entropies[index, step]
         self._known[self._rows] = known + emission.counts
 
 
@@ -266,7 +255,7 @@ class LatentPolicy:
         self._temperature = temperature
 
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
-        """One token a row.
+        """Return one token a row.
 
         Raises:
             KeyError: the environment imagines nothing.

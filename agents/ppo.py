@@ -1,35 +1,221 @@
-"""PPO on text: one update from one rollout and its advantage plan.
+"""PPO on text: what an update is given, its losses, its forward pass, and the update, in this order.
 
-Reads top to bottom as in Schulman et al. 2017, algorithm 1. The agent owns the trunk and the value head; the heads that
-imagine belong to the world model's own optimiser, so that switching them off changes nothing here, to the bit.
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347, algorithm 1. ``PPOConfig`` comes from ``config.py``, which needs
+no torch. The agent owns the trunk and the value head; the heads that imagine belong to the world model's own optimiser,
+so that switching them off changes nothing here, to the bit.
 
 Losses are means over the real steps of a minibatch. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain)
 and early stopping by KL.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from worldmtp.agents.action_masks import forbid
-from worldmtp.agents.advantages import AdvantagePlan
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.forward import PolicyStats, check_eval_mode, gather_states, hidden_states, state_index
-from worldmtp.agents.losses import (
-    all_action_loss_per_token,
-    explained_variance,
-    kl_penalty_per_token,
-    masked_mean,
-    policy_loss_per_token,
-)
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.rollout import check_temperature
+from worldmtp.agents.rollout import Rollout, TensorBatch, state_index
+from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import check_trained_weights, full_precision
-from worldmtp.model.world_heads import two_hot_cross_entropy
+from worldmtp.model.trunk import TrunkFeatures, last_hidden_states
+from worldmtp.model.world_heads import binned_mean, two_hot_cross_entropy
+
+# What an update is given besides the rollout
+
+
+@dataclass(frozen=True)
+class LikelyTokens(TensorBatch):
+    """The likeliest tokens of each state, most likely first, and the entropy of the whole policy there.
+
+    This is all that is kept of a policy: the vocabulary of a real model has 150 thousand entries per state.
+    """
+
+    ids: Int[Tensor, "batch step likely"]
+    logprobs: Float[Tensor, "batch step likely"]
+    entropy: Float[Tensor, "batch step"]
+
+
+@dataclass(frozen=True)
+class PolicyStats:
+    """A no-gradient reading of a fresh rollout, at the temperature of acting, before anything trains on it.
+
+    ``values`` has one entry more than there are steps; the one after the last step is that of the final text.
+    ``likely`` is None unless the advantage estimator asks for alternatives to the actions taken.
+    """
+
+    values: Float[Tensor, "batch step_plus_1"]
+    ref_logprobs: Float[Tensor, "batch step"]
+    likely: LikelyTokens | None = None
+
+
+@dataclass(frozen=True)
+class AdvantagePlan(TensorBatch):
+    """Advantages of the actions taken and, where there is an all-action term, of the tokens that were not taken.
+
+    ``live`` is empty in plain PPO. ``live_logprobs`` are log pi_old; a masked token has advantage zero.
+    """
+
+    advantages: Float[Tensor, "batch step"]
+    value_targets: Float[Tensor, "batch step"]
+    live_ids: Int[Tensor, "batch step live"]
+    live_logprobs: Float[Tensor, "batch step live"]
+    live_advantages: Float[Tensor, "batch step live"]
+
+
+# Losses, per token and unreduced. The all-action surrogate is ours to derive: the sampled one with the sum over actions
+# in place of the draw.
+
+
+def clipped_objective(
+    ratio: Float[Tensor, "*batch"], advantages: Float[Tensor, "*batch"], clip_coef: float
+) -> Float[Tensor, "*batch"]:
+    """Return min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised. Schulman et al. 2017, eq. 7."""
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
+
+
+def policy_loss_per_token(
+    logprobs: Float[Tensor, "batch step"],
+    old_logprobs: Float[Tensor, "batch step"],
+    advantages: Float[Tensor, "batch step"],
+    clip_coef: float,
+) -> Float[Tensor, "batch step"]:
+    """Return the clipped surrogate of the actions taken. At ratio one its gradient is -A grad log pi."""
+    return -clipped_objective((logprobs - old_logprobs).exp(), advantages, clip_coef)
+
+
+def all_action_loss_per_token(
+    logprobs: Float[Tensor, "batch step live"],
+    old_logprobs: Float[Tensor, "batch step live"],
+    advantages: Float[Tensor, "batch step live"],
+    clip_coef: float,
+) -> Float[Tensor, "batch step"]:
+    """Return the clipped surrogate averaged over actions: -sum_a pi_old(a) min(r_a A_a, clip(r_a) A_a).
+
+    At ratio one its gradient is -sum_a A_a grad pi(a). Actions left out of the ``live`` axis count as advantage zero;
+    padding has ``old_logprobs`` of minus infinity, or advantage zero.
+    """
+    weights = old_logprobs.exp()
+    counts = (weights > 0) & (advantages != 0)  # else the ratio may be infinite, and zero times it is NaN
+    ratio = torch.where(counts, logprobs - old_logprobs, 0.0).exp()
+    return -(weights * clipped_objective(ratio, advantages, clip_coef)).sum(dim=-1)
+
+
+def kl_penalty_per_token(
+    logprobs: Float[Tensor, "batch step"], ref_logprobs: Float[Tensor, "batch step"]
+) -> Float[Tensor, "batch step"]:
+    """Return an estimate of KL(pi || pi_ref) from a token of pi: e^d - d - 1 with d = log pi_ref - log pi.
+
+    Unbiased and never negative: the k3 of Schulman 2020, http://joschu.net/blog/kl-approx.html. As a loss its gradient
+    is that of the expectation only to first order in d.
+    """
+    difference = ref_logprobs - logprobs
+    return difference.exp() - difference - 1
+
+
+def masked_mean(
+    values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"], count: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Return the mean over the true entries of ``mask``; zero, not NaN, where there are none.
+
+    ``count`` is the number of entries of a whole of which this is a part: the parts then add up to its mean.
+    """
+    return torch.where(mask, values, 0.0).sum() / (mask.sum() if count is None else count).clamp(min=1)
+
+
+def explained_variance(residual: Float[Tensor, " sample"], target: Float[Tensor, " sample"]) -> float:
+    """Return r2 = 1 - Var(residual) / Var(target); zero where the target does not vary."""
+    variance = float(target.var(unbiased=False))
+    return 1.0 - float(residual.var(unbiased=False)) / variance if variance > 0 else 0.0
+
+
+# The forward pass
+
+
+def gather_states(
+    hidden: Float[Tensor, "batch time hidden"], index: Int[Tensor, "batch step"]
+) -> Float[Tensor, "batch step hidden"]:
+    """Return the hidden vectors at ``index`` of the time axis."""
+    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def check_eval_mode(model: MTPModel) -> None:
+    """Raise if the model is in training mode.
+
+    With dropout the policy that acts, the one that is read and the one that is updated would be three networks.
+
+    Raises:
+        ValueError: it is.
+    """
+    if model.training:
+        raise ValueError(
+            "the model is in training mode, so its dropout would make the policy that acts another one than the policy "
+            "that is updated; call model.eval() first (gradients are computed all the same)."
+        )
+
+
+def likely_tokens(log_policy: Float[Tensor, "batch step vocab"], num_likely: int) -> LikelyTokens:
+    """Return the ``num_likely`` likeliest tokens of a policy, or all there are."""
+    logprobs, ids = log_policy.topk(min(num_likely, log_policy.shape[-1]), dim=-1)
+    return LikelyTokens(ids, logprobs, entropy_per_token(log_policy))
+
+
+@torch.no_grad()
+def policy_stats(
+    model: MTPModel,
+    reference: PreTrainedModel | None,
+    rollout: Rollout,
+    temperature: float,
+    num_likely: int = 0,
+    features: TrunkFeatures | None = None,
+    micro_batch_size: int | None = None,
+) -> PolicyStats:
+    """Read ``rollout`` with the policy that acted it and with the reference, the policy itself where there is none.
+
+    ``features``, the trunk's of this rollout's text, save its forward where they are at hand. Logits over the
+    vocabulary are computed for ``micro_batch_size`` episodes at once and not kept.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    check_eval_mode(model)
+    if features is None:
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    states = gather_states(features.post_norm, state_index(rollout))
+    values = binned_mean(model.world_heads.value(states), model.world_heads.value_bins)
+    likely, references = [], []
+    for rows in torch.arange(len(rollout)).split(micro_batch_size or len(rollout)):
+        part = rollout.select(rows)
+        if num_likely:
+            logits = model.logits_of(states[rows, :-1])
+            likely.append(likely_tokens(_log_policy(logits, temperature, part), num_likely))
+        if reference is not None:
+            hidden = last_hidden_states(reference, part.input_ids, part.attention_mask)
+            head = reference.get_output_embeddings()
+            logits = model.policy_logits(head(gather_states(hidden, state_index(part)[:, :-1])))
+            log_reference = _log_policy(logits, temperature, part)
+            references.append(log_reference.gather(2, part.actions[..., None])[..., 0])
+    return PolicyStats(
+        values,
+        ref_logprobs=torch.cat(references) if references else rollout.logprobs,
+        likely=LikelyTokens.cat(likely) if likely else None,
+    )
+
+
+def _log_policy(
+    logits: Float[Tensor, "batch step vocab"], temperature: float, rollout: Rollout
+) -> Float[Tensor, "batch step vocab"]:
+    """Return the log-probabilities of the acting policy: at its temperature, over the tokens that were allowed."""
+    return forbid(full_precision(logits) / temperature, rollout.allowed).log_softmax(dim=-1)
+
+
+# The update
 
 
 class PPOAgent:
@@ -40,7 +226,7 @@ class PPOAgent:
         self.model = model
         self.config = config
         self._temperature = temperature
-        self._parameters = [*unique_parameters(model.trunk), *model.world_heads.value.parameters()]
+        self._parameters = [*model.trunk.parameters(), *model.world_heads.value.parameters()]  # tied ones once
         check_trained_weights("PPOAgent", self._parameters)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
         self._num_updates = 0
@@ -53,11 +239,10 @@ class PPOAgent:
         generator: torch.Generator,
         remaining: float = 1.0,
     ) -> dict[str, float]:
-        """Epochs of minibatches over one rollout; metrics are means over the minibatches.
+        """Train for some epochs of minibatches on one rollout; return the metrics' means over the minibatches.
 
-        A Python user's model must be in evaluation mode: at the first minibatch the ratio is 1 and approx_kl 0.
-
-        ``remaining`` is the share of the run that is left, which an annealed learning rate is proportional to.
+        At the first minibatch the ratio is 1 and approx_kl 0. ``remaining`` is the share of the run that is left, which
+        an annealed learning rate is proportional to.
 
         Raises:
             FloatingPointError: a loss is not finite; the model is left as it was before that step.
@@ -71,19 +256,19 @@ class PPOAgent:
             order = torch.randperm(len(rollout), generator=generator)
             for rows in order.split(size):
                 learning_rate = self._set_learning_rate(remaining)
-                terms = self._losses(rollout.select(rows), stats.select(rows), plan.select(rows))
-                values = self._step(terms)
-                largest_ratio = max(largest_ratio, values.pop("losses/ratio_max"))
-                for name, value in values.items():
+                metrics = self._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows))
+                largest_ratio = max(largest_ratio, metrics.pop("losses/ratio_max"))
+                for name, value in (metrics | {"losses/learning_rate": learning_rate}).items():
                     sums[name] = sums.get(name, 0.0) + value
-                sums["losses/learning_rate"] = sums.get("losses/learning_rate", 0.0) + learning_rate
                 num_steps += 1
                 self._num_updates += 1
-        metrics = {name: value / num_steps for name, value in sums.items()}
-        mask = rollout.step_mask
-        metrics["losses/ratio_max"] = largest_ratio
-        metrics["losses/explained_variance"] = explained_variance(stats.values[:, :-1][mask], plan.value_targets[mask])
-        return metrics
+        means = {name: value / num_steps for name, value in sums.items()}
+        targets = plan.value_targets[rollout.step_mask]
+        errors = targets - stats.values[:, :-1][rollout.step_mask]
+        return means | {
+            "losses/ratio_max": largest_ratio,
+            "losses/explained_variance": explained_variance(errors, targets),
+        }
 
     def _set_learning_rate(self, remaining: float) -> float:
         config = self.config
@@ -93,69 +278,83 @@ class PPOAgent:
         self.optimizer.param_groups[0]["lr"] = learning_rate
         return learning_rate
 
-    def _losses(self, rollout: Rollout, stats: PolicyStats, plan: AdvantagePlan) -> dict[str, torch.Tensor]:
+    def _step(self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan) -> dict[str, float]:
+        """Take one gradient step on a minibatch, whose gradient is added up over its micro-batches."""
+        sums: dict[str, float] = {}
+        num_actions, largest_ratio = rollout.step_mask.sum(), 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for rows in torch.arange(len(rollout)).split(self.config.micro_batch_size or len(rollout)):
+            loss, terms = self._loss(rollout.select(rows), ref_logprobs[rows], plan.select(rows), num_actions)
+            values = {name: float(term.detach()) for name, term in terms.items()}
+            broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+            if broken:
+                raise FloatingPointError(f"{', '.join(broken)}; the update was not applied.")
+            loss.backward()
+            largest_ratio = max(largest_ratio, values.pop("losses/ratio_max"))
+            for name, value in (values | {"losses/total": float(loss.detach())}).items():
+                sums[name] = sums.get(name, 0.0) + value
+        norm = clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm")
+        return sums | {"losses/grad_norm": norm, "losses/ratio_max": largest_ratio}
+
+    def _loss(
+        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, num_actions: Int[Tensor, ""]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return a micro-batch's part of the loss of a minibatch of ``num_actions``, and of its terms."""
         config, mask = self.config, rollout.step_mask
-        states = gather_states(
-            hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask), state_index(rollout)[:, :-1]
-        )
-        log_policy = forbid(
-            full_precision(self.model.logits_of(states)) / self._temperature, rollout.allowed
-        ).log_softmax(dim=-1)
+
+        def mean(values: Tensor) -> Tensor:
+            return masked_mean(values, mask, num_actions)
+
+        hidden = last_hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask)
+        states = gather_states(hidden, state_index(rollout)[:, :-1])
+        log_policy = _log_policy(self.model.logits_of(states), self._temperature, rollout)
         # Padding stands where there is no step. Its probability may round to 0, and the mean's mask comes too late: the
         # slope of the KL's estimate is infinite there, and zero times it is NaN.
         logprobs = torch.where(mask, log_policy.gather(2, rollout.actions[..., None])[..., 0], 0.0)
-        taken = policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef)
-        terms = {"losses/policy": masked_mean(taken, mask)}
+        policy = mean(policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef))
+        terms = {"losses/policy": policy}
         if plan.live_ids.shape[-1] > 0:
             live = log_policy.gather(2, plan.live_ids)
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
-            terms["losses/counterfactual"] = masked_mean(others, mask)
-        terms["losses/kl_reference"] = masked_mean(kl_penalty_per_token(logprobs, stats.ref_logprobs), mask)
-        terms["losses/entropy"] = masked_mean(entropy_per_token(log_policy), mask)
+            terms["losses/counterfactual"] = mean(others)
+        terms["losses/kl_reference"] = kl = mean(kl_penalty_per_token(logprobs, ref_logprobs))
+        terms["losses/entropy"] = entropy = mean(entropy_per_token(log_policy))
         value_logits = self.model.world_heads.value(states.detach() if config.detach_value else states)
         value_loss = two_hot_cross_entropy(value_logits, plan.value_targets, self.model.world_heads.value_bins)
-        terms["losses/value"] = masked_mean(value_loss, mask)
+        terms["losses/value"] = value = mean(value_loss)
+        loss = policy + config.vf_coef * value
+        if "losses/counterfactual" in terms:
+            loss = loss + terms["losses/counterfactual"]
+        if config.kl_coef:
+            loss = loss + config.kl_coef * kl
+        if config.ent_coef:
+            loss = loss - config.ent_coef * entropy
         with torch.no_grad():
             log_ratio = logprobs - rollout.logprobs
             ratio = log_ratio.exp()
             terms["losses/ratio_max"] = torch.where(mask, ratio, 0.0).max()
-            terms["losses/approx_kl"] = masked_mean(ratio - 1 - log_ratio, mask)  # the ratio may round to 0
-            terms["losses/clip_fraction"] = masked_mean(((ratio - 1).abs() > config.clip_coef).float(), mask)
-        return terms
-
-    def _step(self, terms: dict[str, torch.Tensor]) -> dict[str, float]:
-        config = self.config
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(f"{', '.join(broken)}; the update was not applied.")
-        loss = terms["losses/policy"] + config.vf_coef * terms["losses/value"]
-        if "losses/counterfactual" in terms:
-            loss = loss + terms["losses/counterfactual"]
-        if config.kl_coef:
-            loss = loss + config.kl_coef * terms["losses/kl_reference"]
-        if config.ent_coef:
-            loss = loss - config.ent_coef * terms["losses/entropy"]
-        values["losses/total"] = float(loss.detach())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"losses/grad_norm is {norm}; the update was not applied.")
-        self.optimizer.step()
-        values["losses/grad_norm"] = norm
-        return values
+            terms["losses/approx_kl"] = mean(ratio - 1 - log_ratio)  # the ratio may round to 0
+            terms["losses/clip_fraction"] = mean(((ratio - 1).abs() > config.clip_coef).float())
+        return loss, terms
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser; the model is saved by whoever owns it."""
+        """Return the optimiser's state; the model is saved by whoever owns it."""
         return {"optimizer": self.optimizer.state_dict(), "num_updates": self._num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore."""
+        """Restore the optimiser's state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self._num_updates = int(state["num_updates"])
 
 
-def unique_parameters(module: PreTrainedModel) -> list[torch.nn.Parameter]:
-    """Parameters of a module, tied ones once, in a stable order."""
-    return list(dict.fromkeys(module.parameters()))
+def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: str) -> float:
+    """Take a step with the gradient clipped by its norm; return the norm before clipping.
+
+    Raises:
+        FloatingPointError: the norm is not finite; no weight was changed.
+    """
+    norm = float(torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"{tag} is {norm}; the update was not applied.")
+    optimizer.step()
+    return norm

@@ -1,20 +1,143 @@
-"""One rollout loop for the real and the imagined environment.
+"""Real experience: the ``Rollout`` that travels between rooms, and the one loop that collects it.
 
-Batch-synchronous: every row starts at the reset and is stepped until all have ended. The environment must have
-``autoreset_mode`` DISABLED, so that ended rows keep their last observation and ignore further actions.
+Two axes index an episode. Their order and their alignment are written here, once:
+
+* ``time`` runs over the tokens of the text, prompt first, right-padded: ``input_ids[:, i]``;
+* ``step`` runs over the policy's own decisions: ``actions[:, t]`` is the token chosen in state ``s_t``, the prefix
+  ``input_ids[:, :action_index[:, t]]``. Hence ``input_ids[b, action_index[b, t]] == actions[b, t]`` and the trunk's
+  hidden state that chose it stands at ``action_index[b, t] - 1``.
+
+Tokens that the environment writes are on the ``time`` axis only. ``rewards[:, t]``, ``terminated[:, t]`` and
+``truncated[:, t]`` belong to ``actions[:, t]`` (Gymnasium); ``values`` has one entry more, the last the bootstrap.
+
+         time     0    1    2    3    4    5
+         text     p    p    p    a    a    EOS
+         step                    0    1    2
+         reward                  0    0    1        <- of the action above it
+
+Collecting is batch-synchronous: every row starts at the reset and is stepped until all have ended. The environment must
+have ``autoreset_mode`` DISABLED, so that ended rows keep their last observation and ignore further actions.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens
-from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActingPolicy
-from worldmtp.agents.trajectory import Rollout
+
+_Batch = TypeVar("_Batch", bound="TensorBatch")
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """Tensors that share their first axis; indexing and moving act on all of them."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def select(self: _Batch, rows: Tensor) -> _Batch:
+        """Return these rows of every field, in the order asked for."""
+        return type(self)(**{name: values[rows] for name, values in vars(self).items()})
+
+    def to(self: _Batch, device: torch.device | str) -> _Batch:
+        """Return the same batch on another device."""
+        return type(self)(**{name: values.to(device) for name, values in vars(self).items()})
+
+    @classmethod
+    def cat(cls: type[_Batch], parts: Sequence[_Batch]) -> _Batch:
+        """Return the rows of all parts, in their order."""
+        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+@dataclass(frozen=True)
+class Rollout(TensorBatch):
+    """Episodes of one policy version; each token id is stored once, so memory is O(time) per episode.
+
+    ``logprobs`` are log pi_old of every action exactly as it was sampled. ``group`` numbers the prompt an episode
+    answers, so that episodes of one group share their prompt. ``terminated`` and ``truncated`` are never both true.
+    ``allowed[:, t]`` are the tokens that the environment's action mask let the policy choose from; where there is no
+    mask, which is the default, its last axis is empty.
+    """
+
+    input_ids: Int[Tensor, "batch time"]
+    attention_mask: Bool[Tensor, "batch time"]
+    prompt_length: Int[Tensor, " batch"]
+    action_index: Int[Tensor, "batch step"]
+    actions: Int[Tensor, "batch step"]
+    step_mask: Bool[Tensor, "batch step"]
+    logprobs: Float[Tensor, "batch step"]
+    rewards: Float[Tensor, "batch step"]
+    terminated: Bool[Tensor, "batch step"]
+    truncated: Bool[Tensor, "batch step"]
+    group: Int[Tensor, " batch"]
+    exact: Bool[Tensor, " batch"]
+    allowed: Bool[Tensor, "batch step known_vocab"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.allowed is None:
+            nothing = torch.ones((*self.actions.shape, 0), dtype=torch.bool, device=self.actions.device)
+            object.__setattr__(self, "allowed", nothing)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the environment restricts which actions are allowed."""
+        return self.allowed is not None and self.allowed.shape[-1] > 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens the policy generated."""
+        return int(self.step_mask.sum())
+
+
+def state_index(rollout: Rollout) -> Int[Tensor, "batch step_plus_1"]:
+    """Return where on the time axis the last token of s_0 .. s_T stands; after the last step, the end of the text."""
+    last = rollout.attention_mask.sum(dim=1, keepdim=True) - 1
+    before = torch.where(rollout.step_mask, rollout.action_index - 1, last)
+    return torch.cat([before, last], dim=1)
+
+
+def action_mask(rollout: Rollout) -> Bool[Tensor, "batch time"]:
+    """Return which tokens the policy chose."""
+    # Steps that are not there write False to index 0, a prompt token.
+    return torch.zeros_like(rollout.attention_mask).scatter(1, rollout.action_index, rollout.step_mask)
+
+
+def episode_returns(rollout: Rollout) -> Float[Tensor, " batch"]:
+    """Return the undiscounted sum of each episode's rewards, added up in double precision: ten times .1 are 1."""
+    paid = torch.where(rollout.step_mask, rollout.rewards, 0.0)
+    return paid.double().sum(dim=1).to(paid.dtype)
+
+
+class PhaseClock:
+    """Adds up wall-clock seconds per named phase; phases may nest, and each counts its own whole time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a block under ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Return the sums so far and start over."""
+        taken = dict(self.seconds)
+        self.seconds.clear()
+        return taken
 
 
 @runtime_checkable
@@ -32,13 +155,13 @@ class BatchedTextEnv(Protocol):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Gymnasium's."""
+        """Start an episode in every row, as gymnasium does."""
         ...
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Gymnasium's."""
+        """Take one action a row, as gymnasium does."""
         ...
 
 
@@ -49,10 +172,10 @@ def collect_rollout(
     options: dict[str, Any],
     clock: PhaseClock | None = None,
 ) -> Rollout:
-    """One episode in every row of ``env``, acted by ``policy``; greedy where there is no generator.
+    """Return one episode of every row of ``env``, acted by ``policy``; greedy where there is no generator.
 
-    ``options`` goes to ``env.reset``. Time is the env's ``max_new`` steps, whatever the longest episode, so that
-    rollouts of different iterations can be concatenated. Phases timed: ``env`` and ``policy``.
+    ``options`` goes to ``env.reset``. The step axis has ``env.max_new`` entries, however long the episodes are, so
+    that rollouts of different iterations can be concatenated. Phases timed: ``env`` and ``policy``.
 
     Raises:
         ValueError: the environment resets rows by itself.
@@ -74,60 +197,62 @@ def collect_rollout(
         acted_at = obs["length"][:, 0].copy()
         with clock.phase("env"):
             obs, rewards, terminated, truncated, infos = env.step(actions)
-        recorder.record(acted_at, actions, step.logprobs.float().cpu().numpy(), rewards, terminated, truncated, infos)
+        recorder.record(
+            infos,
+            action_index=acted_at,
+            actions=actions,
+            logprobs=step.logprobs.float().cpu().numpy(),
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+        )
     return recorder.rollout(obs)
+
+
+_STEP_COLUMNS: dict[str, type[np.generic]] = {
+    "action_index": np.int64,
+    "actions": np.int64,
+    "logprobs": np.float32,
+    "rewards": np.float32,
+    "terminated": np.bool_,
+    "truncated": np.bool_,
+    "step_mask": np.bool_,
+}
+"""Fields of a ``Rollout`` along the step axis, but for the action masks."""
 
 
 class _Recorder:
     """Fills the step axis while the environment runs."""
 
     def __init__(self, obs: dict[str, np.ndarray], num_rows: int, num_steps: int) -> None:
-        shape = (num_rows, num_steps)
         self.done = np.zeros(num_rows, dtype=bool)
         self._prompt_length = obs["prompt_length"][:, 0].copy()
-        self._time = np.zeros(num_rows, dtype=np.int64)
-        self._action_index = np.zeros(shape, dtype=np.int64)
-        self._actions = np.zeros(shape, dtype=np.int64)
-        self._logprobs = np.zeros(shape, dtype=np.float32)
-        self._rewards = np.zeros(shape, dtype=np.float32)
-        self._terminated = np.zeros(shape, dtype=bool)
-        self._truncated = np.zeros(shape, dtype=bool)
-        self._step_mask = np.zeros(shape, dtype=bool)
+        self._num_taken = np.zeros(num_rows, dtype=np.int64)
+        self._columns: dict[str, np.ndarray] = {
+            name: np.zeros((num_rows, num_steps), dtype) for name, dtype in _STEP_COLUMNS.items()
+        }
         self._group = np.arange(num_rows, dtype=np.int64)
         self._exact = np.zeros(num_rows, dtype=bool)
         self._allowed: np.ndarray | None = None
 
     def allow(self, allowed: np.ndarray | None) -> None:
-        """The mask of the step that is recorded next; steps that are not there allow everything."""
+        """Keep the mask of the step that is recorded next; steps that are not there allow everything."""
         if allowed is None:
             return
         if self._allowed is None:
-            self._allowed = np.ones((*self._step_mask.shape, allowed.shape[1]), dtype=bool)
+            self._allowed = np.ones((*self._columns["step_mask"].shape, allowed.shape[1]), dtype=bool)
         live = np.nonzero(~self.done)[0]
-        self._allowed[live, self._time[live]] = allowed[live]
+        self._allowed[live, self._num_taken[live]] = allowed[live]
 
-    def record(
-        self,
-        acted_at: np.ndarray,
-        actions: np.ndarray,
-        logprobs: np.ndarray,
-        rewards: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        infos: dict[str, Any],
-    ) -> None:
-        """One environment step; rows that ended before are left alone."""
+    def record(self, infos: dict[str, Any], **columns: np.ndarray) -> None:
+        """Record one environment step; rows that ended before are left alone."""
         live = np.nonzero(~self.done)[0]
-        at = (live, self._time[live])
-        self._action_index[at] = acted_at[live]
-        self._actions[at] = actions[live]
-        self._logprobs[at] = logprobs[live]
-        self._rewards[at] = rewards[live]
-        self._terminated[at] = terminated[live]
-        self._truncated[at] = truncated[live]
-        self._step_mask[at] = True
-        self._time[live] += 1
-        ended = live[(terminated | truncated)[live]]
+        at = (live, self._num_taken[live])
+        for name, values in columns.items():
+            self._columns[name][at] = values[live]
+        self._columns["step_mask"][at] = True
+        self._num_taken[live] += 1
+        ended = live[(columns["terminated"] | columns["truncated"])[live]]
         self.done[ended] = True
         for row in ended:
             final = infos["final_info"]
@@ -137,23 +262,17 @@ class _Recorder:
                 self._exact[row] = final["exact"][row]
 
     def rollout(self, obs: dict[str, np.ndarray]) -> Rollout:
-        """What was recorded, with the text as the environment kept it."""
+        """Return what was recorded, with the text as the environment kept it."""
         input_ids = torch.from_numpy(obs["tokens"].copy())
         lengths = torch.from_numpy(obs["length"][:, 0].copy())
         rollout = Rollout(
             input_ids=input_ids,
             attention_mask=torch.arange(input_ids.shape[1])[None] < lengths[:, None],
             prompt_length=torch.from_numpy(self._prompt_length),
-            action_index=torch.from_numpy(self._action_index),
-            actions=torch.from_numpy(self._actions),
-            step_mask=torch.from_numpy(self._step_mask),
-            logprobs=torch.from_numpy(self._logprobs),
-            rewards=torch.from_numpy(self._rewards),
-            terminated=torch.from_numpy(self._terminated),
-            truncated=torch.from_numpy(self._truncated),
             group=torch.from_numpy(self._group),
             exact=torch.from_numpy(self._exact),
             allowed=None if self._allowed is None else torch.from_numpy(self._allowed),
+            **{name: torch.from_numpy(values) for name, values in self._columns.items()},
         )
         written = rollout.input_ids.gather(1, rollout.action_index)
         if not torch.equal(written[rollout.step_mask], rollout.actions[rollout.step_mask]):

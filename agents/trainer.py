@@ -19,25 +19,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from worldmtp.agents.advantages import AdvantageEstimator, AdvantagePlan, PlainAdvantages
+from worldmtp.agents.advantages import (
+    AdvantageEstimator,
+    PlainAdvantages,
+    correlation,
+    monte_carlo_returns,
+    same_return_fraction,
+)
 from worldmtp.agents.alarm import AcceptanceAlarm
-from worldmtp.agents.baselines import same_return_fraction
-from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.expansion import ExpansionAdvantages
-from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats, start_returns
-from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
-from worldmtp.agents.imagined_returns import Acting, acted_states, imagined_root_returns
+from worldmtp.agents.imagination.baseline import ExpansionAdvantages
+from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.ppo import PPOAgent
-from worldmtp.agents.regression import correlation
-from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
+from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episode_returns
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
-from worldmtp.dynamics import LatentState, WorldModel, make_world_model
-from worldmtp.dynamics.rollout import check_horizon
+from worldmtp.dynamics import LatentState, WorldModel, check_horizon, make_world_model
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
 
@@ -76,7 +76,7 @@ class ImaginationTrainer:
                 f"the environment has {env.num_envs} rows; num_prompts={rollout.num_prompts} times "
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
-        make_drafter(model, rollout.draft, rollout.num_draft, None)  # what cannot be is told now, not while acting
+        make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
         self._env = env
@@ -101,7 +101,6 @@ class ImaginationTrainer:
         )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)
-        self._drafting: dict[str, float] = {}
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
         _, infos = self._env.reset(seed=seed)
@@ -117,7 +116,7 @@ class ImaginationTrainer:
         return self._imagination.use != "off"
 
     def step(self) -> tuple[dict[str, float], Rollout]:
-        """One iteration; its metrics and its real episodes.
+        """Run one iteration; return its metrics and its real episodes.
 
         Raises:
             FloatingPointError: a loss is not finite, with the iteration and the term.
@@ -133,7 +132,7 @@ class ImaginationTrainer:
         self.model.eval()
         with clock.phase("total"):
             scored_before = self._env.scorer.counters.seconds
-            rollout = self._collect()
+            rollout, drafting = self._collect()
             scoring_seconds = self._env.scorer.counters.seconds - scored_before
             stats, plan, metrics = self._read(rollout)
             with clock.phase("update"):
@@ -145,27 +144,37 @@ class ImaginationTrainer:
             with clock.phase("imagination"):
                 metrics |= self._estimator.learn()
         self.iteration += 1
-        metrics |= {"time/scoring_seconds": scoring_seconds}
+        metrics |= drafting | {"time/scoring_seconds": scoring_seconds}
         return metrics | self._bookkeeping(rollout, metrics), rollout
 
-    def _collect(self) -> Rollout:
+    def _collect(self) -> tuple[Rollout, dict[str, float]]:
+        """Act; return the episodes and how well drafting went."""
         options = {"split": "train", "group_size": self._config.group_size}
         config = self._config
         policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+        drafting: dict[str, float] = {}
         if config.draft != "none":
-            self._drafting = {"rollout/tokens_per_forward": policy.tokens_per_forward}
+            drafting["rollout/tokens_per_forward"] = policy.tokens_per_forward
             self._alarm.observe(policy.tokens_per_forward)
         check_returns(rollout, self.model.config.value_range)
-        return rollout.to(self.model.device)
+        return rollout.to(self.model.device), drafting
 
     @torch.no_grad()
     def _read(self, rollout: Rollout) -> tuple[PolicyStats, AdvantagePlan, dict[str, float]]:
-        """All that is read and measured of a fresh rollout, from one pass of the trunk: no weight changes in here."""
+        """Read and measure a fresh rollout, from one pass of the trunk; no weight changes in here."""
         clock, model = self.clock, self.model
         with clock.phase("read"):
             features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
-            stats = policy_stats(model, self.reference, rollout, self._config.temperature, features)
+            stats = policy_stats(
+                model,
+                self.reference,
+                rollout,
+                self._config.temperature,
+                self._estimator.num_likely,
+                features,
+                self._ppo.micro_batch_size,
+            )
         with clock.phase("imagination"):
             states = None if self._world_model is None else acted_states(self._world_model, rollout, features)
             plan, metrics = self._estimator.estimate(rollout, stats, states)
@@ -179,7 +188,7 @@ class ImaginationTrainer:
         return stats, plan, metrics
 
     def _root_agreement(self, rollout: Rollout, stats: PolicyStats, states: LatentState) -> dict[str, float]:
-        """What the world model imagines at the first state of each episode, beside what the episode brought."""
+        """Return what the world model imagines at each episode's first state, beside what the episode brought."""
         assert self._world_model is not None  # who imagines has one
         imagined = imagined_root_returns(
             self._world_model,
@@ -190,7 +199,7 @@ class ImaginationTrainer:
             self._ppo.gamma,
             self._generators["imagination"],
         )
-        realized = start_returns(rollout, stats, self._ppo)
+        realized = monte_carlo_returns(rollout, self._ppo, stats.values)[:, 0]
         return {
             "imagination/return_imagined": float(imagined.mean()),
             "imagination/return_realized": float(realized.mean()),
@@ -213,7 +222,6 @@ class ImaginationTrainer:
             "rollout/exact_mean": float(rollout.exact.float().mean()),
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
-            **self._drafting,
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),
@@ -229,15 +237,21 @@ class ImaginationTrainer:
             "time/env_fraction": seconds.get("env", 0.0) / total,
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next iteration depends on, the model included."""
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state of its own, by its name in a checkpoint."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.model,
+            "agent": self.agent,
+            "learner": self._learner,
+            "estimator": self._estimator,
+            "alarm": self._alarm,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the next iteration depends on, the model included."""
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "reference": self.reference.state_dict() if self.reference is not None else None,
-            "agent": self.agent.state_dict(),
-            "learner": self._learner.state_dict(),
-            "estimator": self._estimator.state_dict(),
-            "alarm": self._alarm.state_dict(),
             "env": self._env.state(),
             "generators": capture_rng(self._generators),
             "iteration": self.iteration,
@@ -245,29 +259,26 @@ class ImaginationTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; the next iteration is the one that would have followed.
+        """Restore what ``state_dict`` returned; the next iteration is the one that would have followed.
 
         Raises:
             ValueError: the state lacks a random stream, or has one that this trainer does not know.
         """
         restore_rng(self._generators, state["generators"])
-        self.model.load_state_dict(state["model"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        self.agent.load_state_dict(state["agent"])
-        self._learner.load_state_dict(state["learner"])
-        self._estimator.load_state_dict(state["estimator"])
-        self._alarm.load_state_dict(state["alarm"])
         self._env.load_state(state["env"])
         self.iteration = int(state["iteration"])
         self.totals = {name: float(value) for name, value in state["totals"].items()}
 
 
 def check_returns(rollout: Rollout, value_range: tuple[float, float]) -> None:
-    """Raise if a return lies outside the range of the values, by more than float32 may be off.
+    """Raise if a return lies outside the range of the values by more than rounding in float32.
 
     Each of T rewards is rounded to half an ulp of the range's larger end, which adds up to T ulps at most. Value bins
-    clamp what is left (``distributions.two_hot``).
+    clamp what is left (``model.world_heads.two_hot``).
 
     Raises:
         ValueError: a return is really outside.
@@ -289,7 +300,7 @@ def make_estimator(
     ppo: PPOConfig,
     generator: torch.Generator,
 ) -> AdvantageEstimator:
-    """The advantage estimator that ``imagination.use`` names; plain ones need no world model."""
+    """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
     if imagination.use == "off":
         return PlainAdvantages(ppo)
     assert world_model is not None

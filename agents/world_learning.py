@@ -1,17 +1,17 @@
-"""Training the world model: MTP heads and world heads on replayed real episodes, the trunk untouched.
+"""Training the world model: MTP heads and world heads on replayed real episodes; the trunk is never touched.
 
 Latent h^k_i has read token i + k - 1 and so stands for the state that ends there. At every depth it is asked for the
-token after it, and, of the transition that arrived in that state, the reward and whether the episode went on, and the
-return from there on. What is known of a state is laid out on the length axis once (``StateTargets``) and shifted by
-k - 1 for depth k.
+token after it, for the reward of the transition that arrived in that state and whether the episode went on, and for the
+return from there on. What is known of each state is put on the time axis once (``StateTargets``) and shifted by k - 1
+for depth k.
 
-    length          p      p      a_0       a_1      a_2 = EOS
+    time            p      p      a_0       a_1      a_2 = EOS
     reward of               -      r_0       r_1      r_2
     went on                 -      1         1        0
     return from there on   G_0     G_1       G_2      0
 """
 
-import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,20 +20,19 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.forward import action_mask, check_eval_mode, discounts_of, lambdas_of, state_index
-from worldmtp.agents.losses import masked_mean
-from worldmtp.agents.replay import EpisodeReplay
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.model import MTPModel
+from worldmtp.agents.ppo import check_eval_mode, clipped_step, masked_mean
+from worldmtp.agents.rollout import Rollout, action_mask, state_index
+from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.model.world_heads import two_hot_cross_entropy
-from worldmtp.objective.targets import depth_targets
-from worldmtp.returns import lambda_returns
+from worldmtp.objective import MTPObjective
+from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
 
 _SENSITIVITY_EPISODES = 64
 
@@ -42,27 +41,25 @@ _SENSITIVITY_EPISODES = 64
 class StateTargets:
     """What is known of the state that ends at each token."""
 
-    rewards: Float[Tensor, "batch length"]
-    continues: Bool[Tensor, "batch length"]
-    returns: Float[Tensor, "batch length"]
-    arrived_mask: Bool[Tensor, "batch length"]
+    rewards: Float[Tensor, "batch time"]
+    continues: Bool[Tensor, "batch time"]
+    returns: Float[Tensor, "batch time"]
+    arrived_mask: Bool[Tensor, "batch time"]
     """An action of the policy led here: reward and continuation are known."""
-    return_mask: Bool[Tensor, "batch length"]
+    return_mask: Bool[Tensor, "batch time"]
     """The return from here on is known."""
 
 
 def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
-    """Lay a rollout's step axis out on its length axis.
+    """Return what is known along a rollout's step axis, on its time axis.
 
-    A truncated episode that is said to go on has an unknown return after its last token; it is masked. Where the
+    A truncated episode that goes on in value has an unknown return after its last token; it is masked. Where the
     environment writes tokens after an action, the return from that action on is the one from the next state on.
     """
-    discounts = discounts_of(rollout, config)
-    zeros = torch.zeros_like(rollout.rewards)
-    to_go = lambda_returns(rollout.rewards, discounts, zeros, lambdas_of(rollout, 1.0))
+    to_go = monte_carlo_returns(rollout, config)
     goes_on = rollout.truncated & config.bootstrap_truncated
     ends = rollout.terminated | (rollout.truncated & ~goes_on)
-    after = torch.cat([to_go[:, 1:], zeros[:, :1]], dim=1)
+    after = torch.cat([to_go[:, 1:], torch.zeros_like(to_go[:, :1])], dim=1)
     known = ~goes_on.any(dim=1)
     length = rollout.input_ids.shape[1]
     shape = (len(rollout), length + 1)
@@ -70,25 +67,65 @@ def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
     arrive = torch.where(rollout.step_mask, rollout.action_index, length)
     depart = torch.where(rollout.step_mask, state_index(rollout)[:, :-1], length)
 
-    def laid_out(values: Tensor, at: Tensor) -> Tensor:
+    def on_time_axis(values: Tensor, at: Tensor) -> Tensor:
         return torch.zeros(shape, dtype=values.dtype, device=values.device).scatter(1, at, values)[:, :length]
 
-    arrived = laid_out(rollout.step_mask, arrive)
-    departed = laid_out(rollout.step_mask, depart)
+    arrived = on_time_axis(rollout.step_mask, arrive)
+    departed = on_time_axis(rollout.step_mask, depart)
     return StateTargets(
-        rewards=laid_out(rollout.rewards, arrive),
-        continues=laid_out(~ends, arrive),
-        returns=torch.where(departed, laid_out(to_go, depart), laid_out(after, arrive)),
+        rewards=on_time_axis(rollout.rewards, arrive),
+        continues=on_time_axis(~ends, arrive),
+        returns=torch.where(departed, on_time_axis(to_go, depart), on_time_axis(after, arrive)),
         arrived_mask=arrived,
         return_mask=(departed | arrived) & known[:, None],
     )
 
 
+class EpisodeReplay:
+    """The last ``capacity`` rollouts, on the host; sampling is uniform over episodes. O(time) ids per episode."""
+
+    def __init__(self, capacity: int) -> None:
+        self._rollouts: deque[Rollout] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return sum(len(rollout) for rollout in self._rollouts)
+
+    def add(self, rollout: Rollout) -> None:
+        """Keep a rollout, dropping the oldest beyond capacity."""
+        self._rollouts.append(rollout.to("cpu"))
+
+    def sample(self, num_episodes: int, generator: torch.Generator) -> Rollout:
+        """Return episodes sampled with replacement.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        if not self._rollouts:
+            raise ValueError("the replay is empty; add a rollout before sampling from it.")
+        drawn = torch.randint(len(self), (num_episodes,), generator=generator)
+        start, parts = 0, []
+        for rollout in self._rollouts:
+            inside = drawn[(drawn >= start) & (drawn < start + len(rollout))] - start
+            if len(inside):
+                parts.append(rollout.select(inside))
+            start += len(rollout)
+        return Rollout.cat(parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"rollouts": [dict(vars(kept)) for kept in self._rollouts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._rollouts.clear()
+        self._rollouts.extend(Rollout(**kept).to("cpu") for kept in state["rollouts"])
+
+
 class WorldModelLearner:
     """Replay, optimiser and losses of the heads that imagine.
 
-    ``temperature`` is that of acting. Who imagines divides logits by it, the trunk's and the heads' alike, so heads
-    learn tokens that were drawn at it from logits divided by it: else they would be sharpened twice.
+    ``temperature`` is that of acting. Imagination divides all logits by it, the trunk's and the heads', so heads learn
+    tokens that were drawn at it from logits divided by it: otherwise they would be sharpened twice.
 
     Raises:
         ValueError: depths leap over tokens, so a latent stands for no state that ends in a known token.
@@ -110,7 +147,7 @@ class WorldModelLearner:
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
 
     def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
-        """Take a rollout into the replay and train; metrics are means over the updates.
+        """Add a rollout to the replay and train; return the metrics' means over the updates.
 
         Raises:
             FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
@@ -127,46 +164,42 @@ class WorldModelLearner:
                 raise FloatingPointError(f"world_model/loss is not finite ({metrics}); the update was not applied.")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm))
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"world_model/grad_norm is {norm}; the update was not applied.")
-            self.optimizer.step()
+            norm = clipped_step(self.optimizer, self._config.max_grad_norm, "world_model/grad_norm")
             for name, value in (metrics | {"world_model/grad_norm": norm}).items():
                 sums[name] = sums.get(name, 0.0) + value
         return {name: value / self._config.num_updates for name, value in sums.items()}
 
     def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The world model's loss on episodes, and its parts."""
+        """Return the world model's loss on episodes, and its parts."""
         config = self._config
         latents = self._latents(rollout)
-        next_token = self._next_token_losses(latents, rollout)
+        next_tokens = self._next_tokens(latents, rollout)
         targets = state_targets(rollout, self._ppo)
         parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
         for depth, latent in enumerate(latents, start=1):
             for name, value in self._world_losses(latent, _ahead(targets, depth - 1)).items():
                 parts[name].append(value)
         means = {name: torch.stack(values).mean() for name, values in parts.items()}
-        auxiliary = torch.stack(next_token).mean() if next_token else torch.zeros(())
         loss = (
-            config.ce_coef * auxiliary
+            config.ce_coef * next_tokens.total / max(len(next_tokens.depths), 1)
             + config.reward_coef * means["reward"]
             + config.continuation_coef * means["continuation"]
             + config.value_coef * means["value"]
         )
         metrics = {"world_model/loss": float(loss.detach())}
         metrics |= {f"world_model/{name}_loss": float(value.detach()) for name, value in means.items()}
-        metrics |= {
-            f"world_model/depth_{depth}/ce": float(value.detach()) for depth, value in enumerate(next_token, start=2)
-        }
+        per_target = (next_tokens.sums.ce / next_tokens.sums.counts.clamp(min=1)).tolist()
+        metrics |= {f"world_model/depth_{k}/ce": ce for k, ce in zip(next_tokens.depths, per_target, strict=True)}
         return loss, metrics
 
     @torch.no_grad()
     def action_sensitivity(
         self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
     ) -> dict[str, float]:
-        """Next-token loss with the actions of other episodes over the loss with the real ones; one is action-blind.
+        """Return the next-token loss with the texts of other rows over the loss with the real ones.
 
-        ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
+        A ratio of 1 means that the heads ignore the actions. ``features``, the trunk's of this rollout's text, save its
+        forward where they are at hand.
         """
         if self._model.config.depth == 1:
             return {}
@@ -177,37 +210,44 @@ class WorldModelLearner:
 
         def losses_with(actions_from: Tensor) -> Tensor:
             latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
-            return torch.stack(self._next_token_losses(latents, rollout)).mean()
+            return self._next_tokens(latents, rollout).total
 
-        # The trunk reads the real text; only the heads are told other actions.
+        # The trunk reads the real text; only the heads get other actions.
         real = losses_with(rollout.input_ids)
         wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
         ratio = float(wrong / real.clamp_min(1e-8))
         return {"world_model/action_shuffle_loss_ratio": ratio}
 
     def _latents(self, rollout: Rollout) -> list[Tensor]:
-        """Latents of depths 1..K, with gradients of the heads alone."""
+        """Return latents of depths 1..K, with gradients of the heads alone."""
         with torch.no_grad():
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
-    def _next_token_losses(self, latents: list[Tensor], rollout: Rollout) -> list[Float[Tensor, ""]]:
-        """Cross-entropy of the policy's own tokens at depths 2..K, at the temperature at which they were drawn."""
-        aims = depth_targets(rollout.input_ids, rollout.attention_mask, len(latents), loss_mask=action_mask(rollout))
-        losses = []
-        for depth in range(2, len(latents) + 1):
-            mask = aims.mask[..., depth - 1]
-            logits = full_precision(self._model.logits_of(latents[depth - 1][mask], depth)) / self._temperature
-            ce = F.cross_entropy(logits, aims.targets[..., depth - 1][mask], reduction="sum")
-            losses.append(ce / mask.sum().clamp(min=1))
-        return losses
+    def _next_tokens(self, latents: list[Tensor], rollout: Rollout) -> MultiTokenLoss:
+        """Return the cross-entropy of the policy's own tokens at depths 2..K, at the temperature of acting.
+
+        ``total`` sums the depths' means per target.
+        """
+        return multi_token_loss(
+            self._model,
+            TrunkFeatures(latents[0]),
+            rollout.input_ids,
+            rollout.input_ids.masked_fill(~action_mask(rollout), IGNORE_INDEX),
+            MTPObjective(),
+            evaluation_plan(len(latents)),
+            rollout.attention_mask,
+            latents=dict(enumerate(latents, start=1)),
+            transform=lambda raw: self._model.policy_logits(raw) / self._temperature,
+            per_target=True,
+        )
 
     def _world_losses(self, latent: Tensor, targets: StateTargets) -> dict[str, Float[Tensor, ""]]:
         heads = self._model.world_heads
         world = heads(latent)
         reward = two_hot_cross_entropy(world.reward_logits, targets.rewards, heads.reward_bins)
         value = two_hot_cross_entropy(world.value_logits, targets.returns, heads.value_bins)
-        continuation = F.cross_entropy(
+        continuation = functional.cross_entropy(
             full_precision(world.continuation_logits).transpose(1, 2), targets.continues.long(), reduction="none"
         )
         return {
@@ -217,18 +257,18 @@ class WorldModelLearner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser and replay; the model is saved by whoever owns it."""
+        """Return the optimiser's state and the replay; the model is saved by whoever owns it."""
         return {"optimizer": self.optimizer.state_dict(), "replay": self._replay.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore."""
+        """Restore what ``state_dict`` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self._replay.load_state_dict(state["replay"])
 
 
 @contextmanager
 def frozen(trunk: PreTrainedModel) -> Iterator[None]:
-    """No gradient for the trunk's parameters inside, the embedding and the LM head that the heads share included."""
+    """Give the trunk's parameters no gradient inside; the embedding and LM head that the heads share are included."""
     trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -240,15 +280,9 @@ def frozen(trunk: PreTrainedModel) -> Iterator[None]:
 
 
 def _ahead(targets: StateTargets, offset: int) -> StateTargets:
-    """Targets of the state ``offset`` tokens later; what lies beyond the text is masked."""
+    """Return the targets of the state ``offset`` tokens later; what lies beyond the text is masked."""
 
     def shifted(values: Tensor) -> Tensor:
         return torch.cat([values[:, offset:], torch.zeros_like(values[:, :offset])], dim=1)
 
-    return StateTargets(
-        rewards=shifted(targets.rewards),
-        continues=shifted(targets.continues),
-        returns=shifted(targets.returns),
-        arrived_mask=shifted(targets.arrived_mask),
-        return_mask=shifted(targets.return_mask),
-    )
+    return StateTargets(**{name: shifted(values) for name, values in vars(targets).items()})

@@ -20,7 +20,7 @@ from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
 from worldmtp.statistics import ratio_interval
 from worldmtp.studies.batches import document_ids_at, eval_starts, eval_windows
-from worldmtp.studies.shared import load_tokens
+from worldmtp.studies.corpus import load_tokens
 
 PROMPT = 32
 ROWS_AT_ONCE = 32

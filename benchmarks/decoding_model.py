@@ -30,8 +30,8 @@ from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at
+from worldmtp.studies.corpus import corpus_fingerprint, load_tokens, save_tokens
 from worldmtp.studies.densification import held_out
-from worldmtp.studies.shared import corpus_fingerprint, load_tokens, save_tokens
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
 
 VOCAB_SIZE = 1024

@@ -29,7 +29,7 @@ from worldmtp.decoding import AdaptiveLength, generate
 from worldmtp.model import MTPModel
 from worldmtp.statistics import ratio_interval
 from worldmtp.studies.batches import eval_windows
-from worldmtp.studies.shared import load_tokens
+from worldmtp.studies.corpus import load_tokens
 
 PROMPT = 32
 

@@ -9,9 +9,10 @@ is no estimate: |E[gradient] - policy gradient| / |policy gradient|. A random cr
 import torch
 from torch import Tensor
 
-from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episode_correction, live_tokens
-from worldmtp.agents.losses import all_action_loss_per_token, policy_loss_per_token
-from worldmtp.dynamics.exact import TokenMDP
+from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
+from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
+from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
+from worldmtp.dynamics import TokenMDP
 
 VOCAB, HORIZON, CLIP, ETA = 4, 4, 0.2, 0.7
 
@@ -57,7 +58,7 @@ def main() -> None:
     print(f"token MDP of {VOCAB} tokens, {HORIZON} steps, {len(episodes.rewards)} episodes")
     for name, critic in (("random", random_critic), ("true", true_critic)):
         for max_live in (4, 3, 2):
-            live = live_tokens(old, episodes.step_mask, max_live, 0.0)
+            live = live_tokens(likely_tokens(old, max_live), episodes.step_mask, 0.0)
             q_values = critic[episodes.prefixes].gather(2, live.ids)
             ours = expected_gradient(logits, logits, mdp, live, ETA * centred_advantages(q_values, live), CLIP)
             uncut = (old.exp() * critic[episodes.prefixes]).sum(-1, keepdim=True)
@@ -69,7 +70,7 @@ def main() -> None:
     direction = randn()
     for size in (0.05, 0.1, 0.2, 0.3):
         moved = logits + size * direction
-        live = live_tokens(old, episodes.step_mask, VOCAB, 0.0)
+        live = live_tokens(likely_tokens(old, VOCAB), episodes.step_mask, 0.0)
         advantages = centred_advantages(true_critic[episodes.prefixes].gather(2, live.ids), live)
         clipped = expected_gradient(moved, logits, mdp, live, advantages, CLIP)
         unclipped = expected_gradient(moved, logits, mdp, live, advantages, 1e9)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from worldmtp.envs.tokenizer import Tokenizer as Tokenizer
     from worldmtp.envs.tokenizer import TransformersTokenizer as TransformersTokenizer
     from worldmtp.envs.tokenizer import make_tokenizer as make_tokenizer
-    from worldmtp.envs.trl_reward import TextGenReward as TextGenReward
     from worldmtp.envs.vector_checks import check_vector_env as check_vector_env
     from worldmtp.envs.vector_env import TextGenVectorEnv as TextGenVectorEnv
     from worldmtp.envs.worlds.adapters import from_gem as from_gem
@@ -63,7 +62,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "task": "Example Score Task",
         "text_env": "TextVectorEnv",
         "tokenizer": "CharTokenizer Tokenizer TransformersTokenizer make_tokenizer",
-        "trl_reward": "TextGenReward",
         "vector_checks": "check_vector_env",
         "vector_env": "TextGenVectorEnv",
         "worlds.adapters": "from_gem from_gymnasium from_text_object from_textarena",

@@ -26,7 +26,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, Int, Int64
 
-from worldmtp.dynamics.protocol import LatentState, Prediction, WorldModel
+from worldmtp.dynamics import LatentState, Prediction, WorldModel
 from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
 

@@ -1,6 +1,9 @@
-"""Names from a closed set: an unknown one is refused, and the nearest known one is suggested."""
+"""What a user writes, checked: names from a closed set, and plain values that become a config's dataclass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
@@ -25,3 +28,49 @@ def nearest(value: object, choices: Iterable[str], cutoff: float = 0.6) -> str |
     from difflib import get_close_matches  # here: only a mistake pays for it
 
     return next(iter(get_close_matches(str(value), list(choices), n=1, cutoff=cutoff)), None)
+
+
+def checked_fields(cls: type, values: Any, what: str, path: str = "") -> dict[str, Any]:
+    """Return a dataclass's arguments from plain values, as JSON and YAML have them.
+
+    Scalars, lists of them and nested dataclasses are checked against the fields' types; ranges are the class's own
+    business. ``what`` names the whole in error messages, and ``path`` leads to its fields there.
+
+    Raises:
+        ValueError: a key is unknown (the nearest is suggested), or a field without a default is missing.
+        TypeError: a value is of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{what} is {values!r}; give a mapping of {cls.__name__}'s fields.")
+    known = {item.name: item for item in fields(cls)}
+    prefix = f"{path}." if path else ""
+    for key in values:
+        check_choice(f"a key of {what}", str(key), known)
+    needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(missing)}; give a value, as {prefix}{missing[0]}=...")
+    return {key: _converted(known[key].type, value, prefix + key) for key, value in values.items()}
+
+
+def _converted(kind: Any, value: Any, path: str) -> Any:
+    """Return the value as its field wants it: an integer becomes a float there, and a list a tuple."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return kind(**checked_fields(kind, value, path, path))
+    if get_origin(kind) in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{path}={value!r} must be a list, as [{value!r}].")
+        inner = get_args(kind)[0]
+        return get_origin(kind)(_converted(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
+    allowed = get_args(kind) or (kind,)  # X | None has arguments, a plain type has none
+    if get_origin(kind) is dict or not set(allowed) <= {bool, int, float, str, NoneType}:
+        return value
+    if value is None and NoneType in allowed:
+        return None
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) == (bool in allowed) and isinstance(value, allowed):
+        return value
+    names = " or ".join("null" if item is NoneType else item.__name__ for item in allowed)
+    hint = "; YAML reads a number with an exponent only with a point and a sign, as 1.0e+13" if float in allowed else ""
+    raise TypeError(f"{path}={value!r} is a {type(value).__name__}; it must be {names}{hint}.")

@@ -10,8 +10,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics import Prediction
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics import Prediction, StateTable
 from worldmtp.envs import Example, Score, TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -161,7 +161,7 @@ class ReplyingEnv:
 
 
 @dataclass(frozen=True)
-class TotalState:
+class TotalState(StateTable):
     """A text by the sum of its tokens and its last token."""
 
     total: torch.Tensor
@@ -170,12 +170,6 @@ class TotalState:
     @property
     def latent(self) -> torch.Tensor:
         return torch.stack([self.total, self.last], dim=1).float()
-
-    def __len__(self) -> int:
-        return len(self.total)
-
-    def select(self, rows: torch.Tensor) -> "TotalState":
-        return TotalState(self.total[rows], self.last[rows])
 
 
 class TotalWorld:
@@ -186,6 +180,7 @@ class TotalWorld:
 
     action_conditional = True
     max_horizon = None
+    models_replies = False
 
     def encode(
         self,

@@ -11,8 +11,8 @@ import torch
 import worldmtp.envs
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.forward import policy_stats
 from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.ppo import policy_stats
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.envs import TextGenVectorEnv, TextVectorEnv, VectorActionMask, VectorPotentialShaping, make_text_vec
@@ -83,11 +83,13 @@ def test_log_probabilities_are_of_the_allowed_tokens(
             logits = model.trunk(input_ids=rollout.input_ids[row, None, :place]).logits[0, -1] / 0.7
             expected = logits[ALLOWED].log_softmax(dim=0)[ALLOWED.index(int(rollout.actions[row, step]))]
             torch.testing.assert_close(rollout.logprobs[row, step], expected, atol=1e-5, rtol=1e-5)
-        stats = policy_stats(model, model.trunk, rollout, 0.7)
-    taken = stats.log_policy.gather(2, rollout.actions[..., None])[..., 0]
+        stats = policy_stats(model, model.trunk, rollout, 0.7, num_likely=7)
+    assert stats.likely is not None
+    log_policy = torch.empty_like(stats.likely.logprobs).scatter(2, stats.likely.ids, stats.likely.logprobs)
+    taken = log_policy.gather(2, rollout.actions[..., None])[..., 0]
     torch.testing.assert_close(taken[rollout.step_mask], rollout.logprobs[rollout.step_mask], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(stats.ref_logprobs[rollout.step_mask], taken[rollout.step_mask])
-    probs = stats.log_policy.exp()[rollout.step_mask]
+    probs = log_policy.exp()[rollout.step_mask]
     assert bool((probs[:, FORBIDDEN] == 0).all())
 
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.agents.advantages import PlainAdvantages, advantage_scale, gae_of, monte_carlo_targets, spread
+from worldmtp.agents.advantages import PlainAdvantages, advantage_scale, gae_of, monte_carlo_returns, per_step
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.forward import PolicyStats
 from worldmtp.agents.policies import ActedStep
-from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.ppo import PolicyStats
+from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.agents.world_learning import state_targets
 
 MakeRollout = Callable[..., Rollout]
@@ -39,14 +38,15 @@ def test_gae_by_hand(bootstraps: bool, tail: float, hand_rollout: MakeRollout) -
     last = tail - 0.5
     expected = torch.tensor([[0.125, 0.75, 0.5], [1 + last / 2, last, 0.0]])
     torch.testing.assert_close(gae_of(rollout, VALUES, 0.5, config), expected)
-    stats = PolicyStats(torch.zeros((2, 3, 7)), VALUES, rollout.logprobs)
     targets = torch.tensor([[1.25, 1.25, 1.0], [0.75 + tail, 0.25 + tail, 0.0]])
-    torch.testing.assert_close(monte_carlo_targets(rollout, stats, config), targets)
+    torch.testing.assert_close(monte_carlo_returns(rollout, config, VALUES), targets)
+    paid = torch.tensor([[1.25, 1.25, 1.0], [0.75, 0.25, 0.0]])  # nothing is known beyond the last reward
+    torch.testing.assert_close(monte_carlo_returns(rollout, config), paid)
 
 
-def test_spread_and_scale(hand_rollout: MakeRollout) -> None:
+def test_one_number_per_episode_and_the_scale(hand_rollout: MakeRollout) -> None:
     rollout = two_rows(hand_rollout)
-    advantages = spread(torch.tensor([3.0, -1.0]), rollout)
+    advantages = per_step(torch.tensor([3.0, -1.0]), rollout)
     assert advantages.tolist() == [[3, 3, 3], [-1, -1, 0]]
     assert advantage_scale(advantages, rollout) == pytest.approx((29 / 5) ** 0.5)  # not over the missing step
     assert advantage_scale(torch.zeros_like(advantages), rollout) == 1.0
@@ -56,7 +56,7 @@ def test_the_group_baseline_uses_the_kappa_of_batches_before(hand_rollout: MakeR
     """Two episodes, 1.25 and .75: each is compared with the other, whatever kappa."""
     rollout = two_rows(hand_rollout)
     estimator = PlainAdvantages(PPOConfig(advantage="group", scale_advantages=False))
-    stats = PolicyStats(torch.zeros((2, 3, 7)), VALUES, rollout.logprobs)
+    stats = PolicyStats(VALUES, rollout.logprobs)
     plan, metrics = estimator.estimate(rollout, stats)
     assert plan.advantages.tolist() == [[0.5, 0.5, 0.5], [-0.5, -0.5, 0.0]]
     assert metrics["imagination/kappa"] == 0.5
@@ -70,7 +70,7 @@ class Babble:
 
     def act(self, obs: dict[str, Any], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         actions = torch.randint(1, 7, (len(obs["length"]),), generator=generator)
-        return ActedStep(actions, torch.zeros(len(actions)), torch.zeros(len(actions)))
+        return ActedStep(actions, torch.zeros(len(actions)))
 
 
 def of_action(text: list[int], action: int) -> float:

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from worldmtp.agents.baselines import leave_one_out_mean, same_return_fraction, shrunk_baseline, update_kappa
-from worldmtp.agents.regression import RunningSlope
+from worldmtp.agents.advantages import (
+    RunningSlope,
+    leave_one_out_mean,
+    same_return_fraction,
+    shrunk_baseline,
+    update_kappa,
+)
 
 # Group 7 of three, group 3 of two, group 9 of one; the returns add up to 3.
 RETURNS = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])

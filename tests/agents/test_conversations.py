@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from worldmtp.agents.forward import action_mask, gather_states, hidden_states, state_index
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.ppo import gather_states
+from worldmtp.agents.rollout import action_mask, collect_rollout, state_index
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
+from worldmtp.model.trunk import last_hidden_states
 
 
 class Echo:
@@ -71,7 +72,7 @@ def test_a_conversation_is_recorded_as_it_was(
     assert rollout.terminated.any(1).all()
     # log-probabilities are those of one forward over the finished text, at the actions
     with torch.no_grad():
-        hidden = hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask)
+        hidden = last_hidden_states(model.trunk, rollout.input_ids, rollout.attention_mask)
         states = gather_states(hidden, state_index(rollout)[:, :-1])
         log_policy = model.logits_of(states).log_softmax(dim=-1)
     expected = log_policy.gather(2, rollout.actions[..., None])[..., 0]

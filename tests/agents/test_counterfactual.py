@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episode_correction, live_tokens
+from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
+from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
+from worldmtp.agents.ppo import likely_tokens
 
 # One episode of two steps over four tokens.
 PROBS = torch.tensor([[[0.5, 0.1, 0.3, 0.1], [0.05, 0.9, 0.04, 0.01]]], dtype=torch.float64)
@@ -12,7 +14,7 @@ STEPS = torch.ones((1, 2), dtype=torch.bool)
 
 
 def live(max_live: int = 3, min_probability: float = 0.05, step_mask: Tensor = STEPS) -> LiveTokens:
-    return live_tokens(PROBS.log(), step_mask, max_live, min_probability)
+    return live_tokens(likely_tokens(PROBS.log(), max_live), step_mask, min_probability)
 
 
 def test_the_likeliest_tokens_are_live() -> None:
@@ -47,7 +49,7 @@ def test_advantages_have_mean_zero_under_the_whole_policy(max_live: int) -> None
     """Tokens left out have advantage zero, so the sum over the live ones is the sum over all."""
     generator = torch.Generator().manual_seed(0)
     log_policy = torch.randn((3, 4, 6), generator=generator, dtype=torch.float64).log_softmax(-1)
-    tokens = live_tokens(log_policy, torch.ones((3, 4), dtype=torch.bool), max_live, 0.1)
+    tokens = live_tokens(likely_tokens(log_policy, max_live), torch.ones((3, 4), dtype=torch.bool), 0.1)
     q_values = torch.randn(tokens.ids.shape, generator=generator, dtype=torch.float64)
     advantages = centred_advantages(q_values, tokens)
     assert float((tokens.logprobs.exp() * advantages).sum(-1).abs().max()) < 1e-12

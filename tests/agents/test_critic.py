@@ -5,11 +5,15 @@ import math
 import pytest
 import torch
 
-from worldmtp.agents.critic import Rung, RungCritic, serving_rung
+from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.imagination.critic import Rung, RungCritic, serving_rung
 
 
 def make_rung(seed: int = 0, replay_batches: int = 4) -> Rung:
-    return Rung(2, 8, 3e-2, replay_batches, 0.5, torch.Generator().manual_seed(seed))
+    config = ImaginationConfig(
+        critic_hidden_size=8, critic_learning_rate=3e-2, critic_replay_iterations=replay_batches, slope_decay=0.5
+    )
+    return Rung(2, config, torch.Generator().manual_seed(seed))
 
 
 def skilled(*measured: tuple[float, int]) -> list[Rung]:

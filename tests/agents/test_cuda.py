@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.evaluation import Evaluator
-from worldmtp.agents.predictions import depth_predictions
+from worldmtp.agents.evaluation import Evaluator, depth_predictions
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
 from worldmtp.envs import TextGenVectorEnv

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldmtp.agents.evaluation import Evaluation, Evaluator
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 

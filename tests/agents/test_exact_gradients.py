@@ -8,14 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.agents.counterfactual import (
-    LiveTokens,
-    centred_advantages,
-    episode_correction,
-    live_tokens,
-)
-from worldmtp.agents.losses import all_action_loss_per_token, policy_loss_per_token
-from worldmtp.dynamics.exact import TokenMDP
+from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
+from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
+from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
+from worldmtp.dynamics import TokenMDP
 
 CLIP = 0.2
 
@@ -50,12 +46,12 @@ class Enumerated:
         return policy_loss_per_token(self.taken(self.log_policy), self.taken(self.old), advantages, CLIP)
 
     def live(self, max_live: int, min_probability: float = 0.0) -> LiveTokens:
-        return live_tokens(self.old, self.episodes.step_mask, max_live, min_probability)
+        return live_tokens(likely_tokens(self.old, max_live), self.episodes.step_mask, min_probability)
 
     def counterfactual_gradient(
         self, q_table: Tensor, eta: float, live: LiveTokens, baseline: Tensor | float = 0.0
     ) -> Tensor:
-        """The two-term loss of agents/counterfactual.py with the critic ``q_table[prefix, action]``."""
+        """The two-term loss of agents/imagination/counterfactual.py with the critic ``q_table[prefix, action]``."""
         q_values = q_table[self.episodes.prefixes].gather(2, live.ids)
         advantages = centred_advantages(q_values, live)
         correction = episode_correction(advantages, live, self.episodes.actions)

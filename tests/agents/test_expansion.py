@@ -10,11 +10,16 @@ from torch import Tensor
 
 from worldmtp.agents.advantages import gae_of
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.expansion import ExpansionAdvantages, StackedHorizons, imagined_expansions, least_on_simplex
-from worldmtp.agents.forward import PolicyStats
-from worldmtp.agents.imagined_returns import Acting, acted_states, imagined_root_returns
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.agents.imagination.baseline import (
+    ExpansionAdvantages,
+    StackedHorizons,
+    imagined_expansions,
+    least_on_simplex,
+)
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
+from worldmtp.agents.ppo import PolicyStats
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
 
@@ -124,7 +129,7 @@ def test_expansions_by_hand(hand_rollout: MakeRollout, total_world: Any) -> None
 
 
 def stats_of(rollout: Rollout, values: list[list[float]]) -> PolicyStats:
-    return PolicyStats(torch.zeros((2, 2, 7)), torch.tensor(values), rollout.logprobs)
+    return PolicyStats(torch.tensor(values), rollout.logprobs)
 
 
 def test_with_a_shut_gate_the_baseline_is_the_critic(hand_rollout: MakeRollout, total_world: Any) -> None:

@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from worldmtp.agents.counterfactual import LiveTokens, live_tokens
-from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
-from worldmtp.agents.imagined_returns import Acting, acted_states
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics import MTPWorldModel, OracleWorldModel
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.agents.imagination.critic import (
+    NUM_SURPRISALS,
+    LiveTokens,
+    imagined_features,
+    live_tokens,
+    num_readings,
+    surprisal_features,
+)
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
+from worldmtp.agents.ppo import likely_tokens
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics import MTPWorldModel, OracleWorldModel, acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]
@@ -47,8 +53,9 @@ def test_surprisals_by_hand(hand_rollout: MakeRollout) -> None:
     rollout = two_rows(hand_rollout)
     probs = torch.tensor([0.5, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0])
     log_policy = probs.log().expand(2, 3, 7)
-    live = live_tokens(log_policy, rollout.step_mask, 2, 0.1)
-    features = surprisal_features(log_policy, live, rollout)
+    likely = likely_tokens(log_policy, 2)
+    live = live_tokens(likely, rollout.step_mask, 0.1)
+    features = surprisal_features(likely.entropy, live, rollout)
     assert features.shape == (2, 3, 2, NUM_SURPRISALS)
     ln2 = torch.tensor(2.0).log().item()
     # Row 0, third step, second candidate: -1 - 3 so far and the least -3; entropy 1/2 ln 2 + 2 (1/4 ln 4) = 1.5 ln 2.
@@ -63,15 +70,16 @@ def test_a_feature_never_looks_at_its_action_or_later(t: int, hand_rollout: Make
     rollout = two_rows(hand_rollout)
     generator = torch.Generator().manual_seed(t)
     rollout = replace(rollout, logprobs=-9 * torch.rand((2, 3), generator=generator))
-    live = live_tokens(policy_of(rollout), torch.ones((2, 3), dtype=torch.bool), 3, 0.0)
-    features = surprisal_features(policy_of(rollout), live, rollout)
+    likely = likely_tokens(policy_of(rollout), 3)
+    live = live_tokens(likely, torch.ones((2, 3), dtype=torch.bool), 0.0)
+    features = surprisal_features(likely.entropy, live, rollout)
     for _ in range(50):
         logprobs = rollout.logprobs.clone()
         logprobs[:, t:] = -9 * torch.rand((2, 3 - t), generator=generator)
         other = replace(rollout, logprobs=logprobs, actions=(rollout.actions + 1) % 7)
-        assert torch.equal(surprisal_features(policy_of(rollout), live, other)[:, : t + 1], features[:, : t + 1])
+        assert torch.equal(surprisal_features(likely.entropy, live, other)[:, : t + 1], features[:, : t + 1])
     if t < 2:
-        assert not torch.equal(surprisal_features(policy_of(rollout), live, other), features)
+        assert not torch.equal(surprisal_features(likely.entropy, live, other), features)
 
 
 @pytest.mark.parametrize("world", [MTPWorldModel, OracleWorldModel])
@@ -80,7 +88,7 @@ def test_imagined_features_never_look_at_the_action_or_later(
 ) -> None:
     """The text from a_1 on is exchanged; what is imagined in s_0 and s_1 stays."""
     rollout, model = two_rows(hand_rollout), tiny_model()
-    live = live_tokens(policy_of(rollout), rollout.step_mask, 3, 0.0)
+    live = live_tokens(likely_tokens(policy_of(rollout), 3), rollout.step_mask, 0.0)
     before = imagined_features(world(model), ACTING, rollout, acted_states(world(model), rollout), live, 2, 100)
     input_ids = rollout.input_ids.clone()
     input_ids[0, 4:6], input_ids[1, 2:3] = torch.tensor([2, 6]), torch.tensor([5])
@@ -128,7 +136,7 @@ def test_every_candidate_is_asked_about_in_its_own_state(hand_rollout: MakeRollo
 @pytest.mark.parametrize("horizon", [1, 2, 3])
 def test_chunks_change_nothing(horizon: int, hand_rollout: MakeRollout, total_world: Any) -> None:
     rollout = two_rows(hand_rollout)
-    live = live_tokens(policy_of(rollout), rollout.step_mask, 3, 0.05)
+    live = live_tokens(likely_tokens(policy_of(rollout), 3), rollout.step_mask, 0.05)
     states = acted_states(total_world, rollout)
     whole = imagined_features(total_world, ACTING, rollout, states, live, horizon, 1000)
     chunked = imagined_features(total_world, ACTING, rollout, states, live, horizon, 2)

@@ -6,17 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from worldmtp.agents.advantages import discounts_of, lambdas_of
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.forward import (
-    action_mask,
-    discounts_of,
-    episode_returns,
-    gather_states,
-    lambdas_of,
-    policy_stats,
-    state_index,
-)
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.ppo import gather_states, policy_stats
+from worldmtp.agents.rollout import Rollout, action_mask, episode_returns, state_index
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]
@@ -74,7 +67,8 @@ def test_stats_are_those_of_each_unpadded_prefix(
     reference = copy.deepcopy(model.trunk)
     for parameter in reference.parameters():
         parameter.mul_(1.2)
-    stats = policy_stats(model, reference, rollout, temperature)
+    stats = policy_stats(model, reference, rollout, temperature, num_likely=3)
+    assert stats.likely is not None
     ends = [[3, 4, 5, 6], [1, 2, 3], [1, 4, 5]]
     for row, prefixes in enumerate(ends):
         for t, end in enumerate(prefixes):
@@ -86,9 +80,12 @@ def test_stats_are_those_of_each_unpadded_prefix(
             if end == prefixes[-1]:
                 continue
             logits = model.trunk(input_ids=text).logits[0, -1]
-            torch.testing.assert_close(
-                stats.log_policy[row, t], (logits / temperature).log_softmax(-1), atol=1e-5, rtol=0
-            )
+            log_policy = (logits / temperature).log_softmax(-1)
+            best, ids = log_policy.sort(descending=True)
+            assert stats.likely.ids[row, t].tolist() == ids[:3].tolist()
+            torch.testing.assert_close(stats.likely.logprobs[row, t], best[:3], atol=1e-5, rtol=0)
+            entropy = -(log_policy.exp() * log_policy).sum()
+            torch.testing.assert_close(stats.likely.entropy[row, t], entropy, atol=1e-5, rtol=0)
             said = (reference(input_ids=text).logits[0, -1] / temperature).log_softmax(-1)
             torch.testing.assert_close(stats.ref_logprobs[row, t], said[rollout.actions[row, t]], atol=1e-5, rtol=0)
 
@@ -97,5 +94,24 @@ def test_without_a_reference_the_policy_is_its_own(hand_rollout: MakeRollout, ti
     rollout = three_rows(hand_rollout)
     stats = policy_stats(tiny_model(), None, rollout, 1.0)
     assert torch.equal(stats.ref_logprobs, rollout.logprobs)
-    assert not stats.log_policy.requires_grad
+    assert stats.likely is None
     assert not stats.values.requires_grad
+
+
+def test_a_reading_in_micro_batches_is_the_same(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    """Logits of two rows, then of the third."""
+    model, rollout, seen = tiny_model().double(), three_rows(hand_rollout), list[int]()
+    reference = copy.deepcopy(model.trunk)
+    with torch.no_grad():
+        reference.base_model.norm.weight.mul_(1.2)
+    whole = policy_stats(model, reference, rollout, 0.7, num_likely=3)
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    parts = policy_stats(model, reference, rollout, 0.7, num_likely=3, micro_batch_size=2)
+    assert seen == [2, 1]
+    assert whole.likely is not None
+    assert parts.likely is not None
+    assert torch.equal(parts.likely.ids, whole.likely.ids)
+    for name in ("logprobs", "entropy"):
+        torch.testing.assert_close(getattr(parts.likely, name), getattr(whole.likely, name), atol=1e-12, rtol=0)
+    torch.testing.assert_close(parts.ref_logprobs, whole.ref_logprobs, atol=1e-12, rtol=0)
+    assert torch.equal(parts.values, whole.values)

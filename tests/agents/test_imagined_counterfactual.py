@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 
 from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.forward import PolicyStats
-from worldmtp.agents.imagined_counterfactual import CounterfactualAdvantages
-from worldmtp.agents.imagined_returns import Acting
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagination.imagined_returns import Acting
+from worldmtp.agents.ppo import PolicyStats, likely_tokens
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics import acting_policy
 
 MakeRollout = Callable[..., Rollout]
 PROBS = (0.5, 0.3, 0.2)
@@ -32,7 +33,7 @@ def make_rollout(make: MakeRollout) -> Rollout:
 def stats_of(rollout: Rollout) -> PolicyStats:
     probs = torch.zeros(7)
     probs[[4, 5, 1]] = torch.tensor(PROBS)
-    return PolicyStats(probs.log().expand(2, 3, 7), torch.zeros((2, 4)), rollout.logprobs)
+    return PolicyStats(torch.zeros((2, 4)), rollout.logprobs, likely_tokens(probs.log().expand(2, 3, 7), 3))
 
 
 def make_estimator(world: Any, max_rung: int = 0, **ppo: Any) -> CounterfactualAdvantages:
@@ -110,14 +111,13 @@ def test_a_batch_is_used_with_the_slope_and_kappa_of_those_before(hand_rollout: 
     assert estimator._rungs[0].slope.slope != before
     twice = make_rollout(hand_rollout).select(torch.tensor([0, 0, 1, 1]))
     twice.group.copy_(torch.tensor([0, 0, 1, 1]))
-    _, third = estimator.estimate(twice, PolicyStats(*(_doubled(stats_of(rollout)))))
-    _, fourth = estimator.estimate(twice, PolicyStats(*(_doubled(stats_of(rollout)))))
+    once, rows = stats_of(rollout), torch.tensor([0, 0, 1, 1])
+    assert once.likely is not None
+    doubled = PolicyStats(once.values[rows], once.ref_logprobs[rows], once.likely.select(rows))
+    _, third = estimator.estimate(twice, doubled)
+    _, fourth = estimator.estimate(twice, doubled)
     assert third["imagination/kappa"] == 0.5  # one group tells nothing of kappa
     assert fourth["imagination/kappa"] == pytest.approx(1.0)  # in the batch before, the group told all
-
-
-def _doubled(stats: PolicyStats) -> tuple[torch.Tensor, ...]:
-    return tuple(part[[0, 0, 1, 1]] for part in (stats.log_policy, stats.values, stats.ref_logprobs))
 
 
 def test_critics_learn_from_the_actions_taken_only(hand_rollout: MakeRollout, total_world: Any) -> None:
@@ -139,7 +139,7 @@ def test_a_policy_that_takes_no_live_token_trains_no_critic(
     estimator, rollout = make_estimator(total_world, max_rung=max_rung), make_rollout(hand_rollout)
     flat = torch.full((*rollout.actions.shape, 1000), 1e-3).log()
     flat[..., 999] += 1e-3  # the likeliest, and no action of the rollout
-    stats = PolicyStats(flat, stats_of(rollout).values, stats_of(rollout).ref_logprobs)
+    stats = replace(stats_of(rollout), likely=likely_tokens(flat, 3))
     for _ in range(2):
         _, metrics = estimator.estimate(rollout, stats)
         assert all(math.isfinite(value) for value in metrics.values())
@@ -155,6 +155,13 @@ def test_a_restored_estimator_goes_on_to_the_bit(hand_rollout: MakeRollout, tota
     plans = [estimator.estimate(rollout, stats_of(rollout)) for estimator in (first, second)]
     assert plans[0][1] == plans[1][1]
     assert torch.equal(plans[0][0].advantages, plans[1][0].advantages)
+
+
+def test_alternatives_that_were_not_read_are_asked_for(hand_rollout: MakeRollout, total_world: Any) -> None:
+    rollout, estimator = make_rollout(hand_rollout), make_estimator(total_world)
+    assert (estimator.num_likely, PlainAdvantages(PPOConfig()).num_likely) == (3, 0)
+    with pytest.raises(ValueError, match=r"read the rollout with policy_stats\(.*num_likely=estimator\.num_likely"):
+        estimator.estimate(rollout, replace(stats_of(rollout), likely=None))
 
 
 def test_a_world_model_that_is_blind_to_actions_is_refused(hand_rollout: MakeRollout, total_world: Any) -> None:

@@ -8,17 +8,14 @@ import pytest
 import torch
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.counterfactual import LiveTokens
-from worldmtp.agents.expansion import imagined_expansions
-from worldmtp.agents.features import imagined_features
-from worldmtp.agents.imagined_returns import Acting, Turns, acted_states, imagined_root_returns
+from worldmtp.agents.evaluation import root_imaginations
+from worldmtp.agents.imagination.baseline import imagined_expansions
+from worldmtp.agents.imagination.critic import LiveTokens, imagined_features
+from worldmtp.agents.imagination.imagined_returns import Acting, Turns, acted_states, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.predictions import root_imaginations
+from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics import OracleWorldModel
-from worldmtp.dynamics.protocol import TurnRoom
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.dynamics import OracleWorldModel, TurnRoom, acting_policy, imagine
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
@@ -77,6 +74,7 @@ class Digits:
 
     action_conditional = True
     max_horizon = None
+    models_replies = False
 
     def __init__(self, world: Any) -> None:
         self.encode, self.step, self._predict = world.encode, world.step, world.predict

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.agents.losses import (
+from worldmtp.agents.ppo import (
     all_action_loss_per_token,
     clipped_objective,
     explained_variance,
@@ -108,9 +108,19 @@ def test_masked_mean() -> None:
     assert float(masked_mean(values, torch.zeros((2, 2), dtype=torch.bool))) == 0.0
 
 
+def test_the_means_of_parts_add_up_to_the_mean_of_the_whole() -> None:
+    """Four entries count: (1 + 2) / 4 and (6 + 3) / 4."""
+    values = torch.tensor([[1.0, 2.0, 9.0], [float("nan"), 6.0, 3.0]])
+    mask = torch.tensor([[True, True, False], [False, True, True]])
+    parts = [float(masked_mean(values[[row]], mask[[row]], mask.sum())) for row in range(2)]
+    assert parts == [0.75, 2.25]
+    assert sum(parts) == float(masked_mean(values, mask))
+
+
 def test_explained_variance() -> None:
-    targets = torch.tensor([0.0, 2.0])  # variance 1; errors 0 and 1 have variance 1/4
-    assert explained_variance(torch.tensor([0.0, 1.0]), targets) == pytest.approx(0.75)
-    assert explained_variance(torch.tensor([5.0, 6.0]), targets) == pytest.approx(0.75)  # an offset is no error here
-    assert explained_variance(torch.tensor([2.0, 0.0]), targets) == pytest.approx(-3.0)
-    assert explained_variance(torch.tensor([1.0, 0.0]), torch.ones(2)) == 0.0
+    target = torch.tensor([0.0, 4.0])  # variance 4
+    assert explained_variance(torch.tensor([0.0, 2.0]), target) == pytest.approx(0.75)
+    assert explained_variance(torch.tensor([5.0, 7.0]), target) == pytest.approx(0.75)  # an offset is no error here
+    assert explained_variance(target, target) == 0.0
+    assert explained_variance(torch.tensor([0.0, 8.0]), target) == pytest.approx(-3.0)
+    assert explained_variance(target, torch.ones(2)) == 0.0

@@ -11,8 +11,7 @@ import torch
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.policies import ActingPolicy, LatentPolicy, TrunkPolicy, sample_step
 from worldmtp.agents.ppo import PPOAgent
-from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.dynamics import OracleWorldModel
 from worldmtp.envs import ImaginedVectorEnv
 from worldmtp.model import MTPModel
@@ -129,8 +128,6 @@ def test_sampling_by_hand() -> None:
     # Standard deviation sqrt(.09 / 4000) = .0047; six of them: false alarm below 1e-8, and the seed is fixed.
     assert float(taken) == pytest.approx(0.9, abs=0.0285)
     torch.testing.assert_close(step.logprobs.exp(), torch.where(step.actions == 1, 0.9, 0.1))
-    entropy = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
-    torch.testing.assert_close(step.entropies, torch.full((4000,), entropy))
     greedy = sample_step(logits, 0.5, None)
     assert bool((greedy.actions == 1).all())
 
@@ -179,7 +176,6 @@ def test_a_latent_policy_leaves_out_what_is_forbidden() -> None:
     step = LatentPolicy(0.5).act(observe([[2]]), infos, None)
     assert step.actions.tolist() == [1]
     assert float(step.logprobs) == pytest.approx(math.log(0.75), abs=1e-6)
-    assert float(step.entropies) == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75), abs=1e-6)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

@@ -9,9 +9,8 @@ import torch
 
 from worldmtp.agents.advantages import plain_plan
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.forward import policy_stats
-from worldmtp.agents.ppo import PPOAgent
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.ppo import AdvantagePlan, PPOAgent, policy_stats
+from worldmtp.agents.rollout import Rollout
 from worldmtp.model import MTPModel
 
 MakeModel = Callable[..., MTPModel]
@@ -129,3 +128,61 @@ def test_a_ratio_that_rounds_to_zero_has_a_finite_divergence(tiny_model: MakeMod
     plan = plain_plan(torch.full((1, 2), 0.75), torch.zeros(1, 2))
     metrics = agent.update(rollout, stats, plan, torch.Generator().manual_seed(0))
     assert metrics["losses/approx_kl"] == pytest.approx(199 / 2, rel=1e-5)
+
+
+def updated(micro_batch_size: int | None, make_model: MakeModel, make: MakeRollout) -> tuple[Any, dict[str, float]]:
+    """The gradient of one minibatch of four unequal rows, all terms of the loss in it, in float64; and the metrics."""
+    rows = [
+        {"prompt": [2, 3, 6], "actions": [4, 5, 1], "rewards": [0.0, 0.25, 1.0], "end": "terminated"},
+        {"prompt": [2], "actions": [3], "rewards": [0.5], "end": "truncated"},
+        {"prompt": [2], "actions": [4, 1], "rewards": [0.5, 1.0], "end": "terminated", "wrote": [[5, 5], []]},
+        {"prompt": [5, 4], "actions": [2, 3, 4, 1], "rewards": [0.0, 0.0, 0.0, 0.5], "end": "terminated"},
+    ]
+    rollout, generator = make(rows, steps=4, length=7), torch.Generator().manual_seed(3)
+    allowed = torch.rand((4, 4, 7), generator=generator) < 0.7
+    allowed = allowed.scatter(2, rollout.actions[..., None], True)
+    allowed[2:] = True
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    rollout = replace(rollout, allowed=allowed, logprobs=-1.5 + 0.3 * randn(4, 4))
+    model = make_model().double()
+    torch.nn.init.normal_(model.world_heads.value[-1].weight, generator=torch.Generator().manual_seed(0))
+    stats = replace(policy_stats(model, None, rollout, 0.7), ref_logprobs=-1.4 + 0.3 * randn(4, 4))
+    live_ids = rollout.actions[..., None].expand(4, 4, 2).clone()
+    live_ids[2:, :, 1] = 6
+    plan = AdvantagePlan(randn(4, 4), rollout.rewards.double(), live_ids, -1 - randn(4, 4, 2).abs(), randn(4, 4, 2))
+    config = PPOConfig(
+        num_epochs=1, num_minibatches=1, ent_coef=0.3, kl_coef=0.2, max_grad_norm=1e9, detach_value=False,
+        micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    agent = PPOAgent(model, config, 0.7)
+    metrics = agent.update(rollout, stats, plan, torch.Generator().manual_seed(0))
+    return [parameter.grad for parameter in agent._parameters], metrics
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_add_up_to_the_gradient_of_their_minibatch(
+    size: int, tiny_model: MakeModel, hand_rollout: MakeRollout
+) -> None:
+    """Rows of 1 to 4 actions: each counts by its actions, not by the micro-batch it is in."""
+    whole, expected = updated(None, tiny_model, hand_rollout)
+    parts, metrics = updated(size, tiny_model, hand_rollout)
+    for part, gradient in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, gradient, atol=1e-12, rtol=0)
+    assert sum(float(gradient.abs().sum()) for gradient in whole) > 1.0
+    assert metrics == pytest.approx(expected, abs=1e-7)  # the share that was clipped is counted in float32
+    assert expected["losses/counterfactual"] != 0 != expected["losses/kl_reference"]
+
+
+def test_no_more_than_a_micro_batch_is_in_memory(tiny_model: MakeModel, hand_rollout: MakeRollout) -> None:
+    model = tiny_model()
+    agent = PPOAgent(model, PPOConfig(num_epochs=2, num_minibatches=1, micro_batch_size=1), 1.0)
+    rollout, sizes = acted_at(model, hand_rollout, 1.0), list[int]()
+    stats = policy_stats(model, None, rollout, 1.0)
+    plan = plain_plan(torch.zeros_like(rollout.rewards), torch.zeros_like(rollout.rewards))
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    agent.update(rollout, stats, plan, torch.Generator().manual_seed(0))
+    assert sizes == [1] * 4
+    assert agent.state_dict()["num_updates"] == 2  # steps of the optimiser: a minibatch's, not a micro-batch's

@@ -9,15 +9,13 @@ import torch
 
 from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.forward import policy_stats
 from worldmtp.agents.policies import TrunkPolicy, sample_step
-from worldmtp.agents.ppo import PPOAgent
-from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.ppo import PolicyStats, PPOAgent, policy_stats
+from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
-from worldmtp.agents.trajectory import Rollout
 from worldmtp.agents.world_learning import WorldModelLearner
-from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
+from worldmtp.dynamics.latent import read_latent
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
@@ -115,14 +113,21 @@ def test_acting_and_updating_agree_in_bfloat16(draft: str, text_env: MakeEnv, ti
     with computing_in("bfloat16", CPU):
         policy = TrunkPolicy(model, 1.0, draft=draft)
         rollout = collect_rollout(env, policy, torch.Generator().manual_seed(0), {"split": "train"})
-        stats = policy_stats(model, None, rollout, 1.0)
-    mask = rollout.step_mask
-    assert rollout.logprobs.dtype == stats.log_policy.dtype == stats.values.dtype == torch.float32
-    read = stats.log_policy.gather(2, rollout.actions[..., None])[..., 0][mask]
+        stats = policy_stats(model, None, rollout, 1.0, num_likely=7)
+    mask, log_policy = rollout.step_mask, whole_policy(stats)
+    assert rollout.logprobs.dtype == log_policy.dtype == stats.values.dtype == torch.float32
+    read = log_policy.gather(2, rollout.actions[..., None])[..., 0][mask]
     torch.testing.assert_close(read, rollout.logprobs[mask], atol=0.01, rtol=0)
-    torch.testing.assert_close(stats.log_policy.exp().sum(-1), torch.ones(mask.shape), atol=1e-5, rtol=0)
-    precise = policy_stats(model, None, rollout, 1.0).log_policy.gather(2, rollout.actions[..., None])[..., 0][mask]
+    torch.testing.assert_close(log_policy.exp().sum(-1), torch.ones(mask.shape), atol=1e-5, rtol=0)
+    precise = whole_policy(policy_stats(model, None, rollout, 1.0, num_likely=7))
+    precise = precise.gather(2, rollout.actions[..., None])[..., 0][mask]
     assert 0 < float((precise - read).abs().max()) < 0.01
+
+
+def whole_policy(stats: PolicyStats) -> torch.Tensor:
+    """The log-probabilities of all seven tokens, in their order."""
+    assert stats.likely is not None
+    return torch.empty_like(stats.likely.logprobs).scatter(2, stats.likely.ids, stats.likely.logprobs)
 
 
 def by_hand(logits: torch.Tensor) -> torch.Tensor:
@@ -131,12 +136,11 @@ def by_hand(logits: torch.Tensor) -> torch.Tensor:
     return precise - precise.exp().sum(-1, keepdim=True).log()
 
 
-def test_log_probabilities_and_entropies_of_bfloat16_logits_are_float32() -> None:
+def test_log_probabilities_of_bfloat16_logits_are_float32() -> None:
     logits = torch.linspace(-3, 3, 50, dtype=torch.bfloat16)[None]
     expected = by_hand(logits / 0.5)
     acted = sample_step(logits, 0.5, None)
     assert float(acted.logprobs) == pytest.approx(float(expected.max()), abs=1e-5)
-    assert float(acted.entropies) == pytest.approx(float(-(expected.exp() * expected).sum()), abs=1e-5)
     torch.testing.assert_close(acting_policy(0.5)(logits).double(), expected, atol=1e-5, rtol=0)
     assert acting_policy(1.0)(logits.double()).dtype == torch.float64
 
@@ -159,13 +163,14 @@ def test_what_a_bfloat16_model_says_is_read_in_float32(
         return seen[-1]
 
     monkeypatch.setattr(MTPModel, "logits_of", halved)
-    stats = policy_stats(model, None, rollout, 0.7)
+    stats = policy_stats(model, None, rollout, 0.7, num_likely=7)
     expected = by_hand(seen[-1].double() / 0.7)
-    torch.testing.assert_close(stats.log_policy.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole_policy(stats).double(), expected, atol=1e-5, rtol=0)
 
     plan, _ = PlainAdvantages(PPOConfig()).estimate(rollout, stats)
     agent = PPOAgent(model, PPOConfig(), 0.7)
-    terms = {name: term.detach() for name, term in agent._losses(rollout, stats, plan).items()}
+    _, terms = agent._loss(rollout, stats.ref_logprobs, plan, mask.sum())
+    terms = {name: term.detach() for name, term in terms.items()}
     expected = by_hand(seen[-1].detach().double() / 0.7)
     entropy = -(expected.exp() * expected).sum(-1)[mask].mean()
     assert 0.5 < float(entropy) < 1.9  # of at most log 7: neither certain nor uniform

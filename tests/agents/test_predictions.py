@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.imagined_returns import Acting
-from worldmtp.agents.predictions import depth_predictions, root_imaginations
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics import MTPWorldModel
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.agents.evaluation import depth_predictions, root_imaginations
+from worldmtp.agents.imagination.imagined_returns import Acting
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics import MTPWorldModel, acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]

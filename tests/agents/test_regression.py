@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldmtp.agents.regression import RunningMean, RunningSlope, correlation, explained_share
+from worldmtp.agents.advantages import RunningMean, RunningSlope, correlation
 
 
 def test_the_slope_of_two_batches() -> None:
@@ -46,14 +46,6 @@ def test_states_are_restored() -> None:
     other_mean.load_state_dict(mean.state_dict())
     assert (other_slope, other_mean) == (slope, mean)
     assert (other_slope.slope, other_mean.mean) == (pytest.approx(0.4), pytest.approx(0.4))
-
-
-def test_explained_share() -> None:
-    target = torch.tensor([0.0, 4.0])  # variance 4
-    assert explained_share(torch.tensor([0.0, 2.0]), target) == pytest.approx(0.75)
-    assert explained_share(target, target) == 0.0
-    assert explained_share(torch.tensor([0.0, 8.0]), target) == pytest.approx(-3.0)
-    assert explained_share(target, torch.ones(2)) == 0.0
 
 
 def test_correlation() -> None:

@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from worldmtp.agents.replay import EpisodeReplay
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout
+from worldmtp.agents.world_learning import EpisodeReplay
 
 MakeRollout = Callable[..., Rollout]
 

@@ -1,6 +1,6 @@
 """One loop for the real and the imagined environment: what it records, step by step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,10 +9,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from worldmtp.agents.clock import PhaseClock
 from worldmtp.agents.policies import ActedStep
-from worldmtp.agents.rollout import BatchedTextEnv, collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import BatchedTextEnv, PhaseClock, Rollout, collect_rollout
 from worldmtp.dynamics import Prediction
 from worldmtp.envs import ImaginedVectorEnv, TextGenVectorEnv
 
@@ -26,7 +24,7 @@ class Scripted:
     def act(self, obs: dict[str, Any], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         actions = torch.tensor([row[min(self._time, len(row) - 1)] for row in self._script])
         self._time += 1
-        return ActedStep(actions, torch.full((len(actions),), -float(self._time)), torch.zeros(len(actions)))
+        return ActedStep(actions, torch.full((len(actions),), -float(self._time)))
 
 
 def test_what_is_recorded_by_hand(replying_env: Any) -> None:
@@ -108,11 +106,20 @@ class ExactText:
     def select(self, rows: Tensor) -> "ExactText":
         return ExactText(tuple(self.texts[row] for row in rows.tolist()), self.reward[rows], self.ended[rows])
 
+    def put(self, rows: Tensor, other: "ExactText") -> "ExactText":
+        source = torch.arange(len(self)).index_copy(0, rows, len(self) + torch.arange(len(other)))
+        return ExactText.cat([self, other]).select(source)
+
+    @classmethod
+    def cat(cls, tables: Sequence["ExactText"]) -> "ExactText":
+        texts, rewards, ended = zip(*((table.texts, table.reward, table.ended) for table in tables), strict=True)
+        return cls(sum(texts, ()), torch.cat(rewards), torch.cat(ended))
+
 
 class ExactFirstLetter:
     """The true rules of the task: the prompt's first letter, then EOS (1), is paid; EOS ends."""
 
-    action_conditional, max_horizon = True, None
+    action_conditional, max_horizon, models_replies = True, None, False
 
     def encode(
         self, input_ids: Any, attention_mask: Any, root_rows: Any = None, root_positions: Any = None

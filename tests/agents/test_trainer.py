@@ -12,12 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.alarm import AcceptanceDropWarning
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.forward import PolicyStats, episode_returns, policy_stats
-from worldmtp.agents.imagined_returns import acted_states
+from worldmtp.agents.imagination.imagined_returns import acted_states
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.rollout import collect_rollout
+from worldmtp.agents.ppo import PolicyStats, policy_stats
+from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.trainer import ImaginationTrainer, check_returns
-from worldmtp.agents.trajectory import Rollout
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
 from worldmtp.dynamics import ExactWorldModel, TokenMDP
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
@@ -357,7 +356,7 @@ def test_a_perfect_model_has_no_bias(gamma: float, text_env: MakeEnv, tiny_model
     trainer = make_trainer(text_env, tiny_model(), "baseline", ppo=PPOConfig(gamma=gamma))
     trainer._world_model = ExactWorldModel(mdp, torch.zeros(mdp.num_prefixes, 2))
     trainer._imagination = ImaginationConfig(use="baseline", horizon=4)
-    stats = PolicyStats(torch.zeros(2, 4, 2), torch.zeros(2, 5), paid)
+    stats = PolicyStats(torch.zeros(2, 5), paid)
     metrics = trainer._root_agreement(rollout, stats, acted_states(trainer._world_model, rollout))
     assert metrics["imagination/return_realized"] == pytest.approx(gamma**3)
     assert metrics["imagination/return_bias"] == pytest.approx(0.0, abs=1e-6)

@@ -13,7 +13,7 @@ from worldmtp import MTPConfig
 from worldmtp.agents import trainer as trainer_module
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.evaluation import Evaluator
-from worldmtp.agents.imagined_returns import acted_states
+from worldmtp.agents.imagination.imagined_returns import acted_states
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics import MTPWorldModel
 from worldmtp.envs import TextGenVectorEnv
@@ -173,7 +173,7 @@ def test_the_shared_pass_is_the_passes_it_replaces(
 
     stats, learner, estimator = trainer_module.policy_stats, alone._learner, alone._estimator
     sensitivity, estimate = learner.action_sensitivity, estimator.estimate
-    monkeypatch.setattr(trainer_module, "policy_stats", lambda *args: stats(*args[:4]))
+    monkeypatch.setattr(trainer_module, "policy_stats", lambda *args: stats(*args[:5]))
     monkeypatch.setattr(trainer_module, "acted_states", lambda world, rollout, features: acted_states(world, rollout))
     monkeypatch.setattr(
         learner, "action_sensitivity", lambda rollout, generator, features: sensitivity(rollout, generator)

@@ -12,8 +12,7 @@ from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout
 from worldmtp.agents.trainer import ImaginationTrainer
-from worldmtp.dynamics import make_world_model
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.dynamics import acting_policy, imagine, make_world_model
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig

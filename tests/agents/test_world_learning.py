@@ -9,10 +9,9 @@ from torch import Tensor
 
 from worldmtp.agents import world_learning
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.forward import action_mask
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout, action_mask
 from worldmtp.agents.world_learning import StateTargets, WorldModelLearner, frozen, state_targets
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import acting_policy
 from worldmtp.model import MTPModel
 
 MakeRollout = Callable[..., Rollout]
@@ -140,9 +139,41 @@ def test_heads_that_imagine_the_law_of_their_tokens_have_the_least_loss(
     law = torch.tensor([1e-9, 1e-9, 1e-9, 1e-9, 0.75, 0.25, 1e-9])
     logits = temperature * law.log()  # of heads whose imagined policy is the law
     assert acting_policy(temperature)(logits[None]).exp()[0].tolist() == pytest.approx(law.tolist(), abs=1e-6)
-    model.logits_of = lambda latent, depth=1: logits.expand(*latent.shape[:-1], -1)  # type: ignore[method-assign]
+    model.policy_logits = lambda raw: logits.expand(*raw.shape[:-1], -1)  # type: ignore[method-assign]
     learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature)
-    assert learner.losses(rollout)[1]["world_model/depth_2/ce"] == pytest.approx(0.562, abs=1e-3)
+    with torch.no_grad():
+        assert learner.losses(rollout)[1]["world_model/depth_2/ce"] == pytest.approx(0.562, abs=1e-3)
+
+
+@pytest.mark.parametrize(("temperature", "num_tokens"), [(1.0, 7), (0.5, 7), (2.0, 6)])
+def test_the_loss_and_its_gradients_are_those_of_the_acting_policys_logits(
+    temperature: float, num_tokens: int, hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    """Means per depth of -log softmax of ``logits_of`` / temperature, by autograd; one coefficient is not zero."""
+    model, rollout = tiny_model().double(), two_rows(hand_rollout)
+    rollout = replace(rollout, input_ids=rollout.input_ids.clamp_max(num_tokens - 1))
+    model.limit_tokens(num_tokens)
+    only_tokens = WorldModelConfig(ce_coef=1.0, reward_coef=0.0, continuation_coef=0.0, value_coef=0.0)
+    learner = WorldModelLearner(model, only_tokens, PPOConfig(), temperature)
+    weights = [*model.heads.parameters()]
+
+    latents = model.latents(rollout.input_ids, rollout.attention_mask)
+    chosen, means = action_mask(rollout), []
+    for depth in (2, 3):
+        log_policy = (model.logits_of(latents[depth - 1][:, :-depth], depth) / temperature).log_softmax(-1)
+        ce = -log_policy.gather(2, rollout.input_ids[:, depth:, None])[..., 0]
+        means.append(ce[chosen[:, depth:]].mean())
+    expected = torch.stack(means).mean()
+    by_hand = torch.autograd.grad(expected, weights, allow_unused=True)
+
+    loss, metrics = learner.losses(rollout)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert [metrics[f"world_model/depth_{depth}/ce"] for depth in (2, 3)] == pytest.approx(
+        [float(mean.detach()) for mean in means], rel=1e-12
+    )
+    for found, right in zip(torch.autograd.grad(loss, weights, allow_unused=True), by_hand, strict=True):
+        assert (found is None) == (right is None)
+        assert found is None or torch.allclose(found, right, rtol=1e-9, atol=1e-14)
 
 
 def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:

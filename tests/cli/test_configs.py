@@ -61,6 +61,12 @@ def test_choices_reach_the_dataclasses(compose):
     )
 
 
+def test_memory_is_bounded_apart_from_minibatches(compose):
+    built = build(TrainConfig, compose("agent.ppo.micro_batch_size=8"))
+    assert (built.agent.ppo.micro_batch_size, built.agent.ppo.num_minibatches) == (8, 2)
+    assert build(TrainConfig, compose()).agent.ppo.micro_batch_size is None
+
+
 def test_no_node_leaves_the_command_line(compose):
     built = build(TrainConfig, compose("experiment=quickstart"))
     assert type(built.env.kwargs) is dict

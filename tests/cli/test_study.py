@@ -8,7 +8,7 @@ from worldmtp.cli.launch import fail_cleanly
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
-from worldmtp.studies.registry import STUDIES, make_study
+from worldmtp.studies.protocol import STUDIES, make_study
 from worldmtp.training.config import TrainConfig
 
 OWN = '''

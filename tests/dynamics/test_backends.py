@@ -9,11 +9,11 @@ from worldmtp.dynamics import (
     OracleWorldModel,
     ShuffledWorldModel,
     WorldModel,
+    acting_policy,
     imagine,
     make_world_model,
 )
 from worldmtp.dynamics.placebo import other_actions
-from worldmtp.dynamics.rollout import acting_policy
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 

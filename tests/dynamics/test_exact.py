@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.dynamics.exact import ExactWorldModel, TokenMDP
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.dynamics import ExactWorldModel, TokenMDP, acting_policy, imagine
 from worldmtp.returns import value_expansion
 
 

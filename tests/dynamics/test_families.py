@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from worldmtp.dynamics import MTPWorldModel, imagine, make_world_model
-from worldmtp.dynamics.rollout import acting_policy
+from worldmtp.dynamics import MTPWorldModel, acting_policy, imagine, make_world_model
 
 DEPTH, LENGTH = 5, 9
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -55,7 +54,7 @@ def test_stepping_by_the_real_tokens_gives_the_teacher_forced_latents(kind, head
         roots = [(b, p) for b in range(3) for p in range(int(starts[b]), int(ends[b]))]
         rows, positions = torch.tensor(roots).unbind(dim=1)
         state = world.encode(input_ids, mask, rows, positions)
-        assert state.depth == 1
+        assert state.depths.present == (1,)
         torch.testing.assert_close(state.latent, latents[0][rows, positions], **EXACT)
         for depth in range(2, DEPTH + 1):
             ahead = positions + depth - 1

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from worldmtp.dynamics import ParallelWorldModel, WorldModel, imagine, make_world_model
-from worldmtp.dynamics.rollout import acting_policy, check_action_conditional
+from worldmtp.dynamics import (
+    ParallelWorldModel,
+    WorldModel,
+    acting_policy,
+    check_action_conditional,
+    imagine,
+    make_world_model,
+)
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

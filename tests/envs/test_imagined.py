@@ -10,7 +10,7 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 
-from worldmtp.dynamics.protocol import Prediction
+from worldmtp.dynamics import Prediction
 from worldmtp.envs import Example, ImaginedVectorEnv
 
 SHAPE = {"pad_id": 0, "eos_id": 1, "vocab_size": 5, "max_prompt": 4, "max_new": 4}
@@ -30,6 +30,14 @@ class EchoState:
     def select(self, rows):
         return EchoState(tuple(self.prefixes[row] for row in rows.tolist()))
 
+    def put(self, rows, other):
+        source = torch.arange(len(self)).index_copy(0, rows, len(self) + torch.arange(len(other)))
+        return EchoState.cat([self, other]).select(source)
+
+    @classmethod
+    def cat(cls, tables):
+        return cls(sum((table.prefixes for table in tables), ()))
+
 
 @dataclass
 class EchoWorldModel:
@@ -37,6 +45,7 @@ class EchoWorldModel:
 
     action_conditional: bool = True
     max_horizon: int | None = None
+    models_replies: bool = False
     surrender: int | None = None
     num_steps: int = 0
 

@@ -21,7 +21,7 @@ def project_texts(project_root: Path) -> dict[str, str]:
         content = path.read_bytes()
         if b"\0" not in content:  # a picture
             texts[path.relative_to(project_root).as_posix()] = content.decode("utf-8")
-    assert {"Makefile", "agents/trajectory.py", "envs/__init__.py", "tests/conftest.py"} <= set(texts)
+    assert {"Makefile", "agents/rollout.py", "envs/__init__.py", "tests/conftest.py"} <= set(texts)
     return texts
 
 

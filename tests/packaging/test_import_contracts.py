@@ -42,11 +42,15 @@ def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
         ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
         ("agents/__init__.py", "import trl", "worldmtp", "trl"),
         ("agents/__init__.py", "import worldmtp.configs", "worldmtp.agents", "worldmtp.configs"),
+        ("agents/ppo.py", "import worldmtp.agents.imagination", "worldmtp.agents.ppo", "worldmtp.agents.imagination"),
         ("agents/__init__.py", "import worldmtp.post_training", "worldmtp.agents", "worldmtp.post_training"),
         ("worldmtp/analysis/__init__.py", "import worldmtp.envs", "worldmtp.analysis", "worldmtp.envs"),
         ("worldmtp/analysis/__init__.py", "import worldmtp.agents", "worldmtp.analysis", "worldmtp.agents"),
         ("worldmtp/analysis/__init__.py", "import gymnasium", "worldmtp.analysis", "gymnasium"),
-        ("worldmtp/post_training/__init__.py", "import worldmtp.envs", "worldmtp.post_training", "worldmtp.envs"),
+        ("worldmtp/studies/__init__.py", "import worldmtp.envs", "worldmtp.studies", "worldmtp.envs"),
+        ("worldmtp/studies/__init__.py", "import worldmtp.agents", "worldmtp.studies", "worldmtp.agents"),
+        ("worldmtp/post_training/sft.py", "import worldmtp.agents.ppo", "worldmtp.post_training", "worldmtp.agents"),
+        ("envs/__init__.py", "import worldmtp.post_training", "worldmtp.envs", "worldmtp.post_training"),
     ],
 )
 def test_planted_violation_is_caught(project_copy: Path, file: str, line: str, importer: str, imported: str) -> None:

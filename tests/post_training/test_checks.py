@@ -7,7 +7,7 @@ import torch
 from trl import SFTConfig
 
 from worldmtp.post_training import MTPSFTConfig
-from worldmtp.post_training.checks import check_config, check_model, warn_of_half_precision
+from worldmtp.post_training.guards import check_config, check_model, warn_of_half_precision
 
 
 def test_a_model_without_heads_or_a_name_is_refused(make_trunk, make_model):

@@ -36,8 +36,8 @@ def test_importing_the_package_imports_neither_torch_nor_trl():
     assert done.stdout.strip() == "[]"
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_suggests_the_nearest():
     import worldmtp.post_training
 
-    with pytest.raises(AttributeError, match="no attribute 'MTPFooTrainer'; it has MTPSFTConfig, MTPSFTTrainer"):
+    with pytest.raises(AttributeError, match="no attribute 'MTPFooTrainer'; did you mean 'MTPSFTTrainer'"):
         worldmtp.post_training.MTPFooTrainer  # noqa: B018

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from worldmtp.post_training.depth_means import DepthMeans
+from worldmtp.post_training.metrics import DepthMeans
 
 NAMES = [f"{name}_depth_{k}" for name in ("loss", "top1", "acceptance") for k in (2, 3)]
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from worldmtp.post_training.finite import check_finite, check_finite_weights
+from worldmtp.post_training.guards import check_finite, check_finite_weights
 
 NAN, INF, ONE = torch.tensor(float("nan")), torch.tensor(float("inf")), torch.tensor(1.0)
 

@@ -7,10 +7,10 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from worldmtp import MTPConfig, MTPModel
-from worldmtp.agents import TextGenRollout, env_reward
 from worldmtp.decoding import generate
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.model.lora import add_lora, has_lora
+from worldmtp.post_training import TextGenRollout, env_reward
 
 pytestmark = [
     # TRL 1.16 still asks transformers 5 by the old name, in every training step.

@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from worldmtp import MTPConfig, MTPModel
-from worldmtp.agents import TextGenRollout, env_reward
-from worldmtp.envs import Example, Score, TextGenEnv, TextGenReward, TextGenVectorEnv
+from worldmtp.envs import Example, Score, TextGenEnv, TextGenVectorEnv
 from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.post_training import TextGenReward, TextGenRollout, env_reward
 
 # TRL 1.16 still asks transformers 5 by the old name, in every training step.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worldmtp.studies.byte_pair import END_OF_DOCUMENT, MIN_VOCAB_SIZE, encode_documents, train_tokenizer
+from worldmtp.studies.corpus import END_OF_DOCUMENT, MIN_VOCAB_SIZE, encode_documents, train_tokenizer
 
 DOCUMENTS = [
     "def forward(self, hidden_states):\n    return self.norm(hidden_states)\n",

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldmtp.studies.byte_pair import END_OF_DOCUMENT
-from worldmtp.studies.corpus import Corpus, load_corpus, split_files, stdlib_files
+from worldmtp.studies.corpus import END_OF_DOCUMENT, Corpus, load_corpus, split_files, stdlib_files
 
 SOURCES = [f"def step_{index}(state):\n    return state + {index}  # naïve, 東京 🙂\n" * 4 for index in range(12)]
 VOCAB_SIZE = 270

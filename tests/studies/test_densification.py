@@ -9,10 +9,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.studies import densification, shared
+from worldmtp.objective.targets import DepthTargets, depth_targets
+from worldmtp.studies import corpus, densification
 from worldmtp.studies.corpus import load_corpus
-from worldmtp.studies.densification import Densification, DensificationConfig, held_out
-from worldmtp.studies.densification_tables import summarize_densification, tokens_to_reach
+from worldmtp.studies.densification import (
+    Densification,
+    DensificationConfig,
+    held_out,
+    summarize_densification,
+    supervision_density,
+    tokens_to_reach,
+)
 from worldmtp.studies.protocol import Study
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -119,7 +126,7 @@ def batches_of(config: DensificationConfig, directory, nobody, monkeypatch) -> l
         assert torch.equal(batch_of(1).input_ids, batch_of(1).input_ids)
         raise Batches([batch_of(0).input_ids, batch_of(1).input_ids])
 
-    monkeypatch.setattr(densification, "train", keep)
+    monkeypatch.setattr(densification, "train_arm", keep)
     study = Densification(config)
     study.prepare(directory, nobody)
     with pytest.raises(Batches) as caught:
@@ -129,7 +136,7 @@ def batches_of(config: DensificationConfig, directory, nobody, monkeypatch) -> l
 
 def test_pairs_are_planted_where_they_are_asked_for(tmp_path, monkeypatch, nobody):
     """Windows of 20 have five places, so five occurrences fill them: tokens 0 and 1 of every four are the pair."""
-    monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
+    monkeypatch.setattr(corpus, "load_corpus", partial(load_corpus, max_files=20))
     plain, planted = (
         batches_of(
             DensificationConfig(variants=VARIANTS, planted_occurrences=count, **SIZES), tmp_path, nobody, monkeypatch
@@ -147,7 +154,7 @@ def test_pairs_are_planted_where_they_are_asked_for(tmp_path, monkeypatch, nobod
 
 
 def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
-    monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
+    monkeypatch.setattr(corpus, "load_corpus", partial(load_corpus, max_files=20))
     config = DensificationConfig(
         variants=VARIANTS,
         seeds=[0, 1],
@@ -176,7 +183,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     summary = study.summarize(results)
     assert summary.figure is not None
     assert summary.figure.startswith(PNG)
-    monkeypatch.setattr(shared, "load_corpus", None)
+    monkeypatch.setattr(corpus, "load_corpus", None)
     study.prepare(tmp_path, nobody)
 
 
@@ -199,3 +206,20 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
 def test_wrong_settings(values, message):
     with pytest.raises(ValueError, match=message):
         DensificationConfig(**({"variants": VARIANTS} | values))
+
+
+IDS = torch.zeros((2, 4), dtype=torch.long)
+ALL = torch.ones((2, 4), dtype=torch.bool)
+
+
+def test_supervision_density_by_hand():
+    # Four tokens: 3, 2 and 1 targets at depths 1, 2 and 3; six for three where nominally it is nine.
+    assert supervision_density(depth_targets(IDS, ALL, 3)) == 2.0
+    # Three real tokens (2, 1, 0 targets), and two documents of two (1 + 1, 0, 0): five for four.
+    real = torch.tensor([[True, True, True, False], [True] * 4])
+    documents = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]])
+    assert supervision_density(depth_targets(IDS, real, 3, document_ids=documents)) == 5 / 4
+    assert supervision_density(depth_targets(IDS, ALL, 1)) == 1.0
+    empty = DepthTargets(torch.zeros((1, 2, 2), dtype=torch.long), torch.zeros((1, 2, 2), dtype=torch.bool))
+    with pytest.raises(ValueError, match="no text has a target at depth 1; check labels and masks"):
+        supervision_density(empty)

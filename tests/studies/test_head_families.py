@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from worldmtp.studies import shared
+from worldmtp.studies import corpus
 from worldmtp.studies.corpus import load_corpus
-from worldmtp.studies.head_families import HeadFamilies, HeadFamiliesConfig
-from worldmtp.studies.head_tables import summarize_heads
+from worldmtp.studies.head_families import HeadFamilies, HeadFamiliesConfig, summarize_heads
 from worldmtp.studies.protocol import Study
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -86,7 +85,7 @@ def test_files_are_what_is_resampled_and_texts_what_is_compared():
 
 
 def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
-    monkeypatch.setattr(shared, "load_corpus", partial(load_corpus, max_files=20))
+    monkeypatch.setattr(corpus, "load_corpus", partial(load_corpus, max_files=20))
     variants = {"latent": {"head": "latent"}, "kl": {"head": "linear", "objective": {"terms": {"kl": 1.0}}}}
     study = pickle.loads(pickle.dumps(HeadFamilies(HeadFamiliesConfig(variants=variants, **TINY))))
     assert isinstance(study, Study)
@@ -116,7 +115,7 @@ def test_a_whole_study(tmp_path, monkeypatch, nobody, global_rng_untouched):
     with torch.no_grad():
         assert torch.equal(trunk(texts["greedy"]).logits[:, 3:-1].argmax(dim=-1), texts["greedy"][:, 4:])
     # Prepared is prepared.
-    monkeypatch.setattr(shared, "load_corpus", None)
+    monkeypatch.setattr(corpus, "load_corpus", None)
     study.prepare(tmp_path, nobody)
 
 

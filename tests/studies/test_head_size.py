@@ -6,7 +6,7 @@ import pytest
 
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
-from worldmtp.studies.head_size import matched_width, num_head_parameters
+from worldmtp.studies.head_families import matched_width, num_head_parameters
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.studies.induction import InductionTexts, induction_accuracy, plant_pairs, rarest_tokens
+from worldmtp.studies.probes import InductionTexts, induction_accuracy, plant_pairs, rarest_tokens
 
 VOCAB = 16
 RARE = torch.tensor([12, 13, 14, 15])

@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from worldmtp.studies.path_star import Graphs, PathStarConfig, PathStarStudy, draw_graphs, right_nodes
-from worldmtp.studies.path_star_tables import summarize_path_star
+from worldmtp.studies.path_star import (
+    Graphs,
+    PathStarConfig,
+    PathStarStudy,
+    draw_graphs,
+    right_nodes,
+    summarize_path_star,
+)
 from worldmtp.studies.protocol import Study
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -8,8 +8,7 @@ from functools import partial
 
 import pytest
 
-from worldmtp.studies.protocol import Arm, Study
-from worldmtp.studies.registry import STUDIES, make_study
+from worldmtp.studies.protocol import STUDIES, Arm, Study, make_study
 from worldmtp.studies.runner import StudyError, read_headline, run_study
 
 TOY = '''

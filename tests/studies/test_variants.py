@@ -3,7 +3,7 @@
 import pytest
 
 from worldmtp.studies.protocol import Arm
-from worldmtp.studies.variants import arms_of, check_seeds, check_variants
+from worldmtp.studies.variants import arms_of, check_variants
 
 
 def test_all_variants_of_a_seed_come_before_the_next_seed():
@@ -23,11 +23,11 @@ def test_all_variants_of_a_seed_come_before_the_next_seed():
 )
 def test_a_wrong_variant_is_refused(variant, message):
     with pytest.raises(ValueError, match=message):
-        check_variants({"a": variant}, depth=4)
+        check_variants({"a": variant}, [0], depth=4)
 
 
 def test_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="variants is empty"):
-        check_variants({})
+        check_variants({}, [0])
     with pytest.raises(ValueError, match="seeds is empty"):
-        check_seeds([])
+        check_variants({"a": {"depth": 1}}, [])

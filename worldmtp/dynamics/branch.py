@@ -16,15 +16,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
+from worldmtp.dynamics.latent import HeadState, step_by_depth
+from worldmtp.dynamics.states import Depths, LayerCache, Shared, StateTable, make_cache, read_cache
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
 from worldmtp.model.trunk import TrunkFeatures, causal_mask, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)
-class BranchContext:
-    """Depth 2's keys and values over real text, for every root in it; shared until a step. None: there is no depth."""
+class BranchText(StateTable):
+    """Depth 2's keys and values over real text, for every root in it; none where the trunk is all there is."""
 
     attention_mask: Bool[Tensor, "batch length"]
     position_ids: Int[Tensor, "batch length"]
@@ -32,34 +33,17 @@ class BranchContext:
 
 
 @dataclass(frozen=True)
-class BranchState:
-    """Branches of real prefixes; ``own`` are the keys and values of the steps since, None before the first."""
+class BranchState(HeadState):
+    """Branches of real prefixes; ``own`` are the keys and values of the steps since."""
 
-    context: BranchContext
-    depth: int
-    rows: Int[Tensor, " state"]
+    text: Shared[BranchText]
     positions: Int[Tensor, " state"]
     own: LayerCache | None
     carry: Float[Tensor, "state width"]
-    latent: Float[Tensor, "state hidden"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def select(self, rows: Int[Tensor, " selected"]) -> "BranchState":
-        """States by row; the context is shared."""
-        return replace(
-            self,
-            rows=self.rows[rows],
-            positions=self.positions[rows],
-            own=None if self.own is None else self.own.select(rows),
-            carry=self.carry[rows],
-            latent=self.latent[rows],
-        )
 
 
 class BranchDynamics:
-    """A ``HeadDynamics``."""
+    """The ``HeadDynamics`` of heads that attend to their branch."""
 
     def __init__(self, model: MTPModel, heads: ActionConditionalHead) -> None:
         self._model = model
@@ -73,53 +57,59 @@ class BranchDynamics:
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> BranchState:
-        """One teacher-forced pass of depth 2, which keeps its keys and values."""
+        """Return the roots' states, from one teacher-forced pass of depth 2, which keeps its keys and values."""
         position_ids = position_ids_from_attention_mask(attention_mask)
         carry = self._heads.begin(features)
-        cached = None
+        cached = own = None
         if len(self._heads.depths):
             cache = DynamicCache()
             # The last position reads past the text; no root attends to its key.
             ahead = self._model.embed(torch.roll(input_ids, -1, dims=1))
             self._heads.forward_depth(2, carry, ahead, causal_mask(attention_mask), position_ids, cache)
             (cached,) = read_cache(cache)
+            nothing = cached.keys[:1, :, :0].expand(len(root_rows), -1, -1, -1)
+            own = LayerCache(nothing, nothing)
         return BranchState(
-            context=BranchContext(attention_mask, position_ids, cached),
-            depth=1,
-            rows=root_rows,
-            positions=root_positions,
-            own=None,
-            carry=carry[root_rows, root_positions],
             latent=features.post_norm[root_rows, root_positions],
+            depths=Depths.at_roots(root_rows),
+            text=Shared(BranchText(attention_mask, position_ids, cached), root_rows),
+            positions=root_positions,
+            own=own,
+            carry=carry[root_rows, root_positions],
         )
 
-    def step(self, state: BranchState, actions: Int[Tensor, " state"]) -> BranchState:
-        """The next depth at the root's position."""
-        context, rows, depth = state.context, state.rows, state.depth + 1
-        assert context.cache is not None  # the caller has seen that there is a next depth
-        cached = context.cache.select(rows)
-        if state.own is not None:
+    def step(self, state: BranchState, tokens: Int[Tensor, " state"]) -> BranchState:
+        """Return the next depth at the root's position."""
+        return step_by_depth(self._step, state, tokens)
+
+    def _step(self, state: BranchState, tokens: Int[Tensor, " state"], depth: int) -> BranchState:
+        text, rows = state.text.table, state.text.rows
+        assert text.cache is not None  # the caller has checked that there is a next depth
+        assert state.own is not None
+        cached = text.cache.select(rows)
+        if depth > 1:
+            own_keys, own_values = (part[:, :, : depth - 1] for part in (state.own.keys, state.own.values))
             cached = LayerCache(
-                torch.cat([cached.keys, state.own.keys], dim=2), torch.cat([cached.values, state.own.values], dim=2)
+                torch.cat([cached.keys, own_keys], dim=2), torch.cat([cached.values, own_values], dim=2)
             )
         cache = make_cache([cached])
-        length = context.attention_mask.shape[1]
+        length = text.attention_mask.shape[1]
         index = torch.arange(length, device=rows.device)
-        before = (index < state.positions[:, None]) & context.attention_mask[rows]
-        own = torch.ones((len(rows), depth - 1), dtype=torch.bool, device=rows.device)
+        before = (index < state.positions[:, None]) & text.attention_mask[rows]
+        own = torch.ones((len(rows), depth), dtype=torch.bool, device=rows.device)
         carry = self._heads.forward_depth(
-            depth,
+            depth + 1,
             state.carry[:, None],
-            self._model.embed(actions[:, None]),
+            self._model.embed(tokens[:, None]),
             torch.cat([before, own], dim=1)[:, None, None],
-            context.position_ids[rows, state.positions][:, None],
+            text.position_ids[rows, state.positions][:, None],
             cache,
         )
         (grown,) = read_cache(cache)
         return replace(
             state,
-            depth=depth,
+            latent=self._heads.read(depth + 1, carry)[:, 0],
+            depths=state.depths.after_step(),
             own=LayerCache(grown.keys[:, :, length:], grown.values[:, :, length:]),
             carry=carry[:, 0],
-            latent=self._heads.read(depth, carry)[:, 0],
         )

@@ -1,9 +1,9 @@
 """Dynamics of heads whose depths attend to their own keys at earlier positions (``attention = "depth"``).
 
-After actions a_1 .. a_j the state is the depth-(j+1) latent h^{j+1}_p of DeepSeek-V3's causal chain (arXiv 2412.19437,
+After tokens a_1 .. a_j the state is the depth-(j+1) latent h^{j+1}_p of DeepSeek-V3's causal chain (arXiv 2412.19437,
 eq. 21-22). Of the keys depth d attends to, those at p-d+2 .. p-1 have read *imagined* tokens and must be recomputed on
 the branch. A step into depth d therefore runs the block on the d - 1 positions p-d+2 .. p, whose inputs are exactly the
-d - 1 actions so far, over the cached keys of the positions before them, which saw real tokens only. A horizon of K - 1
+d - 1 tokens so far, over the cached keys of the positions before them, which saw real tokens only. A horizon of K - 1
 costs K (K - 1) / 2 one-layer token steps.
 
         depth d = 3, root p            position   p-3  p-2 | p-1   p
@@ -19,15 +19,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
+from worldmtp.dynamics.latent import HeadState, step_by_depth
+from worldmtp.dynamics.states import Depths, LayerCache, Shared, StateTable, make_cache, read_cache
 from worldmtp.heads.base import ActionConditionalHead
 from worldmtp.model import MTPModel
 from worldmtp.model.trunk import TrunkFeatures, causal_mask, position_ids_from_attention_mask
 
 
 @dataclass(frozen=True)
-class ChainedContext:
-    """What one pass over real text leaves behind for every root in it; shared, never copied per branch.
+class ChainedText(StateTable):
+    """What one pass over real text leaves behind for every root in it.
 
     ``carries[k - 1]`` and ``caches[k - 2]`` belong to depth k.
     """
@@ -39,42 +40,21 @@ class ChainedContext:
 
 
 @dataclass(frozen=True)
-class ChainedState:
+class ChainedState(HeadState):
     """Branches of real prefixes.
 
-    ``actions`` are the tokens appended so far, oldest first. ``window`` holds the carries of the current depth at the
-    positions recomputed on the branch, the root's own last; before the first action it is the root's.
+    ``taken`` are the tokens appended so far, oldest first. ``window`` holds the carries of the current depth at the
+    positions recomputed on the branch, the root's own last; before the first token it is the root's.
     """
 
-    context: ChainedContext
-    rows: Int[Tensor, " state"]
+    text: Shared[ChainedText]
     positions: Int[Tensor, " state"]
-    actions: Int[Tensor, "state taken"]
+    taken: Int[Tensor, "state taken"]
     window: Float[Tensor, "state window width"]
-    latent: Float[Tensor, "state hidden"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def depth(self) -> int:
-        """One more than the actions taken."""
-        return self.actions.shape[1] + 1
-
-    def select(self, rows: Int[Tensor, " selected"]) -> "ChainedState":
-        """States by row; the context is shared."""
-        return replace(
-            self,
-            rows=self.rows[rows],
-            positions=self.positions[rows],
-            actions=self.actions[rows],
-            window=self.window[rows],
-            latent=self.latent[rows],
-        )
 
 
 class ChainedDynamics:
-    """A ``HeadDynamics``."""
+    """The ``HeadDynamics`` of heads whose depths attend to their own keys."""
 
     def __init__(self, model: MTPModel, heads: ActionConditionalHead) -> None:
         self._model = model
@@ -88,7 +68,7 @@ class ChainedDynamics:
         root_rows: Int[Tensor, " root"],
         root_positions: Int[Tensor, " root"],
     ) -> ChainedState:
-        """One teacher-forced pass of each depth, which keeps the depth's keys and values."""
+        """Return the roots' states, from one teacher-forced pass of each depth, which keeps its keys and values."""
         position_ids = position_ids_from_attention_mask(attention_mask)
         carries, caches = [self._heads.begin(features)], list[LayerCache]()
         allowed = causal_mask(attention_mask)
@@ -104,30 +84,33 @@ class ChainedDynamics:
                 "model.eval() or disable gradient checkpointing to imagine."
             )
         return ChainedState(
-            context=ChainedContext(attention_mask, position_ids, tuple(carries), tuple(caches)),
-            rows=root_rows,
-            positions=root_positions,
-            actions=input_ids.new_zeros((len(root_rows), 0)),
-            window=carries[0][root_rows, root_positions][:, None],
             latent=features.post_norm[root_rows, root_positions],
+            depths=Depths.at_roots(root_rows),
+            text=Shared(ChainedText(attention_mask, position_ids, tuple(carries), tuple(caches)), root_rows),
+            positions=root_positions,
+            taken=input_ids.new_zeros((len(root_rows), 0)),
+            window=carries[0][root_rows, root_positions][:, None],
         )
 
-    def step(self, state: ChainedState, actions: Int[Tensor, " state"]) -> ChainedState:
-        """The next depth at the root's position, and at the positions before it that read imagined tokens."""
-        taken = torch.cat([state.actions, actions[:, None]], dim=1)
-        depth = state.depth + 1
-        context, rows = state.context, state.rows
+    def step(self, state: ChainedState, tokens: Int[Tensor, " state"]) -> ChainedState:
+        """Return the next depth at the root's position, and at the positions before it that read imagined tokens."""
+        return step_by_depth(self._step, state, tokens)
+
+    def _step(self, state: ChainedState, tokens: Int[Tensor, " state"], current: int) -> ChainedState:
+        depth = current + 1
+        taken = torch.cat([state.taken[:, : current - 1], tokens[:, None]], dim=1)
+        text, rows = state.text.table, state.text.rows
         offsets = torch.arange(2 - depth, 1, device=rows.device)
         window_positions = state.positions[:, None] + offsets
         reachable = window_positions.clamp_min(0)
-        inside = (window_positions >= 0) & context.attention_mask[rows[:, None], reachable]
-        previous = state.window
+        inside = (window_positions >= 0) & text.attention_mask[rows[:, None], reachable]
+        previous = state.window[:, : max(1, current - 1)]
         if depth > 2:
             # The oldest of the new window's inputs read the last real token: the encoder has it.
-            oldest = context.carries[depth - 2][rows, reachable[:, 0]][:, None]
+            oldest = text.carries[depth - 2][rows, reachable[:, 0]][:, None]
             previous = torch.cat([oldest, previous], dim=1)
-        index = torch.arange(context.attention_mask.shape[1], device=rows.device)
-        before = (index <= (state.positions + 1 - depth)[:, None]) & context.attention_mask[rows]
+        index = torch.arange(text.attention_mask.shape[1], device=rows.device)
+        before = (index <= (state.positions + 1 - depth)[:, None]) & text.attention_mask[rows]
         causal = torch.ones((depth - 1, depth - 1), dtype=torch.bool, device=rows.device).tril()
         within = causal & (inside[:, None, :] | torch.eye(depth - 1, dtype=torch.bool, device=rows.device))
         mask = torch.cat([before[:, None, :].expand(-1, depth - 1, -1), within], dim=-1)[:, None]
@@ -136,8 +119,13 @@ class ChainedDynamics:
             previous,
             self._model.embed(taken),
             mask,
-            context.position_ids[rows[:, None], reachable],
-            cache=make_cache([context.caches[depth - 2].select(rows)]),
+            text.position_ids[rows[:, None], reachable],
+            cache=make_cache([text.caches[depth - 2].select(rows)]),
         )
-        latent = self._heads.read(depth, window[:, -1:])[:, 0]
-        return replace(state, actions=taken, window=window, latent=latent)
+        return replace(
+            state,
+            latent=self._heads.read(depth, window[:, -1:])[:, 0],
+            depths=state.depths.after_step(),
+            taken=taken,
+            window=window,
+        )

@@ -1,4 +1,4 @@
-"""A token MDP small enough to enumerate, and the exact world model of it: the truth that estimators are tested against.
+"""A token MDP small enough to enumerate, and the exact world model of it, against which estimators are tested.
 
 A state is a prefix of at most ``horizon`` tokens over ``vocab_size``; the episode ends (terminated) after ``horizon``
 tokens or when ``eos`` is drawn. Rewards are any table over (prefix, action). Prefixes are numbered breadth first: the
@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import Prediction
-from worldmtp.dynamics.roots import resolve_roots
+from worldmtp.dynamics.protocol import Prediction, resolve_roots
+from worldmtp.dynamics.states import StateTable
 from worldmtp.model.trunk import TrunkFeatures
 
 
@@ -36,22 +36,22 @@ class TokenMDP:
 
     @property
     def num_prefixes(self) -> int:
-        """Prefixes in which the agent acts: (V^horizon - 1) / (V - 1)."""
+        """Number of prefixes in which the agent acts: (V^horizon - 1) / (V - 1)."""
         return sum(self.vocab_size**length for length in range(self.horizon))
 
     def child(self, prefixes: Int[Tensor, "*#batch"], actions: Int[Tensor, "*#batch"]) -> Int[Tensor, "*#batch"]:
-        """The prefix one token longer."""
+        """Return the prefixes one token longer."""
         return prefixes * self.vocab_size + 1 + actions
 
     def ends(self) -> Bool[Tensor, "prefix vocab"]:
-        """Whether an action in a prefix ends the episode."""
+        """Return whether each action in each prefix ends the episode."""
         prefixes = torch.arange(self.num_prefixes)[:, None]
         actions = torch.arange(self.vocab_size)[None, :]
         ended = self.child(prefixes, actions) >= self.num_prefixes
         return ended | (actions == self.eos) if self.eos is not None else ended
 
     def action_values(self, logits: Float[Tensor, "prefix vocab"]) -> Float[Tensor, "prefix vocab"]:
-        """Q^pi by backward induction, Q(s, a) = r(s, a) + V(sa)."""
+        """Return Q^pi by backward induction, Q(s, a) = r(s, a) + V(sa)."""
         probs = logits.softmax(dim=-1)
         ends = self.ends()
         q_values = self.rewards.clone()
@@ -62,7 +62,7 @@ class TokenMDP:
         return q_values
 
     def episodes(self) -> "Episodes":
-        """Every episode there is."""
+        """Return every episode there is."""
         ends = self.ends()
         open_rows: list[tuple[int, list[int], list[int]]] = [(0, [], [])]
         finished: list[tuple[list[int], list[int]]] = []
@@ -85,7 +85,7 @@ class TokenMDP:
         return Episodes(prefixes=prefixes, actions=taken, step_mask=mask, rewards=rewards)
 
     def policy_gradient(self, logits: Float[Tensor, "prefix vocab"]) -> Float[Tensor, "prefix vocab"]:
-        """D J / d logits for a tabular softmax policy: occupancy(s) pi(a|s) (Q(s, a) - V(s)).
+        """Return dJ / dlogits of a tabular softmax policy: occupancy(s) pi(a|s) (Q(s, a) - V(s)).
 
         Sutton et al. 2000, theorem 1, with the softmax derivative written out; no automatic differentiation.
         """
@@ -111,47 +111,40 @@ class Episodes:
     rewards: Float[Tensor, "episode time"]
 
     def probability(self, logits: Float[Tensor, "prefix vocab"]) -> Float[Tensor, " episode"]:
-        """P(episode) under a tabular softmax policy."""
+        """Return the probability of each episode under a tabular softmax policy."""
         logprobs = logits.log_softmax(dim=-1)[self.prefixes, self.actions]
         return torch.where(self.step_mask, logprobs, 0.0).sum(dim=1).exp()
 
 
 @dataclass(frozen=True)
-class PrefixState:
+class PrefixState(StateTable):
     """States of an ExactWorldModel: prefix numbers, and of the arriving transition its reward and whether it ended."""
 
     prefixes: Int[Tensor, " state"]
     arriving_reward: Float[Tensor, " state"]
     ended: Bool[Tensor, " state"]
 
-    def __len__(self) -> int:
-        return len(self.prefixes)
-
     @property
     def latent(self) -> Float[Tensor, "state 1"]:
         """The prefix's number: all there is to know."""
         return self.prefixes[:, None].to(self.arriving_reward.dtype)
 
-    def select(self, rows: Int[Tensor, " selected"]) -> "PrefixState":
-        """States by row."""
-        return PrefixState(self.prefixes[rows], self.arriving_reward[rows], self.ended[rows])
-
 
 class ExactWorldModel:
-    """The true dynamics, rewards, ends and values of a TokenMDP under a tabular policy."""
+    """The true dynamics, rewards, ends and values of a TokenMDP under a tabular policy.
+
+    There is no limit to its horizon: after the end nothing happens.
+    """
 
     action_conditional = True
+    max_horizon: int | None = None
+    models_replies = False
 
     def __init__(self, mdp: TokenMDP, logits: Float[Tensor, "prefix vocab"]) -> None:
         self._mdp = mdp
         self._logits = logits
         self._values = (logits.softmax(dim=-1) * mdp.action_values(logits)).sum(dim=-1)
         self._ends = mdp.ends()
-
-    @property
-    def max_horizon(self) -> int | None:
-        """No limit: after the end nothing happens."""
-        return None
 
     def encode(
         self,
@@ -161,7 +154,7 @@ class ExactWorldModel:
         root_positions: Int[Tensor, " root"] | None = None,
         features: TrunkFeatures | None = None,
     ) -> PrefixState:
-        """States of prefixes; position -1 is the empty prefix. There is no trunk. See ``WorldModel.encode``."""
+        """Return the numbers of prefixes, of which position -1 is the empty one; see ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         prefixes = torch.zeros_like(root_rows)
         for position in range(input_ids.shape[1]):
@@ -170,15 +163,15 @@ class ExactWorldModel:
         zeros = torch.zeros(len(prefixes), dtype=self._logits.dtype)
         return PrefixState(prefixes, zeros, torch.zeros(len(prefixes), dtype=torch.bool))
 
-    def step(self, state: PrefixState, actions: Int[Tensor, " state"]) -> PrefixState:
+    def step(self, state: PrefixState, tokens: Int[Tensor, " state"]) -> PrefixState:
         """Append a token; an ended episode stays ended and pays nothing."""
         at = state.prefixes.clamp(max=self._mdp.num_prefixes - 1)
-        reward = torch.where(state.ended, 0.0, self._mdp.rewards[at, actions])
-        ended = state.ended | self._ends[at, actions]
-        return PrefixState(torch.where(ended, at, self._mdp.child(at, actions)), reward, ended)
+        reward = torch.where(state.ended, 0.0, self._mdp.rewards[at, tokens])
+        ended = state.ended | self._ends[at, tokens]
+        return PrefixState(torch.where(ended, at, self._mdp.child(at, tokens)), reward, ended)
 
     def predict(self, state: PrefixState, with_logits: bool = True) -> Prediction:
-        """The truth."""
+        """Return the true logits, reward, continuation and value."""
         return Prediction(
             logits=self._logits[state.prefixes] if with_logits else None,
             reward=state.arriving_reward,

@@ -1,4 +1,4 @@
-"""Parallel heads as a world model that is blind to actions: what comes on average, whatever is done.
+"""World model back-end ``mtp_parallel``: parallel heads, blind to actions: what comes on average, whatever is done.
 
 Depth k of a parallel head is the policy's own marginal of token p + k, averaged over the tokens in between. So all of a
 root's future is known when it is encoded, a step only moves on to the next depth, and ``action_conditional`` is False:
@@ -14,32 +14,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import Prediction
-from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.roots import resolve_roots
+from worldmtp.dynamics.latent import check_depth_left, read_latent
+from worldmtp.dynamics.protocol import Prediction, resolve_roots
+from worldmtp.dynamics.states import Depths, StateTable
 from worldmtp.heads.base import ParallelHead
 from worldmtp.model import MTPModel
 from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
-class ForeseenState:
-    """Roots with the latents of all their depths, and the depth they have come to."""
+class ParallelState(StateTable):
+    """Roots with the latents of all their depths, and the depth that each has come to."""
 
-    depth: int
     latents: Float[Tensor, "state depths hidden"]
-
-    def __len__(self) -> int:
-        return len(self.latents)
+    depths: Depths
 
     @property
     def latent(self) -> Float[Tensor, "state hidden"]:
-        """That of the current depth."""
-        return self.latents[:, self.depth - 1]
-
-    def select(self, rows: Int[Tensor, " selected"]) -> "ForeseenState":
-        """States by row."""
-        return replace(self, latents=self.latents[rows])
+        """The latent of each row's depth."""
+        if len(self.depths.present) == 1:
+            return self.latents[:, self.depths.deepest - 1]
+        return self.latents[torch.arange(len(self), device=self.latents.device), self.depths.each - 1]
 
 
 class ParallelWorldModel:
@@ -51,6 +46,7 @@ class ParallelWorldModel:
     """
 
     action_conditional = False
+    models_replies = False
 
     def __init__(self, model: MTPModel) -> None:
         if not isinstance(model.heads, ParallelHead):
@@ -77,26 +73,23 @@ class ParallelWorldModel:
         root_rows: Int[Tensor, " root"] | None = None,
         root_positions: Int[Tensor, " root"] | None = None,
         features: TrunkFeatures | None = None,
-    ) -> ForeseenState:
-        """All depths at the roots. See ``WorldModel.encode``."""
+    ) -> ParallelState:
+        """Return the latents of all depths at the roots; see ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         # No depth reads a token, so what the text says after a root does not matter.
         latents = self._model.latents(input_ids, attention_mask, features=features)
-        return ForeseenState(1, torch.stack([latent[root_rows, root_positions] for latent in latents], dim=1))
+        at_roots = torch.stack([latent[root_rows, root_positions] for latent in latents], dim=1)
+        return ParallelState(at_roots, Depths.at_roots(root_rows))
 
-    def step(self, state: ForeseenState, actions: Int[Tensor, " state"]) -> ForeseenState:
-        """The next depth, whatever the actions.
+    def step(self, state: ParallelState, tokens: Int[Tensor, " state"]) -> ParallelState:
+        """Return the states at their next depth, whatever the tokens.
 
         Raises:
-            ValueError: there is none.
+            ValueError: a row has no next depth.
         """
-        if state.depth == self._model.config.depth:
-            raise ValueError(
-                f"step {state.depth} exceeds the {self.max_horizon} steps these heads can take; "
-                f"train a model with depth={state.depth + 1}."
-            )
-        return replace(state, depth=state.depth + 1)
+        check_depth_left(state.depths, self.max_horizon)
+        return replace(state, depths=state.depths.after_step())
 
-    def predict(self, state: ForeseenState, with_logits: bool = True) -> Prediction:
-        """Read the depth's latent through its output layer."""
-        return read_latent(self._model, state.latent, with_logits, state.depth)
+    def predict(self, state: ParallelState, with_logits: bool = True) -> Prediction:
+        """Return what is read off each depth's latent, through its output layer."""
+        return read_latent(self._model, state.latent, with_logits, state.depths)

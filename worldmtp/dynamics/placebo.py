@@ -4,46 +4,36 @@
 and the cost of the real thing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import Prediction, State, WorldModel
-from worldmtp.dynamics.readout import read_latent
-from worldmtp.dynamics.roots import resolve_roots
+from worldmtp.dynamics.latent import read_latent
+from worldmtp.dynamics.protocol import Prediction, State, WorldModel, resolve_roots
+from worldmtp.dynamics.states import StateTable
 from worldmtp.model import MTPModel
 from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
-class FrozenState:
+class FrozenState(StateTable):
     """A root's own hidden state."""
 
     latent: Float[Tensor, "state hidden"]
-
-    def __len__(self) -> int:
-        return len(self.latent)
-
-    def select(self, rows: Int[Tensor, " selected"]) -> "FrozenState":
-        """States by row."""
-        return replace(self, latent=self.latent[rows])
 
 
 class IdentityWorldModel:
     """World model back-end ``identity``: the next latent is the last one, whatever the action."""
 
     action_conditional = True
+    max_horizon: int | None = None
+    models_replies = False
 
     def __init__(self, model: MTPModel) -> None:
         self._model = model
-
-    @property
-    def max_horizon(self) -> int | None:
-        """Standing still has no limit."""
-        return None
 
     def encode(
         self,
@@ -53,18 +43,18 @@ class IdentityWorldModel:
         root_positions: Int[Tensor, " root"] | None = None,
         features: TrunkFeatures | None = None,
     ) -> FrozenState:
-        """The trunk's hidden states. See ``WorldModel.encode``."""
+        """Return the trunk's hidden states at the roots; see ``WorldModel.encode``."""
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         if features is None:
             features = self._model.trunk_features(input_ids, attention_mask)
         return FrozenState(features.post_norm[root_rows, root_positions])
 
-    def step(self, state: FrozenState, actions: Int[Tensor, " state"]) -> FrozenState:
-        """Nothing moves."""
+    def step(self, state: FrozenState, tokens: Int[Tensor, " state"]) -> FrozenState:
+        """Return the states as they are."""
         return state
 
     def predict(self, state: FrozenState, with_logits: bool = True) -> Prediction:
-        """Read the root's latent."""
+        """Return what is read off the roots' latents."""
         return read_latent(self._model, state.latent, with_logits)
 
 
@@ -86,13 +76,18 @@ class ShuffledWorldModel(Generic[State]):
 
     @property
     def action_conditional(self) -> bool:
-        """It takes actions; it only takes the wrong ones."""
+        """Whether the dynamics inside depend on the token; they are only given the wrong one."""
         return self._inner.action_conditional
 
     @property
     def max_horizon(self) -> int | None:
-        """That of the dynamics inside."""
+        """The steps that the dynamics inside can take."""
         return self._inner.max_horizon
+
+    @property
+    def models_replies(self) -> bool:
+        """Whether the dynamics inside know what an environment replies."""
+        return self._inner.models_replies
 
     def encode(
         self,
@@ -102,15 +97,15 @@ class ShuffledWorldModel(Generic[State]):
         root_positions: Int[Tensor, " root"] | None = None,
         features: TrunkFeatures | None = None,
     ) -> State:
-        """As the dynamics inside."""
+        """Return the states of the dynamics inside."""
         return self._inner.encode(input_ids, attention_mask, root_rows, root_positions, features)
 
-    def step(self, state: State, actions: Int[Tensor, " state"]) -> State:
-        """Step by other actions."""
-        return self._inner.step(state, other_actions(actions, self._vocab_size, self._generator))
+    def step(self, state: State, tokens: Int[Tensor, " state"]) -> State:
+        """Return the states after a token each that is not their own."""
+        return self._inner.step(state, other_actions(tokens, self._vocab_size, self._generator))
 
     def predict(self, state: State, with_logits: bool = True) -> Prediction:
-        """As the dynamics inside."""
+        """Return what the dynamics inside say."""
         return self._inner.predict(state, with_logits)
 
 

@@ -211,6 +211,7 @@ class ActionConditionalHead(Head):
 
     def __init__(self, config: MTPConfig) -> None:
         super().__init__(config)
+        self.hidden_size = needed(config.hidden_size)
         self.recycles_pre_norm = config.recycle_stage == "pre_norm"
         """Whether a depth hands on its state before its output norm; the norm then stands in ``read``."""
 
@@ -230,6 +231,10 @@ class ActionConditionalHead(Head):
         branch; the new keys are appended to it, and ``key`` counts those already in it first. ``position_ids`` are
         those of i, at every depth.
         """
+
+    def carry_width(self, depth: int) -> int:
+        """Return the channels of a depth's carry, depth 1 being what ``begin`` gives."""
+        return self.hidden_size
 
     def read(self, depth: int, carry: Float[Tensor, "batch query width"]) -> Float[Tensor, "batch query hidden"]:
         """Return the latent: what the output layer and the world heads read, so after the output norm."""

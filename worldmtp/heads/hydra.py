@@ -49,7 +49,6 @@ class HydraHead(RecurrentHead):
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
         super().__init__(config)
-        self.hidden_size = needed(config.hidden_size)
         self.hidden_first = config.concat_order == "hidden_first"
         width, num_layers = needed(config.head_width), needed(config.head_layers)
         self.mlps = nn.ModuleList(
@@ -68,6 +67,10 @@ class HydraHead(RecurrentHead):
     ) -> Float[Tensor, "batch query new_width"]:
         """Return the carry with one more embedding at its end."""
         return torch.cat([carry, token_embeds], dim=-1)
+
+    def carry_width(self, depth: int) -> int:
+        """Return the channels of the hidden state and of the tokens since."""
+        return depth * self.hidden_size
 
     def read(self, depth: int, carry: Float[Tensor, "batch query width"]) -> Float[Tensor, "batch query hidden"]:
         """Return h^k of the equation above."""

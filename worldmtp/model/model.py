@@ -36,11 +36,11 @@ from worldmtp.model.trunk import (
     Recording,
     TrunkFeatures,
     causal_mask,
-    check_mask_shape,
     document_ids_from_position_ids,
     position_ids_from_attention_mask,
     real_tokens,
     record_features,
+    run_trunk,
     trunk_inputs,
 )
 from worldmtp.model.world_heads import WorldHeads
@@ -191,11 +191,16 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     def trunk_features(
         self,
         input_ids: Int[Tensor, "batch time"],
-        attention_mask: Shaped[Tensor, "batch time"] | None = None,
+        attention_mask: Shaped[Tensor, "batch _"] | None = None,
         position_ids: Int[Tensor, "_ time"] | None = None,
+        cache: Cache | None = None,
     ) -> TrunkFeatures:
-        """One pass of the trunk over text: all that the heads read of it."""
-        return self._run_trunk(input_ids, attention_mask, position_ids, use_cache=False)[0]
+        """Return all that the heads read of one pass of the trunk over text.
+
+        A ``cache`` may be empty or hold a prefix, which the mask then covers too; the text's keys are appended to it.
+        """
+        kwargs = {"past_key_values": cache, "use_cache": True} if cache is not None else {"use_cache": False}
+        return self._run_trunk(input_ids, attention_mask, position_ids, **kwargs)[0]
 
     def latents(
         self,
@@ -351,13 +356,8 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     def _run_trunk(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **kwargs: Any
     ) -> tuple[TrunkFeatures, Cache | None]:
-        if kwargs.get("use_cache") and not kwargs.get("past_key_values") and attention_mask is None:
-            # Where they fill a cache, backbones do not look for documents in the positions: they are told by a mask.
-            attention_mask = torch.ones_like(input_ids)
-        check_mask_shape(input_ids, attention_mask, kwargs.get("past_key_values"))
-        with self.recording() as recorded:
-            output = self.base_model(**self.trunk_inputs(input_ids, attention_mask, position_ids), **kwargs)
-        return recorded.features(), output.past_key_values
+        layers, pre_norm = self.heads.feature_layers, self.heads.reads_pre_norm
+        return run_trunk(self.trunk, input_ids, attention_mask, position_ids, layers, pre_norm, **kwargs)
 
     def trunk_inputs(
         self,

@@ -79,6 +79,19 @@ def trunk_inputs(
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
 
 
+def last_hidden_states(
+    trunk: PreTrainedModel, input_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time hidden"]:
+    """Return the backbone's last hidden states, after its final norm, without recording what else heads may read."""
+    output = trunk.base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids_from_attention_mask(attention_mask),
+        use_cache=False,
+    )
+    return output.last_hidden_state
+
+
 def has_sliding_attention(config: PreTrainedConfig) -> bool:
     """Return whether a layer attends to a window; older configs say so without naming the layers' types."""
     layer_types = getattr(config, "layer_types", None)
@@ -203,6 +216,33 @@ def record_features(backbone: nn.Module, layers: Sequence[int] = (), pre_norm: b
 
             stack.callback(stacked[index].register_forward_hook(keep_layer).remove)
         yield recording
+
+
+def run_trunk(
+    trunk: PreTrainedModel,
+    input_ids: Int[Tensor, "batch time"],
+    attention_mask: Shaped[Tensor, "batch _"] | None = None,
+    position_ids: Int[Tensor, "_ time"] | None = None,
+    layers: Sequence[int] = (),
+    pre_norm: bool = False,
+    **backbone_arguments: Any,
+) -> tuple[TrunkFeatures, Cache | None]:
+    """Return the features of one pass of the trunk's backbone, and the cache that it kept, if any.
+
+    Over a cached prefix the mask is that of the prefix and the tokens. Other keywords go to the backbone.
+
+    Raises:
+        ValueError: a mask of another shape, or what ``trunk_inputs`` and ``record_features`` refuse.
+    """
+    cache = backbone_arguments.get("past_key_values")
+    if backbone_arguments.get("use_cache") and not cache and attention_mask is None:
+        # Where they fill a cache, backbones do not look for documents in the positions: they are told by a mask.
+        attention_mask = torch.ones_like(input_ids)
+    check_mask_shape(input_ids, attention_mask, cache)
+    backbone = trunk.base_model
+    with record_features(backbone, layers, pre_norm) as recorded:
+        output = backbone(**trunk_inputs(trunk, input_ids, attention_mask, position_ids), **backbone_arguments)
+    return recorded.features(), output.past_key_values
 
 
 def final_norm(backbone: nn.Module) -> nn.Module:

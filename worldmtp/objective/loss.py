@@ -22,6 +22,7 @@ from worldmtp.model.trunk import LogitChanges, TrunkFeatures
 from worldmtp.objective.fused import DepthSums, Teacher, summed_depth_losses
 from worldmtp.objective.objective import LossTerms, MTPObjective
 from worldmtp.objective.plan import StepPlan
+from worldmtp.objective.sweep import Transform
 from worldmtp.objective.targets import DepthTargets
 
 
@@ -82,12 +83,16 @@ def multi_token_loss(
     teacher_hidden: Float[Tensor, "batch time hidden"] | None = None,
     with_acceptance: bool = False,
     latents: Mapping[int, Float[Tensor, "batch time hidden"]] | None = None,
+    transform: Transform | None = None,
+    per_target: bool = False,
 ) -> MultiTokenLoss:
     """Return the loss of the planned depths; zero, with nothing run, where the plan is not active.
 
     ``labels`` are Hugging Face's. ``latents`` saves the heads' forward where those of the planned depths are at hand.
     ``teacher_hidden`` replaces the trunk's own states as the teacher (a moving average).
     With ``with_acceptance`` the acceptance by the trunk is measured, whatever the objective trains.
+    ``transform`` makes logits of an output layer's product, by default as the trunk does; a policy that acts at a
+    temperature has another. With ``per_target`` the total has each depth's mean over its targets in place of its sum.
     """
     depths = plan.depths if plan.is_active else ()
     if not depths:
@@ -99,6 +104,10 @@ def multi_token_loss(
     mask = targets.mask[..., chosen]
     if plan.answers_only:
         mask = mask & targets.mask[..., :1]
+    mask = position_mask(plan, mask)
+    weights = [plan.weights[depth - 2] * plan.position_scale for depth in depths]
+    if per_target:
+        weights = [weight / max(count, 1) for weight, count in zip(weights, mask.sum(dim=(0, 1)).tolist(), strict=True)]
     lm_head = model.get_output_embeddings()
     layers = [model.output_layer(depth) for depth in depths]
     teacher = None
@@ -113,11 +122,11 @@ def multi_token_loss(
         [latents[depth] for depth in depths],
         layers,
         targets.targets[..., chosen],
-        position_mask(plan, mask),
-        weights=[plan.weights[depth - 2] * plan.position_scale for depth in depths],
+        mask,
+        weights=weights,
         terms=objective.terms,
         teacher=teacher,
-        transform=model.logit_changes or None,
+        transform=transform or model.logit_changes or None,
         detach_output=[model.config.detach_lm_head and layer is lm_head for layer in layers],
         chunk_size=objective.chunk_size,
         with_acceptance=with_acceptance,

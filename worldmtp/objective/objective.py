@@ -14,11 +14,10 @@ rewards (advantage-weighted heads), which belong to reinforcement.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import NoneType
-from typing import Any, TypeVar, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from worldmtp.choices import check_choice
+from worldmtp.choices import check_choice, checked_fields
 from worldmtp.objective.plan import (
     DEPTH_WEIGHTINGS,
     CoefSchedule,
@@ -32,8 +31,6 @@ from worldmtp.objective.plan import (
 LATENT_TARGETS = ("trunk", "ema")
 LOSSES = ("ce", "kl", "tv", "e2e_tv", "latent")
 """The fields of ``LossTerms`` that are coefficients."""
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -163,30 +160,4 @@ class MTPObjective:
             ValueError: a key is unknown (the nearest is suggested), or a value is outside its range.
             TypeError: a value is of the wrong type.
         """
-        return _build(cls, values, "")
-
-
-def _build(cls: type[Config], values: Any, path: str) -> Config:
-    """A dataclass of scalars and further dataclasses from a mapping; ``path`` leads there in messages."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{path or 'the objective'} is {values!r}; give a mapping of {cls.__name__}'s fields.")
-    types = {item.name: item.type for item in fields(cls)}  # type: ignore[arg-type]  # always a dataclass
-    prefix = f"{path}." if path else ""
-    for key in values:
-        check_choice(f"a key of {path or 'the objective'}", str(key), types)
-    return cls(**{key: _convert(types[key], value, prefix + key) for key, value in values.items()})
-
-
-def _convert(kind: Any, value: Any, path: str) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _build(kind, value, path)
-    allowed = get_args(kind) or (kind,)  # X | None has arguments, a plain type has none
-    if value is None and NoneType in allowed:
-        return None
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, bool) == (bool in allowed) and isinstance(value, allowed):
-        return value
-    names = " or ".join("null" if item is NoneType else item.__name__ for item in allowed)
-    hint = "; YAML reads a number with an exponent only with a point and a sign, as 1.0e+13" if float in allowed else ""
-    raise TypeError(f"{path}={value!r} is a {type(value).__name__}; it must be {names}{hint}.")
+        return cls(**checked_fields(cls, values, "the objective"))

@@ -1,42 +1,38 @@
-"""Post-training on TRL with MTP heads: the only room that imports trl.
+"""Post-training on TRL: trainers with MTP heads, and environments as TRL's rewards and rollouts.
 
-Names are loaded on first use, so that importing the package costs neither torch nor trl; the first use checks that the
-installed TRL still has the seams this room is built on.
+The only room that imports trl. Names are loaded on first use, so importing the package costs neither torch nor trl. The
+first use of a trainer checks that the installed TRL still has the seams it is built on.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from worldmtp.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from worldmtp.post_training.compat import check_seams
-    from worldmtp.post_training.demonstrations import build_demonstrations
-    from worldmtp.post_training.metric_writer import MetricWriterCallback
-    from worldmtp.post_training.sft import MTPSFTTrainer
-    from worldmtp.post_training.sft_config import MTPSFTConfig
+    from worldmtp.post_training.compat import check_seams as check_seams
+    from worldmtp.post_training.demonstrations import build_demonstrations as build_demonstrations
+    from worldmtp.post_training.metrics import MetricWriterCallback as MetricWriterCallback
+    from worldmtp.post_training.reward import TextGenReward as TextGenReward
+    from worldmtp.post_training.rollout import TextGenRollout as TextGenRollout
+    from worldmtp.post_training.rollout import env_reward as env_reward
+    from worldmtp.post_training.sft import MTPSFTConfig as MTPSFTConfig
+    from worldmtp.post_training.sft import MTPSFTTrainer as MTPSFTTrainer
 
-__all__ = [
-    "MTPSFTConfig",
-    "MTPSFTTrainer",
-    "MetricWriterCallback",
-    "build_demonstrations",
-    "check_seams",
-]
-
-_MODULE_OF = {
-    "MTPSFTConfig": "sft_config",
-    "MTPSFTTrainer": "sft",
-    "MetricWriterCallback": "metric_writer",
-    "build_demonstrations": "demonstrations",
-    "check_seams": "compat",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
-    import_module(f"{__name__}.compat").check_seams()
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+_load, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "compat": "check_seams",
+        "demonstrations": "build_demonstrations",
+        "metrics": "MetricWriterCallback",
+        "reward": "TextGenReward",
+        "rollout": "TextGenRollout env_reward",
+        "sft": "MTPSFTConfig MTPSFTTrainer",
+    },
+)
 
 
-def __dir__() -> list[str]:
-    return __all__
+def __getattr__(name: str) -> object:
+    if name in ("MTPSFTConfig", "MTPSFTTrainer"):  # before the import, which would fail without saying why
+        import_module(f"{__name__}.compat").check_seams()
+    return _load(name)

@@ -21,7 +21,7 @@ class IncompatibleTRLError(ImportError):
 
 @dataclass(frozen=True)
 class Seam:
-    """A callable of ``owner`` and the parameters it is called with."""
+    """A callable of ``owner``, and the parameters that this room calls it with."""
 
     owner: Any
     name: str
@@ -53,7 +53,7 @@ TRAINER_ATTRIBUTES = ("_metrics", "accelerator", "model_accepts_loss_kwargs", "_
 
 
 def check_seams(seams: tuple[Seam, ...] = SEAMS) -> None:
-    """Compare what this room calls with what is installed.
+    """Raise if the installed TRL or transformers lacks what this room calls.
 
     Raises:
         IncompatibleTRLError: a callable or one of its parameters is gone.
@@ -64,7 +64,7 @@ def check_seams(seams: tuple[Seam, ...] = SEAMS) -> None:
 
 
 def check_trainer(trainer: trl.SFTTrainer) -> None:
-    """Check what only a constructed trainer shows: its attributes, and that its model's forward is TRL's fused one.
+    """Raise if a constructed trainer lacks an attribute, or its model a forward that TRL has fused.
 
     Raises:
         IncompatibleTRLError: an attribute is gone, or TRL no longer patches the forward.

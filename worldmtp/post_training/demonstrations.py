@@ -19,7 +19,7 @@ def build_demonstrations(
     vocab_size: int,
     max_length: int | None = None,
 ) -> Dataset:
-    """Rows ``input_ids`` = prompt + answer + EOS and ``labels`` = the same with -100 on the prompt.
+    """Return rows of ``input_ids`` = prompt + answer + EOS and ``labels`` = the same with -100 on the prompt.
 
     Args:
         pairs: prompt ids and answer ids; an answer that does not end with EOS gets it.

@@ -55,16 +55,17 @@ class MTPForward:
         teacher_hidden: Float[Tensor, "batch time hidden"] | None = None,
         trains: bool = True,
     ) -> None:
-        """What the next fused calls compute; the teacher's states serve one call. Else it is only measured."""
+        """Set what the next fused calls compute; the teacher's states serve one call.
+
+        With ``trains=False`` the loss is measured, without gradients.
+        """
         self._trains = trains
         self._plan = plan
         self._with_acceptance = with_acceptance
         self._teacher_hidden = teacher_hidden
 
     def take(self) -> MultiTokenLoss:
-        """The loss of the last fused call, once.
-
-        TRL does not hand its trainers' outputs on, hence this way around.
+        """Return the loss of the last fused call, once: TRL does not pass a model's outputs to its trainer.
 
         Raises:
             RuntimeError: there was no fused call since the last take.
@@ -78,11 +79,11 @@ class MTPForward:
         return loss
 
     def remove(self) -> None:
-        """Give the model its class's forward back, without TRL's fused LM head."""
+        """Restore the forward of the model's class, without TRL's fused LM head."""
         vars(self.model).pop("forward", None)
 
     def fused(self, module: nn.Module, **inputs: Any) -> MTPFusedOutput:
-        """TRL's fused forward, then the heads on the hidden states that it passed through.
+        """Run TRL's fused forward, then the heads on the hidden states that it passed through.
 
         Raises:
             RuntimeError: ``module`` is a copy of the model this forward was made for.

@@ -26,11 +26,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.ema import EMATrunk
 from worldmtp.model.lora import has_lora, load_lora_weights, save_lora
+from worldmtp.objective import MTPObjective
 from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan
-from worldmtp.objective.plan import Progress, StepPlan
-from worldmtp.post_training.depth_means import DepthMeans
-from worldmtp.post_training.finite import check_finite, check_finite_weights
-from worldmtp.post_training.forward import MTPForward
+from worldmtp.objective.plan import Progress, StepPlan, window_depths
+from worldmtp.post_training.forward import MTPForward, add_mtp_forward
+from worldmtp.post_training.guards import check_finite, check_finite_weights
+from worldmtp.post_training.metrics import DepthMeans
 
 if TYPE_CHECKING:
     from trl import SFTTrainer as _Trainer
@@ -41,25 +42,45 @@ EMA_FILE = "ema_trunk.pt"
 
 
 class EMACallback(TrainerCallback):
-    """Moves the average of the trunk after each optimiser step."""
+    """Move the average of the trunk after each optimiser step."""
 
     def __init__(self, ema: EMATrunk, backbone: nn.Module) -> None:
         self._ema = ema
         self._backbone = backbone
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The weights have just been updated, and no checkpoint has been written since."""
+        """Move it: the weights have just been updated, and no checkpoint has been written since."""
         self._ema.update(self._backbone)
 
 
 class MTPTrainerMixin(_Trainer):
-    """To be put before a TRL trainer whose model has been given ``add_mtp_forward``."""
+    """The heads of a TRL trainer's model; put it before the trainer's class and call ``add_heads`` after its init."""
 
     mtp_forward: MTPForward
     mtp_ema: EMATrunk | None = None
     mtp_means: dict[str, DepthMeans]
     _planned: tuple[int, StepPlan] | None = None
     _eval_prefix = "eval"
+
+    def add_heads(self, objective: MTPObjective) -> None:
+        """Put the heads' loss into the forward that TRL has patched; call it last in a trainer's ``__init__``.
+
+        Raises:
+            ValueError: the objective reaches beyond the model's depths, or sharded training cannot follow it.
+        """
+        model = self.model
+        assert isinstance(model, MTPModel)  # check_model saw to it
+        window_depths(objective.window, model.config.depth)  # refuses here, not at the first step
+        if objective.needs_ema:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    "latent_target='ema' averages whole parameters, which sharded training has on no process; use "
+                    "latent_target='trunk'."
+                )
+            self.mtp_ema = EMATrunk(model.base_model, objective.ema_decay)
+            self.add_callback(EMACallback(self.mtp_ema, model.base_model))
+        self.mtp_means = {"train": DepthMeans(), "eval": DepthMeans()}
+        self.mtp_forward = add_mtp_forward(model, objective)
 
     def compute_loss(
         self,
@@ -68,7 +89,7 @@ class MTPTrainerMixin(_Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """TRL's loss and, in training, the multi-token one.
+        """Return TRL's loss and, in training, the multi-token one added.
 
         In evaluation the loss is TRL's alone, so that ``eval_loss`` compares with a run without heads; the depths are
         logged beside it.
@@ -102,12 +123,12 @@ class MTPTrainerMixin(_Trainer):
         return (loss, result[1]) if return_outputs else loss
 
     def release_model(self) -> MTPModel:
-        """The model with its class's forward: nothing of TRL or of this trainer is left in it. Ends the training."""
+        """End the training and return the model with its class's forward, without anything of TRL or this trainer."""
         self.mtp_forward.remove()
         return self.mtp_forward.model
 
     def _plan(self) -> StepPlan:
-        """One for all micro-batches of a step, though they move the token count."""
+        """Return the step's plan, one for all its micro-batches, though they move the token count."""
         step = self.state.global_step
         if self._planned is None or self._planned[0] != step:
             progress = Progress(
@@ -124,7 +145,7 @@ class MTPTrainerMixin(_Trainer):
         return self.mtp_ema.hidden(**self.mtp_forward.model.trunk_inputs(*texts))
 
     def _normalised(self, total: Tensor, num_targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """As TRL's SFT does with its own sum: its denominator, and its undoing of the mean over processes."""
+        """Divide a sum as TRL's SFT divides its own: by its denominator, undoing the mean over processes."""
         if num_items_in_batch is None:
             return total / num_targets.clamp(min=1)
         mean = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
@@ -135,12 +156,12 @@ class MTPTrainerMixin(_Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As the base class; called once more for each set of a dict, whose name is then in the prefix."""
+        """Evaluate as the base class, which calls this again for each set of a dict, its name in the prefix."""
         self._eval_prefix = metric_key_prefix
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's record and the depths' means per target since the last one, under the name of the evaluated set.
+        """Add the depths' means per target since the last record to TRL's, under the name of the evaluated set.
 
         Warns where none of the texts since then had a target: nothing was learnt or measured.
         """
@@ -173,7 +194,7 @@ class MTPTrainerMixin(_Trainer):
         )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Two groups: the trunk, as it would be clipped without heads, and the heads. The trunk's norm is returned.
+        """Clip the trunk, as it would be clipped without heads, and the heads; return the trunk's norm.
 
         Sharded training clips all weights together: its norms are its engine's business.
         """
@@ -198,7 +219,7 @@ class MTPTrainerMixin(_Trainer):
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """With adapters: those and the heads, whose files stand where the whole model's would."""
+        """Save the model; one with adapters as those and the heads, in the files of a whole model."""
         if not has_lora(self.mtp_forward.model):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
@@ -229,4 +250,4 @@ class MTPTrainerMixin(_Trainer):
             self.mtp_ema.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _send_telemetry(self) -> None:
-        """Nothing: TRL reports every trainer's construction to a server, and training here needs no network."""
+        """Do nothing: TRL would report every trainer's construction to a server, and training here needs no network."""

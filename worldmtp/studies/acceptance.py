@@ -23,24 +23,24 @@ from worldmtp.model import MTPModel
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Per text, means over its positions of the cumulative acceptance of depths 2 .. K."""
+    """The cumulative acceptance of depths 2 .. K, for each text its mean over positions."""
 
     cumulative: Float[Tensor, "text later_depth"]
 
     @property
     def mean(self) -> Float[Tensor, " later_depth"]:
-        """Over texts."""
+        """Return the means over texts."""
         return self.cumulative.mean(dim=0)
 
     @property
     def conditional(self) -> Float[Tensor, " later_depth"]:
-        """Given that the depth before was accepted; of the first, as it stands."""
+        """Return the acceptance given that the depth before was accepted; the first depth's as it is."""
         before = torch.cat([self.mean.new_ones(1), self.mean[:-1]])
         return self.mean / before.clamp_min(1e-12)
 
     @property
     def tokens_per_forward(self) -> Float[Tensor, " text"]:
-        """The length tau per text; the trunk's own next token is always had."""
+        """Return tau per text; the trunk's own next token always counts one."""
         return 1 + self.cumulative.sum(dim=1)
 
 
@@ -48,7 +48,7 @@ class Acceptance:
 def write_texts(
     model: MTPModel, prompts: Int[Tensor, "text prompt"], num_tokens: int, generator: torch.Generator | None = None
 ) -> Int[Tensor, "text time"]:
-    """Prompts and what the trunk writes after them: greedily without a generator, else sampled at temperature 1."""
+    """Return prompts and what the trunk writes after them: greedily without a generator, else at temperature 1."""
     return generate(
         model,
         prompts,
@@ -62,7 +62,7 @@ def write_texts(
 
 @torch.no_grad()
 def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
-    """Acceptance on greedy texts, at the positions whose drafts all lie in what the trunk wrote.
+    """Return the acceptance on greedy texts, at the positions whose drafts all lie in what the trunk wrote.
 
     Raises:
         ValueError: the model has no drafts, or drafts with gaps; no position has as many written tokens after it.
@@ -80,7 +80,7 @@ def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_l
 
 @torch.no_grad()
 def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
-    """Expected acceptance at temperature 1 on the trunk's own samples; see the equation above.
+    """Return the expected acceptance at temperature 1 on the trunk's own samples; see the equation above.
 
     Raises:
         ValueError: as ``greedy_acceptance``.
@@ -100,7 +100,7 @@ def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_
 
 
 def _num_drafted(model: MTPModel) -> int:
-    """K; drafts are accepted in a row, so there have to be some, and no gaps."""
+    """Return K; drafts are accepted in a row, so there must be some, without gaps."""
     if model.config.depth < 2 or model.config.stride != 1:
         raise ValueError(
             f"depth={model.config.depth} and stride={model.config.stride}: acceptance is of the tokens 2, 3, .. ahead "
@@ -110,7 +110,7 @@ def _num_drafted(model: MTPModel) -> int:
 
 
 def _roots(texts: Tensor, prompt_length: int, depth: int) -> Tensor:
-    """Positions t whose tokens t+1 .. t+K were all written by the trunk."""
+    """Return the positions t whose tokens t+1 .. t+K were all written by the trunk."""
     first, last = prompt_length - 1, texts.shape[1] - depth
     if first >= last:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Windows of a long chain of tokens: random ones to learn from, fixed ones to measure on.
 
-A batch is a pure function of seed and step, so a run that was killed goes on with just the batches it had left, two
-arms of a study see the same text in the same order, and no state is saved. Windows cross from one document into the
+A batch is a pure function of seed and step, so a killed run goes on with the batches it had left, two arms of a study
+see the same text in the same order, and no state is saved. Windows cross from one document into the
 next, as in pre-training; ``document_ids_at`` says where, for targets that must not.
 
 Left out: epochs. Offsets are drawn with replacement, which over a fraction of an epoch differs little.
@@ -16,7 +16,7 @@ from torch import Tensor
 def batch_at(
     tokens: Int[Tensor, " tokens"], length: int, batch_size: int, seed: int, step: int
 ) -> Int[Tensor, "batch time"]:
-    """The batch of that step: windows of ``length`` tokens that start at ``batch_starts``.
+    """Return the batch of that step: windows of ``length`` tokens that start at ``batch_starts``.
 
     Raises:
         ValueError: as ``batch_starts``.
@@ -26,7 +26,7 @@ def batch_at(
 
 
 def batch_starts(num_tokens: int, length: int, batch_size: int, seed: int, step: int) -> Int[Tensor, " batch"]:
-    """Where the windows of that step start: each of the 0 .. ``num_tokens - length`` equally likely.
+    """Return where the windows of that step start: each of the 0 .. ``num_tokens - length`` equally likely.
 
     Numpy's SeedSequence keeps the streams of all seeds and steps apart; torch's CPU generator would keep 32 bits.
 
@@ -42,7 +42,7 @@ def batch_starts(num_tokens: int, length: int, batch_size: int, seed: int, step:
 
 
 def eval_windows(tokens: Int[Tensor, " tokens"], length: int, num_windows: int) -> Int[Tensor, "window time"]:
-    """Windows that do not overlap, spread evenly from the first token on, the same at every call.
+    """Return windows without overlap, spread evenly from the first token on, the same at every call.
 
     Raises:
         ValueError: as ``eval_starts``.
@@ -51,7 +51,7 @@ def eval_windows(tokens: Int[Tensor, " tokens"], length: int, num_windows: int) 
 
 
 def eval_starts(num_tokens: int, length: int, num_windows: int) -> Int[Tensor, " window"]:
-    """Where ``eval_windows`` start: multiples of ``num_tokens // num_windows``.
+    """Return where ``eval_windows`` start: multiples of ``num_tokens // num_windows``.
 
     Raises:
         ValueError: a count below 1, or so many windows that they would overlap.
@@ -68,7 +68,7 @@ def eval_starts(num_tokens: int, length: int, num_windows: int) -> Int[Tensor, "
 def document_ids_at(
     document_starts: Int[Tensor, " documents"], starts: Int[Tensor, " window"], length: int
 ) -> Int[Tensor, "window time"]:
-    """The document each token of the windows belongs to, as its index in ``document_starts``.
+    """Return the document of each token of the windows, as its index in ``document_starts``.
 
     For ``targets.depth_targets(document_ids=...)``, and for intervals whose independent unit is the document.
 

@@ -1,4 +1,4 @@
-"""Real text that every machine has: the source of Python's own standard library, as tokens.
+"""Real text that every machine has, as tokens: the source of Python's own standard library, and its tokenizer.
 
 Heads that look ahead need text with structure at several distances, and a study that others can repeat needs text
 without a download. The standard library of the interpreter that runs is both: some nine megabytes of code and prose by
@@ -8,22 +8,44 @@ Split by file, never inside one: the second half of a file is far easier after i
 depends on its own path and the seed alone, so a file that comes or goes moves no other. Documents stand in an order
 given by another hash, so that the first n of them are a sample and not the letter a.
 
-``worldmtp.stdlib_sources`` says which files those are. Not looked for: near-copies between two files.
+The tokenizer is byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes as in GPT-2, Radford
+et al. 2019): the 256 bytes are tokens, so every text can be written and comes back unchanged. A vocabulary of a
+thousand or two keeps the output layer of a small trunk from outweighing the trunk. It is learnt from training files
+only: which byte pairs are frequent in held-out text is held-out information too. Merges are learnt from counts, ties
+broken by token id, so equal documents give an equal tokenizer.
+
+``worldmtp.stdlib_sources`` says which files those are. Left out: a search for near-copies between files, a Unicode
+normal form (it would lose the round trip), and a prefix space.
 """
 
 import hashlib
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
 from jaxtyping import Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from worldmtp.atomic_files import replacing, write_text
 from worldmtp.stdlib_sources import stdlib_files, stdlib_root
-from worldmtp.studies.byte_pair import encode_documents, train_tokenizer
+
+TOKENS_FILE = "tokens.pt"
+CORPUS_FILE = "corpus.json"
+
+END_OF_DOCUMENT = "<|endoftext|>"
+"""The one special token, id 0: it closes every document."""
+
+MIN_VOCAB_SIZE = 257
+"""256 bytes and the end of a document."""
+
+_RECIPE = 1  # part of a cached file's name: raise it where the steps below change what is learnt
+_DOCUMENTS_AT_ONCE = 64  # enough for every core; an encoding holds far more than its ids
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,7 @@ def load_corpus(
     max_tokens: int | None = None,
     cache_dir: Path | None = None,
 ) -> Corpus:
-    """The Python files under ``root``, the standard library's if None, as tokens learnt from their training part.
+    """Return the Python files under ``root``, the standard library's if None, as tokens learnt from the training part.
 
     ``max_files`` takes that many of them, before the split. ``max_tokens`` cuts train and held-out tokens to that
     length each, after the tokenizer was learnt; a document that is cut has no end token. ``cache_dir`` keeps the
@@ -98,7 +120,7 @@ def load_corpus(
 
 
 def split_files(paths: Sequence[Path], held_out_fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Files to train on and files held out, each in the order given.
+    """Return files to train on and files held out, each in the order given.
 
     A file is held out when a hash of its path and the seed, read as a number in [0, 1), is below
     ``held_out_fraction``. So that fraction is expected of the files, not exact, and a larger fraction holds out the
@@ -119,8 +141,78 @@ def split_files(paths: Sequence[Path], held_out_fraction: float, seed: int) -> t
     return [path for path in paths if not is_held_out[path]], [path for path in paths if is_held_out[path]]
 
 
+def save_tokens(directory: Path, vocab_size: int) -> None:
+    """Write the corpus as tokens, ``train`` and ``held_out``, with its fingerprint, unless it is there already."""
+    if (directory / TOKENS_FILE).exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    corpus = load_corpus(vocab_size=vocab_size)
+    write_text(directory / CORPUS_FILE, json.dumps({"fingerprint": str(corpus.fingerprint)}))
+    tokens = {
+        "train": corpus.train_tokens,
+        "held_out": corpus.held_out_tokens,
+        "held_out_starts": corpus.held_out_starts,
+    }
+    with replacing(directory / TOKENS_FILE) as partial:
+        torch.save(tokens, partial)
+
+
+def load_tokens(directory: Path) -> dict[str, torch.Tensor]:
+    """Return the tokens that ``save_tokens`` wrote, and where the held-out files start."""
+    return torch.load(directory / TOKENS_FILE, weights_only=True)
+
+
+def corpus_fingerprint(directory: Path) -> str:
+    """Return what ``save_tokens`` read: Python's version, the split, a digest of the files."""
+    return str(json.loads((directory / CORPUS_FILE).read_text(encoding="utf-8"))["fingerprint"])
+
+
+def train_tokenizer(
+    documents: Sequence[str], *, vocab_size: int, cache_dir: Path | None = None
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of ``vocab_size`` tokens learnt from ``documents``, or the same one from ``cache_dir``.
+
+    A cached file is named by a hash of everything it was learnt from, so two corpora cannot share one.
+
+    Raises:
+        ValueError: ``vocab_size`` below 257; too little text to learn that many tokens from; or a cached file that
+            is not JSON.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(f"vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}: 256 bytes and {END_OF_DOCUMENT}.")
+    cached = None if cache_dir is None else cache_dir / _file_name(documents, vocab_size)
+    if cached is not None and cached.exists():
+        return _wrapped(_read(cached))
+    learnt = _learn(documents, vocab_size)
+    if cached is not None:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cached, learnt.to_str())
+    return _wrapped(learnt)
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str]) -> list[Int[Tensor, " tokens"]]:
+    """Return the token ids of each document, the end-of-document token last.
+
+    Raises:
+        ValueError: a document spells the end-of-document token out, which would read as two documents.
+    """
+    for index, document in enumerate(documents):
+        if END_OF_DOCUMENT in document:
+            raise ValueError(
+                f"Document {index} holds the text {END_OF_DOCUMENT!r}, which marks the end of a document; leave that "
+                "document out."
+            )
+    backend = tokenizer.backend_tokenizer
+    end = backend.token_to_id(END_OF_DOCUMENT)
+    tokens = []
+    for first in range(0, len(documents), _DOCUMENTS_AT_ONCE):
+        encodings = backend.encode_batch(list(documents[first : first + _DOCUMENTS_AT_ONCE]), add_special_tokens=False)
+        tokens += [torch.tensor([*encoding.ids, end]) for encoding in encodings]
+    return tokens
+
+
 def _unit_hash(purpose: str, path: Path, seed: int) -> float:
-    """A number in [0, 1) that depends on its arguments alone."""
+    """Return a number in [0, 1) that depends on its arguments alone."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{path.as_posix()}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float
 
@@ -128,7 +220,7 @@ def _unit_hash(purpose: str, path: Path, seed: int) -> float:
 def _chain(
     tokenizer: PreTrainedTokenizerFast, documents: list[str], max_tokens: int | None
 ) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " documents"], int]:
-    """The documents' tokens one after another, where each starts, and the bytes of text they stand for."""
+    """Return the documents' tokens in a chain, where each starts, and the bytes of text they stand for."""
     encoded = encode_documents(tokenizer, documents)
     lengths = torch.tensor([len(ids) for ids in encoded])
     starts = lengths.cumsum(dim=0) - lengths
@@ -144,7 +236,7 @@ def _chain(
 
 
 def _num_bytes(tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> int:
-    """Bytes of a document's first tokens: a byte-level token is spelt with one character for each of its bytes."""
+    """Return the bytes of a document's first tokens: a byte-level token has one character for each byte."""
     spelt = tokenizer.convert_ids_to_tokens(token_ids)
     return sum(len(token) for token in spelt if token != tokenizer.eos_token)
 
@@ -156,3 +248,45 @@ def _digest(contents: dict[Path, bytes]) -> str:
         digest.update(content)
     total = sum(len(content) for content in contents.values())
     return f"files={len(contents)} bytes={total} sha256={digest.hexdigest()[:16]}"
+
+
+def _learn(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size}, but the {len(documents)} documents give {found} tokens; lower it to {found} or "
+            "pass more text."
+        )
+    return tokenizer
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT)
+
+
+def _file_name(documents: Sequence[str], vocab_size: int) -> str:
+    digest = hashlib.sha256(f"{_RECIPE} {tokenizers.__version__}".encode())
+    for document in documents:
+        content = document.encode()
+        digest.update(f"\n{len(content)}\n".encode())
+        digest.update(content)
+    return f"byte_pair-{vocab_size}-{digest.hexdigest()[:16]}.json"
+
+
+def _read(path: Path) -> Tokenizer:
+    text = path.read_text(encoding="utf-8")
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a tokenizer's JSON ({error}); delete it, it is made anew.") from error
+    return Tokenizer.from_str(text)

@@ -6,8 +6,8 @@ node before it, so next-token training learns that and guesses the first node: 1
 arXiv 2403.06963). Heads that must know what follows have to look at the arms' ends before the first step (NextLat,
 arXiv 2511.05963: 18.6 % against 99.8 % on G(5, 5)).
 
-Names of nodes are drawn anew for every graph, and graphs anew for every batch: nothing can be remembered. An answer is
-right if every node is the trunk's greedy choice given the ones before, so one forward over the true answer decides it.
+Every graph draws new names for its nodes, and every batch new graphs: nothing can be remembered. An answer is right if
+every node is the trunk's greedy choice given the ones before, so one forward over the true answer decides it.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from worldmtp.model import IGNORE_INDEX, MTPModel
-from worldmtp.model.config import MTPConfig
-from worldmtp.objective import MTPObjective
-from worldmtp.studies.path_star_tables import summarize_path_star
 from worldmtp.studies.protocol import Arm, Report, StudySummary
-from worldmtp.studies.shared import progress_line
-from worldmtp.studies.training import Batch, StepLosses, TrainingConfig, train
-from worldmtp.studies.variants import arms_of, check_seeds, check_variants
+from worldmtp.studies.report import Results, by_variant, over_seeds, png, table
+from worldmtp.studies.training import Batch, StepLosses, TrainingConfig
+from worldmtp.studies.variants import arms_of, check_variants, heads_of, objective_of, train_arm
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,11 @@ class PathStarConfig:
                 f"num_names={self.num_names} is fewer than the {self.num_nodes} nodes of a graph with {self.degree} "
                 f"arms of {self.length}; raise it."
             )
-        check_variants(self.variants)
-        check_seeds(self.seeds)
+        check_variants(self.variants, self.seeds)
 
     @property
     def num_nodes(self) -> int:
-        """The centre and the arms."""
+        """Return the number of nodes: the centre and the arms."""
         return 1 + self.degree * (self.length - 1)
 
 
@@ -82,14 +79,14 @@ class Graphs:
     prompt_length: int
 
     def batch(self) -> Batch:
-        """Only the answer is to be predicted."""
+        """Return the texts with labels on the answers alone."""
         labels = self.input_ids.clone()
         labels[:, : self.prompt_length] = IGNORE_INDEX
         return Batch(self.input_ids, labels)
 
 
 def draw_graphs(num_graphs: int, degree: int, length: int, num_names: int, generator: np.random.Generator) -> Graphs:
-    """Random graphs as token ids: names 0 .. num_names - 1, then the mark before the answer.
+    """Draw random graphs as token ids: names 0 .. num_names - 1, then the mark before the answer.
 
     Text: source and target of each edge, shuffled; the centre; the goal; the mark; the nodes from the centre to the
     goal, the centre left out.
@@ -109,7 +106,7 @@ def draw_graphs(num_graphs: int, degree: int, length: int, num_names: int, gener
 
 @torch.no_grad()
 def right_nodes(model: MTPModel, graphs: Graphs) -> Bool[Tensor, "graph node"]:
-    """Where the trunk's greedy choice is the answer's node, given the true ones before."""
+    """Return where the trunk's greedy choice is the answer's node, given the true ones before."""
     was_training = model.training
     model.eval()
     logits = model(graphs.input_ids, compute_depth_logits=False).logits
@@ -119,7 +116,7 @@ def right_nodes(model: MTPModel, graphs: Graphs) -> Bool[Tensor, "graph node"]:
 
 
 class PathStarStudy:
-    """See ``worldmtp.studies.protocol.Study``."""
+    """The study of path-star graphs; a ``worldmtp.studies.protocol.Study``."""
 
     config_class: ClassVar[type] = PathStarConfig
 
@@ -127,33 +124,27 @@ class PathStarStudy:
         self.config = config
 
     def arms(self) -> list[Arm]:
-        """Every variant with every seed."""
+        """Return every variant with every seed."""
         return arms_of(self.config.variants, self.config.seeds)
 
     def prepare(self, directory: Path, report: Report) -> None:
-        """Nothing is shared: graphs are drawn as they are needed."""
+        """Prepare nothing: graphs are drawn as they are needed."""
 
     def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
-        """Train one trunk with its heads; exact match and first node on fresh graphs along the way."""
+        """Train one trunk with its heads and measure exact match and first node on fresh graphs along the way."""
         config, variant = self.config, self.config.variants[arm.name]
-        spec = MTPConfig(
-            head=variant.get("head", "sequential"),
-            depth=variant["depth"],
-            initializer_range=config.initializer_range,
-            **(variant.get("spec") or {}),
-        )
-        model = MTPModel.from_trunk(self._fresh_trunk(arm.seed), spec, torch.Generator().manual_seed(arm.seed))
+        heads = heads_of(variant, initializer_range=config.initializer_range)
+        model = MTPModel.from_trunk(self._fresh_trunk(arm.seed), heads, torch.Generator().manual_seed(arm.seed))
         held_out = self._graphs(config.num_eval_graphs, np.random.SeedSequence(0, spawn_key=(0, 0)))
         curve: list[dict[str, float]] = []
 
-        def on_step(losses: StepLosses) -> None:
+        def measure(losses: StepLosses) -> str:
             done = losses.step + 1
             if done % config.eval_every == 0 or done == config.num_steps:
                 right = right_nodes(model, held_out)
                 exact, first = right.all(dim=1).float().mean(), right[:, 0].float().mean()
                 curve.append({"step": done, "exact": float(exact), "first": float(first)})
-            score = f"exact {curve[-1]['exact']:.2f}" if curve else ""
-            report(done / config.num_steps, f"{progress_line(losses)} {score}")
+            return f"exact {curve[-1]['exact']:.2f}" if curve else ""
 
         settings = TrainingConfig(
             num_steps=config.num_steps,
@@ -162,8 +153,7 @@ class PathStarStudy:
             weight_decay=config.weight_decay,
             seed=arm.seed,
         )
-        objective = MTPObjective.from_dict(variant.get("objective") or {})
-        train(model, self._batches(arm.seed), objective, settings, on_step)
+        train_arm(model, self._batches(arm.seed), objective_of(variant), settings, report, measure)
         right = right_nodes(model, held_out)
         return {
             "variant": arm.name,
@@ -175,7 +165,7 @@ class PathStarStudy:
         }
 
     def summarize(self, results: list[dict[str, Any]]) -> StudySummary:
-        """Exact match by variant."""
+        """Compare exact match by variant."""
         return summarize_path_star(results)
 
     def _batches(self, seed: int) -> Callable[[int], Batch]:
@@ -208,6 +198,37 @@ class PathStarStudy:
             trunk = GPTNeoXForCausalLM(config)
         _quiet_residuals(trunk, self.config.residual_range / self.config.initializer_range)
         return trunk
+
+
+def summarize_path_star(results: Results) -> StudySummary:
+    """Return exact match per variant: each seed's, and their mean with its interval over seeds."""
+    chance, means, rows = 1 / results[0]["degree"], [], []
+    for name, group in by_variant(results).items():
+        exact = [float(np.mean(result["exact"])) for result in group]
+        first = np.mean([np.mean(result["first"]) for result in group])
+        means.append(float(np.mean(exact)))
+        shown = over_seeds(exact) if len(exact) > 1 else f"{exact[0]:.3f}"
+        rows.append([name, shown, " ".join(f"{value:.3f}" for value in exact), f"{first:.3f}"])
+    lines = [
+        f"Exact match on {len(results[0]['exact'])} fresh graphs; guessing the arm gives {chance:.3f}.",
+        "",
+        *table(["variant", "exact match, mean over seeds [90 %]", "each seed", "first node"], rows),
+    ]
+    return StudySummary("Path-star graphs", "\n".join(lines), headline=max(means), figure=_figure(results, chance))
+
+
+def _figure(results: Results, chance: float) -> bytes:
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for index, (name, group) in enumerate(by_variant(results).items()):
+        for result in group:
+            steps, exact = zip(*((point["step"], point["exact"]) for point in result["curve"]), strict=True)
+            label = name if result["seed"] == results[0]["seed"] else None
+            axis.plot(steps, exact, color=f"C{index}", label=label, linewidth=1.3)
+    axis.axhline(chance, color="k", linestyle=":", label="1 / degree")
+    axis.set(xlabel="step", ylabel="exact match on fresh graphs", ylim=(0, 1.02))
+    axis.legend(fontsize=8)
+    return png(figure)
 
 
 @torch.no_grad()

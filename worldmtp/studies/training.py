@@ -22,7 +22,7 @@ from worldmtp.objective.plan import Progress, StepPlan
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts without padding inside; ``labels`` are -100 where a token is not to be predicted."""
+    """Texts without padding inside; ``labels`` are -100 where a token is not a target."""
 
     input_ids: Int[Tensor, "batch time"]
     labels: Int[Tensor, "batch time"]
@@ -104,7 +104,7 @@ def train(
 
 
 def learning_rate_at(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from the learning rate to its final fraction, met as the last step ends."""
+    """Return a linear warm-up, then a cosine down to the final fraction, reached as the last step ends."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     span = max(config.num_steps - config.warmup_steps, 1)
@@ -115,7 +115,7 @@ def learning_rate_at(config: TrainingConfig, step: int) -> float:
 def _backward(
     model: MTPModel, batch: Batch, objective: MTPObjective, plan: StepPlan, config: TrainingConfig
 ) -> tuple[float, dict[int, float], dict[int, int]]:
-    """Gradients of one batch's loss; the means that it is made of, and of how many targets each is one."""
+    """Compute the gradients of one batch's loss; return the means it is made of, and their numbers of targets."""
     with torch.set_grad_enabled(config.trains_trunk):
         features: TrunkFeatures = model.trunk_features(batch.input_ids)
         first, first_sums = next_token_loss(model, features, batch.input_ids, batch.labels)

@@ -10,10 +10,15 @@ import numpy as np
 import torch
 
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.evaluation import Evaluation, Evaluator
-from worldmtp.agents.forward import action_mask, episode_returns
-from worldmtp.agents.predictions import DepthPredictions, RootImaginations, depth_predictions, root_imaginations
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.evaluation import (
+    DepthPredictions,
+    Evaluation,
+    Evaluator,
+    RootImaginations,
+    depth_predictions,
+    root_imaginations,
+)
+from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary

@@ -10,8 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.choices import did_you_mean
-from worldmtp.dynamics import check_backend, make_world_model
-from worldmtp.dynamics.rollout import check_action_conditional
+from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import TextVectorEnv, Tokenizer
 from worldmtp.envs.make import MakingError, make_text_vec
 from worldmtp.model import MTPModel

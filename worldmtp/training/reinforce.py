@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from worldmtp.agents.forward import episode_returns
+from worldmtp.agents.rollout import episode_returns
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from worldmtp.model import MTPModel

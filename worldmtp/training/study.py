@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from worldmtp.studies.protocol import Study
-from worldmtp.studies.registry import STUDIES, make_study
+from worldmtp.studies.protocol import STUDIES, Study, make_study
 from worldmtp.studies.runner import STAGES, TEXT_FILE, StudyError, read_headline, run_study
 from worldmtp.tracking import ProgressReporter, Stage
 from worldmtp.training.config import TrainConfig

@@ -17,20 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmtp.agents.advantages import (
-    AdvantagePlan,
     advantage_moments,
     advantage_scale,
+    correlation,
     gae_of,
-    monte_carlo_targets,
+    monte_carlo_returns,
     plain_plan,
 )
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.forward import PolicyStats
-from worldmtp.agents.imagined_returns import Acting, acted_states, border_fraction
-from worldmtp.agents.regression import correlation, explained_share
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_horizon, imagine
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, border_fraction
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, explained_variance
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics import LatentState, WorldModel, check_horizon, imagine
 
 _LEAST_RIDGE = 1e-30
 """Keeps horizons without any error solvable."""
@@ -48,10 +46,10 @@ def imagined_expansions(
     chunk_states: int,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "state horizon_plus_1"], float]:
-    """T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``.
+    """Return T_0 .. T_H of every real state (rows where ``step_mask`` is true), each the mean of ``num_rollouts``.
 
-    And the share of the rollouts that stopped at the end of the policy's turn before their horizon. ``states`` are the
-    rollout's ``acted_states``.
+    The second value is the share of the rollouts that stopped at the end of the policy's turn before their horizon.
+    ``states`` are the rollout's ``acted_states``.
     """
     rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
     turn = acting.room(rollout, rows, steps)
@@ -67,7 +65,7 @@ def imagined_expansions(
 
 
 def least_on_simplex(moments: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """The w that minimises w' E w with w >= 0 and sum w = 1, exactly: active sets, as in Lawson & Hanson 1974.
+    """Return the w that minimises w' E w with w >= 0 and sum w = 1, exactly: active sets, as in Lawson & Hanson 1974.
 
     It is the minimum where no coordinate outside the support has a gradient (E w)_j below w' E w. From the best single
     coordinate, the one that breaks this most joins the support; where the minimum on the new support, w ~ E^-1 1, has
@@ -91,7 +89,7 @@ def least_on_simplex(moments: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
 
 
 def _descend(moments: Tensor, weights: Tensor, support: list[int]) -> tuple[list[int], Tensor]:
-    """From ``weights`` towards the minimum on ``support``, which loses the coordinates that would turn negative."""
+    """Move from ``weights`` to the minimum on ``support``, which loses the coordinates that would turn negative."""
     while True:
         index = torch.tensor(support)
         block = moments[index][:, index]
@@ -119,12 +117,14 @@ class StackedHorizons:
         self._moments = torch.zeros((horizon + 1, horizon + 1), dtype=torch.float64)
 
     def skills(self) -> Float[Tensor, " horizon_plus_1"]:
-        """1 - MSE(T_h) / MSE(T_0) over past batches; zero before any."""
+        """Return 1 - MSE(T_h) / MSE(T_0) over past batches; zero before any."""
         errors = self._moments.diagonal()
         return 1 - errors / errors[0] if errors[0] > 0 else torch.zeros_like(errors)
 
     def weights(self) -> Float[Tensor, " horizon_plus_1"]:
-        """Least squares on the simplex over T_0 and the horizons of positive skill; T_0 alone while the gate is shut.
+        """Return weights by least squares on the simplex over T_0 and the horizons of positive skill.
+
+        While the gate is shut, T_0 has all the weight.
 
         E = moments of the errors T_h - G; w' E w is minimised with sum w = 1 and no negative weight.
         """
@@ -138,23 +138,25 @@ class StackedHorizons:
         return weights
 
     def update(self, expansions: Float[Tensor, "state horizon_plus_1"], returns: Float[Tensor, " state"]) -> None:
-        """Take a batch in."""
+        """Add a batch."""
         errors = (expansions - returns[:, None]).cpu().double()
         self._moments = self._decay * self._moments + errors.T @ errors / len(errors)
         self._num_batches += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
+        """Return what a checkpoint needs."""
         return {"moments": self._moments, "num_batches": self._num_batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore."""
+        """Restore what ``state_dict`` returned."""
         self._moments = state["moments"].cpu()
         self._num_batches = int(state["num_batches"])
 
 
 class ExpansionAdvantages:
     """An ``AdvantageEstimator`` whose baseline looks ahead in imagination."""
+
+    num_likely = 0
 
     def __init__(
         self,
@@ -175,9 +177,9 @@ class ExpansionAdvantages:
     def estimate(
         self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
     ) -> tuple[AdvantagePlan, dict[str, float]]:
-        """See ``AdvantageEstimator.estimate``."""
+        """Return the plan and its metrics, as ``AdvantageEstimator.estimate`` describes."""
         config, mask = self._config, rollout.step_mask
-        targets = monte_carlo_targets(rollout, stats, self._ppo)
+        targets = monte_carlo_returns(rollout, self._ppo, stats.values)
         realized = targets[mask]
         expansions, cut = imagined_expansions(
             self._world_model,
@@ -194,7 +196,7 @@ class ExpansionAdvantages:
         baseline = expansions @ weights.to(expansions)
         critic_error = realized - expansions[:, 0]
         metrics = {
-            "imagination/r2": explained_share(realized - baseline, critic_error),
+            "imagination/r2": explained_variance((realized - baseline).double(), critic_error.double()),
             "imagination/corr": correlation(baseline, realized),
             "imagination/gate_open": float(weights[0] < 1),
             "imagination/imagined_tokens": float(len(realized) * config.horizon * config.num_rollouts),
@@ -212,13 +214,13 @@ class ExpansionAdvantages:
         return plain_plan(advantages / scale, targets), metrics
 
     def learn(self) -> dict[str, float]:
-        """The stack learnt when it measured; the world model has its own learner."""
+        """Return no metrics: the stack has learnt from the batch already, and the world model has its own learner."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """See ``AdvantageEstimator.state_dict``."""
+        """Return what a checkpoint needs."""
         return {"stack": self._stack.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``AdvantageEstimator.load_state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self._stack.load_state_dict(state["stack"])

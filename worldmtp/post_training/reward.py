@@ -1,12 +1,11 @@
-"""An environment as a reward function of TRL's trainers: ids in, rewards out, by the rules of the environment.
+"""``TextGenReward``: an environment as a reward function of TRL's trainers.
 
-TRL generates the answers, and hands over the ids that it sampled. They are played through the environment as if a
-policy had chosen them, so that a reward here is the sum of an episode's rewards there, whatever the task and whatever
-wraps the environment; text is what its tokenizer decodes, and is never encoded again. A batch is scored together, by as
-many processes as the environment has for it, before it is played text by text. No trl is imported.
+TRL generates the answers and passes the ids that it sampled. They are played through the environment as if a policy had
+chosen them, so a reward here is the sum of an episode's rewards there, whatever the task and its wrappers. Text is what
+the environment's tokenizer decodes, and is never encoded again. A batch is scored together, by as many processes as the
+environment has, before it is played text by text. This module imports neither trl nor torch.
 
-Left out: conversations, since TRL would write the world's replies itself. They are rolled out by
-``worldmtp.agents.TextGenRollout``.
+Left out: conversations, since TRL would write the world's replies itself. ``TextGenRollout`` plays them.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from worldmtp.envs.vector_env import TextGenVectorEnv
 
 
 class TextGenReward:
-    """A callable for ``reward_funcs=`` of GRPOTrainer and RLOOTrainer, and the rows of the data set that goes with it.
+    """Score TRL's completions; pass it as ``reward_funcs=`` of GRPOTrainer or RLOOTrainer, with its rows as data set.
 
     ::
 
@@ -53,7 +52,7 @@ class TextGenReward:
         if isinstance(kernel.task, TurnTask):
             raise TypeError(
                 f"{type(kernel.task).__name__} is a conversation, whose replies TRL's own generation cannot write; "
-                "use worldmtp.agents.TextGenRollout as rollout_func of GRPOTrainer."
+                "use worldmtp.post_training.TextGenRollout as rollout_func of GRPOTrainer."
             )
         self.env, self.dataset, self.scorer = made, kernel.dataset, kernel.scorer
         self._kernel = kernel
@@ -63,11 +62,11 @@ class TextGenReward:
 
     @property
     def max_new(self) -> int:
-        """Tokens of an answer, EOS included: the trainer's ``max_completion_length``."""
+        """Return the trainer's ``max_completion_length``: the most tokens of an answer, EOS included."""
         return self.dataset.max_steps
 
     def rows(self, split: str, num_examples: int, seed: int) -> list[dict[str, str]]:
-        """Distinct examples as rows of ``prompt`` and ``example_key``; their answers can be scored from now on.
+        """Return distinct examples as rows of ``prompt`` and ``example_key``; their answers can be scored from now on.
 
         Raises:
             ValueError: if an earlier call gave another question under the same prompt.
@@ -86,14 +85,14 @@ class TextGenReward:
         return [{"prompt": example.prompt, "example_key": example.key} for example in examples]
 
     def close(self) -> None:
-        """Close the environment and with it its scoring processes; without it they end with the program."""
+        """Close the environment and its scoring processes, which otherwise end with the program."""
         self.env.close()
 
     def check_tokenizer(self, processing_class: Any) -> None:
-        """See that a trainer's tokenizer writes the prompts of all rows as the environment does, and ends alike.
+        """Raise if a trainer's tokenizer encodes the prompts of the rows, or the end of a text, in another way.
 
         Raises:
-            ValueError: if it does not; a BOS token in front of prompts is the usual reason.
+            ValueError: it does; a BOS token in front of prompts is the usual reason.
         """
         ours = self.dataset.tokenizer
         if processing_class.eos_token_id != ours.eos_id:
@@ -117,7 +116,7 @@ class TextGenReward:
         example_key: Sequence[str] | None = None,
         **columns: Any,
     ) -> list[float]:
-        """What the environment pays for each completion.
+        """Return what the environment pays for each completion.
 
         Raises:
             ValueError: if a prompt is unknown, or a completion is no episode of the environment.
@@ -131,9 +130,9 @@ class TextGenReward:
         return [reward for reward, _ in played]
 
     def _score(self, batch: Sequence[tuple[Example, Sequence[int]]]) -> None:
-        """Ask for all that playing the batch will ask for; what is no episode is left to ``play``.
+        """Ask for all scores that playing the batch needs; ``play`` refuses what is not an episode.
 
-        Answers that are worth something at their end only are all put one token before it, and end together.
+        Where only the end of an answer is scored, all answers are put one token before it, and end together.
         """
         dataset, tokenizer = self.dataset, self.dataset.tokenizer
         batch = [(example, [int(token) for token in ids]) for example, ids in batch]
@@ -191,12 +190,12 @@ class TextGenReward:
 
 
 def play(env: gymnasium.Env[Any, Any], example: Example, ids: Sequence[int]) -> tuple[float, dict[str, Any]]:
-    """Sum of rewards, and last info, of the episode in which these ids were chosen.
+    """Return the sum of rewards, and the last info, of the episode in which these ids were chosen.
 
     A dense task may end a text before its last id; the rest earns nothing.
 
     Raises:
-        ValueError: if an id is not in the vocabulary, or ids go on behind EOS or the budget, or stop before both.
+        ValueError: an id is not in the vocabulary, or ids go on after EOS or the budget, or stop before both.
     """
     dataset: TextDataset = env.unwrapped.dataset  # type: ignore[attr-defined]  # TextGenReward saw to it
     env.reset(options={"prompts": [example]})

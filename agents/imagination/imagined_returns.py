@@ -1,4 +1,4 @@
-"""How the policy acts, as imagination needs to know it, and the returns that are imagined from the states of a rollout.
+"""The policy that is imagined to act, and the returns that are imagined from the states of a rollout.
 
 World models do not know what an environment replies. In a conversation the policy's turn ends with EOS or after
 ``max_turn`` tokens, so imagination stops there, and the value of the text that ends with the turn stands for what
@@ -13,10 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmtp.agents.forward import state_index
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel
-from worldmtp.dynamics.rollout import acting_policy, imagine
+from worldmtp.agents.rollout import Rollout, state_index
+from worldmtp.dynamics import ImaginedRollout, LatentState, Policy, TurnRoom, WorldModel, acting_policy, imagine
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.returns import value_expansion
@@ -26,7 +24,7 @@ _NO_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class Turns:
-    """When the policy's turn of a conversation is over: with ``eos_id``, or after ``max_turn`` tokens (None: no limit).
+    """The rules that end the policy's turn of a conversation: ``eos_id``, or ``max_turn`` tokens (None: no limit).
 
     The rules of ``worldmtp.envs``; a turn begins where the last one ended.
     """
@@ -34,8 +32,8 @@ class Turns:
     eos_id: int
     max_turn: int | None = None
 
-    def room(self, rollout: Rollout) -> Int[Tensor, "batch time"]:
-        """Tokens that the turn of s_t may still take.
+    def room(self, rollout: Rollout) -> Int[Tensor, "batch step"]:
+        """Return how many tokens the turn of s_t may still take.
 
         Raises:
             ValueError: the environment wrote text where these rules say that the policy's turn went on.
@@ -70,18 +68,18 @@ class Acting:
 
     @classmethod
     def of(cls, env: TextVectorEnv, temperature: float, return_range: tuple[float, float]) -> "Acting":
-        """In ``env`` at ``temperature``. Where EOS ends the text, the end of a turn is the end of all."""
+        """Return the acting of ``env`` at ``temperature``. Where EOS ends the text, no turn has another after it."""
         turns = None if env.eos_terminates else Turns(env.tokenizer.eos_id, env.problem.max_turn)
         return cls(acting_policy(temperature), return_range, turns)
 
     def room(self, rollout: Rollout, rows: Int[Tensor, " root"], steps: Int[Tensor, " root"]) -> TurnRoom | None:
-        """The room of the turns in the states (row, step) of a rollout; None where there are no turns."""
+        """Return the room of the turns in the states (row, step) of a rollout; None where there are no turns."""
         if self.turns is None:
             return None
         return TurnRoom(self.turns.eos_id, self.turns.room(rollout)[rows, steps])
 
     def returns(self, imagined: ImaginedRollout, gamma: float) -> Float[Tensor, "root horizon_plus_1"]:
-        """Value expansions T_0 .. T_H of imagined rollouts, clamped to ``return_range``.
+        """Return the value expansions T_0 .. T_H of imagined rollouts, clamped to ``return_range``.
 
         Where the turn ends after h steps, T_h is the last expansion there is, and the longer ones repeat it.
         """
@@ -90,7 +88,7 @@ class Acting:
 
 
 def acted_states(world_model: WorldModel[Any], rollout: Rollout, features: TrunkFeatures | None = None) -> LatentState:
-    """The states that a rollout acted in, one for each True of ``step_mask`` in its order, from one pass over the text.
+    """Return the states that a rollout acted in, one per True of ``step_mask`` in its order, from one pass.
 
     They are those of the weights of now: whoever shares them among several uses lets none of these train.
     """
@@ -108,7 +106,7 @@ def imagined_root_returns(
     gamma: float,
     generator: torch.Generator,
 ) -> Float[Tensor, " batch"]:
-    """T_horizon at s_0 of every episode: imagined rewards, then the value of where imagination stops.
+    """Return T_horizon at s_0 of every episode: imagined rewards, then the value of where imagination stops.
 
     ``states`` are the rollout's ``acted_states``.
     """
@@ -120,6 +118,6 @@ def imagined_root_returns(
 
 
 def border_fraction(imagined: list[ImaginedRollout]) -> float:
-    """Share of the rollouts that stopped short of their horizon because the policy's turn was over."""
+    """Return the share of rollouts that stopped short of their horizon because the policy's turn was over."""
     stopped = torch.cat([~rollout.in_turn[:, -1] for rollout in imagined])
     return float(stopped.float().mean())

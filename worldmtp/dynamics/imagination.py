@@ -1,15 +1,66 @@
-"""``imagine()``: the rollout every world model shares, in whatever latent space it has."""
+"""``imagine``: roll any world model forward by the policy that acts, and what is checked before.
+
+Temperature and masks belong to the policy, which has no default: imagined returns of another policy say nothing about
+the one that acts.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import ImaginedRollout, Policy, State, TurnRoom, WorldModel
+from worldmtp.dynamics.protocol import State, WorldModel
 from worldmtp.model.categorical import draw, entropy_per_token
 from worldmtp.model.precision import full_precision
+
+Policy = Callable[[Float[Tensor, "state vocab"]], Float[Tensor, "state vocab"]]
+"""Logits to the log-probabilities that actions are drawn from (temperature, masks): the policy that acts."""
+
+
+@dataclass(frozen=True)
+class TurnRoom:
+    """How long the policy's turn goes on in a conversation, for each state of a batch.
+
+    A turn is over with ``eos_id``, or when ``room``, the tokens that the policy may still write, is used up.
+    """
+
+    eos_id: int
+    room: Int[Tensor, " state"]
+
+    def select(self, rows: Int[Tensor, " selected"]) -> "TurnRoom":
+        """Return the room of some states, as ``LatentState.select``."""
+        return TurnRoom(self.eos_id, self.room[rows])
+
+    def after(self, actions: Int[Tensor, " state"]) -> "TurnRoom":
+        """Return the room that is left after one more token each."""
+        return TurnRoom(self.eos_id, torch.where(actions == self.eos_id, 0, self.room - 1))
+
+
+@dataclass(frozen=True)
+class ImaginedRollout:
+    """Rollouts of a world model from a batch of roots.
+
+    ``rewards[:, h]`` and ``continuations[:, h]`` belong to ``actions[:, h]``; ``values`` has one entry more, its first
+    that of the root. ``alive[:, h]`` is the probability that step h is still inside the episode (product of the
+    continuations before it): imagined steps after an imagined end weigh nothing.
+
+    ``in_turn[:, h]`` is False from the first step that is not the policy's to take: its turn is over, and what follows
+    is the world's reply. There the rollout stands still: reward 0, continuation 1, the value of the border, and a
+    log-probability and an entropy of 0.
+    """
+
+    actions: Int[Tensor, "root horizon"]
+    logprobs: Float[Tensor, "root horizon"]
+    entropies: Float[Tensor, "root horizon"]
+    rewards: Float[Tensor, "root horizon"]
+    continuations: Float[Tensor, "root horizon"]
+    alive: Float[Tensor, "root horizon"]
+    values: Float[Tensor, "root horizon_plus_1"]
+    in_turn: Bool[Tensor, "root horizon"]
 
 
 def acting_policy(temperature: float) -> Policy:
@@ -48,8 +99,6 @@ def imagine(
     turn: TurnRoom | None = None,
 ) -> ImaginedRollout:
     """Roll a world model forward ``horizon`` steps with ``policy``; greedy where there is no generator.
-
-    ``policy`` is the one that acts: imagined returns of another policy say nothing about this one.
 
     ``turn`` is the room of each state's turn in a conversation. World models do not know what a world replies, so a
     rollout stops at the end of the policy's turn; see ``ImaginedRollout.in_turn``. The value there is the world model's
@@ -95,7 +144,7 @@ def imagine(
 
 
 def check_action_conditional(world_model: WorldModel[Any]) -> None:
-    """Whether ``world_model`` can answer "what if"; who compares what follows different tokens must ask.
+    """Raise if ``world_model`` cannot answer "what if", as comparing what follows different tokens needs.
 
     Raises:
         TypeError: it cannot.
@@ -109,7 +158,7 @@ def check_action_conditional(world_model: WorldModel[Any]) -> None:
 
 
 def check_horizon(world_model: WorldModel[Any], horizon: int) -> None:
-    """Whether ``world_model`` can be stepped ``horizon`` times.
+    """Raise if ``world_model`` cannot be stepped ``horizon`` times.
 
     Raises:
         ValueError: it cannot go that far.

@@ -1,8 +1,8 @@
-"""An environment as the ``rollout_func`` of TRL's GRPOTrainer: its model plays, the environment answers and pays.
+"""``TextGenRollout``: an environment as the ``rollout_func`` of TRL's GRPOTrainer.
 
-TRL hands over prompts and its trainer, and gets back ids, their log-probabilities and a mask that is 1 where the policy
-wrote: what worlds wrote is read by the model and is no part of the loss. Prompts and completions are the ids of the
-environment's rows; text is never encoded again. No trl is imported.
+TRL passes prompts and its trainer, and gets back token ids, their log-probabilities and a mask that is 1 where the
+policy wrote. The model reads what a world wrote, but no loss is taken there. Prompts and completions are the ids of the
+environment's rows; text is never encoded again. This module does not import trl.
 
 Left out: RLOOTrainer, which has no ``rollout_func``; vLLM; models whose weights are sharded over devices.
 """
@@ -15,8 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.trajectory import Rollout
+from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
@@ -33,7 +32,7 @@ _PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
 
 
 class TextGenRollout:
-    """A callable for ``rollout_func=``, and the rows of the data set that goes with it.
+    """Play TRL's prompts in an environment; pass it as ``rollout_func=``, with the rows it makes as the data set.
 
     ::
 
@@ -48,7 +47,7 @@ class TextGenRollout:
         )
 
     What it returns besides TRL's ``prompt_ids``, ``completion_ids``, ``logprobs`` and ``env_mask``: ``env_reward``, the
-    sum of an episode's rewards, which the reward function of that name hands on, and ``env_exact``. Log-probabilities
+    sum of an episode's rewards, which the reward function of that name returns, and ``env_exact``. Log-probabilities
     are those of the tokens as they were sampled, at the trainer's ``temperature``; 0 where the environment wrote.
 
     What is drawn depends on ``seed``, the trainer's global step, the number of calls in it and the process. A resumed
@@ -76,14 +75,14 @@ class TextGenRollout:
 
     @property
     def max_new(self) -> int:
-        """Tokens behind a prompt, the environment's included: the trainer's ``max_completion_length``."""
+        """Return the trainer's ``max_completion_length``: the most tokens after a prompt, of the environment too."""
         return self.env.max_new
 
     def rows(self, split: str, num_examples: int, seed: int) -> list[dict[str, str]]:
-        """Distinct examples as rows of ``prompt`` and ``example_key``; their episodes can be played from now on.
+        """Return distinct examples as rows of ``prompt`` and ``example_key``; their episodes can be played from now on.
 
-        TRL tells a rollout of prompts only. Where something hidden decides an episode, such as the seed of a world, the
-        prompt of the row therefore ends with ``[example_key]``; the model never sees this.
+        TRL passes a rollout nothing but prompts. Where something hidden decides an episode, such as the seed of a
+        world, the row's prompt therefore ends with ``[example_key]``, which the model never sees.
 
         Raises:
             ValueError: if an earlier call gave another question under the same prompt.
@@ -102,7 +101,7 @@ class TextGenRollout:
         return rows
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
-        """Episodes of the prompts, one each and in order.
+        """Return the episodes of the prompts, one for each and in order.
 
         Raises:
             ValueError: if a prompt is unknown, the trainer samples in a way that ``TrunkPolicy`` does not, the
@@ -135,7 +134,7 @@ class TextGenRollout:
     def _play(
         self, examples: Sequence[Example], policy: TrunkPolicy, generator: torch.Generator
     ) -> Iterator[dict[str, Any]]:
-        """Rows that no example is left for play the last one once more, and are not returned."""
+        """Yield the examples' episodes; rows without an example play the last one again, and are left out."""
         padded = [*examples, *[examples[-1]] * (self.env.num_envs - len(examples))]
         rollout = collect_rollout(self.env, policy, generator, {"prompts": padded, "group_size": 1})
         if rollout.is_masked:
@@ -162,7 +161,7 @@ class TextGenRollout:
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
     def _mtp_model(self, model: PreTrainedModel) -> MTPModel:
-        """The model with no heads on it, which shares its weights; made once."""
+        """Return the model as an MTPModel without heads that shares its weights; it is made once."""
         if isinstance(model, MTPModel):
             return model
         if self._model is None or self._model.trunk is not model:
@@ -172,10 +171,10 @@ class TextGenRollout:
 
 
 def check_trainer(trainer: Any) -> None:
-    """See that what the trainer is set to sample from is what ``TrunkPolicy`` samples from.
+    """Raise if the trainer samples in another way than ``TrunkPolicy``.
 
     Raises:
-        ValueError: if it is not, or the model's weights are not all here.
+        ValueError: it does, or the model's weights are sharded.
     """
     changed = {
         name: getattr(trainer.args, name)
@@ -194,13 +193,13 @@ def check_trainer(trainer: Any) -> None:
 
 
 def batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    """Examples in order, ``size`` at a time; the last may be fewer."""
+    """Yield the examples in order, ``size`` at a time; the last may be fewer."""
     for start in range(0, len(examples), size):
         yield examples[start : start + size]
 
 
 def episode_of(rollout: Rollout, row: int) -> dict[str, Any]:
-    """An episode as TRL takes it."""
+    """Return an episode as the fields that TRL takes."""
     start, stop = int(rollout.prompt_length[row]), int(rollout.attention_mask[row].sum())
     taken = rollout.step_mask[row]
     places = rollout.action_index[row][taken]
@@ -225,7 +224,7 @@ def env_reward(
     env_reward: Sequence[float] | None = None,
     **columns: Any,
 ) -> list[float]:
-    """What the environment paid: the field of that name that ``TextGenRollout`` returned, for ``reward_funcs=``.
+    """Return what the environment paid, for ``reward_funcs=``: the field of that name from ``TextGenRollout``.
 
     Raises:
         ValueError: if there is no such field.

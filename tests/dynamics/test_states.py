@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldmtp.dynamics.caches import LayerCache, make_cache, read_cache
+from worldmtp.dynamics.states import Depths, LayerCache, Shared, make_cache, read_cache
 
 
 def make_layers(num_layers: int = 2, rows: int = 3, length: int = 4) -> list[LayerCache]:
@@ -65,3 +65,42 @@ class _Recurrent:
     """What a layer of linear attention caches: a state, no keys."""
 
     keys = values = None
+
+
+def test_layers_of_different_lengths_are_filled_up_with_zeros() -> None:
+    (short,), (long,) = make_layers(1, rows=1, length=2), make_layers(1, rows=2, length=3)
+    merged = LayerCache.cat([short, long])
+    assert merged.keys.shape == (3, 2, 3, 5)
+    assert torch.equal(merged.keys[:1, :, :2], short.keys)
+    assert torch.equal(merged.values[1:], long.values)
+    assert not merged.keys[0, :, 2].any()
+
+
+def test_a_shared_table_is_not_copied_and_does_not_grow() -> None:
+    """Three numbers in a table of three rows; whatever is stored from elsewhere, unread rows are left behind."""
+    (layer,) = make_layers(1, rows=3)
+    shared = Shared(layer, torch.tensor([2, 0, 2]))
+    assert shared.select(torch.tensor([1, 1])).table is layer
+    assert Shared.cat([shared, shared.select(torch.tensor([1]))]).table is layer
+    assert Shared.cat([shared, shared.select(torch.tensor([1]))]).rows.tolist() == [2, 0, 2, 0]
+    for start in range(1, 9):
+        (new,) = make_layers(1, rows=1)
+        new = LayerCache(new.keys + 1000 * start, new.values)
+        shared = shared.put(torch.tensor([start % 3]), Shared(new, torch.tensor([0])))
+        assert len(shared.table) <= 4  # the three that were read, and the new one
+    # Row n was last written in round 6, 7 and 8; the first key of each round is 1000 times its number.
+    assert shared.table.select(shared.rows).keys[:, 0, 0, 0].tolist() == [6000, 7000, 8000]
+
+
+def test_depths_know_which_there_are() -> None:
+    roots = Depths.at_roots(torch.tensor([4, 7]))
+    assert (roots.each.tolist(), roots.present, roots.deepest) == ([1, 1], (1,), 1)
+    both = Depths.cat([roots, roots.after_step().after_step()])
+    assert (both.each.tolist(), both.present, both.deepest) == ([1, 1, 3, 3], (1, 3), 3)
+    assert both.after_step().present == (2, 4)
+    assert both.select(torch.tensor([3, 2])).present == (3,)
+    assert both.select(torch.tensor([], dtype=torch.long)).present in ((1,), (3,))
+    assert both.put(torch.tensor([0, 1]), both.select(torch.tensor([2, 3]))).present == (3,)
+    assert [(depth, rows.tolist()) for depth, rows in both.groups(lambda depth: depth)] == [(1, [0, 1]), (3, [2, 3])]
+    assert both.groups(lambda depth: "all") == [(1, None)]
+    assert roots.groups(lambda depth: depth) == [(1, None)]

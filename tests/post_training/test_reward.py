@@ -6,10 +6,26 @@ import sys
 
 import pytest
 
-from worldmtp.envs import Score, TextGenEnv, TextGenReward, read_episodes
+from worldmtp.envs import CharTokenizer, Score, TextGenEnv, read_episodes
 from worldmtp.envs.task import Example, Progress
-from worldmtp.envs.trl_reward import play
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.post_training import TextGenReward
+from worldmtp.post_training.reward import play
+
+
+class EchoTask:
+    """Repeat a word of one to three letters; half of the credit for as many letters as the word has."""
+
+    probe_bound = 0.5
+    max_length = 3
+
+    def sample(self, rng, split):
+        word = "".join("ab"[index] for index in rng.integers(2, size=rng.integers(1, self.max_length + 1)))
+        return Example(prompt=word + "=", answer=word)
+
+    def score(self, example, text, ids):
+        word = example.prompt[:-1]
+        return Score(1.0 if text == word else 0.5 * (len(text) == len(word)), exact=text == word)
 
 
 class Letters:
@@ -31,6 +47,24 @@ class Silent:
 
     def step(self, text):
         return "", 0.0, True, False, {}
+
+
+@pytest.fixture
+def echo_problem():
+    """Arguments of an environment: 14 words, about half of them held out; prompts and answers of up to 4 tokens."""
+    return {
+        "task": EchoTask(),
+        "tokenizer": CharTokenizer("ab="),
+        "max_prompt": 4,
+        "max_new": 4,
+        "heldout_fraction": 0.5,
+        "pool_size": 32,
+    }
+
+
+@pytest.fixture
+def make_single(echo_problem):
+    return lambda **changes: TextGenEnv(**(echo_problem | changes))
 
 
 @pytest.fixture
@@ -257,7 +291,7 @@ def test_wrappers_see_the_episodes(make_single, tmp_path):
 
 
 def test_conversations_and_other_environments_are_refused(echo_problem):
-    with pytest.raises(TypeError, match=r"WorldTask is a conversation.*use worldmtp\.agents\.TextGenRollout"):
+    with pytest.raises(TypeError, match=r"WorldTask is a conversation.*use worldmtp\.post_training\.TextGenRollout"):
         TextGenReward(TextGenEnv(**(echo_problem | {"task": WorldTask(Silent)})))
     with pytest.raises(TypeError, match="is no environment of one text"):
         TextGenReward("CartPole-v1")
@@ -265,7 +299,7 @@ def test_conversations_and_other_environments_are_refused(echo_problem):
 
 def test_no_trl_and_no_torch_is_imported():
     code = (
-        "import sys; from worldmtp.envs import TextGenReward; TextGenReward('worldmtp/Copy-v0'); "
+        "import sys; from worldmtp.post_training import TextGenReward; TextGenReward('worldmtp/Copy-v0'); "
         "print(sorted({'trl', 'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

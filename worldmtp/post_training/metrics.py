@@ -1,16 +1,21 @@
-"""What a trainer logs of the depths: means per target over everything since the last log, of one mode.
+"""What a trainer logs: means per target of each depth, and a callback that passes every number on to the run.
 
 Sums and counts are kept, not means, so that the size of a micro-batch does not show: a micro-batch of few targets
 weighs little. The same holds for evaluation, where ``metric_for_best_model`` may be one of these means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from worldmtp.tracking import MetricWriter
 
 
 @dataclass
 class DepthMeans:
-    """Sums of cross-entropy, first guesses and acceptance by depth, and the number of their targets.
+    """Keep sums of cross-entropy, first guesses and acceptance by depth since the last log, and their targets.
 
     ``num_batches`` and ``num_targets`` (of depth 1) count what was seen, with heads run or not.
     """
@@ -39,7 +44,7 @@ class DepthMeans:
                 counts[i] += weight
 
     def take(self, prefix: str) -> dict[str, float]:
-        """The means by tag, ``prefix`` in front, of what has a target; all counts begin anew."""
+        """Return the means of what has a target by tag, with ``prefix`` in front, and start again from zero."""
         means = {
             f"{prefix}mtp/{name}_depth_{k}": self._sums[k][i] / self._counts[k][i]
             for k in sorted(self._sums)
@@ -49,3 +54,37 @@ class DepthMeans:
         self.num_batches = self.num_targets = 0
         self._sums, self._counts = {}, {}
         return means
+
+
+class MetricWriterCallback(TrainerCallback):
+    """Write every logged number as ``prefix + name`` at ``step_offset + global_step``, on the main process only.
+
+    Args:
+        writer: where the scalars go.
+        prefix: put before every name as it is, "sft/" for example.
+        step_offset: where this phase starts on the run's x axis.
+    """
+
+    def __init__(self, writer: MetricWriter, prefix: str = "", step_offset: int = 0) -> None:
+        self.writer = writer
+        self.prefix = prefix
+        self.step_offset = step_offset
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the numbers of one log record; text is not a scalar and is left out."""
+        if logs is None or not state.is_world_process_zero:
+            return
+        scalars = {
+            f"{self.prefix}{name}": float(value)
+            for name, value in logs.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        if scalars:
+            self.writer.scalars(scalars, self.step_offset + state.global_step)

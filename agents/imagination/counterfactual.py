@@ -1,6 +1,19 @@
-"""``imagination.use=counterfactual``: the all-action term, its critic ladder, its gate.
+"""``imagination.use=counterfactual``: an all-action term whose wrong critic cannot bias the policy gradient.
 
-On a fresh batch, before anything trains on it: the rungs' advantages are computed, slope and r2 are measured against
+A critic Q^(s, a) scores the *live* tokens, the few the policy might have written instead. Centred under the old policy,
+A^(s, a) = Q^(s, a) - sum_a' pi_old(a'|s) Q^(s, a'), and with S = sum_l A^(s_l, a_l) over the episode, the gradient is
+
+    sum_t [ sum_a eta A^(s_t, a) grad pi(a|s_t)  +  (G - b - eta S) grad log pi(a_t|s_t) ].
+
+Given s_t, every later A^ has mean zero, every earlier one is a constant, and the one at t is given back by the sum over
+actions: the expectation is the policy gradient for *any* Q^, eta and baseline b that do not look at this episode's
+actions from t on (the trajectory-wise doubly robust form; Jiang & Li 2016 for the idea). A perfect critic leaves no
+residual in a deterministic text world; a useless one gets slope eta = 0 and the plain estimator is back.
+
+Tokens outside the live set get the live mean of Q^, so their A^ is zero *and* the centring stays exact: cutting the
+tail costs no bias either. That is why the likeliest tokens are all that has to be kept of the policy.
+
+On a fresh batch, before anything trains on it, the rungs' advantages are computed, slope and r2 are measured against
 the real returns with the slope of *past* batches, and the plan is made with the rung and the slope that past batches
 chose. So the choice does not look at the batch it is used on, and the estimator stays unbiased.
 """
@@ -8,23 +21,54 @@ chose. So the choice does not look at the batch it is used on, and the estimator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmtp.agents.advantages import AdvantagePlan, advantage_moments, advantage_scale, monte_carlo_targets, spread
-from worldmtp.agents.baselines import shrunk_baseline, update_kappa
+from worldmtp.agents.advantages import (
+    RunningSlope,
+    advantage_moments,
+    advantage_scale,
+    correlation,
+    monte_carlo_returns,
+    per_step,
+    shrunk_baseline,
+    update_kappa,
+)
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.counterfactual import LiveTokens, centred_advantages, episode_correction, live_tokens
-from worldmtp.agents.critic import Rung, serving_rung
-from worldmtp.agents.features import NUM_SURPRISALS, imagined_features, num_readings, surprisal_features
-from worldmtp.agents.forward import PolicyStats, episode_returns
-from worldmtp.agents.imagined_returns import Acting, acted_states
-from worldmtp.agents.regression import RunningSlope, correlation, explained_share
-from worldmtp.agents.trajectory import Rollout
-from worldmtp.dynamics.protocol import LatentState, WorldModel
-from worldmtp.dynamics.rollout import check_action_conditional, check_horizon
+from worldmtp.agents.imagination.critic import (
+    NUM_SURPRISALS,
+    LiveTokens,
+    Rung,
+    imagined_features,
+    live_tokens,
+    num_readings,
+    serving_rung,
+    surprisal_features,
+)
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, explained_variance
+from worldmtp.agents.rollout import Rollout, episode_returns
+from worldmtp.dynamics import LatentState, WorldModel, check_action_conditional, check_horizon
 
 _CRITIC_BATCH = 4096
+
+
+def centred_advantages(
+    q_values: Float[Tensor, "batch step live"], live: LiveTokens
+) -> Float[Tensor, "batch step live"]:
+    """Return A^ of the live tokens, centred under the old policy; zero where masked."""
+    probs = torch.where(live.mask, live.logprobs.exp(), 0.0)
+    safe_q = torch.where(live.mask, q_values, 0.0)
+    total = probs.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
+    state_value = (probs * safe_q).sum(dim=-1, keepdim=True) / total
+    return torch.where(live.mask, safe_q - state_value, 0.0)
+
+
+def episode_correction(
+    advantages: Float[Tensor, "batch step live"], live: LiveTokens, actions: Int[Tensor, "batch step"]
+) -> Float[Tensor, " batch"]:
+    """Return S = sum_l A^(s_l, a_l), the critic's advantage of the actions taken, over the episode."""
+    return torch.where(live.taken(actions), advantages, 0.0).sum(dim=(1, 2))
 
 
 class CounterfactualAdvantages:
@@ -59,42 +103,43 @@ class CounterfactualAdvantages:
         self._kappa = RunningSlope(decay=config.slope_decay, initial=0.5)
         widths = [NUM_SURPRISALS, num_readings(config.horizon), hidden_size]
         self._dtype = dtype
+        self.num_likely = config.max_live
         self._rungs = [
-            Rung(
-                sum(widths[: rung + 1]),
-                config.critic_hidden_size,
-                config.critic_learning_rate,
-                config.critic_replay_iterations,
-                config.slope_decay,
-                generator,
-                device,
-                dtype,
-            )
-            for rung in range(config.max_rung + 1)
+            Rung(sum(widths[: rung + 1]), config, generator, device, dtype) for rung in range(config.max_rung + 1)
         ]
 
     def estimate(
         self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
     ) -> tuple[AdvantagePlan, dict[str, float]]:
-        """See ``AdvantageEstimator.estimate``."""
+        """Return the plan and its metrics, as ``AdvantageEstimator.estimate`` describes.
+
+        Raises:
+            ValueError: the likely tokens of the states were not read.
+        """
         config = self._config
         returns = episode_returns(rollout)
         kappa = self._kappa.slope
         residual = returns - shrunk_baseline(returns, rollout.group, kappa)
         update_kappa(self._kappa, returns, rollout.group)
-        live = live_tokens(stats.log_policy, rollout.step_mask, config.max_live, config.min_probability)
+        if stats.likely is None:
+            raise ValueError(
+                "stats hold no alternatives to the actions taken; read the rollout with "
+                "policy_stats(..., num_likely=estimator.num_likely)."
+            )
+        live = live_tokens(stats.likely, rollout.step_mask, config.min_probability)
         metrics = {
             "imagination/kappa": kappa,
             "imagination/num_live_mean": float(live.mask.sum() / rollout.step_mask.sum().clamp(min=1)),
         }
-        features = self._features(rollout, stats, states, live, metrics)
+        features, measured = self._features(rollout, stats.likely.entropy, states, live)
+        metrics |= measured
         serving = serving_rung(self._rungs, config.min_batches)
         used_advantages, used_slope = torch.zeros_like(live.logprobs), 0.0
         for index, rung in enumerate(self._rungs):
             advantages = self._advantages(rung, features[:, : rung.critic.inner.in_features], live)
             correction = episode_correction(advantages, live, rollout.actions)
             slope = rung.slope.slope
-            r2 = explained_share(residual - slope * correction, residual)
+            r2 = explained_variance((residual - slope * correction).double(), residual.double())
             metrics[f"imagination/rung_{index}/r2"] = r2
             metrics[f"imagination/rung_{index}/slope"] = slope
             metrics[f"imagination/rung_{index}/corr"] = correlation(correction, residual)
@@ -105,11 +150,11 @@ class CounterfactualAdvantages:
             self._remember(rung, features, live, rollout, returns)
         metrics["imagination/gate_open"] = float(serving is not None)
         correction = episode_correction(used_advantages, live, rollout.actions)
-        metrics |= advantage_moments(spread(residual - used_slope * correction, rollout), rollout)
-        scale = advantage_scale(spread(residual, rollout), rollout) if self._ppo.scale_advantages else 1.0
+        metrics |= advantage_moments(per_step(residual - used_slope * correction, rollout), rollout)
+        scale = advantage_scale(per_step(residual, rollout), rollout) if self._ppo.scale_advantages else 1.0
         plan = AdvantagePlan(
-            advantages=spread((residual - used_slope * correction) / scale, rollout),
-            value_targets=monte_carlo_targets(rollout, stats, self._ppo),
+            advantages=per_step((residual - used_slope * correction) / scale, rollout),
+            value_targets=monte_carlo_returns(rollout, self._ppo, stats.values),
             live_ids=live.ids,
             live_logprobs=live.logprobs,
             live_advantages=used_slope * used_advantages / scale,
@@ -119,29 +164,28 @@ class CounterfactualAdvantages:
     def _features(
         self,
         rollout: Rollout,
-        stats: PolicyStats,
+        entropy: Float[Tensor, "batch step"],
         states: LatentState | None,
         live: LiveTokens,
-        metrics: dict[str, float],
-    ) -> Float[Tensor, "candidate features"]:
-        """Features of every live candidate, rung by rung along the last axis."""
-        features = surprisal_features(stats.log_policy, live, rollout)[live.mask].to(self._dtype)
+    ) -> tuple[Float[Tensor, "candidate features"], dict[str, float]]:
+        """Return the features of every live candidate, rung by rung along the last axis, and what they cost."""
+        features = surprisal_features(entropy, live, rollout)[live.mask].to(self._dtype)
         if self._config.max_rung == 0:
-            return features
+            return features, {}
         config, acting = self._config, self._acting
         if states is None:
             states = acted_states(self._world_model, rollout)
         imagined = imagined_features(
             self._world_model, acting, rollout, states, live, config.horizon, config.chunk_states
         )
-        metrics["imagination/imagined_tokens"] = float(imagined.num_steps)
+        metrics = {"imagination/imagined_tokens": float(imagined.num_steps)}
         if acting.turns is not None:
             metrics["imagination/turn_border_fraction"] = imagined.border_fraction
         columns = [features, imagined.readings, *([imagined.latents] if self._config.max_rung > 1 else [])]
-        return torch.cat([column.to(self._dtype) for column in columns], dim=-1)
+        return torch.cat([column.to(self._dtype) for column in columns], dim=-1), metrics
 
     @torch.no_grad()
-    def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch time live"]:
+    def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch step live"]:
         low, high = self._range
         q_values = torch.zeros_like(live.logprobs)
         q_values[live.mask] = (low + (high - low) * torch.sigmoid(rung.critic(features))).to(q_values.dtype)
@@ -158,7 +202,7 @@ class CounterfactualAdvantages:
         rung.remember(features[taken, : rung.critic.inner.in_features], targets[taken])
 
     def learn(self) -> dict[str, float]:
-        """Train every rung on its replay, the last batch included; one with nothing to train on has no loss."""
+        """Train every rung on its replay, the last batch included; a rung with nothing to train on has no loss."""
         metrics = {}
         for index, rung in enumerate(self._rungs):
             loss = rung.train(self._config.critic_updates, _CRITIC_BATCH, self._generator)
@@ -167,11 +211,11 @@ class CounterfactualAdvantages:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """See ``AdvantageEstimator.state_dict``."""
+        """Return what a checkpoint needs."""
         return {"kappa": self._kappa.state_dict(), "rungs": [rung.state_dict() for rung in self._rungs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``AdvantageEstimator.load_state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self._kappa.load_state_dict(state["kappa"])
         for rung, saved in zip(self._rungs, state["rungs"], strict=True):
             rung.load_state_dict(saved)

@@ -6,9 +6,9 @@ import gymnasium
 import pytest
 import torch
 
-from worldmtp.agents import TextGenRollout, env_reward
 from worldmtp.envs import Example, Score, TextGenVectorEnv, VectorActionMask, VectorEpisodeRecorder, read_episodes
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.post_training import TextGenRollout, env_reward
 
 
 class Parrot:
@@ -21,6 +21,17 @@ class Parrot:
     def step(self, text):
         self._turns += 1
         return text[:1] + "=", 0.5 * text.startswith(self._letter), self._turns == 2, False, {}
+
+
+class FirstLetter:
+    """Prompt: two letters and "=". The answer is the first of them, then EOS; exactly that is paid."""
+
+    def sample(self, rng, split):
+        letters = "".join(rng.choice(list("abcd"), size=2))
+        return Example(f"{letters}=", letters[0])
+
+    def score(self, example, text, ids):
+        return Score(float(text == example.answer), exact=text == example.answer)
 
 
 class Accelerator:
@@ -54,8 +65,24 @@ def make_conversations(num_envs):
 
 
 @pytest.fixture
-def trunk(tiny_model):
-    return tiny_model().trunk
+def text_env():
+    """Makes rows of prompts of three tokens and answers of up to three."""
+    return lambda num_envs: TextGenVectorEnv(
+        num_envs,
+        autoreset_mode="disabled",
+        task=FirstLetter(),
+        tokenizer={"kind": "char", "alphabet": "abcd="},
+        max_prompt=3,
+        max_new=3,
+        pool_size=8,
+        pool_seed=1,
+        heldout_fraction=0.25,
+    )
+
+
+@pytest.fixture
+def trunk(tiny_trunk):
+    return tiny_trunk("llama", vocab_size=7).eval()
 
 
 def teacher_forced(trunk, prompt_ids, completion_ids, temperature=1.0):
@@ -212,11 +239,11 @@ def test_the_reward_function_hands_on():
         env_reward(["p"], ["c"], [[1]])
 
 
-def test_a_mask_that_trls_loss_knows_nothing_of_is_refused(text_env, tiny_model):
+def test_a_mask_that_trls_loss_knows_nothing_of_is_refused(text_env, trunk):
     rollout = TextGenRollout(VectorActionMask(text_env(2), alphabet="ab"), seed=0)
     prompts = [row["prompt"] for row in rollout.rows("train", 2, seed=0)]
     with pytest.raises(ValueError, match="the environment masks actions, and TRL's loss takes its softmax over all"):
-        rollout(prompts, make_trainer(tiny_model().trunk))
+        rollout(prompts, make_trainer(trunk))
 
 
 class Later:

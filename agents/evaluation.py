@@ -4,8 +4,8 @@ On-policy text and its teacher-forced heads are all that the predictions need: o
 depth. Full distributions are reduced one depth at a time; nothing of size vocabulary is kept.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,10 +27,14 @@ from worldmtp.model.trunk import TrunkFeatures
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order."""
+    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order.
+
+    ``components`` are the means of the greedy answers' components, by name.
+    """
 
     greedy: Rollout
     sampled: Rollout
+    components: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return means over prompts."""
@@ -41,6 +45,7 @@ class Evaluation:
             "eval/score_sampled": float(episode_returns(self.sampled).mean()),
             "eval/length_mean": self.greedy.num_tokens / len(self.greedy),
             "eval/truncated_fraction": float(self.greedy.truncated.any(dim=1).float().mean()),
+            **{f"eval/components/{name}": mean for name, mean in self.components.items()},
         }
 
 
@@ -74,11 +79,11 @@ class Evaluator:
         model.limit_tokens(self._env.tokenizer.vocab_size)
         options = {"split": "heldout", "prompts": list(self.examples)}
         generator = torch.Generator(device=model.device).manual_seed(self._seed)
-        greedy, sampled = (
-            collect_rollout(self._env, TrunkPolicy(model, self._temperature), source, options).to(model.device)
-            for source in (None, generator)
-        )
-        return Evaluation(greedy, sampled)
+        self._env.scorer.take_components()  # those of earlier answers
+        greedy = collect_rollout(self._env, TrunkPolicy(model, self._temperature), None, options)
+        components = self._env.scorer.take_components()
+        sampled = collect_rollout(self._env, TrunkPolicy(model, self._temperature), generator, options)
+        return Evaluation(greedy.to(model.device), sampled.to(model.device), components)
 
 
 @dataclass(frozen=True)

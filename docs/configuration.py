@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import worldmtp.configs
 from worldmtp import MTPConfig
-from worldmtp.cli.launch import register
+from worldmtp.cli.schema import register
 from worldmtp.training import TrainConfig
 from worldmtp.training.config import HeadSpecConfig, ModelConfig
 

@@ -37,8 +37,14 @@ run: setup  ## the whole idea, small: SFT, PPO with imagination, held-out evalua
 	$(BIN)/worldmtp train experiment=quickstart $(ARGS)
 
 .PHONY: test
-test: setup  ## the default suite, under 8 minutes on two cores
+test: setup  ## the default suite
 	$(PYTEST) -m "not slow and $(ELSEWHERE)" $(ARGS)
+
+# The folders left out start runs or train.
+.PHONY: test-fast
+test-fast: setup  ## each test once, with its first parameters, but for those that start runs or train
+	$(PYTEST) -m "not slow and $(ELSEWHERE)" --one-of-each \
+	  $(addprefix --ignore=tests/,cli golden post_training studies training) $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup  ## the tests that train or build something

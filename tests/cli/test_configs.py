@@ -9,8 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.cli.launch import option_name
-from worldmtp.cli.schema import build, twin
+from worldmtp.cli.schema import build, option_name, twin
 from worldmtp.objective.objective import LossTerms, MTPObjective
 from worldmtp.objective.plan import CoefSchedule, DepthWindow
 from worldmtp.training.config import CheckpointConfig, HeadSpecConfig, SFTStageConfig, TrainConfig

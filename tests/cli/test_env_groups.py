@@ -6,7 +6,7 @@ from importlib import resources
 import gymnasium
 import pytest
 
-from worldmtp.cli.launch import option_name
+from worldmtp.cli.schema import option_name
 from worldmtp.cli.train import run
 from worldmtp.training import pipeline
 

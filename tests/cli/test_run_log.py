@@ -10,9 +10,8 @@ from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.resume import resumption_notes
-from worldmtp.training.run_dir import claim, read_config
-from worldmtp.training.run_log import RUN_LOG, run_log
+from worldmtp.training.run_dir import RUN_LOG, claim, read_config, run_log
+from worldmtp.training.runs import resumption_notes
 
 
 def test_a_run_is_logged_and_its_resumption_too(compose_tiny, no_report, tmp_path, capsys):

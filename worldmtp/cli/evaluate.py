@@ -12,9 +12,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldmtp.cli.arguments import parse_kwargs, positive, whole_seed
-from worldmtp.cli.find_model import model_directory
-from worldmtp.cli.launch import fail_cleanly
+from worldmtp.cli.arguments import model_directory, parse_kwargs, positive, whole_seed
+from worldmtp.cli.errors import fail_cleanly
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.run_dir import CONFIG_FILE, read_config

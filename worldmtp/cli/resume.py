@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from worldmtp.cli.schema import twin
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.resume import MAY_DIFFER, check_iterations, may_differ
 from worldmtp.training.run_dir import CONFIG_FILE, is_done
+from worldmtp.training.runs import MAY_DIFFER, check_iterations, may_differ
 
 _GROUPS = ("logger", "profile")
 _KEY = "resume="

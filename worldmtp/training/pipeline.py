@@ -52,8 +52,7 @@ from worldmtp.training.make import (
     vocabulary,
 )
 from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
-from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RunResult
-from worldmtp.training.run_log import RUN_LOG, tell
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
 from worldmtp.training.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
 from worldmtp.training.warm_start import warm_start

@@ -13,7 +13,7 @@ _META_CONFIG = "params.json"
 
 
 def parse_kwargs(settings: Sequence[str]) -> dict[str, Any]:
-    """What ``--kwargs`` was given: JSON objects, and ``key=value`` with dots for nesting and JSON or text as value.
+    """Return what ``--kwargs`` gives: JSON objects, and ``key=value`` with dots for nesting, JSON or text as value.
 
     Raises:
         ValueError: a setting is neither.

@@ -55,7 +55,7 @@ class _Turn:
 
 
 def _play_episode(envs: TextVectorEnv, example: Example, split: str) -> dict[str, Any] | None:
-    """What the environment said of the ended text; None where the input ended first."""
+    """Return what the environment said of the ended text; None where the input ended first."""
     obs, _ = envs.reset(options={"split": split, "group_size": 1, "prompts": [example]})
     print(example.prompt)
     length = int(obs["length"][0, 0])
@@ -121,7 +121,7 @@ def _take_turn(envs: TextVectorEnv, ids: list[int], length: int) -> tuple[_Turn,
 
 
 def _read_ids(envs: TextVectorEnv) -> list[int] | None:
-    """The tokens of the next line that can be written; None at the end of the input."""
+    """Return the tokens of the next line that can be written; None at the end of the input."""
     while True:
         try:
             line = input("> ")
@@ -134,7 +134,7 @@ def _read_ids(envs: TextVectorEnv) -> list[int] | None:
 
 
 def _tell(final: dict[str, Any], example: Example) -> None:
-    """The account of an ended episode."""
+    """Print the account of an ended episode."""
     print(f"score {final['score']:.3f}, {'solved' if final['exact'] else 'not solved'}, reason: {final['reason']}")
     components = {name: values[0] for name, values in final["components"].items() if not name.startswith("_")}
     if components:

@@ -219,7 +219,7 @@ def as_integer(name: str, value: Any, expected: str = "an integer") -> int:
 
 
 def as_widths(name: str, widths: Iterable[SupportsIndex] | None) -> tuple[int, ...] | None:
-    """Return numbers of candidates as Python's integers; None stays None.
+    """Return the numbers of candidates as Python's integers; None stays None.
 
     Raises:
         TypeError: one of them is not an integer.

@@ -23,7 +23,7 @@ def head_latents(
     position_ids: Int[Tensor, "batch time"],
     depths: Iterable[int],
 ) -> dict[int, Float[Tensor, "batch time hidden"]]:
-    """Latents of the given depths; a chain also computes the depths on the way there.
+    """Return latents of the given depths; a chain also computes the depths on the way there.
 
     ``embed_ahead(n)`` gives the embeddings of the tokens n ahead of each position.
     """

@@ -40,7 +40,7 @@ class LinearHead(PointwiseHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """An output layer of its own."""
+        """Choose an output layer of its own."""
         return FamilyDefaults(unembedding="own")
 
     def transform(

@@ -20,7 +20,7 @@ _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def fuse_experts(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
-    """The tensors with experts put together; all of them must be there."""
+    """Return the tensors with experts put together; all of them must be there."""
     fused: dict[str, Tensor] = {}
     groups: dict[str, dict[tuple[int, str], Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
@@ -38,7 +38,7 @@ def fuse_experts(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shap
 
 
 def split_experts(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
-    """The inverse: every expert's weights under its own name."""
+    """Return every expert's weights under its own name: the inverse of ``fuse_experts``."""
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix, _, whole = name.rpartition(".")

@@ -129,7 +129,7 @@ def _obstacles(model: MTPModel, form: Layout) -> list[str]:
 
 
 def _trunk_obstacles(config: PreTrainedConfig, form: Layout) -> list[str]:
-    """What of a trunk of the right class the files cannot say."""
+    """Return what of a trunk of the right class the files cannot say."""
     if config.model_type not in form.trunk_types:
         return []
     if form.is_original_llama:

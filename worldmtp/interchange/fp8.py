@@ -23,7 +23,7 @@ def dequantize(
     scale: Float[Tensor, "row_blocks column_blocks"],
     block: Sequence[int] = DEFAULT_BLOCK,
 ) -> Float[Tensor, "rows columns"]:
-    """The weight in float32.
+    """Return the weight in float32.
 
     Raises:
         ValueError: not one scale for each block.
@@ -42,7 +42,7 @@ def dequantize(
 def dequantize_all(
     tensors: dict[str, Shaped[Tensor, "..."]], dtype: torch.dtype, block: Sequence[int] = DEFAULT_BLOCK
 ) -> tuple[dict[str, Shaped[Tensor, "..."]], list[str]]:
-    """The tensors without eight-bit ones and their scales, and what was wrong with those."""
+    """Return the tensors without eight-bit ones and their scales, and what was wrong with those."""
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE_SUFFIX)}
     problems = []
     for name in tensors.keys() - plain.keys():

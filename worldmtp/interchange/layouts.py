@@ -60,21 +60,21 @@ class Layout:
 
     @property
     def counts_layers(self) -> bool:
-        """Whether modules are numbered on from the trunk's layers."""
+        """Return whether modules are numbered on from the trunk's layers."""
         return any("{layer}" in theirs for _, theirs in self.names)
 
     @property
     def is_original_llama(self) -> bool:
-        """Whether the files are Meta's (``params.json``, ``consolidated.pth``) and not Hugging Face's."""
+        """Return whether the files are Meta's (``params.json``, ``consolidated.pth``) and not Hugging Face's."""
         return not self.model_types
 
     @property
     def holds_unembedding(self) -> bool:
-        """Whether the file has an output layer beside every module, the trunk's in all released ones."""
+        """Return whether the file has an output layer beside every module, the trunk's in all released ones."""
         return any(ours.startswith("output.unembeddings.") for ours, _ in self.names)
 
     def module_of(self, name: str, num_layers: int) -> int | None:
-        """Which module a weight in the file belongs to; None if it is the trunk's. Unnumbered ones are module 0's."""
+        """Return the module of a weight in the file, None if it is the trunk's; unnumbered weights are module 0's."""
         found = re.match(self.head_weights, name)
         if found is None:
             return None
@@ -84,7 +84,7 @@ class Layout:
         return number - num_layers if number >= num_layers else None
 
     def theirs(self, name: str, num_layers: int) -> str:
-        """The file's name of a weight of the heads.
+        """Return the file's name of a weight of the heads.
 
         Raises:
             KeyError: the layout has no such weight.
@@ -92,7 +92,7 @@ class Layout:
         return _rename(name, self._pairs(name, num_layers, ours=True))
 
     def ours(self, name: str, num_layers: int) -> str:
-        """The heads' name of a weight in the file.
+        """Return the heads' name of a weight in the file.
 
         Raises:
             KeyError: the heads have no such weight.
@@ -219,12 +219,12 @@ _LAYOUTS = {
 
 
 def available_layouts() -> list[str]:
-    """Names that ``import_checkpoint`` and ``export_checkpoint`` take as ``layout``."""
+    """Return the names that ``import_checkpoint`` and ``export_checkpoint`` take as ``layout``."""
     return sorted(_LAYOUTS)
 
 
 def get_layout(name: str) -> Layout:
-    """The layout of that name.
+    """Return the layout of that name.
 
     Raises:
         ValueError: there is none; the nearest name is suggested.
@@ -234,7 +234,7 @@ def get_layout(name: str) -> Layout:
 
 
 def find_layout(config: Mapping[str, Any]) -> Layout | None:
-    """The layout that knows a checkpoint by its ``config.json`` (``params.json`` where there is no other), if any."""
+    """Return the layout that knows a checkpoint by its ``config.json`` (or ``params.json``), if any."""
     if "n_future_tokens" in config:
         return _LAYOUTS["facebook_mtp"]
     marks = [*(config.get("architectures") or []), config.get("model_type")]
@@ -246,7 +246,7 @@ def find_layout(config: Mapping[str, Any]) -> Layout | None:
 
 
 def detect_layout(config: Mapping[str, Any]) -> Layout:
-    """As ``find_layout``.
+    """Return what ``find_layout`` finds.
 
     Raises:
         ValueError: no layout knows it.

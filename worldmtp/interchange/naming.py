@@ -30,7 +30,7 @@ def publish(
     num_modules: int,
     config: PreTrainedConfig,
 ) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Shaped[Tensor, "..."]]]:
-    """The trunk's weights and the heads', by the names in the file, experts one by one.
+    """Return the trunk's weights and the heads', by the names in the file, experts one by one.
 
     Layouts that repeat embedding and output layer beside every module get the trunk's.
     """
@@ -52,7 +52,7 @@ def publish(
 def take_apart(
     layout: Layout, tensors: Mapping[str, Shaped[Tensor, "..."]], config: PreTrainedConfig
 ) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Shaped[Tensor, "..."]]]:
-    """The trunk's weights by Hugging Face's names, and the heads' by the heads'; both as a whole, as checked before.
+    """Return the trunk's weights by Hugging Face's names and the heads' by the heads'; both whole, as checked before.
 
     Copies of the trunk's embedding stay out.
     """
@@ -70,7 +70,7 @@ def take_apart(
 
 
 def comparable_names(names: list[str]) -> dict[str, str]:
-    """Names in a file that count, by what a causal LM of text calls them.
+    """Return the names in a file that count, by what a causal LM of text calls them.
 
     What every reader computes is left out, and so is a vision tower.
     """
@@ -82,5 +82,5 @@ def comparable_names(names: list[str]) -> dict[str, str]:
 
 
 def vision_names(names: list[str]) -> list[str]:
-    """Weights of a vision tower, which no causal LM of text has."""
+    """Return weights of a vision tower, which no causal LM of text has."""
     return [name for name in names if name.startswith(_VISION)]

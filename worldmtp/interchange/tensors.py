@@ -28,7 +28,7 @@ CONFIG = "config.json"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json``, or ``params.json`` where there is no other.
+    """Return ``config.json``, or ``params.json`` where there is no other.
 
     Raises:
         FileNotFoundError: neither is there.
@@ -41,7 +41,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
-    """All weights of a checkpoint by their names in the file.
+    """Return all weights of a checkpoint by their names in the file.
 
     Raises:
         FileNotFoundError: no file of a known form, or one that the index names is not there.
@@ -64,7 +64,7 @@ def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
 
 
 def weight_names(directory: Path) -> list[str]:
-    """Names of the weights in safetensors files; none where there are no such files.
+    """Return names of the weights in safetensors files; none where there are no such files.
 
     Raises:
         LayoutError: a file is damaged.

@@ -209,7 +209,7 @@ def _no_sums(like: Tensor) -> DepthSums:
 
 
 def position_mask(plan: StepPlan, mask: Bool[Tensor, "batch time depth"]) -> Bool[Tensor, "batch time depth"]:
-    """The mask of depths 2 .. K at the positions the plan keeps, the same for all of them.
+    """Return the mask of depths 2 .. K at the positions the plan keeps, the same for all of them.
 
     A row keeps every ``position_stride``-th position from a random one on, and of these each with probability
     ``position_fraction``; multiply sums over it by ``plan.position_scale``. Depth 1 is never thinned: do not pass it.

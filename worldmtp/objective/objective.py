@@ -54,17 +54,17 @@ class LossTerms:
 
     @property
     def on_teacher_logits(self) -> bool:
-        """Whether a term compares logits with a teacher's."""
+        """Return whether a term compares logits with a teacher's."""
         return bool(self.kl or self.tv or self.e2e_tv)
 
     @property
     def on_logits(self) -> bool:
-        """Whether a term has a gradient by the logits."""
+        """Return whether a term has a gradient by the logits."""
         return bool(self.ce) or self.on_teacher_logits
 
     @property
     def need_teacher(self) -> bool:
-        """Whether a term compares anything with a teacher."""
+        """Return whether a term compares anything with a teacher."""
         return bool(self.latent) or self.on_teacher_logits
 
 
@@ -120,16 +120,16 @@ class MTPObjective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term compares with the trunk: everything but cross-entropy."""
+        """Return whether a term compares with the trunk: everything but cross-entropy."""
         return self.terms.need_teacher
 
     @property
     def needs_ema(self) -> bool:
-        """Whether a moving average of the trunk has to be kept."""
+        """Return whether a moving average of the trunk has to be kept."""
         return self.latent_target == "ema"
 
     def plan(self, num_depths: int, progress: Progress, seed: int) -> StepPlan:
-        """``plan_step`` of this objective, for a model of K = ``num_depths``."""
+        """Return the ``plan_step`` of this objective, for a model of K = ``num_depths``."""
         return plan_step(
             depth_weighting=self.depth_weighting,
             coef=self.coef,
@@ -141,12 +141,12 @@ class MTPObjective:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as nested plain dicts, fit for JSON and YAML."""
+        """Return all fields as nested plain dicts, fit for JSON and YAML."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MTPObjective":
-        """The inverse of ``to_dict``; fields that are left out have their defaults.
+        """Return the objective of a dict of ``to_dict``; fields that are left out have their defaults.
 
         Raises:
             ValueError: a key is unknown (the nearest is suggested), or a value is outside its range.

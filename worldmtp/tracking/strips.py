@@ -200,7 +200,7 @@ def _printable(character: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _font(size_pixels: int) -> "FreeTypeFont":
-    """DejaVu Sans Mono from matplotlib's data: PIL's own default font has ASCII only."""
+    """Return DejaVu Sans Mono from matplotlib's data: PIL's own default font has ASCII only."""
     import matplotlib
     from PIL import ImageFont
 

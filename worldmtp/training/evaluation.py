@@ -89,7 +89,7 @@ def judge(
 def make_artefact(
     rollout: Rollout, said: DepthPredictions, roots: RootImaginations, horizon: int, tokens_text: Sequence[str]
 ) -> EvalArtefact:
-    """What the analysis needs to know of sampled answers."""
+    """Return what the analysis needs to know of sampled answers."""
     arrays: dict[str, Any] = {
         "input_ids": rollout.input_ids,
         "attention_mask": rollout.attention_mask,
@@ -116,7 +116,7 @@ def make_artefact(
 
 
 def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
-    """A judgement as a row of the closing table."""
+    """Return a judgement as a row of the closing table."""
     metrics, depths = judgement.metrics, judgement.artefact.num_depths
     acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
     return ArmSummary(
@@ -131,14 +131,14 @@ def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
 
 
 def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
-    """The artefact on disk, the numbers and some sampled answers in the log."""
+    """Write the artefact to disk, and the numbers and some sampled answers to the log."""
     save_artefact(judgement.artefact, run_dir / "artefacts", name)
     writer.scalars(judgement.metrics, step)
     writer.text("samples/heldout", samples(judgement.artefact), step)
 
 
 def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
-    """The first prompts with what was answered and earned, as a list in markdown; texts as Python spells them."""
+    """Return the first prompts, answers and returns as a list in markdown; texts as Python spells them."""
     lines = []
     for row in range(min(num_samples, len(artefact))):
         texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]
@@ -149,7 +149,7 @@ def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
 
 
 def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:
-    """The first texts as pictures: realized, and below it what each depth had said, or what was imagined from where."""
+    """Write the first texts as pictures: realized, and below it what each depth had said, or what was imagined."""
     artefact = judgement.artefact
     for row in range(min(num_strips, len(artefact))):
         caption = f"return {artefact.returns[row]:.2f}"

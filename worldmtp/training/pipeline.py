@@ -128,7 +128,7 @@ class Pipeline:
         self.summary: RunSummary | None = None
 
     def run(self) -> float:
-        """All stages."""
+        """Run all stages and return the exact match of the last evaluation."""
         saved = load_last(self._run_dir)
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
         self._writer.resume_at(-1 if saved is None else saved.step)
@@ -159,7 +159,7 @@ class Pipeline:
         return self._after.exact.estimate
 
     def _first_model(self) -> tuple[bool, MTPModel]:
-        """The model after its warm start where that was done, here or in the run that ``sft.load`` names."""
+        """Return the model after its warm start where that was done, here or in the run that ``sft.load`` names."""
         config, done = self._config, self._run_dir / "sft" / MODEL_FOLDER
         if config.sft.load is not None:
             done = Path(config.sft.load)
@@ -182,7 +182,7 @@ class Pipeline:
 
     @property
     def _start(self) -> str:
-        """What the evaluation before the first iteration is called: of a warm start, or of the model as it came."""
+        """Return the name of the evaluation before the first iteration: of a warm start, or of the model as it came."""
         return "warm_start" if self._is_warm or self._examples else "start"
 
     def _warm_start(self) -> None:
@@ -210,7 +210,7 @@ class Pipeline:
         RUN_LOG.info("%s: %s", stage, note)
 
     def _open_log(self, before: Judgement) -> None:
-        """What is known before the first iteration, at step 0."""
+        """Log what is known before the first iteration, at step 0."""
         if self._config.logger.tensorboard:
             self._writer.custom_layout(default_layout())
         config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
@@ -219,7 +219,7 @@ class Pipeline:
         write_judgement(before, self._run_dir, self._start, self._writer, 0)
 
     def _generate_command(self) -> list[str]:
-        """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
+        """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
         if transformers_tokenizer(self._env.tokenizer) is None:
             return []
         words = [
@@ -232,7 +232,7 @@ class Pipeline:
         return ["generate:    " + shlex.join([*words, "--", self._prompt])]
 
     def _computing(self) -> torch.autocast:
-        """Not around the warm start, which has an autocast of its own."""
+        """Return the precision to compute in; the warm start has an autocast of its own."""
         return computing_in(self._config.model.compute_dtype, self._model.device)
 
     def _trainer(self) -> ImaginationTrainer:
@@ -248,7 +248,7 @@ class Pipeline:
         )
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
-        """After an iteration and before its checkpoint, so that a resumed log holds it once."""
+        """Evaluate after an iteration and before its checkpoint, so that a resumed log holds it once."""
         config = self._config
         if trainer.iteration == config.agent.rollout.num_iterations:
             self._after = self._judge()
@@ -279,7 +279,7 @@ class Pipeline:
             )
 
     def _close(self, before: Judgement, after: Judgement) -> None:
-        """The closing table, the report, and the mark that all is done."""
+        """Write the closing table, the report, and the mark that all is done."""
         config, use = self._config, self._config.imagination.use
         started = "SFT" if self._start == "warm_start" else "before PPO"
         arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"

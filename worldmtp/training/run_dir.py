@@ -203,7 +203,7 @@ def claim(run_dir: Path, config: Mapping[str, Any], resumes: bool) -> Claim:
 
 
 def _check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """The order of keys is that of the command line, and says nothing."""
+    """Raise if the directory holds another config; the order of keys is the command line's and says nothing."""
     path = run_dir / CONFIG_FILE
     if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
         raise ValueError(

@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worldmtp.decoding import generate
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.model.global_draws import global_draws_from
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at
 from worldmtp.studies.corpus import corpus_fingerprint, load_tokens, save_tokens
@@ -56,8 +57,7 @@ def fresh_model(args: argparse.Namespace) -> MTPModel:
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
+    with global_draws_from(0):
         trunk = LlamaForCausalLM(config)
     return MTPModel.from_trunk(trunk, MTPConfig(head=args.head, depth=args.depth), torch.Generator().manual_seed(0))
 

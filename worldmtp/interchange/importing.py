@@ -22,8 +22,6 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.heads.registry import bind, make_head
-from worldmtp.interchange.experts import split_experts
-from worldmtp.interchange.fp8 import DEFAULT_BLOCK, dequantize_all
 from worldmtp.interchange.layouts import Layout, detect_layout, find_layout, get_layout
 from worldmtp.interchange.llama_names import config_from_params, num_future_tokens
 from worldmtp.interchange.naming import (
@@ -32,12 +30,21 @@ from worldmtp.interchange.naming import (
     OWN_UNEMBEDDING,
     comparable_names,
     publish,
+    split_experts,
     take_apart,
     vision_names,
 )
 from worldmtp.interchange.probing import choose_spec, probe_spec
 from worldmtp.interchange.problems import LayoutError, differences, not_finite, raise_all, shapes, whole_number
-from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config, read_tensors, weight_names
+from worldmtp.interchange.tensors import (
+    CONFIG,
+    DEFAULT_BLOCK,
+    PARAMS,
+    dequantize_all,
+    read_config,
+    read_tensors,
+    weight_names,
+)
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 

@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTraine
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from worldmtp.heads.base import ZeroLinear
+from worldmtp.heads.base import ZeroLinear, head_latents
 from worldmtp.heads.block import resolve_head_block
-from worldmtp.heads.chain import head_latents
 from worldmtp.heads.registry import bind, make_head
 from worldmtp.model import guards
 from worldmtp.model.adapters import adapters_to_save, freeze_beside_adapters, trunk_with_adapters

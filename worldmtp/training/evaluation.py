@@ -20,9 +20,9 @@ from worldmtp.agents.evaluation import (
 )
 from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
+from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
-from worldmtp.analysis.token_strips import imagined_strip, token_strip
 from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed

@@ -42,12 +42,6 @@ def test_the_reason_of_a_failure_is_logged(tmp_path):
     assert "failed: 130" in (tmp_path / "interrupted" / "train.log").read_text()
 
 
-def test_a_directory_that_cannot_be_written_is_told_by_its_claim(compose_tiny, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"run directory .*file/run cannot be written"):
-        run(compose_tiny(), tmp_path / "file" / "run")
-
-
 def test_lines_outside_a_run_go_nowhere(capsys):
     RUN_LOG.error("nobody's")
     assert capsys.readouterr() == ("", "")

@@ -121,8 +121,7 @@ def test_all_roots_at_once_equal_decoding_root_by_root(kind, model_of, tokens):
 
 
 @pytest.mark.parametrize(
-    "mutant",
-    ["sees depth 2 beyond the root", "forgets its branch", "feeds back the normed state", "stands still"],
+    "mutant", ["sees depth 2 beyond the root", "forgets its branch", "feeds back the normed state", "stands still"]
 )
 @torch.no_grad()
 def test_mutants_of_the_loop_are_told_apart(mutant, model_of, tokens):

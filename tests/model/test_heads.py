@@ -10,12 +10,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from worldmtp.heads import (
-    OutputLayers,
-    ParallelHead,
-    make_head,
-    registry,
-)
+from worldmtp.heads import OutputLayers, ParallelHead, make_head, registry
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig

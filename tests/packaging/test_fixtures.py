@@ -52,8 +52,7 @@ def test_making_a_trunk_draws_from_no_global_generator(tiny_trunk: TrunkFactory,
 
 
 @pytest.mark.parametrize(
-    ("name", "draw"),
-    [("random", random.random), ("numpy.random", np.random.rand), ("torch", lambda: torch.rand(1))],
+    ("name", "draw"), [("random", random.random), ("numpy.random", np.random.rand), ("torch", lambda: torch.rand(1))]
 )
 def test_a_draw_from_a_global_generator_is_noticed(
     name: str, draw: Callable[[], object], global_rng_untouched: Guard

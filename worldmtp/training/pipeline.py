@@ -115,10 +115,7 @@ class Pipeline:
         self._overlap, notes = choose_pool(self._env, prompts, config)
         self.notes = (*self._model_notes(), *prompts.notes, *notes)
         self._evaluator = Evaluator(
-            make_env(config.env, len(held_out)),
-            held_out,
-            rollout.temperature,
-            stream_seed(config.seed, "evaluation"),
+            make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
         self._prompt = held_out[0].prompt
         self._env.problem.encode([*held_out, *self._examples])

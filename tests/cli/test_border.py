@@ -62,10 +62,7 @@ REFUSED = [
     ("give exactly one of them", "model.architecture=null"),
     ("model.path='nowhere' is not a directory", "model=pretrained", "model.path=nowhere"),
     (r"model\.head=latnt with .*: head='latnt' is unknown; did you mean 'latent'\?", "model.head=latnt"),
-    (
-        r"model\.head_spec=\{'output_norm': 'mine'\}: output_norm='mine' is unknown",
-        "model.head_spec.output_norm=mine",
-    ),
+    (r"model\.head_spec=\{'output_norm': 'mine'\}: output_norm='mine' is unknown", "model.head_spec.output_norm=mine"),
     (r"model\.head=sequential with .*head_width", "model.head_spec.head_width=8"),
     (r"stride=2 with head='sequential': a chain needs every token in between", "model.head_spec.stride=2"),
     # Depth k foresees t + 1 + 2 (k - 1): depth 2 the third token.
@@ -81,12 +78,7 @@ REFUSED = [
     (r"objective: depth_weighting='meen' is unknown; did you mean 'mean'", "objective.depth_weighting=meen"),
     (r"objective\.coef: coef\.kind='linear' goes from start to end; give", "objective.coef.kind=linear"),
     (r"objective: all terms are 0", "objective.terms.ce=0"),
-    (
-        r"objective: window 2 \.\. 4 reaches beyond",
-        "objective.window.last=4",
-        "model.depth=3",
-        "imagination.horizon=2",
-    ),
+    (r"objective: window 2 \.\. 4 reaches beyond", "objective.window.last=4", "model.depth=3", "imagination.horizon=2"),
     (r"objective\.frequency: frequency\.every_steps=0 .* at least 1", "objective.frequency.every_steps=0"),
     (r"objective: terms\.e2e_tv multiplies", "objective=bebop", "objective.frequency.one_random_depth=true"),
     ("sft.load='nowhere' is not a directory", "sft.load=nowhere"),

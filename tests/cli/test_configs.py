@@ -151,10 +151,7 @@ def test_an_objective_is_its_file_and_single_fields(compose):
         compose("objective=gloeckle", "objective.terms.kl=1", "objective.window.last=3", "objective.coef.start=0.5"),
     )
     assert built.objective == MTPObjective(
-        terms=LossTerms(kl=1.0),
-        depth_weighting="uniform",
-        coef=CoefSchedule(start=0.5),
-        window=DepthWindow(last=3),
+        terms=LossTerms(kl=1.0), depth_weighting="uniform", coef=CoefSchedule(start=0.5), window=DepthWindow(last=3)
     )
 
 

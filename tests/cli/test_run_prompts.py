@@ -35,7 +35,7 @@ def prompts_of(config):
 
 def test_the_quickstart_trains_on_nothing_that_the_warm_start_has_shown(config_of):
     shown, pools, held_out = [], [], []
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         config = config_of("experiment=quickstart", f"seed={seed}", "sft.num_demonstrations=3000")
         env, prompts, overlap, notes = prompts_of(config)
         pool = env.dataset.pool("train").examples
@@ -47,7 +47,7 @@ def test_the_quickstart_trains_on_nothing_that_the_warm_start_has_shown(config_o
         pools.append(keys(pool))
         held_out.append(keys(prompts.held_out))
     for drawn in (shown, pools, held_out):  # what two seeds have in common is chance: the task has some 10^4 words
-        assert all(len(drawn[i] & drawn[j]) < 0.5 * len(drawn[i]) for i, j in ((0, 1), (0, 2), (1, 2)))
+        assert len(drawn[0] & drawn[1]) < 0.5 * len(drawn[0])
 
 
 def test_prompts_are_shared_where_the_config_says_so(config_of):

@@ -10,14 +10,7 @@ import pytest
 import torch
 
 from worldmtp.decoding import LossyTopN, LossyTypical, generate
-from worldmtp.decoding.acceptance import (
-    Draft,
-    Tree,
-    accept_lossy_tree,
-    accept_run,
-    accept_tree,
-    typical_threshold,
-)
+from worldmtp.decoding.acceptance import Draft, Tree, accept_lossy_tree, accept_run, accept_tree, typical_threshold
 from worldmtp.decoding.drafts import NoDraft
 
 PAD, EOS, VOCAB = 0, 1, 7

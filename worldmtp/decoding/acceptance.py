@@ -103,9 +103,7 @@ class Verdict:
 
 
 def accept_greedy(
-    drafts: Int[Tensor, "row draft"],
-    num_drafts: Int[Tensor, " row"],
-    logits: Float[Tensor, "row place vocab"],
+    drafts: Int[Tensor, "row draft"], num_drafts: Int[Tensor, " row"], logits: Float[Tensor, "row place vocab"]
 ) -> Verdict:
     """Accept the drafts that are the most likely tokens."""
     return _accept_equal(drafts, num_drafts, logits.argmax(dim=-1))
@@ -146,9 +144,7 @@ def accept_sampled(
 
 
 def acceptance_probability(
-    drafts: Int[Tensor, "row draft"],
-    log_q: Float[Tensor, "row draft vocab"],
-    log_p: Float[Tensor, "row draft vocab"],
+    drafts: Int[Tensor, "row draft"], log_q: Float[Tensor, "row draft vocab"], log_p: Float[Tensor, "row draft vocab"]
 ) -> Float[Tensor, "row draft"]:
     """Return min(1, p(x) / q(x)), and zero for a draft that q cannot have drawn."""
     index = drafts[..., None]

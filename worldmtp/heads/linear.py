@@ -20,13 +20,7 @@ from worldmtp.model.config import MTPConfig
 class LinearHead(PointwiseHead):
     """An output layer for each of depths 2 .. K."""
 
-    ignores = (
-        "concat_order",
-        "feature_layers",
-        "head_layers",
-        "head_width",
-        "recycle_stage",
-    )
+    ignores = ("concat_order", "feature_layers", "head_layers", "head_width", "recycle_stage")
     copies_lm_head = False
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:

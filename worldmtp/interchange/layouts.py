@@ -22,7 +22,7 @@ Nemotron-H, LongCat, MiMo-V2), and Mellum, whose layers have rotary embeddings b
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worldmtp.choices import check_choice
@@ -145,55 +145,41 @@ _MIMO = (
     ("output.norms.{module}.", "model.mtp_layers.{module}.final_layernorm."),
 )
 
+_DEEPSEEK_V3 = Layout(
+    name="deepseek_v3",
+    head="sequential",
+    model_types=("deepseek_v3",),
+    trunk_types=("deepseek_v3",),
+    head_weights=r"model\.layers\.(\d+)\.",
+    names=_TRAILING_LAYERS,
+    embedding_copy="model.layers.{layer}.embed_tokens.weight",
+    concat_order="embedding_first",
+    hidden_stage="post_norm",
+    count_key="num_nextn_predict_layers",
+)
+_QWEN3_NEXT = Layout(
+    name="qwen3_next",
+    head="sequential",
+    model_types=("qwen3_next",),
+    trunk_types=("qwen3_next",),
+    head_weights=r"mtp\.(?:layers\.(\d+)\.)?",
+    names=_MTP_PREFIX,
+    concat_order="embedding_first",
+    hidden_stage="post_norm",
+    max_modules=1,
+)
 _LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout(
-            name="deepseek_v3",
-            head="sequential",
-            model_types=("deepseek_v3",),
-            trunk_types=("deepseek_v3",),
-            head_weights=r"model\.layers\.(\d+)\.",
-            names=_TRAILING_LAYERS,
-            embedding_copy="model.layers.{layer}.embed_tokens.weight",
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
-            count_key="num_nextn_predict_layers",
-        ),
-        Layout(
-            name="glm4_moe",
-            head="sequential",
-            model_types=("glm4_moe",),
-            trunk_types=("glm4_moe",),
-            head_weights=r"model\.layers\.(\d+)\.",
-            names=_TRAILING_LAYERS,
-            embedding_copy="model.layers.{layer}.embed_tokens.weight",
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
-            count_key="num_nextn_predict_layers",
-        ),
-        Layout(
-            name="qwen3_next",
-            head="sequential",
-            model_types=("qwen3_next",),
-            trunk_types=("qwen3_next",),
-            head_weights=r"mtp\.(?:layers\.(\d+)\.)?",
-            names=_MTP_PREFIX,
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
-            max_modules=1,
-        ),
-        Layout(
+        _DEEPSEEK_V3,
+        replace(_DEEPSEEK_V3, name="glm4_moe", model_types=("glm4_moe",), trunk_types=("glm4_moe",)),
+        _QWEN3_NEXT,
+        replace(
+            _QWEN3_NEXT,
             name="qwen3_5",
-            head="sequential",
             model_types=("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
             trunk_types=("qwen3_5_text",),
-            head_weights=r"mtp\.(?:layers\.(\d+)\.)?",
-            names=_MTP_PREFIX,
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
             count_key="mtp_num_hidden_layers",
-            max_modules=1,
         ),
         Layout(
             name="mimo",

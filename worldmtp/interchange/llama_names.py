@@ -19,11 +19,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from worldmtp.interchange.problems import LayoutError, whole_number
 
-_ROOT = {
-    "tok_embeddings.": "model.embed_tokens.",
-    "norm.": "model.norm.",
-    "output.": "lm_head.",
-}
+_ROOT = {"tok_embeddings.": "model.embed_tokens.", "norm.": "model.norm.", "output.": "lm_head."}
 _LAYER = {
     "attention.wq.": "self_attn.q_proj.",
     "attention.wk.": "self_attn.k_proj.",

@@ -194,12 +194,7 @@ def evaluation_plan(num_depths: int) -> StepPlan:
     """Return a plan of all depths at all positions: what is measured does not follow what a step trains."""
     depths = tuple(range(2, num_depths + 1))
     return StepPlan(
-        coef=1.0,
-        weights=(1.0,) * len(depths),
-        depths=depths,
-        position_fraction=1.0,
-        position_stride=1,
-        position_seed=0,
+        coef=1.0, weights=(1.0,) * len(depths), depths=depths, position_fraction=1.0, position_stride=1, position_seed=0
     )
 
 

@@ -34,10 +34,7 @@ _BACKGROUND: Colour = (255, 255, 255)
 # A softmax in float32 may exceed 1 by this much.
 _ROUNDING = 1e-5
 # The second row is how byte-level BPE and SentencePiece write a blank.
-_BLANKS = {
-    **{" ": "␣", "\n": "⏎", "\t": "⇥"},
-    **{"Ġ": "␣", "▁": "␣", "Ċ": "⏎"},
-}
+_BLANKS = {**{" ": "␣", "\n": "⏎", "\t": "⇥"}, **{"Ġ": "␣", "▁": "␣", "Ċ": "⏎"}}
 
 
 @dataclass(frozen=True)

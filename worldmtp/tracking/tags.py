@@ -257,12 +257,7 @@ _CUSTOM = (
 
 TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS + _CUSTOM)
 
-_TITLES: dict[Kind, str] = {
-    "scalar": "Scalars",
-    "text": "Texts",
-    "image": "Images",
-    "histogram": "Histograms",
-}
+_TITLES: dict[Kind, str] = {"scalar": "Scalars", "text": "Texts", "image": "Images", "histogram": "Histograms"}
 
 _HEAD = """# Metrics
 

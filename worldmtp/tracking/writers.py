@@ -117,10 +117,7 @@ class JsonlWriter:
         self._tags.check(tag, "histogram")
         finite = values[np.isfinite(values)]
         quantiles = np.quantile(finite, _QUANTILES).tolist() if len(finite) > 0 else []
-        self._append(
-            step,
-            {"histogram": {tag: {"count": len(values), "finite": len(finite), "quantiles": quantiles}}},
-        )
+        self._append(step, {"histogram": {tag: {"count": len(values), "finite": len(finite), "quantiles": quantiles}}})
 
     def custom_layout(self, layout: Layout) -> None:
         """Do nothing: a layout is how TensorBoard shows the numbers, not a number."""

@@ -35,8 +35,8 @@ _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One model, judged on the held-out prompts."""
+class RunEvaluation:
+    """One model, evaluated on the held-out prompts."""
 
     evaluation: Evaluation
     artefact: EvalArtefact
@@ -45,7 +45,7 @@ class Judgement:
     metrics: dict[str, float]
 
 
-def judge(
+def evaluate_run(
     model: MTPModel,
     evaluator: Evaluator,
     world_model: WorldModel[Any] | None,
@@ -54,7 +54,7 @@ def judge(
     ppo: PPOConfig,
     tokens_text: Sequence[str],
     seed: int,
-) -> Judgement:
+) -> RunEvaluation:
     """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training.
 
     Without a world model nothing is imagined.
@@ -83,7 +83,7 @@ def judge(
     metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
-    return Judgement(evaluation, artefact, exact, exact_sampled, metrics)
+    return RunEvaluation(evaluation, artefact, exact, exact_sampled, metrics)
 
 
 def make_artefact(
@@ -115,26 +115,26 @@ def make_artefact(
     )
 
 
-def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
-    """Return a judgement as a row of the closing table."""
-    metrics, depths = judgement.metrics, judgement.artefact.num_depths
+def summarize(found: RunEvaluation, arm: str, artefact: str) -> ArmSummary:
+    """Return an evaluation as a row of the closing table."""
+    metrics, depths = found.metrics, found.artefact.num_depths
     acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
     return ArmSummary(
         arm=arm,
-        exact=judgement.exact,
+        exact=found.exact,
         acceptance=tuple(value if math.isfinite(value) else None for value in acceptance),
         imagined_return=metrics.get("eval/return_imagined"),
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,
-        exact_sampled=judgement.exact_sampled,
+        exact_sampled=found.exact_sampled,
     )
 
 
-def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
+def write_evaluation(found: RunEvaluation, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
     """Write the artefact to disk, and the numbers and some sampled answers to the log."""
-    save_artefact(judgement.artefact, run_dir / "artefacts", name)
-    writer.scalars(judgement.metrics, step)
-    writer.text("samples/heldout", samples(judgement.artefact), step)
+    save_artefact(found.artefact, run_dir / "artefacts", name)
+    writer.scalars(found.metrics, step)
+    writer.text("samples/heldout", samples(found.artefact), step)
 
 
 def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
@@ -148,9 +148,9 @@ def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
     return "\n".join(lines)
 
 
-def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:
+def write_strips(found: RunEvaluation, writer: MetricWriter, step: int, num_strips: int) -> None:
     """Write the first texts as pictures: realized, and below it what each depth had said, or what was imagined."""
-    artefact = judgement.artefact
+    artefact = found.artefact
     for row in range(min(num_strips, len(artefact))):
         caption = f"return {artefact.returns[row]:.2f}"
         writer.image(f"imagination/predicted_{row}", render_strip(token_strip(artefact, row, caption)), step)

@@ -39,7 +39,7 @@ from worldmtp.tracking import (
     tensorboard_command,
 )
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.evaluation import Judgement, judge, summarize, write_judgement, write_strips
+from worldmtp.training.evaluation import RunEvaluation, evaluate_run, summarize, write_evaluation, write_strips
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
     brings_heads,
@@ -115,15 +115,12 @@ class Pipeline:
         self._overlap, notes = choose_pool(self._env, prompts, config)
         self.notes = (*self._model_notes(), *prompts.notes, *notes)
         self._evaluator = Evaluator(
-            make_env(config.env, len(held_out)),
-            held_out,
-            rollout.temperature,
-            stream_seed(config.seed, "evaluation"),
+            make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
         self._prompt = held_out[0].prompt
         self._env.dataset.encode([*held_out, *self._examples])
         self._tokens_text = vocabulary(self._env)
-        self._after: Judgement | None = None
+        self._after: RunEvaluation | None = None
         self.closing = ""
         self.summary: RunSummary | None = None
 
@@ -133,7 +130,7 @@ class Pipeline:
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
         self._writer.resume_at(-1 if saved is None else saved.step)
         self._warm_start()
-        before = self._judge()
+        before = self._evaluate_held_out()
         if saved is None:
             self._open_log(before)
         trainer = self._trainer()
@@ -151,7 +148,7 @@ class Pipeline:
             )
         if self._after is None:
             # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
-            self._after = self._judge()
+            self._after = self._evaluate_held_out()
             if saved is None:
                 self._write_final(self._after, 0)
         save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
@@ -209,14 +206,14 @@ class Pipeline:
         self._progress.update(stage, fraction, note)
         RUN_LOG.info("%s: %s", stage, note)
 
-    def _open_log(self, before: Judgement) -> None:
+    def _open_log(self, before: RunEvaluation) -> None:
         """Log what is known before the first iteration, at step 0."""
         if self._config.logger.tensorboard:
             self._writer.custom_layout(default_layout())
         config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
-        write_judgement(before, self._run_dir, self._start, self._writer, 0)
+        write_evaluation(before, self._run_dir, self._start, self._writer, 0)
 
     def _generate_command(self) -> list[str]:
         """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
@@ -251,23 +248,23 @@ class Pipeline:
         """Evaluate after an iteration and before its checkpoint, so that a resumed log holds it once."""
         config = self._config
         if trainer.iteration == config.agent.rollout.num_iterations:
-            self._after = self._judge()
+            self._after = self._evaluate_held_out()
             self._write_final(self._after, step)
         elif trainer.iteration % config.eval.every_iterations == 0:
             start = time.perf_counter()
             metrics = self._evaluator.run(trainer.model).metrics()
             self._writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
 
-    def _write_final(self, after: Judgement, step: int) -> None:
-        write_judgement(after, self._run_dir, "final", self._writer, step)
+    def _write_final(self, after: RunEvaluation, step: int) -> None:
+        write_evaluation(after, self._run_dir, "final", self._writer, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
 
-    def _judge(self) -> Judgement:
+    def _evaluate_held_out(self) -> RunEvaluation:
         config = self._config
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
         backend = config.world_model.backend
         with self._computing():
-            return judge(
+            return evaluate_run(
                 self._model,
                 self._evaluator,
                 make_world_model(backend, self._model, generator) if self._can_imagine else None,
@@ -278,7 +275,7 @@ class Pipeline:
                 stream_seed(config.seed, "imagination in evaluation"),
             )
 
-    def _close(self, before: Judgement, after: Judgement) -> None:
+    def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
         config, use = self._config, self._config.imagination.use
         started = "SFT" if self._start == "warm_start" else "before PPO"

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from worldmtp.analysis import figures
-from worldmtp.analysis.artefacts import EvalArtefact
+from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
 from worldmtp.analysis.metrics import rooted_predictions
 from worldmtp.analysis.run_files import read_run
-from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.tracking.strips import render_strip
 
 FOLDER = Path(__file__).parent / "pictures"

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Qwen2Config
 
 from worldmtp.cli.train import run
+from worldmtp.envs import CharTokenizer
 from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.make import make_env
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -157,6 +159,16 @@ def test_a_saved_model_keeps_its_heads(compose_tiny, tiny_trunk, tmp_path, capsy
     assert re.search(note, capsys.readouterr().err)
     run(compose_tiny(*chosen[:3]), tmp_path / "warm")
     assert MTPModel.from_pretrained(tmp_path / "warm" / "sft" / "model").config.depth == 3
+
+
+def test_a_checkpoints_own_tokenizer_is_not_passed_over_in_silence(compose_tiny, tiny_trunk, tmp_path, capsys):
+    heads = MTPConfig(head="parallel", depth=3)
+    model = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=13), heads)
+    save_model(model, tmp_path / "saved", transformers_tokenizer(CharTokenizer("abcdefghij=")))
+    chosen = ("model=pretrained", f"model.path={tmp_path / 'saved'}", "imagination=off", "sft.num_steps=0")
+    run(compose_tiny(*chosen, "agent.rollout.num_iterations=0"), tmp_path / "run")
+    note = r"note: model\.path=.*saved has a tokenizer of its own, .* another, of 13 ids, .*tokenizer=transformers:"
+    assert re.search(note, capsys.readouterr().err)
 
 
 SIZES = {

@@ -1,7 +1,10 @@
 """The pages for readers: their links and pictures lead to files of the project, and pictures are small."""
 
 import re
+import runpy
 from pathlib import Path
+
+import pytest
 
 MAX_PICTURE_BYTES = 150_000
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -56,3 +59,9 @@ def test_the_readme_names_every_page(project_texts: dict[str, str]) -> None:
     linked = set(LINK.findall(project_texts["README.md"]))
     mapped = [path for path in pages(project_texts) if path.startswith("docs/") and "/reference/" not in path]
     assert [path for path in mapped if path not in linked and path != "docs/index.md"] == []
+
+
+@pytest.mark.parametrize("script", ["pictures.py", "configuration.py"])
+def test_the_scripts_of_the_pages_load(project_root: Path, script: str) -> None:
+    namespace = runpy.run_path(str(project_root / "docs" / script), run_name="loaded")
+    assert "main" in namespace or "page" in namespace

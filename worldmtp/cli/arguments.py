@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, is_done
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, is_done, read_config
 
 _HUGGING_FACE_CONFIG = "config.json"
 _META_CONFIG = "params.json"
@@ -76,6 +78,23 @@ def newest_model(runs: Path) -> Path:
             "checkpoint by --model PATH."
         )
     return max(ends, key=lambda mark: mark.stat().st_mtime).parent / MODEL_FOLDER
+
+
+def run_config(path: Path) -> TrainConfig | None:
+    """Return the config of the run that ``path``, or the run's model there, belongs to; None where there is none."""
+    run_dir = path.parent if path.name == MODEL_FOLDER else path
+    return read_config(run_dir) if (run_dir / CONFIG_FILE).is_file() else None
+
+
+def import_run_modules(config: TrainConfig | None, imports: Sequence[str] = ()) -> None:
+    """Import what a run imported, where its environments and heads are registered, and then ``imports``.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    if config is not None:
+        import_user_modules(config.imports, option="the run's config has imports=")
+    import_user_modules(imports, option="--import ")
 
 
 def model_directory(path: Path, option: str) -> Path:

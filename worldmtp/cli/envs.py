@@ -13,8 +13,16 @@ Here are the arguments; the work is in ``envs_catalogue.py`` and ``envs_play.py`
 import argparse
 from pathlib import Path
 
-from worldmtp.cli.arguments import model_directory, parse_kwargs, positive, whole_seed
+from worldmtp.cli.arguments import (
+    import_run_modules,
+    model_directory,
+    parse_kwargs,
+    positive,
+    run_config,
+    whole_seed,
+)
 from worldmtp.cli.errors import fail_cleanly
+from worldmtp.training.config import EnvConfig
 from worldmtp.training.imports import import_user_modules
 
 _ID = "a gymnasium id, or <module>:<id>, whose module is imported first; the current directory is searched"
@@ -34,22 +42,24 @@ def _run(arguments: argparse.Namespace) -> None:
 
         list_envs(arguments.pattern, sorted(_registered() - known), as_json=arguments.json)
         return
-    kwargs = parse_kwargs(arguments.kwargs)
+    env = EnvConfig(arguments.id, parse_kwargs(arguments.kwargs))
     if arguments.command == "check":
         from worldmtp.cli.envs_catalogue import check_env
 
-        check_env(arguments.id, kwargs, arguments.episodes, arguments.seed, arguments.examples)
+        check_env(env.id, env.kwargs, arguments.episodes, arguments.seed, arguments.examples)
     else:
         from worldmtp.cli.envs_play import play_env
 
         player = None
         if arguments.model is not None:
-            from worldmtp.cli.evaluate import environment_kwargs, load_policy_model
+            from worldmtp.cli.evaluate import environment_of, load_policy_model
 
             directory = model_directory(arguments.model, "--model")
-            kwargs = environment_kwargs(arguments.model, directory, arguments.id, kwargs)
+            trained = run_config(arguments.model)
+            import_run_modules(trained)
+            env = environment_of(trained, directory, env.id, env.kwargs)
             player = load_policy_model(directory, "cpu")
-        play_env(arguments.id, kwargs, arguments.split, arguments.episodes, arguments.seed, player)
+        play_env(env, arguments.split, arguments.episodes, arguments.seed, player)
 
 
 def _registered() -> set[str]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from worldmtp.cli.arguments import model_directory, newest_model
+from worldmtp.cli.arguments import import_run_modules, model_directory, newest_model, run_config
 from worldmtp.cli.errors import fail_cleanly
 from worldmtp.cli.generate_config import AUTO, DEFAULT_BATCH_SIZE, DRAFTS, GenerateConfig
 
@@ -61,6 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         directory, remark = model_directory(arguments.model, "--model"), ""
     print(f"model: {directory}{remark}", file=sys.stderr)
+    import_run_modules(run_config(directory))
     from worldmtp.cli.generation import explain_prompt, write_texts
 
     if config.explain:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ def evaluate_run(
     with torch.no_grad():
         features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
     said = depth_predictions(model, rollout, evaluator.temperature, features)
+    if rollout.is_masked:  # no mask is known of states that are imagined
+        world_model = None
     roots = root_imaginations(
         world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator, features
     )
@@ -185,12 +187,13 @@ def evaluate_model(
     Raises:
         ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
     """
-    probe = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), 1)
+    env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
+    probe = make_env(env, 1)
     check_fits(model.config, probe)
     examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
     if not examples:
         raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
-    rows = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), len(examples))
+    rows = make_env(env, len(examples))
     evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
     metrics = evaluation.metrics()
     return CheckpointEvaluation(

@@ -25,6 +25,7 @@ from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
+from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
@@ -54,7 +55,13 @@ from worldmtp.training.make import (
 from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
-from worldmtp.training.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
+from worldmtp.training.saved_model import (
+    has_tokenizer,
+    holds_mtp_model,
+    load_model,
+    save_model,
+    transformers_tokenizer,
+)
 from worldmtp.training.warm_start import warm_start
 
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
@@ -168,13 +175,22 @@ class Pipeline:
         return False, on_device(make_model(config.model, self._env, seed), config.profile)
 
     def _model_notes(self) -> list[str]:
+        notes, path = [], self._config.model.path
+        tokenizer = self._env.tokenizer
+        if path is not None and has_tokenizer(Path(path)) and not isinstance(tokenizer, TransformersTokenizer):
+            notes.append(
+                f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
+                f"{tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
+                f"+env.kwargs.tokenizer=transformers:{path}."
+            )
         if self._is_warm or not brings_heads(self._config.model):
-            return []
-        heads, path = self._model.config, str(self._config.model.path)
-        kind = "a saved MTPModel" if holds_mtp_model(Path(path)) else "a published checkpoint"
+            return notes
+        heads = self._model.config
+        kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
         return [
+            *notes,
             f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, "
-            f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here."
+            f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
         ]
 
     @property

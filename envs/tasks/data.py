@@ -258,6 +258,11 @@ class DataTask:
             value = None if column is None else row.get(column)
             text = as_text(value)
             is_optional = column is None or (column == answer and not self._needs_answers)
+            if column is not None and column not in row and not is_optional:
+                raise ValueError(
+                    f"{self.path!r}, row {number} has no {column!r}{did_you_mean(column, row)} "
+                    f"Its columns: {list(row)}."
+                )
             if text is None and not (value is None and is_optional):
                 raise ValueError(
                     f"{self.path!r}, row {number}: {column} is {value!r} of type {type(value).__name__}; expected text "

@@ -189,8 +189,8 @@ class Pipeline:
         kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
         return [
             *notes,
-            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, "
-            f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
+            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth="
+            f"{heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
         ]
 
     @property

@@ -220,12 +220,15 @@ def read_config(run_dir: Path) -> TrainConfig:
     """Return the config of the run in ``run_dir``.
 
     Raises:
-        ValueError: there is none, or it is not that of a run.
+        ValueError: there is none, it cannot be read, or it is not that of a run.
     """
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run: no {CONFIG_FILE} there; give the directory of a run.")
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; put back the file that the run wrote.") from error
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds no mapping; give the directory of a run.")
     return config_from_dict(TrainConfig, saved)

@@ -37,8 +37,14 @@ run: setup  ## the whole idea, small: SFT, PPO with imagination, held-out evalua
 	$(BIN)/worldmtp train experiment=quickstart $(ARGS)
 
 .PHONY: test
-test: setup  ## the default suite, under 8 minutes on two cores
+test: setup  ## the default suite
 	$(PYTEST) -m "not slow and $(ELSEWHERE)" $(ARGS)
+
+# The folders left out start runs or train.
+.PHONY: test-fast
+test-fast: setup  ## each test once, with its first parameters, but for those that start runs or train
+	$(PYTEST) -m "not slow and $(ELSEWHERE)" --one-of-each \
+	  $(addprefix --ignore=tests/,cli golden post_training studies training) $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup  ## the tests that train or build something
@@ -56,11 +62,15 @@ format: setup  ## format, and apply the lint fixes that are safe
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+.PHONY: docs
+docs: setup  ## build the pages and the API reference into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 .PHONY: wheel-test
 wheel-test: setup  ## build, install in a clean environment, run the default suite there from another directory
 	PYTHON="$(PYTHON)" BUILDER="$(BIN)/python" TORCH_PIP_ARGS="$(TORCH_PIP_ARGS)" WORKERS="$(WORKERS)" .ci/wheel-test
 
 .PHONY: clean
 clean:  ## remove the environment, caches and builds; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find worldmtp envs agents configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,14 +4,15 @@ On-policy text and its teacher-forced heads are all that the predictions need: o
 depth. Full distributions are reduced one depth at a time; nothing of size vocabulary is kept.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
@@ -27,10 +28,14 @@ from worldmtp.model.trunk import TrunkFeatures
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order."""
+    """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order.
+
+    ``components`` are the means of the greedy answers' components, by name.
+    """
 
     greedy: Rollout
     sampled: Rollout
+    components: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return means over prompts."""
@@ -41,6 +46,7 @@ class Evaluation:
             "eval/score_sampled": float(episode_returns(self.sampled).mean()),
             "eval/length_mean": self.greedy.num_tokens / len(self.greedy),
             "eval/truncated_fraction": float(self.greedy.truncated.any(dim=1).float().mean()),
+            **{f"eval/components/{name}": mean for name, mean in self.components.items()},
         }
 
 
@@ -74,11 +80,11 @@ class Evaluator:
         model.limit_tokens(self._env.tokenizer.vocab_size)
         options = {"split": "heldout", "prompts": list(self.examples)}
         generator = torch.Generator(device=model.device).manual_seed(self._seed)
-        greedy, sampled = (
-            collect_rollout(self._env, TrunkPolicy(model, self._temperature), source, options).to(model.device)
-            for source in (None, generator)
-        )
-        return Evaluation(greedy, sampled)
+        self._env.scorer.take_components()  # those of earlier answers
+        greedy = collect_rollout(self._env, TrunkPolicy(model, self._temperature), None, options)
+        components = self._env.scorer.take_components()
+        sampled = collect_rollout(self._env, TrunkPolicy(model, self._temperature), generator, options)
+        return Evaluation(greedy.to(model.device), sampled.to(model.device), components)
 
 
 @dataclass(frozen=True)
@@ -98,23 +104,41 @@ class DepthPredictions:
 def depth_predictions(
     model: MTPModel, rollout: Rollout, temperature: float, features: TrunkFeatures | None = None
 ) -> DepthPredictions:
-    """Return what all depths predicted of a rollout's tokens, at the temperature of acting.
+    """Return what all depths predicted of a rollout's tokens, at the temperature of acting, among what was allowed.
 
     ``features``, the trunk's of this rollout's text, save its forward where they are at hand.
     """
     latents = model.latents(rollout.input_ids, rollout.attention_mask, features=features)
+    allowed = _allowed_in_place(rollout)
     per_depth = [
-        _read_depth(model, latent, rollout, depth, temperature) for depth, latent in enumerate(latents, start=1)
+        _read_depth(model, latent, rollout, depth, temperature, allowed)
+        for depth, latent in enumerate(latents, start=1)
     ]
     return DepthPredictions(*(torch.stack(values, dim=-1) for values in zip(*per_depth, strict=True)))
 
 
+def _allowed_in_place(rollout: Rollout) -> Bool[Tensor, "batch time known_vocab"] | None:
+    """Return which tokens might stand at each place: any, but where the policy chose among some; None without masks."""
+    if not rollout.is_masked or rollout.allowed is None:
+        return None
+    index = rollout.action_index[..., None].expand_as(rollout.allowed)
+    allowed = rollout.allowed | ~rollout.step_mask[..., None]
+    whole = allowed.new_ones((*rollout.input_ids.shape, allowed.shape[-1]))
+    # Steps that are not there write True to index 0, a prompt token.
+    return whole.scatter(1, index, allowed)
+
+
 def _read_depth(
-    model: MTPModel, latent: Tensor, rollout: Rollout, depth: int, temperature: float
+    model: MTPModel,
+    latent: Tensor,
+    rollout: Rollout,
+    depth: int,
+    temperature: float,
+    allowed: Bool[Tensor, "batch time known_vocab"] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    log_policy = (full_precision(model.logits_of(latent, depth)) / temperature).log_softmax(dim=-1)
+    logits = full_precision(model.logits_of(latent, depth))[:, :-depth] / temperature
+    predicted = forbid(logits, None if allowed is None else allowed[:, depth:]).log_softmax(dim=-1)
     realized = rollout.input_ids[:, depth:]
-    predicted = log_policy[:, :-depth]
     top1_probs, top1_ids = predicted.exp().max(dim=-1)
     known = rollout.attention_mask[:, depth:]
 

@@ -152,6 +152,7 @@ class ImaginationTrainer:
         options = {"split": "train", "group_size": self._config.group_size}
         config = self._config
         policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
+        self._env.scorer.take_components()  # those of answers before this rollout
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
         drafting: dict[str, float] = {}
         if config.draft != "none":
@@ -222,6 +223,7 @@ class ImaginationTrainer:
             "rollout/exact_mean": float(rollout.exact.float().mean()),
             "rollout/length_mean": rollout.num_tokens / len(rollout),
             "rollout/truncated_fraction": float(rollout.truncated.any(dim=1).float().mean()),
+            **{f"rollout/components/{name}": mean for name, mean in self._env.scorer.take_components().items()},
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),

@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.envs import TextVectorEnv
+from worldmtp.model.global_draws import global_draws_from
 from worldmtp.model.precision import computing_in
 from worldmtp.statistics import paired_difference
 from worldmtp.training.config import EnvConfig, ModelConfig
@@ -59,8 +60,7 @@ def write_trunks(env: TextVectorEnv, directory: Path, seed: int, num_steps: int)
         bos_token_id=None,
         eos_token_id=env.tokenizer.eos_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with global_draws_from(seed):
         trunk = LlamaForCausalLM(config)
     optimizer = torch.optim.Adam(trunk.parameters(), lr=2e-3)
     examples = env.examples("train", 256, seed)

@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worldmtp.decoding import generate
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
+from worldmtp.model.global_draws import global_draws_from
 from worldmtp.objective import MTPObjective
 from worldmtp.studies.batches import batch_at
 from worldmtp.studies.corpus import corpus_fingerprint, load_tokens, save_tokens
@@ -42,24 +43,22 @@ JOINT = {"coef": {"start": 0.3}, "terms": {"ce": 1.0, "latent": 1.0}}
 DISTILLED = {"coef": {"start": 1.0}, "terms": {"ce": 0.0, "kl": 1.0}, "depth_weighting": "uniform"}
 
 
-def fresh_model(args: argparse.Namespace) -> MTPModel:
-    """The trunk with heads, random."""
+def fresh_trunk(num_key_value_heads: int = 2) -> LlamaForCausalLM:
+    """The trunk, random; no token ends a text."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=688,
         num_hidden_layers=12,
         num_attention_heads=4,
-        num_key_value_heads=args.key_value_heads,
+        num_key_value_heads=num_key_value_heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
-        trunk = LlamaForCausalLM(config)
-    return MTPModel.from_trunk(trunk, MTPConfig(head=args.head, depth=args.depth), torch.Generator().manual_seed(0))
+    with global_draws_from(0):
+        return LlamaForCausalLM(config)
 
 
 def progress(num_steps: int) -> Callable[[StepLosses], None]:
@@ -79,7 +78,8 @@ def progress(num_steps: int) -> Callable[[StepLosses], None]:
 def train_trunk(directory: Path, args: argparse.Namespace) -> dict[str, float]:
     """The first stage."""
     tokens = load_tokens(directory)
-    model = fresh_model(args)
+    heads = MTPConfig(head=args.head, depth=args.depth)
+    model = MTPModel.from_trunk(fresh_trunk(args.key_value_heads), heads, torch.Generator().manual_seed(0))
 
     def batch_of(step: int) -> Batch:
         ids = batch_at(tokens["train"], LENGTH, BATCH_SIZE, 0, step)

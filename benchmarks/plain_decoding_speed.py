@@ -19,31 +19,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from decoding_model import PROMPT, VOCAB_SIZE, fresh_trunk
 
 from worldmtp.decoding import generate
 from worldmtp.model import MTPConfig, MTPModel
-
-PROMPT = 32
-VOCAB_SIZE = 1024
-
-
-def make_model() -> MTPModel:
-    """12 layers, 256 wide, four heads of queries for two of keys; no token ends a text."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=12,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return MTPModel.from_trunk(LlamaForCausalLM(config).eval(), MTPConfig(depth=1)).eval()
 
 
 def timed(function: Callable[[torch.Tensor], torch.Tensor], prompts: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -56,7 +35,7 @@ def timed(function: Callable[[torch.Tensor], torch.Tensor], prompts: torch.Tenso
 def one_process(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """By batch size: median ratio over pairs, median milliseconds a step of each, share of equal tokens."""
     torch.set_num_threads(args.threads)
-    model = make_model()
+    model = MTPModel.from_trunk(fresh_trunk().eval(), MTPConfig(depth=1)).eval()
 
     def theirs(prompts: torch.Tensor) -> torch.Tensor:
         mask = torch.ones_like(prompts)

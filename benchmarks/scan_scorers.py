@@ -31,7 +31,8 @@ import numpy as np
 from hostile_answers import hostile
 
 from worldmtp.envs import make_task
-from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, dataset_names
+from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
+from worldmtp.envs.tasks.reasoning_gym_datasets import dataset_names
 
 CONSTANTS = [
     *("", "zz", "a", "A", "x", "C", "0", "1", "-1", "2", "0.5", "1/2", "0123456789", "9" * 40, "\u2603", "\u0663"),

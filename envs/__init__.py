@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from worldmtp.envs.registry import env_id as env_id
     from worldmtp.envs.registry import make_task as make_task
     from worldmtp.envs.registry import task_names as task_names
+    from worldmtp.envs.rubric import Rubric as Rubric
+    from worldmtp.envs.rubric import exact_match as exact_match
     from worldmtp.envs.scoring import Scorer as Scorer
     from worldmtp.envs.single_env import TextGenEnv as TextGenEnv
     from worldmtp.envs.task import Example as Example
@@ -57,6 +59,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "imagined": "ImaginedVectorEnv",
         "make": "make_text_vec",
         "registry": "env_id make_task register_task task_names",
+        "rubric": "Rubric exact_match",
         "scoring": "Scorer",
         "single_env": "TextGenEnv",
         "task": "Example Score Task",

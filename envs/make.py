@@ -63,6 +63,12 @@ def make_rows(
     return rows if isinstance(rows, TextVectorEnv) else TextVectorView(rows)
 
 
+_UNREGISTERED = (
+    " One of your own is known when the module that registers it is imported: <module>:<id>, or imports=[./my_envs.py] "
+    "(--import ./my_envs.py)."
+)
+
+
 def find_spec(env_id: str) -> EnvSpec:
     """Return the registered EnvSpec of an id; the module before a colon is imported first.
 
@@ -81,7 +87,7 @@ def find_spec(env_id: str) -> EnvSpec:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:  # it looks for the nearest within the namespace that was given, or in none
         told = str(error) if "/" in name else f"there is no environment {name!r}."
-        hint = "" if "Did you mean" in told else _nearest(name)
+        hint = "" if "Did you mean" in told else _nearest(name) or _UNREGISTERED
         raise MakingError(f"{env_id!r} cannot be made: {told}{hint}") from error
 
 

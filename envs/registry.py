@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import gymnasium
 
 from worldmtp.choices import did_you_mean
-from worldmtp.envs.task import RewardFunction, Task
+from worldmtp.envs.task import RewardSpec, Task
 from worldmtp.lazy import import_name
 
 NAMESPACE = "worldmtp"
@@ -46,7 +46,7 @@ def register_task(
     max_prompt: int | None = None,
     max_new: int | None = None,
     tokenizer: str | Mapping[str, Any] = "char",
-    score: RewardFunction | None = None,
+    score: RewardSpec | None = None,
     probe_bound: float | None = None,
     task_kwargs: Mapping[str, Any] | None = None,
     **env_kwargs: Any,
@@ -61,7 +61,8 @@ def register_task(
         max_prompt: tokens a prompt may take; None measures it, as ``TextEnvConfig`` says.
         max_new: tokens an answer may take, EOS included; None measures it where there are answers.
         tokenizer: spec of ``make_tokenizer``.
-        score: ``(example, text) -> value``, for a function; without it the value is 1 for exactly the answer, else 0.
+        score: ``(example, text) -> value`` or a rubric, for a function; see ``load_reward``. Without it the value is 1
+            for exactly the answer, else 0.
         probe_bound: the largest mean value content-free text may earn from ``score``, or by saying it in every turn of
             a world; 0 by default. A Task class has its own, as a class attribute.
         task_kwargs: what the class is constructed with.
@@ -164,7 +165,7 @@ def _factory_of(name: str) -> Callable[..., Task]:
     dataset_task = pkgutil.resolve_name(f"{_REASONING_GYM}:ReasoningGymTask")
     if name.startswith(REASONING_GYM_PREFIX):
         return partial(dataset_task, name.removeprefix(REASONING_GYM_PREFIX))
-    datasets = pkgutil.resolve_name(f"{_REASONING_GYM}:dataset_names")()
+    datasets = pkgutil.resolve_name(f"{_REASONING_GYM}_datasets:dataset_names")()
     if name in datasets:
         return partial(dataset_task, name)
     raise ValueError(
@@ -177,7 +178,7 @@ def _import(path: str) -> Callable[..., Task]:
     return _factory_from(import_name(path, f"task {path!r}"))
 
 
-def _factory_from(source: Any, score: RewardFunction | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:
+def _factory_from(source: Any, score: RewardSpec | None = None, probe_bound: float = 0.0) -> Callable[..., Task]:
     if not isinstance(source, type):
         return partial(_function_task, source, score, probe_bound)
     factory: Callable[..., Any] = partial(_world_task, source, probe_bound) if _is_world(source) else source
@@ -189,7 +190,7 @@ def _is_world(source: type) -> bool:
     return all(hasattr(source, name) for name in ("reset", "step")) and not hasattr(source, "score")
 
 
-def _function_task(source: Callable[..., Any], score: RewardFunction | None, probe_bound: float) -> Task:
+def _function_task(source: Callable[..., Any], score: RewardSpec | None, probe_bound: float) -> Task:
     task: Task = pkgutil.resolve_name(_FUNCTION_TASK)(source, score, probe_bound)
     return task
 

@@ -1,26 +1,36 @@
-"""Scoring that cannot stop a run: failures are counted and shown, a scorer that hangs is killed.
+"""The one service that asks a task: for scores, for progress, and for the replies of its worlds.
 
-With a time limit, scoring runs in processes of its own, since only a process can be killed whatever it is doing.
+It cannot stop a run: failures are counted and shown, and with a time limit the task is asked in processes of its own,
+where one that hangs is killed.
 """
 
+import math
 import os
+import re
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.replay import WorldReplay
-from worldmtp.envs.scoring_pool import Call, Job, Outcome, ScoringPool
-from worldmtp.envs.scoring_process import ScoringError, ScoringTimeout
-from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TurnTask
+from worldmtp.envs.scoring_workers import (
+    Call,
+    InProcess,
+    Job,
+    Outcome,
+    ProcessPool,
+    ScoringError,
+    ScoringTimeout,
+    Workers,
+    error_of,
+)
+from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TextWorld, TurnTask, opening_of
 
-OnError = Literal["zero", "raise"]
 Answer = tuple[Example, str, np.ndarray]
 """What is scored: an example, the text, and its tokens as they were generated."""
 Turn = tuple[int, Example, Sequence[str]]
@@ -85,10 +95,9 @@ class Scorer:
         num_scorers: int | None = None,
         scorer_memory_gib: float | None = 4.0,
     ) -> None:
-        if timeout_seconds is not None and timeout_seconds <= 0:
-            raise ValueError(f"timeout_seconds={timeout_seconds} must be positive, or None for no limit.")
-        if scorer_memory_gib is not None and scorer_memory_gib <= 0:
-            raise ValueError(f"scorer_memory_gib={scorer_memory_gib} must be positive, or None for no limit.")
+        for name, limit in (("timeout_seconds", timeout_seconds), ("scorer_memory_gib", scorer_memory_gib)):
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name}={limit} must be positive, or None for no limit.")
         if num_scorers is not None and num_scorers < 1:
             raise ValueError(f"num_scorers={num_scorers} must be at least 1, or None for one a core and at most 4.")
         if num_scorers is not None and timeout_seconds is None:
@@ -100,19 +109,20 @@ class Scorer:
         self.task = task
         self.on_error = on_error
         self.counters = ScorerCounters()
-        self._target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
-        self._pool: ScoringPool | None = None
+        target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
+        self._together = task if timeout_seconds is None and isinstance(task, BatchScoringTask) else None
+        self._pool: Workers = InProcess(target)
         if timeout_seconds is not None:
             number = num_scorers or (1 if isinstance(task, BatchScoringTask) else min(_MAX_SCORERS, _num_cores()))
-            self._pool = ScoringPool(self._target, number, timeout_seconds, scorer_memory_gib)
-        self._together = task if self._pool is None and isinstance(task, BatchScoringTask) else None
+            self._pool = ProcessPool(target, number, timeout_seconds, scorer_memory_gib)
         self._warned: set[str] = set()
+        self._components: dict[str, tuple[float, int]] = {}  # sum and number
         self._is_ahead = False
         self._ahead: dict[tuple[Any, ...], list[Any]] = {}
 
     @contextmanager
     def asked_ahead(self, ask: Callable[[], None]) -> Iterator[None]:
-        """Within the block, what ``ask`` asked is answered from memory: each of its answers once, not counted again.
+        """Answer from memory, within the block, what ``ask`` asked: each of its answers once, not counted again.
 
         So texts that are played one after the other can be scored together: ``ask`` asks for all of them first. What it
         did not ask is asked when it comes.
@@ -126,7 +136,7 @@ class Scorer:
             self._is_ahead, self._ahead = False, {}
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
-        """What the text is worth; see the class for what failures do.
+        """Return what the text is worth; see the class for what failures do.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
@@ -134,7 +144,7 @@ class Scorer:
         return self.score_batch([(example, text, ids)])[0]
 
     def score_batch(self, answers: Sequence[Answer]) -> list[Score]:
-        """Scores of (example, text, ids), in order.
+        """Return the scores of (example, text, ids), in order.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
@@ -142,7 +152,7 @@ class Scorer:
         return self._answers("score", answers, self._score_batch)
 
     def progress_batch(self, answers: Sequence[Answer]) -> list[Progress | Failure]:
-        """How far each text has come, of a dense task.
+        """Return how far each text has come, of a dense task.
 
         Raises:
             Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
@@ -150,36 +160,53 @@ class Scorer:
         return self._answers("progress", answers, lambda asked: self._ask(_jobs("progress", asked), Progress, asked))
 
     def turn_batch(self, turns: Sequence[Turn]) -> list[Reply | Failure]:
-        """What the world of each row replies to the last text of all that was said to it in this episode.
+        """Return what the world of each row replies to the last text of all that was said to it in this episode.
 
         Raises:
             Exception: whatever the world raised, or TimeoutError, with ``on_error="raise"``.
         """
         jobs = []
-        for row, example, said in turns:
-            calls = [Call("turn", (row, example, tuple(said)))]
-            if self._pool is not None:  # a world that was killed is told all again, which takes as many turns' time
-                calls.insert(0, Call("tell", (row, example, tuple(said[:-1])), patience=len(said)))
-            jobs.append(Job(tuple(calls), place=row))
+        for row, example, said in turns:  # a world that was killed is told all again, which takes as many turns' time
+            tell = Call("tell", (row, example, tuple(said[:-1])), patience=len(said))
+            jobs.append(Job((tell, Call("turn", (row, example, tuple(said)))), place=row))
         return self._ask(jobs, Reply, [(example, said[-1], None) for _, example, said in turns])
 
     def reject(self, error: Exception, example: Example, text: str) -> Failure:
-        """Count what was answered as a failure, because it is of no use.
+        """Count a failure, show the first of its kind, and return it.
 
         Raises:
             Exception: the error, with ``on_error="raise"``.
         """
-        return self._failure(error, example, text)
+        timed_out = isinstance(error, ScoringTimeout)
+        self.counters.timeouts += timed_out
+        self.counters.errors += not timed_out
+        if self.on_error == "raise":
+            raise error
+        kind = "timeout" if timed_out else _kind_of(error)
+        self._warn(
+            kind,
+            f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures of this kind, "
+            f"{kind!r}, are counted only (scorer.counters)",
+            error,
+        )
+        return Failure("timeout" if timed_out else "error")
+
+    def take_components(self) -> dict[str, float]:
+        """Return the mean of each component over the answers scored since the last call that have it, and start anew.
+
+        Names are made fit for a metric's tag: every other character than letters, digits, "_", "." and "-" is a "_".
+        """
+        taken, self._components = self._components, {}
+        return {re.sub(r"[^A-Za-z0-9_.-]", "_", name): total / number for name, (total, number) in taken.items()}
 
     def close(self) -> None:
         """End the scoring processes, if there are any; a later call starts others."""
-        if self._pool is not None:
-            self._pool.close()
+        self._pool.close()
 
     def _answers(
         self, method: str, answers: Sequence[Answer], ask: Callable[[Sequence[Answer]], list[Any]]
     ) -> list[Any]:
-        """What ``ask`` says of the answers, or has said ahead."""
+        """Return what ``ask`` says of the answers, or has said ahead."""
         if not self._is_ahead and not self._ahead:
             return ask(answers)
         keys = [(method, id(example), text, np.asarray(ids).tobytes()) for example, text, ids in answers]
@@ -196,39 +223,30 @@ class Scorer:
     def _ask(self, jobs: Sequence[Job], expected: type, about: Iterable[tuple[Example, str, Any]]) -> list[Any]:
         start = time.perf_counter()
         try:
-            outcomes = self._do_here(jobs) if self._pool is None else self._pool.run(jobs)
             return [
                 self._settle(outcome, job.calls[-1].method, expected, example, text)
-                for outcome, job, (example, text, _) in zip(outcomes, jobs, about, strict=True)
+                for outcome, job, (example, text, _) in zip(self._pool.run(jobs), jobs, about, strict=True)
             ]
         finally:
             self.counters.seconds += time.perf_counter() - start
 
-    def _do_here(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        for job in jobs:
-            (call,) = job.calls
-            try:
-                result = getattr(self._target, call.method)(*call.arguments)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a user's function may raise anything; counted, shown
-                yield Outcome(error=_error_of(error))
-            else:
-                yield Outcome(result)
-
     def _settle(self, outcome: Outcome, method: str, expected: type, example: Example, text: str) -> Any:
         self.counters.scored += 1
         if outcome.error is not None:
-            return self._failure(outcome.error, example, text)
+            return self.reject(outcome.error, example, text)
         if not isinstance(outcome.result, expected):
             message = f"task.{method} returned {type(outcome.result).__name__}; expected worldmtp.envs."
-            return self._failure(TypeError(f"{message}{expected.__name__}."), example, text)
+            return self.reject(TypeError(f"{message}{expected.__name__}."), example, text)
         return outcome.result
 
     def _score_batch(self, answers: Sequence[Answer]) -> list[Score]:
-        if self._together is not None and len(answers) > 1:
-            return self._score_together(self._together, answers)
-        return self._score_each(answers)
+        together = self._together if len(answers) > 1 else None
+        scores = self._score_each(answers) if together is None else self._score_together(together, answers)
+        for score in scores:
+            for name, value in score.components.items():
+                total, number = self._components.get(name, (0.0, 0))
+                self._components[name] = (total + float(value), number + 1)
+        return scores
 
     def _score_each(self, answers: Sequence[Answer]) -> list[Score]:
         scores = self._ask(_jobs("score", answers), Score, answers)
@@ -243,7 +261,7 @@ class Scorer:
         except KeyboardInterrupt:
             raise
         except BaseException as raised:  # noqa: BLE001 - as above; the answers that raise alone are counted
-            error, num_errors = _error_of(raised), self.counters.errors
+            error, num_errors = error_of(raised), self.counters.errors
             scores = self._score_each(answers)
             if self.counters.errors == num_errors:  # no counter would show it
                 if self.on_error == "raise":
@@ -255,25 +273,8 @@ class Scorer:
             self.counters.seconds += time.perf_counter() - start
         return list(scores)
 
-    def _failure(self, error: Exception, example: Example, text: str) -> Failure:
-        timed_out = isinstance(error, ScoringTimeout)
-        if timed_out:
-            self.counters.timeouts += 1
-        else:
-            self.counters.errors += 1
-        if self.on_error == "raise":
-            raise error
-        kind = "timeout" if timed_out else _kind_of(error)
-        self._warn(
-            kind,
-            f"scoring {text!r} for the prompt {example.prompt!r} failed and pays 0; later failures of this kind, "
-            f"{kind!r}, are counted only (scorer.counters)",
-            error,
-        )
-        return Failure("timeout" if timed_out else "error")
-
     def _warn(self, kind: str, message: str, error: Exception) -> None:
-        """Once for each kind."""
+        """Warn once for each kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             trace = "".join(traceback.format_exception(error))
@@ -282,15 +283,6 @@ class Scorer:
 
 def _jobs(method: str, answers: Sequence[Answer]) -> list[Job]:
     return [Job((Call(method, (example, text.strip(), ids)),)) for example, text, ids in answers]
-
-
-def _error_of(raised: BaseException) -> Exception:
-    """An error that can be raised: SystemExit would end the training as if all were well."""
-    if isinstance(raised, Exception):
-        return raised
-    error = ScoringError(f"the scorer raised {raised!r}, which would end the program.", "exit")
-    error.__cause__ = raised
-    return error
 
 
 def _kind_of(error: Exception) -> str:
@@ -302,3 +294,72 @@ def _kind_of(error: Exception) -> str:
 def _num_cores() -> int:
     """Of this process, which may have been given fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorldReplay:
+    """The worlds of all rows of a turn task, which can be lost and found again.
+
+    Since replies are decided by the seed and the texts, a world is its history. Worlds live where they are asked, in
+    this process or in one that may be killed. Who asks says all that was said in the episode; a world that has heard
+    all but the last text goes on, any other is reset and told it again.
+    """
+
+    def __init__(self, task: TurnTask) -> None:
+        self._task = task
+        self._worlds: dict[int, TextWorld] = {}
+        self._heard: dict[int, tuple[Any, tuple[str, ...]]] = {}
+
+    def score(self, *arguments: Any) -> Score:
+        """The task's own."""
+        return self._task.score(*arguments)
+
+    def tell(self, row: int, example: Example, said: Sequence[str]) -> bool:
+        """Bring the row's world to where all of this has been said; at once if it is there already.
+
+        Raises:
+            ValueError: if the world opens otherwise than the example says.
+        """
+        seed = example.meta["seed"]
+        state = seed, tuple(said)
+        if self._heard.get(row) == state:
+            return True
+        if row not in self._worlds:
+            self._worlds[row] = self._task.make_world()
+        world = self._worlds[row]
+        self._heard.pop(row, None)
+        opening, _ = opening_of(world, seed)
+        if opening != example.prompt:
+            raise ValueError(
+                f"{type(world).__name__}.reset({seed}) said {opening!r} and, when the prompt was drawn, "
+                f"{example.prompt!r}; a world must be decided by its seed."
+            )
+        for text in said:
+            world.step(text)
+        self._heard[row] = state
+        return True
+
+    def turn(self, row: int, example: Example, said: Sequence[str]) -> Reply:
+        """The reply of the row's world to the last of the texts.
+
+        Raises:
+            ValueError: if the world opens otherwise than the example says, or its reply is no reply.
+        """
+        self.tell(row, example, said[:-1])
+        world = self._worlds[row]
+        self._heard.pop(row, None)  # what a step that raises leaves behind is not to be gone on with
+        reply = _checked(world.step(said[-1]), world)
+        self._heard[row] = (example.meta["seed"], tuple(said))
+        return reply
+
+
+def _checked(returned: Any, world: TextWorld) -> Reply:
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise ValueError(
+            f"{type(world).__name__}.step returned {returned!r}; expected (text, reward, terminated, truncated, info)."
+        )
+    text, reward, terminated, truncated, info = returned
+    if not isinstance(text, str) or not math.isfinite(float(reward)):
+        raise ValueError(
+            f"{type(world).__name__}.step said {text!r} and paid {reward!r}; expected a str and a finite number."
+        )
+    return Reply(text, float(reward), bool(terminated), bool(truncated) and not terminated, dict(info or {}))

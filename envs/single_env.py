@@ -68,11 +68,6 @@ class TextGenEnv(gymnasium.Env):
         return self.kernel.dataset
 
     @property
-    def problem(self) -> TextDataset:
-        """The dataset, by its former name."""
-        return self.kernel.dataset
-
-    @property
     def task(self) -> Task:
         """What is asked and scored."""
         return self.kernel.task

@@ -6,7 +6,7 @@ says how far each token came. A ``TurnTask`` answers: its worlds write text of t
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +78,9 @@ class Score:
 
 RewardFunction = Callable[[Example, str], float | Score]
 """What users write: the value of a text that answers an example, 1 and more counting as exact."""
+
+RewardSpec = str | RewardFunction | Sequence[Any] | Mapping[str, Any]
+"""How they give it: as a function, by its path, or as a rubric; see ``worldmtp.envs.rubric.load_reward``."""
 
 
 @dataclass(frozen=True)

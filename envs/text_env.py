@@ -78,11 +78,6 @@ class TextVectorEnv(VectorEnv):
         return self.kernel.load_state(state)
 
     @property
-    def problem(self) -> TextDataset:
-        """The dataset, by its former name."""
-        return self.dataset
-
-    @property
     def task(self) -> Task:
         """What is asked and scored."""
         return self.dataset.task

@@ -178,9 +178,12 @@ class TransformersTokenizer:
         """Ids of the text; what spells a special token is split into ordinary ones.
 
         Raises:
-            ValueError: if the vocabulary writes it as a special token all the same.
+            ValueError: if the vocabulary writes it as a special token all the same, or cannot write it at all.
         """
-        ids = list(self.backend.encode(text, add_special_tokens=False, split_special_tokens=True))
+        try:
+            ids = list(self.backend.encode(text, add_special_tokens=False, split_special_tokens=True))
+        except Exception as error:  # tokenizers raises no narrower class
+            raise ValueError(f"the tokenizer at {self.path!r} cannot write {text!r}: {error}") from error
         for index in ids:
             if index in self._unwritable:
                 raise ValueError(

@@ -127,6 +127,8 @@ def check_vector_env(make: MakeVectorEnv, num_envs: int = 6, num_steps: int = 12
             expected = batch_space(getattr(envs, f"single_{name}"), num_envs)
             assert getattr(envs, name) == expected, f"{name} must be batch_space(single_{name}): {expected}."
         check_seeding(envs)
+        if mode is AutoresetMode.DISABLED:
+            check_making(envs, make(num_envs, mode))
         check_replay(envs)
         check_steps(envs, mode, num_steps)
         envs.close()
@@ -153,6 +155,20 @@ def check_seeding(envs: VectorEnv) -> None:
         for row in range(envs.num_envs - 1)
     ]
     assert np.mean(shifted) < 0.5, "row i shows the prompts of row i + 1 one episode later: rows are seeded seed + i."
+
+
+def check_making(envs: VectorEnv, again: VectorEnv) -> None:
+    """Raise unless an environment that is made once more asks the same questions.
+
+    Raises:
+        AssertionError: what was seen and what to do.
+    """
+    first, second = (_questions(*each.reset(seed=7)) for each in (envs, again))
+    again.close()
+    assert first == second, (
+        f"made twice with the same arguments and reset with one seed, it asks {first[0]!r} and then {second[0]!r}: the "
+        "task draws from something else than the rng it is given. Use rng alone, or a run cannot be resumed."
+    )
 
 
 def check_replay(envs: Any) -> None:

@@ -36,8 +36,23 @@ os.environ.update(
 codemain.getrandbits = random.Random(0).getrandbits
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--one-of-each``, which ``make test-fast`` passes."""
+    parser.addoption("--one-of-each", action="store_true", help="run each test with the first of its parameters alone")
+
+
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests of the sources as ``tree``; skip tests marked ``gpu`` where there is none."""
+    if config.getoption("--one-of-each"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        config.hook.pytest_deselected(
+            items=[item for item in items if first[item.nodeid.partition("[")[0]] is not item]
+        )
+        items[:] = [item for item in items if first[item.nodeid.partition("[")[0]] is item]
+    for item in items:
+        if "project_root" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.tree)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -22,12 +22,12 @@ EXCLUDED_FILES = ("_sysconfigdata*", "sitecustomize.py", "usercustomize.py")
 
 
 def stdlib_root() -> Path:
-    """The folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def stdlib_files(root: Path | None = None) -> list[Path]:
-    """The library's Python files, sorted, as paths relative to ``root``: the same on every machine with that Python.
+    """Return the library's Python files, sorted, relative to ``root``: the same on every machine with that Python.
 
     ``EXCLUDED_FOLDERS``, ``EXCLUDED_FILES``, empty files and files that are not UTF-8 are left out. Another ``root``
     is read by the same rules.

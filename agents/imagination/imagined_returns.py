@@ -69,7 +69,7 @@ class Acting:
     @classmethod
     def of(cls, env: TextVectorEnv, temperature: float, return_range: tuple[float, float]) -> "Acting":
         """Return the acting of ``env`` at ``temperature``. Where EOS ends the text, no turn has another after it."""
-        turns = None if env.eos_terminates else Turns(env.tokenizer.eos_id, env.problem.max_turn)
+        turns = None if env.eos_terminates else Turns(env.tokenizer.eos_id, env.dataset.max_turn)
         return cls(acting_policy(temperature), return_range, turns)
 
     def room(self, rollout: Rollout, rows: Int[Tensor, " root"], steps: Int[Tensor, " root"]) -> TurnRoom | None:

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.envs.dataset import SPLITS, check_split, split_of
-from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.function import RewardFunction, load_reward, reward_score
+from worldmtp.envs.rubric import load_reward, reward_score
+from worldmtp.envs.task import Example, RewardSpec, Score
 from worldmtp.envs.tasks.strings import position_match
 from worldmtp.stdlib_sources import stdlib_files, stdlib_root
 
@@ -131,7 +131,7 @@ class CorpusTask:
         files: str | Sequence[str] = STDLIB,
         prompt_chars: int = 32,
         answer_chars: int = 8,
-        reward: str | RewardFunction | None = None,
+        reward: RewardSpec | None = None,
         alphabet: str | None = None,
         heldout_files: float = 0.2,
         probe_bound: float = 0.1,

@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from worldmtp.choices import did_you_mean
-from worldmtp.envs.task import Example, Score
-from worldmtp.envs.tasks.function import RewardFunction, load_reward, reward_score
+from worldmtp.envs.rubric import exact_match, load_reward, reward_score
+from worldmtp.envs.task import Example, RewardSpec, Score
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -199,8 +199,9 @@ class DataTask:
     Args:
         path: a .jsonl, .csv or .parquet file, a directory that ``datasets`` saved, or a data set on the Hub,
             "<owner>/<name>".
-        reward: "<module>:<function>", or a function: ``(example, text) -> float | Score``. Without one a text is worth
-            1 if it is the answer, else 0. The other columns of the row are ``example.meta``.
+        reward: "<module>:<function>", a function ``(example, text) -> float | Score``, or a rubric of several, as
+            ``load_reward`` reads them. Without one a text is worth 1 if it is the answer, else 0. The other columns of
+            the row are ``example.meta``.
         prompt: the column of the prompts.
         answer: the column of the answers, texts or numbers; None where there is none, for which a reward is needed.
         part: of a directory or a data set that has several, such as "train".
@@ -217,7 +218,7 @@ class DataTask:
     def __init__(
         self,
         path: str | Path | None = None,
-        reward: str | RewardFunction | None = None,
+        reward: RewardSpec | None = None,
         *,
         prompt: str = "prompt",
         answer: str | None = "answer",
@@ -231,7 +232,8 @@ class DataTask:
         if reward is None and answer is None:
             raise ValueError("without answers there is nothing to match; give a reward, '<module>:<function>'.")
         self.path, self.probe_bound = str(path), probe_bound
-        self._reward = None if reward is None else load_reward(reward)
+        self._needs_answers = reward is None
+        self._reward = exact_match if reward is None else load_reward(reward)
         rows = read_rows(path, part, subset)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         _check_column("prompt", prompt, columns, self.path)
@@ -247,18 +249,20 @@ class DataTask:
         return self._examples[int(rng.integers(len(self._examples)))]
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
-        """What the reward says, or whether the text is the answer."""
-        if self._reward is not None:
-            return reward_score(self._reward, example, text)
-        exact = example.answer is not None and text == example.answer.strip()
-        return Score(value=float(exact), exact=exact)
+        """Return what the reward says."""
+        return reward_score(self._reward, example, text)
 
     def _example(self, number: int, row: Row, prompt: str, answer: str | None, separator: str) -> Example:
         texts: list[str | None] = []
         for column in (prompt, answer):
             value = None if column is None else row.get(column)
             text = as_text(value)
-            is_optional = column is None or (column == answer and self._reward is not None)
+            is_optional = column is None or (column == answer and not self._needs_answers)
+            if column is not None and column not in row and not is_optional:
+                raise ValueError(
+                    f"{self.path!r}, row {number} has no {column!r}{did_you_mean(column, row)} "
+                    f"Its columns: {list(row)}."
+                )
             if text is None and not (value is None and is_optional):
                 raise ValueError(
                     f"{self.path!r}, row {number}: {column} is {value!r} of type {type(value).__name__}; expected text "
@@ -268,7 +272,7 @@ class DataTask:
         question = texts[0]
         if not question or not question.strip():
             raise ValueError(f"{self.path!r}, row {number}: {prompt} is empty; a policy needs something to answer to.")
-        if self._reward is None and texts[1] is not None and not texts[1].strip():
+        if self._needs_answers and texts[1] is not None and not texts[1].strip():
             raise ValueError(
                 f"{self.path!r}, row {number}: {answer} is empty, so that saying nothing would be right; leave the row "
                 "out, or give a reward."

@@ -16,9 +16,9 @@ What is added to it, and why:
   (reason "floor"), unless the text is the oracle but for the letters' case and punctuation around it. A scorer that
   raises raises here too: the environment's scorer counts it. ``benchmarks/scan_scorers.py`` shows what is paid for
   what.
-* *Levels.* ``level`` takes a dataset's options from its curriculum (``worldmtp.envs.tasks.curriculum``).
+* *Levels.* ``level`` takes a dataset's options from its curriculum (``reasoning_gym_datasets``).
 * *Slow generators.* Most make an item in 0.1 ms, some take 0.4 s. Items can be kept on disk for the next process
-  (``worldmtp.envs.tasks.item_cache``); they are the same with and without.
+  (``reasoning_gym_datasets``); they are the same with and without.
 * *Evaluated answers.* Some scorers run the text as Python; what a policy writes is read here instead, or does not
   reach them (``evaluated_answers``).
 * *Questions without an answer.* Some items have an oracle that is none: intermediate_integration leaves some integrals
@@ -42,17 +42,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.choices import did_you_mean
 from worldmtp.envs.global_rng import seeded_global_rng
 from worldmtp.envs.task import Example, Score, is_full_return
-from worldmtp.envs.tasks.curriculum import Level, curriculum_options
 from worldmtp.envs.tasks.evaluated_answers import EXPRESSION, LITERAL, verdict
-from worldmtp.envs.tasks.item_cache import ItemCache
+from worldmtp.envs.tasks.reasoning_gym_datasets import (
+    BOUNDED_SIZE,
+    INDEX_RANGE,
+    ItemCache,
+    Level,
+    create_dataset,
+    is_bounded,
+)
 from worldmtp.envs.tasks.strings import check_reward
 
-_INDEX_RANGE = 2**31
 _MAX_REDRAWS = 100
-_BOUNDED_SIZE = 1000  # items of the few datasets that prepare their items in advance
 _CONSTANT_ANSWERS = (
     *("", "zz", "0", "1", "0123456789", "True", "None", "null", "NaN", "inf", "\u2603"),
     *("[]", "{}", '""', "1/2", "A=1", "A1"),  # which parse, and earn what several scorers pay for that
@@ -99,8 +102,8 @@ class ReasoningGymTask:
             raise ValueError(f"calibration_items={calibration_items} must be 2 or more.")
         self.dataset_name, self.reward, self.separator, self.probe_bound = dataset, reward, separator, probe_bound
         with seeded_global_rng(0):
-            self._dataset = _create(dataset, config, level)
-            self._index_range = _BOUNDED_SIZE if _is_bounded(self._dataset) else _INDEX_RANGE
+            self._dataset = create_dataset(dataset, config, level)
+            self._index_range = BOUNDED_SIZE if is_bounded(self._dataset) else INDEX_RANGE
         identity = f"{version('reasoning-gym')} python {sys.version_info[:2]} {dataset} {self._dataset.config!r}"
         self._cache = ItemCache(cache_dir, f"reasoning_gym-{dataset}", identity)
         rng = np.random.default_rng(0)
@@ -234,52 +237,6 @@ def _common_prefix(texts: list[str]) -> str:
     first, last = min(texts), max(texts)
     length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[:length]
-
-
-def dataset_names() -> list[str]:
-    """Names of all datasets of the installed reasoning-gym."""
-    return sorted(_library().DATASETS)
-
-
-def _library() -> Any:
-    """reasoning-gym's factory; its import draws from Python's global generator."""
-    with seeded_global_rng(0):
-        from reasoning_gym import factory
-    return factory
-
-
-def _create(name: str, config: dict[str, Any], level: Level | None) -> Any:
-    library = _library()
-    if name not in library.DATASETS:
-        raise ValueError(f"reasoning-gym has no dataset {name!r}{did_you_mean(name, library.DATASETS)}")
-    reserved = sorted({"seed", "size"} & set(config))
-    if reserved:
-        raise ValueError(f"{reserved} of {name} belong to the environment; seed with reset(seed=...) and pool_seed.")
-    fields = set(library.DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
-    unknown = sorted(set(config) - fields)
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {unknown[0]!r}{did_you_mean(unknown[0], fields)} Its options: {sorted(fields)}."
-        )
-    if level is None:
-        return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **config)
-    options = curriculum_options(library, name, level)
-    twice = sorted(set(options) & set(config))
-    if twice:
-        raise ValueError(f"level={level!r} of {name} decides {twice} too; leave one of them out.")
-    try:
-        return library.create_dataset(name, seed=0, size=_BOUNDED_SIZE, **options, **config)
-    except AssertionError as error:  # some curricula have levels that their own dataset refuses
-        raise ValueError(f"level={level!r} of {name} means {options}, which it refuses: {error}.") from error
-
-
-def _is_bounded(dataset: Any) -> bool:
-    """Whether the dataset prepared its items, so that only ``size`` of them exist; the others make any index."""
-    try:
-        dataset[_INDEX_RANGE - 1]
-    except IndexError:
-        return True
-    return False
 
 
 def _is_respelled(text: str, oracle: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 import worldmtp.envs
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.evaluation import depth_predictions
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import policy_stats
 from worldmtp.agents.rollout import collect_rollout
@@ -144,3 +145,17 @@ def test_what_would_choose_without_a_mask_is_refused(
 def test_a_drafting_policy_refuses_a_mask(masked: Callable[[int], VectorActionMask], tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"draft='mtp' decides tokens whose action mask is not known yet"):
         collect_rollout(masked(2), TrunkPolicy(tiny_model(), 1.0, draft="mtp"), None, {})
+
+
+def test_what_is_read_of_a_masked_rollout_is_the_policy_that_acted(
+    masked: Callable[[int], VectorActionMask], tiny_model: MakeModel
+) -> None:
+    model = tiny_model()
+    rollout = collect_rollout(masked(8), TrunkPolicy(model, temperature=0.7), torch.Generator().manual_seed(0), {})
+    said = depth_predictions(model, rollout, temperature=0.7)
+    acted = said.logprobs[..., 0].gather(1, rollout.action_index)
+    torch.testing.assert_close(acted[rollout.step_mask], rollout.logprobs[rollout.step_mask], rtol=0, atol=1e-5)
+    for depth in range(said.top1_ids.shape[-1]):
+        top = said.top1_ids[..., depth].gather(1, rollout.action_index)[rollout.step_mask]
+        known = ~said.logprobs[..., depth].gather(1, rollout.action_index)[rollout.step_mask].isnan()
+        assert set(top[known].tolist()) <= set(ALLOWED)

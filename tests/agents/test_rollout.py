@@ -57,7 +57,7 @@ def test_groups_and_exact_answers_come_from_the_environment(text_env: Callable[[
     env = text_env(4)
     env.reset(seed=0)
     options = {"split": "train", "group_size": 2, "indices": [0, 1]}
-    answers = [env.problem.pool("train").examples[i].answer for i in (0, 0, 1, 1)]
+    answers = [env.dataset.pool("train").examples[i].answer for i in (0, 0, 1, 1)]
     right = [[*env.tokenizer.encode(answer), env.tokenizer.eos_id] for answer in answers]
     clock = PhaseClock()
     rollout = collect_rollout(env, Scripted([right[0], [2, 2, 2], right[2], [right[3][0]] * 3]), None, options, clock)

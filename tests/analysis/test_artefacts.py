@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from worldmtp.analysis import ArtefactError, artefact_names, load_artefact, save_artefact
-from worldmtp.analysis.token_strips import imagined_strip
+from worldmtp.analysis.artefacts import imagined_strip
 
 
 def test_round_trip(tmp_path, make_artefact, marginal_heads):

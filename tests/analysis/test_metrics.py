@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from worldmtp.analysis import metrics
+from worldmtp.analysis.artefacts import token_strip
 from worldmtp.analysis.metrics import depth_scalars, rooted_predictions
-from worldmtp.analysis.token_strips import token_strip
 from worldmtp.tracking.tags import TAGS
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from worldmtp.cli.launch import register
+from worldmtp.cli.schema import register
 
 TINY = (
     "env=reverse",

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Qwen2Config
 
 from worldmtp.cli.train import run
+from worldmtp.envs import CharTokenizer
 from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.make import make_env
+from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -37,16 +39,58 @@ def refused(compose_tiny, tmp_path, monkeypatch):
     return check
 
 
-def test_unknown_environment(refused):
-    refused(r"env\.id='worldmtp/ChainSm-v0' cannot be made: .*Did you mean: `ChainSum`", "env.id=worldmtp/ChainSm-v0")
+HORIZON = (
+    r"imagination\.horizon=9 exceeds the 3 steps that world_model=%s can take with model\.depth=4; lower "
+    r"imagination\.horizon, or raise model\.depth to 10"
+)  # of depth 4: depth 1 is the state itself, the other three are one step each
+REFUSED = [
+    (r"env\.id='worldmtp/ChainSm-v0' cannot be made: .*Did you mean: `ChainSum`", "env.id=worldmtp/ChainSm-v0"),
+    (r"env\.id='no_such_module:My-v0' cannot be made: No module named", "env.id=no_such_module:My-v0"),
+    (r"env\.id='CartPole-v1' cannot be made with .*Training needs a TextGenVectorEnv", "env.id=CartPole-v1"),
+    (r"cannot be made with \{.*unexpected keyword argument 'max_nwe'", "+env.kwargs.max_nwe=3"),
+    (r"imports='no_such_module' cannot be imported: .*no_such_", "imports=[no_such_module]"),
+    (r"imports='./no_such_file.py' cannot be imported: .*no_such_", "imports=[./no_such_file.py]"),
+    (
+        r"has no held-out prompt, and eval\.num_prompts=8 asks for some; .* env\.kwargs\.heldout_fraction=0\.0",
+        "+env.kwargs.heldout_fraction=0.0",
+    ),
+    # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
+    (r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt", "+env.kwargs.max_prompt=5"),
+    (r"tokens and EOS, but max_new=5; raise max_new", "+env.kwargs.max_new=5"),
+    (r"'[d-j]'", "+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}"),
+    ("model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3"),
+    ("config.hiden_size is no field of Qwen3Config; did you mean 'hidden_size'", "+model.config.hiden_size=8"),
+    ("give exactly one of them", "model.path=somewhere"),
+    ("give exactly one of them", "model.architecture=null"),
+    ("model.path='nowhere' is not a directory", "model=pretrained", "model.path=nowhere"),
+    (r"model\.head=latnt with .*: head='latnt' is unknown; did you mean 'latent'\?", "model.head=latnt"),
+    (r"model\.head_spec=\{'output_norm': 'mine'\}: output_norm='mine' is unknown", "model.head_spec.output_norm=mine"),
+    (r"model\.head=sequential with .*head_width", "model.head_spec.head_width=8"),
+    (r"stride=2 with head='sequential': a chain needs every token in between", "model.head_spec.stride=2"),
+    # Depth k foresees t + 1 + 2 (k - 1): depth 2 the third token.
+    (
+        r"model\.head_spec\.stride=2: depth 2 foresees token t \+ 3, and what is imagined and evaluated goes token by",
+        "head=medusa",
+        "model.head_spec.stride=2",
+    ),
+    (r"world_model\.backend='mpt' is unknown; did you mean 'mtp'\?", "world_model.backend=mpt"),
+    (HORIZON % "mtp", "imagination.horizon=9", "world_model=mtp"),
+    (HORIZON % "shuffled", "imagination.horizon=9", "world_model=shuffled"),
+    (r"world_model=mtp with imagination=counterfactual: head='medusa'", "head=medusa"),
+    (r"objective: depth_weighting='meen' is unknown; did you mean 'mean'", "objective.depth_weighting=meen"),
+    (r"objective\.coef: coef\.kind='linear' goes from start to end; give", "objective.coef.kind=linear"),
+    (r"objective: all terms are 0", "objective.terms.ce=0"),
+    (r"objective: window 2 \.\. 4 reaches beyond", "objective.window.last=4", "model.depth=3", "imagination.horizon=2"),
+    (r"objective\.frequency: frequency\.every_steps=0 .* at least 1", "objective.frequency.every_steps=0"),
+    (r"objective: terms\.e2e_tv multiplies", "objective=bebop", "objective.frequency.one_random_depth=true"),
+    ("sft.load='nowhere' is not a directory", "sft.load=nowhere"),
+    ("profile.device='cpuu' is no device", "profile.device=cpuu"),
+]
 
 
-def test_module_of_an_environment_that_does_not_exist(refused):
-    refused(r"env\.id='no_such_module:My-v0' cannot be made: No module named", "env.id=no_such_module:My-v0")
-
-
-def test_environment_that_is_no_text_environment(refused):
-    refused(r"env\.id='CartPole-v1' cannot be made with .*Training needs a TextGenVectorEnv", "env.id=CartPole-v1")
+@pytest.mark.parametrize(("message", "overrides"), [(message, overrides) for message, *overrides in REFUSED])
+def test_refused(refused, message, overrides):
+    refused(message, *overrides)
 
 
 def test_vector_environment_of_another_kind(refused, monkeypatch):
@@ -57,131 +101,9 @@ def test_vector_environment_of_another_kind(refused, monkeypatch):
     refused(r"env\.id='worldmtp/Reverse-v0' makes a Other\. Training needs a TextGenVectorEnv")
 
 
-def test_unknown_keyword_of_the_environment(refused):
-    refused(r"cannot be made with \{.*unexpected keyword argument 'max_nwe'", "+env.kwargs.max_nwe=3")
-
-
-@pytest.mark.parametrize("name", ["no_such_module", "./no_such_file.py"])
-def test_import_that_does_not_exist(refused, name):
-    refused(rf"imports='{name}' cannot be imported: .*no_such_", f"imports=[{name}]")
-
-
 def test_file_with_the_name_of_a_module(refused, tmp_path):
     (tmp_path / "json.py").write_text("")
     refused("there is another module 'json', .*; rename the file", f"imports=[{tmp_path / 'json.py'}]")
-
-
-def test_unknown_world_model(refused):
-    refused(r"world_model\.backend='mpt' is unknown; did you mean 'mtp'\?", "world_model.backend=mpt")
-
-
-@pytest.mark.parametrize("backend", ["mtp", "shuffled"])
-def test_horizon_beyond_the_heads(refused, backend):
-    # Depth 4: depth 1 is the state itself, the other three are one step each.
-    refused(
-        rf"imagination\.horizon=9 exceeds the 3 steps that world_model={backend} can take with model\.depth=4; lower "
-        r"imagination\.horizon, or raise model\.depth to 10",
-        "imagination.horizon=9",
-        f"world_model={backend}",
-    )
-
-
-def test_nothing_held_out(refused):
-    refused(
-        r"has no held-out prompt, and eval\.num_prompts=8 asks for some; .* env\.kwargs\.heldout_fraction=0\.0",
-        "+env.kwargs.heldout_fraction=0.0",
-    )
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
-        ("+env.kwargs.max_prompt=5", r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt"),
-        ("+env.kwargs.max_new=5", r"tokens and EOS, but max_new=5; raise max_new"),
-        ("+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}", r"'[d-j]'"),
-    ],
-)
-def test_prompts_that_the_environment_cannot_hold(refused, override, message):
-    refused(message, override)
-
-
-def test_unknown_architecture(refused):
-    refused(
-        "model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3"
-    )
-
-
-def test_unknown_field_of_the_trunk(refused):
-    refused(
-        "model.config.hiden_size is no field of Qwen3Config; did you mean 'hidden_size'", "+model.config.hiden_size=8"
-    )
-
-
-@pytest.mark.parametrize("overrides", [["model.path=somewhere"], ["model.architecture=null"]])
-def test_trunk_given_twice_or_not_at_all(refused, overrides):
-    refused("give exactly one of them", *overrides)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("model.head=latnt", r"model\.head=latnt with .*: head='latnt' is unknown; did you mean 'latent'\?"),
-        (
-            "model.head_spec.output_norm=mine",
-            r"model\.head_spec=\{'output_norm': 'mine'\}: output_norm='mine' is unknown",
-        ),
-        ("model.head_spec.head_width=8", r"model\.head=sequential with .*head_width"),
-        ("model.head_spec.stride=2", r"stride=2 with head='sequential': a chain needs every token in between"),
-    ],
-)
-def test_heads_that_cannot_be(refused, override, message):
-    refused(message, override)
-
-
-def test_heads_that_leap(refused):
-    # Depth k foresees t + 1 + 2 (k - 1): depth 2 the third token.
-    refused(
-        r"model\.head_spec\.stride=2: depth 2 foresees token t \+ 3, and what is imagined and evaluated goes token by",
-        "head=medusa",
-        "model.head_spec.stride=2",
-    )
-
-
-def test_parallel_heads_with_counterfactuals(refused):
-    refused(r"world_model=mtp with imagination=counterfactual: head='medusa'", "head=medusa")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["objective.depth_weighting=meen"], r"objective: depth_weighting='meen' is unknown; did you mean 'mean'"),
-        (
-            ["objective.coef.kind=linear"],
-            r"objective\.coef: coef\.kind='linear' goes from start to end; give",
-        ),
-        (["objective.terms.ce=0"], r"objective: all terms are 0"),
-        (
-            ["objective.window.last=4", "model.depth=3", "imagination.horizon=2"],
-            r"objective: window 2 \.\. 4 reaches beyond",
-        ),
-        (
-            ["objective.frequency.every_steps=0"],
-            r"objective\.frequency: frequency\.every_steps=0 .* at least 1",
-        ),
-        (["objective=bebop", "objective.frequency.one_random_depth=true"], r"objective: terms\.e2e_tv multiplies"),
-    ],
-)
-def test_objectives_that_cannot_be(refused, overrides, message):
-    refused(message, *overrides)
-
-
-def test_path_that_is_no_directory(refused):
-    refused("model.path='nowhere' is not a directory", "model=pretrained", "model.path=nowhere")
-
-
-def test_warm_start_that_is_no_directory(refused):
-    refused("sft.load='nowhere' is not a directory", "sft.load=nowhere")
 
 
 def test_warm_start_that_is_no_model(refused, tmp_path):
@@ -194,10 +116,6 @@ def test_device_that_is_not_there(refused):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     refused("profile.device='cuda', and torch sees no CUDA device; use profile=cpu", "profile=gpu")
-
-
-def test_device_that_does_not_exist(refused):
-    refused("profile.device='cpuu' is no device", "profile.device=cpuu")
 
 
 def test_tokenizer_larger_than_the_vocabulary(refused, tiny_trunk, tmp_path):
@@ -241,6 +159,16 @@ def test_a_saved_model_keeps_its_heads(compose_tiny, tiny_trunk, tmp_path, capsy
     assert re.search(note, capsys.readouterr().err)
     run(compose_tiny(*chosen[:3]), tmp_path / "warm")
     assert MTPModel.from_pretrained(tmp_path / "warm" / "sft" / "model").config.depth == 3
+
+
+def test_a_checkpoints_own_tokenizer_is_not_passed_over_in_silence(compose_tiny, tiny_trunk, tmp_path, capsys):
+    heads = MTPConfig(head="parallel", depth=3)
+    model = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=13), heads)
+    save_model(model, tmp_path / "saved", transformers_tokenizer(CharTokenizer("abcdefghij=")))
+    chosen = ("model=pretrained", f"model.path={tmp_path / 'saved'}", "imagination=off", "sft.num_steps=0")
+    run(compose_tiny(*chosen, "agent.rollout.num_iterations=0"), tmp_path / "run")
+    note = r"note: model\.path=.*saved has a tokenizer of its own, .* another, of 13 ids, .*tokenizer=transformers:"
+    assert re.search(note, capsys.readouterr().err)
 
 
 SIZES = {
@@ -342,4 +270,4 @@ def test_directory_of_another_run(compose_tiny, tmp_path):
 
 def test_a_made_environment_has_its_rows():
     env = make_env(EnvConfig("worldmtp/Reverse-v0", {"max_new": 7}), 3)
-    assert (env.num_envs, env.problem.max_new) == (3, 7)
+    assert (env.num_envs, env.dataset.max_new) == (3, 7)

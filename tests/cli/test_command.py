@@ -4,11 +4,18 @@ import json
 import sys
 
 import pytest
+import torch
 
 from worldmtp.analysis.summary import read_summary
 from worldmtp.cli import __main__ as command
-from worldmtp.cli.evaluate import environment_kwargs
+from worldmtp.cli.arguments import run_config
+from worldmtp.cli.envs_play import play_env
+from worldmtp.cli.evaluate import environment_of
 from worldmtp.cli.train import run
+from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.evaluation import evaluate_model
 
 
 @pytest.fixture
@@ -83,15 +90,87 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
 
 def test_an_environment_is_made_as_the_run_made_it(tmp_path):
     (tmp_path / "config.yaml").write_text(
-        "env: {id: worldmtp/Pig-v0, kwargs: {max_turn: 1, pool_size: 8}}\n"
+        "env: {id: worldmtp/Pig-v0, kwargs: {max_turn: 1, pool_size: 8}, wrappers: [action_mask]}\n"
         "model: {}\nagent: {rollout: {num_iterations: 1}, ppo: {}}\n"
     )
     model = tmp_path / "model"
     spec = {"tokenizer": f"transformers:{model}"}
-    found = environment_kwargs(tmp_path, model, "worldmtp/Pig-v0", {"pool_size": 4})
-    assert found == spec | {"max_turn": 1, "pool_size": 4}
-    assert environment_kwargs(tmp_path, model, "worldmtp/Taxi-v0", {}) == spec
-    assert environment_kwargs(model, model, "worldmtp/Pig-v0", {}) == spec
+    for path in (tmp_path, model):  # the run, and the model in it
+        found = environment_of(run_config(path), model, "worldmtp/Pig-v0", {"pool_size": 4})
+        assert found.kwargs == spec | {"max_turn": 1, "pool_size": 4}
+        assert found.wrappers == ["action_mask"]
+    other = environment_of(run_config(tmp_path), model, "worldmtp/Taxi-v0", {})
+    assert (other.kwargs, other.wrappers) == (spec, [])
+    assert run_config(tmp_path / "elsewhere") is None
+    assert environment_of(None, model, "worldmtp/Pig-v0", {}) == EnvConfig("worldmtp/Pig-v0", spec)
+
+
+@pytest.fixture
+def model_with(tiny_trunk):
+    """A model with a vocabulary of so many ids more than the tokenizer of Reverse has, and a context."""
+
+    def make(num_more, context=128):
+        trunk = tiny_trunk("llama", vocab_size=13 + num_more)
+        trunk.config.max_position_embeddings = context
+        return MTPModel.from_trunk(trunk, MTPConfig(head="latent", depth=2), torch.Generator().manual_seed(0)).eval()
+
+    return make
+
+
+def test_a_model_with_padded_embeddings_plays(model_with, capsys):
+    model = model_with(300)
+    play_env(EnvConfig("worldmtp/Reverse-v0"), "heldout", 3, 0, model)
+    assert capsys.readouterr().out.count("policy> ") == 3
+    assert model.num_tokens == 13
+
+
+@pytest.mark.parametrize(("num_more", "context", "message"), [(-4, 128, "13 ids"), (0, 6, "context")])
+def test_a_model_that_does_not_fit_is_refused_before_it_plays(model_with, num_more, context, message):
+    with pytest.raises(ValueError, match=message):
+        play_env(EnvConfig("worldmtp/Reverse-v0"), "heldout", 1, 0, model_with(num_more, context))
+
+
+def test_wrappers_are_in_force_in_evaluation_and_play(model_with, monkeypatch, capsys):
+    """A mask that forbids EOS and padding for two tokens: no answer is shorter, and none has padding in it."""
+    env = EnvConfig("worldmtp/Reverse-v0", {}, [{"name": "action_mask", "min_new": 2}])
+    model = model_with(0)
+    with torch.no_grad():
+        model.trunk.lm_head.weight.zero_()  # every token is as likely: the first allowed one is the greedy one
+    assert evaluate_model(model, env, 4).length_mean >= 2
+    assert evaluate_model(model, EnvConfig(env.id), 4).length_mean != evaluate_model(model, env, 4).length_mean
+    play_env(env, "heldout", 2, 0, model)
+    assert "\ufffd" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no_such_wrapper"):
+        evaluate_model(model, EnvConfig(env.id, {}, ["no_such_wrapper"]), 4)
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "envs"])
+@pytest.mark.usefixtures("no_report")
+def test_what_a_run_imported_is_imported_for_its_model(command, compose_tiny, tmp_path, worldmtp, monkeypatch):
+    name = f"own_task_{command}"
+    (tmp_path / f"{name}.py").write_text(
+        "import worldmtp\n\n\n"
+        f"@worldmtp.register_task('Own{command}', max_prompt=4, max_new=2)\n"
+        "def task(rng):\n"
+        "    return worldmtp.envs.Example(''.join(rng.choice(list('abcdef'), size=3)) + '=', 'a')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run(compose_tiny(f"imports=[./{name}.py]", "env=custom", f"env.id=worldmtp/Own{command}-v0"), tmp_path / "run")
+    for_good = sys.modules.pop(name)
+    import gymnasium
+
+    from worldmtp.envs import registry
+
+    gymnasium.registry.pop(f"worldmtp/Own{command}-v0")
+    registry._factories.pop(f"Own{command}")
+    words = {
+        "eval": ["eval", "--model", "run", "--env", f"worldmtp/Own{command}-v0", "--num-prompts", "2"],
+        "generate": ["generate", "--model", "run", "a="],
+        "envs": ["envs", "play", f"worldmtp/Own{command}-v0", "--model", "run"],
+    }
+    code, _, err = worldmtp(*words[command])
+    assert code == 0, err
+    assert sys.modules[name] is not for_good
 
 
 @pytest.mark.parametrize(

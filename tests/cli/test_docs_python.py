@@ -5,6 +5,10 @@ import shlex
 
 import pytest
 
+from worldmtp.cli.train import run
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture
 def page(project_root):
@@ -15,15 +19,17 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_blocks_run(page, tmp_path, monkeypatch, capsys):
+def test_the_python_blocks_run(page, tmp_path, monkeypatch, capsys, compose_tiny):
     monkeypatch.chdir(tmp_path)
+    run(compose_tiny("sft.num_steps=1", "agent.rollout.num_iterations=0"), tmp_path / "runs" / "mine")
+    capsys.readouterr()
     found = blocks(page, "python")
-    assert len(found) == 4
+    assert len(found) == 6
     names = {"__name__": "docs_python"}
     for number, block in enumerate(found, start=1):
         exec(compile(block, f"docs/python.md, block {number}", "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) == 3  # two iterations and an evaluation
-    assert {path.name for path in tmp_path.iterdir()} == {"trainer.pt", "model", "checkpoint"}
+    assert len(capsys.readouterr().out.splitlines()) == 5  # two iterations, what if, two evaluations
+    assert {path.name for path in tmp_path.iterdir()} == {"trainer.pt", "model", "runs", "base", "checkpoint"}
 
 
 def test_the_command_lines_compose(page, compose):

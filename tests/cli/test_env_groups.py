@@ -6,7 +6,7 @@ from importlib import resources
 import gymnasium
 import pytest
 
-from worldmtp.cli.launch import option_name
+from worldmtp.cli.schema import option_name
 from worldmtp.cli.train import run
 from worldmtp.training import pipeline
 
@@ -78,8 +78,7 @@ def compose_option(compose, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option",
-    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS],
+    "option", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS]
 )
 def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch, capsys, option):
     monkeypatch.setattr(pipeline.Pipeline, "run", lambda self: 0.5)

@@ -4,8 +4,8 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from worldmtp.cli.hints import explain, flat_keys, nearest_hint
-from worldmtp.cli.schema import twin
+from worldmtp.cli.errors import explain, nearest_hint
+from worldmtp.cli.schema import flat_keys, twin
 from worldmtp.training.config import TrainConfig
 
 KEYS = flat_keys(OmegaConf.structured(twin(TrainConfig)))

@@ -13,7 +13,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 
 from worldmtp.cli import analyze, train
-from worldmtp.cli.launch import flags_first
+from worldmtp.cli.train import flags_first
 from worldmtp.training import RunResult
 
 FOUND = RunResult(Path("run"), 0.5, "the closing table")

@@ -32,7 +32,7 @@ def trained(compose_tiny, tmp_path, monkeypatch):
     def enough(*args):
         raise MemoryError("the warm start is over")
 
-    monkeypatch.setattr("worldmtp.training.pipeline.judge", enough)
+    monkeypatch.setattr("worldmtp.training.pipeline.evaluate_run", enough)
     made = []
     trainer = warm_start.MTPSFTTrainer
 

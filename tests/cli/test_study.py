@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from worldmtp.cli.launch import fail_cleanly
+from worldmtp.cli.errors import fail_cleanly
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run

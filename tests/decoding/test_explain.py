@@ -88,12 +88,7 @@ def test_drawn_text_is_that_of_generate(model_of, name):
         **SETTINGS[name],
     )
     output = generate(
-        model,
-        PROMPT[None],
-        max_new_tokens=20,
-        generator=torch.Generator().manual_seed(3),
-        **law,
-        **SETTINGS[name],
+        model, PROMPT[None], max_new_tokens=20, generator=torch.Generator().manual_seed(3), **law, **SETTINGS[name]
     )
     assert list(explanation.new_tokens) == output.sequences[0, 3:].tolist()
 

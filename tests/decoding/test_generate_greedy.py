@@ -4,6 +4,8 @@ Vocabularies are small: random heads are then right often enough for every path 
 text fall inside drafts.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,22 @@ from worldmtp.studies.training import Batch, TrainingConfig, train
 
 PAD, EOS = 0, 1
 FAMILIES = ["sequential", "latent", "hydra", "eagle", "blockwise", "parallel", "modulated", "linear", "medusa"]
+TRUNKS = ["llama", "qwen3", "gpt2", "gpt_neox"]
+TREES = [(2,), (2, 2, 1), (1, 3, 2, 1, 1)]
+
+
+def thinned(*axes):
+    """All combinations of values, each value of an axis in the default suite about equally often; the others are slow.
+
+    A combination is in the default suite where the places of its values add up to a multiple of the first axis' length.
+    """
+    combinations = itertools.product(*(enumerate(axis) for axis in axes))
+    return [
+        pytest.param(
+            *(value for _, value in one), marks=[pytest.mark.slow] if sum(p for p, _ in one) % len(axes[0]) else []
+        )
+        for one in combinations
+    ]
 
 
 def reference(trunk, ids, mask, max_new_tokens, **settings) -> list[list[int]]:
@@ -41,9 +59,7 @@ def test_every_family_on_ragged_rows(model_of, ragged, head, draft):
     assert output.accepted_per_depth.sum() > 0
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("depth", range(2, 9))
-@pytest.mark.parametrize("head", ["sequential", "latent"])
+@pytest.mark.parametrize(("kind", "depth", "head"), thinned(TRUNKS, range(2, 9), ["sequential", "latent"]))
 def test_every_trunk_and_depth(model_of, ragged, kind, depth, head):
     """1 to 16 rows, prompts of 1 to 40, padded right for even depths; transformers' are padded left."""
     model = model_of(kind, head, depth, seed=depth)
@@ -53,9 +69,7 @@ def test_every_trunk_and_depth(model_of, ragged, kind, depth, head):
     assert new_tokens(output, ids.shape[1]) == reference(model.trunk, *ragged(*shape, seed=depth), 11)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("tree", [(2,), (2, 2, 1), (1, 3, 2, 1, 1)], ids=str)
-@pytest.mark.parametrize("head", ["sequential", "latent", "eagle"])
+@pytest.mark.parametrize(("kind", "tree", "head"), thinned(TRUNKS, TREES, ["sequential", "latent", "eagle"]))
 def test_every_trunk_with_trees(model_of, ragged, kind, tree, head):
     depth = 1 + len(tree)
     model = model_of(kind, head, depth, seed=depth)

@@ -10,16 +10,7 @@ import pytest
 import torch
 
 from worldmtp.decoding import LossyTopN, LossyTypical, generate
-from worldmtp.decoding.acceptance import (
-    Draft,
-    Tree,
-    accept_lossy_tree,
-    accept_run,
-    accept_tree,
-    is_near_top,
-    is_typical,
-    typical_threshold,
-)
+from worldmtp.decoding.acceptance import Draft, Tree, accept_lossy_tree, accept_run, accept_tree, typical_threshold
 from worldmtp.decoding.drafts import NoDraft
 
 PAD, EOS, VOCAB = 0, 1, 7
@@ -90,9 +81,9 @@ def test_the_most_likely_token_is_always_accepted(scale):
     """-ln max p <= H, so max p >= exp(-H) > delta exp(-H) where delta < 1; and rank 0 is below every n."""
     logits = scale * torch.randn((200, 1, 11), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     best = logits.argmax(dim=-1)
-    assert is_typical(best, logits.log_softmax(dim=-1), epsilon=1.0, delta=0.99).all()
+    assert LossyTypical(epsilon=1.0, delta=0.99).accepts(best, logits).all()
     for n in (1, 3, 11):
-        assert is_near_top(best, logits, n, delta=0.0).all()
+        assert LossyTopN(n, delta=0.0).accepts(best, logits).all()
 
 
 def test_a_chain_ends_at_the_first_refusal_and_goes_on_with_the_trunks_token():

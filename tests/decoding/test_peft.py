@@ -29,11 +29,7 @@ def wrapped(tiny_trunk):
 
 def text_of(model):
     return model.generate(
-        input_ids=PROMPTS,
-        attention_mask=torch.ones_like(PROMPTS),
-        max_new_tokens=8,
-        do_sample=False,
-        eos_token_id=None,
+        input_ids=PROMPTS, attention_mask=torch.ones_like(PROMPTS), max_new_tokens=8, do_sample=False, eos_token_id=None
     ).tolist()
 
 

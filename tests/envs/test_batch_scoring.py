@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, Scorer
-from worldmtp.envs.scoring_process import ScoringError
+from worldmtp.envs.scoring_workers import ScoringError
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 EXAMPLE = Example("a=", "a")

@@ -1,5 +1,7 @@
 """The checkers pass what is registered, and catch faults planted in envs and scorers."""
 
+import itertools
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from worldmtp.envs import (
     Example,
     Score,
     TextGenEnv,
+    TextGenVectorEnv,
     check_text_env,
     check_vector_env,
     env_id,
@@ -18,6 +21,7 @@ from worldmtp.envs.checks import check_hack_probes
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
 from worldmtp.envs.text_env import TextVectorView
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.envs.wrappers.autoreset import with_autoreset
 
 SMALL = {"pool_size": 256}
 
@@ -296,3 +300,24 @@ def test_what_a_scorer_warns_of_is_an_assertion_with_its_reason(task, reason):
     env = TextGenEnv(task=task, tokenizer="char", max_prompt=8, max_new=8, pool_size=16)
     with pytest.raises(AssertionError, match=f"^gymnasium's check_env met a warning: {reason}$"):
         check_text_env(env, 8)
+
+
+class DrawsElsewhere:
+    """A task that draws from a count of its own and not from the generator it is given."""
+
+    drawn = itertools.count()
+
+    def sample(self, rng, split):
+        return Example(f"{next(self.drawn)}=", "1")
+
+    def score(self, example, text, ids):
+        return Score(0.0)
+
+
+def test_a_task_that_draws_from_something_else_is_caught():
+    def make(num_envs, autoreset_mode):
+        rows = TextGenVectorEnv(num_envs, task=DrawsElsewhere(), max_prompt=8, max_new=4, pool_size=64)
+        return with_autoreset(rows, autoreset_mode)
+
+    with pytest.raises(AssertionError, match="draws from something else than the rng it is given"):
+        check_vector_env(make, num_steps=30)

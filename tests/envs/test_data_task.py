@@ -200,6 +200,12 @@ def test_the_real_hub_offline(tmp_path, monkeypatch):
             {},
             r"no column 'answer'\. .*answer=\.\.\., or answer=None and a reward",
         ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "answer": "b"}\n{"promt": "a", "answer": "b"}',
+            {},
+            r"row 2 has no 'prompt'; did you mean 'promt'\? Its columns: \['promt', 'answer'\]",
+        ),
         ("a.jsonl", '{"prompt": "", "answer": "b"}', {}, "row 1: prompt is empty"),
         (
             "a.jsonl",

@@ -91,7 +91,7 @@ def test_no_question_is_in_both_splits(name, kwargs_of):
     envs = gymnasium.make_vec(name, 1, **kwargs_of(name))
     assert envs.overlap() == 0.0
     prompts = {
-        split: {example.prompt for example in envs.problem.pool(split).examples} for split in ("train", "heldout")
+        split: {example.prompt for example in envs.dataset.pool(split).examples} for split in ("train", "heldout")
     }
     if not isinstance(envs.task, TurnTask):  # openings of worlds may be alike; what they hide is not
         assert not prompts["train"] & prompts["heldout"]

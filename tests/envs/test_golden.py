@@ -52,7 +52,7 @@ def questions_of(env):
 def actions_of(name, env, questions):
     """A column a step; rows that have ended ignore theirs."""
     rng, tokenizer = np.random.default_rng(0), env.tokenizer
-    columns = rng.integers(tokenizer.eos_id + 1, env.single_action_space.n, size=(env.problem.max_new, 2))
+    columns = rng.integers(tokenizer.eos_id + 1, env.single_action_space.n, size=(env.dataset.max_new, 2))
     moves = MOVES.get(name.split("/")[1].removesuffix("-v0"))
     if moves:
         chosen = rng.choice(tokenizer.encode(moves), size=columns.shape)

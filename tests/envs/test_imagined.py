@@ -237,6 +237,6 @@ def test_one_loop_serves_both(make_vector):
 
     examples = [Example(f"{word}=", word) for word in ("a", "ba", "bbb", "ab")]
     real = make_vector(4, "disabled")
-    real.problem._pools["train"] = real.problem.encode(examples)
+    real.dataset._pools["train"] = real.dataset.encode(examples)
     imagined = ImaginedVectorEnv(EchoWorldModel(), [real.tokenizer.encode(e.prompt) for e in examples], **SHAPE)
     assert play(real) == play(imagined) == [1.0] * 4

@@ -12,21 +12,21 @@ def make(**kwargs):
 
 
 def questions(env):
-    return {example.key for example in env.problem.pool("train").examples}
+    return {example.key for example in env.dataset.pool("train").examples}
 
 
 def test_the_seed_of_a_pool_decides_it():
     assert questions(make()) == questions(make(pool_seed=0))
     assert questions(make(pool_seed=1)) != questions(make(pool_seed=0))
     chosen = make()
-    chosen.problem.choose_pools(1)
+    chosen.dataset.choose_pools(1)
     assert questions(chosen) == questions(make(pool_seed=1))
 
 
 def test_what_is_excluded_is_never_asked():
     env = make()
     shown = env.examples("train", 30, 0, "demonstrations")
-    env.problem.choose_pools(0, [example.key for example in shown])
+    env.dataset.choose_pools(0, [example.key for example in shown])
     asked = set()
     env.reset(seed=0)
     for _ in range(20):
@@ -40,5 +40,5 @@ def test_pools_are_chosen_before_any_is_drawn():
     env = make()
     env.reset(seed=0)
     with pytest.raises(RuntimeError, match=r"the pools of \['train'\] are drawn already; choose them before any reset"):
-        env.problem.choose_pools(1)
-    assert np.array_equal(env.problem.pool("train").prompts, make().problem.pool("train").prompts)
+        env.dataset.choose_pools(1)
+    assert np.array_equal(env.dataset.pool("train").prompts, make().dataset.pool("train").prompts)

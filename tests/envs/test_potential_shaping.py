@@ -104,7 +104,7 @@ def test_vector_rows_by_hand(make_vector, mode, bootstrap):
 def test_rows_are_shaped_as_single_envs_are(make_vector, make_single, rng, mode):
     envs = make_vector(4, mode, lambda rows: VectorPotentialShaping(rows, "prefix_match", gamma=0.75))
     single = make_single(**shaping("prefix_match", 0.75))
-    by_prompt = {example.prompt: example for example in envs.problem.pool("train").examples}
+    by_prompt = {example.prompt: example for example in envs.dataset.pool("train").examples}
     obs, _ = envs.reset(seed=0)
     prompts = [envs.tokenizer.decode(row) for row in obs["tokens"]]
     actions = [[] for _ in range(4)]
@@ -193,7 +193,7 @@ def test_each_row_is_shaped_by_its_own_answer(make_vector):
     shaped.reset(seed=0, options={"prompts": [Example("ab=", "a"), Example("ab=", "b")]})
     _, _, _, _, infos = shaped.step(np.array([2, 2]))  # "a" in both rows
     assert infos["shaping"].tolist() == [1.0, 0.0]
-    own = shaped.problem.pool("train").examples[0]
+    own = shaped.dataset.pool("train").examples[0]
     first, other = shaped.tokenizer.encode(own.answer)[0], "b" if own.answer[0] == "a" else "a"
     shaped.reset(options={"prompts": [Example(own.prompt, other)] * 2})
     shaped.reset(options={"indices": [0, 0]})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import draw_examples
-from worldmtp.envs.tasks.item_cache import CACHE_VARIABLE, ItemCache
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
+from worldmtp.envs.tasks.reasoning_gym_datasets import CACHE_VARIABLE, ItemCache
 
 
 def config(**arguments):
@@ -61,7 +61,7 @@ def test_impossible_levels_are_refused(dataset, arguments, message):
 
 
 def test_items_are_the_same_with_and_without_a_cache_and_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldmtp.envs.tasks.item_cache.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("worldmtp.envs.tasks.reasoning_gym_datasets.SLOW_SECONDS", 0.0)
     arguments = {"calibration_items": 4, "min_word_len": 3}
     plain = ReasoningGymTask("spell_backward", **arguments)
     expected = draw_examples(plain, "heldout", 20, seed=0)

@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from worldmtp.envs import Example, Score, Scorer, scoring_pool
-from worldmtp.envs.scoring_process import ScoringError
+from worldmtp.envs import Example, Score, Scorer, scoring_workers
+from worldmtp.envs.scoring_workers import ScoringError
 
 NO_IDS = np.zeros(0, dtype=np.int64)
 EXAMPLE = Example("a=", "a")
@@ -182,7 +182,7 @@ def test_an_interrupted_batch_leaves_nothing_for_the_next(unruly, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring_pool, "wait", interrupted)
+        patch.setattr(scoring_workers, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             scorer.score_batch([(EXAMPLE, text, NO_IDS) for text in ("slow", "b")])
     values = [score.value for score in scorer.score_batch([(EXAMPLE, text, NO_IDS) for text in "abab"])]

@@ -49,7 +49,7 @@ def test_an_episode_by_hand(make_single, words):
 
 def test_the_split_holds_and_prompts_can_be_named(make_single):
     env = make_single()
-    heldout = env.problem.pool("heldout").examples
+    heldout = env.dataset.pool("heldout").examples
     _, info = env.reset(options={"split": "heldout", "indices": [3]})
     assert info["prompt_text"] == heldout[3].prompt
     _, info = env.reset()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import Example, Score, TextGenEnv, make_task
-from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, dataset_names, shared_affixes
+from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask, shared_affixes
+from worldmtp.envs.tasks.reasoning_gym_datasets import dataset_names
 from worldmtp.envs.tasks.strings import Copy, RandomDigits, Reverse, match_score, position_match
 
 NO_IDS = np.zeros(0, dtype=np.int64)

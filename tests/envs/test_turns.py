@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from worldmtp.envs import CharTokenizer, TextGenEnv, TextGenVectorEnv, check_text_env, check_vector_env
 from worldmtp.envs.checks import check_worlds
-from worldmtp.envs.replay import WorldReplay
+from worldmtp.envs.scoring import WorldReplay
 from worldmtp.envs.task import Example
 from worldmtp.envs.text_env import TextVectorView
 from worldmtp.envs.worlds.task import WorldTask

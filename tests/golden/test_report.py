@@ -18,7 +18,7 @@ from worldmtp.analysis.summary import RunSummary, summary_table
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.statistics import Interval
-from worldmtp.training.evaluation import Judgement, judge, summarize
+from worldmtp.training.evaluation import RunEvaluation, evaluate_run, summarize
 
 Golden = Callable[..., None]
 VOCAB, HORIZON = 7, 2
@@ -43,13 +43,13 @@ MEANS = {
 }
 
 
-def evaluated(model: MTPModel, env: TextVectorEnv, backend: str | None) -> Judgement:
+def evaluated(model: MTPModel, env: TextVectorEnv, backend: str | None) -> RunEvaluation:
     """As a run does it; without a back-end nothing is imagined."""
     examples = [Example(prompt=prompt, answer="abab") for prompt in PROMPTS]
     world_model = make_world_model(backend, model, torch.Generator().manual_seed(0)) if backend else None
     evaluator = Evaluator(env, examples, temperature=0.9, seed=1)
     tokens = ("<pad>", "<eos>", *"abcd=")
-    return judge(model, evaluator, world_model, HORIZON, 3, PPOConfig(), tokens, seed=2)
+    return evaluate_run(model, evaluator, world_model, HORIZON, 3, PPOConfig(), tokens, seed=2)
 
 
 def numbers_of(artefact: EvalArtefact) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def test_numbers_are_the_recorded_ones(
 ) -> None:
     head, backend = CASES[case]
     model = drawn_model(VOCAB, head=head, depth=3, num_value_bins=11)
-    judgement = evaluated(model, text_env("letters", len(PROMPTS)), backend)
-    save_artefact(judgement.artefact, tmp_path, case)
+    found = evaluated(model, text_env("letters", len(PROMPTS)), backend)
+    save_artefact(found.artefact, tmp_path, case)
     artefact = load_artefact(tmp_path, case)
     assert (np.isfinite(artefact.imagined_return).any()) == (backend is not None)
-    summary = RunSummary((summarize(judgement, case, case),), wall_clock_seconds=1.0, machine="any")
-    trace = {"logged": judgement.metrics, "table": summary_table(summary).splitlines(), **numbers_of(artefact)}
+    summary = RunSummary((summarize(found, case, case),), wall_clock_seconds=1.0, machine="any")
+    trace = {"logged": found.metrics, "table": summary_table(summary).splitlines(), **numbers_of(artefact)}
     golden("report", case, trace)
 
 

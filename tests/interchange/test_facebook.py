@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from worldmtp.cli.find_model import model_directory
+from worldmtp.cli.arguments import model_directory
 from worldmtp.interchange import LayoutError, export_checkpoint, import_checkpoint
 from worldmtp.interchange.llama_names import inner_size, params_from_config, to_half_split, to_interleaved
 from worldmtp.model import MTPModel

@@ -83,8 +83,7 @@ def test_export_of_import_is_the_file_again_and_its_base_loads(publish, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("layout", "key"),
-    [("deepseek_v3", "num_nextn_predict_layers"), ("qwen3_5", "mtp_num_hidden_layers")],
+    ("layout", "key"), [("deepseek_v3", "num_nextn_predict_layers"), ("qwen3_5", "mtp_num_hidden_layers")]
 )
 def test_the_number_of_modules_is_written(publish, tmp_path, layout, key):
     export_checkpoint(read(publish(layout)), tmp_path / "out", layout)

@@ -8,10 +8,7 @@ import torch
 from worldmtp.model.categorical import draw, entropy_per_token, inverse_distribution
 
 
-@pytest.mark.parametrize(
-    ("uniform", "action"),
-    [(0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 4), (1 - 2**-53, 4)],
-)
+@pytest.mark.parametrize(("uniform", "action"), [(0.0, 1), (0.24, 1), (0.26, 2), (0.74, 2), (0.76, 4), (1 - 2**-53, 4)])
 def test_the_inverse_distribution_by_hand(uniform: float, action: int) -> None:
     """Probabilities 0, 1/4, 1/2, 0, 1/4: the improbable 0 and 3 are never drawn, not even at the ends."""
     probs = torch.tensor([[0.0, 0.25, 0.5, 0.0, 0.25]])

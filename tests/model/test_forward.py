@@ -59,43 +59,6 @@ def test_the_first_latent_is_what_the_lm_head_reads(family, make_model, tokens):
     assert torch.equal(model.base_model(tokens).last_hidden_state, output.hidden_states[0])
 
 
-def test_depth_k_at_i_reads_exactly_the_tokens_up_to_i_plus_k_minus_1(family, make_model, tokens):
-    model = make_model(family)
-    latents = model.latents(tokens)
-    length = tokens.shape[1]
-    for j in range(length):
-        perturbed = tokens.clone()
-        perturbed[:, j] = (perturbed[:, j] - 2 + 7) % 29 + 2
-        for k, (before, after) in enumerate(zip(latents, model.latents(perturbed), strict=True), start=1):
-            change = (before - after).abs().amax(dim=(0, 2))
-            num_blind = max(0, j - k + 1)  # positions i with i + k - 1 < j
-            assert torch.all(change[:num_blind] == 0.0)
-            # The first position that reads token j, and every later one whose tokens are inside the row.
-            assert torch.all(change[num_blind : length - k + 1] > 1e-6)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_makes_no_difference(family, make_model, side):
-    model = make_model(family)
-    generator = torch.Generator().manual_seed(3)
-    rows = [torch.randint(2, 31, (1, length), generator=generator) for length in (4, 9, 7)]
-    input_ids = torch.zeros((3, 9), dtype=torch.long)
-    attention_mask = torch.zeros((3, 9), dtype=torch.long)
-    for n, row in enumerate(rows):
-        place = slice(9 - row.shape[1], 9) if side == "left" else slice(0, row.shape[1])
-        input_ids[n, place] = row[0]
-        attention_mask[n, place] = 1
-    padded = model(input_ids, attention_mask=attention_mask)
-    for n, row in enumerate(rows):
-        alone = model(row)
-        start = 9 - row.shape[1] if side == "left" else 0
-        for k in range(1, 5):
-            inside = row.shape[1] - k + 1
-            torch.testing.assert_close(
-                padded.depth_logits[k - 1][n, start : start + inside], alone.depth_logits[k - 1][0, :inside], **EXACT
-            )
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_leaves_no_nan_in_losses_or_gradients(family, make_model, tokens, side):
     model = make_model(family)
@@ -107,31 +70,6 @@ def test_padding_leaves_no_nan_in_losses_or_gradients(family, make_model, tokens
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert len(gradients) > 10
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("padding", [None, 2], ids=["full row", "padded row"])
-def test_packed_documents_equal_separate_ones(family, make_model, padding):
-    model = make_model(family)
-    generator = torch.Generator().manual_seed(4)
-    documents = [torch.randint(2, 31, (1, length), generator=generator) for length in (5, 1, 6)]
-    input_ids = torch.cat(documents, dim=1)
-    position_ids = torch.cat([torch.arange(document.shape[1]) for document in documents])[None]
-    attention_mask = None
-    if padding is not None:
-        input_ids = torch.nn.functional.pad(input_ids, (0, padding))
-        position_ids = torch.nn.functional.pad(position_ids, (0, padding))
-        attention_mask = torch.ones_like(input_ids)
-        attention_mask[:, -padding:] = 0
-    packed = model(input_ids, attention_mask=attention_mask, position_ids=position_ids)
-    start = 0
-    for document in documents:
-        alone = model(document)
-        for k in range(1, 5):
-            inside = max(0, document.shape[1] - k + 1)
-            torch.testing.assert_close(
-                packed.depth_logits[k - 1][:, start : start + inside], alone.depth_logits[k - 1][:, :inside], **EXACT
-            )
-        start += document.shape[1]
 
 
 def test_packed_documents_have_the_loss_of_separate_ones(family, make_model):

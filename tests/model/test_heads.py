@@ -10,15 +10,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from worldmtp.heads import (
-    ActionConditionalHead,
-    OutputLayers,
-    ParallelHead,
-    SequentialHead,
-    available_heads,
-    make_head,
-    registry,
-)
+from worldmtp.heads import OutputLayers, ParallelHead, make_head, registry
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -207,12 +199,6 @@ def test_the_first_layer_is_that_of_depth_two(make_model):
     assert [heads.set_of(depth, heads.layers) for depth in (2, 3, 4)] == list(heads.layers)
 
 
-@pytest.mark.parametrize("depth", [1, 5])
-def test_depths_without_a_head_are_refused(make_model, depth):
-    with pytest.raises(ValueError, match=rf"depth={depth} is not one of these heads' depths 2 \.\. 4; depth 1 is"):
-        make_model("llama").heads.check_depth(depth)
-
-
 def test_masks():
     attention_mask = torch.tensor([[False, True, True, True]])
     allowed = causal_mask(attention_mask, torch.tensor([[0, 0, 1, 1]]))
@@ -230,15 +216,6 @@ def test_masks():
     assert bias.dtype == torch.bfloat16
     assert bias[0] == 0.0
     assert bias[1] == torch.finfo(torch.bfloat16).min
-
-
-def test_families_are_listed_and_sequential_is_action_conditional(make_model):
-    assert "sequential" in available_heads()
-    heads = make_model("llama").heads
-    assert isinstance(heads, SequentialHead)
-    assert isinstance(heads, ActionConditionalHead)
-    assert not isinstance(heads, ParallelHead)
-    assert (SequentialHead.kind, ParallelHead.kind) == ("action_conditional", "parallel")
 
 
 @pytest.mark.usefixtures("families")
@@ -267,14 +244,6 @@ def test_listing_families_imports_no_torch():
     code = "import sys; from worldmtp.heads import available_heads; available_heads(); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
-
-
-def test_a_public_name_that_does_not_exist_is_an_attribute_error():
-    import worldmtp.heads
-
-    assert "SequentialHead" in dir(worldmtp.heads)
-    with pytest.raises(AttributeError, match=r"module 'worldmtp\.heads' has no attribute 'Nothing'"):
-        _ = worldmtp.heads.Nothing
 
 
 def test_the_lm_head_is_never_fed_a_bare_sum_of_residuals(make_model):

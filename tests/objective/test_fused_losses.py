@@ -34,9 +34,7 @@ def by_hand(*rows: tuple[float, ...]) -> Tensor:
 
 
 @pytest.fixture
-def unit_layer(
-    cases,
-) -> nn.Linear:
+def unit_layer(cases) -> nn.Linear:
     return cases.linear_of(nn.Parameter(torch.eye(2, dtype=torch.float64)))
 
 

@@ -193,11 +193,7 @@ def test_mutant_product_runs_on_past_an_invalid_depth(cases):
         ),
         (depth_sweep, "smooth_l1_gradient", lambda right: lambda *a: right(*a) * HIDDEN),
         # The label's logit gets no push up.
-        (
-            token_losses.TokenLosses,
-            "student_gradient_",
-            lambda right: lambda self, w: right(self, replace(w, ce=0.0)),
-        ),
+        (token_losses.TokenLosses, "student_gradient_", lambda right: lambda self, w: right(self, replace(w, ce=0.0))),
     ],
 )
 def test_mutants_are_seen(cases, monkeypatch, owner, name, mutate):

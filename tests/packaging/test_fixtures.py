@@ -1,9 +1,13 @@
 """The shared fixtures do what they promise: other rooms' tests lean on them."""
 
 import random
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +52,7 @@ def test_making_a_trunk_draws_from_no_global_generator(tiny_trunk: TrunkFactory,
 
 
 @pytest.mark.parametrize(
-    ("name", "draw"),
-    [("random", random.random), ("numpy.random", np.random.rand), ("torch", lambda: torch.rand(1))],
+    ("name", "draw"), [("random", random.random), ("numpy.random", np.random.rand), ("torch", lambda: torch.rand(1))]
 )
 def test_a_draw_from_a_global_generator_is_noticed(
     name: str, draw: Callable[[], object], global_rng_untouched: Guard
@@ -72,3 +75,30 @@ def test_loopback_is_allowed() -> None:
 
 def test_one_thread_for_each_worker() -> None:
     assert torch.get_num_threads() == 1
+
+
+def test_tests_of_the_sources_are_marked_and_no_others(request: pytest.FixtureRequest, project_root: Path) -> None:
+    """CI runs those that are marked beside the sources, and all others against the wheel."""
+    assert request.node.get_closest_marker("tree") is not None
+    others = [item for item in request.session.items if "project_root" not in getattr(item, "fixturenames", ())]
+    assert [item.nodeid for item in others if item.get_closest_marker("tree")] == []
+
+
+def test_one_of_each_is_the_first_of_its_parameters(project_root: Path) -> None:
+    options = ["--collect-only", "-q", "-p", "no:cacheprovider", "--one-of-each", "tests/test_lazy.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=project_root, capture_output=True, text=True, check=False
+    )
+    found = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert found == [
+        "test_a_name_is_what_its_module_defines",
+        "test_what_leads_nowhere_is_told_with_its_reason[no_such_module:x-No module named 'no_such_module']",
+    ]
+
+
+def test_ci_runs_the_default_suite_once_and_the_readmes_command(project_root: Path) -> None:
+    stages = [line for line in (project_root / ".ci" / "run").read_text().splitlines() if line.startswith("stage ")]
+    assert [line for line in stages if "make wheel-test" in line] != []
+    (tests,) = (line for line in stages if re.search(r"make test\b(?!-)", line))
+    assert "ARGS='-m \"tree and not slow and not gpu and not browser\"'" in tests
+    assert "\nmake test " in (project_root / "README.md").read_text(encoding="utf-8")

@@ -23,36 +23,37 @@ def test_the_tree_keeps_every_contract(project_copy: Path) -> None:
     assert code == 0, output
 
 
-@pytest.mark.parametrize(
-    ("file", "line", "importer", "imported"),
-    [
-        ("worldmtp/returns.py", "import gymnasium", "worldmtp", "gymnasium"),
-        ("worldmtp/returns.py", "import worldmtp.agents", "worldmtp.returns", "worldmtp.agents"),
-        ("worldmtp/returns.py", "import worldmtp.cli", "worldmtp.returns", "worldmtp.cli"),
-        ("worldmtp/returns.py", "import hydra", "worldmtp", "hydra"),
-        ("worldmtp/returns.py", "import trl", "worldmtp", "trl"),
-        ("worldmtp/returns.py", "import reasoning_gym", "worldmtp", "reasoning_gym"),
-        ("worldmtp/returns.py", "from worldmtp.envs import tasks", "worldmtp.returns", "worldmtp.envs"),
-        ("envs/__init__.py", "import worldmtp.agents", "worldmtp.envs", "worldmtp.agents"),
-        ("envs/__init__.py", "import worldmtp.cli", "worldmtp.envs", "worldmtp.cli"),
-        ("envs/__init__.py", "from worldmtp.heads import anything", "worldmtp.envs", "worldmtp.heads"),
-        ("envs/tasks/__init__.py", "def later():\n    import trl", "worldmtp", "trl"),
-        ("envs/vector_env.py", "import worldmtp.envs.tasks.strings", "worldmtp.envs.vector_env", "worldmtp.envs.tasks"),
-        ("envs/rewards.py", "import worldmtp.envs.worlds.task", "worldmtp.envs.vector_env", "worldmtp.envs.worlds"),
-        ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
-        ("agents/__init__.py", "import trl", "worldmtp", "trl"),
-        ("agents/__init__.py", "import worldmtp.configs", "worldmtp.agents", "worldmtp.configs"),
-        ("agents/ppo.py", "import worldmtp.agents.imagination", "worldmtp.agents.ppo", "worldmtp.agents.imagination"),
-        ("agents/__init__.py", "import worldmtp.post_training", "worldmtp.agents", "worldmtp.post_training"),
-        ("worldmtp/analysis/__init__.py", "import worldmtp.envs", "worldmtp.analysis", "worldmtp.envs"),
-        ("worldmtp/analysis/__init__.py", "import worldmtp.agents", "worldmtp.analysis", "worldmtp.agents"),
-        ("worldmtp/analysis/__init__.py", "import gymnasium", "worldmtp.analysis", "gymnasium"),
-        ("worldmtp/studies/__init__.py", "import worldmtp.envs", "worldmtp.studies", "worldmtp.envs"),
-        ("worldmtp/studies/__init__.py", "import worldmtp.agents", "worldmtp.studies", "worldmtp.agents"),
-        ("worldmtp/post_training/sft.py", "import worldmtp.agents.ppo", "worldmtp.post_training", "worldmtp.agents"),
-        ("envs/__init__.py", "import worldmtp.post_training", "worldmtp.envs", "worldmtp.post_training"),
-    ],
-)
+PLANTED = [
+    ("worldmtp/returns.py", "import gymnasium", "worldmtp", "gymnasium"),
+    ("envs/vector_env.py", "import worldmtp.envs.tasks.strings", "worldmtp.envs.vector_env", "worldmtp.envs.tasks"),
+    ("worldmtp/analysis/__init__.py", "import worldmtp.envs", "worldmtp.analysis", "worldmtp.envs"),
+    ("worldmtp/returns.py", "import worldmtp.agents", "worldmtp.returns", "worldmtp.agents"),
+    ("worldmtp/returns.py", "import worldmtp.cli", "worldmtp.returns", "worldmtp.cli"),
+    ("worldmtp/returns.py", "import hydra", "worldmtp", "hydra"),
+    ("worldmtp/returns.py", "import trl", "worldmtp", "trl"),
+    ("worldmtp/returns.py", "import reasoning_gym", "worldmtp", "reasoning_gym"),
+    ("worldmtp/returns.py", "from worldmtp.envs import tasks", "worldmtp.returns", "worldmtp.envs"),
+    ("envs/__init__.py", "import worldmtp.agents", "worldmtp.envs", "worldmtp.agents"),
+    ("envs/__init__.py", "import worldmtp.cli", "worldmtp.envs", "worldmtp.cli"),
+    ("envs/__init__.py", "from worldmtp.heads import anything", "worldmtp.envs", "worldmtp.heads"),
+    ("envs/tasks/__init__.py", "def later():\n    import trl", "worldmtp", "trl"),
+    ("envs/rewards.py", "import worldmtp.envs.worlds.task", "worldmtp.envs.vector_env", "worldmtp.envs.worlds"),
+    ("agents/__init__.py", "from omegaconf import DictConfig", "worldmtp", "omegaconf"),
+    ("agents/__init__.py", "import trl", "worldmtp", "trl"),
+    ("agents/__init__.py", "import worldmtp.configs", "worldmtp.agents", "worldmtp.configs"),
+    ("agents/__init__.py", "import worldmtp.post_training", "worldmtp.agents", "worldmtp.post_training"),
+    ("worldmtp/analysis/__init__.py", "import worldmtp.agents", "worldmtp.analysis", "worldmtp.agents"),
+    ("worldmtp/analysis/__init__.py", "import gymnasium", "worldmtp.analysis", "gymnasium"),
+    ("agents/ppo.py", "import worldmtp.agents.imagination", "worldmtp.agents.ppo", "worldmtp.agents.imagination"),
+    ("worldmtp/studies/__init__.py", "import worldmtp.envs", "worldmtp.studies", "worldmtp.envs"),
+    ("worldmtp/studies/__init__.py", "import worldmtp.agents", "worldmtp.studies", "worldmtp.agents"),
+    ("worldmtp/post_training/sft.py", "import worldmtp.agents.ppo", "worldmtp.post_training", "worldmtp.agents"),
+    ("envs/__init__.py", "import worldmtp.post_training", "worldmtp.envs", "worldmtp.post_training"),
+]
+SLOW = [pytest.param(*planted, marks=pytest.mark.slow) for planted in PLANTED[3:]]
+
+
+@pytest.mark.parametrize(("file", "line", "importer", "imported"), [*PLANTED[:3], *SLOW])
 def test_planted_violation_is_caught(project_copy: Path, file: str, line: str, importer: str, imported: str) -> None:
     with (project_copy / file).open("a", encoding="utf-8") as source:
         source.write(f"\n\n{line}\n")

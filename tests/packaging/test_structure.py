@@ -48,7 +48,7 @@ SOURCE_RULES = {
     "module docstring": Rule(no_docstring, "x = 1\n", '"""What it is."""\n'),
 }
 TEXT_RULES = {
-    "private path": Rule(private_path, "cd /" + "home/someone/project", "https://example.org/" + "home/page; a/work/b"),
+    "private path": Rule(private_path, "cd /" + "home/someone/project", "https://example.org/" + "home/page; a/work/b")
 }
 
 

@@ -13,10 +13,7 @@ NAN = math.nan
 
 def strip(predicted, probability, tokens=("a", "b"), **options):
     return TokenStrip(
-        tokens=tokens,
-        prompt_length=1,
-        rows=(StripRow("depth 1", (None, predicted), (NAN, probability)),),
-        **options,
+        tokens=tokens, prompt_length=1, rows=(StripRow("depth 1", (None, predicted), (NAN, probability)),), **options
     )
 
 
@@ -88,10 +85,7 @@ def test_a_strip_is_laid_out_in_blocks_with_every_label():
     # "realized " takes 9 of the 13 characters, "a " and "b " two each; "cc " would be the 14th to 16th.
     assert laid == (
         StripBlock(
-            (
-                ("realized", (StripCell("a", grey), StripCell("b", blue))),
-                ("depth 1", (StripCell("", empty), wrong)),
-            ),
+            (("realized", (StripCell("a", grey), StripCell("b", blue))), ("depth 1", (StripCell("", empty), wrong))),
             (2, 2),
         ),
         StripBlock((("realized", (StripCell("cc", blue),)), ("depth 1", (agreeing,))), (3,)),

@@ -20,10 +20,7 @@ env/scorer_errors env/scorer_timeouts sft/loss sft/mtp/loss_depth_2 sft/anything
 """
 
 
-@pytest.mark.parametrize(
-    "tag",
-    DOCUMENTED.split(),
-)
+@pytest.mark.parametrize("tag", DOCUMENTED.split())
 def test_documented_scalars_pass(tag):
     TAGS.check(tag, "scalar")
 

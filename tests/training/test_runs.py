@@ -144,3 +144,10 @@ def test_the_readme_trains_and_opens_its_run(tmp_path, monkeypatch, project_root
     assert capsys.readouterr().out.startswith(str(scope["result"].headline))
     assert (tmp_path / "runs" / "mine" / "DONE").exists()
     assert scope["config"].model.architecture == "llama"
+
+
+@pytest.mark.parametrize("content", [b"env: [", b"\xff\xfe\x00"], ids=["yaml", "bytes"])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged: (.|\n)*; put back the file that the run wrote"):
+        read_config(tmp_path)

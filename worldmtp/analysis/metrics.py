@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from worldmtp.analysis.artefacts import EvalArtefact
-from worldmtp.statistics import Interval, sums_interval
+from worldmtp.statistics import Interval, ratio_interval, sums_interval
 
 DepthArray = Float[np.ndarray, "batch length depth"]
 
@@ -60,11 +60,10 @@ class SequenceSums:
         self, depth: int, *, generator: np.random.Generator | int, level: float = 0.9, num_resamples: int = 2000
     ) -> Interval | None:
         """Return the interval at a depth, sequences resampled; None if fewer than two sequences reach it."""
-        used = self.count[:, depth - 1] > 0
-        if used.sum() < 2:
+        total, count = self.total[:, depth - 1], self.count[:, depth - 1]
+        if (count > 0).sum() < 2:
             return None
-        sums = np.stack([self.total[used, depth - 1], self.count[used, depth - 1].astype(np.float64)], axis=1)
-        return sums_interval(sums, _ratio, generator=generator, level=level, num_resamples=num_resamples)
+        return ratio_interval(total, count, generator=generator, level=level, num_resamples=num_resamples)
 
 
 def rooted_predictions(artefact: EvalArtefact) -> RootedPredictions:
@@ -268,7 +267,3 @@ def depth_scalars(artefact: EvalArtefact) -> dict[str, float]:
 
 def _sums(values: DepthArray, valid: Bool[np.ndarray, "batch length depth"]) -> SequenceSums:
     return SequenceSums(total=np.where(valid, values, 0.0).sum(axis=1), count=valid.sum(axis=1))
-
-
-def _ratio(totals: Float[np.ndarray, "resample 2"]) -> Float[np.ndarray, " resample"]:
-    return totals[:, 0] / totals[:, 1]

@@ -18,17 +18,16 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from worldmtp.analysis import figures, metrics
-from worldmtp.analysis.artefacts import EvalArtefact
+from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import header_cells, row_cells
-from worldmtp.analysis.token_strips import imagined_strip, token_strip
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval
 from worldmtp.tracking.progress import format_seconds
 from worldmtp.tracking.strips import strip_blocks
-from worldmtp.tracking.tensorboard import tensorboard_command
+from worldmtp.tracking.writers import tensorboard_command
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report.html.jinja"

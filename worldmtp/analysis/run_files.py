@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
-from worldmtp.tracking.records import METRICS_FILE, read_records
+from worldmtp.tracking.writers import METRICS_FILE, read_records
 
 ARTEFACT_DIRECTORY = "artefacts"
 CONFIG_FILE = "config.yaml"

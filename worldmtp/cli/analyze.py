@@ -1,24 +1,36 @@
-"""``worldmtp analyze <run dir>``: write the report of a run from what it saved; no model, no environment."""
+"""``worldmtp analyze <run dir>``: write the report of a run from what it saved; no model, no environment.
+
+Also the jobs of a sweep side by side: what tells them apart, and what each found. Jobs are known by their files alone,
+so that a sweep that was killed, or had jobs that failed, shows the others.
+"""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from worldmtp.analysis import write_report
 from worldmtp.analysis.run_files import RUN_FILES
-from worldmtp.cli.launch import fail_cleanly
-from worldmtp.cli.sweep import jobs_of, sweep_table
+from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
+from worldmtp.cli.errors import fail_cleanly
+from worldmtp.training.run_dir import CONFIG_FILE
+
+_NONE = "-"
+_DAMAGED = "damaged"
 
 
 def main() -> None:
-    """Console script."""
-    parser = argparse.ArgumentParser(prog="worldmtp analyze", description=__doc__)
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="worldmtp analyze", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run_dir", type=Path, help="directory of a run of worldmtp train")
     arguments = parser.parse_args()
     fail_cleanly(lambda: print(_report_of(arguments.run_dir)))
 
 
 def _report_of(run_dir: Path) -> Path:
-    """The report's path.
+    """Write the report and return its path.
 
     Raises:
         ValueError: the directory holds nothing of a run; the message names the jobs of a sweep that it holds.
@@ -36,3 +48,60 @@ def _report_of(run_dir: Path) -> Path:
             "printed."
         )
     return write_report(run_dir)
+
+
+def jobs_of(sweep_dir: Path) -> list[Path]:
+    """Return the run directories right below a directory, by name."""
+    return sorted(path.parent for path in sweep_dir.glob(f"*/{CONFIG_FILE}"))
+
+
+def sweep_table(sweep_dir: Path) -> str:
+    """Return one line a job: config values that differ between jobs, greedy exact match before and after, and the path.
+
+    "-" stands for what a job has not found, or not yet.
+    """
+    jobs = jobs_of(sweep_dir)
+    configs = [_flat(_read(job / CONFIG_FILE)) for job in jobs]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    differing = [key for key in keys if len({config.get(key, _NONE) for config in configs}) > 1]
+    header = [*(differing or ["seed"]), "greedy before", "greedy after", "directory"]
+    rows = [
+        [*(config.get(key, _NONE) for key in header[:-3]), *_found(job), str(job)]
+        for job, config in zip(jobs, configs, strict=True)
+    ]
+    return _aligned([header, *rows])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(config, dict)  # a run writes a mapping
+    return {str(key): value for key, value in config.items()}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return every value of a config as text, by its dotted key."""
+    values: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = str(value)
+    return values
+
+
+def _found(job: Path) -> tuple[str, str]:
+    """Return the greedy exact match of the first and of the last evaluation, with its interval; a study has none."""
+    path = job / SUMMARY_FILE
+    if not path.is_file():
+        return _NONE, _NONE
+    try:
+        arms = read_summary(path).arms
+    except ValueError:  # the other jobs are shown all the same
+        return _DAMAGED, _DAMAGED
+    return str(arms[0].exact), str(arms[-1].exact)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

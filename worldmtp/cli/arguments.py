@@ -1,13 +1,21 @@
-"""Values of a command line that several commands read: counts, seeds, and what an environment is made with."""
+"""Values of a command line that several commands read: counts, seeds, what an environment is made with, a model."""
 
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from worldmtp.training.config import TrainConfig
+from worldmtp.training.imports import import_user_modules
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, is_done, read_config
+
+_HUGGING_FACE_CONFIG = "config.json"
+_META_CONFIG = "params.json"
 
 
 def parse_kwargs(settings: Sequence[str]) -> dict[str, Any]:
-    """What ``--kwargs`` was given: JSON objects, and ``key=value`` with dots for nesting and JSON or text as value.
+    """Return what ``--kwargs`` gives: JSON objects, and ``key=value`` with dots for nesting, JSON or text as value.
 
     Raises:
         ValueError: a setting is neither.
@@ -54,3 +62,62 @@ def _whole(text: str, smallest: int) -> int:
     if not text.isdecimal() or int(text) < smallest:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {smallest} on.")
     return int(text)
+
+
+def newest_model(runs: Path) -> Path:
+    """Return the model of the run below ``runs`` that was finished last; studies leave none and are passed over.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ends = [mark for mark in runs.rglob(DONE_FILE) if (mark.parent / MODEL_FOLDER).is_dir()]
+    if not ends:
+        raise ValueError(
+            f"no finished run with a model below {runs.resolve()}; make the demo's with `make run` (four to seven "
+            "minutes) or `worldmtp train experiment=quickstart`, or name a run, a saved MTPModel or a Hugging Face "
+            "checkpoint by --model PATH."
+        )
+    return max(ends, key=lambda mark: mark.stat().st_mtime).parent / MODEL_FOLDER
+
+
+def run_config(path: Path) -> TrainConfig | None:
+    """Return the config of the run that ``path``, or the run's model there, belongs to; None where there is none."""
+    run_dir = path.parent if path.name == MODEL_FOLDER else path
+    return read_config(run_dir) if (run_dir / CONFIG_FILE).is_file() else None
+
+
+def import_run_modules(config: TrainConfig | None, imports: Sequence[str] = ()) -> None:
+    """Import what a run imported, where its environments and heads are registered, and then ``imports``.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    if config is not None:
+        import_user_modules(config.imports, option="the run's config has imports=")
+    import_user_modules(imports, option="--import ")
+
+
+def model_directory(path: Path, option: str) -> Path:
+    """Return where the model is that ``path`` names: there, or in the ``model/`` of a run.
+
+    Raises:
+        ValueError: there is none; ``option`` is what the message calls the path.
+    """
+    if not path.is_dir():
+        raise ValueError(
+            f"{option} {path} is not a directory; give a run directory, a saved MTPModel, or a checkpoint of a Hugging "
+            "Face causal LM on this machine."
+        )
+    if (path / _HUGGING_FACE_CONFIG).is_file() or (path / _META_CONFIG).is_file():
+        return path
+    if (path / MODEL_FOLDER / _HUGGING_FACE_CONFIG).is_file():
+        return path / MODEL_FOLDER
+    if (path / CONFIG_FILE).is_file() and not is_done(path):
+        raise ValueError(
+            f"{option} {path} is a run that has not come to its end, where it leaves {MODEL_FOLDER}/; go on with "
+            f"worldmtp train resume={path}, or give {path / 'sft' / MODEL_FOLDER} once that is there."
+        )
+    raise ValueError(
+        f"{option} {path} has neither {_HUGGING_FACE_CONFIG} nor {MODEL_FOLDER}/{_HUGGING_FACE_CONFIG}; give a run "
+        "directory, a saved MTPModel, or a checkpoint of a Hugging Face causal LM."
+    )

@@ -7,52 +7,59 @@
     worldmtp envs check worldmtp/MyTask-v0 --import ./my_envs.py
     worldmtp envs check worldmtp/ReasoningGym-v0 --kwargs task=gcd task_kwargs.max_value=50
 
-Here are the arguments; the work is in ``envs_list.py``, ``envs_check.py`` and ``envs_play.py``.
+Here are the arguments; the work is in ``envs_catalogue.py`` and ``envs_play.py``.
 """
 
 import argparse
 from pathlib import Path
 
-from worldmtp.cli.arguments import parse_kwargs, positive, whole_seed
-from worldmtp.cli.clean_exit import exit_cleanly, message_of, shows_traceback
+from worldmtp.cli.arguments import (
+    import_run_modules,
+    model_directory,
+    parse_kwargs,
+    positive,
+    run_config,
+    whole_seed,
+)
+from worldmtp.cli.errors import fail_cleanly
+from worldmtp.training.config import EnvConfig
 from worldmtp.training.imports import import_user_modules
 
 _ID = "a gymnasium id, or <module>:<id>, whose module is imported first; the current directory is searched"
 
 
 def main() -> None:
-    """Console script."""
+    """Run the command."""
     arguments = _parser().parse_args()
-    # What is expected to fail says what to do; a failed check says what was seen.
-    expected = (ValueError, TypeError, OSError, AssertionError)
-    exit_cleanly(lambda: _run(arguments), lambda: expected, message_of, shows_traceback())
+    fail_cleanly(lambda: _run(arguments), also=(AssertionError,))  # a failed check says what was seen
 
 
 def _run(arguments: argparse.Namespace) -> None:
     known = _registered()
     import_user_modules(arguments.imports, option="--import ")
     if arguments.command == "list":
-        from worldmtp.cli.envs_list import list_envs
+        from worldmtp.cli.envs_catalogue import list_envs
 
         list_envs(arguments.pattern, sorted(_registered() - known), as_json=arguments.json)
         return
-    kwargs = parse_kwargs(arguments.kwargs)
+    env = EnvConfig(arguments.id, parse_kwargs(arguments.kwargs))
     if arguments.command == "check":
-        from worldmtp.cli.envs_check import check_env
+        from worldmtp.cli.envs_catalogue import check_env
 
-        check_env(arguments.id, kwargs, arguments.episodes, arguments.seed, arguments.examples)
+        check_env(env.id, env.kwargs, arguments.episodes, arguments.seed, arguments.examples)
     else:
         from worldmtp.cli.envs_play import play_env
 
         player = None
         if arguments.model is not None:
-            from worldmtp.cli.evaluate import environment_kwargs, load_policy_model
-            from worldmtp.cli.find_model import model_directory
+            from worldmtp.cli.evaluate import environment_of, load_policy_model
 
             directory = model_directory(arguments.model, "--model")
-            kwargs = environment_kwargs(arguments.model, directory, arguments.id, kwargs)
+            trained = run_config(arguments.model)
+            import_run_modules(trained)
+            env = environment_of(trained, directory, env.id, env.kwargs)
             player = load_policy_model(directory, "cpu")
-        play_env(arguments.id, kwargs, arguments.split, arguments.episodes, arguments.seed, player)
+        play_env(env, arguments.split, arguments.episodes, arguments.seed, player)
 
 
 def _registered() -> set[str]:

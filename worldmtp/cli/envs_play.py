@@ -1,6 +1,6 @@
 """``worldmtp envs play <id>``: a person is the policy, a line of the terminal an answer or a turn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -8,25 +8,27 @@ import numpy as np
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.dataset import draw_examples
-from worldmtp.envs.make import make_text_vec
 from worldmtp.envs.task import Example, TurnTask
 from worldmtp.model import MTPModel
+from worldmtp.training.config import EnvConfig
+from worldmtp.training.make import check_fits, make_env
 
 
-def play_env(
-    env_id: str, kwargs: dict[str, Any], split: str, num_episodes: int, seed: int, model: MTPModel | None = None
-) -> None:
+def play_env(env: EnvConfig, split: str, num_episodes: int, seed: int, model: MTPModel | None = None) -> None:
     """Ask, read lines and tell what they earned, until the episodes are over or the input is.
 
     A model plays in the person's place, greedily; what it writes and what the world replies are set apart.
 
     Raises:
-        ValueError: the environment cannot be made, or the split cannot be filled.
+        ValueError: the environment cannot be made, the split cannot be filled, or the model does not fit.
     """
     # What is asked is drawn here; the pool, which every environment has, may be small.
-    envs = make_text_vec(env_id, 1, **{"pool_size": 1} | kwargs)
+    envs = make_env(replace(env, kwargs={"pool_size": 1} | env.kwargs), 1)
+    if model is not None:
+        check_fits(model.config, envs)
+        model.limit_tokens(envs.tokenizer.vocab_size)
     examples = draw_examples(
-        envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=envs.problem.heldout_fraction
+        envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=envs.dataset.heldout_fraction
     )
     scores = []
     for number, example in enumerate(examples, start=1):
@@ -55,7 +57,7 @@ class _Turn:
 
 
 def _play_episode(envs: TextVectorEnv, example: Example, split: str) -> dict[str, Any] | None:
-    """What the environment said of the ended text; None where the input ended first."""
+    """Return what the environment said of the ended text; None where the input ended first."""
     obs, _ = envs.reset(options={"split": split, "group_size": 1, "prompts": [example]})
     print(example.prompt)
     length = int(obs["length"][0, 0])
@@ -121,7 +123,7 @@ def _take_turn(envs: TextVectorEnv, ids: list[int], length: int) -> tuple[_Turn,
 
 
 def _read_ids(envs: TextVectorEnv) -> list[int] | None:
-    """The tokens of the next line that can be written; None at the end of the input."""
+    """Return the tokens of the next line that can be written; None at the end of the input."""
     while True:
         try:
             line = input("> ")
@@ -134,7 +136,7 @@ def _read_ids(envs: TextVectorEnv) -> list[int] | None:
 
 
 def _tell(final: dict[str, Any], example: Example) -> None:
-    """The account of an ended episode."""
+    """Print the account of an ended episode."""
     print(f"score {final['score']:.3f}, {'solved' if final['exact'] else 'not solved'}, reason: {final['reason']}")
     components = {name: values[0] for name, values in final["components"].items() if not name.startswith("_")}
     if components:

@@ -12,12 +12,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldmtp.cli.arguments import parse_kwargs, positive, whole_seed
-from worldmtp.cli.find_model import model_directory
-from worldmtp.cli.launch import fail_cleanly
-from worldmtp.training.config import EnvConfig
-from worldmtp.training.imports import import_user_modules
-from worldmtp.training.run_dir import CONFIG_FILE, read_config
+from worldmtp.cli.arguments import (
+    import_run_modules,
+    model_directory,
+    parse_kwargs,
+    positive,
+    run_config,
+    whole_seed,
+)
+from worldmtp.cli.errors import fail_cleanly
+from worldmtp.training.config import EnvConfig, TrainConfig
 
 if TYPE_CHECKING:
     from worldmtp.model import MTPModel
@@ -32,15 +36,14 @@ def main() -> None:
 def _run(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.temperature < float("inf"):
         raise ValueError(f"--temperature {arguments.temperature} must be positive; greedy answers are counted as well.")
-    import_user_modules(arguments.imports, option="--import ")
     directory = model_directory(arguments.model, "--model")
-    kwargs = environment_kwargs(arguments.model, directory, arguments.env, parse_kwargs(arguments.kwargs))
+    trained = run_config(arguments.model)
+    import_run_modules(trained, arguments.imports)
+    env = environment_of(trained, directory, arguments.env, parse_kwargs(arguments.kwargs))
     from worldmtp.training.evaluation import evaluate_model
 
     model = load_policy_model(directory, arguments.device)
-    found = evaluate_model(
-        model, EnvConfig(arguments.env, kwargs), arguments.num_prompts, arguments.temperature, arguments.seed
-    )
+    found = evaluate_model(model, env, arguments.num_prompts, arguments.temperature, arguments.seed)
     if arguments.json:
         print(
             json.dumps(
@@ -57,15 +60,15 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
-def environment_kwargs(path: Path, directory: Path, env_id: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what the environment of a checkpoint is made with.
+def environment_of(trained: TrainConfig | None, directory: Path, env_id: str, given: dict[str, Any]) -> EnvConfig:
+    """Return the environment of a checkpoint.
 
-    The tokenizer beside the model, then what the run at ``path`` was trained with where it had this environment, then
-    what was given.
+    It is made with the tokenizer beside the model, then with what the run was trained with where it had this
+    environment, its wrappers included, then with what was given.
     """
-    trained = read_config(path).env if (path / CONFIG_FILE).is_file() else None
-    kwargs = trained.kwargs if trained is not None and trained.id == env_id else {}
-    return {"tokenizer": f"transformers:{directory}"} | kwargs | given
+    same = trained.env if trained is not None and trained.env.id == env_id else EnvConfig(env_id)
+    kwargs = {"tokenizer": f"transformers:{directory}"} | same.kwargs | given
+    return EnvConfig(env_id, kwargs, same.wrappers)
 
 
 def load_policy_model(directory: Path, device: str | None) -> "MTPModel":

@@ -46,7 +46,7 @@ class Marks:
 
     @classmethod
     def for_encoding(cls, encoding: str) -> "Marks":
-        """Those that can be written in ``encoding``."""
+        """Return those that can be written in ``encoding``."""
         try:
             "✓✗–→␣…".encode(encoding)
         except UnicodeEncodeError:
@@ -54,7 +54,7 @@ class Marks:
         return cls()
 
     def of(self, fate: Fate) -> str:
-        """The mark of a fate."""
+        """Return the mark of a fate."""
         return {Fate.ACCEPTED: self.accepted, Fate.REFUSED: self.refused}.get(fate, self.unreached)
 
 
@@ -66,7 +66,7 @@ class _Writing:
     marks: Marks
 
     def token(self, token: int) -> str:
-        """A token by itself: escaped, its spaces visible, and not too long."""
+        """Return a token by itself: escaped, its spaces visible, and not too long."""
         piece: str | None = self.tokenizer.convert_ids_to_tokens([token])[0]
         if piece is None:  # an id of the model that the tokenizer has no text for
             return f"<{token}>"
@@ -80,7 +80,7 @@ class _Writing:
         return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + self.marks.cut
 
     def grown(self, before: Sequence[int], parts: Sequence[tuple[Sequence[int], str]], width: int) -> Text:
-        """A text and what was added to it, part by part in its style; its end where it is wider than ``width``."""
+        """Return a text and what was added to it, part by part in its style; its end if it is wider than ``width``."""
         tokens, old = list(before), self._text(before)
         written = Text(old)
         for part, style in parts:
@@ -240,7 +240,7 @@ def _text_after(one: ExplainedRound, writing: _Writing, width: int) -> Text:
 
 
 def _guesses(guesses: Sequence[Guess], drafted: Sequence[int], writing: _Writing) -> list[Text]:
-    """Tokens with their probabilities, those that were drafted in bold."""
+    """Return tokens with their probabilities, those that were drafted in bold."""
     return [
         Text(f"{writing.token(guess.token)} {_percent(guess.probability)}", "bold" if guess.token in drafted else "")
         for guess in guesses
@@ -268,7 +268,7 @@ def _verdict(candidates: Sequence[DraftedToken], writing: _Writing) -> Text:
 
 
 def _packed(parts: Sequence[Text], width: int = _NARROW) -> Text:
-    """Parts side by side, on further lines where they do not fit, and none broken."""
+    """Return parts side by side, on further lines where they do not fit, and none broken."""
     lines = [Text()]
     for part in parts:
         if lines[-1] and len(lines[-1]) + 2 + len(part) > width:
@@ -282,5 +282,5 @@ def _percent(probability: float) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Control characters and line ends as a program would write them."""
+    """Return control characters and line ends as a program would write them."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -18,16 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from worldmtp.cli.find_model import model_directory, newest_model
+from worldmtp.cli.arguments import import_run_modules, model_directory, newest_model, run_config
+from worldmtp.cli.errors import fail_cleanly
 from worldmtp.cli.generate_config import AUTO, DEFAULT_BATCH_SIZE, DRAFTS, GenerateConfig
-from worldmtp.cli.launch import fail_cleanly
 
 RUNS = Path("runs")
 """Where ``worldmtp train`` leaves its runs, seen from where it was started."""
 
 
 def main() -> None:
-    """Console script."""
+    """Run the command."""
     arguments = _parser().parse_args()
     fail_cleanly(lambda: _run(arguments))
 
@@ -61,6 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         directory, remark = model_directory(arguments.model, "--model"), ""
     print(f"model: {directory}{remark}", file=sys.stderr)
+    import_run_modules(run_config(directory))
     from worldmtp.cli.generation import explain_prompt, write_texts
 
     if config.explain:

@@ -66,6 +66,6 @@ def _known_characters(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _is_of_characters(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it is a CharTokenizer's, which has no token for what it does not know."""
+    """Return whether it is a CharTokenizer's, which has no token for what it does not know."""
     ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     return tokenizer.unk_token_id is None and all(len(token) == 1 for token in ordinary)

@@ -14,15 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from worldmtp.cli.schema import twin
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.resume import MAY_DIFFER, check_iterations, may_differ
 from worldmtp.training.run_dir import CONFIG_FILE, is_done
+from worldmtp.training.runs import MAY_DIFFER, check_iterations, may_differ
 
 _GROUPS = ("logger", "profile")
 _KEY = "resume="
 
 
 def resume_argument(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
-    """The run directory that a command line's ``resume=`` names, and its other arguments; None without one."""
+    """Return the run directory that ``resume=`` names, and the other arguments; None without one."""
     named, others = [], []
     for argument in arguments:
         bare = argument.lstrip("+")
@@ -36,7 +36,7 @@ def resume_argument(arguments: Sequence[str]) -> tuple[Path, list[str]] | None:
 
 
 def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
-    """The config of ``run_dir`` with ``overrides``. A study that is done may be resumed: it is summarised anew.
+    """Return the config of a run with overrides. A study that is done may be resumed: it is summarised anew.
 
     Raises:
         ValueError: there is no run, it is done, or an override would make it another run.
@@ -66,7 +66,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def saved_config(run_dir: Path) -> DictConfig:
-    """The config of the run in ``run_dir``, as ``claim`` wrote it.
+    """Return the config of the run in ``run_dir``, as ``claim`` wrote it.
 
     Raises:
         ValueError: there is none.

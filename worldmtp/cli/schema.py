@@ -1,19 +1,34 @@
-"""The shape that Hydra checks types and names against when it composes a training config.
+"""The config tree as Hydra composes it: a schema of types and names, an option an environment, users' directories.
 
 OmegaConf cannot fill a frozen dataclass, so the schema is an unfrozen twin of each, made by ``twin`` from its fields.
 ``build`` goes back: plain values into the frozen dataclass, which checks them. No DictConfig leaves this package.
 """
 
 import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 
+import gymnasium
 import omegaconf
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from worldmtp.training.config import config_from_dict
+import worldmtp.envs  # noqa: F401 - registers
+from worldmtp.training.config import TrainConfig, config_from_dict
 
 Config = TypeVar("Config")
+
+CONFIG_TREE = "pkg://worldmtp.configs"
+CONFIG_PATH_VARIABLE = "WORLDMTP_CONFIG_PATH"
 
 
 def twin(frozen: type) -> type:
@@ -45,3 +60,80 @@ def build(frozen: type[Config], node: DictConfig) -> Config:
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)  # of a mapping
     return config_from_dict(frozen, {str(key): value for key, value in values.items()})
+
+
+class UserConfigDirectories(SearchPathPlugin):
+    """Directories of $WORLDMTP_CONFIG_PATH come first, so that a file there replaces the shipped one of its name."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Prepend them, the first named the first searched.
+
+        Raises:
+            ValueError: one is not a directory.
+        """
+        named = [name for name in os.environ.get(CONFIG_PATH_VARIABLE, "").split(os.pathsep) if name]
+        for name in reversed(named):
+            directory = Path(name).expanduser().resolve()
+            if not directory.is_dir():
+                raise ValueError(
+                    f"{CONFIG_PATH_VARIABLE} names {name!r}, which is not a directory; expected directories of config "
+                    f"groups, separated by {os.pathsep!r}."
+                )
+            search_path.prepend(provider=CONFIG_PATH_VARIABLE, path=f"file://{directory}")
+
+
+def register() -> None:
+    """Make the schema and the user's directories known to Hydra; harmless to repeat."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=twin(TrainConfig))
+    with_settings = {
+        entry.name.removesuffix(".yaml") for entry in (resources.files("worldmtp.configs") / "env").iterdir()
+    }
+    for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
+        # Hydra would merge a file of the same name with this one.
+        if option_name(env_id) not in with_settings:
+            store.store(group="env", name=option_name(env_id), node={"id": env_id, "kwargs": {}})
+    OmegaConf.register_new_resolver("config_digest", _digest_of_task, replace=True)
+    plugins = Plugins.instance()
+    if UserConfigDirectories not in plugins.discover(SearchPathPlugin):
+        plugins.register(UserConfigDirectories)
+
+
+def option_name(env_id: str) -> str:
+    """Return the name that chooses a registered environment: ``spell_backward`` of ``worldmtp/SpellBackward-v0``."""
+    name = env_id.rpartition("/")[2].rpartition("-v")[0]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _digest_of_task(*, _root_: DictConfig) -> str:
+    """Return ``${config_digest:}``: eight hexadecimal digits of the config, whatever the order of its keys.
+
+    Jobs of a sweep are named by it, so that a value is found again wherever it stands on the command line.
+    """
+    config = OmegaConf.masked_copy(_root_, [key for key in map(str, _root_) if key != "hydra"])
+    return hashlib.sha256(OmegaConf.to_yaml(config, resolve=True, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def known_keys(arguments: Sequence[str]) -> list[str]:
+    """Return the dotted keys of the schema, the groups, and the keys of a shipped study that is chosen."""
+    tree = resources.files("worldmtp.configs")
+    groups = [entry.name for entry in tree.iterdir() if entry.is_dir() and not entry.name.startswith("__")]
+    keys = [*flat_keys(OmegaConf.structured(twin(TrainConfig))), *groups]
+    chosen = {argument.rpartition("=")[2] for argument in arguments}
+    for entry in (tree / "study").iterdir():
+        if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
+            study = OmegaConf.create(entry.read_text(encoding="utf-8"))
+            assert isinstance(study, DictConfig)  # a mapping, not a list
+            keys += flat_keys(study, "study.")
+    return keys
+
+
+def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Return every dotted key of a config, those of its groups included."""
+    keys: list[str] = []
+    for name in map(str, config):
+        key = f"{prefix}{name}"
+        keys.append(key)
+        if not OmegaConf.is_missing(config, name) and isinstance(config[name], DictConfig):
+            keys += flat_keys(config[name], f"{key}.")
+    return keys

@@ -6,30 +6,31 @@
     worldmtp train experiment=head_families profile.num_jobs=2
     worldmtp train resume=runs/quickstart/2026-01-31_12-00-00_seed0
 
-Here Hydra composes the config; the run is ``worldmtp.training.run``.
+Here Hydra composes the config; the run is ``worldmtp.training.run``. Nothing imports torch before it starts, so that
+``--help`` and ``--cfg job`` answer at once.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from worldmtp.cli.clean_exit import message_of
-from worldmtp.cli.launch import fail_cleanly, launch
+from worldmtp.cli.analyze import sweep_table
+from worldmtp.cli.errors import TRACEBACK_VARIABLE, fail_cleanly, message_of, shows_traceback
 from worldmtp.cli.resume import resume_argument, resumed_config
-from worldmtp.cli.schema import build
-from worldmtp.cli.sweep import sweep_table
+from worldmtp.cli.schema import CONFIG_TREE, build, register
 from worldmtp.training import TrainConfig
 from worldmtp.training import run as run_config
-from worldmtp.training.run_dir import CONFIG_FILE, discard_failed_start
-from worldmtp.training.run_log import LOG_FILE, run_log
+from worldmtp.training.run_dir import CONFIG_FILE, discard_failed_start, run_log
 
 
 def main() -> None:
-    """Console script."""
+    """Run the command."""
     resumed = resume_argument(sys.argv[1:])
     if resumed is None:
         sweeps: set[Path] = set()
@@ -78,7 +79,7 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
     try:
         config = build(TrainConfig, node)
     except Exception:
-        discard_failed_start(run_dir, LOG_FILE)
+        discard_failed_start(run_dir)
         raise
     try:
         result = run_config(config, run_dir, resumes=resumes)
@@ -87,3 +88,51 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
         raise SystemExit(130) from None
     print(f"\n{result.closing}")
     return result.headline
+
+
+def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
+    """Run ``task`` under Hydra with this process's arguments; an expected error ends with its message and code 1."""
+    register()
+    sys.argv[1:] = flags_first(sys.argv[1:])
+    with_traceback = shows_traceback()
+    # Else Hydra prints and exits by itself, and nobody can add what was probably meant.
+    os.environ[TRACEBACK_VARIABLE] = "1"
+    decorated = hydra.main(version_base="1.3", config_path=CONFIG_TREE, config_name=config_name)(task)
+
+    def start() -> None:
+        try:
+            decorated()
+        except OSError as error:
+            if not hasattr(error, "__notes__"):  # not from a run, which says how it is taken up again
+                error.add_note("Output goes where hydra.run.dir=... and hydra.sweep.dir=... choose.")
+            raise
+
+    fail_cleanly(start, with_traceback)
+
+
+_FLAGS_WITH_VALUE = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
+)
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return the command line with Hydra's flags before the overrides.
+
+    Hydra's parser takes overrides that stand behind a flag for unknown arguments where others stand before it.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            overrides.append(argument)
+        elif argument in ("--info", "-i"):  # its value is optional, and an override that follows would be taken for it
+            flags.append(f"--info={rest.pop(0) if rest and rest[0] in _INFO else 'all'}")
+        else:
+            flags.append(argument)
+            if argument in _FLAGS_WITH_VALUE and rest:
+                flags.append(rest.pop(0))
+    return flags + overrides

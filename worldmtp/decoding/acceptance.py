@@ -103,9 +103,7 @@ class Verdict:
 
 
 def accept_greedy(
-    drafts: Int[Tensor, "row draft"],
-    num_drafts: Int[Tensor, " row"],
-    logits: Float[Tensor, "row place vocab"],
+    drafts: Int[Tensor, "row draft"], num_drafts: Int[Tensor, " row"], logits: Float[Tensor, "row place vocab"]
 ) -> Verdict:
     """Accept the drafts that are the most likely tokens."""
     return _accept_equal(drafts, num_drafts, logits.argmax(dim=-1))
@@ -146,9 +144,7 @@ def accept_sampled(
 
 
 def acceptance_probability(
-    drafts: Int[Tensor, "row draft"],
-    log_q: Float[Tensor, "row draft vocab"],
-    log_p: Float[Tensor, "row draft vocab"],
+    drafts: Int[Tensor, "row draft"], log_q: Float[Tensor, "row draft vocab"], log_p: Float[Tensor, "row draft vocab"]
 ) -> Float[Tensor, "row draft"]:
     """Return min(1, p(x) / q(x)), and zero for a draft that q cannot have drawn."""
     index = drafts[..., None]
@@ -227,7 +223,9 @@ class LossyTypical:
         self, drafts: Int[Tensor, "row place"], logits: Float[Tensor, "row place vocab"]
     ) -> Bool[Tensor, "row place"]:
         """Return which drafts are accepted, by the processed logits at their places."""
-        return is_typical(drafts, logits.log_softmax(dim=-1), self.epsilon, self.delta)
+        log_probs = logits.log_softmax(dim=-1)
+        probs = log_probs.gather(2, drafts[..., None])[..., 0].exp()
+        return probs > typical_threshold(log_probs, self.epsilon, self.delta)
 
 
 @dataclass(frozen=True)
@@ -249,8 +247,16 @@ class LossyTopN:
     def accepts(
         self, drafts: Int[Tensor, "row place"], logits: Float[Tensor, "row place vocab"]
     ) -> Bool[Tensor, "row place"]:
-        """Return which drafts are accepted, by the processed logits at their places."""
-        return is_near_top(drafts, logits, self.n, self.delta)
+        """Return which drafts are accepted, by the processed logits at their places; ties go to the lower token.
+
+        Ranks are of the logits, as greedy choices are: their log-softmax may round two of them to one.
+        """
+        own = logits.gather(2, drafts[..., None])
+        index = torch.arange(logits.shape[2], device=logits.device)
+        rank = ((logits > own) | ((logits == own) & (index < drafts[..., None]))).sum(dim=-1)
+        probs = logits.softmax(dim=-1)
+        own_probs = probs.gather(2, drafts[..., None])[..., 0]
+        return (rank < self.n) & (own_probs >= probs.amax(dim=-1) - self.delta) & (own_probs > 0)
 
 
 LossyRule = LossyTypical | LossyTopN
@@ -261,29 +267,6 @@ def typical_threshold(
 ) -> Float[Tensor, "*place"]:
     """Return min(epsilon, delta exp(-H(p))), H in nats."""
     return (delta * (-entropy_per_token(log_probs)).exp()).clamp_max(epsilon)
-
-
-def is_typical(
-    tokens: Int[Tensor, "row place"], log_probs: Float[Tensor, "row place vocab"], epsilon: float, delta: float
-) -> Bool[Tensor, "row place"]:
-    """Return whether p(x) > min(epsilon, delta exp(-H(p)))."""
-    probs = log_probs.gather(2, tokens[..., None])[..., 0].exp()
-    return probs > typical_threshold(log_probs, epsilon, delta)
-
-
-def is_near_top(
-    tokens: Int[Tensor, "row place"], logits: Float[Tensor, "row place vocab"], n: int, delta: float
-) -> Bool[Tensor, "row place"]:
-    """Return whether x is among the n most likely, p(x) >= max p - delta and p(x) > 0; ties go to the lower token.
-
-    Ranks are of the logits, as greedy choices are: their log-softmax may round two of them to one.
-    """
-    own = logits.gather(2, tokens[..., None])
-    index = torch.arange(logits.shape[2], device=logits.device)
-    rank = ((logits > own) | ((logits == own) & (index < tokens[..., None]))).sum(dim=-1)
-    probs = logits.softmax(dim=-1)
-    own_probs = probs.gather(2, tokens[..., None])[..., 0]
-    return (rank < n) & (own_probs >= probs.amax(dim=-1) - delta) & (own_probs > 0)
 
 
 def accept_lossy_tree(tree: Tree, is_accepted: Bool[Tensor, "row node"], targets: Int[Tensor, "row node"]) -> Verdict:

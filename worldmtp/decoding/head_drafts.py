@@ -158,9 +158,6 @@ class HeadDraft(ABC):
             logits=tuple(views),
         )
 
-    def _embed(self, tokens: Int[Tensor, "row query"]) -> Float[Tensor, "row query hidden"]:
-        return self._model.embed(tokens)
-
 
 class RootDraft(HeadDraft):
     """Drafts by heads without attention: nothing is kept of a row but its root's carry."""
@@ -189,7 +186,7 @@ class RootDraft(HeadDraft):
         for ahead in range(num_depths):
             depth = min(ahead + 2, self._model.config.depth)
             if isinstance(heads, ActionConditionalHead):
-                carry = heads.forward_depth(depth, carry, self._embed(tokens), itself, root)
+                carry = heads.forward_depth(depth, carry, self._model.embed(tokens), itself, root)
                 tokens = yield heads.read(depth, carry)
             else:
                 yield heads.forward_depth(depth, carry, itself, root)
@@ -267,7 +264,7 @@ class WindowedDraft(HeadDraft):
             cache.write_at(slots, extent)
             if isinstance(heads, ActionConditionalHead):
                 ahead = (real + depth - 1).clamp_max(texts.capacity - 1)
-                embeds = self._embed(texts.ids.gather(1, ahead))
+                embeds = self._model.embed(texts.ids.gather(1, ahead))
                 carry = heads.forward_depth(depth, carry, embeds, allowed[:, None], real, cache)
                 yield carry
             else:
@@ -316,6 +313,6 @@ class BranchDraft(WindowedDraft):
             allowed = (keys <= slots[..., None]) & (keys >= 1)
             self._caches[0].write_at(slots, extent)
             carry = heads.forward_depth(
-                depth, carry, self._embed(tokens), allowed[:, None], newest - 1, self._caches[0]
+                depth, carry, self._model.embed(tokens), allowed[:, None], newest - 1, self._caches[0]
             )
             tokens = yield heads.read(depth, carry)

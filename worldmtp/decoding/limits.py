@@ -128,10 +128,7 @@ class StopRule:
 
 
 def first_stop(
-    new: Int[Tensor, "row length"],
-    old_lengths: Int[Tensor, " row"],
-    lengths: Int[Tensor, " row"],
-    rule: StopRule,
+    new: Int[Tensor, "row length"], old_lengths: Int[Tensor, " row"], lengths: Int[Tensor, " row"], rule: StopRule
 ) -> tuple[Int[Tensor, " row"], Bool[Tensor, " row"]]:
     """Return the lengths of rows of new tokens, cut at their ends, and whether each row has ended.
 
@@ -155,12 +152,7 @@ def first_stop(
     return torch.where(is_done, first, lengths), is_done
 
 
-def make_stop_rule(
-    eos_token_id: Any,
-    stop_sequences: Any,
-    max_new_tokens: Any,
-    vocab_size: int,
-) -> StopRule:
+def make_stop_rule(eos_token_id: Any, stop_sequences: Any, max_new_tokens: Any, vocab_size: int) -> StopRule:
     """Return the rule of a caller's arguments, for a model with that vocabulary.
 
     Raises:
@@ -219,7 +211,7 @@ def as_integer(name: str, value: Any, expected: str = "an integer") -> int:
 
 
 def as_widths(name: str, widths: Iterable[SupportsIndex] | None) -> tuple[int, ...] | None:
-    """Return numbers of candidates as Python's integers; None stays None.
+    """Return the numbers of candidates as Python's integers; None stays None.
 
     Raises:
         TypeError: one of them is not an integer.

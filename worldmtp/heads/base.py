@@ -9,13 +9,14 @@ which may be wider than the latent (tokens drafted so far) or stand before its n
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.block import make_norm
 from worldmtp.model.config import MTPConfig
@@ -310,3 +311,34 @@ class PointwiseHead(ParallelHead):
         """Return ``transform`` after the depth's norm; mask, positions and cache do not matter."""
         self.check_depth(depth)
         return self.output.norm(depth, self.transform(depth, trunk_hidden))
+
+
+def head_latents(
+    heads: ActionConditionalHead | ParallelHead,
+    features: TrunkFeatures,
+    embed_ahead: Callable[[int], Float[Tensor, "batch time hidden"]],
+    allowed: Bool[Tensor, "batch 1 time time"],
+    position_ids: Int[Tensor, "batch time"],
+    depths: Iterable[int],
+) -> dict[int, Float[Tensor, "batch time hidden"]]:
+    """Return teacher-forced latents of depths over real text, every position at once; a chain makes those in between.
+
+    Depth k at position i reads the real token x_{i+k-1}. Where that lies beyond the row or the document it reads what
+    happens to stand there; nobody's target asks for it, and no other position sees it. ``embed_ahead(n)`` gives the
+    embeddings of the tokens n ahead of each position.
+    """
+    wanted = sorted(set(depths))
+    carry = heads.begin(features)
+    if isinstance(heads, ParallelHead):
+        return {depth: heads.forward_depth(depth, carry, allowed, position_ids) for depth in wanted}
+    latents: dict[int, Tensor] = {}
+    cache = DynamicCache() if heads.attention == "branch" else None
+    own_branch = torch.eye(allowed.shape[-1], dtype=torch.bool, device=allowed.device)[None, None]
+    mask = allowed
+    for depth in range(2, max(wanted, default=1) + 1):
+        if depth > 2 and heads.attention == "branch":
+            mask = torch.cat([mask, own_branch.expand(mask.shape[0], -1, -1, -1)], dim=-1)
+        carry = heads.forward_depth(depth, carry, embed_ahead(depth - 1), mask, position_ids, cache)
+        if depth in wanted:
+            latents[depth] = heads.read(depth, carry)
+    return latents

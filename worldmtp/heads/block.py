@@ -30,16 +30,16 @@ class BlockSpec:
     config: PreTrainedConfig
 
     def make_layer(self) -> nn.Module:
-        """A fresh layer; its cache index is 0."""
+        """Return a fresh layer; its cache index is 0."""
         return self.layer_class(self.config, 0)
 
     def make_rotary(self) -> nn.Module:
-        """Position embeddings for the layers; it has no weights."""
+        """Return position embeddings for the layers; it has no weights."""
         return self.rotary_class(self.config)
 
 
 def resolve_head_block(head_block: str, trunk: PreTrainedModel) -> str:
-    """``"trunk"`` or ``"llama"``; ``"auto"`` is whichever serves.
+    """Return ``"trunk"`` or ``"llama"``; ``"auto"`` is whichever serves.
 
     Raises:
         ValueError: the trunk's layer was asked for and cannot serve.
@@ -56,7 +56,7 @@ def resolve_head_block(head_block: str, trunk: PreTrainedModel) -> str:
 
 
 def make_block_spec(head_block: str, trunk: PreTrainedModel) -> BlockSpec:
-    """What the heads' decoder layers are made of."""
+    """Return what the heads' decoder layers are made of."""
     if head_block == "trunk":
         spec = BlockSpec(*_trunk_classes(trunk), _one_layer_config(trunk.config.get_text_config()))
     else:
@@ -68,7 +68,7 @@ def make_block_spec(head_block: str, trunk: PreTrainedModel) -> BlockSpec:
 
 
 def make_norm(head_block: str, trunk: PreTrainedModel) -> nn.Module:
-    """A norm of the trunk's class: some trunks' are centred on zero, and checkpoints carry their weights.
+    """Return a norm of the trunk's class: some trunks' are centred on zero, and checkpoints carry their weights.
 
     The final norm tells the class. A layer's first norm, which transformers' own MTP layers go by, is a gated one of
     another interface where the trunk ends in linear attention.

@@ -39,7 +39,7 @@ class BlockwiseHead(PointwiseHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """Four times the trunk's width."""
+        """Choose four times the trunk's width."""
         return FamilyDefaults(head_width=4 * trunk_config.hidden_size)
 
     def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time width"]:

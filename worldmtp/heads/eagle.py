@@ -55,7 +55,7 @@ class BranchAttention(nn.Module):
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """What the values say; every query must be allowed one key at least."""
+        """Return what the values say; every query must be allowed one key at least."""
         queries, keys, values = (
             projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, query, head_dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -78,7 +78,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        """Apply it."""
+        """Return the layer's output."""
         return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
@@ -102,7 +102,7 @@ class EagleLayer(nn.Module):
         attention_mask: Bool[Tensor, "mask_batch 1 query key"],
         cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """The equation above."""
+        """Return g^k of the equation above."""
         halves = [self.embedding_norm(token_embeds), self.hidden_norm(carry)]
         if self.hidden_first:
             halves.reverse()
@@ -136,7 +136,7 @@ class EagleHead(ActionConditionalHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """One layer for all depths, fed back before its own output norm, over three layers of the trunk."""
+        """Choose one layer for all depths, fed back before its own output norm, over three layers of the trunk."""
         return FamilyDefaults(
             share_depths=True,
             recycle_stage="pre_norm",
@@ -146,7 +146,7 @@ class EagleHead(ActionConditionalHead):
         )
 
     def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time hidden"]:
-        """g^1 of the equation above."""
+        """Return g^1 of the equation above."""
         if self.fuse is None:
             return super().begin(features)
         read = torch.cat(features.layers, dim=-1) if self.feature_layers else super().begin(features)
@@ -161,14 +161,14 @@ class EagleHead(ActionConditionalHead):
         position_ids: Int[Tensor, "batch query"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; ``cache`` holds the keys of depth 2, then one of each depth of the branch."""
+        """Return carries of one depth; ``cache`` holds the keys of depth 2, then one of each depth of the branch."""
         rotation = self.rotary_emb(carry, position_ids + depth - 2)
         hidden = self.set_of(depth, self.layers)(carry, token_embeds, rotation, attention_mask, cache)
         return self.carry_of(depth, hidden)
 
 
 def _three_layers(num_layers: int) -> tuple[int, ...]:
-    """The released code reads what *enters* layers 2, L/2 and L - 3; small trunks give first, middle and last."""
+    """Return the released code's layers, which *enter* 2, L/2 and L - 3; of small trunks first, middle and last."""
     if num_layers >= _MIN_LAYERS_OF_PAPER:
         return (1, num_layers // 2 - 1, num_layers - 4)
     return tuple(sorted({0, num_layers // 2, num_layers - 1}))
@@ -180,7 +180,7 @@ def _inner_width(trunk_config: PreTrainedConfig) -> int:
 
 
 def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConfig:
-    """Heads, groups and rotation as the trunk's where it has them, in the names of a Llama config."""
+    """Return heads, groups and rotation as the trunk's where it has them, in the names of a Llama config."""
     num_heads = trunk_config.num_attention_heads
     head_dim = getattr(trunk_config, "head_dim", None) or trunk_config.hidden_size // num_heads
     if head_dim % 2:

@@ -35,7 +35,7 @@ class GroundedMLP(nn.Module):
         self.output = (ZeroLinear if starts_at_zero else nn.Linear)(width, hidden_size)
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch hidden"]:
-        """V z of the equation above."""
+        """Return V z of the equation above."""
         hidden = functional.silu(self.input(inputs))
         for layer in self.layers:
             hidden = hidden + functional.silu(layer(hidden))
@@ -59,7 +59,7 @@ class HydraHead(RecurrentHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """One residual layer of the trunk's width, the trunk's LM head."""
+        """Choose one residual layer of the trunk's width, the trunk's LM head."""
         return FamilyDefaults(head_width=trunk_config.hidden_size)
 
     def step(

@@ -46,7 +46,7 @@ class LatentStep(nn.Module):
     def forward(
         self, latent: Float[Tensor, "*batch hidden"], token_embeds: Float[Tensor, "*batch hidden"]
     ) -> Float[Tensor, "*batch hidden"]:
-        """The next latent."""
+        """Return the next latent."""
         halves = [latent, token_embeds] if self.hidden_first else [token_embeds, latent]
         return latent + self.mlp(self.norm(torch.cat(halves, dim=-1)))
 
@@ -74,7 +74,7 @@ class LatentHead(RecurrentHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """One step for all depths, two hidden layers of the trunk's width, the trunk's LM head."""
+        """Choose one step for all depths, two hidden layers of the trunk's width, the trunk's LM head."""
         return FamilyDefaults(share_depths=True, head_width=trunk_config.hidden_size, head_layers=2)
 
     def step(

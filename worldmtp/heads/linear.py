@@ -20,13 +20,7 @@ from worldmtp.model.config import MTPConfig
 class LinearHead(PointwiseHead):
     """An output layer for each of depths 2 .. K."""
 
-    ignores = (
-        "concat_order",
-        "feature_layers",
-        "head_layers",
-        "head_width",
-        "recycle_stage",
-    )
+    ignores = ("concat_order", "feature_layers", "head_layers", "head_width", "recycle_stage")
     copies_lm_head = False
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
@@ -40,7 +34,7 @@ class LinearHead(PointwiseHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """An output layer of its own."""
+        """Choose an output layer of its own."""
         return FamilyDefaults(unembedding="own")
 
     def transform(

@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         self.linear = (ZeroLinear if starts_at_zero else nn.Linear)(hidden_size, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        """Apply it."""
+        """Return the layer's output."""
         return hidden + functional.silu(self.linear(hidden))
 
 
@@ -50,7 +50,7 @@ class MedusaHead(PointwiseHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """One block, and an output layer of its own."""
+        """Choose one block, and an output layer of its own."""
         return FamilyDefaults(unembedding="own")
 
     def transform(

@@ -31,7 +31,7 @@ class ResidualMLP(nn.Module):
         self.down = (ZeroLinear if starts_at_zero else nn.Linear)(width, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        """Apply it."""
+        """Return the layer's output."""
         return hidden + self.down(functional.gelu(self.up(hidden)))
 
 
@@ -54,7 +54,7 @@ class ModulatedHead(PointwiseHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """Four times the trunk's width."""
+        """Choose four times the trunk's width."""
         return FamilyDefaults(head_width=4 * trunk_config.hidden_size)
 
     def transform(

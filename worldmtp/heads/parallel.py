@@ -52,11 +52,11 @@ class GloeckleHead(ParallelHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """The trunk's norm, and the layer before its last where it has one."""
+        """Choose the trunk's norm, and the layer before its last where it has one."""
         return FamilyDefaults(output_norm="shared", feature_layers=(-2,) if trunk_config.num_hidden_layers > 1 else ())
 
     def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time hidden"]:
-        """Where the heads branch off."""
+        """Return where the heads branch off."""
         return features.layers[0] if self.feature_layers else super().begin(features)
 
     def forward_depth(
@@ -67,7 +67,7 @@ class GloeckleHead(ParallelHead):
         position_ids: Int[Tensor, "batch query"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class."""
+        """Return latents of one depth."""
         self.check_depth(depth)
         hidden = self.blocks[depth - 2](
             trunk_hidden,
@@ -80,7 +80,7 @@ class GloeckleHead(ParallelHead):
         return self.output.norm(depth, hidden[0] if isinstance(hidden, tuple) else hidden)
 
     def initialize_from(self, trunk: nn.Module) -> None:
-        """Blocks as copies of the trunk's last layer, where asked for."""
+        """Make blocks copies of the trunk's last layer, where asked for."""
         super().initialize_from(trunk)
         assert isinstance(trunk, PreTrainedModel)
         for block in self.blocks if self.copies_trunk else ():

@@ -30,12 +30,12 @@ _FAMILIES: dict[str, str] = {
 
 
 def available_heads() -> list[str]:
-    """Names that ``MTPConfig(head=...)`` accepts."""
+    """Return the names that ``MTPConfig(head=...)`` accepts."""
     return sorted(_FAMILIES)
 
 
 def register_head(name: str, entry_point: str) -> None:
-    """Adds a family; ``entry_point`` is ``"package.module:Class"``.
+    """Add a family; ``entry_point`` is ``"package.module:Class"``.
 
     Raises:
         ValueError: the name is taken by another class, or the entry point has another form.
@@ -57,7 +57,7 @@ def check_head(name: str) -> None:
 
 
 def head_class(name: str) -> "type[ActionConditionalHead] | type[ParallelHead]":
-    """The class of a family.
+    """Return the class of a family.
 
     Raises:
         ValueError: no such family.
@@ -97,7 +97,7 @@ def bind(config: "MTPConfig", trunk_config: "PreTrainedConfig", head_block: str)
 
 
 def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionConditionalHead | ParallelHead":
-    """The heads that ``config``, bound to its trunk, describes.
+    """Return the heads that ``config``, bound to its trunk, describes.
 
     Raises:
         ValueError: there is no such family, or it does not support what the config asks for.
@@ -124,7 +124,7 @@ def make_head(config: "MTPConfig", trunk: "PreTrainedModel") -> "ActionCondition
 
 
 def _resolve_layers(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Indices counted from the first layer."""
+    """Return indices counted from the first layer."""
     for index in layers:
         if not -num_layers <= index < num_layers:
             raise ValueError(

@@ -45,7 +45,7 @@ class SequentialLayer(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """g^k of the equation above."""
+        """Return g^k of the equation above."""
         halves = [self.embedding_norm(token_embeds), self.hidden_norm(previous_latent)]
         if self.concat_order == "hidden_first":
             halves.reverse()
@@ -79,7 +79,7 @@ class SequentialHead(ActionConditionalHead):
 
     @classmethod
     def defaults(cls, trunk_config: PreTrainedConfig) -> FamilyDefaults:
-        """A norm of its own before the shared unembedding."""
+        """Choose a norm of its own before the shared unembedding."""
         return FamilyDefaults(output_norm="own")
 
     def forward_depth(
@@ -91,7 +91,7 @@ class SequentialHead(ActionConditionalHead):
         position_ids: Int[Tensor, "batch query"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch query hidden"]:
-        """See the base class; the carry is what is recycled."""
+        """Return carries of one depth; the carry is what is recycled."""
         hidden = self.set_of(depth, self.layers)(
             carry,
             token_embeds,
@@ -103,7 +103,7 @@ class SequentialHead(ActionConditionalHead):
         return self.carry_of(depth, hidden)
 
     def initialize_from(self, trunk: nn.Module) -> None:
-        """Blocks as copies of the trunk's last layer, where asked for."""
+        """Make blocks copies of the trunk's last layer, where asked for."""
         super().initialize_from(trunk)
         assert isinstance(trunk, PreTrainedModel)
         for layer in self.layers if self.copies_trunk else ():

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from worldmtp.interchange.experts import split_experts
 from worldmtp.interchange.layouts import Layout, get_layout
 from worldmtp.interchange.llama_names import params_from_config
-from worldmtp.interchange.naming import publish
+from worldmtp.interchange.naming import publish, split_experts
 from worldmtp.interchange.problems import raise_all
 from worldmtp.interchange.tensors import CONFIG, PARAMS, PTH, append_shard
 from worldmtp.model import MTPModel
@@ -129,7 +128,7 @@ def _obstacles(model: MTPModel, form: Layout) -> list[str]:
 
 
 def _trunk_obstacles(config: PreTrainedConfig, form: Layout) -> list[str]:
-    """What of a trunk of the right class the files cannot say."""
+    """Return what of a trunk of the right class the files cannot say."""
     if config.model_type not in form.trunk_types:
         return []
     if form.is_original_llama:

@@ -22,8 +22,6 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from worldmtp.heads.block import resolve_head_block
 from worldmtp.heads.registry import bind, make_head
-from worldmtp.interchange.experts import split_experts
-from worldmtp.interchange.fp8 import DEFAULT_BLOCK, dequantize_all
 from worldmtp.interchange.layouts import Layout, detect_layout, find_layout, get_layout
 from worldmtp.interchange.llama_names import config_from_params, num_future_tokens
 from worldmtp.interchange.naming import (
@@ -32,12 +30,21 @@ from worldmtp.interchange.naming import (
     OWN_UNEMBEDDING,
     comparable_names,
     publish,
+    split_experts,
     take_apart,
     vision_names,
 )
 from worldmtp.interchange.probing import choose_spec, probe_spec
 from worldmtp.interchange.problems import LayoutError, differences, not_finite, raise_all, shapes, whole_number
-from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config, read_tensors, weight_names
+from worldmtp.interchange.tensors import (
+    CONFIG,
+    DEFAULT_BLOCK,
+    PARAMS,
+    dequantize_all,
+    read_config,
+    read_tensors,
+    weight_names,
+)
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 
@@ -57,7 +64,7 @@ def import_checkpoint(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> MTPModel:
-    """Trunk and heads of a published checkpoint; K is its number of modules plus one.
+    """Return trunk and heads of a published checkpoint; K is its number of modules plus one.
 
     Concatenation order and hidden stage are, in this order, what the caller says, what ``probe_ids`` show, what the
     layout says. Eight-bit weights are dequantised.
@@ -110,7 +117,7 @@ def import_checkpoint(
 
 
 def _spec(form: Layout, concat_order: str | None, hidden_stage: str | None, probing: bool) -> dict[str, Any]:
-    """Order and stage as far as they are known before the weights are."""
+    """Return the order and stage as far as they are known before the weights are."""
     given = {"concat_order": concat_order, "hidden_stage": hidden_stage}
     if form.head != "sequential":
         if probing or any(given.values()):
@@ -139,7 +146,7 @@ def _stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> t
 
 
 def _trunk_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
-    """The trunk's config: no remote code, no quantisation, and a model type that transformers knows."""
+    """Return the trunk's config: no remote code, no quantisation, and a model type that transformers knows."""
     config = {name: value for name, value in raw.items() if name not in ("auto_map", "quantization_config")}
     if "model_type" not in config:
         raise LayoutError("config.json has no 'model_type'; add the trunk's.")
@@ -151,7 +158,7 @@ def _trunk_config(raw: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def layout_with_heads(path: str | Path) -> Layout | None:
-    """The layout of a published checkpoint that has weights of MTP heads; None for any other directory.
+    """Return the layout of a published checkpoint that has weights of MTP heads; None for any other directory.
 
     Raises:
         LayoutError: a file is damaged.
@@ -170,7 +177,7 @@ def layout_with_heads(path: str | Path) -> Layout | None:
 def _num_modules(
     form: Layout, raw: Mapping[str, Any], tensors: Mapping[str, Tensor], config: PreTrainedConfig
 ) -> tuple[int, list[str]]:
-    """What the config says, so that what the file lacks is named; what the file has where the config is silent.
+    """Return the config's number, so that what the file lacks is named; the file's where the config is silent.
 
     The second is how the two differ.
     """
@@ -200,7 +207,7 @@ def _num_modules(
 def _check(
     form: Layout, tensors: dict[str, Tensor], trunk: PreTrainedModel, config: MTPConfig
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights that count, and all that is wrong with them, by the file's names."""
+    """Return the weights that count, and all that is wrong with them, by the file's names."""
     bound = bind(config, trunk.config, resolve_head_block(config.head_block, trunk))
     with _initial_weights_ignored(), torch.device("meta"):
         heads: nn.Module = make_head(bound, trunk)
@@ -234,7 +241,7 @@ def _check(
 
 
 def _settle_unembedding(heads: dict[str, Tensor], trunk: Mapping[str, Tensor], num_modules: int) -> str:
-    """Whether the heads have output layers of their own; copies of the trunk's are taken out of ``heads``."""
+    """Return whether heads have output layers of their own; take copies of the trunk's out of ``heads``."""
     names = [OWN_UNEMBEDDING.format(module=module) for module in range(num_modules)]
     present = [name for name in names if name in heads]
     lm_head = trunk.get(LM_HEAD, trunk.get(EMBEDDING))
@@ -248,7 +255,7 @@ def _settle_unembedding(heads: dict[str, Tensor], trunk: Mapping[str, Tensor], n
 def _load_trunk(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor], dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The causal LM.
+    """Return the causal LM.
 
     Raises:
         LayoutError: transformers would have other weights than those checked here.
@@ -266,13 +273,13 @@ def _load_trunk(
 
 @contextmanager
 def _initial_weights_ignored() -> Iterator[None]:
-    """Modules draw initial weights from the global state, some of them on any device; it is restored."""
+    """Restore the global state afterwards: modules draw initial weights from it, some of them on any device."""
     with torch.random.fork_rng(devices=[]):
         yield
 
 
 def _probed(model: MTPModel, input_ids: Tensor, concat_order: str | None, hidden_stage: str | None) -> MTPModel:
-    """The model with the order and stage under which its heads agree with its trunk."""
+    """Return the model with the order and stage under which its heads agree with its trunk."""
     chosen = choose_spec(probe_spec(model, input_ids), concat_order, hidden_stage)
     config = model.config.to_dict() | {"concat_order": chosen.concat_order, "hidden_stage": chosen.hidden_stage}
     drawn = torch.Generator().manual_seed(0)  # whatever it gives is overwritten at once

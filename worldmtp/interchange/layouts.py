@@ -22,7 +22,7 @@ Nemotron-H, LongCat, MiMo-V2), and Mellum, whose layers have rotary embeddings b
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worldmtp.choices import check_choice
@@ -60,21 +60,21 @@ class Layout:
 
     @property
     def counts_layers(self) -> bool:
-        """Whether modules are numbered on from the trunk's layers."""
+        """Return whether modules are numbered on from the trunk's layers."""
         return any("{layer}" in theirs for _, theirs in self.names)
 
     @property
     def is_original_llama(self) -> bool:
-        """Whether the files are Meta's (``params.json``, ``consolidated.pth``) and not Hugging Face's."""
+        """Return whether the files are Meta's (``params.json``, ``consolidated.pth``) and not Hugging Face's."""
         return not self.model_types
 
     @property
     def holds_unembedding(self) -> bool:
-        """Whether the file has an output layer beside every module, the trunk's in all released ones."""
+        """Return whether the file has an output layer beside every module, the trunk's in all released ones."""
         return any(ours.startswith("output.unembeddings.") for ours, _ in self.names)
 
     def module_of(self, name: str, num_layers: int) -> int | None:
-        """Which module a weight in the file belongs to; None if it is the trunk's. Unnumbered ones are module 0's."""
+        """Return the module of a weight in the file, None if it is the trunk's; unnumbered weights are module 0's."""
         found = re.match(self.head_weights, name)
         if found is None:
             return None
@@ -84,7 +84,7 @@ class Layout:
         return number - num_layers if number >= num_layers else None
 
     def theirs(self, name: str, num_layers: int) -> str:
-        """The file's name of a weight of the heads.
+        """Return the file's name of a weight of the heads.
 
         Raises:
             KeyError: the layout has no such weight.
@@ -92,7 +92,7 @@ class Layout:
         return _rename(name, self._pairs(name, num_layers, ours=True))
 
     def ours(self, name: str, num_layers: int) -> str:
-        """The heads' name of a weight in the file.
+        """Return the heads' name of a weight in the file.
 
         Raises:
             KeyError: the heads have no such weight.
@@ -145,55 +145,41 @@ _MIMO = (
     ("output.norms.{module}.", "model.mtp_layers.{module}.final_layernorm."),
 )
 
+_DEEPSEEK_V3 = Layout(
+    name="deepseek_v3",
+    head="sequential",
+    model_types=("deepseek_v3",),
+    trunk_types=("deepseek_v3",),
+    head_weights=r"model\.layers\.(\d+)\.",
+    names=_TRAILING_LAYERS,
+    embedding_copy="model.layers.{layer}.embed_tokens.weight",
+    concat_order="embedding_first",
+    hidden_stage="post_norm",
+    count_key="num_nextn_predict_layers",
+)
+_QWEN3_NEXT = Layout(
+    name="qwen3_next",
+    head="sequential",
+    model_types=("qwen3_next",),
+    trunk_types=("qwen3_next",),
+    head_weights=r"mtp\.(?:layers\.(\d+)\.)?",
+    names=_MTP_PREFIX,
+    concat_order="embedding_first",
+    hidden_stage="post_norm",
+    max_modules=1,
+)
 _LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout(
-            name="deepseek_v3",
-            head="sequential",
-            model_types=("deepseek_v3",),
-            trunk_types=("deepseek_v3",),
-            head_weights=r"model\.layers\.(\d+)\.",
-            names=_TRAILING_LAYERS,
-            embedding_copy="model.layers.{layer}.embed_tokens.weight",
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
-            count_key="num_nextn_predict_layers",
-        ),
-        Layout(
-            name="glm4_moe",
-            head="sequential",
-            model_types=("glm4_moe",),
-            trunk_types=("glm4_moe",),
-            head_weights=r"model\.layers\.(\d+)\.",
-            names=_TRAILING_LAYERS,
-            embedding_copy="model.layers.{layer}.embed_tokens.weight",
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
-            count_key="num_nextn_predict_layers",
-        ),
-        Layout(
-            name="qwen3_next",
-            head="sequential",
-            model_types=("qwen3_next",),
-            trunk_types=("qwen3_next",),
-            head_weights=r"mtp\.(?:layers\.(\d+)\.)?",
-            names=_MTP_PREFIX,
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
-            max_modules=1,
-        ),
-        Layout(
+        _DEEPSEEK_V3,
+        replace(_DEEPSEEK_V3, name="glm4_moe", model_types=("glm4_moe",), trunk_types=("glm4_moe",)),
+        _QWEN3_NEXT,
+        replace(
+            _QWEN3_NEXT,
             name="qwen3_5",
-            head="sequential",
             model_types=("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
             trunk_types=("qwen3_5_text",),
-            head_weights=r"mtp\.(?:layers\.(\d+)\.)?",
-            names=_MTP_PREFIX,
-            concat_order="embedding_first",
-            hidden_stage="post_norm",
             count_key="mtp_num_hidden_layers",
-            max_modules=1,
         ),
         Layout(
             name="mimo",
@@ -219,12 +205,12 @@ _LAYOUTS = {
 
 
 def available_layouts() -> list[str]:
-    """Names that ``import_checkpoint`` and ``export_checkpoint`` take as ``layout``."""
+    """Return the names that ``import_checkpoint`` and ``export_checkpoint`` take as ``layout``."""
     return sorted(_LAYOUTS)
 
 
 def get_layout(name: str) -> Layout:
-    """The layout of that name.
+    """Return the layout of that name.
 
     Raises:
         ValueError: there is none; the nearest name is suggested.
@@ -234,7 +220,7 @@ def get_layout(name: str) -> Layout:
 
 
 def find_layout(config: Mapping[str, Any]) -> Layout | None:
-    """The layout that knows a checkpoint by its ``config.json`` (``params.json`` where there is no other), if any."""
+    """Return the layout that knows a checkpoint by its ``config.json`` (or ``params.json``), if any."""
     if "n_future_tokens" in config:
         return _LAYOUTS["facebook_mtp"]
     marks = [*(config.get("architectures") or []), config.get("model_type")]
@@ -246,7 +232,7 @@ def find_layout(config: Mapping[str, Any]) -> Layout | None:
 
 
 def detect_layout(config: Mapping[str, Any]) -> Layout:
-    """As ``find_layout``.
+    """Return what ``find_layout`` finds.
 
     Raises:
         ValueError: no layout knows it.

@@ -19,11 +19,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from worldmtp.interchange.problems import LayoutError, whole_number
 
-_ROOT = {
-    "tok_embeddings.": "model.embed_tokens.",
-    "norm.": "model.norm.",
-    "output.": "lm_head.",
-}
+_ROOT = {"tok_embeddings.": "model.embed_tokens.", "norm.": "model.norm.", "output.": "lm_head."}
 _LAYER = {
     "attention.wq.": "self_attn.q_proj.",
     "attention.wk.": "self_attn.k_proj.",
@@ -40,13 +36,13 @@ _PLAIN_THETA = 10000.0
 
 
 def to_half_split(weight: Float[Tensor, "rows columns"], num_heads: int) -> Float[Tensor, "rows columns"]:
-    """Rows of a query or key projection from Meta's order of rotary pairs to Hugging Face's."""
+    """Return the rows of a query or key projection from Meta's order of rotary pairs to Hugging Face's."""
     rows, columns = weight.shape
     return weight.view(num_heads, rows // num_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
 def to_interleaved(weight: Float[Tensor, "rows columns"], num_heads: int) -> Float[Tensor, "rows columns"]:
-    """The inverse of ``to_half_split``."""
+    """Undo ``to_half_split``."""
     rows, columns = weight.shape
     return weight.view(num_heads, 2, rows // num_heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
@@ -54,7 +50,7 @@ def to_interleaved(weight: Float[Tensor, "rows columns"], num_heads: int) -> Flo
 def from_llama(
     tensors: Mapping[str, Shaped[Tensor, "..."]], config: PreTrainedConfig
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    """Meta's names and order to Hugging Face's; extra heads keep their prefix. Unknown names stay as they are."""
+    """Return Meta's names and order as Hugging Face's; extra heads keep their prefix, unknown names stay as is."""
     converted = {}
     for name, tensor in tensors.items():
         if name == _COMPUTED:
@@ -71,7 +67,7 @@ def from_llama(
 def to_llama(
     tensors: Mapping[str, Shaped[Tensor, "..."]], config: PreTrainedConfig
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    """The inverse of ``from_llama``."""
+    """Undo ``from_llama``."""
     layer = {theirs: ours for ours, theirs in _LAYER.items()}
     root = {theirs: ours for ours, theirs in _ROOT.items()}
     converted = {}
@@ -83,7 +79,7 @@ def to_llama(
 
 
 def config_from_params(params: Mapping[str, Any], tensors: Mapping[str, Shaped[Tensor, "..."]]) -> LlamaConfig:
-    """The trunk's config. The vocabulary is read off the weights: released files have -1, for the tokenizer's.
+    """Return the trunk's config, its vocabulary read off the weights: released files have -1, for the tokenizer's.
 
     ``n_layers`` counts the extra heads too: with n future tokens, n_layers - n + 1 layers are the trunk's.
 
@@ -108,7 +104,7 @@ def config_from_params(params: Mapping[str, Any], tensors: Mapping[str, Shaped[T
 
 
 def num_future_tokens(params: Mapping[str, Any]) -> int:
-    """K, by ``params.json``.
+    """Return K by ``params.json``.
 
     Raises:
         LayoutError: it is missing, or no whole number.
@@ -123,7 +119,7 @@ def _size(params: Mapping[str, Any], key: str) -> int:
 
 
 def params_from_config(config: PreTrainedConfig, num_future_tokens: int) -> dict[str, Any]:
-    """``params.json`` of a trunk with heads up to depth ``num_future_tokens``."""
+    """Return ``params.json`` of a trunk with heads up to depth ``num_future_tokens``."""
     params: dict[str, Any] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers + num_future_tokens - 1,
@@ -145,7 +141,7 @@ def params_from_config(config: PreTrainedConfig, num_future_tokens: int) -> dict
 
 
 def inner_size(params: Mapping[str, Any]) -> int:
-    """Inner width of the MLP, as the equation above has it."""
+    """Return the inner width of the MLP, as the equation above has it."""
     inner = int(8 * params["dim"] / 3)
     if params.get("ffn_dim_multiplier") is not None:
         inner = int(params["ffn_dim_multiplier"] * inner)

@@ -1,15 +1,25 @@
-"""The weights of trunk and heads under a layout's names, and back.
+r"""The weights of trunk and heads under a layout's names, and back.
 
 ``publish`` is what an export writes; of an empty model it is what an import expects to find.
+
+Weights of experts are published one by one, and held by transformers as one tensor for all:
+
+    ...mlp.experts.{e}.gate_proj.weight [inner, hidden]  \
+    ...mlp.experts.{e}.up_proj.weight   [inner, hidden]  /  -> ...mlp.experts.gate_up_proj [expert, 2 inner, hidden]
+    ...mlp.experts.{e}.down_proj.weight [hidden, inner]     -> ...mlp.experts.down_proj    [expert, hidden, inner]
+
+transformers converts a trunk's when it loads it. The heads' layers are no part of the trunk, and are converted here.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from worldmtp.interchange.experts import fuse_experts, split_experts
 from worldmtp.interchange.layouts import Layout
 from worldmtp.interchange.llama_names import from_llama, to_llama
 
@@ -22,6 +32,9 @@ _NESTED = ("model.language_model.", "model.")
 _VISION = ("model.visual.", "visual.")
 _COMPUTED = ("rotary_emb.inv_freq", "rope.freqs")
 
+_ONE_EXPERT = re.compile(r"(.*\.mlp\.experts\.)(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
 
 def publish(
     layout: Layout,
@@ -30,7 +43,7 @@ def publish(
     num_modules: int,
     config: PreTrainedConfig,
 ) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Shaped[Tensor, "..."]]]:
-    """The trunk's weights and the heads', by the names in the file, experts one by one.
+    """Return the trunk's weights and the heads', by the names in the file, experts one by one.
 
     Layouts that repeat embedding and output layer beside every module get the trunk's.
     """
@@ -52,7 +65,7 @@ def publish(
 def take_apart(
     layout: Layout, tensors: Mapping[str, Shaped[Tensor, "..."]], config: PreTrainedConfig
 ) -> tuple[dict[str, Shaped[Tensor, "..."]], dict[str, Shaped[Tensor, "..."]]]:
-    """The trunk's weights by Hugging Face's names, and the heads' by the heads'; both as a whole, as checked before.
+    """Return the trunk's weights by Hugging Face's names and the heads' by the heads'; both whole, as checked before.
 
     Copies of the trunk's embedding stay out.
     """
@@ -70,7 +83,7 @@ def take_apart(
 
 
 def comparable_names(names: list[str]) -> dict[str, str]:
-    """Names in a file that count, by what a causal LM of text calls them.
+    """Return the names in a file that count, by what a causal LM of text calls them.
 
     What every reader computes is left out, and so is a vision tower.
     """
@@ -82,5 +95,38 @@ def comparable_names(names: list[str]) -> dict[str, str]:
 
 
 def vision_names(names: list[str]) -> list[str]:
-    """Weights of a vision tower, which no causal LM of text has."""
+    """Return weights of a vision tower, which no causal LM of text has."""
     return [name for name in names if name.startswith(_VISION)]
+
+
+def fuse_experts(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
+    """Return the tensors with experts put together; all of them must be there."""
+    fused: dict[str, Tensor] = {}
+    groups: dict[str, dict[tuple[int, str], Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        found = _ONE_EXPERT.fullmatch(name)
+        if found is None:
+            fused[name] = tensor
+        else:
+            groups[found[1]][int(found[2]), found[3]] = tensor
+    for prefix, weights in groups.items():
+        num_experts = 1 + max(index for index, _ in weights)
+        for whole, parts in _PARTS.items():
+            stacks = [torch.stack([weights[index, part] for index in range(num_experts)]) for part in parts]
+            fused[prefix + whole] = torch.cat(stacks, dim=1)
+    return fused
+
+
+def split_experts(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Shaped[Tensor, "..."]]:
+    """Return every expert's weights under its own name: the inverse of ``fuse_experts``."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix, _, whole = name.rpartition(".")
+        if whole not in _PARTS or not prefix.endswith(".mlp.experts"):
+            split[name] = tensor
+            continue
+        parts = _PARTS[whole]
+        for part, stack in zip(parts, tensor.chunk(len(parts), dim=1), strict=True):
+            for index, weight in enumerate(stack):
+                split[f"{prefix}.{index}.{part}.weight"] = weight
+    return split

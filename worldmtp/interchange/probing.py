@@ -46,7 +46,7 @@ class SpecScore:
 
     @property
     def acceptance(self) -> float:
-        """Mean over rows."""
+        """Return the mean over rows."""
         return float(self.row_acceptance.mean())
 
 
@@ -58,7 +58,7 @@ class SpecProbe:
     row_constant: Float[Tensor, " batch"]
 
     def table(self) -> str:
-        """One reading a line."""
+        """Return one reading a line."""
         lines = [f"{'concat_order':<16} {'hidden_stage':<10} {'acceptance':>10} {'cross-entropy':>13}"]
         lines += [
             f"{score.concat_order:<16} {score.hidden_stage:<10} {score.acceptance:>10.4f} {score.cross_entropy:>13.4f}"
@@ -70,7 +70,7 @@ class SpecProbe:
 
 @torch.no_grad()
 def probe_spec(model: MTPModel, input_ids: Int[Tensor, "batch time"]) -> SpecProbe:
-    """Scores of all four readings of a model's sequential heads on whole rows of text, without padding.
+    """Return the scores of all four readings of a model's sequential heads on whole rows of text, without padding.
 
     Raises:
         TypeError: heads of another family, which have no such readings.
@@ -106,7 +106,7 @@ def probe_spec(model: MTPModel, input_ids: Int[Tensor, "batch time"]) -> SpecPro
 
 
 def choose_spec(probe: SpecProbe, concat_order: str | None = None, hidden_stage: str | None = None) -> SpecScore:
-    """The reading that is clearly best among those that agree with what is already known.
+    """Return the reading that is clearly best among those that agree with what is already known.
 
     Raises:
         LayoutError: none is; the message has the table.

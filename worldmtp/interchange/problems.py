@@ -23,7 +23,7 @@ def raise_all(what: str, problems: Sequence[str]) -> None:
 
 
 def whole_number(key: str, value: Any) -> int:
-    """What a config says as a number: 3, 3.0 or "3".
+    """Return what a config says as a number: 3, 3.0 or "3".
 
     Raises:
         LayoutError: it is no whole number; the message names the key.
@@ -37,7 +37,7 @@ def whole_number(key: str, value: Any) -> int:
 
 
 def not_finite(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> list[str]:
-    """Weights with NaN or infinity: uninitialised memory, or a sentinel that nobody overwrote."""
+    """Return weights with NaN or infinity: uninitialised memory, or a sentinel that nobody overwrote."""
     found = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -47,7 +47,7 @@ def not_finite(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> list[str]:
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Missing and unexpected names, and shapes that differ."""
+    """Return missing and unexpected names, and shapes that differ."""
     found = [f"missing: {name} {expected[name]}" for name in sorted(set(expected) - set(got))]
     found += [f"unexpected: {name} {got[name]}" for name in sorted(set(got) - set(expected))]
     found += [
@@ -59,5 +59,5 @@ def differences(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple
 
 
 def shapes(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor."""
+    """Return the shape of every tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

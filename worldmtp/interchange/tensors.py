@@ -3,17 +3,24 @@
 ``.pth`` files are read with ``weights_only=True``: nothing in them can run code. Safetensors are mapped into memory,
 so a weight costs memory when it is used.
 
-Left out: ``pytorch_model.bin``, and Llama checkpoints cut into parts for model parallelism.
+Weights may be stored in eight bits with a scale for each block, as DeepSeek-V3's (arXiv 2412.19437, section 3.3):
+
+    w[i, j] = q[i, j] * s[i // b, j // b]          b = 128, the last blocks of a row or column may be ragged
+
+The scale is called ``<weight>_scale_inv``, although it multiplies: it is the inverse of the one that quantised.
+
+Left out: ``pytorch_model.bin``, Llama checkpoints cut into parts for model parallelism, and quantising: heads are
+trained and written in the precision of their trunk.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,9 +33,13 @@ PTH = "consolidated.pth"
 PARAMS = "params.json"
 CONFIG = "config.json"
 
+SCALE_SUFFIX = "_scale_inv"
+DEFAULT_BLOCK = (128, 128)
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json``, or ``params.json`` where there is no other.
+    """Return ``config.json``, or ``params.json`` where there is no other.
 
     Raises:
         FileNotFoundError: neither is there.
@@ -41,7 +52,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
-    """All weights of a checkpoint by their names in the file.
+    """Return all weights of a checkpoint by their names in the file.
 
     Raises:
         FileNotFoundError: no file of a known form, or one that the index names is not there.
@@ -64,7 +75,7 @@ def read_tensors(directory: Path) -> dict[str, Shaped[Tensor, "..."]]:
 
 
 def weight_names(directory: Path) -> list[str]:
-    """Names of the weights in safetensors files; none where there are no such files.
+    """Return names of the weights in safetensors files; none where there are no such files.
 
     Raises:
         LayoutError: a file is damaged.
@@ -163,3 +174,50 @@ def append_shard(directory: Path, tensors: Mapping[str, Shaped[Tensor, "..."]]) 
     index["weight_map"] |= dict.fromkeys(tensors, added)
     index["metadata"]["total_size"] += sum(tensor.nbytes for tensor in tensors.values())
     index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def dequantize(
+    weight: Shaped[Tensor, "rows columns"],
+    scale: Float[Tensor, "row_blocks column_blocks"],
+    block: Sequence[int] = DEFAULT_BLOCK,
+) -> Float[Tensor, "rows columns"]:
+    """Return the weight in float32.
+
+    Raises:
+        ValueError: not one scale for each block.
+    """
+    rows, columns = weight.shape
+    wanted = (-(-rows // block[0]), -(-columns // block[1]))
+    if tuple(scale.shape) != wanted:
+        raise ValueError(
+            f"scale is {tuple(scale.shape)}, expected {wanted} for a weight {tuple(weight.shape)} in blocks of "
+            f"{tuple(block)}"
+        )
+    spread = scale.float().repeat_interleave(block[0], dim=0).repeat_interleave(block[1], dim=1)
+    return weight.float() * spread[:rows, :columns]
+
+
+def dequantize_all(
+    tensors: dict[str, Shaped[Tensor, "..."]], dtype: torch.dtype, block: Sequence[int] = DEFAULT_BLOCK
+) -> tuple[dict[str, Shaped[Tensor, "..."]], list[str]]:
+    """Return the tensors without eight-bit ones and their scales, and what was wrong with those."""
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE_SUFFIX)}
+    problems = []
+    for name in tensors.keys() - plain.keys():
+        weight = tensors.get(name.removesuffix(SCALE_SUFFIX))
+        if weight is None or weight.dtype not in _EIGHT_BITS:
+            problems.append(f"unexpected: {name}, which scales no eight-bit weight")
+    for name, weight in plain.items():
+        if weight.dtype not in _EIGHT_BITS:
+            continue
+        scale = tensors.get(name + SCALE_SUFFIX)
+        if scale is None:
+            problems.append(f"missing: {name}{SCALE_SUFFIX}, the scale of an eight-bit weight")
+            plain[name] = weight.to(dtype)
+            continue
+        try:
+            plain[name] = dequantize(weight, scale, block).to(dtype)
+        except ValueError as error:
+            problems.append(f"shape: {name}{SCALE_SUFFIX}: {error}")
+            plain[name] = weight.to(dtype)
+    return plain, problems

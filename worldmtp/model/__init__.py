@@ -11,9 +11,5 @@ if TYPE_CHECKING:
     from worldmtp.model.model import MTPOutput as MTPOutput
 
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "config": "MTPConfig",
-        "model": "IGNORE_INDEX MTPModel MTPOutput",
-    },
+    __name__, {"config": "MTPConfig", "model": "IGNORE_INDEX MTPModel MTPOutput"}
 )

@@ -31,7 +31,7 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
 
 
 def trunk_with_adapters(config: MTPConfig) -> PreTrainedModel:
-    """A fresh trunk of a saved config, with fresh adapters in the places that it names."""
+    """Return a fresh trunk of a saved config, with fresh adapters in the places that it names."""
     trunk: PreTrainedModel = AutoModelForCausalLM.from_config(config.trunk_config)
     if config.adapters is not None:
         insert_adapters(trunk, config.adapters)
@@ -39,7 +39,7 @@ def trunk_with_adapters(config: MTPConfig) -> PreTrainedModel:
 
 
 def adapters_to_save(model: Any) -> dict[str, dict[str, Any]] | None:
-    """What ``MTPConfig.adapters`` is to be in a checkpoint of the model.
+    """Return what ``MTPConfig.adapters`` is to be in a checkpoint of the model.
 
     Raises:
         TypeError: an adapter that ``worldmtp.model.lora.add_lora`` would not take, and so could not put back.
@@ -145,7 +145,7 @@ def inject_adapter(trunk: PreTrainedModel, config: "LoraConfig", name: str = "de
 
 
 def adapted_layers(trunk: PreTrainedModel) -> dict[str, Any]:
-    """The layers that have adapters, by name; the outermost where one is wrapped in another."""
+    """Return the layers that have adapters, by name; the outermost where one is wrapped in another."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: layer for name, layer in trunk.named_modules() if isinstance(layer, BaseTunerLayer)}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def draw(log_probs: Float[Tensor, "place vocab"], generator: torch.Generator | None) -> Int[Tensor, " place"]:
-    """One token a place from log-probabilities; the most likely where there is no generator.
+    """Return one token a place from log-probabilities; the most likely where there is no generator.
 
     A generator of another device than the model's (the host's, so that its state is portable) sends one uniform number
     a place across, which the distribution function turns into a token.
@@ -22,7 +22,7 @@ def draw(log_probs: Float[Tensor, "place vocab"], generator: torch.Generator | N
 def inverse_distribution(
     probs: Float[Tensor, "place vocab"], uniform: Float[Tensor, " place"]
 ) -> Int[Tensor, " place"]:
-    """The first token whose cumulated probability exceeds ``uniform``, in [0, 1); improbable tokens never."""
+    """Return the first token whose cumulated probability exceeds ``uniform``, in [0, 1); improbable tokens never."""
     cumulated = probs.double().cumsum(dim=-1)
     at = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)[:, 0]
     return at.clamp_max(probs.shape[-1] - 1)

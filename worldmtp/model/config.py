@@ -1,4 +1,4 @@
-"""``MTPConfig``: everything needed to rebuild a trunk, its heads and its world heads, and nothing about training runs.
+"""``MTPConfig``: everything needed to rebuild a trunk, its heads and its world heads, and how far gradients go.
 
 It is a Hugging Face config, so it is a mutable dataclass by inheritance; ``MTPModel.from_trunk`` works on a copy. The
 trunk's own config is nested in it, so a checkpoint needs no second file.
@@ -132,7 +132,7 @@ class MTPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As Hugging Face's, but a plain trunk's config, or a published checkpoint's, is refused instead of half read.
+        """Read a config as Hugging Face does, but refuse a plain trunk's or a published one's: it would be half read.
 
         Raises:
             ValueError: the config is another model's.
@@ -154,14 +154,14 @@ class MTPConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The trunk's: it has the layers, caches and vocabulary that Hugging Face asks about."""
+        """Return the trunk's: it has the layers, caches and vocabulary that Hugging Face asks about."""
         if self.trunk_config is None:
             return self
         return self.trunk_config.get_text_config(decoder=decoder, encoder=encoder)
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """How many tokens ahead each depth 1 .. K predicts."""
+        """Return how many tokens ahead each depth 1 .. K predicts."""
         return tuple(1 + self.stride * (depth - 1) for depth in range(1, self.depth + 1))
 
 
@@ -171,7 +171,7 @@ def _check_count(name: str, value: int | None) -> None:
 
 
 def _check_range(name: str, value: Sequence[float]) -> tuple[float, float]:
-    """The range as a tuple; in JSON it is a list."""
+    """Return the range as a tuple; in JSON it is a list."""
     if len(value) != 2 or not value[0] < value[1]:
         raise ValueError(f"{name}={value} must be (lowest, highest) with lowest < highest.")
     return value[0], value[1]

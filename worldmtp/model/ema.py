@@ -58,7 +58,7 @@ class EMATrunk:
 
     @torch.no_grad()
     def hidden(self, **inputs: Any) -> Float[Tensor, "batch time hidden"]:
-        """The averaged backbone's last hidden states, after its final norm; inputs are the backbone's keywords."""
+        """Return the averaged backbone's last hidden states, normed; inputs are the backbone's keywords."""
         inputs.setdefault("use_cache", False)
         mask = inputs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.is_floating_point():  # additive, made for the trunk's own precision
@@ -66,12 +66,12 @@ class EMATrunk:
         return self._average(**inputs).last_hidden_state.to(self._output_dtype)
 
     def to(self, device: torch.device | str) -> "EMATrunk":
-        """Moved to that device; itself, as of a module."""
+        """Move the average to a device and return itself, as a module does."""
         self._average.to(device)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights and buffers, for a checkpoint; the decay belongs to the config."""
+        """Return the averaged weights and buffers, for a checkpoint; the decay belongs to the config."""
         return self._average.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

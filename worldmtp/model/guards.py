@@ -41,7 +41,7 @@ def check_weights_loaded(model: nn.Module, info: Mapping[str, Any], path: object
 
 
 def unpublished(path: object) -> object:
-    """The path, unless it is of a published checkpoint in which transformers would find no config.
+    """Return the path, unless it is of a published checkpoint in which transformers would find no config.
 
     Raises:
         ValueError: it is; the message says what reads it.
@@ -57,7 +57,7 @@ def unpublished(path: object) -> object:
 
 
 def checked_trunk(trunk: nn.Module) -> PreTrainedModel:
-    """The trunk, if heads can stand on it.
+    """Return the trunk, if heads can stand on it.
 
     Raises:
         TypeError: it is no causal LM of Hugging Face, or one inside PEFT's wrapper.
@@ -91,7 +91,7 @@ def warn_of_untrained_heads(tags: Sequence[str], depth: int) -> None:
 
 
 def _stored_under_another_name(model: nn.Module, missing: set[str]) -> set[str]:
-    """Those of ``missing`` that are one tensor with a weight which is not missing."""
+    """Return those of ``missing`` that are one tensor with a weight which is not missing."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -99,7 +99,7 @@ def _stored_under_another_name(model: nn.Module, missing: set[str]) -> set[str]:
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more if names else "none"
 

@@ -47,7 +47,7 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def add_lora(model: nn.Module, config: "LoraConfig", generator: torch.Generator | None = None) -> MTPModel:
-    """The same model with fresh adapters in its trunk; the trunk's own weights are frozen, all heads stay trainable.
+    """Put fresh adapters into the model's trunk, whose own weights are frozen; all heads stay trainable.
 
     The adapters change nothing until they are trained, as B starts at zero unless the config says otherwise; A is drawn
     from ``generator``, or from torch's global state as PEFT does. They have the dtype of the layers they stand beside.
@@ -73,7 +73,7 @@ def add_lora(model: nn.Module, config: "LoraConfig", generator: torch.Generator 
 
 
 def has_lora(model: MTPModel) -> bool:
-    """Whether there are adapters in the trunk, however they came there."""
+    """Return whether there are adapters in the trunk, however they came there."""
     return hasattr(model.trunk, "peft_config")
 
 
@@ -105,7 +105,7 @@ def save_lora(model: MTPModel, directory: str | Path, state_dict: dict[str, Tens
 
 
 def load_lora(trunk: PreTrainedModel, directory: str | Path) -> MTPModel:
-    """What ``save_lora`` wrote, on ``trunk``, which must be the one it was trained on; ready to be trained on.
+    """Load what ``save_lora`` wrote onto ``trunk``, which must be the one it was trained on; training may go on.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -149,7 +149,7 @@ def load_lora_weights(model: MTPModel, directory: str | Path) -> None:
 
 
 def merge_lora(model: MTPModel) -> MTPModel:
-    """The same model with W + (alpha / r) B A as its trunk's weights and no adapters; all of it trainable.
+    """Make W + (alpha / r) B A the trunk's weights, without adapters; all of the model is trainable again.
 
     It is a plain model from here on: ``save_pretrained`` and every export take it.
 

@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTraine
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from worldmtp.heads.base import ZeroLinear
+from worldmtp.heads.base import ZeroLinear, head_latents
 from worldmtp.heads.block import resolve_head_block
-from worldmtp.heads.chain import head_latents
 from worldmtp.heads.registry import bind, make_head
 from worldmtp.model import guards
 from worldmtp.model.adapters import adapters_to_save, freeze_beside_adapters, trunk_with_adapters
@@ -96,7 +95,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_trunk(cls, trunk: nn.Module, config: MTPConfig, generator: torch.Generator | None = None) -> "MTPModel":
-        """Fresh heads on ``trunk``, which is taken in, not copied; its weights, dtype and device stay.
+        """Put fresh heads on ``trunk``, which is taken in, not copied; its weights, dtype and device stay.
 
         The heads' initial weights are drawn from ``generator``, or from torch's global state as Hugging Face does.
 
@@ -120,7 +119,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As Hugging Face's, but weights that a checkpoint lacks are an error (ValueError), not drawn at random."""
+        """Load as Hugging Face does, but refuse missing weights (ValueError) instead of drawing them at random."""
         path = guards.unpublished(args[0] if args else kwargs["pretrained_model_name_or_path"])
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # refused below, by name
         loaded: Any = super().from_pretrained(*args, **kwargs)
@@ -210,7 +209,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         depths: int | None = None,
         features: TrunkFeatures | None = None,
     ) -> list[Float[Tensor, "batch time hidden"]]:
-        """Latents of depths 1 .. ``depths`` (all K by default), teacher-forced; the first is the trunk's.
+        """Return latents of depths 1 .. ``depths`` (all K by default), teacher-forced; the first is the trunk's.
 
         ``features`` saves the trunk's forward where they are at hand. The config's detach switches apply to what depths
         2 .. K read, never to the first entry.
@@ -237,7 +236,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         position_ids: Int[Tensor, "_ time"] | None,
         depths: Iterable[int],
     ) -> dict[int, Float[Tensor, "batch time hidden"]]:
-        """Teacher-forced latents of some depths of 2 .. K; parallel heads compute no other."""
+        """Return teacher-forced latents of some depths of 2 .. K; parallel heads compute no other."""
         real = real_tokens(input_ids, attention_mask)
         document_ids = None
         if position_ids is None:
@@ -254,18 +253,18 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         return head_latents(self.heads, source, embed_ahead, causal_mask(real, document_ids), position_ids, depths)
 
     def embed(self, input_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch hidden"]:
-        """The trunk's input embeddings."""
+        """Return the trunk's input embeddings."""
         return self.get_input_embeddings()(input_ids)
 
     def output_layer(self, depth: int) -> nn.Linear:
-        """What makes logits of a depth's latents: the trunk's LM head, or the head's own."""
+        """Return what makes logits of a depth's latents: the trunk's LM head, or the head's own."""
         own = self.heads.unembedding(depth) if depth > 1 else None
         return self.get_output_embeddings() if own is None else own
 
     def logits_of(
         self, latent: Float[Tensor, "*batch hidden"], depth: int = 1, detach_lm_head: bool = False
     ) -> Float[Tensor, "*batch vocab"]:
-        """Logits of a depth's latents; with ``detach_lm_head`` the trunk's LM head gets no gradient."""
+        """Return logits of a depth's latents; with ``detach_lm_head`` the trunk's LM head gets no gradient."""
         layer = self.output_layer(depth)
         if not detach_lm_head or layer is not self.get_output_embeddings():
             return self.policy_logits(layer(latent))
@@ -273,12 +272,12 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         return self.policy_logits(functional.linear(latent, layer.weight.detach(), bias))
 
     def policy_logits(self, raw: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch vocab"]:
-        """An LM head's output as logits: changed as the trunk changes them, and of ``num_tokens`` ids."""
+        """Return an LM head's output as logits: changed as the trunk changes them, and of ``num_tokens`` ids."""
         return self.logit_changes(raw[..., : self.num_tokens])
 
     @property
     def num_tokens(self) -> int:
-        """Logits are over the ids 0 .. num_tokens - 1: the whole vocabulary, or what ``limit_tokens`` left of it."""
+        """Return the number of ids that logits are over: the whole vocabulary, or what ``limit_tokens`` left of it."""
         vocab_size: int = self.trunk.config.get_text_config().vocab_size
         return vocab_size if self._token_limit is None else self._token_limit
 
@@ -295,17 +294,17 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         self._token_limit = guards.checked_token_limit(num_tokens, self.trunk.config.get_text_config().vocab_size)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Hugging Face's generation of the trunk, with this model's ``generation_config``; the heads are not used."""
+        """Generate by Hugging Face's code on the trunk alone, with this model's ``generation_config``."""
         self.trunk.generation_config = self.generation_config
         return self.trunk.generate(*args, **kwargs)  # type: ignore[operator]  # a causal LM is a GenerationMixin
 
     @property
     def base_model(self) -> nn.Module:
-        """The trunk's backbone, whose ``last_hidden_state`` the LM head reads."""
+        """Return the trunk's backbone, whose ``last_hidden_state`` the LM head reads."""
         return self.trunk.base_model
 
     def get_input_embeddings(self) -> nn.Module:
-        """The trunk's."""
+        """Return the trunk's."""
         return self.trunk.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -313,7 +312,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         self.trunk.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The trunk's LM head, shared by all depths."""
+        """Return the trunk's LM head, shared by all depths."""
         return self.trunk.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -333,12 +332,12 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's, of the trunk with its heads and with adapters of ``add_lora``; others are refused."""
+        """Save as Hugging Face does: trunk, heads and adapters of ``add_lora``; other adapters are refused."""
         self.config.adapters = adapters_to_save(self)
         super().save_pretrained(*args, **kwargs)
 
     def add_model_tags(self, tags: list[str] | str) -> None:
-        """As Hugging Face's; every TRL trainer passes its tags at its construction, so frozen heads are warned of."""
+        """Add tags, and warn of heads that are not trained: every TRL trainer passes its tags when it is made."""
         guards.warn_of_untrained_heads([tags] if isinstance(tags, str) else tags, self.config.depth)
         super().add_model_tags(tags)
 
@@ -365,7 +364,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         attention_mask: Shaped[Tensor, "batch _"] | None = None,
         position_ids: Int[Tensor, "_ time"] | None = None,
     ) -> dict[str, Any]:
-        """What the backbone is called with: positions that count real tokens, a mask that keeps documents apart."""
+        """Return the backbone's inputs: positions that count real tokens, a mask that keeps documents apart."""
         return trunk_inputs(self.trunk, input_ids, attention_mask, position_ids)
 
     def recording(self) -> AbstractContextManager[Recording]:
@@ -379,7 +378,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
         position_ids: Int[Tensor, "_ time"] | None,
         labels: Int[Tensor, "batch time"],
     ) -> DepthTargets:
-        """What each depth is to predict of Hugging Face's labels: not shifted, -100 where a token does not count."""
+        """Return each depth's targets by Hugging Face's labels: not shifted, -100 where a token does not count."""
         document_ids = None
         if position_ids is not None:
             document_ids = document_ids_from_position_ids(position_ids.expand(input_ids.shape))

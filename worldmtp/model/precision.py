@@ -24,12 +24,12 @@ _FULL = (torch.float32, torch.float64)
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """In float32 at least; float64 stays."""
+    """Return the values in float32 at least; float64 stays."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def computing_in(compute_dtype: str, device: torch.device) -> torch.autocast:
-    """A context in which products are computed in that dtype, weights as they are.
+    """Return a context in which products are computed in that dtype, with the weights as they are.
 
     Its casts are not cached: a cached one would outlive an optimiser's step inside the context, and be the old weight.
 
@@ -42,7 +42,7 @@ def computing_in(compute_dtype: str, device: torch.device) -> torch.autocast:
 
 
 def check_trained_weights(owner: str, parameters: Iterable[nn.Parameter]) -> None:
-    """See that weights an optimiser moves are kept in float32 at least.
+    """Raise unless the weights that an optimiser moves are kept in float32 at least.
 
     Raises:
         ValueError: some are not, so small steps would be lost.

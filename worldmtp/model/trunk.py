@@ -101,7 +101,7 @@ def has_sliding_attention(config: PreTrainedConfig) -> bool:
 
 
 def _packed_mask(trunk: PreTrainedModel, real: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Backbones see document boundaries in position_ids only where there is no mask; else they are told."""
+    """Return a mask that tells the backbone of boundaries, which it sees in position_ids only without a mask."""
     document_ids = document_ids_from_position_ids(position_ids)
     boundary = document_ids[:, 1:] != document_ids[:, :-1]
     if not (boundary & real[:, 1:] & real[:, :-1]).any():
@@ -117,7 +117,7 @@ def _packed_mask(trunk: PreTrainedModel, real: Tensor, position_ids: Tensor, att
 def causal_mask(
     attention_mask: Bool[Tensor, "batch time"], document_ids: Int[Tensor, "batch time"] | None = None
 ) -> Bool[Tensor, "batch 1 time time"]:
-    """True where query i may attend to key j: j <= i, j is a real token, and both are of one document.
+    """Return whether query i may attend to key j: j <= i, j is a real token, and both are of one document.
 
     Everyone may attend to itself, padding too: what stands there is nobody's, but it is finite and a function of
     nothing but itself.
@@ -131,7 +131,7 @@ def causal_mask(
 
 
 def additive_mask(allowed: Bool[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
-    """Zero where allowed and the dtype's lowest finite value elsewhere.
+    """Return zero where allowed, and the dtype's lowest finite value elsewhere.
 
     Finite, so that a query without any key averages all of them instead of becoming NaN: nobody reads it, but a NaN
     would reach the gradients of those who are read.
@@ -152,7 +152,7 @@ class TrunkFeatures:
     layers: tuple[Float[Tensor, "batch time hidden"], ...] = ()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TrunkFeatures":
-        """``function`` of every hidden state."""
+        """Return ``function`` of every hidden state."""
         return TrunkFeatures(
             post_norm=function(self.post_norm),
             pre_norm=None if self.pre_norm is None else function(self.pre_norm),
@@ -160,7 +160,7 @@ class TrunkFeatures:
         )
 
     def detach(self) -> "TrunkFeatures":
-        """The same values outside the graph."""
+        """Return the same values outside the graph."""
         return self.map(lambda hidden: hidden.detach())
 
 
@@ -175,7 +175,7 @@ class Recording:
     _layers: dict[int, Tensor] = field(default_factory=dict)
 
     def features(self) -> TrunkFeatures:
-        """What the pass left.
+        """Return what the pass left.
 
         Raises:
             RuntimeError: the backbone was not run, or a hook did not see what it waited for.
@@ -246,7 +246,7 @@ def run_trunk(
 
 
 def final_norm(backbone: nn.Module) -> nn.Module:
-    """The norm between the last layer and the LM head.
+    """Return the norm between the last layer and the LM head.
 
     Raises:
         ValueError: it goes by a name that is not known.
@@ -255,7 +255,7 @@ def final_norm(backbone: nn.Module) -> nn.Module:
 
 
 def layer_list(backbone: nn.Module) -> nn.ModuleList:
-    """The trunk's layers, in order.
+    """Return the trunk's layers, in order.
 
     Raises:
         ValueError: they go by a name that is not known.
@@ -284,7 +284,7 @@ class LogitChanges:
 
     @classmethod
     def of(cls, trunk_config: PreTrainedConfig) -> "LogitChanges":
-        """Those of a trunk."""
+        """Return the changes that a trunk makes."""
         config = trunk_config.get_text_config()
         names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
         scale = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
@@ -297,7 +297,7 @@ class LogitChanges:
         return any(change is not None for change in (self.scale, self.divisor, self.cap))
 
     def __call__(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """The logits as the trunk gives them."""
+        """Return the logits as the trunk gives them."""
         if self.scale is not None:
             logits = logits * self.scale
         if self.divisor is not None:

@@ -31,7 +31,7 @@ def make_bins(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, " bins"]:
-    """Equally spaced bins, both ends included, exactly symmetric about their middle.
+    """Return equally spaced bins, both ends included, exactly symmetric about their middle.
 
     Raises:
         ValueError: fewer than two bins, or an empty range.
@@ -45,7 +45,7 @@ def make_bins(
 
 
 def two_hot(targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]) -> Float[Tensor, "*batch bins"]:
-    """Probabilities on the two bins around each target, whose mean is the target.
+    """Return probabilities on the two bins around each target, whose mean is the target.
 
     Bellemare et al. 2017, https://arxiv.org/abs/1707.06887, project distributions so; here it is a single number.
     Targets outside the bins go to the nearest end, and their mean with them.
@@ -59,7 +59,7 @@ def two_hot(targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]) -> F
 
 
 def binned_mean(logits: Float[Tensor, "*batch bins"], bins: Float[Tensor, " bins"]) -> Float[Tensor, "*batch"]:
-    """Mean of the distribution.
+    """Return the mean of the distribution.
 
     Summed from both ends inwards, so that the mean of a symmetric distribution over symmetric bins is zero exactly.
     """
@@ -70,7 +70,7 @@ def binned_mean(logits: Float[Tensor, "*batch bins"], bins: Float[Tensor, " bins
 def two_hot_cross_entropy(
     logits: Float[Tensor, "*batch bins"], targets: Float[Tensor, "*batch"], bins: Float[Tensor, " bins"]
 ) -> Float[Tensor, "*batch"]:
-    """Cross-entropy of each prediction with the two-hot of its target; targets get no gradient."""
+    """Return the cross-entropy of each prediction with the two-hot of its target; targets get no gradient."""
     return -(two_hot(targets.detach(), bins) * functional.log_softmax(full_precision(logits), dim=-1)).sum(dim=-1)
 
 
@@ -84,7 +84,7 @@ class WorldPrediction:
 
     @property
     def continuation_probs(self) -> Float[Tensor, "*batch"]:
-        """Probability that the episode went on."""
+        """Return the probability that the episode went on."""
         return full_precision(self.continuation_logits).softmax(dim=-1)[..., 1]
 
 
@@ -102,7 +102,7 @@ class WorldHeads(nn.Module):
         self.continuation = _mlp(config.hidden_size, 2)
 
     def forward(self, latent: Float[Tensor, "*batch hidden"]) -> WorldPrediction:
-        """Predictions of latents."""
+        """Return predictions of latents."""
         return WorldPrediction(
             value_logits=self.value(latent),
             reward_logits=self.reward(latent),
@@ -111,12 +111,12 @@ class WorldHeads(nn.Module):
 
     @property
     def value_bins(self) -> Float[Tensor, " bins"]:
-        """Bins of the value, never in less than single precision."""
+        """Return the bins of the value, never in less than single precision."""
         return self._bins(self.value_range)
 
     @property
     def reward_bins(self) -> Float[Tensor, " bins"]:
-        """Bins of the reward, never in less than single precision."""
+        """Return the bins of the reward, never in less than single precision."""
         return self._bins(self.reward_range)
 
     def _bins(self, bin_range: tuple[float, float]) -> Tensor:

@@ -77,7 +77,7 @@ def summed_depth_losses(
     chunk_size: int,
     with_acceptance: bool,
 ) -> tuple[Float[Tensor, ""], DepthSums]:
-    """Weighted sum of the given depths' losses over their valid targets, and the sums it is made of.
+    """Return the weighted sum of the given depths' losses over their valid targets, and the sums it is made of.
 
         L = sum_k weights[k] sum_valid (ce CE + kl KL + tv TV + latent SmoothL1)_k + e2e_tv mean(weights) L_e2e
 

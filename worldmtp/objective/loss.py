@@ -194,12 +194,7 @@ def evaluation_plan(num_depths: int) -> StepPlan:
     """Return a plan of all depths at all positions: what is measured does not follow what a step trains."""
     depths = tuple(range(2, num_depths + 1))
     return StepPlan(
-        coef=1.0,
-        weights=(1.0,) * len(depths),
-        depths=depths,
-        position_fraction=1.0,
-        position_stride=1,
-        position_seed=0,
+        coef=1.0, weights=(1.0,) * len(depths), depths=depths, position_fraction=1.0, position_stride=1, position_seed=0
     )
 
 
@@ -209,7 +204,7 @@ def _no_sums(like: Tensor) -> DepthSums:
 
 
 def position_mask(plan: StepPlan, mask: Bool[Tensor, "batch time depth"]) -> Bool[Tensor, "batch time depth"]:
-    """The mask of depths 2 .. K at the positions the plan keeps, the same for all of them.
+    """Return the mask of depths 2 .. K at the positions the plan keeps, the same for all of them.
 
     A row keeps every ``position_stride``-th position from a random one on, and of these each with probability
     ``position_fraction``; multiply sums over it by ``plan.position_scale``. Depth 1 is never thinned: do not pass it.

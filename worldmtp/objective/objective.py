@@ -39,6 +39,14 @@ class LossTerms:
 
     ``ce``, ``kl``, ``tv`` and ``latent`` are summed for each depth and multiplied by its weight. ``e2e_tv`` couples the
     depths, so it is multiplied by the mean of their weights.
+
+    Attributes:
+        ce: cross-entropy with the token that followed.
+        kl: KL(teacher, head): the head learns the trunk's whole distribution.
+        tv: total variation from the teacher, which is one minus the probability that a draft is accepted.
+        e2e_tv: the accepted length that is missed, over all depths together.
+        latent: smooth L1 between the head's latent and the teacher's hidden state.
+        latent_beta: where that smooth L1 turns from square to linear.
     """
 
     ce: float = 1.0
@@ -54,17 +62,17 @@ class LossTerms:
 
     @property
     def on_teacher_logits(self) -> bool:
-        """Whether a term compares logits with a teacher's."""
+        """Return whether a term compares logits with a teacher's."""
         return bool(self.kl or self.tv or self.e2e_tv)
 
     @property
     def on_logits(self) -> bool:
-        """Whether a term has a gradient by the logits."""
+        """Return whether a term has a gradient by the logits."""
         return bool(self.ce) or self.on_teacher_logits
 
     @property
     def need_teacher(self) -> bool:
-        """Whether a term compares anything with a teacher."""
+        """Return whether a term compares anything with a teacher."""
         return bool(self.latent) or self.on_teacher_logits
 
 
@@ -120,16 +128,16 @@ class MTPObjective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term compares with the trunk: everything but cross-entropy."""
+        """Return whether a term compares with the trunk: everything but cross-entropy."""
         return self.terms.need_teacher
 
     @property
     def needs_ema(self) -> bool:
-        """Whether a moving average of the trunk has to be kept."""
+        """Return whether a moving average of the trunk has to be kept."""
         return self.latent_target == "ema"
 
     def plan(self, num_depths: int, progress: Progress, seed: int) -> StepPlan:
-        """``plan_step`` of this objective, for a model of K = ``num_depths``."""
+        """Return the ``plan_step`` of this objective, for a model of K = ``num_depths``."""
         return plan_step(
             depth_weighting=self.depth_weighting,
             coef=self.coef,
@@ -141,12 +149,12 @@ class MTPObjective:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as nested plain dicts, fit for JSON and YAML."""
+        """Return all fields as nested plain dicts, fit for JSON and YAML."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MTPObjective":
-        """The inverse of ``to_dict``; fields that are left out have their defaults.
+        """Return the objective of a dict of ``to_dict``; fields that are left out have their defaults.
 
         Raises:
             ValueError: a key is unknown (the nearest is suggested), or a value is outside its range.

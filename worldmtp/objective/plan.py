@@ -98,7 +98,7 @@ class CoefSchedule:
             )
 
     def value(self, progress: Progress) -> float:
-        """Lambda at that point of training.
+        """Return lambda at that point of training.
 
         Raises:
             ValueError: the unit is a fraction of training and ``max_steps`` is not known.
@@ -189,7 +189,7 @@ class Frequency:
 
 
 def window_depths(window: DepthWindow, num_depths: int) -> range:
-    """The depths of the window on a model of K = ``num_depths``, all stages of a curriculum together; K = 1 has none.
+    """Return the window's depths on a model of K = ``num_depths``, all stages of a curriculum together; K = 1: none.
 
     Raises:
         ValueError: the window reaches beyond K.
@@ -206,7 +206,7 @@ def window_depths(window: DepthWindow, num_depths: int) -> range:
 
 
 def active_depths(window: DepthWindow, num_depths: int, progress: Progress) -> range:
-    """The depths trained at that point of training, shallowest first; none in a curriculum's next-token stage.
+    """Return the depths trained at that point of training, shallowest first; none in a curriculum's next-token stage.
 
     Raises:
         ValueError: the window reaches beyond K, or a curriculum runs and ``max_steps`` is not known.
@@ -236,7 +236,7 @@ FASTMTP_DECAY = 0.6
 
 
 def depth_weights(name: str, num_additional_depths: int, first: int = 2) -> tuple[float, ...]:
-    """Weights of the depths ``first`` .. ``first + num_additional_depths - 1``, by the rule of that name.
+    """Return the weights of the depths ``first`` .. ``first + num_additional_depths - 1``, by the rule of that name.
 
     With the first depth left at 2 these are depths 2 .. K for ``num_additional_depths`` = K - 1, the D of papers.
     Rules that sum to one do so over these depths.
@@ -296,12 +296,12 @@ class StepPlan:
 
     @property
     def is_active(self) -> bool:
-        """Whether the step has a multi-token term at all; without one the heads need not run."""
+        """Return whether the step has a multi-token term at all; without one the heads need not run."""
         return self.coef > 0 and bool(self.depths)
 
     @property
     def position_scale(self) -> float:
-        """One over the probability that a position is kept: sums over what is kept are multiplied by it.
+        """Return one over the probability that a position is kept: sums over what is kept are multiplied by it.
 
         The sum is then unbiased for the sum over all valid positions, so it is divided by *their* number, not by the
         number kept, which varies with the draw.
@@ -319,7 +319,7 @@ def plan_step(
     progress: Progress,
     seed: int,
 ) -> StepPlan:
-    """The plan of the step that follows ``progress``, on a model of K = ``num_depths``.
+    """Return the plan of the step that follows ``progress``, on a model of K = ``num_depths``.
 
     A depth's weight is that of its window, whether or not a curriculum trains the other depths yet: under ``mean`` each
     of M depths counts 1/M from its first step on. A window that ends at j on a deeper model gives depths 2 .. j the

@@ -39,7 +39,7 @@ class SweptDepth:
     ahead: int
 
     def chunks(self, chunk_size: int) -> Iterator[tuple[Rows, Rows]]:
-        """Valid positions, ``chunk_size`` at a time, and where the teacher stands for them."""
+        """Yield valid positions, ``chunk_size`` at a time, and where the teacher stands for them."""
         if isinstance(self.rows, int):  # slices are views; nothing is copied
             for start in range(0, self.rows, chunk_size):
                 rows = slice(start, min(start + chunk_size, self.rows))
@@ -80,7 +80,7 @@ class DepthSweep:
     operands: dict[int, Tensor] = field(default_factory=dict)
 
     def run(self, inputs: Sequence[Tensor], gradients: list[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the sums of ce, kl, tv, latent and accepted, and the hits; adds to ``gradients``."""
+        """Return the loss, the sums of ce, kl, tv, latent and accepted, and the hits; add to ``gradients``."""
         num_depths, device, dtype = len(self.depths), inputs[0].device, precise_dtype(inputs[0].dtype)
         tally = Tally(
             states=[_flat(value) for value in inputs],
@@ -104,7 +104,7 @@ class DepthSweep:
         return loss, tally.sums, tally.top1_hits
 
     def add_chunk(self, tally: Tally, k: int, rows: Rows, teacher_rows: Rows, tv_weight: Tensor | None) -> None:
-        """Adds one chunk's losses and hits, and the gradients that follow from them, to ``tally``."""
+        """Add one chunk's losses and hits, and the gradients that follow from them, to ``tally``."""
         depth, terms = self.depths[k], self.terms
         states, gradients, sums = tally.states, tally.gradients, tally.sums[:, k]
         latent, latent_gradient = states[k][rows], gradients[k]
@@ -165,7 +165,7 @@ class DepthSweep:
             teacher_gradient[teacher_rows] += by_state  # the rows of one depth are distinct
 
     def acceptance(self, states: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Probability that a depth's draft is accepted at a position; zero where invalid, which ends the product."""
+        """Return the chance that a position's draft is accepted; zero where invalid, which ends the product."""
         assert self.teacher_unembedding is not None  # e2e_tv was checked to have a teacher
         acceptance = torch.zeros(len(states[0]), len(self.depths), dtype=dtype, device=states[0].device)
         for k, depth in enumerate(self.depths):
@@ -179,7 +179,7 @@ class DepthSweep:
     def unembed(
         self, unembedding: Unembedding, states: Tensor, name: str, differentiable: bool
     ) -> tuple[Tensor, Transform]:
-        """Logits in full precision, good until the next chunk of that ``name``; and what pulls gradients back there."""
+        """Return logits in full precision, good until the next chunk of that name, and what pulls gradients back."""
         weight, bias = (None if parameter is None else self.operand(parameter) for parameter in unembedding)
         assert weight is not None
         states = states.to(self.product_dtype)
@@ -201,7 +201,7 @@ class DepthSweep:
         return transformed.detach(), lambda gradient: torch.autograd.grad(transformed, leaf, gradient)[0]
 
     def narrowed(self, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The gradient as an operand, and what it was divided by.
+        """Return the gradient as an operand, and what it was divided by.
 
         Weights hold one over the number of tokens, and a gradient scaler multiplies only in the backward pass: in
         float16 these gradients would be zero by then.
@@ -212,13 +212,13 @@ class DepthSweep:
         return (gradient / scale).to(torch.float16), scale
 
     def product(self, gradient: Tensor, scale: Tensor | None, weight: Tensor) -> Tensor:
-        """Gradient by the states, from a narrowed one by the logits."""
+        """Return the gradient by the states, from a narrowed one by the logits."""
         product = gradient @ self.operand(weight)
         product = product.to(precise_dtype(product.dtype))
         return product if scale is None else product * scale
 
     def add_product_(self, total: Tensor, gradient: Tensor, scale: Tensor | None, states: Tensor) -> None:
-        """Adds the gradient by the weight, from a narrowed one by the logits."""
+        """Add the gradient by the weight, from a narrowed one by the logits."""
         states = states.to(self.product_dtype)
         if total.dtype == self.product_dtype:
             total.addmm_(gradient.t(), states)
@@ -227,13 +227,13 @@ class DepthSweep:
             total += product if scale is None else product * scale
 
     def operand(self, parameter: Tensor) -> Tensor:
-        """The parameter as products use it; cast once, not once a chunk."""
+        """Return the parameter as products use it; cast once, not once a chunk."""
         if id(parameter) not in self.operands:
             self.operands[id(parameter)] = parameter.detach().to(self.product_dtype)
         return self.operands[id(parameter)]
 
     def buffer(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Memory of that shape in full precision, given out again at the next call with the same name."""
+        """Return memory of that shape in full precision, given out again at the next call with the same name."""
         num_rows, width = shape
         held = self.buffers.get((name, width))
         if held is None or len(held) < num_rows:
@@ -243,17 +243,17 @@ class DepthSweep:
 
     @property
     def measures_kl(self) -> bool:
-        """Whether the divergence from the teacher is computed."""
+        """Return whether the divergence from the teacher is computed."""
         return bool(self.terms.kl) or self.measure_all
 
     @property
     def measures_acceptance(self) -> bool:
-        """Whether what the teacher accepts is computed."""
+        """Return whether what the teacher accepts is computed."""
         return self.terms.on_teacher_logits or self.measure_all
 
     @property
     def measures_latent(self) -> bool:
-        """Whether the distance from the teacher's latents is computed."""
+        """Return whether the distance from the teacher's latents is computed."""
         return bool(self.terms.latent) or self.measure_all
 
 

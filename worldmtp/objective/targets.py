@@ -30,7 +30,7 @@ def depth_targets(
     loss_mask: Bool[Tensor, "batch time"] | None = None,
     document_ids: Int[Tensor, "batch time"] | None = None,
 ) -> DepthTargets:
-    """Token t+k for every position t and depth k in 1 .. ``depths``, and whether it counts.
+    """Return token t+k for every position t and depth k in 1 .. ``depths``, and whether it counts.
 
     Where depths leap (a stride), ``depths`` lists how far ahead each looks instead.
 

@@ -31,7 +31,7 @@ class TokenWeights:
 
     @classmethod
     def of(cls, terms: LossTerms, depth_weight: float | Tensor, tv_weight: Tensor | None) -> "TokenWeights":
-        """The terms' coefficients times the depth's weight, and what the end-to-end loss adds to tv's."""
+        """Return the terms' coefficients times the depth's weight, and what the end-to-end loss adds to tv's."""
         tv: float | Tensor | None = depth_weight * terms.tv if terms.tv else None
         if tv_weight is not None:
             tv = tv_weight if tv is None else tv_weight + tv
@@ -62,13 +62,13 @@ class TokenLosses:
             self.p = torch.softmax(teacher_logits, dim=-1)
 
     def top1_hits(self) -> Int[Tensor, ""]:
-        """How many labels are the argmax, which is much slower than a maximum: it is asked for where they can be."""
+        """Return how many labels are the argmax, which is computed only where they may be: a maximum is faster."""
         possible = (self.label_logits == self.top_logits).nonzero().squeeze(-1)
         return (self.logits[possible].argmax(dim=-1) == self.labels[possible]).sum()
 
     @property
     def log_ratio(self) -> Float[Tensor, "token vocab"]:
-        """Log p - log q, zero where p is."""
+        """Return log p - log q, zero where p is."""
         assert self.teacher_logits is not None
         teacher_norm = self.teacher_logits.amax(dim=-1) - self.p.amax(dim=-1).log()
         difference = self.teacher_logits - self.logits
@@ -76,16 +76,16 @@ class TokenLosses:
 
     @property
     def kl(self) -> Float[Tensor, " token"]:
-        """KL(p || q)."""
+        """Return KL(p || q)."""
         return torch.linalg.vecdot(self.p, self.log_ratio)
 
     @property
     def accepted(self) -> Float[Tensor, " token"]:
-        """sum_v min(p, q)."""
+        """Return sum_v min(p, q)."""
         return torch.minimum(self.p, self.q).sum(dim=-1)
 
     def student_gradient_(self, weights: TokenWeights) -> Float[Tensor, "token vocab"]:
-        """Gradient of the weighted loss by the student's logits, in the memory of ``q``."""
+        """Return the gradient of the weighted loss by the student's logits, in the memory of ``q``."""
         scale = weights.ce if weights.kl is None else weights.ce + weights.kl
         if weights.tv is not None:
             below = (self.q < self.p).to(self.q.dtype)
@@ -97,7 +97,7 @@ class TokenLosses:
         return gradient.scatter_add_(-1, self.labels[:, None], label_gradient[:, None])
 
     def teacher_gradient(self, weights: TokenWeights) -> Float[Tensor, "token vocab"]:
-        """Gradient of the weighted loss by the teacher's logits."""
+        """Return the gradient of the weighted loss by the teacher's logits."""
         scale = torch.zeros_like(self.p)
         if weights.kl is not None:
             log_ratio = self.log_ratio
@@ -109,7 +109,7 @@ class TokenLosses:
 
 
 def expected_accepted_length(acceptance: Float[Tensor, "*batch depth"]) -> Float[Tensor, "*batch"]:
-    """Expected number of drafted tokens that are accepted, sum_k prod_{j<=k} a_j: tau - 1 of speculative decoding.
+    """Return the expected number of drafts accepted, sum_k prod_{j<=k} a_j: tau - 1 of speculative decoding.
 
     ``acceptance`` a_j is the probability that the j-th drafted token is accepted, given that those before it were. One
     token more is always gained, from the verifying distribution (Leviathan et al. 2023, eq. 1, which has equal a_j).
@@ -118,7 +118,7 @@ def expected_accepted_length(acceptance: Float[Tensor, "*batch depth"]) -> Float
 
 
 def acceptance_gradient(acceptance: Float[Tensor, "*batch depth"]) -> Float[Tensor, "*batch depth"]:
-    """Gradient of ``expected_accepted_length`` with respect to each a_j.
+    """Return the gradient of ``expected_accepted_length`` with respect to each a_j.
 
     With K depths, and without a division, so that it is right where some a_j are zero:
 
@@ -137,7 +137,7 @@ def acceptance_gradient(acceptance: Float[Tensor, "*batch depth"]) -> Float[Tens
 def smooth_l1_per_token(
     latent: Float[Tensor, "*#batch hidden"], target: Float[Tensor, "*#batch hidden"], beta: float = 1.0
 ) -> Float[Tensor, "*batch"]:
-    """Smooth L1 distance of two latents, as the mean over the hidden units.
+    """Return the smooth L1 distance of two latents, as the mean over the hidden units.
 
     With d the difference of one unit: d^2 / (2 beta) where |d| < beta, |d| - beta / 2 beyond. NextLat's regression of a
     predicted latent on the next one (https://arxiv.org/abs/2511.05963), there with the target detached.
@@ -155,11 +155,11 @@ def smooth_l1_per_token(
 def smooth_l1_gradient(
     latent: Float[Tensor, "token hidden"], target: Float[Tensor, "token hidden"], beta: float
 ) -> Float[Tensor, "token hidden"]:
-    """Gradient of ``smooth_l1_per_token`` by ``latent``; by ``target`` it is the negative."""
+    """Return the gradient of ``smooth_l1_per_token`` by ``latent``; by ``target`` it is the negative."""
     dtype = precise_dtype(latent.dtype)
     return ((latent.to(dtype) - target.to(dtype)) / beta).clamp_(-1.0, 1.0).div_(latent.shape[-1])
 
 
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What losses are computed in: float32, or float64 where that comes in."""
+    """Return what losses are computed in: float32, or float64 where that comes in."""
     return dtype if dtype == torch.float64 else torch.float32

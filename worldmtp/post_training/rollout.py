@@ -91,7 +91,7 @@ class TextGenRollout:
         for example in self.env.examples(split, num_examples, seed):
             prompt = f"{example.prompt} [{example.key}]" if example.hidden else example.prompt
             known = self._examples.setdefault(prompt, example)
-            if self.env.problem.identity(known) != self.env.problem.identity(example):
+            if self.env.dataset.identity(known) != self.env.dataset.identity(example):
                 raise ValueError(
                     f"{example} has the prompt of {known}, which an earlier rows() gave, and is another question, so "
                     "that its prompt does not say which is to be played; ask for all rows of a split at once, which "

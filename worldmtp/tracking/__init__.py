@@ -1,11 +1,19 @@
 """Metrics, token strips and progress of a run. torch, TensorBoard, PIL and rich are imported at their first use."""
 
 from worldmtp.tracking.progress import ProgressReporter, Stage
-from worldmtp.tracking.records import METRICS_FILE, JsonlWriter, read_records
 from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
 from worldmtp.tracking.tags import TAGS, Layout, TagRow, TagTable
-from worldmtp.tracking.tensorboard import TENSORBOARD_DIRECTORY, TensorBoardWriter, default_layout, tensorboard_command
-from worldmtp.tracking.writer import MetricWriter, MultiWriter
+from worldmtp.tracking.writers import (
+    METRICS_FILE,
+    TENSORBOARD_DIRECTORY,
+    JsonlWriter,
+    MetricWriter,
+    MultiWriter,
+    TensorBoardWriter,
+    default_layout,
+    read_records,
+    tensorboard_command,
+)
 
 __all__ = [
     "METRICS_FILE",

@@ -34,10 +34,7 @@ _BACKGROUND: Colour = (255, 255, 255)
 # A softmax in float32 may exceed 1 by this much.
 _ROUNDING = 1e-5
 # The second row is how byte-level BPE and SentencePiece write a blank.
-_BLANKS = {
-    **{" ": "␣", "\n": "⏎", "\t": "⇥"},
-    **{"Ġ": "␣", "▁": "␣", "Ċ": "⏎"},
-}
+_BLANKS = {**{" ": "␣", "\n": "⏎", "\t": "⇥"}, **{"Ġ": "␣", "▁": "␣", "Ċ": "⏎"}}
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ def _printable(character: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _font(size_pixels: int) -> "FreeTypeFont":
-    """DejaVu Sans Mono from matplotlib's data: PIL's own default font has ASCII only."""
+    """Return DejaVu Sans Mono from matplotlib's data: PIL's own default font has ASCII only."""
     import matplotlib
     from PIL import ImageFont
 

@@ -90,6 +90,12 @@ _ROLLOUT = _rows(
     ("return_mean", "mean over episodes of the undiscounted sum of real rewards", "reward"),
     ("return_std", "standard deviation over episodes of the undiscounted sum of real rewards", "reward"),
     ("exact_mean", "share of episodes whose answer the task's scorer marks exactly right, sampled", "share"),
+    (
+        "components/{name}",
+        "mean of one component of the task's scores, such as a reward of a rubric before its weight, over the sampled "
+        "answers that have it",
+        "score",
+    ),
     ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
     ("prompt_overlap_sft", "share of the pool's questions whose answers the warm start has shown; at step 0", "share"),
@@ -183,6 +189,11 @@ _EVAL = _rows(
     ("exact_sampled", "share of held-out prompts answered exactly right, one sample each", "share"),
     ("score", "mean score of the task's scorer on held-out prompts, greedy decoding", "score"),
     ("score_sampled", "mean score of the task's scorer on held-out prompts, one sample each", "score"),
+    (
+        "components/{name}",
+        "mean of one component of the task's scores on held-out prompts, greedy decoding, over answers that have it",
+        "score",
+    ),
     ("return_imagined", "mean over states of held-out answers of the imagined return-to-go", "reward"),
     ("return_realized", "mean over the same states of the realized return-to-go", "reward"),
     ("return_corr", "Pearson correlation of the two over states", "1"),
@@ -252,12 +263,7 @@ _CUSTOM = (
 
 TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS + _CUSTOM)
 
-_TITLES: dict[Kind, str] = {
-    "scalar": "Scalars",
-    "text": "Texts",
-    "image": "Images",
-    "histogram": "Histograms",
-}
+_TITLES: dict[Kind, str] = {"scalar": "Scalars", "text": "Texts", "image": "Images", "histogram": "Histograms"}
 
 _HEAD = """# Metrics
 

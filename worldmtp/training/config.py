@@ -34,14 +34,14 @@ def _positive(**values: int | float) -> None:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment: a gymnasium id, ``module:id`` to import first, what it is made with, and its wrappers.
-
-    A wrapper is a name, or a mapping of its name and keywords; the first is innermost. See ``worldmtp.envs.text_env``.
-    """
+    """Which environment, what it is made with, and its wrappers; see ``worldmtp.envs.text_env``."""
 
     id: str
+    """A gymnasium id, or ``module:id`` to import the module first."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keywords the environment is made with; ``worldmtp envs check ID`` tries them."""
     wrappers: list[Any] = field(default_factory=list)
+    """Wrappers by name, or a mapping of a name and keywords; the first is innermost."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,20 @@ class ModelConfig:
     """
 
     architecture: str | None = None
+    """The ``model_type`` of a transformers config, for a trunk with random weights."""
     path: str | None = None
+    """A directory that ``save_pretrained`` wrote, to load a causal LM from instead."""
     config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the transformers config of that architecture, such as ``hidden_size``."""
     depth: int = 4
+    """K: head k predicts token t + k, and depth 1 is the trunk's own LM head."""
     head: str = "sequential"
+    """Family of the heads; ``docs/heads.md`` lists them."""
     head_spec: HeadSpecConfig = field(default_factory=HeadSpecConfig)
     num_value_bins: int | None = None
-    """None is the default of ``MTPConfig``."""
+    """Bins of the distributions of value and reward; None is the default of ``MTPConfig``."""
     compute_dtype: str = "float32"
+    """``bfloat16`` computes products in it by autocast; weights stay float32."""
 
     def __post_init__(self) -> None:
         check_choice("compute_dtype", self.compute_dtype, _COMPUTE_DTYPES)
@@ -96,18 +102,24 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SFTStageConfig:
-    """The warm start on the task's own answers. ``load`` takes the model of another run's warm start instead."""
+    """The warm start on the task's own answers."""
 
     num_demonstrations: int = 4000
+    """Prompts with answers to learn from; a task that has fewer gives what it has, and says so."""
     num_steps: int = 160
+    """Optimiser steps; 0 leaves the warm start out, as worlds need, which have no answers."""
     batch_size: int = 64
+    """Demonstrations a step."""
     learning_rate: float = 2e-3
+    """AdamW's, after its warm-up."""
     warmup_steps: int = 20
+    """Steps over which the learning rate rises linearly."""
     log_steps: int = 20
     """Steps a logged mean is over."""
     save_steps: int = 100
     """Steps between two checkpoints; a multiple of ``log_steps``, so that no mean is cut by a resumption."""
     load: str | None = None
+    """The ``sft/model`` of another run, or any saved ``MTPModel``: its model replaces the warm start."""
     share_prompts: bool = False
     """Reinforcement may train on the prompts whose answers the warm start has shown."""
 
@@ -127,7 +139,9 @@ class EvalConfig:
     """Held-out evaluation: greedy and sampled answers to the same ``num_prompts`` prompts each time."""
 
     num_prompts: int = 512
+    """Held-out prompts, the same at each evaluation."""
     every_iterations: int = 10
+    """Iterations of reinforcement between two evaluations."""
     num_imagined: int = 8
     """Imagined rollouts a root, in the comparison with what was realized."""
 
@@ -149,7 +163,9 @@ class ProfileConfig:
     """The machine."""
 
     device: str = "cpu"
+    """A torch device: ``cpu``, ``cuda``, ``cuda:1``."""
     num_threads: int = 2
+    """Threads of torch; small matrices are faster with one."""
     num_jobs: int = 1
     """Arms of a study at work at once; with more than one, each has a process of its own and one thread."""
 
@@ -162,7 +178,9 @@ class LoggerConfig:
     """What is written besides metrics.jsonl, which always is."""
 
     tensorboard: bool = True
+    """Write scalars, pictures and texts for TensorBoard."""
     num_strips: int = 8
+    """Token strips drawn at each evaluation."""
 
     def __post_init__(self) -> None:
         _at_least(0, num_strips=self.num_strips)
@@ -170,11 +188,14 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the run can be taken up again. ``stop_after`` ends it early, at that iteration, as a kill would."""
+    """How often the run can be taken up again."""
 
     every_iterations: int = 10
+    """Iterations between two checkpoints."""
     keep_last: int = 2
+    """Checkpoints kept."""
     stop_after: int | None = None
+    """Iteration at which to stop, as if killed; ``resume=`` goes on from there."""
 
     def __post_init__(self) -> None:
         _at_least(1, every_iterations=self.every_iterations, keep_last=self.keep_last)
@@ -197,7 +218,9 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     name: str = "train"
+    """Folder of the run under ``runs/``."""
     seed: int = 0
+    """Every random stream of the run is derived from it."""
     study: dict[str, Any] = field(default_factory=dict)
     """``name`` of a study and the fields of its config; empty is one training run."""
     imports: list[str] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from worldmtp.agents.evaluation import (
 )
 from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
+from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
-from worldmtp.analysis.token_strips import imagined_strip, token_strip
 from worldmtp.dynamics import WorldModel
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
@@ -35,8 +35,8 @@ _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One model, judged on the held-out prompts."""
+class RunEvaluation:
+    """One model, evaluated on the held-out prompts."""
 
     evaluation: Evaluation
     artefact: EvalArtefact
@@ -45,7 +45,7 @@ class Judgement:
     metrics: dict[str, float]
 
 
-def judge(
+def evaluate_run(
     model: MTPModel,
     evaluator: Evaluator,
     world_model: WorldModel[Any] | None,
@@ -54,7 +54,7 @@ def judge(
     ppo: PPOConfig,
     tokens_text: Sequence[str],
     seed: int,
-) -> Judgement:
+) -> RunEvaluation:
     """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training.
 
     Without a world model nothing is imagined.
@@ -66,6 +66,8 @@ def judge(
     with torch.no_grad():
         features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
     said = depth_predictions(model, rollout, evaluator.temperature, features)
+    if rollout.is_masked:  # no mask is known of states that are imagined
+        world_model = None
     roots = root_imaginations(
         world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator, features
     )
@@ -83,13 +85,13 @@ def judge(
     metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
-    return Judgement(evaluation, artefact, exact, exact_sampled, metrics)
+    return RunEvaluation(evaluation, artefact, exact, exact_sampled, metrics)
 
 
 def make_artefact(
     rollout: Rollout, said: DepthPredictions, roots: RootImaginations, horizon: int, tokens_text: Sequence[str]
 ) -> EvalArtefact:
-    """What the analysis needs to know of sampled answers."""
+    """Return what the analysis needs to know of sampled answers."""
     arrays: dict[str, Any] = {
         "input_ids": rollout.input_ids,
         "attention_mask": rollout.attention_mask,
@@ -115,30 +117,30 @@ def make_artefact(
     )
 
 
-def summarize(judgement: Judgement, arm: str, artefact: str) -> ArmSummary:
-    """A judgement as a row of the closing table."""
-    metrics, depths = judgement.metrics, judgement.artefact.num_depths
+def summarize(found: RunEvaluation, arm: str, artefact: str) -> ArmSummary:
+    """Return an evaluation as a row of the closing table."""
+    metrics, depths = found.metrics, found.artefact.num_depths
     acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
     return ArmSummary(
         arm=arm,
-        exact=judgement.exact,
+        exact=found.exact,
         acceptance=tuple(value if math.isfinite(value) else None for value in acceptance),
         imagined_return=metrics.get("eval/return_imagined"),
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,
-        exact_sampled=judgement.exact_sampled,
+        exact_sampled=found.exact_sampled,
     )
 
 
-def write_judgement(judgement: Judgement, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
-    """The artefact on disk, the numbers and some sampled answers in the log."""
-    save_artefact(judgement.artefact, run_dir / "artefacts", name)
-    writer.scalars(judgement.metrics, step)
-    writer.text("samples/heldout", samples(judgement.artefact), step)
+def write_evaluation(found: RunEvaluation, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
+    """Write the artefact to disk, and the numbers and some sampled answers to the log."""
+    save_artefact(found.artefact, run_dir / "artefacts", name)
+    writer.scalars(found.metrics, step)
+    writer.text("samples/heldout", samples(found.artefact), step)
 
 
 def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
-    """The first prompts with what was answered and earned, as a list in markdown; texts as Python spells them."""
+    """Return the first prompts, answers and returns as a list in markdown; texts as Python spells them."""
     lines = []
     for row in range(min(num_samples, len(artefact))):
         texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]
@@ -148,9 +150,9 @@ def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
     return "\n".join(lines)
 
 
-def write_strips(judgement: Judgement, writer: MetricWriter, step: int, num_strips: int) -> None:
-    """The first texts as pictures: realized, and below it what each depth had said, or what was imagined from where."""
-    artefact = judgement.artefact
+def write_strips(found: RunEvaluation, writer: MetricWriter, step: int, num_strips: int) -> None:
+    """Write the first texts as pictures: realized, and below it what each depth had said, or what was imagined."""
+    artefact = found.artefact
     for row in range(min(num_strips, len(artefact))):
         caption = f"return {artefact.returns[row]:.2f}"
         writer.image(f"imagination/predicted_{row}", render_strip(token_strip(artefact, row, caption)), step)
@@ -185,12 +187,13 @@ def evaluate_model(
     Raises:
         ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
     """
-    probe = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), 1)
+    env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
+    probe = make_env(env, 1)
     check_fits(model.config, probe)
     examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
     if not examples:
         raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
-    rows = make_env(EnvConfig(env.id, {"pool_size": 1} | env.kwargs), len(examples))
+    rows = make_env(env, len(examples))
     evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
     metrics = evaluation.metrics()
     return CheckpointEvaluation(

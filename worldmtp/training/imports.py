@@ -28,7 +28,7 @@ def import_user_modules(modules: Sequence[str], option: str = "imports=") -> Non
 
 
 def _import_file(path: Path) -> None:
-    """By its stem, so that another process can import it too; the name must be free."""
+    """Import a file by its stem, so that another process can import it too; the name must be free."""
     if not path.is_file():
         raise ImportError(f"there is no file {path}")
     _search(path.parent)

@@ -23,7 +23,7 @@ from worldmtp.training.saved_model import holds_heads, load_causal_lm, load_with
 
 
 def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
-    """A batch-synchronous vector environment of ``num_envs`` rows.
+    """Return a batch-synchronous vector environment of ``num_envs`` rows.
 
     Raises:
         ValueError: the id or a wrapper is unknown (the message names the nearest), its module cannot be imported, or it
@@ -36,7 +36,7 @@ def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
 
 
 def make_trunk(config: ModelConfig, tokenizer: Tokenizer, context: int, generator: torch.Generator) -> PreTrainedModel:
-    """The causal LM, its weights in float32: from ``path``, or fresh from a transformers config.
+    """Return the causal LM, its weights in float32: from ``path``, or fresh from a transformers config.
 
     Raises:
         ValueError: neither or both are given, or what is given does not exist.
@@ -83,7 +83,7 @@ def _fresh_trunk(
 
 
 def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
-    """The trunk with fresh heads, for the environment's vocabulary and lengths; a model that has heads with its own.
+    """Return the trunk with fresh heads, for the environment's vocabulary and lengths, or a model with its own heads.
 
     Raises:
         ValueError: no such family of heads (the nearest is suggested), or one that cannot be had that way; or a saved
@@ -92,7 +92,7 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
     generator = torch.Generator().manual_seed(seed)
     if brings_heads(config):
         return load_with_heads(Path(str(config.path)), generator, f"Give another model.path than {config.path!r}.")
-    context = env.problem.max_prompt + env.problem.max_new
+    context = env.dataset.max_prompt + env.dataset.max_new
     trunk = make_trunk(config, env.tokenizer, context, generator)
     bins: dict[str, Any] = {} if config.num_value_bins is None else {"num_value_bins": config.num_value_bins}
     spec = config.head_spec.given()
@@ -104,7 +104,7 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
 
 
 def brings_heads(config: ModelConfig) -> bool:
-    """Whether ``path`` holds a saved MTPModel or a release with MTP heads, which are taken as they are.
+    """Return whether ``path`` holds a saved MTPModel or a release with MTP heads, which are taken as they are.
 
     Raises:
         ValueError: a file of a release is damaged.
@@ -113,7 +113,7 @@ def brings_heads(config: ModelConfig) -> bool:
 
 
 def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
-    """See that a model has the environment's tokens and its lengths, and reads it token by token.
+    """Raise unless a model has the environment's tokens and lengths, and reads it token by token.
 
     Raises:
         ValueError: the model's vocabulary is smaller than the tokenizer's, its context than the texts, or its depths
@@ -131,7 +131,7 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
             f"{text_config.vocab_size}; resize the model's embeddings or give the environment the model's own "
             "tokenizer (env.kwargs.tokenizer)."
         )
-    context = env.problem.max_prompt + env.problem.max_new
+    context = env.dataset.max_prompt + env.dataset.max_new
     limit = getattr(text_config, "max_position_embeddings", None)
     if limit is not None and context > limit:
         raise ValueError(
@@ -153,7 +153,7 @@ def check_objective(objective: MTPObjective, num_depths: int) -> None:
 
 
 def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig, ppo: PPOConfig) -> bool:
-    """Whether a world model on ``model`` can imagine what is asked; where it is to be trained for, it must.
+    """Return whether a world model on ``model`` can imagine what is asked; raise if it must and cannot.
 
     Raises:
         ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
@@ -189,7 +189,7 @@ def _check_imagination(model: MTPModel, backend: str, imagination: ImaginationCo
 
 
 def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:
-    """The model on the profile's device, in evaluation mode: no dropout while acting or reading.
+    """Return the model on the profile's device, in evaluation mode: no dropout while acting or reading.
 
     Raises:
         ValueError: there is no such device.
@@ -200,7 +200,7 @@ def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:
 
 
 def checked_device(name: str, option: str, remedy: str) -> torch.device:
-    """The device of that name; a message calls it ``option`` and advises ``remedy``.
+    """Return the device of that name; a message calls it ``option`` and advises ``remedy``.
 
     Raises:
         ValueError: there is no such device.
@@ -215,6 +215,6 @@ def checked_device(name: str, option: str, remedy: str) -> torch.device:
 
 
 def vocabulary(env: TextVectorEnv) -> tuple[str, ...]:
-    """The text of every token id."""
+    """Return the text of every token id."""
     special: Mapping[int, str] = {env.tokenizer.pad_id: "<pad>", env.tokenizer.eos_id: "<eos>"}
     return tuple(special.get(i) or env.tokenizer.decode([i]) for i in range(env.tokenizer.vocab_size))

@@ -25,6 +25,7 @@ from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
+from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
@@ -39,7 +40,7 @@ from worldmtp.tracking import (
     tensorboard_command,
 )
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.evaluation import Judgement, judge, summarize, write_judgement, write_strips
+from worldmtp.training.evaluation import RunEvaluation, evaluate_run, summarize, write_evaluation, write_strips
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
     brings_heads,
@@ -52,10 +53,15 @@ from worldmtp.training.make import (
     vocabulary,
 )
 from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
-from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RunResult
-from worldmtp.training.run_log import RUN_LOG, tell
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
-from worldmtp.training.saved_model import holds_mtp_model, load_model, save_model, transformers_tokenizer
+from worldmtp.training.saved_model import (
+    has_tokenizer,
+    holds_mtp_model,
+    load_model,
+    save_model,
+    transformers_tokenizer,
+)
 from worldmtp.training.warm_start import warm_start
 
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
@@ -116,25 +122,22 @@ class Pipeline:
         self._overlap, notes = choose_pool(self._env, prompts, config)
         self.notes = (*self._model_notes(), *prompts.notes, *notes)
         self._evaluator = Evaluator(
-            make_env(config.env, len(held_out)),
-            held_out,
-            rollout.temperature,
-            stream_seed(config.seed, "evaluation"),
+            make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
         self._prompt = held_out[0].prompt
-        self._env.problem.encode([*held_out, *self._examples])
+        self._env.dataset.encode([*held_out, *self._examples])
         self._tokens_text = vocabulary(self._env)
-        self._after: Judgement | None = None
+        self._after: RunEvaluation | None = None
         self.closing = ""
         self.summary: RunSummary | None = None
 
     def run(self) -> float:
-        """All stages."""
+        """Run all stages and return the exact match of the last evaluation."""
         saved = load_last(self._run_dir)
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
         self._writer.resume_at(-1 if saved is None else saved.step)
         self._warm_start()
-        before = self._judge()
+        before = self._evaluate_held_out()
         if saved is None:
             self._open_log(before)
         trainer = self._trainer()
@@ -152,7 +155,7 @@ class Pipeline:
             )
         if self._after is None:
             # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
-            self._after = self._judge()
+            self._after = self._evaluate_held_out()
             if saved is None:
                 self._write_final(self._after, 0)
         save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
@@ -160,7 +163,7 @@ class Pipeline:
         return self._after.exact.estimate
 
     def _first_model(self) -> tuple[bool, MTPModel]:
-        """The model after its warm start where that was done, here or in the run that ``sft.load`` names."""
+        """Return the model after its warm start where that was done, here or in the run that ``sft.load`` names."""
         config, done = self._config, self._run_dir / "sft" / MODEL_FOLDER
         if config.sft.load is not None:
             done = Path(config.sft.load)
@@ -172,18 +175,27 @@ class Pipeline:
         return False, on_device(make_model(config.model, self._env, seed), config.profile)
 
     def _model_notes(self) -> list[str]:
+        notes, path = [], self._config.model.path
+        tokenizer = self._env.tokenizer
+        if path is not None and has_tokenizer(Path(path)) and not isinstance(tokenizer, TransformersTokenizer):
+            notes.append(
+                f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
+                f"{tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
+                f"+env.kwargs.tokenizer=transformers:{path}."
+            )
         if self._is_warm or not brings_heads(self._config.model):
-            return []
-        heads, path = self._model.config, str(self._config.model.path)
-        kind = "a saved MTPModel" if holds_mtp_model(Path(path)) else "a published checkpoint"
+            return notes
+        heads = self._model.config
+        kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
         return [
-            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, "
-            f"depth={heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here."
+            *notes,
+            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth="
+            f"{heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
         ]
 
     @property
     def _start(self) -> str:
-        """What the evaluation before the first iteration is called: of a warm start, or of the model as it came."""
+        """Return the name of the evaluation before the first iteration: of a warm start, or of the model as it came."""
         return "warm_start" if self._is_warm or self._examples else "start"
 
     def _warm_start(self) -> None:
@@ -210,17 +222,17 @@ class Pipeline:
         self._progress.update(stage, fraction, note)
         RUN_LOG.info("%s: %s", stage, note)
 
-    def _open_log(self, before: Judgement) -> None:
-        """What is known before the first iteration, at step 0."""
+    def _open_log(self, before: RunEvaluation) -> None:
+        """Log what is known before the first iteration, at step 0."""
         if self._config.logger.tensorboard:
             self._writer.custom_layout(default_layout())
         config = (self._run_dir / CONFIG_FILE).read_text(encoding="utf-8")
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
-        write_judgement(before, self._run_dir, self._start, self._writer, 0)
+        write_evaluation(before, self._run_dir, self._start, self._writer, 0)
 
     def _generate_command(self) -> list[str]:
-        """The line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
+        """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
         if transformers_tokenizer(self._env.tokenizer) is None:
             return []
         words = [
@@ -233,7 +245,7 @@ class Pipeline:
         return ["generate:    " + shlex.join([*words, "--", self._prompt])]
 
     def _computing(self) -> torch.autocast:
-        """Not around the warm start, which has an autocast of its own."""
+        """Return the precision to compute in; the warm start has an autocast of its own."""
         return computing_in(self._config.model.compute_dtype, self._model.device)
 
     def _trainer(self) -> ImaginationTrainer:
@@ -249,26 +261,26 @@ class Pipeline:
         )
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
-        """After an iteration and before its checkpoint, so that a resumed log holds it once."""
+        """Evaluate after an iteration and before its checkpoint, so that a resumed log holds it once."""
         config = self._config
         if trainer.iteration == config.agent.rollout.num_iterations:
-            self._after = self._judge()
+            self._after = self._evaluate_held_out()
             self._write_final(self._after, step)
         elif trainer.iteration % config.eval.every_iterations == 0:
             start = time.perf_counter()
             metrics = self._evaluator.run(trainer.model).metrics()
             self._writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
 
-    def _write_final(self, after: Judgement, step: int) -> None:
-        write_judgement(after, self._run_dir, "final", self._writer, step)
+    def _write_final(self, after: RunEvaluation, step: int) -> None:
+        write_evaluation(after, self._run_dir, "final", self._writer, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
 
-    def _judge(self) -> Judgement:
+    def _evaluate_held_out(self) -> RunEvaluation:
         config = self._config
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
         backend = config.world_model.backend
         with self._computing():
-            return judge(
+            return evaluate_run(
                 self._model,
                 self._evaluator,
                 make_world_model(backend, self._model, generator) if self._can_imagine else None,
@@ -279,8 +291,8 @@ class Pipeline:
                 stream_seed(config.seed, "imagination in evaluation"),
             )
 
-    def _close(self, before: Judgement, after: Judgement) -> None:
-        """The closing table, the report, and the mark that all is done."""
+    def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
+        """Write the closing table, the report, and the mark that all is done."""
         config, use = self._config, self._config.imagination.use
         started = "SFT" if self._start == "warm_start" else "before PPO"
         arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"

@@ -33,7 +33,7 @@ class SavedRun:
 
 
 def load_last(run_dir: Path) -> SavedRun | None:
-    """The newest checkpoint of a run, or None where it has none yet.
+    """Return the newest checkpoint of a run, or None where it has none yet.
 
     Raises:
         CheckpointError: it is corrupt, and the message names the newest intact one; or the log shows that there were
@@ -58,7 +58,7 @@ def load_last(run_dir: Path) -> SavedRun | None:
 
 
 def _logged_iterations(run_dir: Path) -> tuple[int, int]:
-    """How many iterations the log holds, and how many lay between checkpoints when they were made.
+    """Return how many iterations the log holds, and how many lay between checkpoints when they were made.
 
     The config of the run cannot tell: a resumption may change the interval, and has written its own by now. The log
     begins with the config that it was opened under.
@@ -117,7 +117,7 @@ def reinforce(
 
 
 def _check_weights(model: MTPModel, iteration: int) -> None:
-    """No checkpoint ever holds a weight that is not finite."""
+    """Raise if a weight is not finite: no checkpoint ever holds one."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise FloatingPointError(f"iteration {iteration}: the weights of {name} are not finite.")

@@ -1,18 +1,27 @@
-"""The directory of one run: who writes there, its config, the mark that it is done, and what it found.
+"""The directory of one run: who writes there, its config, its log, the mark that it is done, and what it found.
 
 A process that writes in a directory holds a lock on it, so that no second run mixes its files with those of the first.
 The lock is the kernel's: it ends with its process, however that ends, and never has to be removed by hand.
+
+``train.log`` says what was started, what it noted, how far it came, and why it failed. Hydra writes there what
+libraries log; a run's own lines go there by ``RUN_LOG``, also when it is resumed without Hydra. On the terminal they
+stand already, as progress and messages, so they are written to the file alone.
 """
 
 import errno
 import fcntl
 import json
+import logging
 import os
+import shlex
 import socket
+import sys
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +37,12 @@ MODEL_FOLDER = "model"
 """Where a run leaves its model."""
 LOCK_FILE = ".lock"
 """Held by the process that writes in the directory, whose id and host it names. It stays: only the lock counts."""
+
+LOG_FILE = "train.log"
+RUN_LOG = logging.getLogger("worldmtp.run")
+RUN_LOG.setLevel(logging.INFO)
+RUN_LOG.propagate = False
+RUN_LOG.addHandler(logging.NullHandler())  # else lines of a run that is not logged would go to stderr
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _OPEN: "weakref.WeakSet[Claim]" = weakref.WeakSet()
@@ -141,7 +156,7 @@ class Claim:
 
 
 def _owner(file: IO[str]) -> str:
-    """The process that a lock file names. Between taking the lock and writing the name, it names nobody."""
+    """Return the process that a lock file names. Between taking the lock and writing the name, it names nobody."""
     file.seek(0)
     try:
         owner = json.load(file)
@@ -151,7 +166,7 @@ def _owner(file: IO[str]) -> str:
 
 
 def _forget_in_child() -> None:
-    """A forked child shares its parent's lock as long as it has the file open, and would keep a dead parent's run."""
+    """Close a parent's locks: a child that kept the files open would keep a dead parent's run."""
     for inherited in list(_OPEN):
         inherited.forget()
 
@@ -188,7 +203,7 @@ def claim(run_dir: Path, config: Mapping[str, Any], resumes: bool) -> Claim:
 
 
 def _check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """The order of keys is that of the command line, and says nothing."""
+    """Raise if the directory holds another config; the order of keys is the command line's and says nothing."""
     path = run_dir / CONFIG_FILE
     if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
         raise ValueError(
@@ -205,12 +220,15 @@ def read_config(run_dir: Path) -> TrainConfig:
     """Return the config of the run in ``run_dir``.
 
     Raises:
-        ValueError: there is none, or it is not that of a run.
+        ValueError: there is none, it cannot be read, or it is not that of a run.
     """
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run: no {CONFIG_FILE} there; give the directory of a run.")
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; put back the file that the run wrote.") from error
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds no mapping; give the directory of a run.")
     return config_from_dict(TrainConfig, saved)
@@ -221,12 +239,12 @@ def is_done(run_dir: Path) -> bool:
     return (run_dir / DONE_FILE).exists()
 
 
-def discard_failed_start(run_dir: Path, log_file: str) -> None:
+def discard_failed_start(run_dir: Path) -> None:
     """Remove what a start that failed has left: its lock and its log, then the directory and its parents, if empty.
 
     A directory that holds anything else, such as a run, stays as it is.
     """
-    own = {LOCK_FILE, log_file}
+    own = {LOCK_FILE, LOG_FILE}
     if not run_dir.is_dir() or not {path.name for path in run_dir.iterdir()} <= own:
         return
     for name in own:
@@ -236,3 +254,36 @@ def discard_failed_start(run_dir: Path, log_file: str) -> None:
         if here.is_relative_to(directory.resolve()) or any(directory.iterdir()):
             return
         directory.rmdir()
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Show notes on a run to its user: on the terminal and in the log."""
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+        RUN_LOG.info("note: %s", note)
+
+
+@contextmanager
+def run_log(run_dir: Path) -> Iterator[None]:
+    """Append lines of ``RUN_LOG`` to the run's ``train.log``; an exception that ends the run is one of them."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(run_dir / LOG_FILE, encoding="utf-8")
+    except OSError:  # the claim of the directory fails for the same reason, and says what to do
+        yield
+        return
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s] %(message)s"))
+    RUN_LOG.addHandler(handler)
+    try:
+        command = " ".join([Path(sys.argv[0]).name, *map(shlex.quote, sys.argv[1:])])
+        RUN_LOG.info(
+            "%s, worldmtp %s, process %d on %s", command, version("worldmtp"), os.getpid(), socket.gethostname()
+        )
+        yield
+        RUN_LOG.info("ended")
+    except BaseException as error:
+        RUN_LOG.error("failed: %s", str(error) or type(error).__name__, exc_info=error)
+        raise
+    finally:
+        RUN_LOG.removeHandler(handler)
+        handler.close()

@@ -31,7 +31,7 @@ class RunPrompts:
 
 
 def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
-    """Held-out prompts and demonstrations of the run's seed.
+    """Return held-out prompts and demonstrations of the run's seed.
 
     Raises:
         ValueError: a split has no prompt at all; the message says what widens it.
@@ -88,7 +88,7 @@ def write_shown(directory: Path, prompts: RunPrompts) -> None:
 
 
 def read_shown(directory: Path) -> frozenset[str] | None:
-    """The keys that ``write_shown`` left; None where it left none."""
+    """Return the keys that ``write_shown`` left; None where it left none."""
     path = directory / SHOWN_FILE
     return frozenset(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
@@ -108,8 +108,8 @@ def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) ->
             "sft.share_prompts=false: the task has no training prompt beyond those of the warm start, so "
             "reinforcement trains on the same ones.",
         )
-    env.problem.choose_pools(seed, shown)
-    pool = _keys(env.problem.pool("train").examples)
+    env.dataset.choose_pools(seed, shown)
+    pool = _keys(env.dataset.pool("train").examples)
     return len(pool & prompts.shown) / len(pool), notes
 
 
@@ -120,24 +120,24 @@ def _keys(examples: Iterable[Example]) -> frozenset[str]:
 def _no_prompt(env: TextVectorEnv, config: TrainConfig, asked: str, change: str) -> ValueError:
     return ValueError(
         f"{config.env.id} has no {asked} asks for some; give it more questions, or {change} the share of prompts that "
-        f"is held out, env.kwargs.heldout_fraction={env.problem.heldout_fraction}."
+        f"is held out, env.kwargs.heldout_fraction={env.dataset.heldout_fraction}."
     )
 
 
 def _pool_seed(config: TrainConfig) -> int:
-    """The run's, unless the environment's own options name one."""
+    """Return the run's seed, unless the environment's own options name one."""
     return int(config.env.kwargs.get("pool_seed", config.seed))
 
 
 def _leaves_room(env: TextVectorEnv, shown: frozenset[str], seed: int) -> bool:
-    """New training prompts are found readily: at least one in 50 draws, 64 times in a row."""
+    """Return whether new training prompts are found readily: at least one in 50 draws, 64 times in a row."""
     found = draw_examples(
         env.task,
         "train",
         _PROBES,
         seed,
         purpose="pool",
-        heldout_fraction=env.problem.heldout_fraction,
+        heldout_fraction=env.dataset.heldout_fraction,
         max_misses=_MISSES_A_PROBE,
         excluded=shown,
         fewer=True,

@@ -23,7 +23,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def load_model(directory: Path, remedy: str = "Delete that directory to train the warm start again.") -> MTPModel:
-    """A model that ``save_model`` wrote, to be trained on: its weights in float32.
+    """Return a model that ``save_model`` wrote, to be trained on: its weights in float32.
 
     Raises:
         ValueError: its files are missing or damaged; the message ends with ``remedy``.
@@ -35,7 +35,7 @@ def load_model(directory: Path, remedy: str = "Delete that directory to train th
 
 
 def holds_mtp_model(directory: Path) -> bool:
-    """Whether ``save_pretrained`` of an MTPModel wrote the directory, heads and all."""
+    """Return whether ``save_pretrained`` of an MTPModel wrote the directory, heads and all."""
     try:
         saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -44,7 +44,7 @@ def holds_mtp_model(directory: Path) -> bool:
 
 
 def holds_heads(directory: Path) -> bool:
-    """Whether a model directory brings heads: a saved MTPModel, or a published checkpoint with weights of MTP heads.
+    """Return whether a model directory brings heads: a saved MTPModel's, or a published checkpoint's.
 
     Raises:
         ValueError: a file of a published checkpoint is damaged.
@@ -53,7 +53,7 @@ def holds_heads(directory: Path) -> bool:
 
 
 def load_with_heads(directory: Path, generator: torch.Generator, remedy: str) -> MTPModel:
-    """A model that ``holds_heads``, to be trained on: its weights in float32.
+    """Return a model that ``holds_heads``, to be trained on: its weights in float32.
 
     The generator draws what a published checkpoint lacks, the world heads.
 
@@ -68,7 +68,7 @@ def load_with_heads(directory: Path, generator: torch.Generator, remedy: str) ->
 
 
 def load_any_model(directory: Path) -> PreTrainedModel:
-    """A model of this package's, a published checkpoint with its heads, or any causal LM of Hugging Face's.
+    """Load a model of this package's, a published checkpoint with its heads, or any causal LM of Hugging Face's.
 
     Raises:
         ValueError: the directory holds none, its files are missing or damaged, or what they mean is not in them.
@@ -88,7 +88,7 @@ def load_any_model(directory: Path) -> PreTrainedModel:
 
 
 def _load_published(directory: Path, generator: torch.Generator, dtype: torch.dtype | None) -> MTPModel | None:
-    """A published checkpoint with its heads; None for any other directory.
+    """Return a published checkpoint with its heads; None for any other directory.
 
     Raises:
         ValueError: files are damaged, or what they mean is not in them.
@@ -107,7 +107,7 @@ def _load_published(directory: Path, generator: torch.Generator, dtype: torch.dt
 
 
 def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """A causal LM of Hugging Face's, or an MTPModel, from a checkpoint that has all of its weights.
+    """Return a causal LM of Hugging Face's, or an MTPModel, from a checkpoint that has all of its weights.
 
     Raises:
         ValueError: weights are missing or have another shape; they are named.
@@ -121,12 +121,12 @@ def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a tokenizer of transformers was saved in the directory."""
+    """Return whether a tokenizer of transformers was saved in the directory."""
     return (directory / _TOKENIZER_CONFIG).is_file()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
+    """Return the tokenizer beside a model.
 
     Raises:
         ValueError: there is none, or its files are damaged.
@@ -157,7 +157,7 @@ def save_model(model: MTPModel, directory: Path, tokenizer: PreTrainedTokenizerB
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerBase | None:
-    """An environment's tokenizer as one of transformers'; None where it is of a class that has no such form."""
+    """Return an environment's tokenizer as transformers has one; None where its class has no such form."""
     if isinstance(tokenizer, TransformersTokenizer):
         backend: PreTrainedTokenizerBase = tokenizer.backend
         return backend

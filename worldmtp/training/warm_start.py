@@ -94,7 +94,7 @@ def warm_start(
         disable_tqdm=True,
         seed=seed,
         bf16=compute_dtype == "bfloat16",
-        max_length=env.problem.max_prompt + env.problem.max_new,
+        max_length=env.dataset.max_prompt + env.dataset.max_new,
     )
     trainer = MTPSFTTrainer(
         model,
@@ -113,7 +113,7 @@ def warm_start(
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:
-    """The trainer's newest checkpoint that was written to its end; those that a kill cut short are removed.
+    """Return the trainer's newest whole checkpoint, and remove those that a kill cut short.
 
     The trainer writes into the final place, the state file last, so a state file that can be read tells.
     """
@@ -133,7 +133,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _processing_class(env: TextVectorEnv) -> PreTrainedTokenizerBase:
-    """The environment's tokenizer as TRL wants one."""
+    """Return the environment's tokenizer as TRL wants one."""
     tokenizer = transformers_tokenizer(env.tokenizer)
     if tokenizer is None:
         raise ValueError(

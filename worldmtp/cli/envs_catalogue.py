@@ -1,20 +1,85 @@
-"""``worldmtp envs check <id>``: the checks of the package, and what players earn who know nothing."""
+"""``worldmtp envs list`` and ``worldmtp envs check <id>``: what there is, whether it is sound, what baselines earn."""
 
+import fnmatch
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from worldmtp.envs import TextGenEnv, TextGenVectorEnv, TextVectorEnv, check_vector_env
 from worldmtp.envs.baselines import Baseline, play_baselines
 from worldmtp.envs.checks import TextEnvReport, check_text_env
-from worldmtp.envs.make import describe, find_spec, make_text_vec, text_env_ids
+from worldmtp.envs.make import Description, Lengths, describe, find_spec, make_text_vec, text_env_ids
 from worldmtp.envs.wrappers.autoreset import with_autoreset
 from worldmtp.statistics import Interval, bootstrap_interval, wilson_interval
 
+_PIPED_WIDTH = 200
+_SMALL_POOL = 64
+_HEADERS = ("id", "kind", "prompt", "answer", "max_prompt", "max_new", "vocabulary", "universe", "what")
 _POOL_SIZE = 512
 _NUM_EXAMPLES = 64
 _SHOWN = 40
+
+
+def list_envs(pattern: str, imported: Sequence[str], *, as_json: bool) -> None:
+    """Print the ids that match, those of user modules among them; one that needs kwargs says which.
+
+    Raises:
+        ValueError: no id matches.
+    """
+    ids = sorted({*text_env_ids(), *imported})
+    chosen = [env_id for env_id in ids if _matches(env_id, pattern)]
+    if not chosen:
+        raise ValueError(f"no id matches {pattern!r}; worldmtp envs list shows all {len(ids)}.")
+    described = {env_id: _described(env_id) for env_id in chosen}
+    if as_json:
+        print(
+            json.dumps(
+                {env_id: {"error": it} if isinstance(it, str) else it.as_dict() for env_id, it in described.items()}
+            )
+        )
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for header in _HEADERS:
+        table.add_column(header, no_wrap=header == "id", overflow="fold")
+    for env_id, it in described.items():
+        table.add_row(env_id, *(_cells(it) if isinstance(it, Description) else [""] * 7 + [it]))
+    console.print(table)
+    console.print(
+        "Lengths are tokens, median/most of a small draw, EOS not counted. worldmtp envs check <id> says more."
+    )
+
+
+def _matches(env_id: str, pattern: str) -> bool:
+    name, wanted = env_id.lower(), pattern.lower()
+    return fnmatch.fnmatchcase(name, wanted) if "*" in wanted or "?" in wanted else wanted in name
+
+
+def _described(env_id: str) -> Description | str:
+    """Return the description; or why there is none, of an environment that cannot be made without kwargs."""
+    try:
+        return describe(env_id, pool_size=_SMALL_POOL)
+    except (ValueError, TypeError, OSError) as error:
+        return f"needs --kwargs: {error}"
+
+
+def _cells(it: Description) -> list[str]:
+    answer = "none" if it.answer is None else _short(it.answer)
+    universe = "" if it.universe_size is None else str(it.universe_size)
+    sizes = [str(size) for size in (it.max_prompt, it.max_new, it.vocab_size)]
+    return [it.kind, _short(it.prompt), answer, *sizes, universe, it.what]
+
+
+def _short(lengths: Lengths) -> str:
+    return f"{lengths.median:g}/{lengths.max}"
 
 
 def check_env(
@@ -77,7 +142,7 @@ def _check_single(env_id: str, one: TextGenVectorEnv, num_examples: int, kwargs:
 
 
 def _enough_examples(universe_size: int | None) -> int:
-    """Distinct questions to ask of each split: half of a fifth of a stated universe, which the smaller split has."""
+    """Return how many questions to ask of a split: half of a fifth of a stated universe, which the smaller one has."""
     return _NUM_EXAMPLES if universe_size is None else max(1, min(_NUM_EXAMPLES, universe_size // 10))
 
 
@@ -89,7 +154,7 @@ def _line(baseline: Baseline, seed: int) -> str:
 
 
 def _interval(scores: np.ndarray, seed: int) -> Interval:
-    """Of the mean. Wilson's where scores are 0 and 1, since a bootstrap of equal values has no width."""
+    """Return the interval of the mean: Wilson's for scores of 0 and 1, as a bootstrap of equal values has no width."""
     if np.isin(scores, (0.0, 1.0)).all():
         return wilson_interval(int(scores.sum()), len(scores), unit="episode")
     return bootstrap_interval(scores, generator=seed, unit="episode")

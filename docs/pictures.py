@@ -1,0 +1,120 @@
+"""Draw the pictures of these pages from a run directory, small enough to be committed.
+
+    python docs/pictures.py runs/quickstart/2026-01-31_12-00-00_seed0 --for readme
+    python docs/pictures.py runs/sort/2026-01-31_12-00-00_seed0 --for tutorial
+
+Nothing is drawn by hand: token strips and figures are those of the run's own report, from what the run saved.
+"""
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from worldmtp.analysis import figures
+from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
+from worldmtp.analysis.metrics import rooted_predictions
+from worldmtp.analysis.run_files import read_run
+from worldmtp.tracking.strips import render_strip
+
+FOLDER = Path(__file__).parent / "pictures"
+MAX_BYTES = 150_000
+_DPI = 110
+_COLOURS = 64
+"""Strips and line figures lose nothing that is seen, and take a third of the bytes."""
+_GAP_PIXELS = 24
+_FONT_PIXELS = 20
+
+
+def draw(run_dir: Path, page: str, folder: Path = FOLDER) -> list[Path]:
+    """Draw the pictures of a page and return their paths.
+
+    Raises:
+        ValueError: the run has no evaluation of its end, or a picture is too large to be committed.
+    """
+    run = read_run(run_dir)
+    if not run.artefacts:
+        raise ValueError(f"{run_dir} has no evaluation under artefacts/; give a run that is done.")
+    last = list(run.artefacts.values())[-1]
+    strips = _stack([_beside(_strips(last, row)) for row in _rows(last, 1 if page == "readme" else 2)])
+    pictures: dict[str, Image.Image] = {f"{page}_strips": strips}
+    if page == "tutorial":
+        rooted = {name: rooted_predictions(artefact) for name, artefact in run.artefacts.items()}
+        drawn: dict[str, Figure | None] = {
+            "learning": figures.learning_curves(run.metrics, run.warm_start),
+            "depths": figures.depth_curves(rooted),
+            "returns": figures.return_scatter(last),
+        }
+        pictures |= {f"{page}_{name}": _image(figure) for name, figure in drawn.items() if figure is not None}
+    return [_save(image, folder / f"{name}.png") for name, image in pictures.items()]
+
+
+def _rows(artefact: EvalArtefact, count: int) -> list[int]:
+    """Return answers in which the heads erred somewhere: of the longest, those whose middle is best predicted.
+
+    An answer that every depth foresaw, or none, shows less of what a strip is for.
+    """
+    rooted = rooted_predictions(artefact)
+    agrees = rooted.agrees.sum(axis=(1, 2)) / np.maximum(1, rooted.valid.sum(axis=(1, 2)))
+    lengths = rooted.valid[:, :, 0].sum(axis=1)
+    longest = np.flatnonzero((lengths == lengths.max()) & (agrees < 1))
+    return [int(row) for row in longest[np.argsort(np.abs(agrees[longest] - 0.75), kind="stable")][:count]]
+
+
+def _strips(artefact: EvalArtefact, row: int) -> list[Image.Image]:
+    """Return an answer as the heads read it, and as the world model imagined it."""
+    read = token_strip(artefact, row, "predicted, by depth of the head")
+    imagined = imagined_strip(artefact, row, "imagined, after n tokens of the answer")
+    return [Image.fromarray(render_strip(strip, font_size_pixels=_FONT_PIXELS)) for strip in (read, imagined)]
+
+
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    width = sum(image.width for image in images) + _GAP_PIXELS * (len(images) - 1)
+    joined = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width + _GAP_PIXELS
+    return joined
+
+
+def _stack(images: Sequence[Image.Image]) -> Image.Image:
+    height = sum(image.height for image in images) + _GAP_PIXELS * (len(images) - 1)
+    stacked = Image.new("RGB", (max(image.width for image in images), height), "white")
+    top = 0
+    for image in images:
+        stacked.paste(image, (0, top))
+        top += image.height + _GAP_PIXELS
+    return stacked
+
+
+def _image(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    return Image.open(buffer).convert("RGB")
+
+
+def _save(image: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} takes {path.stat().st_size} bytes, more than {MAX_BYTES}; draw less of the run.")
+    return path
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--for", dest="page", choices=("readme", "tutorial"), required=True)
+    parsed = parser.parse_args()
+    for path in draw(parsed.run_dir, parsed.page):
+        print(f"{path} {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

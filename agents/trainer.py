@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.advantages import (
     AdvantageEstimator,
     PlainAdvantages,
@@ -104,11 +105,7 @@ class ImaginationTrainer:
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
         _, infos = self._env.reset(seed=seed)
-        if "action_mask" in infos and (self.imagines or rollout.draft != "none"):
-            raise ValueError(
-                f"the environment masks actions, and imagination={imagination.use!r} with draft={rollout.draft!r} "
-                "would choose tokens where no mask is known; set imagination=off and agent.rollout.draft=none."
-            )
+        check_masks(infos, imagination.use, rollout.draft)
 
     @property
     def imagines(self) -> bool:

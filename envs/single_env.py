@@ -8,17 +8,14 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from worldmtp.envs.config import TextEnvConfig
-from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.options import token_id
 from worldmtp.envs.rows import Observation, row_info
-from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task
-from worldmtp.envs.text_env import WrapperSpec, wrap
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.task import Example
+from worldmtp.envs.text_env import KernelView, WrapperSpec, wrap
 from worldmtp.envs.vector_env import TextGenVectorEnv
 
 
-class TextGenEnv(gymnasium.Env):
+class TextGenEnv(KernelView, gymnasium.Env):
     """Text generation, one token a step, paid as in ``TextGenVectorEnv``.
 
     ``info`` of ``reset`` has ``prompt_text``, ``example_key`` and ``group``, the number of the episode since the last
@@ -37,6 +34,7 @@ class TextGenEnv(gymnasium.Env):
         ValueError: if an argument is out of range.
     """
 
+    kernel: TextGenVectorEnv
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 - as gymnasium declares it
 
     def __init__(
@@ -61,46 +59,6 @@ class TextGenEnv(gymnasium.Env):
     def config(self) -> TextEnvConfig:
         """The task, tokenizer and budgets."""
         return self.kernel.config
-
-    @property
-    def dataset(self) -> TextDataset:
-        """The questions, tokens and budgets."""
-        return self.kernel.dataset
-
-    @property
-    def task(self) -> Task:
-        """What is asked and scored."""
-        return self.kernel.task
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Text to ids and back."""
-        return self.kernel.tokenizer
-
-    @property
-    def max_new(self) -> int:
-        """Tokens an answer may take, EOS included: no episode has more steps."""
-        return self.kernel.max_new
-
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self.kernel.scorer
-
-    @property
-    def eos_terminates(self) -> bool:
-        """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        return self.kernel.eos_terminates
-
-    def examples(
-        self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False
-    ) -> list[Example]:
-        """Return distinct examples of a split, by the stream of a purpose; more of them begin with the fewer."""
-        return self.kernel.examples(split, num_examples, seed, purpose, fewer)
-
-    def overlap(self) -> float:
-        """Return the share of the held-out pool's questions that the training pool has."""
-        return self.kernel.overlap()
 
     def example_of(self, row: int = 0) -> Example:
         """Return the question that the text answers."""

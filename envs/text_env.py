@@ -30,20 +30,10 @@ WrapperSpec = str | Mapping[str, Any]
 """A name of ``WRAPPERS``, ``"<module>:<class>"``, or a mapping of ``name`` and the wrapper's keywords."""
 
 
-class TextVectorEnv(VectorEnv):
-    """Rows of text: ``TextGenVectorEnv``, and whatever wraps it and keeps this interface."""
+class KernelView:
+    """What is asked of the rows of text that ``kernel`` names, by vectors, their wrappers and single environments."""
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin new texts; see ``TextGenVectorEnv`` for the options."""
-        return super().reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium asks for a dict
-
-    @property
-    def kernel(self) -> "TextVectorEnv":
-        """The rows without their wrappers, which answer what a wrapper is asked."""
-        kernel: Any = self.unwrapped
-        return kernel
+    kernel: "TextVectorEnv"
 
     @property
     def dataset(self) -> TextDataset:
@@ -59,23 +49,6 @@ class TextVectorEnv(VectorEnv):
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
         return self.kernel.eos_terminates
-
-    @property
-    def done(self) -> Bool[np.ndarray, " row"]:
-        """The rows that have ended and wait for their reset, as a new array."""
-        return self.kernel.done
-
-    def example_of(self, row: int) -> Example:
-        """Return the question that a row answers."""
-        return self.kernel.example_of(row)
-
-    def state(self) -> dict[str, Any]:
-        """Return a JSON-able snapshot of all that decides the episodes to come."""
-        return self.kernel.state()
-
-    def load_state(self, state: Mapping[str, Any]) -> Observation:
-        """Go on from a snapshot; returns the observation there."""
-        return self.kernel.load_state(state)
 
     @property
     def task(self) -> Task:
@@ -101,6 +74,39 @@ class TextVectorEnv(VectorEnv):
     def overlap(self) -> float:
         """Return the share of the held-out pool's questions that the training pool has."""
         return self.dataset.overlap()
+
+
+class TextVectorEnv(KernelView, VectorEnv):
+    """Rows of text: ``TextGenVectorEnv``, and whatever wraps it and keeps this interface."""
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin new texts; see ``TextGenVectorEnv`` for the options."""
+        return super().reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium asks for a dict
+
+    @property
+    def kernel(self) -> "TextVectorEnv":  # type: ignore[override]  # a property here, an attribute of single ones
+        """The rows without their wrappers, which answer what a wrapper is asked."""
+        kernel: Any = self.unwrapped
+        return kernel
+
+    @property
+    def done(self) -> Bool[np.ndarray, " row"]:
+        """The rows that have ended and wait for their reset, as a new array."""
+        return self.kernel.done
+
+    def example_of(self, row: int) -> Example:
+        """Return the question that a row answers."""
+        return self.kernel.example_of(row)
+
+    def state(self) -> dict[str, Any]:
+        """Return a JSON-able snapshot of all that decides the episodes to come."""
+        return self.kernel.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> Observation:
+        """Go on from a snapshot; returns the observation there."""
+        return self.kernel.load_state(state)
 
 
 class TextVectorWrapper(TextVectorEnv, VectorWrapper):

@@ -55,6 +55,17 @@ REFUSED = [
         "+env.kwargs.heldout_fraction=0.0",
     ),
     # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
+    (
+        r"the environment masks actions, and imagination='counterfactual' with draft='none' would choose tokens where",
+        "imagination=counterfactual",
+        "env.wrappers=[action_mask]",
+    ),
+    (
+        "the environment masks actions, and imagination='off' with draft='mtp' would choose",
+        "imagination=off",
+        "agent.rollout.draft=mtp",
+        "env.wrappers=[action_mask]",
+    ),
     (r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt", "+env.kwargs.max_prompt=5"),
     (r"tokens and EOS, but max_new=5; raise max_new", "+env.kwargs.max_new=5"),
     (r"'[d-j]'", "+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}"),

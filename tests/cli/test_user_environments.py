@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from worldmtp.analysis.summary import read_summary
 from worldmtp.cli.train import run
 from worldmtp.envs import read_episodes
 from worldmtp.training.imports import import_user_modules
@@ -116,6 +117,9 @@ def test_wrappers_named_in_the_config_are_in_force_and_saved(here, compose_tiny,
     played = read_episodes("played.jsonl")
     assert len(played) > 4
     assert all(set(episode["text"]) == {"a"} for episode in played)
+    logged = set().union(*(json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()))
+    assert "eval/return_realized" in logged
+    assert "eval/return_imagined" not in logged  # no mask is known of states that are imagined
     with pytest.raises(ValueError, match="wrapper='action_mak' is unknown; did you mean 'action_mask'"):
         run(compose_tiny("env.wrappers=[action_mak]"), here / "other")
 
@@ -135,3 +139,22 @@ def test_the_readme(here, project_root, compose_tiny):
     assert "imports=[./my_envs.py]" in text
     run(compose_tiny("imports=[./my_envs.py]", "env=custom", f"env.id={identifier}"), here / "run")
     assert (here / "run" / "DONE").exists()
+
+
+def test_answers_that_could_not_be_scored_are_told_at_the_end(here, compose_tiny):
+    (here / "breaking.py").write_text(
+        "import worldmtp\n\n\n"
+        "def score(example, text):\n"
+        "    raise KeyError('oh')\n\n\n"
+        "@worldmtp.register_task('Breaking', max_prompt=4, max_new=4, score=score)\n"
+        "def task(rng):\n"
+        "    return worldmtp.envs.Example(''.join(rng.choice(list('abcdef'), size=3)) + '=', 'a')\n"
+    )
+    overrides = ("imports=[./breaking.py]", "env=custom", "env.id=worldmtp/Breaking-v0", "sft.num_steps=0")
+    with pytest.warns(RuntimeWarning, match="oh"):
+        run(compose_tiny(*overrides), here / "run")
+    log = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    errors = int(max(record.get("env/scorer_errors", 0) for record in log))
+    assert errors > 0
+    (note,) = [one for one in read_summary(here / "run" / "summary.json").notes if "scorer" in one]
+    assert note == f"of the scorer's calls {errors} raised: these answers were paid 0, and the first was warned of"

@@ -217,3 +217,25 @@ class _Parity:
                     reply = {}
             self.batching._add_info(expected, reply, row)
         return expected, ended
+
+
+REWARDS = """
+from worldmtp.envs import Score
+
+NUMBER = 3
+
+
+def length(example, text):
+    return min(len(text), len(example.answer)) / len(example.answer)
+
+
+def by_level(example, text):
+    return Score(0.5, {"hard": float(example.meta["level"] == "hard")}, reason="judged")
+"""
+
+
+@pytest.fixture
+def my_rewards(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards_of_test_data.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "my_rewards_of_test_data"

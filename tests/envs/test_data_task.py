@@ -17,19 +17,6 @@ ROWS = [
     {"prompt": "capital of France, please:", "answer": 'Paris, or "Paname"', "level": "hard"},
     {"prompt": "new\nline=", "answer": "yes", "level": "hard"},
 ]
-REWARDS = """
-from worldmtp.envs import Score
-
-NUMBER = 3
-
-
-def length(example, text):
-    return min(len(text), len(example.answer)) / len(example.answer)
-
-
-def by_level(example, text):
-    return Score(0.5, {"hard": float(example.meta["level"] == "hard")}, reason="judged")
-"""
 
 
 def write_jsonl(path, rows=ROWS):
@@ -57,13 +44,6 @@ def write_saved(path, rows=ROWS):
 
 
 FORMATS = {"a.jsonl": write_jsonl, "a.csv": write_csv, "a.parquet": write_parquet, "saved": write_saved}
-
-
-@pytest.fixture
-def my_rewards(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards_of_test_data.py").write_text(REWARDS)
-    monkeypatch.syspath_prepend(tmp_path)
-    return "my_rewards_of_test_data"
 
 
 def all_examples(task):

@@ -83,6 +83,17 @@ def test_a_vocabulary_that_has_a_special_token_as_a_word_refuses_it(tmp_path):
         tokenizer.encode("a END")
 
 
+def test_a_text_that_the_vocabulary_cannot_write_is_named(tmp_path):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.WordLevel({"<pad>": 0, "</s>": 1, "a": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the tokenizer at '.*' cannot write 'b': .*UNK"):
+        TransformersTokenizer(str(tmp_path)).encode("b")
+
+
 @pytest.mark.parametrize("ids", [[5], [-1], [2, 99]])
 def test_ids_outside_the_vocabulary_are_refused(ids):
     with pytest.raises(ValueError, match=r"leave the vocabulary 0\.\.4"):

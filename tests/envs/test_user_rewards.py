@@ -1,6 +1,5 @@
 """Rewards that users write, named by their path or given as functions."""
 
-import json
 import re
 
 import numpy as np
@@ -13,37 +12,8 @@ from worldmtp.envs.tasks.function import FunctionTask
 NO_IDS = np.zeros(0, dtype=np.int64)
 
 
-ROWS = [
-    {"prompt": "2+3=", "answer": "5", "level": "easy"},
-    {"prompt": "capital of France, please:", "answer": 'Paris, or "Paname"', "level": "hard"},
-    {"prompt": "new\nline=", "answer": "yes", "level": "hard"},
-]
-
-
-REWARDS = """
-from worldmtp.envs import Score
-
-NUMBER = 3
-
-
-def length(example, text):
-    return min(len(text), len(example.answer)) / len(example.answer)
-
-
-def by_level(example, text):
-    return Score(0.5, {"hard": float(example.meta["level"] == "hard")}, reason="judged")
-"""
-
-
-def write_jsonl(path, rows=ROWS):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def my_rewards(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards_of_test_data.py").write_text(REWARDS)
-    monkeypatch.syspath_prepend(tmp_path)
-    return "my_rewards_of_test_data"
+def write_jsonl(path):
+    path.write_text('{"prompt": "2+3=", "answer": "5"}\n')
 
 
 @pytest.mark.parametrize(

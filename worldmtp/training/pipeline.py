@@ -11,12 +11,14 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
@@ -120,6 +122,7 @@ class Pipeline:
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         self._overlap, notes = choose_pool(self._env, prompts, config)
+        check_masks(self._env.reset(seed=config.seed)[1], config.imagination.use, rollout.draft)
         self.notes = (*self._model_notes(), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
@@ -313,6 +316,7 @@ class Pipeline:
                 "sampled is the policy as it acts, one answer a prompt",
                 f"{self._overlap:.3f} of the training prompts are those of the warm start",
                 *self.notes,
+                *_scoring_notes(records),
                 *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
             ),
         )
@@ -331,3 +335,13 @@ class Pipeline:
                 *self._generate_command(),
             ]
         )
+
+
+def _scoring_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note where answers could not be scored, which are paid 0 as wrong ones are."""
+    counts = {"raised": "env/scorer_errors", "were cut off": "env/scorer_timeouts"}
+    failed = {how: int(max((record.get(tag) or 0.0 for record in records), default=0.0)) for how, tag in counts.items()}
+    told = [f"{count} {how}" for how, count in failed.items() if count]
+    if not told:
+        return []
+    return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]

@@ -55,3 +55,18 @@ def command_line(monkeypatch, tmp_path, capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def stdin_of(monkeypatch, tmp_path):
+    """Makes text the standard input, from a file, as ``< prompts.txt`` does."""
+    opened = []
+
+    def make(text):
+        (tmp_path / "prompts.txt").write_text(text)
+        opened.append((tmp_path / "prompts.txt").open())
+        monkeypatch.setattr(sys, "stdin", opened[-1])
+
+    yield make
+    for stream in opened:
+        stream.close()

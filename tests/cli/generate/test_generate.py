@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 
 import pytest
 import torch
@@ -74,21 +73,6 @@ def test_drawn_texts_are_those_of_generate(command_line, save, model_of):
     assert code == 0, err
     assert out.splitlines() == [plain_text(row) for row in output.sequences]
     assert "batch size 2, temperature 1.3, draft mtp, K=4, num_draft=3" in err
-
-
-@pytest.fixture
-def stdin_of(monkeypatch, tmp_path):
-    """Makes text the standard input, from a file, as ``< prompts.txt`` does."""
-    opened = []
-
-    def make(text):
-        (tmp_path / "prompts.txt").write_text(text)
-        opened.append((tmp_path / "prompts.txt").open())
-        monkeypatch.setattr(sys, "stdin", opened[-1])
-
-    yield make
-    for stream in opened:
-        stream.close()
 
 
 def test_prompts_from_standard_input_a_line_each(command_line, save, model_of, stdin_of):

@@ -13,21 +13,6 @@ from worldmtp.model.config import MTPConfig
 NEW = "12"
 
 
-@pytest.fixture
-def stdin_of(monkeypatch, tmp_path):
-    """Makes text the standard input, from a file, as ``< prompts.txt`` does."""
-    opened = []
-
-    def make(text):
-        (tmp_path / "prompts.txt").write_text(text)
-        opened.append((tmp_path / "prompts.txt").open())
-        monkeypatch.setattr(sys, "stdin", opened[-1])
-
-    yield make
-    for stream in opened:
-        stream.close()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -59,6 +59,13 @@ class PPOConfig:
     Memory alone depends on it; the update is that of the minibatch.
     """
     max_grad_norm: float = 1.0
+    target_kl: float | None = None
+    """Epochs end when a minibatch's approximate KL to the acting policy exceeds it, so that many are safe. None: never.
+
+    The minibatch at which it is seen has been trained on already.
+    """
+    adam_beta2: float = 0.999
+    """Adam's second-moment decay; .99 forgets sooner, for runs of few hundred updates."""
     advantage: str = "gae"
     """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode.
 
@@ -80,6 +87,11 @@ class PPOConfig:
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")
         _require(self.clip_coef > 0, f"clip_coef={self.clip_coef} must be positive.")
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
+        _require(
+            self.target_kl is None or 0 < self.target_kl < math.inf,
+            f"target_kl={self.target_kl} must be positive and finite, or null for no stop.",
+        )
+        _require(0 < self.adam_beta2 < 1, f"adam_beta2={self.adam_beta2} must be in (0, 1).")
         _require_at_least(self, 1, "num_epochs", "num_minibatches")
         _require(
             self.micro_batch_size is None or self.micro_batch_size >= 1,

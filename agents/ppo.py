@@ -4,11 +4,11 @@ Schulman et al. 2017, https://arxiv.org/abs/1707.06347, algorithm 1. ``PPOConfig
 no torch. The agent owns the trunk and the value head; the heads that imagine belong to the world model's own optimiser,
 so that switching them off changes nothing here, to the bit.
 
-Losses are means over the real steps of a minibatch. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain)
-and early stopping by KL.
+Losses are means over the real steps of a minibatch. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,7 +233,9 @@ class PPOAgent:
         self._temperature = temperature
         self._parameters = [*model.trunk.parameters(), *model.world_heads.value.parameters()]  # tied ones once
         check_trained_weights("PPOAgent", self._parameters)
-        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self._parameters, lr=config.learning_rate, betas=(0.9, config.adam_beta2), eps=1e-5
+        )
         self._num_updates = 0
 
     def update(
@@ -246,8 +248,9 @@ class PPOAgent:
     ) -> dict[str, float]:
         """Train for some epochs of minibatches on one rollout; return the metrics' means over the minibatches.
 
-        At the first minibatch the ratio is 1 and approx_kl 0. ``remaining`` is the share of the run that is left, which
-        an annealed learning rate is proportional to.
+        With ``target_kl`` the minibatch whose approximate KL exceeds it is the last one. At the first minibatch the
+        ratio is 1 and approx_kl 0. ``remaining`` is the share of the run that is left, which an annealed learning rate
+        is proportional to.
 
         Raises:
             FloatingPointError: a loss is not finite; the model is left as it was before that step.
@@ -256,24 +259,31 @@ class PPOAgent:
         check_eval_mode(self.model)
         sums: dict[str, float] = {}
         num_steps, largest_ratio = 0, 0.0
-        size = -(-len(rollout) // self.config.num_minibatches)
-        for _ in range(self.config.num_epochs):
-            order = torch.randperm(len(rollout), generator=generator)
-            for rows in order.split(size):
-                learning_rate = self._set_learning_rate(remaining)
-                metrics = self._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows))
-                largest_ratio = max(largest_ratio, metrics.pop("losses/ratio_max"))
-                for name, value in (metrics | {"losses/learning_rate": learning_rate}).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                num_steps += 1
-                self._num_updates += 1
+        for minibatch in self._minibatches(len(rollout), generator):
+            learning_rate = self._set_learning_rate(remaining)
+            metrics = self._step(rollout.select(minibatch), stats.ref_logprobs[minibatch], plan.select(minibatch))
+            largest_ratio = max(largest_ratio, metrics.pop("losses/ratio_max"))
+            for name, value in (metrics | {"losses/learning_rate": learning_rate}).items():
+                sums[name] = sums.get(name, 0.0) + value
+            num_steps += 1
+            self._num_updates += 1
+            if self.config.target_kl is not None and metrics["losses/approx_kl"] > self.config.target_kl:
+                break
         means = {name: value / num_steps for name, value in sums.items()}
         targets = plan.value_targets[rollout.step_mask]
         errors = targets - stats.values[:, :-1][rollout.step_mask]
+        if self.config.target_kl is not None:
+            means["losses/num_updates"] = float(num_steps)
         return means | {
             "losses/ratio_max": largest_ratio,
             "losses/explained_variance": explained_variance(errors, targets),
         }
+
+    def _minibatches(self, num_episodes: int, generator: torch.Generator) -> Iterator[Int[Tensor, " episode"]]:
+        """Yield the episodes of each minibatch, epoch by epoch, each epoch in an order of its own."""
+        size = -(-num_episodes // self.config.num_minibatches)
+        for _ in range(self.config.num_epochs):
+            yield from torch.randperm(num_episodes, generator=generator).split(size)
 
     def _set_learning_rate(self, remaining: float) -> float:
         config = self.config

@@ -13,6 +13,8 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
     [
         (PPOConfig, {"learning_rate": 0.0}, "learning_rate=0.0 must be positive"),
         (PPOConfig, {"warmup_updates": -1}, "warmup_updates=-1 cannot be negative"),
+        (PPOConfig, {"target_kl": 0.0}, "target_kl=0.0 must be positive and finite, or null for no stop"),
+        (PPOConfig, {"adam_beta2": 1.0}, "adam_beta2=1.0 must be in"),
         (PPOConfig, {"gamma": 1.1}, r"gamma=1.1 must be in \[0, 1\]"),
         (PPOConfig, {"gae_lambda": -0.1}, r"gae_lambda=-0.1 must be in \[0, 1\]"),
         (PPOConfig, {"clip_coef": 0.0}, "clip_coef=0.0 must be positive"),

@@ -112,6 +112,7 @@ _LOSSES = _rows(
     ("approx_kl", "mean over action tokens of r - 1 - log r, r = pi / pi_old (Schulman's k3)", "nats"),
     ("clip_fraction", "share of action tokens whose ratio lies outside the clip range", "share"),
     ("ratio_max", "largest pi / pi_old of an action token in any minibatch", "1"),
+    ("num_updates", "gradient steps taken before the epochs or target_kl ended the update; with target_kl", "steps"),
     ("grad_norm", "global gradient norm before clipping", "1"),
     ("learning_rate", "mean over this update's gradient steps of the learning rate they used", "1"),
     ("explained_variance", "1 - Var(return - value) / Var(return) over action tokens", "1"),

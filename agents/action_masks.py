@@ -5,7 +5,8 @@ An environment says in ``infos["action_mask"]``, (N, V) of 0 and 1, which tokens
 log-probability of the update, so that the ratio of both is that of one family of policies (Huang and Ontanon 2022, "A
 closer look at invalid action masking in policy gradient algorithms", https://arxiv.org/abs/2006.14171).
 
-Left out: masks of places that no observation has shown yet. So drafts, which need them, and imagination are refused.
+Left out: masks of places that no observation has shown yet. So drafts, which need them, and imagination in latents are
+refused; imagined episodes are observed as real ones are, and masked as they are.
 """
 
 from collections.abc import Mapping
@@ -45,10 +46,10 @@ def check_masks(infos: Mapping[str, Any], imagination: str, draft: str) -> None:
     Raises:
         ValueError: it does, and imagination is on or drafts are made.
     """
-    if "action_mask" in infos and (imagination != "off" or draft != "none"):
+    if "action_mask" in infos and (imagination not in ("off", "episodes") or draft != "none"):
         raise ValueError(
             f"the environment masks actions, and imagination={imagination!r} with draft={draft!r} would choose tokens "
-            "where no mask is known; set imagination=off and agent.rollout.draft=none."
+            "where no mask is known; set imagination=off or imagination=episodes, and agent.rollout.draft=none."
         )
 
 

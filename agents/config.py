@@ -5,7 +5,9 @@ them, and ``--help`` and a misspelt option are answered without loading a librar
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from worldmtp.dynamics.reply_config import ReplyModelConfig
 
 
 def _require(condition: bool, message: str) -> None:
@@ -74,6 +76,8 @@ class PPOConfig:
     """
     scale_advantages: bool = True
     """Divide by the root mean square of the batch; the mean is never subtracted."""
+    min_advantage_scale: float = 1e-6
+    """The least that advantages are divided by: above the noise of a critic, reward-less batches move little."""
     detach_value: bool = True
     """The value loss trains the value head only, not the trunk."""
     bootstrap_truncated: bool = False
@@ -91,6 +95,7 @@ class PPOConfig:
             self.target_kl is None or 0 < self.target_kl < math.inf,
             f"target_kl={self.target_kl} must be positive and finite, or null for no stop.",
         )
+        _require_rates(self, "min_advantage_scale")
         _require(0 < self.adam_beta2 < 1, f"adam_beta2={self.adam_beta2} must be in (0, 1).")
         _require_at_least(self, 1, "num_epochs", "num_minibatches")
         _require(
@@ -145,7 +150,10 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Training of the MTP heads and world heads on replayed real episodes; the trunk is never touched."""
+    """Training of the MTP heads and world heads on replayed real episodes; the trunk is never touched.
+
+    ``replies`` is of the model of what a world writes, an ensemble of its own; ``imagination=episodes`` asks it.
+    """
 
     backend: str = "mtp"
     learning_rate: float = 1e-3
@@ -159,6 +167,7 @@ class WorldModelConfig:
     continuation_coef: float = 1.0
     value_coef: float = 1.0
     max_grad_norm: float = 1.0
+    replies: ReplyModelConfig = field(default_factory=ReplyModelConfig)
 
     def __post_init__(self) -> None:
         _require_rates(self, "learning_rate")
@@ -170,11 +179,46 @@ class WorldModelConfig:
 
 
 @dataclass(frozen=True)
+class EpisodesConfig:
+    """``imagination=episodes``: PPO on whole imagined episodes, after PPO on the real ones of an iteration.
+
+    Biased by whatever the model of replies gets wrong, so that gates decide whether, and how much, it is trusted.
+    """
+
+    num_batches: int = 8
+    """Imagined batches after each real one, at most; each is acted by the policy of the moment and trained on."""
+    batch_size: int = 32
+    num_epochs: int = 4
+    """Passes over each imagined batch."""
+    waits_for_reward: bool = True
+    """The policy is not trained before two real returns have differed: nothing can be learnt from equal ones."""
+    max_disagreement: float = 0.1
+    """Mean total variation of the ensemble over an imagined batch above which the batch is not trained on."""
+    min_action_ratio: float = 1.1
+    """Held-out error with the words of other turns over the real one, below which the model counts as blind."""
+    gap_batches: int = 8
+    """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
+    novelty_threshold: float = 0.3
+    """Before the first reward: a reply that the ensemble disagrees on more ends the episode and is paid the bonus."""
+    novelty_bonus: float = 0.5
+    """Of a novel reply, in reward; 0 explores nothing."""
+    gated: bool = True
+    """Off for placebos, whose gates would be shut."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "batch_size", "num_epochs", "gap_batches")
+        _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus")
+        _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2.")
+        _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
+
+
+@dataclass(frozen=True)
 class ImaginationConfig:
     """What imagination is used for, and how far.
 
     ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust. ``baseline``: imagined value
-    expansion as a state-only baseline. Each is explained in the file of that name in ``agents/imagination``.
+    expansion as a state-only baseline. ``episodes``: PPO on imagined conversations beside the real ones. Each is
+    explained in the file of that name in ``agents/imagination``.
     """
 
     use: str = "counterfactual"
@@ -196,11 +240,17 @@ class ImaginationConfig:
     """Batches whose skill is measured before the gate may open."""
     chunk_states: int = 2048
     """States stepped at once: bounds memory, changes nothing."""
+    episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether the policy's own heads are what imagines, and so are trained."""
+        return self.use in ("counterfactual", "baseline")
 
     def __post_init__(self) -> None:
         _require(
-            self.use in ("off", "counterfactual", "baseline"),
-            f"use={self.use!r} is unknown; choose 'off', 'counterfactual' or 'baseline'.",
+            self.use in ("off", "counterfactual", "baseline", "episodes"),
+            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline' or 'episodes'.",
         )
         _require_at_least(self, 1, "horizon")
         _require(self.max_live >= 1, f"max_live={self.max_live} must be at least 1.")

@@ -245,12 +245,13 @@ class PPOAgent:
         plan: AdvantagePlan,
         generator: torch.Generator,
         remaining: float = 1.0,
+        num_epochs: int | None = None,
     ) -> dict[str, float]:
         """Train for some epochs of minibatches on one rollout; return the metrics' means over the minibatches.
 
         With ``target_kl`` the minibatch whose approximate KL exceeds it is the last one. At the first minibatch the
         ratio is 1 and approx_kl 0. ``remaining`` is the share of the run that is left, which an annealed learning rate
-        is proportional to.
+        is proportional to. ``num_epochs`` replaces the config's.
 
         Raises:
             FloatingPointError: a loss is not finite; the model is left as it was before that step.
@@ -259,7 +260,7 @@ class PPOAgent:
         check_eval_mode(self.model)
         sums: dict[str, float] = {}
         num_steps, largest_ratio = 0, 0.0
-        for minibatch in self._minibatches(len(rollout), generator):
+        for minibatch in self._minibatches(len(rollout), num_epochs or self.config.num_epochs, generator):
             learning_rate = self._set_learning_rate(remaining)
             metrics = self._step(rollout.select(minibatch), stats.ref_logprobs[minibatch], plan.select(minibatch))
             largest_ratio = max(largest_ratio, metrics.pop("losses/ratio_max"))
@@ -279,10 +280,12 @@ class PPOAgent:
             "losses/explained_variance": explained_variance(errors, targets),
         }
 
-    def _minibatches(self, num_episodes: int, generator: torch.Generator) -> Iterator[Int[Tensor, " episode"]]:
+    def _minibatches(
+        self, num_episodes: int, num_epochs: int, generator: torch.Generator
+    ) -> Iterator[Int[Tensor, " episode"]]:
         """Yield the episodes of each minibatch, epoch by epoch, each epoch in an order of its own."""
         size = -(-num_episodes // self.config.num_minibatches)
-        for _ in range(self.config.num_epochs):
+        for _ in range(num_epochs):
             yield from torch.randperm(num_episodes, generator=generator).split(size)
 
     def _set_learning_rate(self, remaining: float) -> float:

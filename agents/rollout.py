@@ -23,7 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -116,6 +116,18 @@ def episode_returns(rollout: Rollout) -> Float[Tensor, " batch"]:
     """Return the undiscounted sum of each episode's rewards, added up in double precision: ten times .1 are 1."""
     paid = torch.where(rollout.step_mask, rollout.rewards, 0.0)
     return paid.double().sum(dim=1).to(paid.dtype)
+
+
+def trimmed(rollout: Rollout) -> Rollout:
+    """Return the rollout without the padding that all of its episodes have: less to compute, nothing else.
+
+    Only rollouts that are kept apart can be trimmed: those of different lengths do not concatenate.
+    """
+    time = int(rollout.attention_mask.sum(dim=1).max())
+    step = max(1, int(rollout.step_mask.sum(dim=1).max()))
+    on_time = {name: getattr(rollout, name)[:, :time] for name in ("input_ids", "attention_mask")}
+    on_step = {name: getattr(rollout, name)[:, :step] for name in (*_STEP_COLUMNS, "allowed")}
+    return replace(rollout, **on_time, **on_step)
 
 
 class PhaseClock:

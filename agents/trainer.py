@@ -13,6 +13,7 @@ without moving a draw of acting or of the update. With ``imagination.use=off`` t
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
@@ -49,7 +51,8 @@ class ImaginationTrainer:
     """PPO with imagined rollouts beside the real reward. ``env`` holds num_prompts * group_size rows.
 
     The model is put into evaluation mode, here and at each step, and stays in it. Its logits end with the ids of the
-    environment's tokenizer (``MTPModel.limit_tokens``): none past them is ever taken.
+    environment's tokenizer (``MTPModel.limit_tokens``): none past them is ever taken. ``make_real`` makes more rows of
+    the environment, in which ``imagination=episodes`` with the oracle imagines.
 
     Raises:
         TypeError: the model has no heads.
@@ -65,6 +68,7 @@ class ImaginationTrainer:
         world_model: WorldModelConfig,
         imagination: ImaginationConfig,
         seed: int,
+        make_real: Callable[[int], TextVectorEnv] | None = None,
     ) -> None:
         if not isinstance(model, MTPModel):
             raise TypeError(
@@ -92,7 +96,7 @@ class ImaginationTrainer:
         self._learner = WorldModelLearner(model, world_model, ppo, rollout.temperature)
         # Without imagination there need be none: these heads may not have the back-end of the config.
         self._world_model: WorldModel[Any] | None = None
-        if self.imagines:
+        if self.reads_latents:
             self._world_model = make_world_model(world_model.backend, model, self._generators["placebo"])
             check_horizon(self._world_model, imagination.horizon)
         low, high = model.config.value_range
@@ -100,6 +104,11 @@ class ImaginationTrainer:
         self._estimator = make_estimator(
             model, self._world_model, self._acting, imagination, ppo, self._generators["imagination"]
         )
+        self._episodes: EpisodeImagination | None = None
+        if imagination.use == "episodes":
+            self._episodes = EpisodeImagination(
+                self.agent, env, rollout, ppo, world_model, imagination.episodes, self._generators, make_real
+            )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)
         self.iteration = 0
@@ -108,9 +117,9 @@ class ImaginationTrainer:
         check_masks(infos, imagination.use, rollout.draft)
 
     @property
-    def imagines(self) -> bool:
-        """Whether a world model is trained and used at all."""
-        return self._imagination.use != "off"
+    def reads_latents(self) -> bool:
+        """Whether the policy's own heads imagine, and so are trained beside it."""
+        return self._imagination.reads_latents
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """Run one iteration; return its metrics and its real episodes.
@@ -132,10 +141,16 @@ class ImaginationTrainer:
             rollout, drafting = self._collect()
             scoring_seconds = self._env.scorer.counters.seconds - scored_before
             stats, plan, metrics = self._read(rollout)
-            with clock.phase("update"):
-                remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
-                metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)
-            if self.imagines:
+            remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
+            if self._episodes is not None:
+                metrics |= self._episodes.observe(rollout)
+            if self._episodes is None or self._episodes.trains_on_real:
+                with clock.phase("update"):
+                    metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)
+            if self._episodes is not None:
+                with clock.phase("imagination"):
+                    metrics |= self._episodes.run(self._generators["imagination"], remaining)
+            if self.reads_latents:
                 with clock.phase("world_model"):
                     metrics |= self._learner.learn(rollout, self._generators["world_model"])
             with clock.phase("imagination"):
@@ -180,7 +195,7 @@ class ImaginationTrainer:
             if states is not None:
                 metrics |= self._root_agreement(rollout, stats, states)
                 metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
-        if self.imagines:
+        if self.reads_latents:
             with clock.phase("world_model"):
                 metrics |= self._learner.action_sensitivity(rollout, self._generators["world_model"], features)
         return stats, plan, metrics
@@ -238,13 +253,14 @@ class ImaginationTrainer:
 
     def _parts(self) -> dict[str, Any]:
         """Return what has a state of its own, by its name in a checkpoint."""
-        return {
+        parts = {
             "model": self.model,
             "agent": self.agent,
             "learner": self._learner,
             "estimator": self._estimator,
             "alarm": self._alarm,
         }
+        return parts if self._episodes is None else parts | {"episodes": self._episodes}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next iteration depends on, the model included."""
@@ -300,7 +316,7 @@ def make_estimator(
     generator: torch.Generator,
 ) -> AdvantageEstimator:
     """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
-    if imagination.use == "off":
+    if not imagination.reads_latents:
         return PlainAdvantages(ppo)
     assert world_model is not None
     if imagination.use == "counterfactual":

@@ -5,15 +5,16 @@ agent would learn from a token that it did not choose. A policy reads the mask o
 observation, and masks in the loss as it does in acting.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 from jaxtyping import Bool, Int
 
 from worldmtp.envs.dataset import TextDataset
-from worldmtp.envs.text_env import TextVectorWrapper
+from worldmtp.envs.text_env import TextVectorEnv, TextVectorWrapper
 from worldmtp.envs.tokenizer import Tokenizer
 
 ActionRule = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -114,6 +115,12 @@ class VectorActionMask(TextVectorWrapper):
         self._rules = TokenRules(self.dataset, rule, forbid_pad, min_new, alphabet)
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
+    def around(self, env: TextVectorEnv) -> "VectorActionMask":
+        """Return the same rules over other rows of the same tokens, such as imagined ones."""
+        other = copy.copy(self)
+        other.env, other._allowed = env, None
+        return other
+
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the env; the infos have the masks of the first tokens."""
         obs, infos = super().reset(seed=seed, options=options)
@@ -138,6 +145,18 @@ class VectorActionMask(TextVectorWrapper):
     def _masked(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._allowed = allowed = self._rules.allowed(obs, self.done)
         return {"action_mask": allowed.astype(np.int8), "_action_mask": np.ones(self.num_envs, dtype=bool)}
+
+
+def same_masks(real: VectorEnv, rows: TextVectorEnv) -> TextVectorEnv:
+    """Return rows in the action masks that are around ``real``; its other wrappers are left out."""
+    masks = []
+    while isinstance(real, VectorWrapper):
+        if isinstance(real, VectorActionMask):
+            masks.append(real)
+        real = real.env
+    for mask in reversed(masks):
+        rows = mask.around(rows)
+    return rows
 
 
 def check_allowed(

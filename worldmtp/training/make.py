@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.choices import did_you_mean
+from worldmtp.agents.imagination.episodes import WORLDS
+from worldmtp.choices import check_choice, did_you_mean
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import TextVectorEnv, Tokenizer
 from worldmtp.envs.make import MakingError, make_text_vec
@@ -153,7 +154,9 @@ def check_objective(objective: MTPObjective, num_depths: int) -> None:
 
 
 def check_imagination(model: MTPModel, backend: str, imagination: ImaginationConfig, ppo: PPOConfig) -> bool:
-    """Return whether a world model on ``model`` can imagine what is asked; raise if it must and cannot.
+    """Return whether the heads of ``model`` can imagine what is asked; raise if they must and cannot.
+
+    ``episodes`` asks a model of replies and not the heads.
 
     Raises:
         ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
@@ -161,6 +164,9 @@ def check_imagination(model: MTPModel, backend: str, imagination: ImaginationCon
             agent discounts.
     """
     check_backend(backend)
+    if imagination.use == "episodes":
+        check_choice("world_model.backend with imagination=episodes", backend, WORLDS)
+        return False
     if imagination.use == "counterfactual":
         ppo.check_whole_episodes("imagination=counterfactual")
     try:

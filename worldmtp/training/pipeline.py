@@ -261,6 +261,7 @@ class Pipeline:
             config.world_model,
             config.imagination,
             stream_seed(config.seed, "reinforcement"),
+            lambda num_rows: make_env(config.env, num_rows),
         )
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
@@ -306,7 +307,7 @@ class Pipeline:
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
                 replace(summarize(before, started, self._start), imagined_return=None),
-                trained if use != "off" else replace(trained, imagined_return=None),
+                trained if config.imagination.reads_latents else replace(trained, imagined_return=None),
             ),
             # Of the log, whose clock goes on over a resumption.
             wall_clock_seconds=round(records[-1]["time_seconds"], 1),

@@ -1,0 +1,255 @@
+"""``imagination=episodes``: PPO on whole imagined conversations, beside PPO on the real ones. Dreamer in text.
+
+After each real batch:
+
+    PPO on it (once returns have differed) -> the model of replies learns -> gates
+    -> num_batches times: imagine a batch with the policy of the moment, PPO on it with a KL stop of its own
+    -> the next real batch measures what the last imagined one promised
+
+Imagined conversations begin with real openings; the policy's turns are its own, by the same loop and with the same
+action masks; the world's replies, rewards and ends are the model's (``envs.imagined_world``). The update is the agent's
+own, so PPO is written once.
+
+Biased: the policy is trained on whatever the model gets wrong. So it is off by default, gated (``gates``) and shown
+beside its placebos, which ``world_model.backend`` names: ``shuffled`` learns from the words of other turns, and
+``identity`` sees none. ``oracle`` imagines in the real world itself: the upper bound, whose turns are not counted.
+
+Before two real returns have differed nothing can be learnt from them. Then imagination explores: replies that the
+ensemble disagrees on are paid for (``Novelty``), and the real batch shows what is there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worldmtp.agents.advantages import PlainAdvantages
+from worldmtp.agents.config import EpisodesConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.imagination.gates import OptimismGap
+from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.ppo import PPOAgent, policy_stats
+from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, trimmed
+from worldmtp.agents.turns import turns_of
+from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
+from worldmtp.dynamics.reply_network import ReplySizes
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
+from worldmtp.envs.wrappers.action_mask import same_masks
+from worldmtp.model import MTPModel
+
+WORLDS = ("mtp", "oracle", "shuffled", "identity")
+"""Names of ``world_model.backend`` that this use knows."""
+
+
+@dataclass
+class _Seen:
+    """What the real episodes have shown so far."""
+
+    lowest: float = float("inf")
+    highest: float = float("-inf")
+    most_turns: int = 1
+
+    @property
+    def returns_differ(self) -> bool:
+        """Whether two real returns have differed."""
+        return self.highest > self.lowest + 1e-6
+
+
+class EpisodeImagination:
+    """Imagined conversations and what they are made of.
+
+    Args:
+        agent: whose policy acts and learns.
+        env: the real environment.
+        rollout: how it acts.
+        ppo: of both updates.
+        world_model: of the replies.
+        config: of this use.
+        generators: streams "imagination", of acting and drawing, and "world_model", of learning.
+        make_real: more rows of the real environment, for ``oracle``.
+
+    Raises:
+        ValueError: nobody replies in the environment; the back-end is unknown to this use; ``oracle`` has no world.
+    """
+
+    def __init__(
+        self,
+        agent: PPOAgent,
+        env: TextVectorEnv,
+        rollout: RolloutConfig,
+        ppo: PPOConfig,
+        world_model: WorldModelConfig,
+        config: EpisodesConfig,
+        generators: dict[str, torch.Generator],
+        make_real: Callable[[int], TextVectorEnv] | None = None,
+    ) -> None:
+        self._agent, self._env, self._rollout, self._config = agent, env, rollout, config
+        self._backend, self._replies = world_model.backend, world_model.replies
+        self._acting, self._learning = generators["imagination"], generators["world_model"]
+        self._max_turn = turn_limit(env)
+        self._estimator = PlainAdvantages(ppo)
+        self._seen = _Seen()
+        self._replay = TurnReplay(world_model.replies.replay_episodes)
+        self._gap = OptimismGap(config.gap_batches, config.num_batches)
+        self._promised: float | None = None
+        self._models = ReplyModels(
+            self._sizes(agent.model),
+            world_model.replies,
+            agent.model.world_heads.reward_bins.cpu(),
+            self._learning,
+            blind=self._backend == "identity",
+        )
+        self._world: TextVectorEnv | None = None
+        if self._backend == "oracle":
+            if make_real is None:
+                raise ValueError("world_model=oracle imagines in the real world; give make_real, which makes its rows.")
+            self._world = make_real(config.batch_size)
+            self._world.reset(seed=int(torch.randint(2**31, (), generator=self._acting)))
+
+    @property
+    def trains_on_real(self) -> bool:
+        """Whether PPO may train on real batches: returns have differed, or it need not wait for that."""
+        return self._seen.returns_differ or not self._config.waits_for_reward
+
+    @property
+    def explores(self) -> bool:
+        """Whether imagination is paid for what it does not know."""
+        return not self._seen.returns_differ and self._config.novelty_bonus > 0 and self._world is None
+
+    def observe(self, rollout: Rollout) -> dict[str, float]:
+        """Take in a real batch, before anything trains on it; return what it says of the last promise."""
+        returns = episode_returns(rollout)
+        seen, turns = self._seen, turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn)
+        seen.lowest, seen.highest = min(seen.lowest, float(returns.min())), max(seen.highest, float(returns.max()))
+        seen.most_turns = max(seen.most_turns, int(turns.num_turns.max()))
+        if self._world is None:
+            self._replay.add(shuffled(turns, self._learning) if self._backend == "shuffled" else turns)
+            self._models.observe(turns)
+        if self._promised is None:
+            return {}
+        real = float(returns.mean())
+        self._gap.measure(self._promised, real)
+        return {
+            "imagination/return_imagined": self._promised,
+            "imagination/return_realized": real,
+            "imagination/return_bias": self._promised - real,
+            "imagination/optimism_gap": self._gap.mean,
+        }
+
+    def run(self, generator: torch.Generator, remaining: float) -> dict[str, float]:
+        """Learn the replies, ask the gates, and train on imagined batches; return metrics.
+
+        ``generator`` orders the minibatches. ``remaining`` is as in ``PPOAgent.update``.
+        """
+        metrics, ratio = self._learn()
+        self._promised = None
+        is_open = self.explores or not self._config.gated or ratio >= self._config.min_action_ratio
+        batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
+        may_learn = self.explores or self.trains_on_real
+        totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
+        trained, returns, doubt = 0, 0.0, 0.0
+        # One batch at least is imagined, so that the gap is measured while the gate is shut.
+        for number in range(max(1, batches) if may_learn else 0):
+            imagined, turns, doubt = self._imagine()
+            totals["imagination/imagined_turns"] += turns
+            totals["imagination/imagined_tokens"] += imagined.num_tokens
+            returns = float(episode_returns(imagined).mean())
+            if not self.explores:
+                self._promised = returns
+            sure = self.explores or not self._config.gated or doubt <= self._config.max_disagreement
+            if number >= batches or not (is_open and sure):
+                break
+            metrics |= self._update(imagined, generator, remaining)
+            trained += 1
+        return (
+            metrics
+            | totals
+            | {
+                "imagination/disagreement": doubt,
+                "imagination/batches_trained": float(trained),
+                "imagination/batches_trusted": float(batches),
+                "imagination/explores": float(self.explores),
+                "imagination/return_promised": returns,
+            }
+        )
+
+    def _learn(self) -> tuple[dict[str, float], float]:
+        """Train the model of replies; return its metrics and the action ratio."""
+        if self._world is not None:
+            return {}, float("inf")
+        learned = self._models.learn(self._replay, self._seen.lowest, self._learning)
+        best = self._models.best
+        real, other = best.held_out_nats(self._replay), best.shuffled_nats(self._replay, self._learning)
+        ratio = other / max(real, 1e-6)
+        return {
+            "world_model/reply_nats_before": learned.nats_before,
+            "world_model/reply_nats": learned.nats,
+            "world_model/reply_updates": float(learned.num_updates),
+            "world_model/reply_history": float(self._models.context == "history"),
+            "world_model/reply_action_ratio": min(ratio, 1e3),
+        }, ratio
+
+    def _imagine(self) -> tuple[Rollout, float, float]:
+        """Return a batch of imagined episodes, their number of turns and the ensemble's mean disagreement."""
+        config, rollout = self._config, self._rollout
+        policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
+        if self._world is not None:
+            real = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
+            turns = turns_of(real, self._env.tokenizer.eos_id, self._max_turn)
+            return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
+        novelty = Novelty(config.novelty_threshold, config.novelty_bonus) if self.explores else None
+        world = ImaginedWorldVectorEnv(
+            self._env, self._models.best.model, config.batch_size, self._seen.most_turns, self._acting, novelty
+        )
+        recent, _ = self._replay.newest(self._replies.recent_episodes)
+        chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
+        options = {"openings": recent.opening[chosen].numpy()}
+        imagined = collect_rollout(same_masks(self._env, world), policy, self._acting, options)
+        return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+
+    def _update(self, imagined: Rollout, generator: torch.Generator, remaining: float) -> dict[str, float]:
+        micro = self._agent.config.micro_batch_size
+        stats = policy_stats(self._agent.model, None, imagined, self._rollout.temperature, micro_batch_size=micro)
+        plan, _ = self._estimator.estimate(imagined, stats)
+        metrics = self._agent.update(imagined, stats, plan, generator, remaining, self._config.num_epochs)
+        return {
+            "imagination/losses/policy": metrics["losses/policy"],
+            "imagination/losses/entropy": metrics["losses/entropy"],
+            "imagination/losses/approx_kl": metrics["losses/approx_kl"],
+        }
+
+    def _sizes(self, model: MTPModel) -> ReplySizes:
+        dataset = self._env.dataset
+        return ReplySizes(
+            vocab_size=self._env.tokenizer.vocab_size,
+            opening=dataset.max_prompt,
+            said=min(self._max_turn or dataset.max_steps, dataset.max_steps),
+            reply=self._replies.max_reply,
+            num_turns=dataset.max_steps,
+            num_reward_bins=len(model.world_heads.reward_bins),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs.
+
+        The oracle's world goes on from where its own generator stands.
+        """
+        return {
+            "seen": dict(vars(self._seen)),
+            "replay": self._replay.state_dict(),
+            "gap": self._gap.state_dict(),
+            "promised": self._promised,
+            "models": self._models.state_dict(),
+            "world": None if self._world is None else self._world.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._seen = _Seen(**state["seen"])
+        self._replay.load_state_dict(state["replay"])
+        self._gap.load_state_dict(state["gap"])
+        self._promised = state["promised"]
+        self._models.load_state_dict(state["models"])
+        if self._world is not None:
+            self._world.load_state(state["world"])

@@ -1,0 +1,61 @@
+"""Episodes of conversations, read turn by turn from a rollout: what a model of replies learns from."""
+
+import torch
+from torch import Tensor
+
+from worldmtp.agents.rollout import Rollout
+from worldmtp.dynamics.turns import NOTHING, Turns
+
+
+def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None) -> Turns:
+    """Return the conversations of a rollout by the environment's rule: EOS ends a turn, or its ``max_turn``-th token.
+
+    A turn that is not over, because the text was full, is left out, and so is the last one where the text is full and
+    its reply may have been cut. What a turn was paid is the sum over its tokens. A conversation without a whole turn
+    has none.
+
+    Shapes: see ``Turns``; everything is on the host.
+    """
+    host = rollout.to("cpu")
+    episodes = [_episode(host, row, eos_id, max_turn) for row in range(len(host))]
+    num_turns = max(1, *(len(turns) for _, turns in episodes))
+    widths = {
+        name: max([1, *(len(turn[name]) for _, turns in episodes for turn in turns)]) for name in ("said", "reply")
+    }
+    shape = (len(episodes), num_turns)
+    said, replies = (torch.full((*shape, widths[name]), NOTHING) for name in ("said", "reply"))
+    rewards, ended = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    opening = torch.full((len(episodes), max(len(prompt) for prompt, _ in episodes)), NOTHING)
+    for row, (prompt, turns) in enumerate(episodes):
+        opening[row, : len(prompt)] = prompt
+        for number, turn in enumerate(turns):
+            said[row, number, : len(turn["said"])] = turn["said"]
+            replies[row, number, : len(turn["reply"])] = turn["reply"]
+            rewards[row, number], ended[row, number], mask[row, number] = turn["reward"], turn["ended"], True
+    return Turns(opening, said, replies, rewards, ended, mask)
+
+
+def _episode(rollout: Rollout, row: int, eos_id: int, max_turn: int | None) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Return the opening, and of each whole turn what was said, replied, paid, and whether the world ended it."""
+    text = rollout.input_ids[row, : int(rollout.attention_mask[row].sum())]
+    number = int(rollout.step_mask[row].sum())
+    places, actions = rollout.action_index[row, :number], rollout.actions[row, :number]
+    is_cut = bool(rollout.truncated[row, number - 1]) and len(text) == rollout.input_ids.shape[1] if number else False
+    turns, start = [], 0
+    for step in range(number):
+        if actions[step] != eos_id and (max_turn is None or step + 1 - start < max_turn):
+            continue
+        is_last = step + 1 == number
+        stop = len(text) if is_last else int(places[step + 1])
+        if not (is_last and is_cut):
+            turns.append(
+                {
+                    "said": actions[start : step + 1],
+                    "reply": text[int(places[step]) + 1 : stop],
+                    "reward": rollout.rewards[row, start : step + 1].sum(),
+                    "ended": rollout.terminated[row, step],
+                }
+            )
+        start = step + 1
+    return text[: int(rollout.prompt_length[row])], turns

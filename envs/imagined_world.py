@@ -1,0 +1,251 @@
+"""Conversations with an imagined world: real openings, the policy's turns, and replies by a model of them.
+
+The rows, the turns and the ends follow the rules of the real environment (``envs.rewards.turn_rewards``): a turn is
+over with EOS or after ``max_turn`` tokens, the reply stands in the same row, a full row is truncated. What the world
+says, pays and ends comes from a ``ReplyModel``. So the same policies and the same loop collect the episodes.
+
+Two things are known and not modelled: an episode has at most ``max_turns`` turns, as real ones have had, and returns
+stay in [0, 1] where the real ones do.
+
+``infos["final_info"]`` of rows that ended: ``score`` (float64, the imagined return), ``num_tokens``, ``num_turns``,
+``disagreement`` (float64, its mean over the turns) and ``reason`` ("ended", "novel", "turns" or "budget").
+
+Rows stand still when they end; ``reset`` begins all rows anew.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float64, Int
+
+from worldmtp.dynamics.replies import ReplyModel
+from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.envs.dataset import TextDataset
+from worldmtp.envs.options import refusal_changes_nothing
+from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
+from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.text_env import TextVectorEnv
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Optimism towards what the ensemble does not know: R-max (Brafman and Tennenholtz 2002) in imagination.
+
+    A turn whose reply the members disagree on by more than ``threshold`` ends the episode and is paid ``bonus``.
+    """
+
+    threshold: float
+    bonus: float
+
+
+class ImaginedWorldVectorEnv(TextVectorEnv):
+    """Rows of conversations with a model of replies.
+
+    Args:
+        real: the environment whose tokens, budgets and turns these are; it is never stepped.
+        model: what replies; it is read, and may learn on between resets.
+        num_envs: rows.
+        max_turns: turns after which a conversation is truncated.
+        generator: of the replies' draws.
+        novelty: what exploration is paid for, or None.
+
+    Raises:
+        ValueError: a size is not positive, or nobody replies in the real environment.
+    """
+
+    def __init__(
+        self,
+        real: TextVectorEnv,
+        model: ReplyModel,
+        num_envs: int,
+        max_turns: int,
+        generator: torch.Generator,
+        novelty: Novelty | None = None,
+    ) -> None:
+        if num_envs < 1 or max_turns < 1:
+            raise ValueError(f"num_envs={num_envs} and max_turns={max_turns} must be at least 1.")
+        self.num_envs, self.max_turns = num_envs, max_turns
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
+        self.render_mode = None
+        self._real, self._model = real.kernel, model
+        self._generator, self._novelty = generator, novelty
+        self._max_turn = turn_limit(real)
+        dataset, tokenizer = self.dataset, self.tokenizer
+        width = dataset.max_prompt + dataset.max_new
+        self.single_observation_space: spaces.Space[Any] = observation_space(width, tokenizer.vocab_size)
+        self.single_action_space: spaces.Space[Any] = spaces.Discrete(tokenizer.vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rows: TextRows | None = None
+
+    @property
+    def dataset(self) -> TextDataset:
+        """The questions, tokens and budgets of the real environment."""
+        return self._real.dataset
+
+    @property
+    def scorer(self) -> Scorer:
+        """The real environment's, which is never asked here."""
+        return self._real.scorer
+
+    @property
+    def eos_terminates(self) -> bool:
+        """Whether EOS ends the text: never in a conversation."""
+        return False
+
+    @property
+    def done(self) -> Bool[np.ndarray, " row"]:
+        """Return the rows that have ended, as a new array."""
+        return self._begun().done.copy()
+
+    @property
+    def num_turns(self) -> int:
+        """Return how many turns have been imagined since the reset."""
+        return int(self._turn.sum())
+
+    @property
+    def disagreement(self) -> float:
+        """Return the ensemble's mean disagreement over these turns, in [0, 1]."""
+        return float(self._doubt.sum() / max(1, self.num_turns))
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin a conversation in every row, with the option ``openings``: token ids, (row, opening), -1 for padding.
+
+        Raises:
+            ValueError: there is no opening for each row, or one is empty or too long.
+        """
+        with refusal_changes_nothing(self):
+            super(TextVectorEnv, self).reset(seed=seed)
+            openings = np.asarray((options or {}).get("openings", np.zeros((0, 0))), dtype=np.int64)
+            lengths = (openings != NOTHING).sum(axis=-1) if openings.ndim == 2 else np.zeros(0, dtype=np.int64)
+            if len(lengths) != self.num_envs or lengths.min() < 1 or lengths.max() > self.dataset.max_prompt:
+                raise ValueError(
+                    f"openings of shape {openings.shape}; expected {self.num_envs} rows of 1 to "
+                    f"{self.dataset.max_prompt} token ids, padded with {NOTHING} on the right."
+                )
+        number, sizes = self.num_envs, self._model.sizes
+        rows = TextRows(number, self.dataset.max_prompt + self.dataset.max_new, self.tokenizer.pad_id)
+        prompts = np.where(openings == NOTHING, self.tokenizer.pad_id, openings)
+        rows.begin(np.arange(number), prompts, lengths)
+        self._rows, self._openings = rows, torch.from_numpy(openings)
+        self._said = torch.full((number, self.max_turns, sizes.said), NOTHING)
+        self._replies = torch.full((number, self.max_turns, sizes.reply), NOTHING)
+        self._turn, self._turn_start = np.zeros(number, dtype=np.int64), rows.length.copy()
+        self._num_acted, self._paid, self._doubt = np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number)
+        return rows.observation(), {}
+
+    def step(
+        self, actions: Int[np.ndarray, " env"]
+    ) -> tuple[
+        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
+    ]:
+        """Append one token to every row that has not ended; where that ends a turn, the imagined reply as well.
+
+        Raises:
+            ValueError: if the actions have the wrong shape, or one for a running row is not in the vocabulary.
+            ResetNeeded: before the first reset.
+        """
+        rows = self._begun()
+        live = ~rows.done
+        actions = check_actions(actions, live, self.tokenizer.vocab_size)
+        acting = np.flatnonzero(live)
+        rows.append(acting, actions[acting])
+        self._num_acted[acting] += 1
+        rewards, reasons = np.zeros(self.num_envs), np.full(self.num_envs, "", dtype=object)
+        over = live & (actions == self.tokenizer.eos_id)
+        if self._max_turn is not None:
+            over |= live & (rows.length - self._turn_start >= self._max_turn)
+        if over.any():
+            self._answer(np.flatnonzero(over), rewards, reasons)
+        terminated = np.isin(reasons, ["ended", "novel"])
+        open_rows = live & ~terminated
+        reasons[open_rows & (self._turn >= self.max_turns)] = "turns"
+        is_full = (rows.length - rows.prompt_length >= self.dataset.max_new) | (self._num_acted >= self.max_new)
+        reasons[open_rows & is_full & (reasons == "")] = "budget"
+        truncated = open_rows & (reasons != "")
+        rows.done |= terminated | truncated
+        return rows.observation(), rewards, terminated, truncated, self._infos(terminated | truncated, reasons)
+
+    def _answer(self, over: np.ndarray, rewards: np.ndarray, reasons: np.ndarray) -> None:
+        """Let the model answer these rows' turns: replies go into the rows, what is paid and ended into the arrays."""
+        rows, turn = self._begun(), self._turn[over]
+        for row, now in zip(over.tolist(), turn.tolist(), strict=True):
+            said = rows.response(row, int(self._turn_start[row]))[: self._said.shape[2]]
+            self._said[row, now, : len(said)] = torch.from_numpy(said.copy())
+        at = torch.from_numpy(over)
+        imagined = self._model.imagine(self._turns(at), torch.from_numpy(turn), self._generator)
+        self._replies[at, torch.from_numpy(turn)] = imagined.replies
+        paid, ended = imagined.rewards.double().numpy(), imagined.ended.numpy()
+        doubt = imagined.disagreement.double().numpy()
+        self._doubt[over] += doubt
+        if self._novelty is not None:
+            novel = doubt > self._novelty.threshold
+            paid, ended = np.where(novel, self._novelty.bonus, paid), ended | novel
+            reasons[over[novel]] = "novel"
+        reasons[over[ended & (reasons[over] == "")]] = "ended"
+        rewards[over] = paid
+        self._paid[over] += paid
+        for row, reply in zip(over.tolist(), imagined.replies.numpy(), strict=True):
+            room = int(rows.prompt_length[row]) + self.dataset.max_new - int(rows.length[row])
+            rows.write(row, reply[reply != NOTHING][:room])
+        self._turn[over] += 1
+        self._turn_start[over] = rows.length[over]
+
+    def _turns(self, rows: Int[torch.Tensor, " row"]) -> Turns:
+        shape = (len(rows), self.max_turns)
+        return Turns(
+            opening=self._openings[rows],
+            said=self._said[rows],
+            replies=self._replies[rows],
+            rewards=torch.zeros(shape),
+            ended=torch.zeros(shape, dtype=torch.bool),
+            mask=torch.ones(shape, dtype=torch.bool),
+        )
+
+    def _infos(self, ended: Bool[np.ndarray, " row"], reasons: np.ndarray) -> dict[str, Any]:
+        if not ended.any():
+            return {}
+        rows = np.flatnonzero(ended)
+        records = [
+            {
+                "score": float(self._paid[row]),
+                "num_tokens": int(self._num_acted[row]),
+                "num_turns": int(self._turn[row]),
+                "disagreement": float(self._doubt[row] / max(1, self._turn[row])),
+                "reason": str(reasons[row]),
+                "group": int(row),
+                "exact": False,
+            }
+            for row in rows.tolist()
+        ]
+        return {"final_info": batch_infos(records, rows, self.num_envs), "_final_info": ended.copy()}
+
+    def _begun(self) -> TextRows:
+        if self._rows is None:
+            raise ResetNeeded("call reset before step.")
+        return self._rows
+
+
+def turn_limit(env: TextVectorEnv) -> int | None:
+    """Return the tokens after which a turn is over without EOS, or None; of an environment in which a world replies.
+
+    Raises:
+        ValueError: nobody replies in it.
+    """
+    kernel: Any = env.kernel
+    if env.eos_terminates or not hasattr(kernel, "config"):
+        raise ValueError(
+            f"{type(env).__name__} has no world that replies, so that there are no replies to imagine; use an "
+            "environment of conversations, or imagination=counterfactual."
+        )
+    limit: int | None = kernel.config.max_turn
+    return limit

@@ -1,0 +1,197 @@
+"""The model of replies: what a world writes after a turn, what it pays, and whether it ends, learnt from conversations.
+
+An ensemble whose members are cross-fitted: member e trains on no episode whose number is e modulo their number. So for
+every episode there is a member that has not seen it, and the error that is reported is held out though no data is.
+
+* **Draws.** Each reply is drawn from one member, chosen at random: the mixture is better calibrated than its members.
+* **Disagreement** of a reply is the members' mean total variation from their mixture, at the place of the reply, or its
+  end, where it is largest: what the ensemble does not know, and not what is left to chance.
+* **Support.** Tokens at places, rewards and ends that no real conversation has had are impossible: a win cannot be
+  imagined before one was seen.
+
+Sampling draws from the generator it is given on its own device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from worldmtp.dynamics.reply_config import ReplyModelConfig
+from worldmtp.dynamics.reply_network import ReplyNetwork, ReplySizes, reply_classes
+from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.model.categorical import draw
+from worldmtp.model.world_heads import binned_mean, two_hot
+
+_UNSEEN = -1e4  # a logit: impossible, and finite, so that a member's entropy and gradient are
+
+
+@dataclass(frozen=True)
+class ImaginedReplies:
+    """What followed a turn in imagination; a reply is padded with ``NOTHING``."""
+
+    replies: Int[Tensor, "row reply"]
+    rewards: Float[Tensor, " row"]
+    ended: Bool[Tensor, " row"]
+    disagreement: Float[Tensor, " row"]
+
+
+class ReplyModel(nn.Module):
+    """An ensemble of one context, with what has been seen of the world; ``ReplyLearner`` trains it."""
+
+    def __init__(
+        self,
+        sizes: ReplySizes,
+        config: ReplyModelConfig,
+        history: bool,
+        reward_bins: Float[Tensor, " bins"],
+        generator: torch.Generator,
+        blind: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.network = ReplyNetwork(sizes, config, history, generator, blind)
+        self.register_buffer("reward_bins", reward_bins)
+        self.register_buffer("seen_tokens", torch.zeros(sizes.reply, sizes.vocab_size + 1, dtype=torch.bool))
+        self.register_buffer("seen_rewards", torch.zeros(len(reward_bins), dtype=torch.bool))
+        self.register_buffer("seen_ends", torch.zeros(2, dtype=torch.bool))
+
+    @property
+    def num_members(self) -> int:
+        """Return the size of the ensemble."""
+        return self.network.reward.weight.shape[0]
+
+    @property
+    def history(self) -> bool:
+        """Whether a turn sees those before it."""
+        return self.network.history
+
+    def observe(self, turns: Turns) -> None:
+        """Note what the world has said, paid and ended.
+
+        Raises:
+            ValueError: a reply is longer than there is room for.
+        """
+        check_room(turns, self.sizes)
+        real = turns.mask
+        classes = reply_classes(_widened(turns.replies[real], self.sizes.reply), self.sizes.end)
+        for place in range(self.sizes.reply):
+            told = classes[:, place]
+            self.seen_tokens[place, told[told != NOTHING]] = True
+        self.seen_rewards |= (two_hot(turns.rewards[real], self.reward_bins) > 0).any(dim=0)
+        self.seen_ends[turns.ended[real].long()] = True
+
+    def nats(self, turns: Turns) -> Float[Tensor, "member turn"]:
+        """Return minus the log-likelihood of what followed each turn, for each member, over the turns there are.
+
+        Of reply, reward and end together; that of the reward is its divergence from the two-hot of the real one, so
+        that it is zero at best.
+        """
+        real = turns.mask
+        vectors = self.network.turns(turns)[:, real]
+        replies = turns.replies[real]
+        classes = reply_classes(_widened(replies, self.sizes.reply), self.sizes.end)
+        log_tokens = self._log_tokens(vectors, _widened(replies, self.sizes.reply))
+        chosen = classes.clamp_min(0).expand(self.num_members, -1, -1)[..., None]
+        told = -log_tokens.gather(3, chosen)[..., 0]
+        nats = torch.where(classes == NOTHING, 0.0, told).sum(dim=2)
+        number = torch.arange(real.shape[1], device=real.device).expand(real.shape)[real]
+        log_rewards, log_ends = self._log_outcomes(vectors, replies, number)
+        target = two_hot(turns.rewards[real], self.reward_bins).to(log_rewards.dtype)
+        nats = nats + (torch.special.xlogy(target, target) - target * log_rewards).sum(dim=2)
+        ended = turns.ended[real].long().expand(self.num_members, -1)[..., None]
+        return nats - log_ends.gather(2, ended)[..., 0]
+
+    @torch.no_grad()
+    def imagine(
+        self, turns: Turns, turn: Int[Tensor, " row"], generator: torch.Generator, greedy: bool = False
+    ) -> ImaginedReplies:
+        """Return what follows turn ``turn`` of each conversation, of which that turn is the last that was said.
+
+        Later turns of a row, and the reply to this one, are not read. ``greedy`` takes what the mixture holds most
+        likely at each place in place of draws.
+        """
+        rows = torch.arange(len(turns), device=turn.device)
+        vectors = self.network.turn_vectors(turns, turn)
+        member = torch.randint(self.num_members, (len(rows),), generator=generator, device=generator.device)
+        member = member.to(turn.device)
+        replies = torch.full((len(rows), self.sizes.reply), NOTHING, device=turn.device)
+        disagreement = torch.zeros(len(rows), device=turn.device, dtype=vectors.dtype)
+        open_rows = torch.ones(len(rows), dtype=torch.bool, device=turn.device)
+
+        def choose(log_probs: Float[Tensor, "member row option"]) -> Int[Tensor, " row"]:
+            return log_probs.exp().mean(dim=0).argmax(dim=1) if greedy else draw(log_probs[member, rows], generator)
+
+        parallel = self.network.parallel_logits(vectors)
+        mixed = self.network.mix(vectors) if self.network.autoregressive else None
+        for place in range(self.sizes.reply):
+            logits = parallel[:, :, place]
+            if mixed is not None:
+                logits = logits + self.network.correction(mixed, replies[:, :place])
+            log_tokens = _supported(logits, self.seen_tokens[place])
+            disagreement = disagreement.maximum(torch.where(open_rows, variation(log_tokens), 0.0))
+            chosen = choose(log_tokens)
+            open_rows &= chosen != self.sizes.end
+            replies[:, place] = torch.where(open_rows, chosen, NOTHING)
+            if not bool(open_rows.any()):
+                break
+        log_rewards, log_ends = self._log_outcomes(vectors, replies, turn)
+        rewards = binned_mean(log_rewards[member, rows], self.reward_bins)
+        if greedy:
+            rewards = binned_mean(log_rewards, self.reward_bins).mean(dim=0)
+        return ImaginedReplies(replies, rewards, choose(log_ends) == 1, disagreement.maximum(variation(log_ends)))
+
+    def _log_tokens(
+        self, vectors: Float[Tensor, "member row width"], replies: Int[Tensor, "row reply"]
+    ) -> Float[Tensor, "member row reply vocab_and_end"]:
+        return _supported(self.network.reply_logits(vectors, replies), self.seen_tokens[: replies.shape[1]])
+
+    def _log_outcomes(
+        self, vectors: Float[Tensor, "member row width"], replies: Int[Tensor, "row reply"], turn: Int[Tensor, " row"]
+    ) -> tuple[Float[Tensor, "member row bins"], Float[Tensor, "member row 2"]]:
+        rewards, ends = self.network.outcome_logits(vectors, replies, turn)
+        return _supported(rewards, self.seen_rewards), _supported(ends, self.seen_ends)
+
+
+def _supported(logits: Tensor, seen: Bool[Tensor, "..."]) -> Tensor:
+    """Return log-probabilities in which what was never seen is impossible; where nothing was, all is as likely."""
+    return logits.masked_fill(~seen, _UNSEEN).log_softmax(dim=-1)
+
+
+def variation(log_probs: Float[Tensor, "member row option"]) -> Float[Tensor, " row"]:
+    """Return the members' mean total variation from their mixture, in [0, 1)."""
+    probs = log_probs.exp()
+    return (probs - probs.mean(dim=0)).abs().sum(dim=2).mean(dim=0) / 2
+
+
+def check_room(turns: Turns, sizes: ReplySizes) -> None:
+    """Raise if a text is longer than a model has room for.
+
+    Raises:
+        ValueError: an opening, a turn or a reply is.
+    """
+    for name, width in (("opening", sizes.opening), ("said", sizes.said), ("replies", sizes.reply)):
+        text = getattr(turns, name)
+        longest = int((text != NOTHING).sum(dim=-1).max()) if text.numel() else 0
+        if longest > width:
+            remedy = "raise world_model.replies.max_reply" if name == "replies" else "make the model with more room"
+            raise ValueError(f"{name} of {longest} tokens where the model of replies has room for {width}; {remedy}.")
+
+
+def _widened(text: Int[Tensor, "row place"], places: int) -> Int[Tensor, "row places"]:
+    missing = places - text.shape[1]
+    if missing <= 0:
+        return text[:, :places]
+    return nn.functional.pad(text, (0, missing), value=NOTHING)
+
+
+def trained_on(episodes: Int[Tensor, " episode"], num_members: int) -> Bool[Tensor, "member episode"]:
+    """Return which members train on which episodes, by their numbers: each leaves out one in ``num_members``."""
+    members = torch.arange(num_members, device=episodes.device)[:, None]
+    return episodes % num_members != members
+
+
+def held_out(nats: Float[Tensor, "member turn"], episodes: Int[Tensor, " turn"]) -> Float[Tensor, " turn"]:
+    """Return for each turn the number of the one member that has not seen its episode."""
+    return nats.gather(0, (episodes % len(nats))[None])[0]

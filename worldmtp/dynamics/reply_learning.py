@@ -1,0 +1,271 @@
+"""How a model of replies learns: a replay of conversations, and gradient steps until the held-out error rises.
+
+After each batch of real conversations some blocks of updates are made. The error that decides is held out by
+cross-fitting (``replies.held_out``) over the newest conversations. Learning goes on while it is flat, because a rare
+reward changes the mean error by next to nothing, and stops when it has risen twice; then the best weights come back.
+
+With ``context="auto"`` a model that sees the last turn alone and one that sees the history learn side by side for
+``settle_batches`` batches; the one that predicts the held-out replies better is asked, and kept.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.dynamics.replies import ReplyModel, held_out, trained_on
+from worldmtp.dynamics.reply_config import ReplyModelConfig
+from worldmtp.dynamics.reply_network import ReplySizes
+from worldmtp.dynamics.turns import Turns
+
+_BLOCK = 8
+"""Gradient steps between two looks at the held-out error."""
+_JUDGED = 32
+"""Conversations that the held-out error is of: the newest."""
+_RISE = 0.02
+"""Nats above the best that count as a rise."""
+_LEARNT = 0.01
+"""Nats below which there is nothing left to learn, once rewards are not rare."""
+
+
+class TurnReplay:
+    """The newest conversations, in their order; each keeps its number, which decides who trains on it."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._turns: Turns | None = None
+        self.num_seen = 0
+
+    def __len__(self) -> int:
+        return 0 if self._turns is None else len(self._turns)
+
+    @property
+    def turns(self) -> Turns:
+        """Return all conversations that are kept.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self._turns is None:
+            raise ValueError("the replay of conversations is empty; add real ones before learning from it.")
+        return self._turns
+
+    @property
+    def numbers(self) -> Int[Tensor, " episode"]:
+        """Return the number of each conversation that is kept, from the first ever on."""
+        return torch.arange(self.num_seen - len(self), self.num_seen)
+
+    def add(self, turns: Turns) -> None:
+        """Keep more conversations, and drop the oldest beyond capacity."""
+        joined = turns if self._turns is None else Turns.cat([self._turns, turns])
+        kept = torch.arange(max(0, len(joined) - self._capacity), len(joined))
+        self._turns = joined.select(kept)
+        self.num_seen += len(turns)
+
+    def newest(self, num_episodes: int) -> tuple[Turns, Int[Tensor, " episode"]]:
+        """Return the newest conversations, or all there are, and their numbers."""
+        rows = torch.arange(max(0, len(self) - num_episodes), len(self))
+        return self.turns.select(rows), self.numbers[rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"num_seen": self.num_seen, "turns": None if self._turns is None else dict(vars(self._turns))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.num_seen = int(state["num_seen"])
+        self._turns = None if state["turns"] is None else Turns(**state["turns"])
+
+
+def is_rewarded(returns: Float[Tensor, " episode"], lowest: float) -> Tensor:
+    """Return which conversations were paid more than the lowest return that there has been."""
+    return returns > lowest + 1e-6
+
+
+def draw_episodes(
+    replay: TurnReplay, config: ReplyModelConfig, lowest: float, generator: torch.Generator
+) -> Int[Tensor, " drawn"]:
+    """Return rows of the replay, uniform; with a fixed share of rewarded ones while these are rarer among the recent.
+
+    Over all of the replay they would stay rare long after the policy has learnt to earn them, and in a world of chance
+    those that chance favoured would be over-sampled for as long.
+    """
+    drawn = torch.randint(len(replay), (config.batch_size_episodes,), generator=generator)
+    returns = replay.turns.returns
+    recent = torch.arange(max(0, len(replay) - config.recent_episodes), len(replay))
+    rewarded = recent[is_rewarded(returns[recent], lowest)]
+    if 0 < len(rewarded) < config.rewarded_share * len(recent):
+        number = round(config.rewarded_share * len(drawn))
+        drawn[:number] = rewarded[torch.randint(len(rewarded), (number,), generator=generator)]
+    return drawn
+
+
+@dataclass(frozen=True)
+class LearnedReplies:
+    """What a batch taught: the held-out error before and after, in nats a reply, and the steps it took."""
+
+    nats_before: float
+    nats: float
+    num_updates: int
+
+
+class ReplyLearner:
+    """One model of replies and its optimiser."""
+
+    def __init__(self, model: ReplyModel, config: ReplyModelConfig) -> None:
+        self.model, self._config = model, config
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+            foreach=True,
+        )
+
+    def learn(self, replay: TurnReplay, lowest: float, generator: torch.Generator) -> LearnedReplies:
+        """Train on the replay until the held-out error rises, at most ``num_updates`` steps.
+
+        Raises:
+            FloatingPointError: the error is not finite.
+        """
+        config = self._config
+        self.model.train()
+        before = best = self.held_out_nats(replay)
+        kept, rises, steps = self._state(), 0, 0
+        returns = replay.newest(config.recent_episodes)[0].returns
+        is_rare = float(is_rewarded(returns, lowest).float().mean()) < config.rewarded_share
+        while steps < config.num_updates and rises < 2:
+            for _ in range(min(_BLOCK, config.num_updates - steps)):
+                self._step(replay, draw_episodes(replay, config, lowest, generator))
+                steps += 1
+            nats = self.held_out_nats(replay)
+            if nats > best + _RISE:
+                rises += 1
+            elif nats < best:
+                best, rises, kept = nats, 0, self._state()
+            if nats < _LEARNT and not is_rare:
+                break
+        if rises:
+            self._restore(kept)
+        self.model.eval()
+        return LearnedReplies(before, self.held_out_nats(replay), steps)
+
+    @torch.no_grad()
+    def held_out_nats(self, replay: TurnReplay, num_episodes: int = _JUDGED) -> float:
+        """Return the mean held-out error over the newest conversations' turns, in nats."""
+        turns, numbers = replay.newest(num_episodes)
+        return float(held_out(self.model.nats(turns), by_turn(numbers, turns)).mean())
+
+    @torch.no_grad()
+    def shuffled_nats(self, replay: TurnReplay, generator: torch.Generator, num_episodes: int = _JUDGED) -> float:
+        """Return the same error where each turn's words are those of another turn: what ignoring actions costs."""
+        turns, numbers = replay.newest(num_episodes)
+        return float(held_out(self.model.nats(shuffled(turns, generator)), by_turn(numbers, turns)).mean())
+
+    def _step(self, replay: TurnReplay, rows: Int[Tensor, " drawn"]) -> None:
+        turns, numbers = replay.turns.select(rows), replay.numbers[rows]
+        weights = trained_on(by_turn(numbers, turns), self.model.num_members)
+        nats = self.model.nats(turns)
+        loss = torch.where(weights, nats, 0.0).sum() / (weights.sum() / self.model.num_members).clamp_min(1)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"the error of the model of replies is {float(loss)}; the update was not applied.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.max_grad_norm)
+        self.optimizer.step()
+
+    def _state(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    @torch.no_grad()
+    def _restore(self, kept: list[Tensor]) -> None:
+        for parameter, value in zip(self.model.parameters(), kept, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def by_turn(numbers: Int[Tensor, " episode"], turns: Turns) -> Int[Tensor, " turn"]:
+    """Return the number of its conversation for each turn there is."""
+    return numbers[:, None].expand(turns.mask.shape)[turns.mask]
+
+
+def shuffled(turns: Turns, generator: torch.Generator) -> Turns:
+    """Return the conversations with what was said in each turn moved to another one."""
+    said = turns.said.clone()
+    words = said[turns.mask]
+    said[turns.mask] = words[torch.randperm(len(words), generator=generator)]
+    return Turns(turns.opening, said, turns.replies, turns.rewards, turns.ended, turns.mask)
+
+
+class ReplyModels:
+    """The contexts under comparison; ``best`` is the one that is asked."""
+
+    def __init__(
+        self,
+        sizes: ReplySizes,
+        config: ReplyModelConfig,
+        reward_bins: Float[Tensor, " bins"],
+        generator: torch.Generator,
+        blind: bool = False,
+    ) -> None:
+        contexts = ("turn", "history") if config.context == "auto" else (config.context,)
+        self._config, self._num_batches = config, 0
+        self._learners = {
+            context: ReplyLearner(
+                ReplyModel(sizes, config, context == "history", reward_bins, generator, blind), config
+            )
+            for context in contexts
+        }
+        self._nats = dict.fromkeys(contexts, float("inf"))
+        self.context = contexts[0]
+        """The context that predicts the held-out replies best."""
+
+    @property
+    def best(self) -> ReplyLearner:
+        """Return the model to be asked."""
+        return self._learners[self.context]
+
+    def learn(self, replay: TurnReplay, lowest: float, generator: torch.Generator) -> LearnedReplies:
+        """Train all contexts on the replay and choose among them; return what the chosen one learnt."""
+        learned = {name: learner.learn(replay, lowest, generator) for name, learner in self._learners.items()}
+        # Only the newest conversations speak for what is needed now; averaging them over batches steadies the choice.
+        for name, result in learned.items():
+            known = self._nats[name]
+            self._nats[name] = result.nats if known == float("inf") else (known + result.nats) / 2
+        self.context = min(self._learners, key=lambda name: self._nats[name])
+        self._num_batches += 1
+        if self._num_batches >= self._config.settle_batches:
+            self._learners = {self.context: self._learners[self.context]}
+        return learned[self.context]
+
+    def observe(self, turns: Turns) -> None:
+        """Note what the world has said, paid and ended, in all models."""
+        for learner in self._learners.values():
+            learner.model.observe(turns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {
+            "learners": {name: learner.state_dict() for name, learner in self._learners.items()},
+            "nats": dict(self._nats),
+            "context": self.context,
+            "num_batches": self._num_batches,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._learners = {name: self._learners[name] for name in state["learners"]}
+        for name, learner in self._learners.items():
+            learner.load_state_dict(state["learners"][name])
+        self._nats, self.context = dict(state["nats"]), state["context"]
+        self._num_batches = int(state["num_batches"])

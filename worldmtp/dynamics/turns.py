@@ -1,0 +1,79 @@
+"""Conversations turn by turn: what was heard before a turn, what was said in it, what it earned, whether it ended.
+
+A conversation is a chain ``heard_0 said_0 heard_1 said_1 ...``. ``heard_0`` is the opening, ``heard_{t+1}`` the world's
+reply to turn t. The token axis of each is padded with ``NOTHING``; a reply ends where padding begins.
+
+      heard_0    said_0   heard_1   said_1   heard_2
+      opening    l        10        d        20H
+      reward              0                  0
+      ended               no                 yes
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+NOTHING = -1
+"""Pads the tokens of an opening, a turn or a reply."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A batch of conversations. ``mask`` says which turns there are; the others hold nothing."""
+
+    opening: Int[Tensor, "episode opening"]
+    said: Int[Tensor, "episode turn said"]
+    replies: Int[Tensor, "episode turn reply"]
+    rewards: Float[Tensor, "episode turn"]
+    ended: Bool[Tensor, "episode turn"]
+    """The world ended the conversation with this turn; not where a limit of turns or tokens cut it off."""
+    mask: Bool[Tensor, "episode turn"]
+
+    def __len__(self) -> int:
+        return len(self.opening)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the tensors are."""
+        return self.mask.device
+
+    @property
+    def returns(self) -> Float[Tensor, " episode"]:
+        """Return what each conversation was paid."""
+        return torch.where(self.mask, self.rewards, 0.0).sum(dim=1)
+
+    @property
+    def num_turns(self) -> Int[Tensor, " episode"]:
+        """Return how many turns each conversation has."""
+        return self.mask.sum(dim=1)
+
+    def select(self, rows: Int[Tensor, " selected"]) -> "Turns":
+        """Return some conversations, in any order and with repeats, as many turns long as the longest."""
+        chosen = Turns(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return chosen.first(int(chosen.num_turns.max())) if len(chosen) else chosen
+
+    def first(self, num_turns: int) -> "Turns":
+        """Return the first turns of every conversation."""
+        by_turn = {name: getattr(self, name)[:, :num_turns] for name in ("said", "replies", "rewards", "ended", "mask")}
+        return Turns(self.opening, **by_turn)
+
+    @staticmethod
+    def cat(parts: Sequence["Turns"]) -> "Turns":
+        """Return the conversations of all parts, in their order."""
+        columns = {}
+        for field in fields(Turns):
+            values = [getattr(part, field.name) for part in parts]
+            widths = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
+            pad = NOTHING if values[0].dtype == torch.int64 else 0
+            columns[field.name] = torch.cat([padded(value, widths, pad) for value in values])
+        return Turns(**columns)
+
+
+def padded(values: Tensor, widths: Sequence[int], pad: float) -> Tensor:
+    """Return the values with all axes but the first filled up to ``widths`` at their end."""
+    missing = [(0, width - have) for width, have in zip(widths, values.shape[1:], strict=True)]
+    return functional.pad(values, [edge for pair in reversed(missing) for edge in pair], value=pad)

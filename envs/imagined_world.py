@@ -2,10 +2,9 @@
 
 The rows, the turns and the ends follow the rules of the real environment (``envs.rewards.turn_rewards``): a turn is
 over with EOS or after ``max_turn`` tokens, the reply stands in the same row, a full row is truncated. What the world
-says, pays and ends comes from a ``ReplyModel``. So the same policies and the same loop collect the episodes.
+says, pays and ends comes from a ``RepliesModel``. So the same policies and the same loop collect the episodes.
 
-Two things are known and not modelled: an episode has at most ``max_turns`` turns, as real ones have had, and returns
-stay in [0, 1] where the real ones do.
+One thing is known and not modelled: an episode has at most ``max_turns`` turns, as real ones have had.
 
 ``infos["final_info"]`` of rows that ended: ``score`` (float64, the imagined return), ``num_tokens``, ``num_turns``,
 ``disagreement`` (float64, its mean over the turns) and ``reason`` ("ended", "novel", "turns" or "budget").
@@ -25,8 +24,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float64, Int
 
-from worldmtp.dynamics.replies import ReplyModel
-from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.dynamics.turns import NOTHING, RepliesModel, Turns
 from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
@@ -63,7 +61,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
     def __init__(
         self,
         real: TextVectorEnv,
-        model: ReplyModel,
+        model: RepliesModel,
         num_envs: int,
         max_turns: int,
         generator: torch.Generator,
@@ -132,13 +130,13 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
                     f"openings of shape {openings.shape}; expected {self.num_envs} rows of 1 to "
                     f"{self.dataset.max_prompt} token ids, padded with {NOTHING} on the right."
                 )
-        number, sizes = self.num_envs, self._model.sizes
+        number, longest = self.num_envs, self._max_turn or self.max_new
         rows = TextRows(number, self.dataset.max_prompt + self.dataset.max_new, self.tokenizer.pad_id)
         prompts = np.where(openings == NOTHING, self.tokenizer.pad_id, openings)
         rows.begin(np.arange(number), prompts, lengths)
         self._rows, self._openings = rows, torch.from_numpy(openings)
-        self._said = torch.full((number, self.max_turns, sizes.said), NOTHING)
-        self._replies = torch.full((number, self.max_turns, sizes.reply), NOTHING)
+        self._said = torch.full((number, self.max_turns, longest), NOTHING)
+        self._replies = torch.full((number, self.max_turns, self._model.max_reply), NOTHING)
         self._turn, self._turn_start = np.zeros(number, dtype=np.int64), rows.length.copy()
         self._num_acted, self._paid, self._doubt = np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number)
         return rows.observation(), {}
@@ -179,7 +177,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         """Let the model answer these rows' turns: replies go into the rows, what is paid and ended into the arrays."""
         rows, turn = self._begun(), self._turn[over]
         for row, now in zip(over.tolist(), turn.tolist(), strict=True):
-            said = rows.response(row, int(self._turn_start[row]))[: self._said.shape[2]]
+            said = rows.response(row, int(self._turn_start[row]))
             self._said[row, now, : len(said)] = torch.from_numpy(said.copy())
         at = torch.from_numpy(over)
         imagined = self._model.imagine(self._turns(at), torch.from_numpy(turn), self._generator)

@@ -12,33 +12,26 @@ every episode there is a member that has not seen it, and the error that is repo
 Sampling draws from the generator it is given on its own device.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.dynamics.reply_network import ReplyNetwork, ReplySizes, reply_classes
-from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.dynamics.turns import NOTHING, ImaginedReplies, Turns
 from worldmtp.model.categorical import draw
 from worldmtp.model.world_heads import binned_mean, two_hot
 
 _UNSEEN = -1e4  # a logit: impossible, and finite, so that a member's entropy and gradient are
 
 
-@dataclass(frozen=True)
-class ImaginedReplies:
-    """What followed a turn in imagination; a reply is padded with ``NOTHING``."""
-
-    replies: Int[Tensor, "row reply"]
-    rewards: Float[Tensor, " row"]
-    ended: Bool[Tensor, " row"]
-    disagreement: Float[Tensor, " row"]
-
-
 class ReplyModel(nn.Module):
     """An ensemble of one context, with what has been seen of the world; ``ReplyLearner`` trains it."""
+
+    reward_bins: Tensor
+    seen_tokens: Tensor
+    seen_rewards: Tensor
+    seen_ends: Tensor
 
     def __init__(
         self,
@@ -61,6 +54,11 @@ class ReplyModel(nn.Module):
     def num_members(self) -> int:
         """Return the size of the ensemble."""
         return self.network.reward.weight.shape[0]
+
+    @property
+    def max_reply(self) -> int:
+        """Return the tokens of the longest reply that there is room for."""
+        return self.sizes.reply
 
     @property
     def history(self) -> bool:

@@ -57,6 +57,8 @@ class MemberLinear(nn.Module):
 class TextEmbedding(nn.Module):
     """A short text as one vector of each member: the sum over its places of an embedding of (place, token)."""
 
+    offsets: Tensor
+
     def __init__(self, members: int, places: int, vocab_size: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.table = nn.Parameter(
@@ -77,6 +79,8 @@ class TextEmbedding(nn.Module):
 
 class TurnBlock(nn.Module):
     """A pre-norm decoder layer over turns, with ALiBi in place of positions; or without attention to other turns."""
+
+    slopes: Tensor
 
     def __init__(self, members: int, width: int, num_heads: int, history: bool, generator: torch.Generator) -> None:
         super().__init__()

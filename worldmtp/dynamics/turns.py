@@ -11,6 +11,7 @@ reply to turn t. The token axis of each is padded with ``NOTHING``; a reply ends
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,7 +74,34 @@ class Turns:
         return Turns(**columns)
 
 
-def padded(values: Tensor, widths: Sequence[int], pad: float) -> Tensor:
+@dataclass(frozen=True)
+class ImaginedReplies:
+    """What followed a turn in imagination; a reply is padded with ``NOTHING``.
+
+    ``disagreement``, in [0, 1], is what the model knows that it does not know.
+    """
+
+    replies: Int[Tensor, "row reply"]
+    rewards: Float[Tensor, " row"]
+    ended: Bool[Tensor, " row"]
+    disagreement: Float[Tensor, " row"]
+
+
+@runtime_checkable
+class RepliesModel(Protocol):
+    """What an imagined world asks: what a world would write, pay and end."""
+
+    @property
+    def max_reply(self) -> int:
+        """Tokens of the longest reply."""
+        ...
+
+    def imagine(self, turns: Turns, turn: Int[Tensor, " row"], generator: torch.Generator) -> ImaginedReplies:
+        """Return what follows turn ``turn`` of each conversation, of which that turn is the last that was said."""
+        ...
+
+
+def padded(values: Tensor, widths: Sequence[int], pad: int) -> Tensor:
     """Return the values with all axes but the first filled up to ``widths`` at their end."""
     missing = [(0, width - have) for width, have in zip(widths, values.shape[1:], strict=True)]
     return functional.pad(values, [edge for pair in reversed(missing) for edge in pair], value=pad)

@@ -1,0 +1,185 @@
+"""``imagination=episodes`` in the trainer: when it trains, what it leaves alone, and that it goes on after a stop."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.dynamics.reply_config import ReplyModelConfig
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.model import MTPModel
+
+MakeModel = Callable[..., MTPModel]
+ROLLOUT, PPO = RolloutConfig(4, 8, 1), PPOConfig(learning_rate=1e-2, kl_coef=0.0, gamma=0.9)
+REPLIES = ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, max_reply=2, num_updates=8)
+
+
+class Doors:
+    """Two doors: "a" pays what ``pays`` says and ends, anything else is answered with "=" and goes on, three turns."""
+
+    def __init__(self, pays: float = 1.0) -> None:
+        self._pays = pays
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        self._turn = 0
+        return "ab"[seed % 2] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._turn += 1
+        won = text == "a"
+        return "=a" if won else "=", self._pays * won, won, self._turn == 3 and not won, {}
+
+
+def doors_env(num_envs: int, pays: float = 1.0) -> TextGenVectorEnv:
+    return TextGenVectorEnv(
+        num_envs,
+        task=WorldTask(Doors, {"pays": pays}, num_seeds=40),
+        tokenizer=CharTokenizer("abcd="),
+        max_prompt=2,
+        max_new=9,
+        max_turn=1,
+        pool_size=8,
+    )
+
+
+def make_trainer(
+    model: MTPModel, pays: float = 1.0, backend: str = "mtp", use: str = "episodes", **fields: Any
+) -> ImaginationTrainer:
+    episodes = replace(EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False), **fields)
+    world_model = WorldModelConfig(backend=backend, replies=REPLIES)
+    imagination = ImaginationConfig(use=use, episodes=episodes)
+    return ImaginationTrainer(
+        model, doors_env(8, pays), ROLLOUT, PPO, world_model, imagination, 0, lambda rows: doors_env(rows, pays)
+    )
+
+
+def weights(model: MTPModel) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+@pytest.mark.parametrize("backend", ["mtp", "oracle", "shuffled", "identity"])
+def test_it_imagines_batches_and_trains_on_them(backend: str, tiny_model: MakeModel) -> None:
+    trainer = make_trainer(tiny_model(), backend=backend)
+    metrics, rollout = trainer.step()
+    assert metrics["imagination/batches_trained"] == 2
+    assert metrics["imagination/imagined_turns"] == metrics["imagination/imagined_tokens"], "a turn is one token here"
+    assert 16 <= metrics["imagination/imagined_turns"] <= 48, "two batches of eight episodes of one to three turns"
+    assert len(rollout) == 8
+    again, _ = trainer.step()
+    assert again["imagination/return_imagined"] == metrics["imagination/return_promised"]
+    assert again["imagination/return_realized"] == pytest.approx(again["rollout/return_mean"])
+
+
+def test_without_imagined_batches_it_is_plain_ppo_to_the_bit(tiny_model: MakeModel) -> None:
+    """No batch is trained on, so that weights after two iterations are those of ``off``."""
+    found = []
+    for use in ("off", "episodes"):
+        model = tiny_model()
+        trainer = make_trainer(model, use=use, num_batches=0, waits_for_reward=False)
+        trainer.step(), trainer.step()
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_nothing_is_learnt_from_equal_returns_but_to_explore(tiny_model: MakeModel) -> None:
+    """A world that never pays: PPO waits, and only novelty is trained on; without its bonus, nothing at all is."""
+    model = tiny_model()
+    trainer = make_trainer(model, pays=0.0, novelty_bonus=0.0)
+    before = weights(model)
+    metrics, _ = trainer.step()
+    assert torch.equal(weights(model), before)
+    assert (metrics["imagination/explores"], metrics["imagination/batches_trained"]) == (0.0, 0.0)
+    explorer = make_trainer(model, pays=0.0)
+    metrics, _ = explorer.step()
+    assert (metrics["imagination/explores"], metrics["imagination/batches_trained"]) == (1.0, 2.0)
+    assert "losses/policy" not in metrics, "the real batch was not trained on"
+    assert not torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    "shut",
+    [{"max_disagreement": 0.0}, {"min_action_ratio": 1e6}, {"num_batches": 0}],
+    ids=lambda shut: next(iter(shut)),
+)
+def test_behind_a_shut_gate_one_batch_is_imagined_and_none_trained_on(
+    shut: dict[str, float], tiny_model: MakeModel
+) -> None:
+    """The gap to the next real batch is measured all the same."""
+    trainer = make_trainer(tiny_model(), gated=True, **({"min_action_ratio": 0.0, "max_disagreement": 1.0} | shut))
+    metrics, _ = trainer.step()
+    assert metrics["imagination/batches_trained"] == 0
+    assert metrics["imagination/imagined_turns"] > 0
+    again, _ = trainer.step()
+    assert "imagination/optimism_gap" in again
+
+
+def test_an_open_gate_lets_batches_through(tiny_model: MakeModel) -> None:
+    trainer = make_trainer(tiny_model(), gated=True, min_action_ratio=0.0, max_disagreement=1.0)
+    assert trainer.step()[0]["imagination/batches_trained"] == 2
+
+
+@pytest.mark.parametrize("backend", ["mtp", "oracle"])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(backend: str, tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    trainer = make_trainer(model, backend=backend)
+    trainer.step()
+    saved = trainer.state_dict()
+    saved["model"] = {name: value.clone() for name, value in saved["model"].items()}
+    saved = torch.load(_saved(saved), weights_only=False)
+    expected, _ = trainer.step()
+    other_model = tiny_model(seed=5)
+    other = make_trainer(other_model, backend=backend)
+    other.load_state_dict(saved)
+    found, _ = other.step()
+    timed = {name for name in expected if name.startswith("time/")}
+    assert {name: found[name] for name in found.keys() - timed} == {
+        name: expected[name] for name in expected.keys() - timed
+    }
+    assert torch.equal(weights(other_model), weights(model))
+
+
+def _saved(state: dict[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_where_nobody_replies_it_is_refused(text_env: Callable[[int], TextGenVectorEnv], tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="has no world that replies"):
+        ImaginationTrainer(
+            tiny_model(), text_env(8), ROLLOUT, PPO, WorldModelConfig(), ImaginationConfig(use="episodes"), 0
+        )
+
+
+def test_a_reply_without_room_is_told(tiny_model: MakeModel) -> None:
+    trainer = ImaginationTrainer(
+        tiny_model(),
+        doors_env(8),
+        ROLLOUT,
+        PPO,
+        WorldModelConfig(replies=replace(REPLIES, max_reply=1)),
+        ImaginationConfig(use="episodes"),
+        0,
+    )
+    with pytest.raises(ValueError, match=r"raise world_model\.replies\.max_reply"):
+        list(iter(trainer.step, None))  # as soon as a door is opened
+
+
+def test_the_oracle_needs_a_world(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="give make_real"):
+        ImaginationTrainer(
+            tiny_model(),
+            doors_env(8),
+            ROLLOUT,
+            PPO,
+            WorldModelConfig(backend="oracle"),
+            ImaginationConfig(use="episodes"),
+            0,
+        )

@@ -1,0 +1,51 @@
+"""The optimism gap, step by step."""
+
+import pytest
+
+from worldmtp.agents.imagination.gates import OptimismGap
+
+
+def measured(gap: OptimismGap, gaps: list[float]) -> OptimismGap:
+    for value in gaps:
+        gap.measure(0.5 + value, 0.5)
+    return gap
+
+
+def test_a_steady_gap_that_no_batch_shows_halves_the_number_of_batches() -> None:
+    """Gaps .3 -.1 .3 -.1 .3 .1: mean .1333, 1.66 standard errors of .0803. One more of .3: .1571 is 2.19 of .0719."""
+    gap = measured(OptimismGap(8, 8), [0.3, -0.1, 0.3, -0.1, 0.3, 0.1])
+    assert gap.mean == pytest.approx(0.1333, abs=1e-4)
+    assert gap.standard_error == pytest.approx(0.0803, abs=1e-4)
+    assert gap.num_batches == 8
+    assert measured(gap, [0.3]).num_batches == 4
+
+
+def test_it_halves_to_zero_and_needs_new_batches_each_time() -> None:
+    gap = OptimismGap(8, 8)
+    found = []
+    for value in [0.2, 0.3] * 8:
+        gap.measure(0.5 + value, 0.5)
+        found.append(gap.num_batches)
+    assert found == [8, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 1, 1, 1, 1, 0]
+
+
+def test_it_grows_again_where_the_promises_are_kept_and_never_beyond_its_most() -> None:
+    gap = measured(OptimismGap(8, 2), [0.2, 0.3] * 4)
+    assert gap.num_batches == 0
+    found = []
+    for value in [0.1, -0.1] * 8:
+        gap.measure(0.5 + value, 0.5)
+        found.append(gap.num_batches)
+    assert found == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_a_world_that_is_better_than_promised_shuts_nothing() -> None:
+    """Pessimism costs chances and misleads nobody."""
+    assert measured(OptimismGap(8, 8), [-0.2, -0.3] * 8).num_batches == 8
+
+
+def test_its_state_goes_on() -> None:
+    gap = measured(OptimismGap(8, 8), [0.2, 0.3, 0.2])
+    other = OptimismGap(8, 8)
+    other.load_state_dict(gap.state_dict())
+    assert measured(other, [0.3]).num_batches == measured(gap, [0.3]).num_batches == 4

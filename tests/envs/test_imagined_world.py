@@ -1,0 +1,172 @@
+"""Imagined conversations: with an exact model of the replies they are the real ones; and what is their own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+
+from worldmtp.dynamics.turns import NOTHING, ImaginedReplies, Turns
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
+from worldmtp.envs.make import make_text_vec
+from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.envs.wrappers.action_mask import VectorActionMask, same_masks
+
+ALPHABET = "abcd=!"
+
+
+class Ladder:
+    """A deterministic world that the words alone decide, with replies of zero to two letters.
+
+    Each "a" climbs, "b" falls, anything else stands still and is answered with nothing; five steps up pay 1 and end,
+    falling below the ground ends. The reply is "=" on an even rung, "!" and the last letter on an odd one.
+    """
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        self.rung = 0
+        return "abcd"[seed % 4] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.rung += text.count("a") - text.count("b")
+        reply = "" if not set(text) & set("ab") else "=" if self.rung % 2 == 0 else "!" + text[-1]
+        paid = 0.125 * (text == "a") + 0.5 * (self.rung >= 3)
+        return reply, paid, self.rung >= 3 or self.rung < 0, False, {}
+
+
+class ExactReplies:
+    """What the ladder replies, told from the start each time; doubt is what it is given."""
+
+    max_reply = 3
+
+    def __init__(self, tokenizer: CharTokenizer, doubt: float = 0.0) -> None:
+        self._tokenizer, self._doubt = tokenizer, doubt
+
+    def imagine(self, turns: Turns, turn: torch.Tensor, generator: torch.Generator) -> ImaginedReplies:
+        replies = torch.full((len(turns), self.max_reply), NOTHING)
+        rewards, ended = torch.zeros(len(turns)), torch.zeros(len(turns), dtype=torch.bool)
+        for row in range(len(turns)):
+            world = Ladder()
+            world.reset(0)
+            for number in range(int(turn[row]) + 1):
+                said = [token for token in turns.said[row, number].tolist() if token != NOTHING]
+                text = self._tokenizer.decode(said).strip()
+                reply, reward, terminated, _, _ = world.step(text)
+                if number < int(turn[row]):
+                    heard = [token for token in turns.replies[row, number].tolist() if token != NOTHING]
+                    assert self._tokenizer.decode(heard) == reply, "a reply was not kept as it was"
+            ids = torch.tensor(self._tokenizer.encode(reply), dtype=torch.int64)
+            replies[row, : len(ids)], rewards[row], ended[row] = ids, reward, terminated
+        return ImaginedReplies(replies, rewards, ended, torch.full((len(turns),), self._doubt))
+
+
+def ladder_env(num_envs: int, max_turn: int | None = 2, max_new: int = 14) -> TextGenVectorEnv:
+    return TextGenVectorEnv(
+        num_envs,
+        task=WorldTask(Ladder, num_seeds=40),
+        tokenizer=CharTokenizer(ALPHABET),
+        max_prompt=3,
+        max_new=max_new,
+        max_turn=max_turn,
+        pool_size=8,
+    )
+
+
+def imagined_of(real: TextGenVectorEnv, num_envs: int, doubt: float = 0.0, **kwargs: Any) -> ImaginedWorldVectorEnv:
+    kwargs = {"max_turns": 20, "generator": torch.Generator().manual_seed(0)} | kwargs
+    return ImaginedWorldVectorEnv(real, ExactReplies(real.tokenizer, doubt), num_envs, **kwargs)  # type: ignore[arg-type]
+
+
+def openings_of(obs: Mapping[str, np.ndarray]) -> np.ndarray:
+    inside = np.arange(obs["tokens"].shape[1]) < obs["prompt_length"]
+    return np.where(inside, obs["tokens"], NOTHING)[:, : int(obs["prompt_length"].max())]
+
+
+@pytest.mark.parametrize("max_turn", [1, 2, None])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_with_an_exact_model_imagined_conversations_are_the_real_ones(max_turn: int | None, seed: int) -> None:
+    """Text, rewards and ends after every token, whatever is said: shifting any of the three by a step would show."""
+    real = ladder_env(16, max_turn)
+    rng = np.random.default_rng(seed)
+    obs, _ = real.reset(seed=seed)
+    imagined = imagined_of(real, 16)
+    twin, _ = imagined.reset(options={"openings": openings_of(obs)})
+    paid, promised = np.zeros(16), np.zeros(16)
+    for _ in range(real.max_new + 1):
+        for key, values in obs.items():
+            np.testing.assert_array_equal(twin[key], values, err_msg=key)
+        actions = rng.choice(len(ALPHABET) + 2, size=16, p=[0.02, 0.3, 0.38, 0.1, 0.05, 0.05, 0.05, 0.05])
+        actions = np.where(actions == real.tokenizer.pad_id, real.tokenizer.eos_id, actions)
+        obs, rewards, terminated, truncated, infos = real.step(actions)
+        twin, own, ended, cut, told = imagined.step(actions)
+        np.testing.assert_allclose(own, rewards)
+        np.testing.assert_array_equal(ended, terminated)
+        np.testing.assert_array_equal(cut, truncated)
+        paid, promised = paid + rewards, promised + own
+        for row in np.flatnonzero(terminated | truncated):
+            assert told["final_info"]["score"][row] == pytest.approx(infos["final_info"]["score"][row])
+            assert told["final_info"]["num_tokens"][row] == infos["final_info"]["num_tokens"][row]
+    assert real.done.all()
+    assert imagined.done.all()
+    assert paid.max() >= 0.5, "some have reached the top, else nothing was compared"
+    np.testing.assert_allclose(promised, paid)
+
+
+def begun(imagined: Any, real: TextGenVectorEnv) -> dict[str, Any]:
+    obs, infos = imagined.reset(options={"openings": openings_of(real.reset(seed=0)[0])})
+    return {"obs": obs, "infos": infos}
+
+
+def test_a_conversation_is_cut_off_after_its_last_turn() -> None:
+    """Two turns of "c", which change nothing: truncated with the second, and not before."""
+    real = ladder_env(1, max_turn=1)
+    imagined = imagined_of(real, 1, max_turns=2)
+    begun(imagined, real)
+    action = np.array(real.tokenizer.encode("c"))
+    assert [bool(imagined.step(action)[3][0]) for _ in range(3)] == [False, True, False]
+
+
+def test_what_is_not_known_is_paid_for_and_ends() -> None:
+    """With a doubt of .4 above the threshold of .3 the turn earns the bonus; below one of .5 it is as it was."""
+    real = ladder_env(1, max_turn=1)
+    action = np.array(real.tokenizer.encode("a"))
+    for threshold, paid, reason in ((0.3, 0.7, "novel"), (0.5, 0.125, None)):
+        imagined = imagined_of(real, 1, doubt=0.4, novelty=Novelty(threshold, 0.7))
+        begun(imagined, real)
+        _, rewards, terminated, _, infos = imagined.step(action)
+        assert rewards[0] == pytest.approx(paid)
+        assert bool(terminated[0]) == (reason is not None)
+        if reason is not None:
+            assert infos["final_info"]["reason"][0] == reason
+        assert imagined.disagreement == pytest.approx(0.4)
+        assert imagined.num_turns == 1
+
+
+def test_masks_of_the_real_rows_hold_in_imagined_ones() -> None:
+    real = ladder_env(2, max_turn=1)
+    masked = VectorActionMask(real, alphabet="ab")
+    imagined = same_masks(masked, imagined_of(real, 2))
+    _, expected = masked.reset(seed=0)
+    found = begun(imagined, real)["infos"]
+    np.testing.assert_array_equal(found["action_mask"], expected["action_mask"])
+    with pytest.raises(ValueError, match="is forbidden"):
+        imagined.step(np.array(real.tokenizer.encode("cc")))
+
+
+def test_a_refused_reset_and_a_step_before_it_are_told() -> None:
+    real = ladder_env(2)
+    imagined = imagined_of(real, 2)
+    with pytest.raises(ResetNeeded, match="call reset before step"):
+        imagined.step(np.array([1, 1]))
+    for openings in (np.zeros((1, 2)), np.full((2, 2), NOTHING), np.zeros((2, 9))):
+        with pytest.raises(ValueError, match="expected 2 rows of 1 to 3 token ids"):
+            imagined.reset(options={"openings": openings.astype(np.int64)})
+    with pytest.raises(ValueError, match="num_envs=0 and max_turns=20 must be at least 1"):
+        imagined_of(real, 0)
+
+
+def test_where_nobody_replies_there_is_nothing_to_imagine() -> None:
+    with pytest.raises(ValueError, match="has no world that replies"):
+        turn_limit(make_text_vec("worldmtp/Reverse-v0", 1))

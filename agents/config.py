@@ -188,6 +188,7 @@ class EpisodesConfig:
     num_batches: int = 8
     """Imagined batches after each real one, at most; each is acted by the policy of the moment and trained on."""
     batch_size: int = 32
+    """Episodes of an imagined batch."""
     num_epochs: int = 4
     """Passes over each imagined batch."""
     waits_for_reward: bool = True

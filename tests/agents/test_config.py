@@ -33,7 +33,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
         (WorldModelConfig, {"replay_iterations": 0}, "replay_iterations=0 must be at least 1"),
         (WorldModelConfig, {"batch_size_episodes": 0}, "batch_size_episodes=0 must be positive"),
         (WorldModelConfig, {"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be positive"),
-        (ImaginationConfig, {"use": "dream"}, "use='dream' is unknown; choose 'off', 'counterfactual' or 'baseline'"),
+        (ImaginationConfig, {"use": "dream"}, "use='dream' is unknown; choose 'off', 'counterfactual', 'baseline'"),
         (ImaginationConfig, {"horizon": 0}, "horizon=0 must be at least 1"),
         (ImaginationConfig, {"max_live": 0}, "max_live=0 must be at least 1"),
         (

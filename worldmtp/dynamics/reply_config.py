@@ -19,6 +19,7 @@ class ReplyModelConfig:
     num_members: int = 3
     """Members of the ensemble; member e never trains on the episodes whose number is e modulo this."""
     hidden_size: int = 32
+    """Width of each member."""
     num_heads: int = 4
     """Attention heads, where the context is the history."""
     context: str = "auto"
@@ -30,16 +31,21 @@ class ReplyModelConfig:
     max_reply: int = 16
     """Tokens of the longest reply that can be modelled; a longer one is an error."""
     learning_rate: float = 5e-3
+    """AdamW's."""
     weight_decay: float = 0.01
+    """AdamW's."""
     num_updates: int = 32
     """Most gradient steps after a batch; learning stops early where the held-out error rises."""
     batch_size_episodes: int = 16
+    """Episodes a gradient step."""
     replay_episodes: int = 4096
     """Episodes that are kept."""
     rewarded_share: float = 0.25
     """Share of rewarded episodes in a minibatch while they are rarer than that among the recent ones."""
     recent_episodes: int = 400
+    """Newest episodes that are looked at for how rare rewards are, and that lend imagined ones their openings."""
     max_grad_norm: float = 1.0
+    """Norm at which the gradient is clipped."""
 
     def __post_init__(self) -> None:
         check_choice("context", self.context, CONTEXTS)

@@ -134,6 +134,16 @@ _WORLD_MODEL = _rows(
         "1",
     ),
     ("grad_norm", "global gradient norm of the world model before clipping", "1"),
+    (
+        "reply_nats",
+        "minus log-likelihood of a turn's reply, reward and end by the member that has not seen the conversation, mean "
+        "over the newest; with imagination=episodes",
+        "nats/turn",
+    ),
+    ("reply_nats_before", "the same before learning: on the fresh batch and those just before it", "nats/turn"),
+    ("reply_updates", "gradient steps of the model of replies before its held-out error rose", "steps"),
+    ("reply_history", "1 if the model of replies that is asked sees the history, 0 if the last turn alone", "0 or 1"),
+    ("reply_action_ratio", "held-out error with the words of other turns / held-out error; 1 = words ignored", "1"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),

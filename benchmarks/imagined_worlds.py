@@ -4,8 +4,8 @@
 
 After every iteration the policy is evaluated: 64 held-out episodes, sampled as it acts, not counted. An arm is done
 when the mean of two evaluations in a row has reached 90 % of the optimum; what is reported are the policy's real
-decisions (tokens) until 80 and 90 %. A run that reaches neither within ``--limit`` decisions is censored: it counts with
-the limit, and is marked. Same seed: same initial weights and same first batch.
+decisions (tokens) until 80 and 90 %. A run that does not reach one within ``--limit`` decisions is censored: it counts
+with the limit, and is marked. Same seed: same initial weights and same first batch.
 
 Each run adds a line to ``--out``, and is not repeated. So several commands can share the work and the file; without
 ``--seeds`` the table of what is there is printed.
@@ -45,7 +45,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "ensemble of 2": ("imagination=episodes", "world_model.replies.num_members=2"),
     "3 batches": ("imagination=episodes", "imagination.episodes.num_batches=3"),
 }
-"""Name to overrides. ``shuffled`` and ``blind`` are placebos, their gates held open; ``true world`` is the upper bound."""
+"""Name to overrides. ``shuffled`` and ``blind`` are placebos, their gates held open; ``true world`` is the bound."""
 
 _FRACTIONS = (0.8, 0.9)
 _EVALUATED = 64
@@ -131,8 +131,8 @@ def read(path: Path) -> list[Run]:
 def table(runs: list[Run]) -> str:
     """Return a Markdown table, one row for each world and arm; factors are over PPO of the same seeds."""
     lines = [
-        "| world | arm | seeds | decisions to 80 % | factor over PPO | to 90 % | factor over PPO | after the first reward | "
-        "end / optimum | CPU s |",
+        "| world | arm | seeds | decisions to 80 % | factor over PPO | to 90 % | factor over PPO | "
+        "after the first reward | end / optimum | CPU s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for world in dict.fromkeys(run.world for run in runs):

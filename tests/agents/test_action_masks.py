@@ -138,7 +138,10 @@ def test_rows_without_a_mask_of_their_own_may_write_anything() -> None:
 def test_what_would_choose_without_a_mask_is_refused(
     masked: Callable[[int], VectorActionMask], tiny_model: MakeModel, changes: dict[str, str]
 ) -> None:
-    with pytest.raises(ValueError, match=r"the environment masks actions, .*set imagination=off or imagination=episodes, and agent\.rollout"):
+    with pytest.raises(
+        ValueError,
+        match=r"the environment masks actions, .*set imagination=off or imagination=episodes, and agent\.rollout",
+    ):
         make_trainer(masked(16), tiny_model(), **changes)
 
 

@@ -78,7 +78,12 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
         (["env=pig", "imagination=counterfactual"], ["imagination/turn_border_fraction"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
         (
-            ["env=pig", "imagination=episodes", "imagination.episodes.gated=false", "imagination.episodes.num_batches=1"],
+            [
+                "env=pig",
+                "imagination=episodes",
+                "imagination.episodes.gated=false",
+                "imagination.episodes.num_batches=1",
+            ],
             [
                 *(f"imagination/{name}" for name in ("optimism_gap", "disagreement", "batches_trained", "explores")),
                 *(f"imagination/{name}" for name in ("batches_trusted", "return_promised", "imagined_turns")),

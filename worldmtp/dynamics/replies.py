@@ -65,6 +65,11 @@ class ReplyModel(nn.Module):
         """Whether a turn sees those before it."""
         return self.network.history
 
+    @property
+    def num_places(self) -> int:
+        """Return how many places of a reply have been seen to say something; the others need no computing."""
+        return max(1, int(self.seen_tokens.any(dim=1).sum()))
+
     def observe(self, turns: Turns) -> None:
         """Note what the world has said, paid and ended.
 
@@ -83,14 +88,15 @@ class ReplyModel(nn.Module):
     def nats(self, turns: Turns) -> Float[Tensor, "member turn"]:
         """Return minus the log-likelihood of what followed each turn, for each member, over the turns there are.
 
-        Of reply, reward and end together; that of the reward is its divergence from the two-hot of the real one, so
+        The conversations have been observed. Of reply, reward and end together; that of the reward is its divergence from the two-hot of the real one, so
         that it is zero at best.
         """
         real = turns.mask
         vectors = self.network.turns(turns)[:, real]
         replies = turns.replies[real]
-        classes = reply_classes(_widened(replies, self.sizes.reply), self.sizes.end)
-        log_tokens = self._log_tokens(vectors, _widened(replies, self.sizes.reply))
+        inside = _widened(replies, self.num_places)
+        classes = reply_classes(inside, self.sizes.end)
+        log_tokens = self._log_tokens(vectors, inside)
         chosen = classes.clamp_min(0).expand(self.num_members, -1, -1)[..., None]
         told = -log_tokens.gather(3, chosen)[..., 0]
         nats = torch.where(classes == NOTHING, 0.0, told).sum(dim=2)
@@ -121,9 +127,9 @@ class ReplyModel(nn.Module):
         def choose(log_probs: Float[Tensor, "member row option"]) -> Int[Tensor, " row"]:
             return log_probs.exp().mean(dim=0).argmax(dim=1) if greedy else draw(log_probs[member, rows], generator)
 
-        parallel = self.network.parallel_logits(vectors)
+        parallel = self.network.parallel_logits(vectors, self.num_places)
         mixed = self.network.mix(vectors) if self.network.autoregressive else None
-        for place in range(self.sizes.reply):
+        for place in range(self.num_places):
             logits = parallel[:, :, place]
             if mixed is not None:
                 logits = logits + self.network.correction(mixed, replies[:, :place])

@@ -177,7 +177,7 @@ class ReplyNetwork(nn.Module):
     ) -> Float[Tensor, "member row reply vocab_and_end"]:
         """Return the logits of every place of the replies, given the tokens before it."""
         places = replies.shape[1]
-        logits = self.parallel_logits(vectors)[:, :, :places]
+        logits = self.parallel_logits(vectors, places)
         if not self.autoregressive:
             return logits
         tokens = self.earlier.by_place(replies)
@@ -187,10 +187,12 @@ class ReplyNetwork(nn.Module):
         return logits + torch.einsum("mrpw,mpwv->mrpv", hidden, self.corrected[:, :places])
 
     def parallel_logits(
-        self, vectors: Float[Tensor, "member row width"]
+        self, vectors: Float[Tensor, "member row width"], places: int
     ) -> Float[Tensor, "member row reply vocab_and_end"]:
-        """Return the part of the logits that knows no token of the reply."""
-        return self.parallel(vectors).unflatten(2, (self.sizes.reply, -1))
+        """Return the part of the logits that knows no token of the reply, of the first places."""
+        size = places * (self.sizes.vocab_size + 1)
+        logits = torch.baddbmm(self.parallel.bias[..., :size], vectors, self.parallel.weight[..., :size])
+        return logits.unflatten(2, (places, -1))
 
     def correction(
         self, mixed: Float[Tensor, "member row width"], earlier: Int[Tensor, "row earlier"]

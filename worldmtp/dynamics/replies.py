@@ -88,8 +88,8 @@ class ReplyModel(nn.Module):
     def nats(self, turns: Turns) -> Float[Tensor, "member turn"]:
         """Return minus the log-likelihood of what followed each turn, for each member, over the turns there are.
 
-        The conversations have been observed. Of reply, reward and end together; that of the reward is its divergence from the two-hot of the real one, so
-        that it is zero at best.
+        The conversations have been observed. Of reply, reward and end together; that of the reward is its divergence
+        from the two-hot of the real one, so that it is zero at best.
         """
         real = turns.mask
         vectors = self.network.turns(turns)[:, real]

@@ -54,6 +54,36 @@ def _world(
     }
 
 
+def _lake(size: int, max_turns: int, success_rate: float | None = None) -> tuple[str, dict[str, Any]]:
+    """A lake of gymnasium's, always the same: the map is not told. Without a success rate it is not slippery."""
+    ice: dict[str, Any] = {"is_slippery": False} if success_rate is None else {"success_rate": success_rate}
+    return _world(
+        "toy_text:ToyText",
+        {
+            "game": "FrozenLake",
+            "env_kwargs": {"map_name": f"{size}x{size}", **ice},
+            "max_turns": max_turns,
+            "tells_map": False,
+        },
+        string.digits[:size] + "HGldru?",
+        max_prompt=2,
+        max_turns=max_turns,
+        max_turn=3,
+        max_reply=3,
+        probe_bound=0.0 if success_rate is None else 0.25,
+    )
+
+
+LAKES: dict[str, tuple[str, dict[str, Any]]] = {
+    "FrozenLake": _lake(4, 25),
+    "FrozenLakeSlippery": _lake(4, 30, 0.8),
+    "FrozenLakeIcy": _lake(4, 40, 1 / 3),
+    "FrozenLake8x8": _lake(8, 50),
+    "FrozenLake8x8Slippery": _lake(8, 60, 0.8),
+    "FrozenLake8x8Icy": _lake(8, 100, 1 / 3),
+}
+"""A move goes where it is meant to, or slips to either side: in .2 of the moves, or in two of three as in gymnasium."""
+
 WORLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     # 4 guesses at worst among 15 numbers, and twice that in all. The number of (range, number) pairs is the sum of
     # size (101 - size) over sizes 4..15.
@@ -87,7 +117,8 @@ WORLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
         max_turn=3,
         max_reply=2,
     ),
-    "FrozenLake": _world(
+    **LAKES,
+    "FrozenLakeRandom": _world(
         "toy_text:ToyText",
         {"game": "FrozenLake", "random_map": {"size": 4, "p": 0.7}, "max_turns": 24},
         "SFHG/0123ldru?",
@@ -96,6 +127,16 @@ WORLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
         max_turn=3,
         max_reply=3,
         probe_bound=0.25,
+    ),
+    # The start is one of ten, and what is said to it is all that is not the same in every episode.
+    "KeyDoor": _world(
+        "key_door:KeyDoor",
+        {"max_turns": 30},
+        "01234.kGnesw?",
+        max_prompt=3,
+        max_turns=30,
+        max_turn=3,
+        max_reply=3,
     ),
     # In the rain, since without it 300 openings are all there is, too few to hold 512 out.
     "Taxi": _world(

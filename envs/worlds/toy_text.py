@@ -3,7 +3,8 @@
 ============  ===========  =======================  =============================================================
 game          actions      opening                  reply
 ============  ===========  =======================  =============================================================
-FrozenLake    l d r u      map, ``SFFF/FHFH/...``   row and column, ``12``; in a hole ``12H``, at the goal ``33G``
+FrozenLake    l d r u      map, ``SFFF/FHFH/...``,  row and column, ``12``; in a hole ``12H``, at the goal ``33G``
+                           or the place, ``00``
 Taxi          s n e w p d  ``23YR``                 the same: row, column, passenger (T: in the taxi), goal
 Blackjack     s h          ``14:6``, ``18a6``       the same: sum, a for a usable ace, dealer; ``24:6-`` is lost
 CliffWalking  u r d l      ``30``                   the same: row and column
@@ -15,7 +16,8 @@ https://gymnasium.farama.org/environments/toy_text/
 
 ``reset(seed)`` is gymnasium's own with that seed. On random maps the map decides the slips: gymnasium's environment is
 reset to a hash of it, from which nothing about them can be learnt. So one map is one question, whichever seeds draw it,
-and none is in two splits.
+and none is in two splits. A game that opens in one way only, as on a given map, has nothing to hold out: its episodes
+are told apart by their seeds, and those of one split are as good as those of the other.
 """
 
 import hashlib
@@ -56,6 +58,10 @@ def is_deterministic(env: Any) -> bool:
     return all(len(transitions) == 1 for by_action in env.P.values() for transitions in by_action.values())
 
 
+def _num_starts(env: Any) -> int:
+    return int(np.count_nonzero(env.initial_state_distrib))
+
+
 def _place(row: int, column: int) -> str:
     return _DIGITS[row] + _DIGITS[column]
 
@@ -64,7 +70,7 @@ def _lake_opening(env: Any) -> str:
     return "/".join("".join(row) for row in env.desc.astype(str).tolist())
 
 
-def _lake_reply(env: Any, reward: float, terminated: bool) -> str:
+def _lake_reply(env: Any, reward: float = 0.0, terminated: bool = False) -> str:
     row, column = divmod(int(env.s), env.ncol)
     return _place(row, column) + (str(env.desc[row, column].decode()) if terminated else "")
 
@@ -112,6 +118,8 @@ class ToyText:
             By default (0, 1) for FrozenLake, (-1, 1) for Blackjack, (-max_turns, 20) for Taxi and (-max_turns, -13) for
             CliffWalking, whose shortest way has 13 steps.
         random_map: of FrozenLake, a new map for each seed, by gymnasium's generator: {"size": 4, "p": 0.8}.
+        tells_map: of FrozenLake, whether it opens with the map; else with the place, like every reply, since of a map
+            that never changes there is nothing to read.
 
     Raises:
         ValueError: if the game is unknown, or an argument does not fit it.
@@ -126,12 +134,15 @@ class ToyText:
         max_turns: int = 30,
         returns: Returns | None = None,
         random_map: Mapping[str, Any] | None = None,
+        tells_map: bool = True,
     ) -> None:
         check_choice("game", game, TOY_GAMES)
         if max_turns < 1:
             raise ValueError(f"max_turns={max_turns} must be at least 1.")
         if random_map is not None and (game != "FrozenLake" or {"desc", "map_name"} & set(env_kwargs or {})):
             raise ValueError(f"random_map={dict(random_map)} is for FrozenLake without desc or map_name.")
+        if not tells_map and (game != "FrozenLake" or random_map is not None):
+            raise ValueError("tells_map=False is for FrozenLake on a map that is always the same.")
         self._game = TOY_GAMES[game]
         words = tuple(self._game.actions if actions is None else actions)
         if len(words) != len(self._game.actions) or len({word.strip() for word in words} - {""}) != len(words):
@@ -145,7 +156,11 @@ class ToyText:
         self.turn = 0
         self._desc: list[str] = []
         self._env: Any = self._game.make(**self._kwargs)
-        self._is_told = self._random_map is not None or is_deterministic(self._env)
+        self._opening = self._game.opening if tells_map else _lake_reply
+        opens_in_one_way = game == "FrozenLake" and tells_map
+        self._is_told = self._random_map is not None or (
+            is_deterministic(self._env) and not opens_in_one_way and _num_starts(self._env) > 1
+        )
 
     @property
     def env(self) -> Any:
@@ -158,7 +173,8 @@ class ToyText:
     def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
         """The opening of the environment that is reset to this seed.
 
-        Nothing is hidden where the opening decides the episode, as random maps do; elsewhere the seed is.
+        Nothing is hidden where the opening decides the episode, as random maps do; elsewhere the seed is, and where the
+        game opens in one way only.
         """
         self.turn = 0
         self._scaling.begin()
@@ -167,7 +183,7 @@ class ToyText:
             self._desc, self._env = generate_random_map(**self._random_map, seed=map_seed), None
             return "/".join(self._desc), {"hidden": ""}
         self.env.reset(seed=seed)
-        return self._game.opening(self.env), {"hidden": ""} if self._is_told else {}
+        return self._opening(self.env), {"hidden": ""} if self._is_told else {}
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Where gymnasium's step has led."""

@@ -30,20 +30,33 @@ class TokenRules:
         forbid_pad: whether padding may not be written.
         min_new: EOS is allowed only behind as many tokens after the prompt.
         alphabet: characters; only tokens whose text is of these, and EOS.
+        forbid_eos: whether EOS may never be written, as where a turn is one token.
 
     Raises:
-        ValueError: if nothing is forbidden, ``min_new`` leaves no room for EOS, or the alphabet leaves no token.
+        ValueError: if nothing is forbidden, ``min_new`` leaves no room for EOS, the alphabet leaves no token, or EOS is
+            forbidden where nothing else ends a turn.
     """
 
     def __init__(
-        self, dataset: TextDataset, rule: ActionRule | None, forbid_pad: bool, min_new: int, alphabet: str | None
+        self,
+        dataset: TextDataset,
+        rule: ActionRule | None,
+        forbid_pad: bool,
+        min_new: int,
+        alphabet: str | None,
+        forbid_eos: bool,
     ) -> None:
         if not 0 <= min_new < dataset.max_steps:
             raise ValueError(
                 f"min_new={min_new} must be in 0..{dataset.max_steps - 1}: EOS is one of the max_new tokens."
             )
-        if rule is None and not forbid_pad and min_new == 0 and alphabet is None:
+        if rule is None and not forbid_pad and min_new == 0 and alphabet is None and not forbid_eos:
             raise ValueError("this mask allows everything; give a rule, min_new or an alphabet, or leave it out.")
+        if forbid_eos and dataset.max_turn is None:
+            raise ValueError(
+                "forbid_eos=True needs max_turn (env.kwargs.max_turn), the tokens of a turn: without either of them no "
+                "turn would end, and nothing would be answered."
+            )
         tokenizer = dataset.tokenizer
         self._rule, self._min_new, self._eos_id = rule, min_new, tokenizer.eos_id
         self._everywhere = np.ones(tokenizer.vocab_size, dtype=bool)
@@ -56,6 +69,8 @@ class TokenRules:
             self._everywhere[self._eos_id] = True
         if forbid_pad and tokenizer.pad_id != self._eos_id:
             self._everywhere[tokenizer.pad_id] = False
+        if forbid_eos:
+            self._everywhere[self._eos_id] = False
 
     def allowed(
         self, obs: Mapping[str, np.ndarray], waiting: Bool[np.ndarray, " row"]
@@ -73,7 +88,7 @@ class TokenRules:
         mask[waiting] = True
         stuck = np.flatnonzero(~mask.any(axis=1))
         if len(stuck):
-            raise ValueError(f"the rules allow no token in rows {stuck.tolist()}; let them allow EOS, at least.")
+            raise ValueError(f"the rules allow no token in rows {stuck.tolist()}; let them allow one, at least.")
         return mask
 
     def _checked(self, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -97,6 +112,7 @@ class VectorActionMask(TextVectorWrapper):
         forbid_pad: whether padding may not be written.
         min_new: EOS is allowed only behind as many tokens after the prompt.
         alphabet: characters; only tokens whose text is of these, and EOS.
+        forbid_eos: whether EOS may never be written, as where a turn is one token (``max_turn=1``).
 
     Raises:
         ValueError: if the rules are impossible; see ``TokenRules``.
@@ -110,9 +126,10 @@ class VectorActionMask(TextVectorWrapper):
         forbid_pad: bool = True,
         min_new: int = 0,
         alphabet: str | None = None,
+        forbid_eos: bool = False,
     ) -> None:
         super().__init__(env)
-        self._rules = TokenRules(self.dataset, rule, forbid_pad, min_new, alphabet)
+        self._rules = TokenRules(self.dataset, rule, forbid_pad, min_new, alphabet, forbid_eos)
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
     def around(self, env: TextVectorEnv) -> "VectorActionMask":

@@ -8,6 +8,7 @@ import pytest
 
 from worldmtp.cli.schema import option_name
 from worldmtp.cli.train import run
+from worldmtp.envs.catalogue import WORLD_TASKS
 from worldmtp.training import pipeline
 
 FILES = {
@@ -16,7 +17,7 @@ FILES = {
     if entry.name.endswith(".yaml")
 }
 OPTIONS = sorted(FILES | {option_name(env_id) for env_id in gymnasium.registry if env_id.startswith("worldmtp/")})
-WORLDS = ("blackjack", "frozen_lake", "grid_world", "guess_number", "pig", "taxi")
+WORLDS = tuple(option_name(f"worldmtp/{name}-v0") for name in WORLD_TASKS)
 NOTED = {
     "brackets": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
     "caesar_cipher": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
@@ -90,8 +91,8 @@ def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch
 @pytest.mark.parametrize("option", WORLDS)
 def test_worlds_bring_settings_that_start(compose, option):
     config = compose(f"env={option}")
-    assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "group", "off")
-    assert config.env.kwargs.max_turn == (2 if option == "guess_number" else 1)
+    assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "gae", "off")
+    assert (config.env.kwargs.max_turn, config.model.config.hidden_size) == (2 if option == "guess_number" else 1, 64)
     chosen = compose(f"env={option}", "agent=ppo", "imagination=baseline", "env.kwargs.max_turn=3", "sft.num_steps=4")
     assert (chosen.sft.num_steps, chosen.agent.ppo.advantage, chosen.imagination.use) == (4, "gae", "baseline")
     assert chosen.env.kwargs.max_turn == 3

@@ -10,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from worldmtp.envs import VectorActionMask, check_vector_env
+from worldmtp.envs.make import make_text_vec
 
 
 @pytest.mark.parametrize(
@@ -163,3 +164,19 @@ def test_snapshot_goes_through(make_vector, words):
     envs.step(np.array([0, 1]))  # row 0 waits again
     with pytest.raises(TypeError, match="takes no snapshots; put it over VectorActionMask"):
         VectorActionMask(RecordEpisodeStatistics(make_vector(2, "disabled"))).state()
+
+
+def test_where_a_turn_is_one_token_eos_can_be_forbidden():
+    rules = {"name": "action_mask", "alphabet": "ldru", "forbid_eos": True}
+    envs = make_text_vec("worldmtp/FrozenLake-v0", 3, wrappers=[rules], pool_size=4, max_turn=1)
+    _, infos = envs.reset(seed=0)
+    letters = envs.tokenizer.encode("ldru")
+    assert [np.flatnonzero(mask).tolist() for mask in infos["action_mask"]] == [sorted(letters)] * 3
+    *_, infos = envs.step(np.array(envs.tokenizer.encode("dru")))
+    assert infos["reply"].tolist() == ["10", "01", "00"]
+    assert [np.flatnonzero(mask).tolist() for mask in infos["action_mask"]] == [sorted(letters)] * 3
+    with pytest.raises(ValueError, match=r"action 1 \(EOS\) of row 1 is forbidden; 4 of"):
+        envs.step(np.array([letters[0], 1, letters[0]]))
+    for env_id, kwargs in (("worldmtp/FrozenLake-v0", {"max_turn": None}), ("worldmtp/Copy-v0", {})):
+        with pytest.raises(ValueError, match="forbid_eos=True needs max_turn"):
+            make_text_vec(env_id, 1, wrappers=["action_mask", rules], **kwargs)

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldmtp.envs.catalogue import BUILTIN_TASKS, TURN_ENV_ID
+from worldmtp.envs.catalogue import BUILTIN_TASKS, LAKES, TURN_ENV_ID
 from worldmtp.envs.task import Example
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -27,7 +27,8 @@ MOVES = {
     "GuessNumber": "0123456789",
     "GridWorld": "nesw",
     "Pig": "rrrh",
-    "FrozenLake": "ldru",
+    **dict.fromkeys((*LAKES, "FrozenLakeRandom"), "ldru"),
+    "KeyDoor": "nesw",
     "Taxi": "snewpd",
     "Blackjack": "hs",
 }

@@ -96,7 +96,7 @@ def story_of(world, seed, words):
     return told
 
 
-@pytest.mark.parametrize("name", ["FrozenLake", "Taxi", "Blackjack", "GuessNumber", "Pig", "GridWorld"])
+@pytest.mark.parametrize("name", ["FrozenLakeRandom", "Taxi", "Blackjack", "GuessNumber", "Pig", "GridWorld"])
 def test_a_key_holds_all_that_decides_an_episode(name):
     """Worlds of one key tell one story, whichever seeds made them; FrozenLake's slips differed in 627 of 1,501 maps."""
     task = gymnasium.make(f"worldmtp/{name}-v0").unwrapped.task
@@ -105,7 +105,8 @@ def test_a_key_holds_all_that_decides_an_episode(name):
         example = task.sample(np.random.default_rng(index), "train")
         seeds.setdefault(example.key, set()).add(example.meta["seed"])
     shared = [sorted(found)[:2] for found in seeds.values() if len(found) > 1]
-    assert bool(shared) == (name in ("FrozenLake", "GuessNumber", "GridWorld"))  # of the others the seed is hidden
+    # Of the others the seed is hidden.
+    assert bool(shared) == (name in ("FrozenLakeRandom", "GuessNumber", "GridWorld"))
     words = {"GuessNumber": ["50", "25", "75"], "GridWorld": list("nesw"), "Taxi": list("snewpd")}.get(
         name, list("ldru")
     )
@@ -127,7 +128,7 @@ def test_a_map_says_nothing_of_its_slips_that_can_be_read():
 
 def test_a_dry_lake_by_hand():
     world = ToyText("FrozenLake", {"is_slippery": False, "desc": LAKE_MAP})
-    assert world.reset(0) == ("SFFF/FHFH/FFFH/HFFG", {"hidden": ""})
+    assert world.reset(0) == ("SFFF/FHFH/FFFH/HFFG", {})  # one map is one question, and seeds tell episodes apart
     assert [world.step(text)[0] for text in ("d", "l", "up", " d ", "r", "d", "r")] == [
         "10", "10", "?", "20", "21", "31", "32",
     ]  # fmt: skip
@@ -137,9 +138,37 @@ def test_a_dry_lake_by_hand():
     assert world.step("d") == ("11H", 0.0, True, False, {"is_success": False})
 
 
+def test_a_lake_that_never_changes_is_not_told():
+    world = ToyText("FrozenLake", {"is_slippery": False}, max_turns=25, tells_map=False)
+    assert world.reset(0) == world.reset(9) == ("00", {})
+    assert [world.step(text)[0] for text in "ddrrdr"] == ["10", "20", "21", "22", "32", "33G"]
+    starts = ToyText("FrozenLake", {"desc": ["SS", "HG"], "is_slippery": False}, tells_map=False)
+    assert {starts.reset(seed)[0] for seed in range(20)} == {"00", "01"}
+    assert starts.reset(0)[1] == {"hidden": ""}  # the start decides the episode, and there are two
+    starts = ToyText("FrozenLake", {"desc": ["SS", "HG"], "is_slippery": False})
+    assert starts.reset(0) == ("SS/HG", {})
+
+
+def slips(success_rate, num_moves=3000):
+    """How often a move to the right from the north-western corner led right, down and nowhere."""
+    world = ToyText("FrozenLake", {"map_name": "8x8", "success_rate": success_rate}, tells_map=False)
+    told = []
+    for seed in range(num_moves):
+        world.reset(seed)
+        told.append(world.step("r")[0])
+    return [told.count(place) / num_moves for place in ("01", "10", "00")]
+
+
+@pytest.mark.parametrize("success_rate", [0.8, 1 / 3])
+def test_a_move_slips_to_either_side(success_rate):
+    other = (1 - success_rate) / 2
+    # Three standard errors of 3,000 draws are .022 to .027.
+    assert slips(success_rate) == pytest.approx([success_rate, other, other], abs=0.027)
+
+
 def test_the_shortest_cliff_walk_earns_one_and_a_fall_costs():
     world = ToyText("CliffWalking", max_turns=30)
-    assert world.reset(0) == ("30", {"hidden": ""})
+    assert world.reset(0) == ("30", {})
     steps = [world.step(text) for text in "u" + "r" * 11 + "d"]
     assert [step[0] for step in steps[-2:]] == ["2b", "3b"]
     assert steps[-1][1:3] == (1.0, True)
@@ -190,6 +219,8 @@ def test_what_is_hidden():
         ("Blackjack", {}),
         ("FrozenLake", {}),
         ("CliffWalking", {"is_slippery": True}),
+        ("CliffWalking", {}),
+        ("FrozenLake", {"is_slippery": False}),
     ):
         assert "hidden" not in ToyText(game, kwargs).reset(3)[1]  # the seed is
 
@@ -206,6 +237,9 @@ def test_impossible_arguments():
         ToyText("FrozenLakes")
     with pytest.raises(ValueError, match="must be 2 different words for Blackjack"):
         ToyText("Blackjack", actions=["s", "s"])
+    for kwargs in ({"game": "Taxi"}, {"game": "FrozenLake", "random_map": {"size": 4}}):
+        with pytest.raises(ValueError, match="tells_map=False is for FrozenLake on a map that is always the same"):
+            ToyText(**kwargs, tells_map=False)
     with pytest.raises(ValueError, match=r"random_map=.* is for FrozenLake without desc or map_name"):
         ToyText("Taxi", random_map={"size": 4})
     with pytest.raises(ValueError, match="max_turns=0 must be at least 1"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import make_task, register_task
-from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.envs.catalogue import LAKES, WORLD_TASKS
 from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import TextWorld, TurnTask
 from worldmtp.envs.tokenizer import make_tokenizer
@@ -18,7 +18,9 @@ SAID = {
     "GuessNumber": [str(number) for number in range(100)],
     "GridWorld": list("nesw"),
     "Pig": list("rh"),
-    "FrozenLake": list("ldru"),
+    **{name: list("ldru") for name in LAKES},
+    "FrozenLakeRandom": list("ldru"),
+    "KeyDoor": list("nesw"),
     "Taxi": list("snewpd"),
     "Blackjack": list("sh"),
 }
@@ -111,7 +113,7 @@ def test_held_out_episodes_are_held_out(name):
     task = task_of(name)
     train, heldout = draw_examples(task, "train", 256, 0), draw_examples(task, "heldout", 64, 0, distinct=True)
     assert not {example.key for example in train} & {example.key for example in heldout}
-    if name == "FrozenLake":
+    if name == "FrozenLakeRandom":
         assert not {example.prompt for example in train} & {example.prompt for example in heldout}
 
 

@@ -100,9 +100,9 @@ def register() -> None:
 
 
 def option_name(env_id: str) -> str:
-    """Return the name that chooses a registered environment: ``spell_backward`` of ``worldmtp/SpellBackward-v0``."""
+    """Return the name that chooses a registered environment: ``frozen_lake_8x8`` of ``worldmtp/FrozenLake8x8-v0``."""
     name = env_id.rpartition("/")[2].rpartition("-v")[0]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z]{2})(?=[0-9])", "_", name).lower()
 
 
 def _digest_of_task(*, _root_: DictConfig) -> str:

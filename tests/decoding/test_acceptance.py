@@ -13,13 +13,14 @@ import torch
 
 from worldmtp.decoding.acceptance import (
     Tree,
-    accept_deterministic,
+    accept_equal,
     accept_greedy,
     accept_sampled,
     accept_tree,
     acceptance_probability,
     residual,
 )
+from worldmtp.model.categorical import draw
 
 Prefix = tuple[int, ...]
 Law = dict[Prefix, float]
@@ -260,7 +261,7 @@ def test_draws_of_the_sampler_follow_what_it_computes():
     places = log_p.expand(rows, 2, 4)
     for verdict, drafted in (
         (accept_sampled(drafts, ones, log_q.expand(rows, 1, 4), places, generator), drafts[:, 0]),
-        (accept_deterministic(drafts * 0 + 2, ones, places, generator), drafts[:, 0] * 0 + 2),
+        (accept_equal(drafts * 0 + 2, ones, draw(places.flatten(0, 1), generator).view(rows, 2)), drafts[:, 0] * 0 + 2),
     ):
         first = torch.where(verdict.num_accepted > 0, drafted, verdict.next_tokens)
         counts, expected = np.bincount(first, minlength=4), rows * log_p.exp().numpy()

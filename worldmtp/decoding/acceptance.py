@@ -106,18 +106,14 @@ def accept_greedy(
     drafts: Int[Tensor, "row draft"], num_drafts: Int[Tensor, " row"], logits: Float[Tensor, "row place vocab"]
 ) -> Verdict:
     """Accept the drafts that are the most likely tokens."""
-    return _accept_equal(drafts, num_drafts, logits.argmax(dim=-1))
+    return accept_equal(drafts, num_drafts, logits.argmax(dim=-1))
 
 
-def accept_deterministic(
-    drafts: Int[Tensor, "row draft"],
-    num_drafts: Int[Tensor, " row"],
-    log_probs: Float[Tensor, "row place vocab"],
-    generator: torch.Generator | None,
+def accept_equal(
+    drafts: Int[Tensor, "row draft"], num_drafts: Int[Tensor, " row"], targets: Int[Tensor, "row place"]
 ) -> Verdict:
-    """Compare drafts that were chosen, not drawn, with draws from the trunk's distributions."""
-    targets = draw(log_probs.flatten(0, 1), generator).view(log_probs.shape[:2])
-    return _accept_equal(drafts, num_drafts, targets)
+    """Accept drafts that were chosen, not drawn, where they are the trunk's own choices, or draws, at their places."""
+    return accept_run(drafts == targets[:, : drafts.shape[1]], num_drafts, targets)
 
 
 def accept_sampled(
@@ -182,10 +178,6 @@ def accept_tree(tree: Tree, tokens: Int[Tensor, "row node"], targets: Int[Tensor
         num_accepted = num_accepted + goes_on
         path.append(torch.where(goes_on, child, 0))
     return Verdict(num_accepted, targets[rows, node], torch.stack(path, dim=1))
-
-
-def _accept_equal(drafts: Tensor, num_drafts: Tensor, targets: Tensor) -> Verdict:
-    return accept_run(drafts == targets[:, : drafts.shape[1]], num_drafts, targets)
 
 
 def accept_run(

@@ -18,6 +18,9 @@ the last rows move into their places: nothing is computed again.
         cached            pending                     accepted: 2 of them
         a dog sat     |   on   [the] [a]        ->    a dog sat on the
 
+A text may also be cut, and continued by somebody else. Then rows have as many pending tokens as they were given, and
+what fills the rectangle behind them writes to slots that no text occupies.
+
 Left out: paging, quantised keys, sliding windows that forget (a window is a mask here).
 """
 
@@ -290,10 +293,13 @@ class CachedTexts:
         tokens: Int[Tensor, "row query"],
         offsets: Int[Tensor, " query"] | None = None,
         ancestors: Bool[Tensor, "query query"] | None = None,
+        counts: IntArray | None = None,
     ) -> TrunkFeatures:
         """Run pending tokens of every row: a chain, or a tree where ``ancestors[i, j]`` says that i follows j.
 
-        ``offsets`` are the tree's depths. Nothing is cached for good before ``accept``.
+        ``offsets`` are the tree's depths. Of a chain, ``counts[r]`` tokens of row r are real and the rest is padding,
+        whose features mean nothing; the last slot must then be free in every row. Nothing is cached for good before
+        ``accept``.
         """
         num_queries = tokens.shape[1]
         start = torch.from_numpy(self.num_cached).to(self.device)
@@ -302,6 +308,12 @@ class CachedTexts:
         first = int(self.num_cached[0])
         same = bool((self.num_cached == first).all())
         extent = int(self.num_cached.max()) + num_queries
+        if counts is not None:
+            # Padding stands where the row's last real token does, in slots that are overwritten before they are seen.
+            extent = int((self.num_cached + counts).max())
+            slots = slots.clamp_max(self.capacity - 1)
+            last = torch.from_numpy(np.maximum(counts - 1, 0)).to(self.device)
+            offsets = torch.minimum(steps, last[:, None])
         self.cache.write_at(slots, extent, first if same else None)
         positions = slots if offsets is None else start[:, None] + offsets
         if self._max_position is not None and extent > self._max_position:
@@ -319,6 +331,10 @@ class CachedTexts:
         self.cache.move_slots(start[:, None] + slots, start)
         self.accept(num_tokens)
 
+    def cut(self, lengths: IntArray) -> None:
+        """Shorten texts to so many tokens, of which the last becomes the newest: it is read again."""
+        self.num_cached = lengths - 1
+
     @property
     def newest(self) -> Int[Tensor, "row 1"]:
         """Return each row's newest token, which the trunk has not read yet."""
@@ -335,11 +351,17 @@ class CachedTexts:
             places = places + torch.arange(tokens.shape[1], device=self.device)
         self.ids.scatter_(1, places, tokens)
 
+    def write_ragged(self, tokens: Int[Tensor, "row token"], counts: IntArray) -> None:
+        """Write the first ``counts[r]`` tokens of each row behind its newest token."""
+        rows, steps = np.nonzero(np.arange(tokens.shape[1]) < counts[:, None])
+        places = self.num_cached[rows] + 1 + steps
+        at, of, to = (torch.from_numpy(index).to(self.device) for index in (rows, steps, places))
+        self.ids[at, to] = tokens[at, of]
+
     def drop(self, is_done: np.ndarray) -> tuple[IntArray, IntArray]:
         """Forget rows and move the last ones into their places; return where those were and where they are."""
+        movers, holes = moves_into_holes(is_done)
         num_left = int((~is_done).sum())
-        holes = np.nonzero(is_done[:num_left])[0]
-        movers = num_left + np.nonzero(~is_done[num_left:])[0]
         if len(movers):
             sources, targets = (torch.from_numpy(rows).to(self.device) for rows in (movers, holes))
             self.cache.move_rows(sources, targets)
@@ -371,6 +393,12 @@ class CachedTexts:
         inside = (offset >= 0) & (offset < len(ancestors))
         related = ancestors[:, offset.clamp(0, len(ancestors) - 1)].transpose(0, 1)  # (row, query, key)
         return ((offset < 0)[:, None] | (inside[:, None] & related))[:, None]
+
+
+def moves_into_holes(is_done: np.ndarray) -> tuple[IntArray, IntArray]:
+    """Return which rows move where, so that those which are not done are the first ones: the last go into the holes."""
+    num_left = int((~is_done).sum())
+    return num_left + np.nonzero(~is_done[num_left:])[0], np.nonzero(is_done[:num_left])[0]
 
 
 def move_rows(state: Tensor, sources: IntArray, targets: IntArray, num_left: int) -> Tensor:

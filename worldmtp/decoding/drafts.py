@@ -55,7 +55,9 @@ class Drafter(Protocol):
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
         """Take in a round: ``num_new`` tokens of each row are text now, the formerly newest one included.
 
-        ``features`` are of the accepted tokens, in order from the first; ignore what follows a row's last one.
+        ``features`` are of the accepted tokens, in order from the first; ignore what follows a row's last one. Where
+        somebody else wrote, there was no ``propose``, a row's text may have been cut before its new tokens, and rows
+        that took no part have none.
         """
         ...
 
@@ -123,7 +125,8 @@ class ModelDraft:
 
     It keeps a cache of its own over the same texts. The first forward of a round reads the last two tokens, one of them
     for the second time: whether the last draft was accepted, and so read, differs by row, and two tokens cost no more
-    than one. The model is left in the mode that it was in.
+    than one. It reads more of them where rounds went by without drafts, or somebody else wrote. The model is left in
+    the mode that it was in.
 
     Raises:
         ValueError: another vocabulary, or fewer than one token to draft.
@@ -141,8 +144,9 @@ class ModelDraft:
         if self.max_drafts < 1:
             raise ValueError(f"num_draft={self.max_drafts} must be at least 1; for none use draft='none'.")
         self._own: CachedTexts | None = None
-        self._num_skipped = 0
-        """Rounds without drafts since the last one with some; each added one token to every row."""
+        self._num_read: IntArray = np.zeros(0, dtype=np.int64)
+        """How many of each text's first tokens this model has read, as they are now."""
+        self._has_drafted = False
 
     def start(self, texts: CachedTexts, features: TrunkFeatures) -> None:
         """Read the prompts."""
@@ -152,24 +156,27 @@ class ModelDraft:
         own.num_cached = np.zeros(len(texts), dtype=np.int64)
         with evaluation_mode(self._drafting):
             own.forward(texts.ids[:, : int(texts.num_cached.max())])
-        self._own, self._num_skipped = own, 0
+        self._own, self._num_read, self._has_drafted = own, texts.num_cached.copy(), False
 
     def propose(self, texts: CachedTexts, policy: DecodingPolicy, num_drafts: int) -> Draft:
         """Run the small model once for each token."""
         own = self._own
         assert own is not None
         if num_drafts == 0:
-            self._num_skipped += 1
             return Draft.empty(texts.ids)
-        own.num_cached = texts.num_cached - 1 - self._num_skipped
+        num_unread = max(1, int((texts.num_cached - self._num_read).max()))
+        own.num_cached = np.maximum(texts.num_cached - num_unread, 0)
+        counts = texts.num_cached + 1 - own.num_cached  # alike, but for rows that are shorter than what others lack
         index = torch.from_numpy(own.num_cached).to(texts.device)[:, None]
-        pending = texts.ids.gather(1, index + torch.arange(2 + self._num_skipped, device=texts.device))
-        self._num_skipped = 0
+        pending = texts.ids.gather(1, index + torch.arange(int(counts.max()), device=texts.device))
+        rows = torch.arange(len(texts), device=texts.device)
         tokens, distributions, views = list[Tensor](), list[Tensor](), list[Tensor]()
         for ahead in range(min(num_drafts, self.max_drafts)):
             with evaluation_mode(self._drafting):
-                hidden = own.forward(pending).post_norm[:, -1:]
-            own.accept(np.full(len(texts), pending.shape[1]))
+                features = own.forward(pending, counts=None if (counts == counts[0]).all() else counts)
+            hidden = features.post_norm[rows, torch.from_numpy(counts - 1).to(texts.device)][:, None]
+            own.accept(counts)
+            counts = np.ones_like(counts)
             processed = policy.processed(self._drafting.logits_of(hidden), texts, num_before=ahead)
             views.append(processed)
             if policy.draws:
@@ -179,6 +186,7 @@ class ModelDraft:
                 pending = processed.argmax(dim=-1)
             tokens.append(pending)
             texts.write(pending, after=1 + ahead)
+        self._num_read, self._has_drafted = own.num_cached.copy(), True
         return Draft(
             tokens=torch.cat(tokens, dim=1),
             num_drafts=torch.full((len(texts),), len(tokens), device=texts.device),
@@ -187,11 +195,15 @@ class ModelDraft:
         )
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
-        """Do nothing: its own cache holds what it needs."""
+        """Count what it has read of the texts: accepted drafts are, and tokens that it did not propose are not."""
+        is_known = texts.num_cached if self._has_drafted else texts.num_cached - num_new
+        self._num_read, self._has_drafted = np.minimum(self._num_read, is_known), False
 
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
         """Move the rows of its own cache; the texts are the session's."""
         assert self._own is not None
+        self._num_read[targets] = self._num_read[sources]
+        self._num_read = self._num_read[:num_left]
         if len(sources):
             rows = [torch.from_numpy(part).to(self._own.device) for part in (sources, targets)]
             self._own.cache.move_rows(rows[0], rows[1])

@@ -13,6 +13,7 @@ The heads are the model's own modules, read at each call: drafts follow training
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -170,9 +171,13 @@ class RootDraft(HeadDraft):
 
     def observe(self, texts: CachedTexts, features: TrunkFeatures, num_new: IntArray) -> None:
         """Make the last accepted token the root."""
-        last = torch.from_numpy(num_new - 1).to(texts.device)
+        last = torch.from_numpy(np.maximum(num_new - 1, 0)).to(texts.device)
         rows = torch.arange(len(last), device=texts.device)
-        self._root = self._heads.begin(features.map(lambda hidden: hidden[rows, last][:, None]))
+        root = self._heads.begin(features.map(lambda hidden: hidden[rows, last][:, None]))
+        stays = num_new == 0
+        if stays.any():
+            root = torch.where(torch.from_numpy(stays).to(texts.device)[:, None, None], self._root, root)
+        self._root = root
 
     def move_rows(self, sources: IntArray, targets: IntArray, num_left: int) -> None:
         """Move roots with their rows."""
@@ -230,6 +235,7 @@ class WindowedDraft(HeadDraft):
         carry = self._heads.begin(features)
         start = torch.from_numpy(texts.num_cached - num_new).to(texts.device)
         slots = 1 + start[:, None] + torch.arange(carry.shape[1], device=texts.device)
+        slots = slots.clamp_max(self._carries.shape[1] - 1)  # of padding, where somebody else wrote more to other rows
         self._carries.scatter_(1, slots[..., None].expand_as(carry), carry)
         self._num_new = [waiting + int(num_new.max()) for waiting in self._num_new]
 

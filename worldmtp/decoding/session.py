@@ -10,6 +10,8 @@ merged form of blockwise parallel decoding (Stern et al. 2018, arXiv 1811.03115,
 forwards. ``advance_in_phases`` is the paper's three-phase form, 2 m / k, for comparison. With a lossy rule of
 ``worldmtp.decoding.acceptance`` more is accepted, and what comes out no longer follows the trunk.
 
+``extend`` is for conversations, in which somebody else writes too: the trunk reads what was written, and nothing again.
+
 A session knows no end of text: ``worldmtp.decoding.generate`` and acting policies decide when a row is done. It records
 no gradients.
 """
@@ -25,7 +27,7 @@ from worldmtp.decoding.acceptance import (
     Draft,
     LossyRule,
     Verdict,
-    accept_deterministic,
+    accept_equal,
     accept_greedy,
     accept_lossy_tree,
     accept_run,
@@ -96,6 +98,11 @@ class DecodingSession:
         self.texts = CachedTexts(runner, model.trunk.config, capacity + drafter.max_drafts, model.device)
 
     @property
+    def max_drafts(self) -> int:
+        """Return how many slots a draft may take; 0 where nothing is drafted."""
+        return self._drafter.max_drafts
+
+    @property
     def num_trunk_forwards(self) -> int:
         """Return the number of forwards so far, the prompts' included."""
         return self.texts.num_forwards
@@ -112,9 +119,45 @@ class DecodingSession:
         self._drafter.start(self.texts, features)
         last = torch.from_numpy(self.texts.num_cached - 1).to(self.texts.device)
         rows = torch.arange(len(last), device=last.device)
-        tokens, log_policy = self._choose_next(features_at(features, rows, last))
-        nothing = np.zeros(len(self.texts), dtype=np.int64)
-        return Round(Draft.empty(tokens), tokens, log_policy, nothing, nothing)
+        return self._choose_next(features_at(features, rows, last), rows)
+
+    @torch.no_grad()
+    def extend(
+        self,
+        tokens: Int[Tensor, "row written"],
+        counts: IntArray,
+        lengths: IntArray | None = None,
+        takes_part: Bool[np.ndarray, " row"] | None = None,
+    ) -> Round:
+        """Append what somebody else wrote behind the newest tokens, and choose what follows it, in one forward.
+
+        Row r gets the first ``counts[r]`` of its ``tokens``. ``lengths[r]`` says behind how many tokens of its text,
+        its newest one included, where that is not all: what was decided beyond is thrown away, cache and drafts with
+        it. Rows that do not take part, by default those that get nothing, stay as they are. One that gets nothing and
+        takes part has a round without drafts.
+
+        Returns:
+            The next token of each row that takes part, in the session's order.
+
+        Raises:
+            ValueError: no row takes part, tokens or a cut for a row that does not, counts or lengths out of range, or a
+                text without room for what is written and for one token more.
+        """
+        texts = self.texts
+        whole = texts.num_cached + 1
+        lengths = whole if lengths is None else lengths
+        takes_part = counts > 0 if takes_part is None else takes_part
+        self._check_extension(tokens, counts, lengths, takes_part)
+        texts.cut(lengths)
+        texts.write_ragged(tokens, counts)
+        num_new = np.where(takes_part, counts + 1, 0)
+        is_real = torch.from_numpy(np.arange(tokens.shape[1]) < counts[:, None]).to(tokens.device)
+        pending = torch.cat([texts.newest, tokens.masked_fill(~is_real, 0)], dim=1)[:, : int(num_new.max())]
+        features = texts.forward(pending, counts=num_new)
+        self._accept(features, None, num_new)
+        last = torch.from_numpy(np.maximum(num_new - 1, 0)).to(texts.device)
+        of_last = features_at(features, torch.arange(len(last), device=last.device), last)
+        return self._choose_next(of_last, torch.from_numpy(np.flatnonzero(takes_part)).to(texts.device))
 
     @torch.no_grad()
     def advance(self, num_drafts: int | None = None) -> Round:
@@ -154,7 +197,7 @@ class DecodingSession:
             )
         features = self.texts.forward(self.texts.newest)
         self._accept(features, None, np.ones(len(self.texts), dtype=np.int64))
-        tokens, log_policy = self._choose_next(features)
+        first = self._choose_next(features, torch.arange(len(self.texts), device=self.texts.device))
         draft, _, features, logits = self._propose_and_verify(num_drafts)
         if draft.tree is not None:
             raise ValueError("three-phase decoding is of chains; draft without tree widths.")
@@ -165,8 +208,8 @@ class DecodingSession:
         self._accept(features, None, num_accepted)
         return Round(
             draft=draft,
-            tokens=torch.cat([tokens, draft.tokens], dim=1),
-            log_policy=torch.cat([log_policy, later], dim=1),
+            tokens=torch.cat([first.tokens, draft.tokens], dim=1),
+            log_policy=torch.cat([first.log_policy, later], dim=1),
             num_accepted=num_accepted,
             num_drafted=draft.num_drafts.cpu().numpy(),
         )
@@ -207,10 +250,8 @@ class DecodingSession:
         if lossy is not None:
             targets = policy.choose(processed, log_probs)
             return accept_run(lossy.accepts(draft.tokens, processed[:, :-1]), draft.num_drafts, targets)
-        if not policy.draws:
-            return accept_greedy(draft.tokens, draft.num_drafts, processed)
-        if draft.log_q is None:
-            return accept_deterministic(draft.tokens, draft.num_drafts, log_probs, policy.generator)
+        if draft.log_q is None or not policy.draws:
+            return accept_equal(draft.tokens, draft.num_drafts, policy.choose(processed, log_probs))
         return accept_sampled(draft.tokens, draft.num_drafts, draft.log_q, log_probs, policy.generator)
 
     def _accept(self, features: TrunkFeatures, path: Tensor | None, num_new: IntArray) -> None:
@@ -221,14 +262,49 @@ class DecodingSession:
             features = features.map(lambda hidden: _along(hidden, path))
         self._drafter.observe(self.texts, features, num_new)
 
-    def _choose_next(self, features: TrunkFeatures) -> tuple[Int[Tensor, "row 1"], Float[Tensor, "row 1 vocab"]]:
-        """Choose and write each row's next token from the features of its last one; return it and the policy."""
+    def _choose_next(self, features: TrunkFeatures, rows: Int[Tensor, " chosen"]) -> Round:
+        """Choose and write the next token of some rows from the features of each row's last one."""
         logits = self._model.logits_of(features.post_norm)
-        processed = self._policy.processed(logits, self.texts, num_before=-1)
+        processed = self._policy.processed(logits, self.texts, num_before=-1)[rows]
         log_probs = self._policy.log_probs(processed)
         tokens = self._policy.choose(processed, log_probs)
-        self.texts.write(tokens, after=0)
-        return tokens, log_probs
+        newest = self.texts.newest
+        newest[rows] = tokens
+        self.texts.write(newest, after=0)
+        nothing = np.zeros(len(tokens), dtype=np.int64)
+        return Round(Draft.empty(tokens), tokens, log_probs, nothing, nothing)
+
+    def _check_extension(
+        self,
+        tokens: Int[Tensor, "row written"],
+        counts: IntArray,
+        lengths: IntArray,
+        takes_part: IntArray,
+    ) -> None:
+        whole, num_rows = self.texts.num_cached + 1, len(self.texts)
+        for name, values in (("tokens", tokens), ("counts", counts), ("lengths", lengths), ("takes_part", takes_part)):
+            if len(values) != num_rows:
+                raise ValueError(
+                    f"{name} has {len(values)} rows and the session {num_rows}; say it of each of its rows."
+                )
+        if not takes_part.any():
+            raise ValueError("no row takes part in this extension; leave it out.")
+        outside = np.flatnonzero((counts < 0) | (counts > tokens.shape[1]) | (lengths < 1) | (lengths > whole))
+        if len(outside):
+            raise ValueError(
+                f"rows {outside.tolist()} are given {counts[outside].tolist()} of {tokens.shape[1]} tokens behind "
+                f"{lengths[outside].tolist()} of {whole[outside].tolist()}; expected 0 to all of the former, and 1 to "
+                "all of the latter."
+            )
+        changed = np.flatnonzero(~takes_part & ((counts > 0) | (lengths < whole)))
+        if len(changed):
+            raise ValueError(f"rows {changed.tolist()} are written to or cut and take no part; let them take part.")
+        needed = np.where(takes_part, lengths + counts + 1, 0)
+        if (needed > self.capacity).any():
+            raise ValueError(
+                f"a text of {needed.max()} tokens, one to be chosen included, exceeds the session's capacity of "
+                f"{self.capacity}; make a session with more."
+            )
 
 
 def _along(states: Float[Tensor, "row node width"], path: Int[Tensor, "row step"]) -> Float[Tensor, "row step width"]:

@@ -32,6 +32,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
+from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
 from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episode_returns
@@ -77,6 +78,7 @@ class ImaginationTrainer:
                 f"the environment has {env.num_envs} rows; num_prompts={rollout.num_prompts} times "
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
+        check_replies(env.task, ppo)
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()

@@ -81,6 +81,10 @@ def test_a_run_from_a_dataclass_is_done_and_opened_again(tmp_path, monkeypatch):
         ({"env": EnvConfig("worldmtp/Revers-v0")}, "env.id="),
         ({"profile": ProfileConfig(device="cpuu")}, "profile.device='cpuu' is no device"),
         ({"model": ModelConfig(architecture="qwen3", config={"hidden_sizes": 16})}, "model.config.hidden_sizes"),
+        (
+            {"agent": AgentConfig(RolloutConfig(num_iterations=1), PPOConfig(observation_coef=0.1))},
+            r"agent\.ppo\.observation_coef=0\.1 with Reverse, which writes nothing after the prompt",
+        ),
     ],
 )
 def test_a_failed_start_leaves_no_directory(tmp_path, monkeypatch, change, message):

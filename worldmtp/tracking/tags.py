@@ -118,6 +118,12 @@ _LOSSES = _rows(
     ("explained_variance", "1 - Var(return - value) / Var(return) over action tokens", "1"),
     ("advantage_mean", "mean advantage over action tokens, before scaling", "reward"),
     ("advantage_std", "standard deviation of the same advantages", "reward"),
+    (
+        "observation",
+        "mean of -log p, at temperature 1, over the tokens that a world replied, before its coefficient; with "
+        "observation_coef",
+        "nats/token",
+    ),
     ("counterfactual", "all-action policy term over the live tokens, before its coefficient", "1"),
     ("total", "the weighted sum that was differentiated", "1"),
 )

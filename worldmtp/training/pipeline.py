@@ -20,6 +20,7 @@ import torch
 
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.observation import check_replies
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
 from worldmtp.analysis.run_files import time_breakdown
@@ -112,6 +113,7 @@ class Pipeline:
         self._progress = progress
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
+        check_replies(self._env.task, config.agent.ppo)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)

@@ -29,6 +29,7 @@ from worldmtp.agents.advantages import (
 )
 from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.flat_returns import FlatReturns
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
@@ -41,6 +42,7 @@ from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import LatentState, WorldModel, check_horizon, make_world_model
 from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
 
 _STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
@@ -104,6 +106,7 @@ class ImaginationTrainer:
         )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)
+        self.flat_returns = FlatReturns(top=high, replies=isinstance(env.task, TurnTask))
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
         _, infos = self._env.reset(seed=seed)
@@ -215,6 +218,7 @@ class ImaginationTrainer:
         counters = self._env.scorer.counters
         total, acting = seconds["total"], seconds.get("policy", 0.0)
         returns = episode_returns(rollout)
+        self.flat_returns.observe(self.iteration, returns, rollout.exact)
         return {
             "rollout/return_mean": float(returns.mean()),
             "rollout/return_std": float(returns.std(unbiased=False)),
@@ -246,6 +250,7 @@ class ImaginationTrainer:
             "learner": self._learner,
             "estimator": self._estimator,
             "alarm": self._alarm,
+            "flat_returns": self.flat_returns,
         }
 
     def state_dict(self) -> dict[str, Any]:

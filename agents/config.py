@@ -53,6 +53,11 @@ class PPOConfig:
     vf_coef: float = 0.5
     ent_coef: float = 0.0
     kl_coef: float = 0.02
+    observation_coef: float = 0.0
+    """Of the cross-entropy of what a world replies, in the same forward (ECHO). 0: off; try .005 to 1.
+
+    The policy then also learns to foresee its world. Only where one replies.
+    """
     num_epochs: int = 2
     num_minibatches: int = 2
     micro_batch_size: int | None = None
@@ -83,7 +88,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _require_rates(self, "learning_rate")
-        _require_coefficients(self, "vf_coef", "ent_coef", "kl_coef")
+        _require_coefficients(self, "vf_coef", "ent_coef", "kl_coef", "observation_coef")
         _require(self.warmup_updates >= 0, f"warmup_updates={self.warmup_updates} cannot be negative.")
         _require(0 <= self.gamma <= 1, f"gamma={self.gamma} must be in [0, 1].")
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must be in [0, 1].")

@@ -4,7 +4,8 @@ Schulman et al. 2017, https://arxiv.org/abs/1707.06347, algorithm 1. ``PPOConfig
 no torch. The agent owns the trunk and the value head; the heads that imagine belong to the world model's own optimiser,
 so that switching them off changes nothing here, to the bit.
 
-Losses are means over the real steps of a minibatch. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain).
+Losses are means over the real steps of a minibatch, and over its reply tokens in ``observation.py``. Left out: value
+clipping (Andrychowicz et al. 2021, 3.2: no gain).
 """
 
 import math
@@ -19,7 +20,8 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.rollout import Rollout, TensorBatch, state_index
+from worldmtp.agents.observation import observation_loss
+from worldmtp.agents.rollout import Rollout, TensorBatch, reply_mask, state_index
 from worldmtp.agents.tail import live_logprobs, tail_logprob
 from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
@@ -299,10 +301,11 @@ class PPOAgent:
     def _step(self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan) -> dict[str, float]:
         """Take one gradient step on a minibatch, whose gradient is added up over its micro-batches."""
         sums: dict[str, float] = {}
-        num_actions, largest_ratio = rollout.step_mask.sum(), 0.0
+        num_actions, num_replied, largest_ratio = rollout.step_mask.sum(), reply_mask(rollout).sum(), 0.0
         self.optimizer.zero_grad(set_to_none=True)
         for rows in torch.arange(len(rollout)).split(self.config.micro_batch_size or len(rollout)):
-            loss, terms = self._loss(rollout.select(rows), ref_logprobs[rows], plan.select(rows), num_actions)
+            part = rollout.select(rows), ref_logprobs[rows], plan.select(rows)
+            loss, terms = self._loss(*part, num_actions, num_replied)
             values = {name: float(term.detach()) for name, term in terms.items()}
             broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
             if broken:
@@ -315,9 +318,14 @@ class PPOAgent:
         return sums | {"losses/grad_norm": norm, "losses/ratio_max": largest_ratio}
 
     def _loss(
-        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, num_actions: Int[Tensor, ""]
+        self,
+        rollout: Rollout,
+        ref_logprobs: Tensor,
+        plan: AdvantagePlan,
+        num_actions: Int[Tensor, ""],
+        num_replied: Int[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return a micro-batch's part of the loss of a minibatch of ``num_actions``, and of its terms."""
+        """Return a micro-batch's part of a minibatch's loss and its terms; the counts are the minibatch's tokens."""
         config, mask = self.config, rollout.step_mask
 
         def mean(values: Tensor) -> Tensor:
@@ -347,6 +355,9 @@ class PPOAgent:
             loss = loss + config.kl_coef * kl
         if config.ent_coef:
             loss = loss - config.ent_coef * entropy
+        if config.observation_coef:
+            terms["losses/observation"] = foreseen = observation_loss(self.model, hidden, rollout, num_replied)
+            loss = loss + config.observation_coef * foreseen
         with torch.no_grad():
             log_ratio = logprobs - rollout.logprobs
             ratio = log_ratio.exp()

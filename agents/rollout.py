@@ -112,6 +112,12 @@ def action_mask(rollout: Rollout) -> Bool[Tensor, "batch time"]:
     return torch.zeros_like(rollout.attention_mask).scatter(1, rollout.action_index, rollout.step_mask)
 
 
+def reply_mask(rollout: Rollout) -> Bool[Tensor, "batch time"]:
+    """Return which tokens the world wrote in reply: after the prompt, and not the policy's."""
+    places = torch.arange(rollout.input_ids.shape[1], device=rollout.input_ids.device)
+    return rollout.attention_mask & (places >= rollout.prompt_length[:, None]) & ~action_mask(rollout)
+
+
 def episode_returns(rollout: Rollout) -> Float[Tensor, " batch"]:
     """Return the undiscounted sum of each episode's rewards, added up in double precision: ten times .1 are 1."""
     paid = torch.where(rollout.step_mask, rollout.rewards, 0.0)

@@ -30,10 +30,12 @@ from worldmtp.agents.advantages import (
 )
 from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.flat_returns import FlatReturns
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
+from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
 from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episode_returns
@@ -42,6 +44,7 @@ from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import LatentState, WorldModel, check_horizon, make_world_model
 from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
 
 _STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
@@ -81,6 +84,7 @@ class ImaginationTrainer:
                 f"the environment has {env.num_envs} rows; num_prompts={rollout.num_prompts} times "
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
+        check_replies(env.task, ppo)
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
@@ -111,6 +115,7 @@ class ImaginationTrainer:
             )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)
+        self.flat_returns = FlatReturns(top=high, replies=isinstance(env.task, TurnTask))
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
         _, infos = self._env.reset(seed=seed)
@@ -228,6 +233,7 @@ class ImaginationTrainer:
         counters = self._env.scorer.counters
         total, acting = seconds["total"], seconds.get("policy", 0.0)
         returns = episode_returns(rollout)
+        self.flat_returns.observe(self.iteration, returns, rollout.exact)
         return {
             "rollout/return_mean": float(returns.mean()),
             "rollout/return_std": float(returns.std(unbiased=False)),
@@ -259,6 +265,7 @@ class ImaginationTrainer:
             "learner": self._learner,
             "estimator": self._estimator,
             "alarm": self._alarm,
+            "flat_returns": self.flat_returns,
         }
         return parts if self._episodes is None else parts | {"episodes": self._episodes}
 

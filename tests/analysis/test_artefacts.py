@@ -47,7 +47,7 @@ def test_damage_is_named(tmp_path, make_artefact):
     with pytest.raises(ArtefactError, match=r"ppo.json lacks the field 'imagined_horizon'"):
         load_artefact(tmp_path, "ppo")
     header.write_text(json.dumps({**fields, "format_version": 99}))
-    with pytest.raises(ArtefactError, match=r"has the format_version 99; this version of worldmtp reads 1"):
+    with pytest.raises(ArtefactError, match=r"has the format_version 99; this version of worldmtp reads 2"):
         load_artefact(tmp_path, "ppo")
 
 
@@ -92,6 +92,10 @@ def test_invalid_content_is_refused(make_artefact, marginal_heads):
         dataclasses.replace(good, head_top1_prob=np.full_like(good.head_top1_prob, np.nan))
     with pytest.raises(ValueError, match=r"head_top1 leaves 0\.\.1, the ids of tokens_text"):
         dataclasses.replace(good, head_top1=good.head_top1 + 2)
+    with pytest.raises(ValueError, match="rewards are not 0 at tokens that the policy did not choose"):
+        dataclasses.replace(good, rewards=np.roll(good.rewards, 1, axis=1))
+    with pytest.raises(ValueError, match="rewards do not add up to returns"):
+        dataclasses.replace(good, rewards=good.rewards / 2)
     with pytest.raises(ValueError, match=r"prompt_length leaves 0..4"):
         dataclasses.replace(good, prompt_length=good.prompt_length + 9)
 

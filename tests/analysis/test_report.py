@@ -98,6 +98,23 @@ def test_a_full_run_makes_a_whole_page(full_run):
     assert len(page.named("figure")) - len(page.named("img")) == 2 * 6
 
 
+def test_episodes_of_a_world_are_told_turn_by_turn(tmp_path, make_artefact):
+    """The Markov world's third token as its reply: one episode each of lowest, middle and highest return, escaped."""
+    acted = np.tile([False, True, False, True], (128, 1))
+    save_artefact(make_artefact([None], action_mask=acted, tokens_text=("a", HOSTILE)), tmp_path / "artefacts", "final")
+    content = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(content)
+    assert [row["class"] for row in page.named("tr") if "class" in row] == ["world", "policy"] * 6
+    for words in ("Lowest return, sequence", "Middle return", "Highest return", "return 1 in 2 turns, exact"):
+        assert words in page.text
+    assert HOSTILE not in content
+    assert "Episodes, turn by turn" in page.text
+
+
+def test_an_answer_is_no_conversation(full_run):
+    assert "turn by turn" not in (full_run / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_page_is_offline_and_nothing_in_it_runs(full_run):
     from PIL import Image
 
@@ -177,10 +194,12 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path, full_run):
 def test_depths_that_no_root_reaches_and_single_sequences_do_not_stop_the_report(tmp_path, make_artefact):
     artefact = make_artefact([None, None, None])
     artefact.action_mask[:, 2:] = False
+    artefact.rewards[:] = artefact.returns[:, None] = 0.0
     artefact.chain_entropy[:] = 0.3
     save_artefact(artefact, tmp_path / "artefacts", "short")
     silent = make_artefact([None])
     silent.action_mask[:] = False
+    silent.rewards[:] = silent.returns[:, None] = 0.0
     save_artefact(silent, tmp_path / "artefacts", "silent")
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "Evaluation: short" in text

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 import worldmtp
-from worldmtp.agents.config import PPOConfig, RolloutConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig
+from worldmtp.agents.flat_returns import FlatReturnsWarning
+from worldmtp.analysis import load_artefact
+from worldmtp.analysis.conversations import episode_of, episodes_markdown
 from worldmtp.checkpoint import latest_checkpoint, load_checkpoint
+from worldmtp.tracking import read_records
 from worldmtp.training import (
     AgentConfig,
     CheckpointConfig,
@@ -75,12 +79,44 @@ def test_a_run_from_a_dataclass_is_done_and_opened_again(tmp_path, monkeypatch):
         run(other, directory, resumes=True)
 
 
+def test_a_run_whose_returns_never_differ_says_so_in_its_log_and_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldmtp.agents.trainer.episode_returns", lambda rollout: torch.zeros(len(rollout)))
+    monkeypatch.setattr("worldmtp.agents.flat_returns.NUM_FLAT_ITERATIONS", 1)
+    with pytest.warns(FlatReturnsWarning):
+        result = run(CONFIG, tmp_path / "run")
+    said = "all returns of iterations 1 to 1 were 0, so that nothing could be learnt from them. Try easier questions"
+    assert result.closing.count(said) == 1
+    assert f"[WARNING] {said}" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_world_is_told_turn_by_turn_at_each_evaluation(tmp_path):
+    """Before the first iteration, after it and at the end: as the artefacts of the first and the last have it."""
+    agent = AgentConfig(replace(CONFIG.agent.rollout, num_iterations=2), PPOConfig(observation_coef=0.5))
+    world = EnvConfig("worldmtp/GuessNumber-v0", {"pool_size": 16, "max_turn": 2})
+    sft, evaluation = replace(CONFIG.sft, num_steps=0), replace(CONFIG.eval, every_iterations=1)
+    config = replace(CONFIG, env=world, agent=agent, sft=sft, eval=evaluation, imagination=ImaginationConfig(use="off"))
+    run(config, tmp_path / "run")
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    told = [record["text"]["samples/heldout"] for record in records if "samples/heldout" in record.get("text", {})]
+    assert len(told) == 3
+    assert [one.count("**Episode") for one in told] == [4, 4, 4]
+    assert all(one.count("\nworld ") > 4 < one.count("\npolicy ") for one in told)
+    for name, text in (("start", told[0]), ("final", told[2])):
+        artefact = load_artefact(tmp_path / "run" / "artefacts", name)
+        assert text == episodes_markdown([episode_of(artefact, row) for row in range(4)])
+    assert sum(record.get("losses/observation", 0.0) > 0 for record in records) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"env": EnvConfig("worldmtp/Revers-v0")}, "env.id="),
         ({"profile": ProfileConfig(device="cpuu")}, "profile.device='cpuu' is no device"),
         ({"model": ModelConfig(architecture="qwen3", config={"hidden_sizes": 16})}, "model.config.hidden_sizes"),
+        (
+            {"agent": AgentConfig(RolloutConfig(num_iterations=1), PPOConfig(observation_coef=0.1))},
+            r"agent\.ppo\.observation_coef=0\.1 with Reverse, which writes nothing after the prompt",
+        ),
     ],
 )
 def test_a_failed_start_leaves_no_directory(tmp_path, monkeypatch, change, message):

@@ -5,7 +5,8 @@ being depth 1, the trunk's own head. Everything said *of* a token stands at that
 where: ``chain_logprob[b, i]`` is log p of token i by the trunk at i - 1, ``head_logprob[b, i, k-1]`` is log q_k of the
 same token by depth k at i - k. A return stands at its root: entry i belongs to the prefix that ends with token i. So
 does what was imagined: ``imagined_tokens[b, i, h]`` is step h of the most likely continuation imagined from there.
-NaN means "not there": before the first token, or not computed.
+A reward stands at the token of the policy that earned it, and is 0 elsewhere. NaN means "not there": before the first
+token, or not computed.
 
 ``token_strip`` and ``imagined_strip`` lay a text of an artefact beside what was predicted or imagined of it.
 
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from worldmtp.atomic_files import write_bytes, write_text
 from worldmtp.tracking.strips import StripRow, TokenStrip
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAX_DEPTH_1_MISMATCH_NATS = 0.05
 
 
@@ -47,6 +48,7 @@ class EvalArtefact:
     action_mask: Bool[np.ndarray, "batch length"]
     prompt_length: Int[np.ndarray, " batch"]
     returns: Float[np.ndarray, " batch"]
+    rewards: Float[np.ndarray, "batch length"]
     exact: Bool[np.ndarray, " batch"]
     chain_logprob: Float[np.ndarray, "batch length"]
     chain_entropy: Float[np.ndarray, "batch length"]
@@ -73,6 +75,13 @@ class EvalArtefact:
         """Return K, the number of depths."""
         return int(self.head_logprob.shape[2])
 
+    @property
+    def reply_mask(self) -> Bool[np.ndarray, "batch length"]:
+        """Return which tokens a world wrote in reply: behind the prompt, and not the policy's."""
+        behind_prompt = np.arange(self.input_ids.shape[1]) >= self.prompt_length[:, None]
+        replies: Bool[np.ndarray, "batch length"] = self.attention_mask & behind_prompt & ~self.action_mask
+        return replies
+
     def _check_values(self) -> None:
         length = self.input_ids.shape[1]
         used_ids = self.input_ids[self.attention_mask]
@@ -85,6 +94,10 @@ class EvalArtefact:
             raise ValueError("action_mask marks tokens outside attention_mask; a policy token is a real token.")
         if np.any((self.prompt_length < 0) | (self.prompt_length > length)):
             raise ValueError(f"prompt_length leaves 0..{length}, the length of the texts.")
+        if np.any(self.rewards[~self.action_mask] != 0):
+            raise ValueError("rewards are not 0 at tokens that the policy did not choose; an action is paid, no reply.")
+        if not np.allclose(self.rewards.sum(axis=1), self.returns, rtol=0, atol=1e-4):
+            raise ValueError("rewards do not add up to returns; both are undiscounted, of one episode a row.")
         for name in ("chain_logprob", "head_logprob"):
             values = getattr(self, name)
             if np.any(np.isinf(values)) or np.any(values > 1e-3):
@@ -240,6 +253,7 @@ def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStr
         prompt_length=int(artefact.prompt_length[row]),
         rows=tuple(rows),
         caption=caption,
+        replies=_replies(artefact, row),
     )
 
 
@@ -262,4 +276,9 @@ def imagined_strip(artefact: EvalArtefact, row: int, caption: str = "") -> Token
             tokens[root + 1 + h] = texts[artefact.imagined_tokens[row, root, h]]
             shades[root + 1 + h] = float(probabilities[h])
         rows.append(StripRow(f"after {root + 1 - start}", tuple(tokens), tuple(shades)))
-    return TokenStrip(tuple(texts[token] for token in artefact.input_ids[row, :length]), start, tuple(rows), caption)
+    realized = tuple(texts[token] for token in artefact.input_ids[row, :length])
+    return TokenStrip(realized, start, tuple(rows), caption, _replies(artefact, row))
+
+
+def _replies(artefact: EvalArtefact, row: int) -> frozenset[int]:
+    return frozenset(np.flatnonzero(artefact.reply_mask[row]).tolist())

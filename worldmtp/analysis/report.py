@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from worldmtp.analysis import figures, metrics
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
+from worldmtp.analysis.conversations import chosen_episodes, episode_of, is_conversation, printable
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
@@ -116,6 +117,7 @@ def _evaluation(name: str, artefact: EvalArtefact, rooted: RootedPredictions) ->
         "strata": _picture(figures.entropy_strata(rooted)),
         "calibration": _picture(figures.reliability_diagrams(rooted)),
         "returns": _returns(artefact),
+        "conversations": _conversations(artefact),
         "strips": [_strip(artefact, row, rank) for row, rank in _chosen(rooted)],
     }
 
@@ -132,6 +134,29 @@ def _returns(artefact: EvalArtefact) -> dict[str, Any] | None:
         "num_sequences": agreement.num_sequences,
         "row": [_interval(agreement.bias), _interval(agreement.slope), _interval(agreement.pearson), rank],
     }
+
+
+def _conversations(artefact: EvalArtefact) -> list[dict[str, Any]]:
+    """Return the episodes of lowest, middle and highest return, turn by turn, where a world replies."""
+    if not is_conversation(artefact):
+        return []
+    told = [(row, rank, episode_of(artefact, row)) for row, rank in chosen_episodes(artefact)]
+    return [
+        {
+            "row": row,
+            "rank": rank,
+            "outcome": episode.outcome,
+            "rows": [
+                {
+                    "speaker": one.speaker,
+                    "text": printable(one.text),
+                    "reward": one.paid,
+                }
+                for one in episode.utterances
+            ],
+        }
+        for row, rank, episode in told
+    ]
 
 
 def _strip(artefact: EvalArtefact, row: int, rank: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Token strips: what the heads predicted, under what happened, aligned by the token they speak of.
 
-    realized   2 + 3 = 5 <eos>     prompt grey, answer blue
+    realized   2 + 3 = 5 <eos>     prompt and replies grey, answer blue
     depth 1            5 <eos>     each said at the token before
     depth 2              <eos>     each said two tokens before
 
@@ -48,12 +48,16 @@ class StripRow:
 
 @dataclass(frozen=True)
 class TokenStrip:
-    """A realized text, prompt first, with rows of predictions of the same length."""
+    """A realized text, prompt first, with rows of predictions of the same length.
+
+    ``replies`` are the places behind the prompt that the world wrote, and not who answers.
+    """
 
     tokens: tuple[str, ...]
     prompt_length: int
     rows: tuple[StripRow, ...]
     caption: str = ""
+    replies: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 <= self.prompt_length <= len(self.tokens):
@@ -179,7 +183,8 @@ def render_strip(
 
 
 def _realized_cell(strip: TokenStrip, place: int, show: Callable[[str], str]) -> StripCell:
-    return StripCell(show(strip.tokens[place]), _PROMPT_FILL if place < strip.prompt_length else _REALIZED_FILL)
+    is_answer = place >= strip.prompt_length and place not in strip.replies
+    return StripCell(show(strip.tokens[place]), _REALIZED_FILL if is_answer else _PROMPT_FILL)
 
 
 def _predicted_cells(strip: TokenStrip, row: StripRow, show: Callable[[str], str]) -> tuple[StripCell, ...]:

@@ -118,6 +118,12 @@ _LOSSES = _rows(
     ("explained_variance", "1 - Var(return - value) / Var(return) over action tokens", "1"),
     ("advantage_mean", "mean advantage over action tokens, before scaling", "reward"),
     ("advantage_std", "standard deviation of the same advantages", "reward"),
+    (
+        "observation",
+        "mean of -log p, at temperature 1, over the tokens that a world replied, before its coefficient; with "
+        "observation_coef",
+        "nats/token",
+    ),
     ("counterfactual", "all-action policy term over the live tokens, before its coefficient", "1"),
     ("total", "the weighted sum that was differentiated", "1"),
 )
@@ -267,7 +273,13 @@ _SFT = _rows(
 _RECORDS = (
     TagRow("imagination/predicted_{i}", "text i, and what each depth predicted, aligned by target", "-", "image"),
     TagRow("imagination/imagined_{i}", "text i, and what was imagined from each of its prefixes", "-", "image"),
-    TagRow("samples/{split}", "the first prompts of an evaluation, sampled answers and returns", "-", "text"),
+    TagRow(
+        "samples/{split}",
+        "the first prompts of an evaluation, sampled answers and returns; of a world, at each evaluation, the first "
+        "episodes turn by turn: who said what, the reward of each turn, the total",
+        "-",
+        "text",
+    ),
     TagRow("run/{name}", "the resolved configuration, or a note on the run", "-", "text"),
     TagRow("rollout/return", "returns of the batch's episodes", "reward", "histogram"),
     TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import (
@@ -21,6 +23,7 @@ from worldmtp.agents.evaluation import (
 from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.artefacts import imagined_strip, token_strip
+from worldmtp.analysis.conversations import Episode, episode_of, episodes_markdown, is_conversation, utterances
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.summary import ArmSummary
 from worldmtp.dynamics import WorldModel
@@ -98,6 +101,7 @@ def make_artefact(
         "action_mask": action_mask(rollout),
         "prompt_length": rollout.prompt_length,
         "returns": episode_returns(rollout),
+        "rewards": rewards_in_place(rollout),
         "exact": rollout.exact,
         "chain_logprob": said.logprobs[..., 0],
         "chain_entropy": said.entropies[..., 0],
@@ -139,8 +143,34 @@ def write_evaluation(found: RunEvaluation, run_dir: Path, name: str, writer: Met
     writer.text("samples/heldout", samples(found.artefact), step)
 
 
+def rewards_in_place(rollout: Rollout) -> Float[Tensor, "batch time"]:
+    """Return what the action of each token was paid; 0 where the policy wrote none."""
+    paid = torch.where(rollout.step_mask, rollout.rewards, 0.0)
+    # Steps that are not there write 0 to index 0, a prompt token.
+    return paid.new_zeros(rollout.input_ids.shape).scatter(1, rollout.action_index, paid)
+
+
+def conversations(rollout: Rollout, tokens_text: Sequence[str], num_samples: int = 4) -> str:
+    """Return the first episodes of a rollout as markdown, turn by turn."""
+    part = rollout.select(torch.arange(min(num_samples, len(rollout)))).to("cpu")
+    rewards, returns, is_action = rewards_in_place(part), episode_returns(part), action_mask(part)
+    episodes = []
+    for row in range(len(part)):
+        length = int(part.attention_mask[row].sum())
+        columns = part.input_ids, is_action, rewards
+        ids, acted, paid = (column[row, :length].numpy() for column in columns)
+        said = utterances(ids, acted, paid, tokens_text)
+        episodes.append(Episode(said, float(returns[row]), bool(part.exact[row])))
+    return episodes_markdown(episodes)
+
+
 def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
-    """Return the first prompts, answers and returns as a list in markdown; texts as Python spells them."""
+    """Return the first prompts, answers and returns as a list in markdown; texts as Python spells them.
+
+    Where a world replies, half as many episodes are told turn by turn.
+    """
+    if is_conversation(artefact):
+        return episodes_markdown([episode_of(artefact, row) for row in range(min(num_samples // 2, len(artefact)))])
     lines = []
     for row in range(min(num_samples, len(artefact))):
         texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]

@@ -20,6 +20,7 @@ import torch
 
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.observation import check_replies
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
 from worldmtp.analysis.run_files import time_breakdown
@@ -27,6 +28,7 @@ from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
+from worldmtp.envs.task import TurnTask
 from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
@@ -42,7 +44,14 @@ from worldmtp.tracking import (
     tensorboard_command,
 )
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.evaluation import RunEvaluation, evaluate_run, summarize, write_evaluation, write_strips
+from worldmtp.training.evaluation import (
+    RunEvaluation,
+    conversations,
+    evaluate_run,
+    summarize,
+    write_evaluation,
+    write_strips,
+)
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
     brings_heads,
@@ -112,6 +121,7 @@ class Pipeline:
         self._progress = progress
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
+        check_replies(self._env.task, config.agent.ppo)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)
@@ -131,6 +141,7 @@ class Pipeline:
         self._env.dataset.encode([*held_out, *self._examples])
         self._tokens_text = vocabulary(self._env)
         self._after: RunEvaluation | None = None
+        self._flat: str | None = None
         self.closing = ""
         self.summary: RunSummary | None = None
 
@@ -156,6 +167,7 @@ class Pipeline:
                 lambda step: self._evaluate(trainer, step),
                 lambda fraction, note: self._report("reinforce", fraction, note),
             )
+        self._flat = trainer.flat_returns.note
         if self._after is None:
             # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
             self._after = self._evaluate_held_out()
@@ -272,8 +284,11 @@ class Pipeline:
             self._write_final(self._after, step)
         elif trainer.iteration % config.eval.every_iterations == 0:
             start = time.perf_counter()
-            metrics = self._evaluator.run(trainer.model).metrics()
-            self._writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
+            found = self._evaluator.run(trainer.model)
+            seconds = {"time/eval_seconds": time.perf_counter() - start}
+            self._writer.scalars(found.metrics() | seconds, step)
+            if isinstance(self._env.task, TurnTask):
+                self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
@@ -318,6 +333,7 @@ class Pipeline:
                 f"{self._overlap:.3f} of the training prompts are those of the warm start",
                 *self.notes,
                 *_scoring_notes(records),
+                *([] if self._flat is None else [self._flat]),
                 *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
             ),
         )

@@ -14,6 +14,7 @@ from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpo
 from worldmtp.model import MTPModel
 from worldmtp.tracking import METRICS_FILE, MetricWriter, read_records
 from worldmtp.training.config import CheckpointConfig
+from worldmtp.training.run_dir import RUN_LOG
 
 CHECKPOINTS = "checkpoints"
 CONFIG_TAG = "run/config"
@@ -93,6 +94,7 @@ def reinforce(
         StoppedEarly: ``config.stop_after`` was reached.
     """
     directory = run_dir / CHECKPOINTS
+    was_told = trainer.flat_returns.note is not None
     while trainer.iteration < num_iterations:
         if config.stop_after is not None and trainer.iteration >= config.stop_after:
             raise StoppedEarly(f"stopped after iteration {trainer.iteration}; go on with resume={run_dir}")
@@ -101,6 +103,9 @@ def reinforce(
             _check_weights(trainer.model, trainer.iteration)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} {_way_back(directory, run_dir)}") from error
+        if trainer.flat_returns.note is not None and not was_told:
+            RUN_LOG.warning("%s", trainer.flat_returns.note)
+            was_told = True
         step = int(trainer.totals["env/tokens"])
         writer.scalars(metrics, step)
         writer.histogram("rollout/return", episode_returns(rollout).cpu().numpy(), step)

@@ -75,7 +75,9 @@ class PlainAdvantages:
             update_kappa(self._kappa, returns, rollout.group)
             advantages = per_step(returns - baseline, rollout)
         metrics |= advantage_moments(advantages, rollout)
-        scale = advantage_scale(advantages, rollout) if self._config.scale_advantages else 1.0
+        scale = 1.0
+        if self._config.scale_advantages:
+            scale = advantage_scale(advantages, rollout, self._config.min_advantage_scale)
         return plain_plan(advantages / scale, monte_carlo_returns(rollout, self._config, stats.values)), metrics
 
     def learn(self) -> dict[str, float]:
@@ -127,10 +129,10 @@ def advantage_moments(advantages: Float[Tensor, "batch step"], rollout: Rollout)
     }
 
 
-def advantage_scale(advantages: Float[Tensor, "batch step"], rollout: Rollout) -> float:
-    """Return the root mean square over the steps; one where all advantages vanish, so that nothing is blown up."""
+def advantage_scale(advantages: Float[Tensor, "batch step"], rollout: Rollout, least: float = 1e-6) -> float:
+    """Return the root mean square over the steps, or ``least``; one where all advantages vanish."""
     scale = float(masked_mean(advantages**2, rollout.step_mask).sqrt())
-    return scale if scale > 1e-6 else 1.0
+    return max(scale, least) if scale > 1e-6 else 1.0
 
 
 def plain_plan(advantages: Float[Tensor, "batch step"], value_targets: Float[Tensor, "batch step"]) -> AdvantagePlan:

@@ -81,6 +81,8 @@ class PPOConfig:
     """
     scale_advantages: bool = True
     """Divide by the root mean square of the batch; the mean is never subtracted."""
+    min_advantage_scale: float = 1e-6
+    """The least that advantages are divided by: above the noise of a critic, reward-less batches move little."""
     detach_value: bool = True
     """The value loss trains the value head only, not the trunk."""
     bootstrap_truncated: bool = False
@@ -98,6 +100,7 @@ class PPOConfig:
             self.target_kl is None or 0 < self.target_kl < math.inf,
             f"target_kl={self.target_kl} must be positive and finite, or null for no stop.",
         )
+        _require_rates(self, "min_advantage_scale")
         _require(0 < self.adam_beta2 < 1, f"adam_beta2={self.adam_beta2} must be in (0, 1).")
         _require_at_least(self, 1, "num_epochs", "num_minibatches")
         _require(

@@ -210,7 +210,9 @@ class ExpansionAdvantages:
         values[:, :-1][mask] = baseline.to(values.dtype)
         advantages = gae_of(rollout, values, 1.0, self._ppo)
         metrics |= advantage_moments(advantages, rollout)
-        scale = advantage_scale(advantages, rollout) if self._ppo.scale_advantages else 1.0
+        scale = 1.0
+        if self._ppo.scale_advantages:
+            scale = advantage_scale(advantages, rollout, self._ppo.min_advantage_scale)
         return plain_plan(advantages / scale, targets), metrics
 
     def learn(self) -> dict[str, float]:

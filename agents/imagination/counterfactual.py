@@ -185,7 +185,9 @@ class CounterfactualAdvantages:
         metrics["imagination/gate_open"] = float(serving is not None)
         correction = episode_correction(used_advantages, live, rollout.actions)
         metrics |= advantage_moments(per_step(residual - used_slope * correction, rollout), rollout)
-        scale = advantage_scale(per_step(residual, rollout), rollout) if self._ppo.scale_advantages else 1.0
+        scale = 1.0
+        if self._ppo.scale_advantages:
+            scale = advantage_scale(per_step(residual, rollout), rollout, self._ppo.min_advantage_scale)
         plan = AdvantagePlan(
             advantages=per_step((residual - used_slope * correction) / scale, rollout),
             value_targets=monte_carlo_returns(rollout, self._ppo, stats.values),

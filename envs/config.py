@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.task import Task
 from worldmtp.envs.tokenizer import Tokenizer
 
@@ -65,5 +66,4 @@ class TextEnvConfig:
                 f"expected max_prompt >= 1, max_new >= 2 (one token and EOS) and pool_size >= 1, "
                 f"got {self.max_prompt}, {self.max_new}, {self.pool_size}."
             )
-        if self.truncation_score not in TRUNCATION_SCORES:
-            raise ValueError(f"truncation_score={self.truncation_score!r} is unknown; expected 'score' or 'zero'.")
+        check_choice("truncation_score", self.truncation_score, TRUNCATION_SCORES)

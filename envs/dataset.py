@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.registry import make_task
 from worldmtp.envs.rows import object_column
@@ -41,8 +42,7 @@ def check_split(split: str) -> str:
     Raises:
         ValueError: if there is no such split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r} is unknown; expected one of {SPLITS}.")
+    check_choice("split", split, SPLITS)
     return split
 
 
@@ -85,8 +85,7 @@ def draw_examples(
         ValueError: if the split cannot be filled, unless ``fewer`` is set.
     """
     split_index = SPLITS.index(check_split(split))
-    if purpose not in PURPOSES:
-        raise ValueError(f"purpose={purpose!r} is unknown; expected one of {PURPOSES}.")
+    check_choice("purpose", purpose, PURPOSES)
     stream = [seed, PURPOSES.index(purpose), split_index]
     if not 0.0 <= heldout_fraction < 1.0:
         raise ValueError(f"heldout_fraction={heldout_fraction} must be in [0, 1).")
@@ -221,6 +220,7 @@ class TextDataset:
             )
         self._excluded: frozenset[str] = frozenset()
         self._pools: dict[str, EncodedExamples] = {}
+        self._num_measured = 0
         self.max_prompt, self.max_new = self._budgets()
         self.max_steps = min(self.max_new, config.max_episode_steps or self.max_new)
 
@@ -250,6 +250,7 @@ class TextDataset:
                 f"max_new cannot be measured, since {type(self.task).__name__} has no answers to show; give max_new, "
                 "the tokens of an answer with EOS, or of all turns and replies of a conversation."
             )
+        self._num_measured = len(drawn)
         max_new = config.max_new or 1 + max(1, *(len(self.tokenizer.encode(answer)) for answer in answers))
         _logger.info(
             "max_prompt=%d and max_new=%d, measured on %d examples of %s; give them to change them.",
@@ -286,8 +287,22 @@ class TextDataset:
         self.pool_seed, self._excluded = seed, frozenset(excluded)
 
     def encode(self, examples: Sequence[Example]) -> EncodedExamples:
-        """Return examples with the tokens of their prompts; see ``encode_examples``."""
-        return encode_examples(examples, self.tokenizer, self.max_prompt, self.max_new)
+        """Return examples with the tokens of their prompts; see ``encode_examples``.
+
+        Raises:
+            ValueError: if a text does not fit; the message says which budgets were measured, and on how much.
+        """
+        try:
+            return encode_examples(examples, self.tokenizer, self.max_prompt, self.max_new)
+        except ValueError as error:
+            budgets = {"max_prompt": self.config.max_prompt, "max_new": self.config.max_new}
+            left_out = [name for name, given in budgets.items() if given is None and f"{name}=" in str(error)]
+            if not left_out:
+                raise
+            raise ValueError(
+                f"{error} {left_out[0]} was left out, and measured on {self._num_measured} examples, which had none as "
+                f"long; give {left_out[0]}."
+            ) from error
 
     def examples(
         self, split: str, num_examples: int, seed: int, purpose: str = "pool", fewer: bool = False

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 from worldmtp.choices import nearest
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.dataset import draw_examples
-from worldmtp.envs.registry import ENTRY_POINT, VECTOR_ENTRY_POINT
+from worldmtp.envs.registry import ENTRY_POINT, VECTOR_ENTRY_POINT, task_keywords
 from worldmtp.envs.task import DenseTask, Task, TurnTask
 from worldmtp.envs.text_env import (
     TextVectorEnv,
@@ -128,7 +128,7 @@ def make_text_vec(
     except (gymnasium.error.Error, ImportError) as error:
         raise MakingError(f"{env_id!r} cannot be made: {error}") from error
     except TypeError as error:
-        raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}.{_cure(error, kwargs)}") from error
+        raise MakingError(f"{env_id!r} cannot be made with {kwargs}: {error}.{_cure(error, spec, kwargs)}") from error
     if not isinstance(made.unwrapped, TextVectorEnv):
         raise MakingError(f"{env_id!r} makes a {type(made.unwrapped).__name__}. {_REMEDY}")
     if isinstance(made.unwrapped, TextGenVectorEnv):
@@ -169,15 +169,18 @@ def _trainable(env_id: str, made: Any) -> TextVectorEnv:
     return view
 
 
-def _cure(error: TypeError, kwargs: Mapping[str, Any]) -> str:
+def _cure(error: TypeError, spec: EnvSpec, kwargs: Mapping[str, Any]) -> str:
     """Return what to do: a keyword that was given and is not taken is a typo; else this is no environment of text."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     task_kwargs = kwargs.get("task_kwargs")
-    if unknown is None or unknown[1] not in {*kwargs, *(task_kwargs if isinstance(task_kwargs, Mapping) else ())}:
+    of_task = set(task_kwargs) if isinstance(task_kwargs, Mapping) else set()
+    if unknown is None or unknown[1] not in {*kwargs, *of_task}:
         return f" {_REMEDY}"
-    known = [name for name in _CONFIG_FIELDS if unknown[1] in kwargs]
+    task = {**spec.kwargs, **kwargs}.get("task")
+    known = {name: f"task_kwargs.{name}" for name in (task_keywords(task) if isinstance(task, str) else ())}
+    known |= {name: name for name in _CONFIG_FIELDS}
     found = nearest(unknown[1], known)
-    return f" Did you mean {found!r}?" if found else ""
+    return f" Did you mean {known[found]!r}?" if found else ""
 
 
 def _nearest(name: str) -> str:

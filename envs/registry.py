@@ -5,6 +5,7 @@ points and JSON kwargs, so that its EnvSpec can be written into a file and read 
 are named by their paths and imported when they are made: the kernel knows none of them.
 """
 
+import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ _FUNCTION_TASK = "worldmtp.envs.tasks.function:FunctionTask"
 _WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
 _FROM_GYMNASIUM = "worldmtp.envs.worlds.adapters:from_gymnasium"
 _REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym"
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 _factories: dict[str, Callable[..., Task] | str] = {}
@@ -152,6 +155,15 @@ def make_task(task: str | Task, task_kwargs: Mapping[str, Any] | None = None) ->
     if not isinstance(made, Task):
         raise TypeError(f"task {task!r} is a {type(made).__name__} without the methods sample and score of a Task.")
     return made
+
+
+def task_keywords(task: str) -> list[str]:
+    """Return the names of what a task that has a name can be made with, as ``task_kwargs``.
+
+    Raises:
+        ValueError: if there is no such task.
+    """
+    return [name for name, one in inspect.signature(_factory_of(task)).parameters.items() if one.kind not in _VARIADIC]
 
 
 def _factory_of(name: str) -> Callable[..., Task]:

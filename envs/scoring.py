@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.scoring_workers import (
     Call,
     InProcess,
@@ -104,8 +105,7 @@ class Scorer:
             raise ValueError(
                 f"num_scorers={num_scorers} needs timeout_seconds: without a limit, scoring stays in this process."
             )
-        if on_error not in ("zero", "raise"):
-            raise ValueError(f"on_error={on_error!r} is unknown; expected 'zero' or 'raise'.")
+        check_choice("on_error", on_error, ("zero", "raise"))
         self.task = task
         self.on_error = on_error
         self.counters = ScorerCounters()

@@ -216,14 +216,34 @@ def wrap(env: VectorEnv, wrappers: Sequence[WrapperSpec]) -> VectorEnv:
         ValueError: if a name is unknown (the nearest is suggested), or keywords do not fit the wrapper.
     """
     for wrapper in wrappers:
-        kwargs = {"name": wrapper} if isinstance(wrapper, str) else dict(wrapper)
-        name = kwargs.pop("name", None)
-        if not isinstance(name, str):
-            raise ValueError(f"wrapper {wrapper!r} has no name; expected a name, or {{'name': ..., keywords}}.")
-        if ":" not in name:
-            check_choice("wrapper", name, WRAPPERS)
+        name, kwargs = _named(wrapper)
+        made_by = _class_of(name)
         try:
-            env = import_name(WRAPPERS.get(name, name), f"wrapper {name!r}")(env, **kwargs)
+            env = made_by(env, **kwargs)
         except TypeError as error:
             raise ValueError(f"wrapper {name!r} does not take {kwargs}: {error}") from error
     return env
+
+
+def unrecorded(wrappers: Sequence[WrapperSpec]) -> list[WrapperSpec]:
+    """Return the wrappers without those that write episodes into a file, which belongs to one environment alone.
+
+    Raises:
+        ValueError: as of ``wrap``.
+    """
+    return [wrapper for wrapper in wrappers if not getattr(_class_of(_named(wrapper)[0]), "writes_a_file", False)]
+
+
+def _named(wrapper: WrapperSpec) -> tuple[str, dict[str, Any]]:
+    """Return the name and the keywords."""
+    kwargs = {"name": wrapper} if isinstance(wrapper, str) else dict(wrapper)
+    name = kwargs.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"wrapper {wrapper!r} has no name; expected a name, or {{'name': ..., keywords}}.")
+    return name, kwargs
+
+
+def _class_of(name: str) -> Any:
+    if ":" not in name:
+        check_choice("wrapper", name, WRAPPERS)
+    return import_name(WRAPPERS.get(name, name), f"wrapper {name!r}")

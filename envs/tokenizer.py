@@ -7,6 +7,7 @@ a YAML file and in a checkpoint. transformers is imported only by those who ask 
 import operator
 import string
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from worldmtp.choices import did_you_mean
@@ -139,17 +140,28 @@ class CharTokenizer:
 
 
 class TransformersTokenizer:
-    """A Hugging Face tokenizer from a folder or hub name.
+    """A Hugging Face tokenizer from a folder, or by a name of the hub whose files are in its cache here.
 
     Raises:
-        ValueError: if it has no eos or no pad token.
+        ValueError: if there is none, since nothing is downloaded, or it has no eos or no pad token.
     """
 
     def __init__(self, path: str) -> None:
         from transformers import AutoTokenizer
 
         self.path = str(path)
-        self.backend = AutoTokenizer.from_pretrained(self.path)
+        try:
+            self.backend = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            if Path(self.path).is_dir():
+                raise ValueError(
+                    f"the tokenizer at {self.path!r} cannot be read: {error} Put the files there that "
+                    "tokenizer.save_pretrained writes."
+                ) from error
+            raise ValueError(
+                f"there is no tokenizer at {self.path!r}: no such directory, and no such name in the cache of the hub. "
+                f"Nothing is downloaded here: fetch it first, as by hf download {self.path} --local-dir checkpoint."
+            ) from error
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(self.backend, name) is None:
                 raise ValueError(f"the tokenizer at {self.path!r} has no {name}; set one and save it again.")

@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.task import Example, Score
 
 Reward = Literal["score", "exact"]
 REWARDS = ("score", "exact")
+"""Partial credit, or 1 and 0."""
 
 
 def check_reward(reward: str) -> None:
@@ -21,8 +23,7 @@ def check_reward(reward: str) -> None:
     Raises:
         ValueError: it is neither "score" nor "exact".
     """
-    if reward not in REWARDS:
-        raise ValueError(f"reward={reward!r} is unknown; expected 'score' (partial credit) or 'exact' (1 or 0).")
+    check_choice("reward", reward, REWARDS)
 
 
 def position_match(answer: str, text: str) -> float:

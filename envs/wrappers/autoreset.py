@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from worldmtp.choices import did_you_mean
 from worldmtp.envs.text_env import TextVectorWrapper
 
 
@@ -29,7 +30,8 @@ def parse_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     for known in AutoresetMode:
         if mode.lower() in (known.name.lower(), known.value.lower()):
             return known
-    raise ValueError(f"autoreset_mode={mode!r} is unknown; expected 'same_step', 'next_step' or 'disabled'.")
+    names = [known.name.lower() for known in AutoresetMode]
+    raise ValueError(f"autoreset_mode={mode!r} is unknown{did_you_mean(mode, names, ';')} choose from {names}.")
 
 
 def with_autoreset(env: VectorEnv, mode: str | AutoresetMode) -> VectorEnv:

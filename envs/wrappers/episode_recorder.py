@@ -89,11 +89,14 @@ class VectorEpisodeRecorder(TextVectorWrapper):
 
     Args:
         env: a ``TextGenVectorEnv``.
-        path: of the file; folders are made. One recorder at a time may write to it.
+        path: of the file; folders are made. One recorder at a time may write to it: a run records its training
+            alone, and not its evaluations. What it repeats after a kill is recorded again.
 
     Raises:
         TypeError: if what is wrapped is no vector text env.
     """
+
+    writes_a_file = True
 
     def __init__(self, env: VectorEnv, path: str | Path) -> None:
         super().__init__(env)

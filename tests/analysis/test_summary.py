@@ -69,3 +69,8 @@ def test_damage_is_named(tmp_path):
 def test_a_summary_is_not_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SUMMARY.machine = "another"
+
+
+def test_a_summary_is_printed_as_its_table():
+    summary = dataclasses.replace(SUMMARY, notes=("8 prompts", "seed 3"))
+    assert str(summary) == f"{summary_table(summary)}\n8 prompts\nseed 3"

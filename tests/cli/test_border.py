@@ -1,5 +1,6 @@
 """What a config gets wrong is said before anything is trained, and nothing that was there is lost."""
 
+import json
 import re
 import sys
 
@@ -10,12 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Glm4MoeConfig, Qwen2Config
 
 from worldmtp.cli.train import run
-from worldmtp.envs import CharTokenizer
+from worldmtp.envs import CharTokenizer, Score, TextGenVectorEnv
+from worldmtp.envs.tasks.strings import Copy
 from worldmtp.interchange import export_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.training.config import EnvConfig
-from worldmtp.training.make import make_env
+from worldmtp.training.make import check_scores, make_env
 from worldmtp.training.saved_model import save_model, transformers_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -71,6 +73,13 @@ REFUSED = [
     (r"'[d-j]'", "+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}"),
     ("model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3"),
     ("config.hiden_size is no field of Qwen3Config; did you mean 'hidden_size'", "+model.config.hiden_size=8"),
+    # The trunk of the tests has 2 heads of keys and values.
+    (
+        r"model\.config\.num_attention_heads=3 must be a multiple of model\.config\.num_key_value_heads=2, .*; set b",
+        "model.config.num_attention_heads=3",
+    ),
+    (r"wrappers=\[3\]: 3 is neither a name nor a mapping", "env.wrappers=[3]"),
+    (r"no tokenizer at 'nothere'", "+env.kwargs.tokenizer=transformers:nothere"),
     ("give exactly one of them", "model.path=somewhere"),
     ("give exactly one of them", "model.architecture=null"),
     ("model.path='nowhere' is not a directory", "model=pretrained", "model.path=nowhere"),
@@ -102,6 +111,52 @@ REFUSED = [
 @pytest.mark.parametrize(("message", "overrides"), [(message, overrides) for message, *overrides in REFUSED])
 def test_refused(refused, message, overrides):
     refused(message, *overrides)
+
+
+REWARDS = """\
+def five(example, text):
+    return 5.0 if text == example.answer else 0.0
+
+def minus(example, text):
+    return -1.0
+"""
+
+
+@pytest.mark.parametrize(("reward", "paid"), [("five", "5"), ("minus", "-1")])
+def test_rewards_that_values_cannot_hold(refused, tmp_path, reward, paid):
+    (tmp_path / f"{reward}_rewards.py").write_text(REWARDS)
+    rows = [json.dumps({"prompt": f"{number}=", "answer": str(number)}) for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    refused(
+        rf"the answer '\d+' to '\d+=' is scored {paid}, and the model's values hold returns of 0 \.\. 1 .*; scale the",
+        f"imports=[{tmp_path}/{reward}_rewards.py]",
+        "env=data",
+        f"env.kwargs.task_kwargs.path={tmp_path}/rows.jsonl",
+        f"+env.kwargs.task_kwargs.reward={reward}_rewards:{reward}",
+    )
+
+
+def test_rewards_are_looked_at_before_the_warm_start_alone(monkeypatch):
+    """Those in [0, 1], those that raise, and those under a time limit, which may hang, are not refused."""
+
+    class Scored(Copy):
+        def __init__(self, value):
+            super().__init__()
+            self.value, self.asked = value, 0
+
+        def score(self, example, text, ids):
+            self.asked += 1
+            if self.value is None:
+                raise ZeroDivisionError
+            return Score(self.value, exact=False)
+
+    for value in (0.0, 1.0, None):
+        env = TextGenVectorEnv(1, task=Scored(value), max_prompt=9, max_new=9)
+        check_scores(env, env.examples("train", 6, 0), (0.0, 1.0))
+        assert env.task.asked == 4
+    limited = TextGenVectorEnv(1, task=Scored(7.0), max_prompt=9, max_new=9, timeout_seconds=9.0)
+    check_scores(limited, limited.examples("train", 6, 0), (0.0, 1.0))
+    limited.close()
 
 
 def test_vector_environment_of_another_kind(refused, monkeypatch):
@@ -266,7 +321,7 @@ def test_pretrained_trunk_that_fits_is_trained(compose_tiny, tiny_trunk, tmp_pat
 
 def test_directory_below_a_file(compose_tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"the run directory .* cannot be written .*choose another with hydra"):
+    with pytest.raises(ValueError, match=r"the run directory .* cannot be written .*choose another"):
         run(compose_tiny(), tmp_path / "file" / "run")
 
 

@@ -26,7 +26,7 @@ NOTED = {
     "reward_model": ["sft.num_steps=160"],
 }
 """What asks for more prompts or answers than the task has, and is said so."""
-SLOW = ("caesar_cipher", "countdown", "path_star")
+SLOW = ("caesar_cipher", "countdown", "grid_world", "path_star")
 """Prompts that are drawn slowly, or a large pool of them."""
 
 MODEL = (

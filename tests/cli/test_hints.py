@@ -5,8 +5,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from worldmtp.cli.errors import explain, nearest_hint
-from worldmtp.cli.schema import flat_keys, twin
+from worldmtp.cli.resume import resumed_config
+from worldmtp.cli.schema import flat_keys, known_keys, twin
 from worldmtp.training.config import TrainConfig
+from worldmtp.training.run_dir import claim
 
 KEYS = flat_keys(OmegaConf.structured(twin(TrainConfig)))
 
@@ -43,6 +45,28 @@ def test_a_wrong_type_names_its_cause(compose):
     text = explanation(compose, "seed=abc")
     assert "seed=abc" in text
     assert "'abc' of type 'str' could not be converted to Integer" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "brackets"),
+    [("imports=./my_envs.py", "imports=[./my_envs.py]"), ("++env.wrappers=action_mask", "env.wrappers=[action_mask]")],
+)
+def test_a_list_without_brackets_is_shown_with_them(compose, override, brackets):
+    assert explanation(compose, override).endswith(f"\nA list is written in brackets: {brackets}")
+
+
+def test_a_list_of_a_resumption_is_shown_with_brackets(compose_tiny, tmp_path):
+    claim(tmp_path, OmegaConf.to_container(compose_tiny(), resolve=True), resumes=False).release()
+    with pytest.raises(HydraException) as caught:
+        resumed_config(tmp_path, ["imports=1"])
+    assert explain(caught.value, ["imports=1"], KEYS).endswith("\nA list is written in brackets: imports=[1]")
+
+
+def test_what_belongs_to_the_task_is_looked_for_there(compose):
+    typed = ("env=data", "env.kwargs.path=questions.jsonl")
+    with pytest.raises(HydraException) as caught:
+        compose(*typed)
+    assert explain(caught.value, typed, known_keys(typed)).endswith("\nDid you mean 'env.kwargs.task_kwargs.path'?")
 
 
 @pytest.mark.parametrize("override", ["qqqqqqqq=1", "env=zzzzzzzz", "env.kwargs.max_new=3", "model.config.depht=1"])

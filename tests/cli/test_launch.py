@@ -203,6 +203,8 @@ def test_a_refused_start_leaves_the_run_that_is_there(command_line, monkeypatch,
     code, _, err = command_line(*tiny_overrides, wrong, "hydra.run.dir=out")
     assert code == 1
     assert "\nerror: " in f"\n{err}"
+    assert ("hydra.run.dir=... and hydra.sweep.dir=... choose" in err) == ("already holds a run" in err)
+    assert ("already holds a run" in err) == (wrong == "seed=1")
     assert files_of(run_dir) == before
 
 

@@ -142,3 +142,16 @@ def test_a_claim_is_whole_or_not_at_all(run_dir, compose_tiny, monkeypatch):
     with claim(run_dir, plain(compose_tiny("seed=4")), resumes=True) as claimed:
         claimed.keep()
     assert OmegaConf.load(run_dir / "config.yaml").seed == 4
+
+
+def test_the_jobs_of_a_sweep_are_named(compose_tiny, tmp_path):
+    for seed in (3, 4):
+        claim(tmp_path / f"job{seed}", plain(compose_tiny(f"seed={seed}")), resumes=False).release()
+    (tmp_path / "job4" / "config.yaml").write_text("env: [")
+    message = rf"resume={tmp_path} is the directory of a sweep; go on with one of its jobs:\n\n(.|\n)*{tmp_path}/job3\n"
+    with pytest.raises(ValueError, match=message) as refused:
+        resumed_config(tmp_path, [])
+    (damaged,) = [line for line in str(refused.value).splitlines() if "job4" in line]
+    assert "damaged" in damaged
+    with pytest.raises(ValueError, match=r"job4/config\.yaml is damaged: (.|\n)*; put back the file"):
+        resumed_config(tmp_path / "job4", [])

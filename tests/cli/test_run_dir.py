@@ -141,5 +141,5 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
 
 def test_a_lock_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "run" / ".lock").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"run cannot be written \(.*\.lock.*choose another with hydra\.run\.dir"):
+    with pytest.raises(ValueError, match=r"run cannot be written \(.*\.lock.*choose another\."):
         claim(tmp_path / "run", CONFIG, resumes=False)

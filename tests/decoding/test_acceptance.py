@@ -83,13 +83,16 @@ def drawn_round(tables: Tables, num_drafts: int, accept: Callable = acceptance_p
                 add(drafts, tables("p", here), mass)
                 return
             log_p, log_q = tables("p", here), tables("q", here)
-            for draft in range(tables.vocab):
-                drawn = mass * float(log_q[draft].exp())
-                chance = float(accept(torch.tensor([[draft]]), log_q[None, None], log_p[None, None])[0, 0])
+            every = torch.arange(tables.vocab)[:, None]  # a row for each draft
+            chances = accept(every, log_q.expand(tables.vocab, 1, -1), log_p.expand(tables.vocab, 1, -1))[:, 0]
+            refused = 0.0
+            for draft, (probability, chance) in enumerate(zip(log_q.exp().tolist(), chances.tolist(), strict=True)):
+                drawn = mass * probability
                 if drawn * chance > 0:
                     go((*drafts, draft), drawn * chance)
-                if drawn * (1 - chance) > 0:
-                    add(drafts, rest(log_q[None], log_p[None])[0], drawn * (1 - chance))
+                refused += drawn * (1 - chance)
+            if refused > 0:
+                add(drafts, rest(log_q[None], log_p[None])[0], refused)
 
         go((), 1.0)
         return found
@@ -120,7 +123,7 @@ def test_wrong_rules_shift_the_law(accept, rest):
 
 
 def chosen_round(tables: Tables, tree: Tree, tokens_of: Callable[[Prefix], list[int]], as_chain: bool = False):
-    """The law of a round whose drafts are chosen: all draws of the trunk's token after every node."""
+    """The law of a round whose drafts are chosen: all draws of the trunk's token after every node, a row each."""
 
     def round_law(prefix: Prefix) -> Law:
         found: Law = {}
@@ -130,17 +133,21 @@ def chosen_round(tables: Tables, tree: Tree, tokens_of: Callable[[Prefix], list[
             for node in range(len(tree.parents))
         ]
         places = [tables("p", prefix + path) for path in paths]
-        for targets in product(range(tables.vocab), repeat=len(places)):
-            mass = float(sum(place[target] for place, target in zip(places, targets, strict=True)).exp())
-            drawn = torch.tensor([targets])
-            if as_chain:
-                logits = torch.nn.functional.one_hot(drawn, tables.vocab).double()
-                verdict = accept_greedy(tokens[:, 1:], torch.tensor([tokens.shape[1] - 1]), logits)
-                kept = tokens[0, 1 : 1 + int(verdict.num_accepted)].tolist()
-            else:
-                verdict = accept_tree(tree, tokens, drawn)
-                kept = tokens[0, verdict.path[0, 1 : 1 + int(verdict.num_accepted)]].tolist()
-            emitted = (*kept, int(verdict.next_tokens))
+        drawn = torch.tensor(list(product(range(tables.vocab), repeat=len(places))))
+        masses = sum(place[drawn[:, node]] for node, place in enumerate(places)).exp()
+        rows = tokens.expand(len(drawn), -1)
+        if as_chain:
+            logits = torch.nn.functional.one_hot(drawn, tables.vocab).double()
+            verdict = accept_greedy(rows[:, 1:], torch.full((len(drawn),), tokens.shape[1] - 1), logits)
+            kept = rows[:, 1:]
+        else:
+            verdict = accept_tree(tree, rows, drawn)
+            kept = rows.gather(1, verdict.path[:, 1:])
+        told = zip(
+            kept.tolist(), verdict.num_accepted.tolist(), verdict.next_tokens.tolist(), masses.tolist(), strict=True
+        )
+        for drafts, num_accepted, token, mass in told:
+            emitted = (*drafts[:num_accepted], token)
             found[emitted] = found.get(emitted, 0.0) + mass
         return found
 

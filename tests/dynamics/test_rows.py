@@ -187,6 +187,20 @@ def test_a_tree_is_grown_by_storing_and_selecting(case: Case) -> None:
 
 
 @torch.no_grad()
+def test_a_batch_of_no_rows_is_stepped_as_any_other(case: Case) -> None:
+    """As when the last branch of a search has ended: what is stored and merged afterwards is what was there before."""
+    batch, none = mixed(case), torch.zeros(0, dtype=torch.long)
+    empty = batch.select(none)
+    for _ in range(2):
+        empty = case.world.step(empty, none)
+        assert len(empty) == 0
+        assert case.world.predict(empty).value.shape == (0,)
+    order, taken = [0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 2, 2, 2]
+    case.check(batch.put(none, empty), order, taken, further=1)
+    case.check(type(batch).cat([empty, batch]), order, taken, further=1)
+
+
+@torch.no_grad()
 def test_the_deepest_row_ends_the_batch_and_no_other(make_model, make_text) -> None:
     model = make_model("llama", depth=3)
     world = make_world_model("mtp", model, torch.Generator())

@@ -20,6 +20,7 @@ from worldmtp.envs.make import MakingError, describe, kind_of, subject_of, text_
 from worldmtp.envs.task import Progress
 from worldmtp.envs.tasks.function import FunctionTask
 from worldmtp.envs.tasks.strings import Copy
+from worldmtp.envs.text_env import unrecorded
 from worldmtp.envs.worlds.task import WorldTask
 
 
@@ -249,6 +250,12 @@ def test_wrappers_that_cannot_be_made_are_named(wrapper, message):
         make_text_vec("worldmtp/Copy-v0", 1, wrappers=[wrapper], pool_size=8)
 
 
+@pytest.mark.parametrize("name", ["episode_recorder", "worldmtp.envs:VectorEpisodeRecorder"])
+def test_what_writes_a_file_is_known(name, tmp_path):
+    kept = ["attention_mask", {"name": "action_mask", "min_new": 1}]
+    assert unrecorded([kept[0], {"name": name, "path": str(tmp_path / "f")}, kept[1]]) == kept
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(MakingError, match=r"cannot be made with \{'max_nwe': 3\}: .*unexpected keyword argument"):
         make_text_vec("worldmtp/Reverse-v0", 1, max_nwe=3)
@@ -260,7 +267,10 @@ def test_wrong_arguments_are_named():
         ({"max_nw": 8}, "unexpected keyword argument 'max_nw'. Did you mean 'max_new'?"),
         ({"tokeniser": "char"}, "unexpected keyword argument 'tokeniser'. Did you mean 'tokenizer'?"),
         ({"qqq": 1}, "unexpected keyword argument 'qqq'."),
-        ({"task_kwargs": {"max_nw": 8}}, "unexpected keyword argument 'max_nw'."),
+        ({"task_kwargs": {"max_nw": 8}}, "unexpected keyword argument 'max_nw'. Did you mean 'max_new'?"),
+        ({"task_kwargs": {"qqq": 8}}, "unexpected keyword argument 'qqq'."),
+        ({"min_length": 1}, "unexpected keyword argument 'min_length'. Did you mean 'task_kwargs.min_length'?"),
+        ({"task_kwargs": {"min_lenth": 1}}, "argument 'min_lenth'. Did you mean 'task_kwargs.min_length'?"),
     ],
 )
 def test_a_misspelt_keyword_names_the_nearest_and_no_other_cure(kwargs, end):

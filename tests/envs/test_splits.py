@@ -79,7 +79,7 @@ def test_purposes_seeds_and_splits_have_streams_of_their_own():
         for purpose in ("pool", "demonstrations", "evaluation")
     ]
     assert len(set.union(*drawn)) == 50 * len(drawn)
-    with pytest.raises(ValueError, match=r"purpose='acting' is unknown; expected one of \('pool', 'demonstrations', "):
+    with pytest.raises(ValueError, match=r"purpose='acting' is unknown; choose from \['pool', 'demonstrations', "):
         draw_examples(task, "train", 1, 0, purpose="acting")
 
 
@@ -116,7 +116,7 @@ def test_a_split_that_cannot_be_filled_is_an_error():
         ValueError, match=r"'heldout' of Copy has no prompt in 1000 draws .*universe of prompts is too small"
     ):
         draw_examples(Copy(), "heldout", 1, seed=0, heldout_fraction=0.0)
-    with pytest.raises(ValueError, match=r"split='test' is unknown; expected one of \('train', 'heldout'\)"):
+    with pytest.raises(ValueError, match=r"split='test' is unknown; choose from \['train', 'heldout'\]"):
         draw_examples(Copy(), "test", 1, seed=0)
     with pytest.raises(ValueError, match=r"heldout_fraction=1.0 must be in \[0, 1\)"):
         draw_examples(Copy(), "train", 1, seed=0, heldout_fraction=1.0)

@@ -58,7 +58,7 @@ def test_random_digits_are_independent_of_the_prompt():
     ("make", "message"),
     [
         (lambda: Copy(min_length=3, max_length=2), "1 <= min_length <= max_length"),
-        (lambda: Copy(reward="partial"), "reward='partial' is unknown"),
+        (lambda: Copy(reward="exactly"), r"reward='exactly' is unknown; did you mean 'exact'\?"),
         (lambda: RandomDigits(answer_length=0), "lengths must be positive"),
         (lambda: ReasoningGymTask("chain_sums"), r"no dataset 'chain_sums'; did you mean 'chain_sum'"),
         (lambda: ReasoningGymTask("chain_sum", max_term=3), "no option 'max_term'; did you mean 'max_terms'"),

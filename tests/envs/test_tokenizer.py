@@ -1,5 +1,7 @@
 """Characters to ids and back, and the Hugging Face tokenizer of the same ids."""
 
+import socket
+
 import pytest
 
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer, make_tokenizer
@@ -66,6 +68,21 @@ def test_a_special_token_that_the_policy_writes_is_no_text(byte_pairs):
     assert byte_pairs.decode([a, 0, 0, b, 1, 0, 0]) == "a\ufffd\ufffdb"
     assert byte_pairs.decode([a, 2, b, 1]) == byte_pairs.decode([a, 0, b]) == "a\ufffdb"
     assert byte_pairs.decode([a, 1, b, 1]) == "ab"  # two turns
+
+
+def test_a_tokenizer_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
+    """Without a word to any hub, whose retries take most of a minute where there is no network."""
+
+    def asked(*args, **kwargs):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(socket.socket, "connect", asked)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    with pytest.raises(ValueError, match=r"no tokenizer at 'nothere': .*hf download nothere --local-dir checkpoint\.$"):
+        make_tokenizer("transformers:nothere")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=r"the tokenizer at '.*' cannot be read: (.|\n)* tokenizer\.save_pretrained w"):
+        TransformersTokenizer(str(tmp_path))
 
 
 def test_a_vocabulary_that_has_a_special_token_as_a_word_refuses_it(tmp_path):

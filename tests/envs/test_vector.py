@@ -163,13 +163,14 @@ def test_impossible_options_are_refused(make_vector, options, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"autoreset_mode": "samestp"}, "autoreset_mode='samestp' is unknown"),
+        ({"autoreset_mode": "samestp"}, r"autoreset_mode='samestp' is unknown; did you mean 'same_step'\?"),
         ({"group_size": 2}, "group_size=2 needs autoreset_mode='disabled'"),
         ({"max_new": 1}, "max_new >= 2"),
         ({"split": "test"}, "split='test' is unknown"),
-        ({"truncation_score": "half"}, "truncation_score='half' is unknown"),
+        ({"split": "held_out"}, r"split='held_out' is unknown; did you mean 'heldout'\?"),
+        ({"truncation_score": "zeros"}, r"truncation_score='zeros' is unknown; did you mean 'zero'\?"),
         ({"render_mode": "human"}, "render_mode='human' is unknown"),
-        ({"on_error": "ignore"}, "on_error='ignore' is unknown"),
+        ({"on_error": "rise"}, r"on_error='rise' is unknown; did you mean 'raise'\?"),
     ],
 )
 def test_impossible_arguments_are_refused(make_vector, changes, message):
@@ -351,6 +352,35 @@ def test_a_step_that_raises_changes_nothing_and_can_be_taken_again(make_vector):
     assert (envs.state()["tokens"], envs.done.tolist()) == (before, [False])
     obs, rewards, terminated, *_ = envs.step(np.array([1]))
     assert (obs["length"].tolist(), rewards.tolist(), terminated.tolist()) == ([[4]], [1.0], [True])
+
+
+def test_a_budget_that_was_measured_too_small_says_so():
+    """Long questions are rare, and the draw that measures had none: nobody gave the budget that is too small."""
+
+    class Rare:
+        longest = 3
+
+        def sample(self, rng, split):
+            word = "".join(rng.choice(list("abcdefghij"), size=self.longest))
+            return Example(prompt=word + "=", answer=word)
+
+        def score(self, example, text, ids):
+            raise AssertionError("nothing is answered")
+
+    def refused(**budgets):
+        envs = TextGenVectorEnv(1, task=Rare(), tokenizer="char:abcdefghij=", pool_size=8, **budgets)
+        envs.task.longest = 9
+        with pytest.raises(ValueError, match="tokens") as caught:
+            envs.reset(seed=0)
+        return str(caught.value)
+
+    told = "was left out, and measured on 512 examples, which had none as long; give"
+    assert refused().endswith(
+        f"but max_prompt=4; raise max_prompt or make the task's prompts shorter. max_prompt {told} max_prompt."
+    )
+    assert refused(max_prompt=10).endswith(f"max_new {told} max_new.")
+    for given in ({"max_prompt": 4, "max_new": 99}, {"max_prompt": 4}):
+        assert told not in refused(**given)
 
 
 def test_budgets_that_are_left_out_are_measured(caplog):

@@ -1,10 +1,14 @@
 """A run from a dataclass: to its report, in a directory that is opened again; a failed start leaves nothing there."""
 
+import errno
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 import worldmtp
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig
@@ -12,6 +16,8 @@ from worldmtp.agents.flat_returns import FlatReturnsWarning
 from worldmtp.analysis import load_artefact
 from worldmtp.analysis.conversations import episode_of, episodes_markdown
 from worldmtp.checkpoint import latest_checkpoint, load_checkpoint
+from worldmtp.cli.arguments import model_directory
+from worldmtp.envs import CharTokenizer, read_episodes
 from worldmtp.tracking import read_records
 from worldmtp.training import (
     AgentConfig,
@@ -26,7 +32,9 @@ from worldmtp.training import (
     run,
 )
 from worldmtp.training.config import config_from_dict, config_to_dict
-from worldmtp.training.run_dir import read_config
+from worldmtp.training.evaluation import evaluate_model
+from worldmtp.training.run_dir import RunResult, read_config
+from worldmtp.training.saved_model import load_model
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG = TrainConfig(
@@ -126,6 +134,42 @@ def test_a_failed_start_leaves_no_directory(tmp_path, monkeypatch, change, messa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"env": EnvConfig("worldmtp/Reverse-v0", {"heldout_fraction": np.float64(0.5)})},
+            r"env\.kwargs\.heldout_fraction=.* is a float64, which",
+        ),
+        (
+            {"model": ModelConfig(config={"torch_dtype": torch.float32})},
+            r"model\.config\.torch_dtype=torch.float32 is a dtype, which config",
+        ),
+        (
+            {"env": EnvConfig("worldmtp/Reverse-v0", {"tokenizer": CharTokenizer("ab")})},
+            r"env\.kwargs\.tokenizer=<.* Char",
+        ),
+        ({"study": {"name": "a", "paths": [0, Path("b")]}}, r"study\.paths\.1=PosixPath\('b'\) is a PosixPath, which"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_named_before_there_is_a_directory(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run(replace(CONFIG, **change), "runs/mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_on_a_full_disk_leaves_no_directory(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("worldmtp.training.run_dir.write_text", full)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"runs/mine cannot be written \(.*No space left.*\); choose another\.$"):
+        run(CONFIG, "runs/mine")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_start_leaves_what_was_there(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is no device"):
@@ -145,12 +189,75 @@ def test_a_run_that_has_started_keeps_its_directory_when_it_fails(tmp_path, monk
     assert "failed: the loss is not finite" in (tmp_path / "run" / "train.log").read_text()
 
 
+def test_a_config_with_tuples_is_recognised_as_itself(tmp_path, monkeypatch):
+    """A file has lists for them; the run is the same."""
+    wrappers = [{"name": "action_mask", "ids": (1, (2,))}]
+    config = replace(CONFIG, env=EnvConfig("worldmtp/Reverse-v0", {"levels": {"widths": (1, 2)}}, wrappers))
+    found = RunResult(tmp_path, 0.5, "the closing table")
+    monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda *args: found)
+    for resumes in (False, False, True):
+        assert run(config, tmp_path / "run", resumes=resumes) == found
+    with pytest.raises(
+        ValueError, match=r"holds a run with another config\. Go on with .*, or choose another directory\.$"
+    ):
+        run(replace(config, seed=1), tmp_path / "run")
+
+
+def test_a_run_that_goes_on_gives_the_model_of_its_earlier_end_and_says_so(tmp_path, capsys):
+    run(CONFIG, tmp_path)
+    more = replace(CONFIG.agent, rollout=replace(CONFIG.agent.rollout, num_iterations=3))
+    stopped = CheckpointConfig(every_iterations=1, stop_after=2)
+    run(replace(CONFIG, agent=more, checkpoint=stopped), tmp_path, resumes=True)
+    last = latest_checkpoint(tmp_path / "checkpoints")
+    assert last is not None
+    went_on = load_checkpoint(last)["trainer"]["model"]
+    earlier = load_model(tmp_path / "model").state_dict()
+    capsys.readouterr()
+    note = f"note: {tmp_path} has gone on and is not done; {tmp_path / 'model'} is what it was when last it came to an"
+    model = worldmtp.open_run(tmp_path).model
+    assert note in capsys.readouterr().err
+    assert all(torch.equal(weight, earlier[name]) for name, weight in model.state_dict().items())
+    assert not all(torch.equal(weight, earlier[name]) for name, weight in went_on.items())
+    assert model_directory(tmp_path, "--model") == tmp_path / "model"
+    assert note in capsys.readouterr().err
+    run(replace(CONFIG, agent=more), tmp_path, resumes=True)
+    capsys.readouterr()
+    worldmtp.open_run(tmp_path)
+    assert model_directory(tmp_path, "--model") == tmp_path / "model"
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_an_opened_model_ends_its_logits_with_the_tokenizer_and_records_nothing(tmp_path):
+    """Embeddings padded beyond the ids of Reverse, as many checkpoints have them; 10 letters, =, EOS and padding."""
+    wide = replace(CONFIG.model, config={**CONFIG.model.config, "vocab_size": 64})
+    recorder = {"name": "episode_recorder", "path": str(tmp_path / "episodes.jsonl")}
+    config = replace(CONFIG, model=wide, env=replace(CONFIG.env, wrappers=[recorder]))
+    run(config, tmp_path)
+    model, _, env, _ = worldmtp.open_run(tmp_path)
+    assert model.config.vocab_size == 64
+    assert env.tokenizer.vocab_size == 13
+    assert model(torch.tensor([[1, 2]])).logits.shape[-1] == 13
+    evaluate_model(model, config.env, 4)
+    # Two prompts, two answers to each, one iteration; held-out episodes are not of the training.
+    assert [episode["split"] for episode in read_episodes(tmp_path / "episodes.jsonl")] == ["train"] * 4
+
+
+def test_a_study_has_no_model_to_open(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(replace(CONFIG, study={"name": "any"}))))
+    (tmp_path / "DONE").touch()
+    for opens in (worldmtp.open_run, lambda path: model_directory(path, "--model")):
+        with pytest.raises(ValueError, match="is a study, which leaves tables and no model; give a training run"):
+            opens(tmp_path)
+
+
 def test_a_config_is_its_plain_values():
     assert config_from_dict(TrainConfig, config_to_dict(CONFIG)) == CONFIG
     values = config_to_dict(CONFIG)
     values["agent"]["ppo"]["lerning_rate"] = 1.0
     with pytest.raises(ValueError, match=r"a key of agent\.ppo='lerning_rate' is unknown; did you mean 'learning_ra"):
         config_from_dict(TrainConfig, values)
+    with pytest.raises(ValueError, match=r"env: wrappers=\[3\]: 3 is neither a name nor a mapping of a name"):
+        config_from_dict(TrainConfig, config_to_dict(CONFIG) | {"env": {"id": "x", "wrappers": [3]}})
     agent = values["agent"] | {"ppo": {"gamma": 2.0}}
     with pytest.raises(ValueError, match=r"agent\.ppo: gamma=2\.0 must be in"):
         config_from_dict(TrainConfig, values | {"agent": agent})

@@ -39,6 +39,9 @@ class RunSummary:
     machine: str
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return "\n".join([summary_table(self), *self.notes])
+
 
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:
     """Write ``summary.json`` atomically."""

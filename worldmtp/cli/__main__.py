@@ -9,9 +9,10 @@
 The work of each is in the module of its name, which is imported when it is asked for.
 """
 
-import difflib
 import sys
 from importlib import import_module
+
+from worldmtp.choices import nearest
 
 _COMMANDS = {
     "train": "warm start, PPO with imagination, evaluation, analysis; or a study; resume=RUN goes on with a run",
@@ -35,8 +36,8 @@ def main() -> None:
         print(version("worldmtp"))
         return
     if command not in _COMMANDS:
-        near = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(command, _COMMANDS)
+        hint = f" Did you mean {near!r}?" if near else ""
         print(f"error: there is no command {command!r}.{hint} Choose from {', '.join(_COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
     sys.argv[:2] = [f"worldmtp {command}"]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from worldmtp.analysis import write_report
@@ -73,7 +74,10 @@ def sweep_table(sweep_dir: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    config = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, UnicodeDecodeError):  # the other jobs are shown all the same
+        return {CONFIG_FILE: _DAMAGED}
     assert isinstance(config, dict)  # a run writes a mapping
     return {str(key): value for key, value in config.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.imports import import_user_modules
-from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, is_done, read_config
+from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, final_model, is_done, read_config
 
 _HUGGING_FACE_CONFIG = "config.json"
 _META_CONFIG = "params.json"
@@ -110,13 +110,16 @@ def model_directory(path: Path, option: str) -> Path:
         )
     if (path / _HUGGING_FACE_CONFIG).is_file() or (path / _META_CONFIG).is_file():
         return path
-    if (path / MODEL_FOLDER / _HUGGING_FACE_CONFIG).is_file():
-        return path / MODEL_FOLDER
+    model = final_model(path)
+    if model is not None and (model / _HUGGING_FACE_CONFIG).is_file():
+        return model
     if (path / CONFIG_FILE).is_file() and not is_done(path):
         raise ValueError(
             f"{option} {path} is a run that has not come to its end, where it leaves {MODEL_FOLDER}/; go on with "
             f"worldmtp train resume={path}, or give {path / 'sft' / MODEL_FOLDER} once that is there."
         )
+    if (path / CONFIG_FILE).is_file() and read_config(path).study:
+        raise ValueError(f"{option} {path} is a study, which leaves tables and no model; give a training run.")
     raise ValueError(
         f"{option} {path} has neither {_HUGGING_FACE_CONFIG} nor {MODEL_FOLDER}/{_HUGGING_FACE_CONFIG}; give a run "
         "directory, a saved MTPModel, or a checkpoint of a Hugging Face causal LM."

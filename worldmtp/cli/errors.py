@@ -6,12 +6,15 @@ Hydra is imported when something has failed, so that commands that do not need i
 
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from worldmtp.choices import nearest
 
 TRACEBACK_VARIABLE = "HYDRA_FULL_ERROR"
+_CODE_OF_A_BROKEN_PIPE = 128 + 13
+"""As shells say of a program that SIGPIPE, number 13, has ended."""
 
 
 def shows_traceback() -> bool:
@@ -24,17 +27,32 @@ def fail_cleanly(
 ) -> None:
     """Run ``action``; an error whose message is written for the user ends with that message and code 1.
 
+    Where nobody reads the output any more, as behind ``| head``, the end is silent, with the code of other programs.
     Those are the package's own errors and those of ``also``. Anything else is a defect and keeps its traceback;
     $HYDRA_FULL_ERROR, the default of ``with_traceback``, keeps all of them.
     """
     try:
         action()
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(_CODE_OF_A_BROKEN_PIPE)
         keeps = shows_traceback() if with_traceback is None else with_traceback
         if keeps or not isinstance(error, (*_expected_errors(), *also)):
             raise
         print(f"error: {_describe(error)}\n({TRACEBACK_VARIABLE}=1 shows the traceback.)", file=sys.stderr)
         sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Return whether it is the standard output that broke; what is left of it then goes nowhere."""
+    output, poll = sys.stdout.fileno(), select.poll()
+    poll.register(output, 0)  # errors alone
+    if not poll.poll(0):
+        return False
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), output)
+    return True
 
 
 def message_of(error: Exception) -> str:
@@ -66,6 +84,7 @@ def _describe(error: Exception) -> str:
 
 _MISSING_OPTION = re.compile(r"Could not find '([^']*)'")
 _LISTED_OPTIONS = re.compile(r"Available options in '[^']*':\n((?:\t[^\n]*\n?)*)")
+_MERGED = re.compile(r"(?:Error merging override|by) \+*([\w.]+)=(.*?)\.?$", re.MULTILINE)
 _KEY_IN_FILE = re.compile(r"full_key: (\S+)")
 
 
@@ -76,6 +95,9 @@ def explain(error: Exception, overrides: Sequence[str], known_keys: Iterable[str
     lines = [str(error)]
     if isinstance(error.__cause__, ValidationError):
         lines.append(str(error.__cause__).splitlines()[0])
+        typed = _MERGED.search(str(error))
+        if typed and "is not a ListConfig" in lines[-1]:
+            lines.append(f"A list is written in brackets: {typed[1]}=[{typed[2]}]")
     hint = nearest_hint(str(error), overrides, known_keys)
     if hint is not None:
         lines.append(hint)
@@ -95,7 +117,10 @@ def nearest_hint(message: str, overrides: Sequence[str], known_keys: Iterable[st
     keys = sorted(known_keys)
     typed = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key in [*_KEY_IN_FILE.findall(message), *(key for key in typed if key and f"'{key}'" in message)]:
-        if key not in keys and key.rpartition(".")[0] not in _OPEN_NODES:
+        node, _, name = key.rpartition(".")
+        if node in _OPEN_NODES and f"{node}.task_kwargs.{name}" in keys:
+            return f"Did you mean '{node}.task_kwargs.{name}'?"
+        if key not in keys and node not in _OPEN_NODES:
             return _nearest(key, keys)
     return None
 

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from worldmtp.cli.generation import explain_prompt, write_texts
 
     if config.explain:
-        explain_prompt(config, directory, arguments.prompts or sys.stdin.read().splitlines())
+        explain_prompt(config, directory, arguments.prompts or list(filter(None, sys.stdin.read().splitlines())))
     elif arguments.prompts:
         starts = range(0, len(arguments.prompts), config.batch_size)
         write_texts(config, directory, [arguments.prompts[start : start + config.batch_size] for start in starts])
@@ -78,10 +78,11 @@ def _run(arguments: argparse.Namespace) -> None:
 def line_batches(stream: TextIO, size: int) -> Iterator[list[str]]:
     """Yield the lines of a stream, ``size`` at a time, or fewer rather than wait for a line that has not come yet.
 
-    The stream's descriptor is read, so nothing may have been read from the stream before.
+    Blank lines, which ask nothing, are left out with a note. The stream's descriptor is read, so nothing may have been
+    read from the stream before.
     """
     descriptor = stream.fileno()
-    lines, rest, is_open = list[str](), b"", True
+    lines, rest, is_open, num_read = list[str](), b"", True, 0
     while is_open or lines:
         is_there = is_open and bool(select.select([descriptor], [], [], 0)[0])
         if is_open and len(lines) < size and (is_there or not lines):
@@ -90,7 +91,13 @@ def line_batches(stream: TextIO, size: int) -> Iterator[list[str]]:
             is_open = bool(chunk)
             if rest and not is_open:  # a last line without an end
                 whole.append(rest)
-            lines += [line.decode(stream.encoding, stream.errors or "strict").removesuffix("\r") for line in whole]
+            for line in whole:
+                text = line.decode(stream.encoding, stream.errors or "strict").removesuffix("\r")
+                num_read += 1
+                if text:
+                    lines.append(text)
+                else:
+                    print(f"note: line {num_read} of the input is blank and left out", file=sys.stderr)
         else:
             yield lines[:size]
             del lines[:size]

@@ -12,9 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from worldmtp.cli.analyze import jobs_of, sweep_table
 from worldmtp.cli.schema import twin
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.run_dir import CONFIG_FILE, is_done
+from worldmtp.training.run_dir import CONFIG_FILE, is_done, read_saved
 from worldmtp.training.runs import MAY_DIFFER, check_iterations, may_differ
 
 _GROUPS = ("logger", "profile")
@@ -69,16 +70,19 @@ def saved_config(run_dir: Path) -> DictConfig:
     """Return the config of the run in ``run_dir``, as ``claim`` wrote it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged; the message names the jobs of a sweep that is there.
     """
     path = run_dir / CONFIG_FILE
     if not path.is_file():
+        jobs = jobs_of(run_dir)
+        if jobs:
+            raise ValueError(
+                f"resume={run_dir} is the directory of a sweep; go on with one of its jobs:\n\n{sweep_table(run_dir)}"
+            )
         raise ValueError(
             f"resume={run_dir}: no {CONFIG_FILE} there; give the directory of a run, as printed at its end."
         )
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)  # as ``claim`` wrote it
-    return saved
+    return OmegaConf.create(read_saved(path))
 
 
 def _may_differ(override: Override) -> bool:

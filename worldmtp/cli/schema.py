@@ -115,16 +115,17 @@ def _digest_of_task(*, _root_: DictConfig) -> str:
 
 
 def known_keys(arguments: Sequence[str]) -> list[str]:
-    """Return the dotted keys of the schema, the groups, and the keys of a shipped study that is chosen."""
+    """Return the dotted keys of the schema, the groups, and the keys of a shipped study or environment chosen."""
     tree = resources.files("worldmtp.configs")
     groups = [entry.name for entry in tree.iterdir() if entry.is_dir() and not entry.name.startswith("__")]
     keys = [*flat_keys(OmegaConf.structured(twin(TrainConfig))), *groups]
     chosen = {argument.rpartition("=")[2] for argument in arguments}
-    for entry in (tree / "study").iterdir():
-        if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
-            study = OmegaConf.create(entry.read_text(encoding="utf-8"))
-            assert isinstance(study, DictConfig)  # a mapping, not a list
-            keys += flat_keys(study, "study.")
+    for group in ("study", "env"):
+        for entry in (tree / group).iterdir():
+            if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
+                option = OmegaConf.create(entry.read_text(encoding="utf-8"))
+                assert isinstance(option, DictConfig)  # a mapping, not a list
+                keys += flat_keys(option, f"{group}.")
     return keys
 
 

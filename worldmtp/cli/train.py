@@ -26,7 +26,7 @@ from worldmtp.cli.resume import resume_argument, resumed_config
 from worldmtp.cli.schema import CONFIG_TREE, build, register
 from worldmtp.training import TrainConfig
 from worldmtp.training import run as run_config
-from worldmtp.training.run_dir import CONFIG_FILE, discard_failed_start, run_log
+from worldmtp.training.run_dir import CONFIG_FILE, RunDirError, discard_failed_start, run_log
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
     def start() -> None:
         try:
             decorated()
-        except OSError as error:
+        except (OSError, RunDirError) as error:
             if not hasattr(error, "__notes__"):  # not from a run, which says how it is taken up again
                 error.add_note("Output goes where hydra.run.dir=... and hydra.sweep.dir=... choose.")
             raise

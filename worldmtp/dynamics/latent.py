@@ -5,7 +5,7 @@ differ, and in one pass where they do not.
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -59,8 +59,10 @@ def step_by_depth(
     """Return the states after one more token each.
 
     ``step(state, tokens, depth)`` steps rows of that depth, or of depths with the same ``key``. It reads no more of a
-    field than belongs to the depth: behind it there may be padding.
+    field than belongs to the depth: behind it there may be padding. It is not called for a batch of no rows.
     """
+    if len(state) == 0:  # as where the last branch of a search has ended; attention cannot reshape a batch of none
+        return replace(state, depths=state.depths.after_step())
     groups = state.depths.groups(key)
     if len(groups) == 1:
         return step(state, tokens, groups[0][0])

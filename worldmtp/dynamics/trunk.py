@@ -73,6 +73,8 @@ class OracleWorldModel:
 
         A sliding window counts slots, so every prefix is moved to the right end: the token comes next to its last one.
         """
+        if len(state) == 0:
+            return state
         width = int(state.num_slots.max())
         slots = torch.arange(width, device=tokens.device) - (width - state.num_slots)[:, None]
         inside = slots.clamp_min(0)

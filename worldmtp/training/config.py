@@ -43,6 +43,11 @@ class EnvConfig:
     wrappers: list[Any] = field(default_factory=list)
     """Wrappers by name, or a mapping of a name and keywords; the first is innermost."""
 
+    def __post_init__(self) -> None:
+        for wrapper in self.wrappers:
+            if not isinstance(wrapper, str | Mapping):
+                raise ValueError(f"wrappers={self.wrappers}: {wrapper!r} is neither a name nor a mapping of a name.")
+
 
 @dataclass(frozen=True)
 class HeadSpecConfig:
@@ -259,5 +264,11 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str =
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Return the config as nested plain values, fit for YAML and JSON."""
-    return asdict(config)
+    """Return the config as nested plain values, as YAML and JSON give them back: a tuple is a list there."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

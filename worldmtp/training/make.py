@@ -1,9 +1,11 @@
 """Environment, trunk and model of a training config, and whether they fit each other."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -12,8 +14,11 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.episodes import WORLDS
 from worldmtp.choices import check_choice, did_you_mean
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
-from worldmtp.envs import TextVectorEnv, Tokenizer
+from worldmtp.envs import Example, TextVectorEnv, Tokenizer
 from worldmtp.envs.make import MakingError, make_text_vec
+from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.task import TurnTask
+from worldmtp.envs.text_env import unrecorded
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.global_draws import global_draws_from
@@ -22,16 +27,23 @@ from worldmtp.objective.plan import Progress
 from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig
 from worldmtp.training.saved_model import holds_heads, load_causal_lm, load_with_heads
 
+_SCORED = 4
+"""Demonstrations whose scores are looked at before the warm start."""
 
-def make_env(config: EnvConfig, num_envs: int) -> TextVectorEnv:
+
+def make_env(config: EnvConfig, num_envs: int, records: bool = False) -> TextVectorEnv:
     """Return a batch-synchronous vector environment of ``num_envs`` rows.
+
+    Wrappers that write episodes into a file are left out unless ``records`` is set, for the rows that train: one may
+    write to it.
 
     Raises:
         ValueError: the id or a wrapper is unknown (the message names the nearest), its module cannot be imported, or it
             is no text environment.
     """
     try:
-        return make_text_vec(config.id, num_envs, wrappers=config.wrappers, **config.kwargs)
+        wrappers = config.wrappers if records else unrecorded(config.wrappers)
+        return make_text_vec(config.id, num_envs, wrappers=wrappers, **config.kwargs)
     except MakingError as error:
         raise ValueError(f"env.id={error}") from error
 
@@ -79,6 +91,12 @@ def _fresh_trunk(
         "pad_token_id": tokenizer.pad_id,
     }
     trunk_config = AutoConfig.for_model(architecture, **{**values, **given})
+    heads, shared = (getattr(trunk_config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
+    if heads is not None and shared is not None and (shared < 1 or heads % shared):
+        raise ValueError(
+            f"model.config.num_attention_heads={heads} must be a multiple of model.config.num_key_value_heads="
+            f"{shared}, since that many heads of queries share one of keys and values; set both."
+        )
     with global_draws_from(generator):
         return AutoModelForCausalLM.from_config(trunk_config, dtype=torch.float32)
 
@@ -139,6 +157,31 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
             f"the environment's texts have up to {context} tokens and the model a context of {limit}; lower "
             "env.kwargs.max_prompt or max_new."
         )
+
+
+def check_scores(env: TextVectorEnv, examples: Sequence[Example], value_range: tuple[float, float]) -> None:
+    """Raise if an example's own answer is paid what the model's values cannot hold, before it is trained on such.
+
+    A few are scored, in this process, so not where a time limit says that scoring may hang. A scorer that raises is
+    told of when answers are paid.
+
+    Raises:
+        ValueError: one is; the message has the answer and what it is paid.
+    """
+    if env.dataset.config.timeout_seconds is not None or isinstance(env.task, TurnTask):
+        return
+    low, high = value_range
+    asked = [(one, one.answer, np.array(env.tokenizer.encode(one.answer))) for one in examples[:_SCORED] if one.answer]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        scores = Scorer(env.task).score_batch(asked)
+    for (example, answer, _), score in zip(asked, scores, strict=True):
+        if not low <= score.value <= high:
+            raise ValueError(
+                f"the answer {answer!r} to {example.prompt!r} is scored {score.value:g}, and the model's values hold "
+                f"returns of {low:g} .. {high:g} (value_range); scale the task's score, as by dividing it by its "
+                "largest."
+            )
 
 
 def check_objective(objective: MTPObjective, num_depths: int) -> None:

@@ -58,6 +58,7 @@ from worldmtp.training.make import (
     check_fits,
     check_imagination,
     check_objective,
+    check_scores,
     make_env,
     make_model,
     on_device,
@@ -120,7 +121,7 @@ class Pipeline:
         self._writer = writer
         self._progress = progress
         rollout = config.agent.rollout
-        self._env = make_env(config.env, rollout.num_prompts * rollout.group_size)
+        self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
         check_replies(self._env.task, config.agent.ppo)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
@@ -131,6 +132,8 @@ class Pipeline:
         )
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
+        if not self._is_warm:
+            check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
         check_masks(self._env.reset(seed=config.seed)[1], config.imagination.use, rollout.draft)
         self.notes = (*self._model_notes(), *prompts.notes, *notes)
@@ -313,7 +316,8 @@ class Pipeline:
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
         config, use = self._config, self._config.imagination.use
-        started = "SFT" if self._start == "warm_start" else "before PPO"
+        warmed = self._start == "warm_start"
+        started = "SFT" if warmed else "before PPO"
         arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
@@ -330,7 +334,7 @@ class Pipeline:
             notes=(
                 f"{len(self._evaluator.examples)} held-out prompts of {config.env.id}, seed {config.seed}; "
                 "sampled is the policy as it acts, one answer a prompt",
-                f"{self._overlap:.3f} of the training prompts are those of the warm start",
+                *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
                 *_scoring_notes(records),
                 *([] if self._flat is None else [self._flat]),

@@ -65,6 +65,10 @@ class RunResult:
     summary: RunSummary | None = None
 
 
+class RunDirError(ValueError):
+    """A run cannot write in its directory: others do, it holds another run, or it is not writable."""
+
+
 class Claim:
     """The right to write in a run directory, until ``release`` or the end of the process; a context manager."""
 
@@ -72,7 +76,7 @@ class Claim:
         """Take the directory, which exists. Nothing in it changes before ``sign``.
 
         Raises:
-            ValueError: another process has it; the message names that process.
+            RunDirError: another process has it; the message names that process.
             OSError: the file of the lock cannot be written.
         """
         self._path = run_dir / CONFIG_FILE
@@ -91,9 +95,9 @@ class Claim:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise RunDirError(
                 f"{run_dir} is being written by {_owner(self._file)}; wait until that ends or stop it, or choose "
-                "another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
+                "another directory."
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -181,9 +185,11 @@ def claim(run_dir: Path, config: Mapping[str, Any], resumes: bool) -> Claim:
     config of a resumption replaces the one that is there by ``Claim.keep``, once the run starts.
 
     Raises:
-        ValueError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
+        RunDirError: it cannot be written, another process writes there, or it holds another run and ``resumes`` is
             False.
+        ValueError: the config has a value that its file cannot hold.
     """
+    text = _config_text(config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         claimed = Claim(run_dir)
@@ -191,29 +197,48 @@ def claim(run_dir: Path, config: Mapping[str, Any], resumes: bool) -> Claim:
         raise _unwritable(run_dir, error) from error
     try:
         if not resumes:
-            _check_config(run_dir, config)
-        claimed.sign(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-    except OSError as error:
+            _check_config(run_dir, text)
+        claimed.sign(text)
+    except BaseException as error:
+        discard_failed_start(run_dir)
         claimed.forget()
-        raise _unwritable(run_dir, error) from error
-    except BaseException:
-        claimed.forget()
+        if isinstance(error, OSError):
+            raise _unwritable(run_dir, error) from error
         raise
     return claimed
 
 
-def _check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+def _config_text(config: Mapping[str, Any]) -> str:
+    try:
+        return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    except yaml.representer.RepresenterError as error:
+        value = error.args[-1]
+        raise ValueError(
+            f"{_key_of(value, config) or 'a key'}={value!r} is a {type(value).__name__}, which {CONFIG_FILE} cannot "
+            "hold; give plain values: numbers, texts, True, False, None, or lists and mappings of these."
+        ) from error
+
+
+def _key_of(value: Any, node: Any, key: str = "") -> str:
+    """Return the dotted key of this very value in a config; empty where it is no value there."""
+    if node is value:
+        return key
+    inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    return next(filter(None, (_key_of(value, one, f"{key}.{name}".lstrip(".")) for name, one in inner)), "")
+
+
+def _check_config(run_dir: Path, text: str) -> None:
     """Raise if the directory holds another config; the order of keys is the command line's and says nothing."""
     path = run_dir / CONFIG_FILE
-    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
-        raise ValueError(
+    if path.exists() and read_saved(path) != yaml.safe_load(text):
+        raise RunDirError(
             f"{run_dir} already holds a run with another config. Go on with that one by resume={run_dir}, or "
-            "choose another directory with hydra.run.dir=... (in a sweep, hydra.sweep.dir=...)."
+            "choose another directory."
         )
 
 
-def _unwritable(run_dir: Path, error: OSError) -> ValueError:
-    return ValueError(f"the run directory {run_dir} cannot be written ({error}); choose another with hydra.run.dir=...")
+def _unwritable(run_dir: Path, error: OSError) -> RunDirError:
+    return RunDirError(f"the run directory {run_dir} cannot be written ({error}); choose another.")
 
 
 def read_config(run_dir: Path) -> TrainConfig:
@@ -225,18 +250,40 @@ def read_config(run_dir: Path) -> TrainConfig:
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"{run_dir} is no run: no {CONFIG_FILE} there; give the directory of a run.")
+    return config_from_dict(TrainConfig, read_saved(path))
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """Return the plain values in a run's config file.
+
+    Raises:
+        ValueError: it is damaged, or holds no mapping.
+    """
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}; put back the file that the run wrote.") from error
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds no mapping; give the directory of a run.")
-    return config_from_dict(TrainConfig, saved)
+    return saved
 
 
 def is_done(run_dir: Path) -> bool:
     """Return whether the run in it reached its end."""
     return (run_dir / DONE_FILE).exists()
+
+
+def final_model(run_dir: Path) -> Path | None:
+    """Return where the run's model is, None before its first end.
+
+    Of a run that goes on beyond an earlier end it is the model of that one, and a note says so.
+    """
+    model = run_dir / MODEL_FOLDER
+    if not model.is_dir():
+        return None
+    if (run_dir / CONFIG_FILE).is_file() and not is_done(run_dir):
+        tell([f"{run_dir} has gone on and is not done; {model} is what it was when last it came to an end."])
+    return model
 
 
 def discard_failed_start(run_dir: Path) -> None:

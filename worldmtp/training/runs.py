@@ -22,6 +22,7 @@ from worldmtp.training.run_dir import (
     RunResult,
     claim,
     discard_failed_start,
+    final_model,
     is_done,
     read_config,
     run_log,
@@ -100,7 +101,8 @@ class OpenedRun(NamedTuple):
     """What a run left, to work with.
 
     Attributes:
-        model: the trained model, in evaluation mode on the CPU; of a run that is not done, that of its warm start.
+        model: the trained model, in evaluation mode on the CPU, with the logits of the environment's tokens alone; of a
+            run that has not come to an end yet, that of its warm start.
         tokenizer: as transformers has one; None where the environment's is of a class that has no such form.
         environment: a vector of the run's environment.
         config: the run's config.
@@ -122,17 +124,22 @@ def open_run(directory: Path | str, num_envs: int = 1) -> OpenedRun:
     Raises:
         ValueError: there is no run, it has left no model, or its environment cannot be made.
     """
-    from worldmtp.training.make import make_env
+    from worldmtp.training.make import check_fits, make_env
     from worldmtp.training.saved_model import load_model, transformers_tokenizer
 
     run_dir = Path(directory)
     config = read_config(run_dir)
-    saved = [folder for folder in (run_dir / MODEL_FOLDER, run_dir / "sft" / MODEL_FOLDER) if folder.is_dir()]
-    if not saved:
+    if config.study:
+        raise ValueError(f"{run_dir} is a study, which leaves tables and no model; give a training run.")
+    warm = run_dir / "sft" / MODEL_FOLDER
+    saved = final_model(run_dir) or (warm if warm.is_dir() else None)
+    if saved is None:
         raise ValueError(f"{run_dir} has left no model yet; go on with it first, by worldmtp train resume={run_dir}.")
     import_user_modules(config.imports)
     environment = make_env(config.env, num_envs)
-    model = load_model(saved[0], "Run it again.").eval()
+    model = load_model(saved, "Run it again.").eval()
+    check_fits(model.config, environment)
+    model.limit_tokens(environment.tokenizer.vocab_size)
     return OpenedRun(model, transformers_tokenizer(environment.tokenizer), environment, config)
 
 

@@ -76,11 +76,16 @@ def test_drawn_texts_are_those_of_generate(command_line, save, model_of):
 
 
 def test_prompts_from_standard_input_a_line_each(command_line, save, model_of, stdin_of):
+    """Blank lines ask nothing: those between paragraphs, those of Windows, and those behind the last."""
     model = model_of()
-    stdin_of("ab=\nc\n")
+    stdin_of("ab=\n\r\nc\n\n")
     code, out, err = command_line("--model", save(model), "--max-new-tokens", NEW)
     assert code == 0, err
     assert out.splitlines() == [transformers_text(model, "ab="), transformers_text(model, "c")]
+    assert re.findall("note: line (.*) of the input is blank and left out", err) == ["2", "4"]
+    stdin_of("\nab=\n\n")
+    code, _, err = command_line("--model", save(model), "--max-new-tokens", NEW, "--explain")
+    assert code == 0, err
 
 
 def test_prompts_a_batch_at_a_time(command_line, save, model_of, stdin_of):
@@ -129,7 +134,7 @@ def pipe():
         yield stream, end
 
 
-def test_lines_of_a_pipe_are_not_waited_for(pipe):
+def test_lines_of_a_pipe_are_not_waited_for(pipe, capsys):
     stream, end = pipe
     batches = script.line_batches(stream, 3)
     end.write(b"one\ntwo\nthr")
@@ -138,7 +143,8 @@ def test_lines_of_a_pipe_are_not_waited_for(pipe):
     assert next(batches) == ["three"]
     end.write("\u00e9".encode()[1:] + b"\n4\n5\n6\n\n8")
     assert next(batches) == ["caf\u00e9", "4", "5"]
-    assert next(batches) == ["6", ""]
+    assert next(batches) == ["6"]
+    assert capsys.readouterr().err == "note: line 8 of the input is blank and left out\n"
     end.close()
     assert list(batches) == [["8"]]
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from worldmtp.cli.schema import twin
-from worldmtp.training.config import TrainConfig
+from worldmtp.training.config import TrainConfig, complete_earlier
 from worldmtp.training.run_dir import CONFIG_FILE, is_done
 from worldmtp.training.runs import MAY_DIFFER, check_iterations, may_differ
 
@@ -66,7 +66,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def saved_config(run_dir: Path) -> DictConfig:
-    """Return the config of the run in ``run_dir``, as ``claim`` wrote it.
+    """Return the config of the run in ``run_dir``, as ``claim`` wrote it; settings it is too old for are completed.
 
     Raises:
         ValueError: there is none.
@@ -78,7 +78,9 @@ def saved_config(run_dir: Path) -> DictConfig:
         )
     saved = OmegaConf.load(path)
     assert isinstance(saved, DictConfig)  # as ``claim`` wrote it
-    return saved
+    plain = OmegaConf.to_container(saved)
+    assert isinstance(plain, dict)  # of a mapping
+    return OmegaConf.create(complete_earlier({str(key): value for key, value in plain.items()}))
 
 
 def _may_differ(override: Override) -> bool:

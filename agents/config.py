@@ -161,22 +161,33 @@ class WorldModelConfig:
     """
 
     backend: str = "mtp"
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
+    """Of the layers that foresee tokens, which the warm start has trained already."""
+    warmup_updates: int = 30
+    """Gradient steps over which that rate rises linearly: Adam's first steps are sign steps of full size."""
+    world_heads_learning_rate: float = 1e-3
+    """Of the heads for reward, continuation and value, which know nothing at first."""
     num_updates: int = 4
     """Gradient steps an iteration."""
     batch_size_episodes: int = 128
     replay_iterations: int = 8
     """Iterations of real episodes kept."""
-    ce_coef: float = 1.0
+    ce_coef: float = 0.0
+    """Cross-entropy of the heads with the tokens that followed."""
+    kl_coef: float = 1.0
+    """KL of the heads from the trunk's own distribution at the place they foresee: all tokens teach, not one draw."""
     reward_coef: float = 1.0
     continuation_coef: float = 1.0
     value_coef: float = 1.0
+    detach_world_heads: bool = True
+    """Reward, continuation and value train the world heads alone, not the layers that foresee tokens."""
     max_grad_norm: float = 1.0
     replies: ReplyModelConfig = field(default_factory=ReplyModelConfig)
 
     def __post_init__(self) -> None:
-        _require_rates(self, "learning_rate")
-        _require_coefficients(self, "ce_coef", "reward_coef", "continuation_coef", "value_coef")
+        _require_rates(self, "learning_rate", "world_heads_learning_rate")
+        _require_coefficients(self, "ce_coef", "kl_coef", "reward_coef", "continuation_coef", "value_coef")
+        _require(self.warmup_updates >= 0, f"warmup_updates={self.warmup_updates} cannot be negative.")
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
         _require_at_least(self, 1, "replay_iterations")
@@ -244,6 +255,11 @@ class ImaginationConfig:
     slope_decay: float = 0.9
     min_batches: int = 3
     """Batches whose skill is measured before the gate may open."""
+    gradient_norm_every: int = 0
+    """Iterations between two measurements of what ``counterfactual`` makes of the gradient's norm; 0: never.
+
+    Each costs two passes forward and backward over the batch.
+    """
     chunk_states: int = 2048
     """States stepped at once: bounds memory, changes nothing."""
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
@@ -270,5 +286,9 @@ class ImaginationConfig:
         _require_rates(self, "critic_learning_rate")
         _require(self.critic_updates >= 0, f"critic_updates={self.critic_updates} cannot be negative.")
         _require(self.min_batches >= 0, f"min_batches={self.min_batches} cannot be negative.")
+        _require(
+            self.gradient_norm_every >= 0,
+            f"gradient_norm_every={self.gradient_norm_every} cannot be negative; 0 measures nothing.",
+        )
         _require(0 < self.slope_decay < 1, f"slope_decay={self.slope_decay} must be in (0, 1).")
         _require(self.chunk_states >= 1, f"chunk_states={self.chunk_states} must be positive.")

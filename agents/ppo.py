@@ -235,9 +235,8 @@ class PPOAgent:
         self._temperature = temperature
         self._parameters = [*model.trunk.parameters(), *model.world_heads.value.parameters()]  # tied ones once
         check_trained_weights("PPOAgent", self._parameters)
-        self.optimizer = torch.optim.Adam(
-            self._parameters, lr=config.learning_rate, betas=(0.9, config.adam_beta2), eps=1e-5
-        )
+        betas = (0.9, config.adam_beta2)
+        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, betas=betas, eps=1e-5)
         self._num_updates = 0
 
     def update(
@@ -282,13 +281,24 @@ class PPOAgent:
             "losses/explained_variance": explained_variance(errors, targets),
         }
 
-    def _minibatches(
-        self, num_episodes: int, num_epochs: int, generator: torch.Generator
-    ) -> Iterator[Int[Tensor, " episode"]]:
+    def squared_gradient_norm(self, rollout: Rollout, plan: AdvantagePlan) -> float:
+        """Return |g|^2 of the plan's policy terms alone, over the whole rollout, as it was acted; no step is taken."""
+        check_eval_mode(self.model)
+        size = self.config.micro_batch_size or -(-len(rollout) // self.config.num_minibatches)
+        self.optimizer.zero_grad(set_to_none=True)
+        for rows in torch.arange(len(rollout)).split(size):
+            part, num_actions = rollout.select(rows), rollout.step_mask.sum()
+            _, terms = self._loss(part, part.logprobs, plan.select(rows), num_actions)
+            sum(terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms).backward()
+        norm = sum(float(weight.grad.square().sum()) for weight in self._parameters if weight.grad is not None)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _minibatches(self, number: int, num_epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the episodes of each minibatch, epoch by epoch, each epoch in an order of its own."""
-        size = -(-num_episodes // self.config.num_minibatches)
+        size = -(-number // self.config.num_minibatches)
         for _ in range(num_epochs):
-            yield from torch.randperm(num_episodes, generator=generator).split(size)
+            yield from torch.randperm(number, generator=generator).split(size)
 
     def _set_learning_rate(self, remaining: float) -> float:
         config = self.config
@@ -382,7 +392,8 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: st
     Raises:
         FloatingPointError: the norm is not finite; no weight was changed.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm))
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm))
     if not math.isfinite(norm):
         raise FloatingPointError(f"{tag} is {norm}; the update was not applied.")
     optimizer.step()

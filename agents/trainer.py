@@ -32,7 +32,7 @@ from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.flat_returns import FlatReturns
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
-from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
+from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages, control_plan
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.observation import check_replies
@@ -146,6 +146,7 @@ class ImaginationTrainer:
             rollout, drafting = self._collect()
             scoring_seconds = self._env.scorer.counters.seconds - scored_before
             stats, plan, metrics = self._read(rollout)
+            metrics |= self._gradient_norms(rollout, plan)
             remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
             if self._episodes is not None:
                 metrics |= self._episodes.observe(rollout)
@@ -202,8 +203,19 @@ class ImaginationTrainer:
                 metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
         if self.reads_latents:
             with clock.phase("world_model"):
-                metrics |= self._learner.action_sensitivity(rollout, self._generators["world_model"], features)
+                metrics |= self._learner.measure(rollout, self._generators["world_model"], features)
         return stats, plan, metrics
+
+    def _gradient_norms(self, rollout: Rollout, plan: AdvantagePlan) -> dict[str, float]:
+        """Return |g|^2 of the plan over that of its control, in the iterations that measure it."""
+        every, use = self._imagination.gradient_norm_every, self._imagination.use
+        if use != "counterfactual" or not every or self.iteration % every:
+            return {}
+        with self.clock.phase("imagination"):
+            control = self.agent.squared_gradient_norm(rollout, control_plan(plan, rollout))
+            if control == 0:  # all returns are equal
+                return {}
+            return {"imagination/gradient_norm_ratio": self.agent.squared_gradient_norm(rollout, plan) / control}
 
     def _root_agreement(self, rollout: Rollout, stats: PolicyStats, states: LatentState) -> dict[str, float]:
         """Return what the world model imagines at each episode's first state, beside what the episode brought."""

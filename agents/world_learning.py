@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -33,8 +34,10 @@ from worldmtp.model.trunk import TrunkFeatures
 from worldmtp.model.world_heads import two_hot_cross_entropy
 from worldmtp.objective import MTPObjective
 from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
+from worldmtp.objective.objective import LossTerms
 
-_SENSITIVITY_EPISODES = 64
+_MEASURED_EPISODES = 64
+_CHUNK_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,14 @@ class WorldModelLearner:
         self._ppo = ppo
         self._temperature = temperature
         self._replay = EpisodeReplay(config.replay_iterations)
-        self._parameters = [*model.heads.parameters(), *model.world_heads.parameters()]
-        check_trained_weights("WorldModelLearner", self._parameters)
-        self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate)
+        groups = [[*model.heads.parameters()], [*model.world_heads.parameters()]]
+        check_trained_weights("WorldModelLearner", [weight for group in groups for weight in group])
+        rates = zip(groups, (config.learning_rate, config.world_heads_learning_rate), strict=True)
+        self.optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in rates])
+        learns = bool(config.ce_coef or config.kl_coef)
+        self._tokens_coef = float(learns)
+        terms = LossTerms(ce=config.ce_coef, kl=config.kl_coef) if learns else LossTerms()
+        self._objective = MTPObjective(terms=terms)
 
     def learn(self, rollout: Rollout, generator: torch.Generator) -> dict[str, float]:
         """Add a rollout to the replay and train; return the metrics' means over the updates.
@@ -155,68 +163,92 @@ class WorldModelLearner:
         """
         check_eval_mode(self._model)
         self._replay.add(rollout)
+        config = self._config
         sums: dict[str, float] = {}
-        for _ in range(self._config.num_updates):
-            episodes = self._replay.sample(self._config.batch_size_episodes, generator).to(self._model.device)
+        for _ in range(config.num_updates):
+            self._set_learning_rate()
+            episodes = self._replay.sample(config.batch_size_episodes, generator).to(self._model.device)
             with frozen(self._model.trunk):
                 loss, metrics = self.losses(episodes)
             if not bool(torch.isfinite(loss)):
                 raise FloatingPointError(f"world_model/loss is not finite ({metrics}); the update was not applied.")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = clipped_step(self.optimizer, self._config.max_grad_norm, "world_model/grad_norm")
+            norm = clipped_step(self.optimizer, config.max_grad_norm, "world_model/grad_norm")
             for name, value in (metrics | {"world_model/grad_norm": norm}).items():
                 sums[name] = sums.get(name, 0.0) + value
-        return {name: value / self._config.num_updates for name, value in sums.items()}
+        return {name: value / config.num_updates for name, value in sums.items()}
+
+    def _set_learning_rate(self) -> None:
+        """Set the rate of the next step, by the steps that Adam has counted."""
+        done = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+        warmth = min(1.0, (done + 1) / self._config.warmup_updates) if self._config.warmup_updates else 1.0
+        self.optimizer.param_groups[0]["lr"] = self._config.learning_rate * warmth
 
     def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the world model's loss on episodes, and its parts."""
         config = self._config
         latents = self._latents(rollout)
-        next_tokens = self._next_tokens(latents, rollout)
+        next_tokens = self._next_tokens(latents, rollout, self._objective)
         targets = state_targets(rollout, self._ppo)
         parts: dict[str, list[Tensor]] = {"reward": [], "continuation": [], "value": []}
         for depth, latent in enumerate(latents, start=1):
-            for name, value in self._world_losses(latent, _ahead(targets, depth - 1)).items():
+            read = latent.detach() if config.detach_world_heads else latent
+            for name, value in self._world_losses(read, _ahead(targets, depth - 1)).items():
                 parts[name].append(value)
         means = {name: torch.stack(values).mean() for name, values in parts.items()}
         loss = (
-            config.ce_coef * next_tokens.total / max(len(next_tokens.depths), 1)
+            self._tokens_coef * next_tokens.total / max(len(next_tokens.depths), 1)
             + config.reward_coef * means["reward"]
             + config.continuation_coef * means["continuation"]
             + config.value_coef * means["value"]
         )
         metrics = {"world_model/loss": float(loss.detach())}
         metrics |= {f"world_model/{name}_loss": float(value.detach()) for name, value in means.items()}
-        per_target = (next_tokens.sums.ce / next_tokens.sums.counts.clamp(min=1)).tolist()
-        metrics |= {f"world_model/depth_{k}/ce": ce for k, ce in zip(next_tokens.depths, per_target, strict=True)}
+        metrics |= _per_target("ce", next_tokens, next_tokens.sums.ce)
+        if config.kl_coef:
+            metrics |= _per_target("kl_trunk", next_tokens, next_tokens.sums.kl)
         return loss, metrics
 
     @torch.no_grad()
-    def action_sensitivity(
+    def measure(
         self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
     ) -> dict[str, float]:
-        """Return the next-token loss with the texts of other rows over the loss with the real ones.
+        """Return what the heads know of a rollout that they have not learnt from; nothing, where there are none.
 
-        A ratio of 1 means that the heads ignore the actions. ``features``, the trunk's of this rollout's text, save its
-        forward where they are at hand.
+        ``depth_{k}/agreement`` is the share of the policy's tokens, k ahead, of which head and trunk have the same
+        greedy choice. ``action_shuffle_loss_ratio`` is the next-token loss with the texts of other rows over the loss
+        with the real ones; 1 means that the heads ignore the actions. ``features``, the trunk's of this rollout's text,
+        save its forward where they are at hand.
         """
         if self._model.config.depth == 1:
             return {}
-        rollout = rollout.select(torch.arange(min(len(rollout), _SENSITIVITY_EPISODES)))
+        rollout = rollout.select(torch.arange(min(len(rollout), _MEASURED_EPISODES)))
         if features is None:
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         features = features.map(lambda hidden: hidden[: len(rollout)])
 
-        def losses_with(actions_from: Tensor) -> Tensor:
-            latents = self._model.latents(actions_from, rollout.attention_mask, features=features)
-            return self._next_tokens(latents, rollout).total
+        def latents_with(actions_from: Tensor) -> list[Tensor]:
+            return self._model.latents(actions_from, rollout.attention_mask, features=features)
 
         # The trunk reads the real text; only the heads get other actions.
-        real = losses_with(rollout.input_ids)
-        wrong = losses_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
+        latents = latents_with(rollout.input_ids)
+        shuffled = latents_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
+        real, wrong = (self._next_tokens(each, rollout, MTPObjective()).total for each in (latents, shuffled))
         ratio = float(wrong / real.clamp_min(1e-8))
-        return {"world_model/action_shuffle_loss_ratio": ratio}
+        greedy = self._next_tokens(latents, rollout, MTPObjective(), self._greedy_tokens(latents[0], rollout))
+        agreement = _per_target("agreement", greedy, greedy.sums.top1_hits)
+        asked = {
+            f"world_model/depth_{k}/agreement" for k, n in zip(greedy.depths, greedy.sums.counts, strict=True) if n
+        }
+        return {"world_model/action_shuffle_loss_ratio": ratio} | {tag: agreement[tag] for tag in sorted(asked)}
+
+    def _greedy_tokens(self, hidden: Tensor, rollout: Rollout) -> Tensor:
+        """Return the trunk's likeliest token wherever the policy wrote one, and the text elsewhere."""
+        rows, places = action_mask(rollout).nonzero(as_tuple=True)
+        states = hidden[rows, places - 1]
+        likeliest = [self._model.logits_of(chunk).argmax(dim=-1) for chunk in states.split(_CHUNK_TOKENS)]
+        return rollout.input_ids.index_put((rows, places), torch.cat(likeliest))
 
     def _latents(self, rollout: Rollout) -> list[Tensor]:
         """Return latents of depths 1..K, with gradients of the heads alone."""
@@ -224,17 +256,20 @@ class WorldModelLearner:
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         return self._model.latents(rollout.input_ids, rollout.attention_mask, features=features)
 
-    def _next_tokens(self, latents: list[Tensor], rollout: Rollout) -> MultiTokenLoss:
-        """Return the cross-entropy of the policy's own tokens at depths 2..K, at the temperature of acting.
+    def _next_tokens(
+        self, latents: list[Tensor], rollout: Rollout, objective: MTPObjective, targets: Tensor | None = None
+    ) -> MultiTokenLoss:
+        """Return the loss of the policy's own tokens at depths 2..K, of ``targets`` in their place where given.
 
-        ``total`` sums the depths' means per target.
+        Heads and teacher are at the temperature of acting. ``total`` sums the depths' means per target.
         """
+        tokens = rollout.input_ids if targets is None else targets
         return multi_token_loss(
             self._model,
             TrunkFeatures(latents[0]),
             rollout.input_ids,
-            rollout.input_ids.masked_fill(~action_mask(rollout), IGNORE_INDEX),
-            MTPObjective(),
+            tokens.masked_fill(~action_mask(rollout), IGNORE_INDEX),
+            objective,
             evaluation_plan(len(latents)),
             rollout.attention_mask,
             latents=dict(enumerate(latents, start=1)),
@@ -261,8 +296,15 @@ class WorldModelLearner:
         return {"optimizer": self.optimizer.state_dict(), "replay": self._replay.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore what ``state_dict`` returned, of a time too when all heads were one group of the optimiser."""
+        saved, own = state["optimizer"], self.optimizer.param_groups
+        if len(saved["param_groups"]) == 1:
+            (group,) = saved["param_groups"]
+            places = iter(group["params"])
+            saved = saved | {
+                "param_groups": [group | {"params": [*islice(places, len(each["params"]))]} for each in own]
+            }
+        self.optimizer.load_state_dict(saved)
         self._replay.load_state_dict(state["replay"])
 
 
@@ -277,6 +319,12 @@ def frozen(trunk: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def _per_target(name: str, loss: MultiTokenLoss, sums: Tensor) -> dict[str, float]:
+    """Return each depth's mean; zero where it has no target."""
+    means = (sums / loss.sums.counts.clamp(min=1)).tolist()
+    return {f"world_model/depth_{k}/{name}": mean for k, mean in zip(loss.depths, means, strict=True)}
 
 
 def _ahead(targets: StateTargets, offset: int) -> StateTargets:

@@ -31,6 +31,7 @@ the real returns with the slope of *past* batches, and the plan is made with the
 chose. So the choice does not look at the batch it is used on, and the estimator stays unbiased.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,6 +99,20 @@ def tail_shares(
     if bool(failed.any()):
         shares["imagination/tail_failure_fraction"] = float(took[failed].float().mean())
     return shares
+
+
+def control_plan(plan: AdvantagePlan, rollout: Rollout) -> AdvantagePlan:
+    """Return the plan without imagination: eta S goes back to the actions taken, and there is no all-action term.
+
+    The baseline and the scale are the plan's own, so the two differ by the critic alone.
+    """
+    live = LiveTokens(plan.live_ids, plan.live_logprobs, torch.isfinite(plan.live_logprobs))
+    correction = episode_correction(plan.live_advantages, live, rollout.actions)
+    return replace(
+        plan,
+        advantages=plan.advantages + per_step(correction, rollout),
+        live_advantages=torch.zeros_like(plan.live_advantages),
+    )
 
 
 def _at(places: Bool[Tensor, " candidate"], rows: Float[Tensor, "own width"]) -> Float[Tensor, "candidate width"]:
@@ -252,7 +267,25 @@ class CounterfactualAdvantages:
         return {"kappa": self._kappa.state_dict(), "rungs": [rung.state_dict() for rung in self._rungs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ValueError: the critics that it holds read other features than these.
+        """
+        self._check_features([int(saved["critic"]["inner.weight"].shape[1]) for saved in state["rungs"]])
         self._kappa.load_state_dict(state["kappa"])
         for rung, saved in zip(self._rungs, state["rungs"], strict=True):
             rung.load_state_dict(saved)
+
+    def _check_features(self, saved: list[int]) -> None:
+        own = [rung.critic.inner.in_features for rung in self._rungs]
+        if saved == own:
+            return
+        tail = self._config.tail
+        others = [number - num_surprisals(tail) + num_surprisals(not tail) for number in own]
+        cure = (
+            f"they were trained with imagination.tail={str(not tail).lower()}, so set that to go on with them"
+            if saved == others
+            else "go on with the imagination.horizon, max_rung and tail of the run that trained them"
+        )
+        raise ValueError(f"the saved critics read {saved} features, a number a rung, and these {own}; {cure}.")

@@ -173,6 +173,22 @@ def test_resumed_equals_never_stopped(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("tail", [True, False])
+def test_critics_that_know_another_tail_are_refused(tail: bool, text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """What a checkpoint of before the tail looks like from Python, and the other way round."""
+
+    def trainer(tail: bool, horizon: int = 2) -> ImaginationTrainer:
+        imagination = ImaginationConfig(horizon=horizon, max_live=3, tail=tail)
+        return ImaginationTrainer(tiny_model(), text_env(16), ROLLOUT, PPOConfig(), WORLD, imagination, 0)
+
+    saved = trainer(tail).state_dict()
+    with pytest.raises(ValueError, match=f"trained with imagination.tail={str(tail).lower()}, so set that to go on"):
+        trainer(not tail).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"the saved critics read \[.*go on with the imagination\.horizon, max_rung"):
+        trainer(tail, horizon=1).load_state_dict(saved)
+    trainer(tail).load_state_dict(saved)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("use", ["off", "counterfactual", "baseline"])
 def test_it_learns(use: str, text_env: MakeEnv, tiny_model: MakeModel) -> None:

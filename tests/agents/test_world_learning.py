@@ -1,7 +1,9 @@
 """Targets of the world model, laid out by hand, and what its losses train."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_learning_leaves_the_trunk_alone_and_lowers_the_loss(hand_rollout: MakeR
     model, rollout = tiny_model(), two_rows(hand_rollout)
     before = [parameter.clone() for parameter in model.trunk.parameters()]
     learner = WorldModelLearner(
-        model, WorldModelConfig(num_updates=30, learning_rate=3e-3), PPOConfig(), temperature=1.0
+        model, WorldModelConfig(num_updates=30, world_heads_learning_rate=3e-3), PPOConfig(), temperature=1.0
     )
     start = float(learner.losses(rollout)[0].detach())
     metrics = learner.learn(rollout, torch.Generator().manual_seed(0))
@@ -145,35 +147,169 @@ def test_heads_that_imagine_the_law_of_their_tokens_have_the_least_loss(
         assert learner.losses(rollout)[1]["world_model/depth_2/ce"] == pytest.approx(0.562, abs=1e-3)
 
 
+@pytest.mark.parametrize("ce_coef", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("temperature", "num_tokens"), [(1.0, 7), (0.5, 7), (2.0, 6)])
 def test_the_loss_and_its_gradients_are_those_of_the_acting_policys_logits(
-    temperature: float, num_tokens: int, hand_rollout: MakeRollout, tiny_model: MakeModel
+    ce_coef: float, temperature: float, num_tokens: int, hand_rollout: MakeRollout, tiny_model: MakeModel
 ) -> None:
-    """Means per depth of -log softmax of ``logits_of`` / temperature, by autograd; one coefficient is not zero."""
+    """Means per depth of ce -log q + (1 - ce) KL(p, q), by autograd; q, p are softmax of ``logits_of`` / temperature.
+
+    p is what the trunk says one step before the token that depth k foresees, and a constant.
+    """
     model, rollout = tiny_model().double(), two_rows(hand_rollout)
     rollout = replace(rollout, input_ids=rollout.input_ids.clamp_max(num_tokens - 1))
     model.limit_tokens(num_tokens)
-    only_tokens = WorldModelConfig(ce_coef=1.0, reward_coef=0.0, continuation_coef=0.0, value_coef=0.0)
+    kl_coef = 1 - ce_coef
+    only_tokens = WorldModelConfig(
+        ce_coef=ce_coef, kl_coef=kl_coef, reward_coef=0.0, continuation_coef=0.0, value_coef=0.0
+    )
     learner = WorldModelLearner(model, only_tokens, PPOConfig(), temperature)
     weights = [*model.heads.parameters()]
 
     latents = model.latents(rollout.input_ids, rollout.attention_mask)
-    chosen, means = action_mask(rollout), []
+    log_p = (model.logits_of(latents[0]) / temperature).log_softmax(-1).detach()
+    chosen, crosses, kls = action_mask(rollout), [], []
     for depth in (2, 3):
-        log_policy = (model.logits_of(latents[depth - 1][:, :-depth], depth) / temperature).log_softmax(-1)
-        ce = -log_policy.gather(2, rollout.input_ids[:, depth:, None])[..., 0]
-        means.append(ce[chosen[:, depth:]].mean())
-    expected = torch.stack(means).mean()
+        log_q = (model.logits_of(latents[depth - 1][:, :-depth], depth) / temperature).log_softmax(-1)
+        ce = -log_q.gather(2, rollout.input_ids[:, depth:, None])[..., 0]
+        teacher = log_p[:, depth - 1 : -1]
+        kl = (teacher.exp() * (teacher - log_q)).sum(-1)
+        crosses.append(ce[chosen[:, depth:]].mean())
+        kls.append(kl[chosen[:, depth:]].mean())
+    expected = ce_coef * torch.stack(crosses).mean() + kl_coef * torch.stack(kls).mean()
     by_hand = torch.autograd.grad(expected, weights, allow_unused=True)
 
-    loss, metrics = learner.losses(rollout)
+    with frozen(model.trunk):
+        loss, metrics = learner.losses(rollout)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
-    assert [metrics[f"world_model/depth_{depth}/ce"] for depth in (2, 3)] == pytest.approx(
-        [float(mean.detach()) for mean in means], rel=1e-12
-    )
+    for name, means in (("ce", crosses), ("kl_trunk", kls)):
+        if name == "kl_trunk" and not kl_coef:
+            assert "world_model/depth_2/kl_trunk" not in metrics
+            continue
+        assert [metrics[f"world_model/depth_{depth}/{name}"] for depth in (2, 3)] == pytest.approx(
+            [float(mean.detach()) for mean in means], rel=1e-12
+        )
     for found, right in zip(torch.autograd.grad(loss, weights, allow_unused=True), by_hand, strict=True):
         assert (found is None) == (right is None)
         assert found is None or torch.allclose(found, right, rtol=1e-9, atol=1e-14)
+
+
+def gradients_of_head_layers(model: MTPModel, rollout: Rollout, **config: Any) -> list[Tensor | None]:
+    learner = WorldModelLearner(model, WorldModelConfig(**config), PPOConfig(), temperature=1.0)
+    with torch.no_grad():  # world heads start at zero and would pass no gradient on whatever the switch
+        for parameter in model.world_heads.parameters():
+            parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).view_as(parameter))
+    with frozen(model.trunk):
+        loss, _ = learner.losses(rollout)
+    return [*torch.autograd.grad(loss, [*model.heads.parameters()], allow_unused=True)]
+
+
+@pytest.mark.parametrize("name", ["reward", "continuation", "value"])
+def test_world_heads_give_the_layers_of_the_heads_no_gradient(
+    name: str, hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    """Exactly none, and what tokens teach is the same to the bit beside them; with the switch off it is another."""
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    none = {f"{other}_coef": 0.0 for other in ("reward", "continuation", "value")}
+    no_tokens = {"ce_coef": 0.0, "kl_coef": 0.0}
+    alone = none | {f"{name}_coef": 1.0}
+    assert not any(
+        gradient is not None and gradient.any()
+        for gradient in gradients_of_head_layers(model, rollout, **no_tokens, **alone)
+    )
+    assert any(
+        gradient is not None and gradient.any()
+        for gradient in gradients_of_head_layers(model, rollout, **no_tokens, **alone, detach_world_heads=False)
+    )
+    tokens, both = (gradients_of_head_layers(model, rollout, **each) for each in (none, alone))
+    assert any(gradient is not None for gradient in tokens)
+    for one, other in zip(tokens, both, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+def test_the_rate_of_the_layers_rises_and_that_of_the_world_heads_is_constant(
+    hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    """.01 1/4, .01 2/4, then, from a checkpoint, .01 3/4, .01, .01."""
+    config = WorldModelConfig(num_updates=1, learning_rate=0.01, world_heads_learning_rate=0.02, warmup_updates=4)
+    model, rollout, rates = tiny_model(), two_rows(hand_rollout), []
+    learner = WorldModelLearner(model, config, PPOConfig(), temperature=1.0)
+    for number in range(5):
+        if number == 2:
+            saved = learner.state_dict()
+            learner = WorldModelLearner(model, config, PPOConfig(), temperature=1.0)
+            learner.load_state_dict(saved)
+        learner.learn(rollout, torch.Generator().manual_seed(0))
+        rates.append([group["lr"] for group in learner.optimizer.param_groups])
+    assert [layers for layers, _ in rates] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert {world for _, world in rates} == {0.02}
+    own = [{id(weight) for weight in group["params"]} for group in learner.optimizer.param_groups]
+    assert own == [{id(w) for w in part.parameters()} for part in (model.heads, model.world_heads)]
+
+
+def test_no_warm_up_is_the_rate_itself(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    config = WorldModelConfig(num_updates=1, learning_rate=0.01, warmup_updates=0)
+    learner = WorldModelLearner(tiny_model(), config, PPOConfig(), temperature=1.0)
+    learner.learn(two_rows(hand_rollout), torch.Generator().manual_seed(0))
+    assert learner.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_an_optimiser_of_one_group_is_restored(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    """As checkpoints had it while all heads had one rate: each weight keeps its own moments."""
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    learner = WorldModelLearner(model, WorldModelConfig(num_updates=1), PPOConfig(), temperature=1.0)
+    learner.learn(rollout, torch.Generator().manual_seed(0))
+    earlier = torch.optim.Adam([*model.heads.parameters(), *model.world_heads.parameters()], lr=1e-3)
+    for weight, state in learner.optimizer.state.items():
+        earlier.state[weight] = copy.deepcopy(state)
+    second = WorldModelLearner(model, WorldModelConfig(num_updates=1), PPOConfig(), temperature=1.0)
+    second.load_state_dict(learner.state_dict() | {"optimizer": earlier.state_dict()})
+    assert len(second.optimizer.param_groups) == 2
+    assert second.optimizer.state.keys() == learner.optimizer.state.keys() != set()
+    for weight, state in learner.optimizer.state.items():
+        assert all(torch.equal(second.optimizer.state[weight][name], value) for name, value in state.items())
+
+
+def test_agreement_is_the_share_of_equal_greedy_tokens(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    """By its definition, position by position; the text itself is neither's choice everywhere."""
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    with torch.no_grad():
+        for parameter in model.heads.parameters():
+            parameter.mul_(2.0)
+    metrics = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0).measure(
+        rollout, torch.Generator().manual_seed(0)
+    )
+    latents = model.latents(rollout.input_ids, rollout.attention_mask)
+    greedy = [model.logits_of(latent, depth).argmax(-1) for depth, latent in enumerate(latents, start=1)]
+    shares = {}
+    for depth in (2, 3):
+        # Actions of row 0 stand at 3, 4, 5, of row 1 at 1, 2; the position that foresees them must be in the text.
+        places = [(b, at) for b, ats in ((0, (3, 4, 5)), (1, (1, 2))) for at in ats if at - depth >= 0]
+        same = [bool(greedy[depth - 1][b, at - depth] == greedy[0][b, at - 1]) for b, at in places]
+        shares[depth] = sum(same) / len(same)
+    assert {depth: metrics[f"world_model/depth_{depth}/agreement"] for depth in (2, 3)} == pytest.approx(shares)
+    assert len({0.0, 1.0, *shares.values()}) > 2
+
+
+def test_heads_that_say_what_the_trunk_says_agree(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
+    """A trunk of a constant favourite, and heads on the same LM head; the text never has that token."""
+    model, rollout = tiny_model(), two_rows(hand_rollout)
+    constant = torch.zeros(7)
+    constant[0] = 1.0
+    model.policy_logits = lambda raw: constant.expand(*raw.shape[:-1], -1)  # type: ignore[method-assign]
+    learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
+    metrics = learner.measure(rollout, torch.Generator().manual_seed(0))
+    assert [metrics[f"world_model/depth_{depth}/agreement"] for depth in (2, 3)] == [1.0, 1.0]
+
+
+def test_a_depth_that_no_text_is_long_enough_for_has_no_agreement(
+    hand_rollout: MakeRollout, tiny_model: MakeModel
+) -> None:
+    rollout = hand_rollout([{"prompt": [2], "actions": [3], "rewards": [0.0], "end": "truncated"}] * 2, 1, 3)
+    learner = WorldModelLearner(tiny_model(), WorldModelConfig(), PPOConfig(), temperature=1.0)
+    metrics = learner.measure(rollout, torch.Generator().manual_seed(0))
+    assert not [tag for tag in metrics if tag.endswith("agreement")]
 
 
 def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
@@ -181,11 +317,11 @@ def test_blind_heads_have_a_sensitivity_of_one(hand_rollout: MakeRollout, tiny_m
     learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
     name = "world_model/action_shuffle_loss_ratio"
     seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
-    assert any(abs(learner.action_sensitivity(rollout, seed)[name] - 1) > 1e-3 for seed in seeds)
+    assert any(abs(learner.measure(rollout, seed)[name] - 1) > 1e-3 for seed in seeds)
     twins = replace(rollout, input_ids=rollout.input_ids[[0, 0]], attention_mask=rollout.attention_mask[[0, 0]])
-    assert learner.action_sensitivity(twins, seeds[0])[name] == pytest.approx(1.0)
+    assert learner.measure(twins, seeds[0])[name] == pytest.approx(1.0)
     assert (
-        WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig(), temperature=1.0).action_sensitivity(
+        WorldModelLearner(tiny_model(depth=1), WorldModelConfig(), PPOConfig(), temperature=1.0).measure(
             rollout, seeds[0]
         )
         == {}
@@ -220,7 +356,7 @@ def test_sensitivity_is_of_the_first_episodes_also_with_features_at_hand(
     hand_rollout: MakeRollout, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of four episodes two are measured; their features come first among those of all."""
-    monkeypatch.setattr(world_learning, "_SENSITIVITY_EPISODES", 2)
+    monkeypatch.setattr(world_learning, "_MEASURED_EPISODES", 2)
     rows = [{"prompt": [2, 3], "actions": [n, 6 - n, n], "rewards": [0] * 3, "end": "truncated"} for n in range(2, 6)]
     model, rollout = tiny_model(), hand_rollout(rows, steps=3, length=5)
     learner = WorldModelLearner(model, WorldModelConfig(), PPOConfig(), temperature=1.0)
@@ -232,9 +368,9 @@ def test_sensitivity_is_of_the_first_episodes_also_with_features_at_hand(
 
     assert torch.randperm(2, generator=seeded()).tolist() == [1, 0]
     name = "world_model/action_shuffle_loss_ratio"
-    expected = learner.action_sensitivity(first, seeded())[name]
+    expected = learner.measure(first, seeded())[name]
     assert abs(expected - 1) > 1e-4
-    assert learner.action_sensitivity(rollout, seeded(), features)[name] == pytest.approx(expected, abs=1e-6)
+    assert learner.measure(rollout, seeded(), features)[name] == pytest.approx(expected, abs=1e-6)
 
 
 def test_sensitivity_reads_the_text_with_one_pass_of_the_trunk(
@@ -251,7 +387,7 @@ def test_sensitivity_reads_the_text_with_one_pass_of_the_trunk(
     hook = model.trunk.base_model.register_forward_pre_hook(
         lambda module, args, inputs: read.append(inputs["input_ids"]), with_kwargs=True
     )
-    metrics = learner.action_sensitivity(rollout, torch.Generator().manual_seed(seed))
+    metrics = learner.measure(rollout, torch.Generator().manual_seed(seed))
     hook.remove()
     assert len(read) == 1
     assert torch.equal(read[0], rollout.input_ids)

@@ -7,7 +7,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from worldmtp.cli.resume import resume_argument, resumed_config
-from worldmtp.training.run_dir import claim, is_done
+from worldmtp.training.run_dir import claim, is_done, read_config
 
 
 def plain(node):
@@ -155,3 +155,18 @@ def test_the_jobs_of_a_sweep_are_named(compose_tiny, tmp_path):
     assert "damaged" in damaged
     with pytest.raises(ValueError, match=r"job4/config\.yaml is damaged: (.|\n)*; put back the file"):
         resumed_config(tmp_path / "job4", [])
+
+
+def test_an_old_run_goes_on_as_it_began(run_dir):
+    """Its config lacks later settings, of which it did without the tail and had one rate for all heads."""
+    assert resumed_config(run_dir, []).imagination.tail is True
+    path = run_dir / "config.yaml"
+    saved = OmegaConf.load(path)
+    del saved.imagination["tail"]
+    saved.world_model = {"learning_rate": 0.002, "ce_coef": 0.7, "num_updates": 3}
+    OmegaConf.save(saved, path)
+    for resumed in (resumed_config(run_dir, []), read_config(run_dir)):
+        assert resumed.imagination.tail is False
+        world = resumed.world_model
+        assert (world.learning_rate, world.world_heads_learning_rate, world.warmup_updates) == (0.002, 0.002, 0)
+        assert (world.ce_coef, world.kl_coef, world.detach_world_heads, world.num_updates) == (0.7, 0.0, False, 3)

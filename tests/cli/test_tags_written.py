@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # What this run does not write, and what does.
 ELSEWHERE = {
     "rollout/tokens_per_forward": "agent.rollout.draft=mtp",
+    "losses/num_updates": "agent.ppo.target_kl",
     "imagination/rung": "a gate that is open, after imagination.min_batches batches with skill",
     "imagination/r2": "a gate that is open",
     "imagination/slope": "a gate that is open",

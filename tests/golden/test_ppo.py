@@ -38,6 +38,16 @@ CASES: dict[str, dict[str, Any]] = {
     "counterfactual_identity": {"use": "counterfactual", "world": {"backend": "identity"}},
     "counterfactual_shuffled": {"use": "counterfactual", "world": {"backend": "shuffled"}},
     "counterfactual_latent_heads": {"use": "counterfactual", "heads": {"head": "latent", "depth": 3}},
+    "counterfactual_joint_heads": {
+        "use": "counterfactual",
+        "world": {
+            "learning_rate": 1e-3,
+            "warmup_updates": 0,
+            "ce_coef": 1.0,
+            "kl_coef": 0.0,
+            "detach_world_heads": False,
+        },
+    },
     "counterfactual_tail": {"use": "counterfactual", "imagination": {"tail": True}},
     "counterfactual_tail_cut": {"use": "counterfactual", "imagination": {"tail": True, "min_probability": 0.15}},
     "counterfactual_tail_conversation": {
@@ -63,7 +73,7 @@ def run_ppo(model: MTPModel, env: TextVectorEnv, case: dict[str, Any]) -> dict[s
         env,
         RolloutConfig(num_iterations=ITERATIONS, num_prompts=4, group_size=4, **case.get("rollout", {})),
         PPOConfig(**{"learning_rate": 3e-3} | case.get("ppo", {})),
-        WorldModelConfig(num_updates=2, batch_size_episodes=12, **case.get("world", {})),
+        WorldModelConfig(**{"num_updates": 2, "batch_size_episodes": 12, "warmup_updates": 3} | case.get("world", {})),
         ImaginationConfig(
             **{"use": case["use"], "horizon": 2, "num_rollouts": 2, "min_batches": 1, "max_live": 4, "tail": False}
             | {"critic_updates": 10, "critic_learning_rate": 0.02}

@@ -67,7 +67,7 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def saved_config(run_dir: Path) -> DictConfig:
-    """Return the config of the run in ``run_dir``, as ``claim`` wrote it.
+    """Return the config of the run in ``run_dir``, as ``claim`` wrote it; settings it is too old for are completed.
 
     Raises:
         ValueError: there is none, or it is damaged; the message names the jobs of a sweep that is there.

@@ -151,6 +151,17 @@ _WORLD_MODEL = _rows(
     ("reply_history", "1 if the model of replies that is asked sees the history, 0 if the last turn alone", "0 or 1"),
     ("reply_action_ratio", "held-out error with the words of other turns / held-out error; 1 = words ignored", "1"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
+    (
+        "depth_{k}/kl_trunk",
+        "mean over the same tokens of KL(trunk, head), both at the temperature of acting; with world_model.kl_coef",
+        "nats/token",
+    ),
+    (
+        "depth_{k}/agreement",
+        "share of the policy's tokens of which depth k and the trunk have the same greedy choice; up to 64 episodes of "
+        "the fresh batch, before anything learns from it",
+        "share",
+    ),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
     ("depth_{k}/top1", "share of positions whose most probable predicted token is the realized one", "share"),
@@ -167,6 +178,12 @@ _IMAGINATION = _rows(
     "imagination",
     ("slope", "eta: slope of return - baseline on the critic's correction S, over past batches; what is used", "1"),
     ("r2", "1 - Var(G - b - eta S) / Var(G - b) on the fresh batch, before anything trains on it", "1"),
+    (
+        "gradient_norm_ratio",
+        "squared norm of the policy terms' gradient over that of its control, the same batch without imagination: "
+        "their means are equal, so below 1 is variance saved; by imagination.gradient_norm_every",
+        "1",
+    ),
     ("gate_open", "1 if the imagined term is used in this update, else 0", "0 or 1"),
     ("kappa", "share of the group's mean in the shrunk group baseline, of advantage=group too, by past batches", "1"),
     ("corr", "Pearson correlation of the imagined baseline and the realized return-to-go over states", "1"),

@@ -272,3 +272,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def complete_earlier(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved config with the settings that it lacks because it is older than they are.
+
+    Each has the value that does what was done then, so that an old run goes on as it began. Sections that are not there
+    and settings whose default changes nothing are left to the defaults.
+    """
+    completed = dict(saved)
+    for section, earlier in _before_they_existed(saved).items():
+        if isinstance(saved.get(section), Mapping):
+            completed[section] = earlier | dict(saved[section])
+    return completed
+
+
+def _before_they_existed(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return by section the settings whose default is not what was done without them, and what was done."""
+    world_model: dict[str, Any] = {"warmup_updates": 0, "kl_coef": 0.0, "detach_world_heads": False}
+    rates = saved.get("world_model")
+    if isinstance(rates, Mapping) and "learning_rate" in rates:
+        world_model["world_heads_learning_rate"] = rates["learning_rate"]  # there was one for all heads
+    return {"imagination": {"tail": False}, "world_model": world_model}

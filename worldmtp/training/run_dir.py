@@ -29,7 +29,7 @@ import yaml
 
 from worldmtp.analysis.summary import RunSummary
 from worldmtp.atomic_files import write_text
-from worldmtp.training.config import TrainConfig, config_from_dict
+from worldmtp.training.config import TrainConfig, complete_earlier, config_from_dict
 
 CONFIG_FILE = "config.yaml"
 DONE_FILE = "DONE"
@@ -265,7 +265,7 @@ def read_saved(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}; put back the file that the run wrote.") from error
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds no mapping; give the directory of a run.")
-    return saved
+    return complete_earlier(saved)
 
 
 def is_done(run_dir: Path) -> bool:

@@ -216,7 +216,7 @@ class EpisodesConfig:
     gap_batches: int = 8
     """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
     novelty_threshold: float = 0.3
-    """Before the first reward: a reply that the ensemble disagrees on more ends the episode and is paid the bonus."""
+    """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
     novelty_bonus: float = 0.5
     """Of a novel reply, in reward; 0 explores nothing."""
     gated: bool = True

@@ -36,7 +36,9 @@ from worldmtp.envs.text_env import TextVectorEnv
 class Novelty:
     """Optimism towards what the ensemble does not know: R-max (Brafman and Tennenholtz 2002) in imagination.
 
-    A turn whose reply the members disagree on by more than ``threshold`` ends the episode and is paid ``bonus``.
+    A turn whose reply the members disagree on by more than ``threshold``, or which no real conversation has had, ends
+    the episode and is paid ``bonus``. The second matters where a model understands a world before it has seen it all:
+    from rows and columns it foretells places where nobody has been, and its members agree on them.
     """
 
     threshold: float
@@ -186,7 +188,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         doubt = imagined.disagreement.double().numpy()
         self._doubt[over] += doubt
         if self._novelty is not None:
-            novel = doubt > self._novelty.threshold
+            novel = (doubt > self._novelty.threshold) | imagined.unheard.numpy()
             paid, ended = np.where(novel, self._novelty.bonus, paid), ended | novel
             reasons[over[novel]] = "novel"
         reasons[over[ended & (reasons[over] == "")]] = "ended"

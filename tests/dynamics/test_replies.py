@@ -213,6 +213,20 @@ def test_what_was_never_seen_is_never_drawn() -> None:
     assert not bool(drawn.ended.any())
 
 
+def test_replies_that_were_never_heard_are_told_though_their_tokens_were() -> None:
+    """Heard: 0 1 and 1 0. So 0 0 and 1 1 can be drawn, and are new."""
+    model = make_model()
+    model.observe(one([[0, 1], [1, 0]], [0.0, 0.0], [False, False]))
+    other = make_model(seed=1)
+    other.load_state_dict(model.state_dict())
+    turns = make_turns(episodes=256)
+    for known in (model, other):
+        drawn = known.imagine(turns, turns.num_turns - 1, torch.Generator().manual_seed(0))
+        replies = [tuple(reply) for reply in drawn.replies.tolist()]
+        assert {(0, 0), (1, 1)} & set(replies)
+        assert [reply not in ((0, 1), (1, 0)) for reply in replies] == drawn.unheard.tolist()
+
+
 def test_disagreement_by_hand() -> None:
     """Members (1, 0) and (0, 1) are each half away from (.5, .5); equal members agree."""
     probs = torch.tensor([[[1.0, 0.0], [0.3, 0.7]], [[0.0, 1.0], [0.3, 0.7]]])

@@ -41,8 +41,8 @@ class ExactReplies:
 
     max_reply = 3
 
-    def __init__(self, tokenizer: CharTokenizer, doubt: float = 0.0) -> None:
-        self._tokenizer, self._doubt = tokenizer, doubt
+    def __init__(self, tokenizer: CharTokenizer, doubt: float = 0.0, unheard: bool = False) -> None:
+        self._tokenizer, self._doubt, self._unheard = tokenizer, doubt, unheard
 
     def imagine(self, turns: Turns, turn: torch.Tensor, generator: torch.Generator) -> ImaginedReplies:
         replies = torch.full((len(turns), self.max_reply), NOTHING)
@@ -59,7 +59,10 @@ class ExactReplies:
                     assert self._tokenizer.decode(heard) == reply, "a reply was not kept as it was"
             ids = torch.tensor(self._tokenizer.encode(reply), dtype=torch.int64)
             replies[row, : len(ids)], rewards[row], ended[row] = ids, reward, terminated
-        return ImaginedReplies(replies, rewards, ended, torch.full((len(turns),), self._doubt))
+        shape = (len(turns),)
+        return ImaginedReplies(
+            replies, rewards, ended, torch.full(shape, self._doubt), torch.full(shape, self._unheard)
+        )
 
 
 def ladder_env(num_envs: int, max_turn: int | None = 2, max_new: int = 14) -> TextGenVectorEnv:
@@ -74,9 +77,12 @@ def ladder_env(num_envs: int, max_turn: int | None = 2, max_new: int = 14) -> Te
     )
 
 
-def imagined_of(real: TextGenVectorEnv, num_envs: int, doubt: float = 0.0, **kwargs: Any) -> ImaginedWorldVectorEnv:
+def imagined_of(
+    real: TextGenVectorEnv, num_envs: int, doubt: float = 0.0, unheard: bool = False, **kwargs: Any
+) -> ImaginedWorldVectorEnv:
     kwargs = {"max_turns": 20, "generator": torch.Generator().manual_seed(0)} | kwargs
-    return ImaginedWorldVectorEnv(real, ExactReplies(real.tokenizer, doubt), num_envs, **kwargs)  # type: ignore[arg-type]
+    model = ExactReplies(real.tokenizer, doubt, unheard)  # type: ignore[arg-type]
+    return ImaginedWorldVectorEnv(real, model, num_envs, **kwargs)
 
 
 def openings_of(obs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -129,11 +135,18 @@ def test_a_conversation_is_cut_off_after_its_last_turn() -> None:
 
 
 def test_what_is_not_known_is_paid_for_and_ends() -> None:
-    """With a doubt of .4 above the threshold of .3 the turn earns the bonus; below one of .5 it is as it was."""
+    """With a doubt of .4 above the threshold of .3 the turn earns the bonus; below one of .5 it is as it was.
+
+    A reply that was never heard earns it whatever the doubt.
+    """
     real = ladder_env(1, max_turn=1)
     action = np.array(real.tokenizer.encode("a"))
-    for threshold, paid, reason in ((0.3, 0.7, "novel"), (0.5, 0.125, None)):
-        imagined = imagined_of(real, 1, doubt=0.4, novelty=Novelty(threshold, 0.7))
+    for threshold, unheard, paid, reason in (
+        (0.3, False, 0.7, "novel"),
+        (0.5, False, 0.125, None),
+        (0.5, True, 0.7, "novel"),
+    ):
+        imagined = imagined_of(real, 1, doubt=0.4, unheard=unheard, novelty=Novelty(threshold, 0.7))
         begun(imagined, real)
         _, rewards, terminated, _, infos = imagined.step(action)
         assert rewards[0] == pytest.approx(paid)

@@ -49,6 +49,7 @@ class ReplyModel(nn.Module):
         self.register_buffer("seen_tokens", torch.zeros(sizes.reply, sizes.vocab_size + 1, dtype=torch.bool))
         self.register_buffer("seen_rewards", torch.zeros(len(reward_bins), dtype=torch.bool))
         self.register_buffer("seen_ends", torch.zeros(2, dtype=torch.bool))
+        self._heard: set[tuple[int, ...]] = set()
 
     @property
     def num_members(self) -> int:
@@ -84,6 +85,7 @@ class ReplyModel(nn.Module):
             self.seen_tokens[place, told[told != NOTHING]] = True
         self.seen_rewards |= (two_hot(turns.rewards[real], self.reward_bins) > 0).any(dim=0)
         self.seen_ends[turns.ended[real].long()] = True
+        self._heard.update(map(tuple, classes.tolist()))
 
     def nats(self, turns: Turns) -> Float[Tensor, "member turn"]:
         """Return minus the log-likelihood of what followed each turn, for each member, over the turns there are.
@@ -144,7 +146,18 @@ class ReplyModel(nn.Module):
         rewards = binned_mean(log_rewards[member, rows], self.reward_bins)
         if greedy:
             rewards = binned_mean(log_rewards, self.reward_bins).mean(dim=0)
-        return ImaginedReplies(replies, rewards, choose(log_ends) == 1, disagreement.maximum(variation(log_ends)))
+        told = reply_classes(replies, self.sizes.end).tolist()
+        unheard = torch.tensor([tuple(reply) not in self._heard for reply in told], device=turns.device)
+        doubt = disagreement.maximum(variation(log_ends))
+        return ImaginedReplies(replies, rewards, choose(log_ends) == 1, doubt, unheard)
+
+    def get_extra_state(self) -> list[list[int]]:
+        """Return the replies that have been heard, for a checkpoint."""
+        return [list(reply) for reply in sorted(self._heard)]
+
+    def set_extra_state(self, state: list[list[int]]) -> None:
+        """Restore what ``get_extra_state`` returned."""
+        self._heard = {tuple(reply) for reply in state}
 
     def _log_tokens(
         self, vectors: Float[Tensor, "member row width"], replies: Int[Tensor, "row reply"]

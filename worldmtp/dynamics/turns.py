@@ -78,13 +78,15 @@ class Turns:
 class ImaginedReplies:
     """What followed a turn in imagination; a reply is padded with ``NOTHING``.
 
-    ``disagreement``, in [0, 1], is what the model knows that it does not know.
+    ``disagreement``, in [0, 1], is what the model knows that it does not know; ``unheard`` says which replies no real
+    conversation has had, though each of their tokens has stood at its place.
     """
 
     replies: Int[Tensor, "row reply"]
     rewards: Float[Tensor, " row"]
     ended: Bool[Tensor, " row"]
     disagreement: Float[Tensor, " row"]
+    unheard: Bool[Tensor, " row"]
 
 
 @runtime_checkable

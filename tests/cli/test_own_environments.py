@@ -144,7 +144,8 @@ def run_script(command, directory, *more):
 @pytest.mark.parametrize("heading", HEADINGS)
 def test_route_is_checked(heading, here):
     route = BY_HEADING[heading]
-    fewer = () if route.rows else ("--examples", "8")  # few rows are asked for fewer as it is
+    # Few rows are asked for fewer as it is.
+    fewer = () if route.rows else ("--examples", "8", "--kwargs", "pool_size=32")
     done = run_script(route.check, here(route), "--episodes", "20", *fewer)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("PASS ")

@@ -12,9 +12,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,15 @@ ARMS: dict[str, tuple[str, ...]] = {
     "off (GAE)": ("imagination=off",),
     "off (shrunk group baseline)": ("imagination=off", "agent=ppo_group"),
     "counterfactual": ("imagination=counterfactual",),
+    "counterfactual, no tail": ("imagination=counterfactual", "imagination.tail=false"),
+    "counterfactual, heads' learner as before": (
+        "imagination=counterfactual",
+        "world_model.learning_rate=1e-3",
+        "world_model.warmup_updates=0",
+        "world_model.ce_coef=1",
+        "world_model.kl_coef=0",
+        "world_model.detach_world_heads=false",
+    ),
     "counterfactual, rung 0 only": ("imagination=counterfactual", "imagination.max_rung=0"),
     "counterfactual, shuffled": ("imagination=counterfactual", "world_model=shuffled"),
     "baseline": ("imagination=baseline",),
@@ -32,7 +43,9 @@ ARMS: dict[str, tuple[str, ...]] = {
 """Name to overrides. Rung 0 of the critic imagines nothing: it reads the surprisals of the real forward."""
 
 LAST_ITERATIONS = 40
-"""r2 and slope are means over the last iterations."""
+"""r2, slope and agreement are means over the last iterations."""
+FIRST_ITERATIONS = 10
+"""Agreement stands beside its mean over the first."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,10 @@ class Outcome:
     imagined: float
     realized: float
     correlation: float | None
+    agreement: tuple[str, ...]
+    """Agreement of depths 2 .. K with the trunk on fresh batches, means of the first and the last iterations."""
+    norm_ratio: float | None
+    """Squared norm of the policy's gradient over that of its control, where it was measured."""
 
 
 def train(run_dir: Path, overrides: tuple[str, ...], extra: tuple[str, ...]) -> None:
@@ -64,6 +81,7 @@ def train(run_dir: Path, overrides: tuple[str, ...], extra: tuple[str, ...]) -> 
     run_dir.mkdir(parents=True, exist_ok=True)
     start = "from worldmtp.cli.train import main; main()"
     command = [sys.executable, "-c", start, "experiment=quickstart", "profile=cpu_smoke"]
+    command += ["imagination.gradient_norm_every=10"]  # each costs as much as two epochs
     command += [f"hydra.run.dir={run_dir}", *overrides, *extra]
     with (run_dir / "log.txt").open("w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
@@ -75,10 +93,14 @@ def outcome(run_dir: Path) -> Outcome:
     judged = [record for record in records if "eval/exact_lo90" in record]
     steps = [record for record in records if "time/total_seconds" in record]
 
-    def mean(tag: str, num_last: int = LAST_ITERATIONS) -> float | None:
-        values = [record[tag] for record in steps[-num_last:] if record.get(tag) is not None]
+    def mean(tag: str, num_last: int = LAST_ITERATIONS, records: Sequence[Mapping[str, Any]] = steps) -> float | None:
+        values = [record[tag] for record in records[-num_last:] if record.get(tag) is not None]
         return float(np.mean(values)) if values else None
 
+    def change(tag: str) -> str:
+        return f"{_mean([mean(tag, records=steps[:FIRST_ITERATIONS])])}>{_mean([mean(tag)])}"
+
+    known = {tag for record in steps for tag in record}
     rungs = [mean(f"imagination/rung_{rung}/r2", len(steps) // 2) for rung in range(3)]
     depths = sorted(tag for tag in judged[-1] if re.fullmatch(r"world_model/depth_[2-9]/accept", tag))
 
@@ -99,6 +121,10 @@ def outcome(run_dir: Path) -> Outcome:
         imagined=judged[-1]["eval/return_imagined"],
         realized=judged[-1]["eval/return_realized"],
         correlation=judged[-1].get("eval/return_corr"),
+        agreement=tuple(
+            change(tag) for tag in sorted(known) if re.fullmatch(r"world_model/depth_[2-9]/agreement", tag)
+        ),
+        norm_ratio=mean("imagination/gradient_norm_ratio"),
     )
 
 
@@ -106,6 +132,7 @@ def main() -> None:
     """Run all arms and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("overrides", nargs="*", help="further overrides of every run")
@@ -116,7 +143,7 @@ def main() -> None:
         warm = {seed: out / "warm_start" / f"seed{seed}" for seed in arguments.seeds}
         nothing = ("imagination=off", "agent.rollout.num_iterations=0")
         list(pool.map(lambda seed: train(warm[seed], nothing, (f"seed={seed}", *extra)), arguments.seeds))
-        jobs = [(arm, seed) for seed in arguments.seeds for arm in ARMS]
+        jobs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
         runs = {(arm, seed): out / re.sub(r"\W+", "_", arm).strip("_") / f"seed{seed}" for arm, seed in jobs}
         list(
             pool.map(
@@ -127,23 +154,23 @@ def main() -> None:
             )
         )
     outcomes = {job: outcome(run_dir) for job, run_dir in runs.items()}
-    print(table(outcomes, arguments.seeds))
-    print(f"\n{world_model_table(outcomes, arguments.seeds)}")
+    print(table(outcomes, arguments.arms, arguments.seeds))
+    print(f"\n{world_model_table(outcomes, arguments.arms, arguments.seeds)}")
     print(f"\n{time.monotonic() - start:.0f} s, prompt overlap {max(o.overlap for o in outcomes.values())}")
     (out / "outcomes.json").write_text(
         json.dumps([{"arm": arm, "seed": seed, **vars(value)} for (arm, seed), value in outcomes.items()], indent=2)
     )
 
 
-def table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
+def table(outcomes: dict[tuple[str, int], Outcome], arms: list[str], seeds: list[int]) -> str:
     """A Markdown table, one row an arm."""
     header = "| arm | sampled: per seed | gain over SFT | greedy: per seed | gain over SFT | r2 | slope | s |"
     lines = [header, "|---|---|---|---|---|---|---|---|"]
-    warm = [outcomes[next(iter(ARMS)), seed] for seed in seeds]
+    warm = [outcomes[arms[0], seed] for seed in seeds]
     lines.append(
         f"| SFT | {_each([o.sampled_before for o in warm])} | | {_each([o.exact_before for o in warm])} | | | | |"
     )
-    for arm in ARMS:
+    for arm in arms:
         row = [outcomes[arm, seed] for seed in seeds]
         sampled = _gain([o.sampled for o in row], [o.sampled_before for o in row])
         greedy = _gain([o.exact for o in row], [o.exact_before for o in row])
@@ -156,17 +183,19 @@ def table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
     return "\n".join(lines)
 
 
-def world_model_table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int]) -> str:
+def world_model_table(outcomes: dict[tuple[str, int], Outcome], arms: list[str], seeds: list[int]) -> str:
     """What each arm's world model knows, one row an arm and seed."""
-    header = "| arm | seed | r2 of rungs 0 1 2 | action-shuffle ratio | accept d2 d3 d4 | imagined / realized (r) |"
-    lines = [header, "|---|---|---|---|---|---|"]
-    for arm in ARMS:
+    header = "| arm | seed | r2 of rungs 0 1 2 | norm ratio | action-shuffle ratio | agreement d2 d3 d4: first>last | "
+    header += "accept d2 d3 d4 | imagined / realized (r) |"
+    lines = [header, "|---|---|---|---|---|---|---|---|"]
+    for arm in arms:
         for seed in seeds:
             row = outcomes[arm, seed]
             correlation = "" if row.correlation is None else f" ({row.correlation:.2f})"
+            heads = f"{_mean([row.action_shuffle_ratio])} | {' '.join(row.agreement)} | {_each(list(row.accept))}"
             lines.append(
-                f"| {arm} | {seed} | {_each(list(row.rungs))} | {_mean([row.action_shuffle_ratio])} | "
-                f"{_each(list(row.accept))} | {row.imagined:.2f} / {row.realized:.2f}{correlation} |"
+                f"| {arm} | {seed} | {_each(list(row.rungs))} | {_mean([row.norm_ratio])} | {heads} | "
+                f"{row.imagined:.2f} / {row.realized:.2f}{correlation} |"
             )
     return "\n".join(lines)
 

@@ -1,9 +1,7 @@
 """Targets of the world model, laid out by hand, and what its losses train."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -192,83 +190,6 @@ def test_the_loss_and_its_gradients_are_those_of_the_acting_policys_logits(
     for found, right in zip(torch.autograd.grad(loss, weights, allow_unused=True), by_hand, strict=True):
         assert (found is None) == (right is None)
         assert found is None or torch.allclose(found, right, rtol=1e-9, atol=1e-14)
-
-
-def gradients_of_head_layers(model: MTPModel, rollout: Rollout, **config: Any) -> list[Tensor | None]:
-    learner = WorldModelLearner(model, WorldModelConfig(**config), PPOConfig(), temperature=1.0)
-    with torch.no_grad():  # world heads start at zero and would pass no gradient on whatever the switch
-        for parameter in model.world_heads.parameters():
-            parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).view_as(parameter))
-    with frozen(model.trunk):
-        loss, _ = learner.losses(rollout)
-    return [*torch.autograd.grad(loss, [*model.heads.parameters()], allow_unused=True)]
-
-
-@pytest.mark.parametrize("name", ["reward", "continuation", "value"])
-def test_world_heads_give_the_layers_of_the_heads_no_gradient(
-    name: str, hand_rollout: MakeRollout, tiny_model: MakeModel
-) -> None:
-    """Exactly none, and what tokens teach is the same to the bit beside them; with the switch off it is another."""
-    model, rollout = tiny_model(), two_rows(hand_rollout)
-    none = {f"{other}_coef": 0.0 for other in ("reward", "continuation", "value")}
-    no_tokens = {"ce_coef": 0.0, "kl_coef": 0.0}
-    alone = none | {f"{name}_coef": 1.0}
-    assert not any(
-        gradient is not None and gradient.any()
-        for gradient in gradients_of_head_layers(model, rollout, **no_tokens, **alone)
-    )
-    assert any(
-        gradient is not None and gradient.any()
-        for gradient in gradients_of_head_layers(model, rollout, **no_tokens, **alone, detach_world_heads=False)
-    )
-    tokens, both = (gradients_of_head_layers(model, rollout, **each) for each in (none, alone))
-    assert any(gradient is not None for gradient in tokens)
-    for one, other in zip(tokens, both, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
-
-
-def test_the_rate_of_the_layers_rises_and_that_of_the_world_heads_is_constant(
-    hand_rollout: MakeRollout, tiny_model: MakeModel
-) -> None:
-    """.01 1/4, .01 2/4, then, from a checkpoint, .01 3/4, .01, .01."""
-    config = WorldModelConfig(num_updates=1, learning_rate=0.01, world_heads_learning_rate=0.02, warmup_updates=4)
-    model, rollout, rates = tiny_model(), two_rows(hand_rollout), []
-    learner = WorldModelLearner(model, config, PPOConfig(), temperature=1.0)
-    for number in range(5):
-        if number == 2:
-            saved = learner.state_dict()
-            learner = WorldModelLearner(model, config, PPOConfig(), temperature=1.0)
-            learner.load_state_dict(saved)
-        learner.learn(rollout, torch.Generator().manual_seed(0))
-        rates.append([group["lr"] for group in learner.optimizer.param_groups])
-    assert [layers for layers, _ in rates] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
-    assert {world for _, world in rates} == {0.02}
-    own = [{id(weight) for weight in group["params"]} for group in learner.optimizer.param_groups]
-    assert own == [{id(w) for w in part.parameters()} for part in (model.heads, model.world_heads)]
-
-
-def test_no_warm_up_is_the_rate_itself(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
-    config = WorldModelConfig(num_updates=1, learning_rate=0.01, warmup_updates=0)
-    learner = WorldModelLearner(tiny_model(), config, PPOConfig(), temperature=1.0)
-    learner.learn(two_rows(hand_rollout), torch.Generator().manual_seed(0))
-    assert learner.optimizer.param_groups[0]["lr"] == 0.01
-
-
-def test_an_optimiser_of_one_group_is_restored(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:
-    """As checkpoints had it while all heads had one rate: each weight keeps its own moments."""
-    model, rollout = tiny_model(), two_rows(hand_rollout)
-    learner = WorldModelLearner(model, WorldModelConfig(num_updates=1), PPOConfig(), temperature=1.0)
-    learner.learn(rollout, torch.Generator().manual_seed(0))
-    earlier = torch.optim.Adam([*model.heads.parameters(), *model.world_heads.parameters()], lr=1e-3)
-    for weight, state in learner.optimizer.state.items():
-        earlier.state[weight] = copy.deepcopy(state)
-    second = WorldModelLearner(model, WorldModelConfig(num_updates=1), PPOConfig(), temperature=1.0)
-    second.load_state_dict(learner.state_dict() | {"optimizer": earlier.state_dict()})
-    assert len(second.optimizer.param_groups) == 2
-    assert second.optimizer.state.keys() == learner.optimizer.state.keys() != set()
-    for weight, state in learner.optimizer.state.items():
-        assert all(torch.equal(second.optimizer.state[weight][name], value) for name, value in state.items())
 
 
 def test_agreement_is_the_share_of_equal_greedy_tokens(hand_rollout: MakeRollout, tiny_model: MakeModel) -> None:

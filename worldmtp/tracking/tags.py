@@ -151,17 +151,6 @@ _WORLD_MODEL = _rows(
     ("reply_history", "1 if the model of replies that is asked sees the history, 0 if the last turn alone", "0 or 1"),
     ("reply_action_ratio", "held-out error with the words of other turns / held-out error; 1 = words ignored", "1"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
-    (
-        "depth_{k}/kl_trunk",
-        "mean over the same tokens of KL(trunk, head), both at the temperature of acting; with world_model.kl_coef",
-        "nats/token",
-    ),
-    (
-        "depth_{k}/agreement",
-        "share of the policy's tokens of which depth k and the trunk have the same greedy choice; up to 64 episodes of "
-        "the fresh batch, before anything learns from it",
-        "share",
-    ),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
     ("depth_{k}/top1", "share of positions whose most probable predicted token is the realized one", "share"),
@@ -171,6 +160,17 @@ _WORLD_MODEL = _rows(
     ("depth_{k}/kl", "mean of sum_{j<=k} log p / q_j: KL of the k-token paths, trunk against heads", "nats"),
     ("depth_{k}/ece", "top-1 expected calibration error over equal-width bins of confidence", "probability"),
     ("depth_{k}/entropy", "mean entropy of the head's prediction", "nats"),
+    (
+        "depth_{k}/kl_trunk",
+        "mean over replayed tokens k ahead of KL(trunk, head) at the temperature of acting; with world_model.kl_coef",
+        "nats/token",
+    ),
+    (
+        "depth_{k}/agreement",
+        "share of the policy's tokens of which depth k and the trunk have the same greedy choice; up to 64 episodes of "
+        "the fresh batch, before anything learns from it",
+        "share",
+    ),
     ("h_eff", "sum over depths of the survival: expected accepted tokens per root", "tokens"),
 )
 

@@ -11,9 +11,9 @@ Everything behind the first token that is not the known one is the environment's
 is thrown away; the session is extended by what was written. All rows that need a token, because their queue is empty or
 because the environment wrote, get it in one forward.
 
-**Draws.** Without drafts they are those of a session that is filled anew whenever the environment writes in any row: one
-for each row of the environment, in its order, and then one for each row that is left. So episodes are the same, however
-the cache came about; rows that have left draw for nobody.
+**Draws.** Without drafts they are those of a session that is filled anew whenever the environment writes in any row:
+one for each row of the environment, in its order, and then one for each row that is left. So episodes are the same,
+however the cache came about; rows that have left draw for nobody.
 """
 
 from dataclasses import dataclass

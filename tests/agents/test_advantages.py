@@ -10,8 +10,8 @@ from torch import Tensor
 
 from worldmtp.agents.advantages import PlainAdvantages, advantage_scale, gae_of, monte_carlo_returns, per_step
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.policies import ActedStep
 from worldmtp.agents.ppo import PolicyStats
+from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.agents.world_learning import state_targets
 

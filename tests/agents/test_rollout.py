@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from worldmtp.agents.policies import ActedStep
+from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import BatchedTextEnv, PhaseClock, Rollout, collect_rollout
 from worldmtp.dynamics import Prediction
 from worldmtp.envs import ImaginedVectorEnv, TextGenVectorEnv

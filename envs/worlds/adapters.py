@@ -272,9 +272,11 @@ class RewardScaling:
     def pay(self, reward: float, terminated: bool) -> float:
         """What this turn pays."""
         self._collected += reward
-        if not terminated:
-            return 0.0
-        return (min(max(self._collected, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.worth(self._collected) if terminated else 0.0
+
+    def worth(self, collected: float) -> float:
+        """What a game is worth that ends with this return."""
+        return (min(max(collected, self.low), self.high) - self.low) / (self.high - self.low)
 
 
 class TextArenaGame:

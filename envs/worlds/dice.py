@@ -15,10 +15,13 @@ The two-player game and its optimal play: Neller and Presser 2004, "Optimal Play
 25(1). Here a clock stands for the opponent, so that one player's optimal value is exact.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from worldmtp.envs.worlds.players import Player
 
 ROLL, HOLD, MALFORMED = "r", "h", "?"
 NUM_FACES = 6
@@ -105,6 +108,29 @@ class Pig:
         is_won = self.banked >= self.target
         is_over = is_won or self.decisions <= 0
         return reply, earned, is_over, False, {"is_success": is_won, "reason": reason}
+
+    def moves(self) -> Sequence[str]:
+        """Roll and hold."""
+        return (ROLL, HOLD)
+
+    def player(self) -> Player:
+        """The best player, by dynamic programming; it keeps the books that the replies leave to it."""
+        target = decisions = banked = at_risk = 0
+        said = ""
+
+        def say(reply: str) -> str:
+            nonlocal target, decisions, banked, at_risk, said
+            if said == "":
+                target, decisions = (int(number) for number in reply.rstrip(":").split("/"))
+            elif said == HOLD:
+                banked, at_risk = int(reply), 0
+            else:
+                at_risk = 0 if reply == "1" else at_risk + int(reply)
+            said = optimal_decision(target, banked, at_risk, decisions)
+            decisions -= 1
+            return said
+
+        return say
 
 
 def _choices(target: int, banked: int, at_risk: int, decisions: int) -> tuple[float, float]:

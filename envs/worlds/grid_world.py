@@ -8,10 +8,12 @@ and the answer looks as before. The move onto the goal is answered with "G" alon
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from worldmtp.envs.worlds.players import Player
 
 MOVES = {"n": (-1, 0), "e": (0, 1), "s": (1, 0), "w": (0, -1)}
 WALL, FREE, START, GOAL, MALFORMED = "#", ".", "S", "G", "?"
@@ -128,6 +130,27 @@ class GridWorld:
         fields = [_field(self.grid, row + down, column + right) for down, right in MOVES.values()]
         return "".join(FREE if field == START else field for field in fields)
 
+    def moves(self) -> Sequence[str]:
+        """The four letters."""
+        return tuple(MOVES)
+
+    def player(self) -> Player:
+        """An explorer: on to the goal where it is in sight, else to the nearest free field that was not visited yet.
+
+        It knows the views alone, and so walks ways that turn out to be wrong.
+        """
+        here, seen, visited = (0, 0), {(0, 0): FREE}, set()
+
+        def say(view: str) -> str:
+            nonlocal here
+            visited.add(here)
+            seen.update(zip(_around(here), view, strict=True))
+            move = _way_to_the_nearest(here, seen, visited)[0]
+            here = _around(here)[tuple(MOVES).index(move)]
+            return move
+
+        return say
+
     def _draw(self, rng: np.random.Generator) -> tuple[str, ...]:
         while True:
             fields = np.where(rng.random((self.size, self.size)) < self.wall_probability, WALL, FREE)
@@ -140,6 +163,31 @@ class GridWorld:
             way = shortest_path(grid)
             if way is not None and len(way) <= self.max_turns:
                 return grid
+
+
+def _around(place: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(place[0] + down, place[1] + right) for down, right in MOVES.values()]
+
+
+def _way_to_the_nearest(
+    here: tuple[int, int], seen: Mapping[tuple[int, int], str], visited: Container[tuple[int, int]]
+) -> str:
+    """Return the shortest known way to the goal if it was seen, else to a free field that was not visited.
+
+    Raises:
+        ValueError: if all that can be reached was visited, and no goal is there.
+    """
+    wanted = [place for place, field in seen.items() if field == GOAL]
+    frontier, ways = deque([here]), {here: ""}
+    while frontier:
+        place = frontier.popleft()
+        if place in wanted or (not wanted and place not in visited):
+            return ways[place]
+        for move, there in zip(MOVES, _around(place), strict=True):
+            if there not in ways and seen.get(there, WALL) != WALL:
+                ways[there] = ways[place] + move
+                frontier.append(there)
+    raise ValueError("no field is left to visit, and the goal was not found.")
 
 
 def _field(grid: Sequence[str], row: int, column: int) -> str:

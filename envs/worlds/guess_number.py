@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from worldmtp.envs.worlds.players import Player
+
 HIGHER, LOWER, HIT, MALFORMED = ">", "<", "=", "?"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -79,7 +81,7 @@ class GuessNumber:
         self.high = self.low + size - 1
         self.number = int(rng.integers(self.low, self.high + 1))
         self.turn = 0
-        return f"{self.low}-{self.high}:", {"hidden": str(self.number)}
+        return f"{self.low}-{self.high}:", {"hidden": str(self.number), "optimal_value": 1.0}
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """The answer to a guess. The last possible guess ends the game, hit or not."""
@@ -95,3 +97,22 @@ class GuessNumber:
             return self._hit, value, True, False, {"is_success": True}
         reply = self._higher if number < self.number else self._lower
         return reply, 0.0, is_last, False, {"is_success": False}
+
+    def moves(self) -> Sequence[str]:
+        """The numbers of the range."""
+        return [str(number) for number in range(self.low, self.high + 1)]
+
+    def player(self) -> Player:
+        """Bisection."""
+        low, high, guess = 0, 0, -1
+
+        def say(reply: str) -> str:
+            nonlocal low, high, guess
+            if guess < 0:
+                low, high = (int(bound) for bound in reply.rstrip(":").split("-"))
+            else:
+                low, high = (guess + 1, high) if reply == self._higher else (low, guess - 1)
+            guess = (low + high) // 2
+            return str(guess)
+
+        return say

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from worldmtp.envs.worlds.grid_world import FREE, GOAL, MALFORMED, MOVES, WALL
+from worldmtp.envs.worlds.players import Player
 
 KEY, DOOR, HELD, EMPTY = "K", "D", "k", "."
 GRID = ("K.#..", "..#..", "..D..", "..#..", "..#.G")
@@ -81,6 +82,20 @@ class KeyDoor:
         if self._field(*self.state[:2]) == GOAL:
             return self.view()[:2] + GOAL, self.worth(self.turn), True, False, {"is_success": True}
         return self.view(), 0.0, False, is_last, {"is_success": False}
+
+    def moves(self) -> Sequence[str]:
+        """The four letters."""
+        return tuple(MOVES)
+
+    def player(self) -> Player:
+        """A shortest way from where the last reply says one is."""
+
+        def say(reply: str) -> str:
+            way = self.shortest_path((int(reply[0]), int(reply[1]), reply[2] == HELD))
+            assert way  # from every state that a start leads to
+            return way[0]
+
+        return say
 
     def worth(self, turn: int) -> float:
         """What the goal in this turn earns."""

@@ -21,9 +21,12 @@ are told apart by their seeds, and those of one split are as good as those of th
 """
 
 import hashlib
+import itertools
+import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,8 @@ from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
 from worldmtp.choices import check_choice
 from worldmtp.envs.worlds.adapters import Returns, RewardScaling
+from worldmtp.envs.worlds.players import Player
+from worldmtp.envs.worlds.toy_players import BestHand, best_play, lake_start, read_hand
 
 _MAP_STREAM = 1  # of the seeds of random maps
 MALFORMED = "?"
@@ -40,7 +45,10 @@ _DIGITS = string.digits + string.ascii_lowercase
 
 @dataclass(frozen=True)
 class ToyGame:
-    """How a game is made and told. ``low`` None is the return of ``max_turns`` turns at -1 each."""
+    """How a game is made, told and read. ``low`` None is the return of ``max_turns`` turns at -1 each.
+
+    ``state`` is gymnasium's, from the environment and a reply; a hand of Blackjack is none.
+    """
 
     make: Callable[..., Any]
     actions: str
@@ -49,6 +57,12 @@ class ToyGame:
     success: float
     opening: Callable[[Any], str]
     reply: Callable[[Any, float, bool], str]
+    state: Callable[[Any, str], int] | None = None
+
+    @property
+    def usual_reward(self) -> float:
+        """Of a step after which the game goes on, unless it is punished."""
+        return -1.0 if self.low is None else 0.0
 
 
 def is_deterministic(env: Any) -> bool:
@@ -94,11 +108,25 @@ def _cliff_text(env: Any, *_: Any) -> str:
     return _place(*divmod(int(env.s), env.shape[1]))
 
 
+def _lake_state(env: Any, text: str) -> int:
+    if "S" in text:  # the map
+        return lake_start(env.desc)
+    return int(_DIGITS.index(text[0]) * env.ncol + _DIGITS.index(text[1]))
+
+
+def _taxi_state(env: Any, text: str) -> int:
+    return int(env.encode(int(text[0]), int(text[1]), "RGYBT".index(text[2]), "RGYB".index(text[3])))
+
+
+def _cliff_state(env: Any, text: str) -> int:
+    return int(_DIGITS.index(text[0]) * env.shape[1] + _DIGITS.index(text[1]))
+
+
 TOY_GAMES: dict[str, ToyGame] = {
-    "FrozenLake": ToyGame(FrozenLakeEnv, "ldru", 0.0, 1.0, 1.0, _lake_opening, _lake_reply),
-    "Taxi": ToyGame(TaxiEnv, "snewpd", None, 20.0, 20.0, _taxi_text, _taxi_text),
+    "FrozenLake": ToyGame(FrozenLakeEnv, "ldru", 0.0, 1.0, 1.0, _lake_opening, _lake_reply, _lake_state),
+    "Taxi": ToyGame(TaxiEnv, "snewpd", None, 20.0, 20.0, _taxi_text, _taxi_text, _taxi_state),
     "Blackjack": ToyGame(BlackjackEnv, "sh", -1.0, 1.0, 1.0, _cards_opening, _cards_reply),
-    "CliffWalking": ToyGame(CliffWalkingEnv, "urdl", None, -13.0, -1.0, _cliff_text, _cliff_text),
+    "CliffWalking": ToyGame(CliffWalkingEnv, "urdl", None, -13.0, -1.0, _cliff_text, _cliff_text, _cliff_state),
 }
 """By the name of gymnasium's id, without its version."""
 
@@ -143,12 +171,13 @@ class ToyText:
             raise ValueError(f"random_map={dict(random_map)} is for FrozenLake without desc or map_name.")
         if not tells_map and (game != "FrozenLake" or random_map is not None):
             raise ValueError("tells_map=False is for FrozenLake on a map that is always the same.")
-        self._game = TOY_GAMES[game]
+        self._name, self._game = game, TOY_GAMES[game]
         words = tuple(self._game.actions if actions is None else actions)
         if len(words) != len(self._game.actions) or len({word.strip() for word in words} - {""}) != len(words):
             raise ValueError(f"actions={words} must be {len(self._game.actions)} different words for {game}.")
         low = -max_turns if self._game.low is None else self._game.low
         self._scaling = RewardScaling((low, self._game.high) if returns is None else returns)
+        self._words = words
         self._action_of = {word.strip(): action for action, word in enumerate(words)}
         self._kwargs = dict(env_kwargs or {})
         self._random_map = None if random_map is None else dict(random_map)
@@ -183,7 +212,9 @@ class ToyText:
             self._desc, self._env = generate_random_map(**self._random_map, seed=map_seed), None
             return "/".join(self._desc), {"hidden": ""}
         self.env.reset(seed=seed)
-        return self._opening(self.env), {"hidden": ""} if self._is_told else {}
+        opening = self._opening(self.env)
+        hidden = {"hidden": ""} if self._is_told else {}
+        return opening, {**hidden, **self._optimal_value(opening)}
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Where gymnasium's step has led."""
@@ -197,6 +228,66 @@ class ToyText:
         reply = self._game.reply(self.env, float(reward), bool(terminated))
         is_success = bool(terminated) and float(reward) >= self._game.success
         return reply, paid, bool(terminated), is_last and not terminated, {"is_success": is_success}
+
+    def moves(self) -> Sequence[str]:
+        """The words for gymnasium's actions."""
+        return self._words
+
+    def player(self) -> Player:
+        """The best player of ``max_turns`` turns; of a map that is told it reads the map."""
+        turns = itertools.count()
+        if self._game.state is None:
+            best = self._best_hand()
+
+            def call(reply: str) -> str:
+                hand, dealer = read_hand(reply)
+                return self._words[0 if best.sticks(hand, dealer, self.max_turns - next(turns)) else 1]
+
+            return call
+        env: Any = None
+
+        def move(reply: str) -> str:
+            nonlocal env
+            if env is None:
+                env = self.env if self._random_map is None else self._game.make(desc=reply.split("/"), **self._kwargs)
+            _, actions = self._plan(env)
+            assert self._game.state is not None
+            return self._words[actions[next(turns), self._game.state(env, reply)]]
+
+        return move
+
+    def _optimal_value(self, opening: str) -> dict[str, float]:
+        """Return what the best player earns on average, where the program that says so has the game's own chances."""
+        if {"fickle_passenger", "natural", "sab"} & set(self._kwargs):
+            return {}
+        if self._game.state is None:
+            return {"optimal_value": self._best_hand().value(*read_hand(opening), self.max_turns)}
+        values, _ = self._plan(self.env)
+        return {"optimal_value": float(values[0, self._game.state(self.env, opening)])}
+
+    def _plan(self, env: Any) -> tuple[np.ndarray, np.ndarray]:
+        desc = "/".join("".join(row) for row in env.desc.astype(str).tolist()) if hasattr(env, "ncol") else ""
+        made_with = json.dumps({name: value for name, value in self._kwargs.items() if name != "desc"}, sort_keys=True)
+        return _plan_of(self._name, made_with, desc, self.max_turns, (self._scaling.low, self._scaling.high))
+
+    def _best_hand(self) -> BestHand:
+        return _best_hand_of((self._scaling.low, self._scaling.high))
+
+
+@lru_cache(maxsize=64)
+def _plan_of(
+    name: str, made_with: str, desc: str, max_turns: int, returns: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values and actions by turn and state; the worlds of all rows share them."""
+    game, scaling = TOY_GAMES[name], RewardScaling(returns)
+    env = game.make(**json.loads(made_with), **({"desc": desc.split("/")} if desc else {}))
+    usual = game.usual_reward
+    return best_play(env.P, max_turns, usual, lambda turn, reward: scaling.worth(usual * turn + reward))
+
+
+@lru_cache(maxsize=8)
+def _best_hand_of(returns: tuple[float, float]) -> BestHand:
+    return BestHand(RewardScaling(returns).worth)
 
 
 def _seed_of_map(desc: Sequence[str]) -> int:

@@ -128,7 +128,7 @@ def test_a_map_says_nothing_of_its_slips_that_can_be_read():
 
 def test_a_dry_lake_by_hand():
     world = ToyText("FrozenLake", {"is_slippery": False, "desc": LAKE_MAP})
-    assert world.reset(0) == ("SFFF/FHFH/FFFH/HFFG", {})  # one map is one question, and seeds tell episodes apart
+    assert world.reset(0) == ("SFFF/FHFH/FFFH/HFFG", {"optimal_value": 1.0})  # one map: seeds tell episodes apart
     assert [world.step(text)[0] for text in ("d", "l", "up", " d ", "r", "d", "r")] == [
         "10", "10", "?", "20", "21", "31", "32",
     ]  # fmt: skip
@@ -140,13 +140,13 @@ def test_a_dry_lake_by_hand():
 
 def test_a_lake_that_never_changes_is_not_told():
     world = ToyText("FrozenLake", {"is_slippery": False}, max_turns=25, tells_map=False)
-    assert world.reset(0) == world.reset(9) == ("00", {})
+    assert world.reset(0) == world.reset(9) == ("00", {"optimal_value": 1.0})
     assert [world.step(text)[0] for text in "ddrrdr"] == ["10", "20", "21", "22", "32", "33G"]
     starts = ToyText("FrozenLake", {"desc": ["SS", "HG"], "is_slippery": False}, tells_map=False)
     assert {starts.reset(seed)[0] for seed in range(20)} == {"00", "01"}
-    assert starts.reset(0)[1] == {"hidden": ""}  # the start decides the episode, and there are two
+    assert starts.reset(0)[1]["hidden"] == ""  # the start decides the episode, and there are two
     starts = ToyText("FrozenLake", {"desc": ["SS", "HG"], "is_slippery": False})
-    assert starts.reset(0) == ("SS/HG", {})
+    assert starts.reset(0) == ("SS/HG", {"optimal_value": 1.0})
 
 
 def slips(success_rate, num_moves=3000):
@@ -168,7 +168,7 @@ def test_a_move_slips_to_either_side(success_rate):
 
 def test_the_shortest_cliff_walk_earns_one_and_a_fall_costs():
     world = ToyText("CliffWalking", max_turns=30)
-    assert world.reset(0) == ("30", {})
+    assert world.reset(0) == ("30", {"optimal_value": 1.0})
     steps = [world.step(text) for text in "u" + "r" * 11 + "d"]
     assert [step[0] for step in steps[-2:]] == ["2b", "3b"]
     assert steps[-1][1:3] == (1.0, True)
@@ -212,7 +212,7 @@ def test_a_game_cut_short_pays_nothing():
 
 
 def test_what_is_hidden():
-    assert ToyText("Taxi").reset(3)[1] == {"hidden": ""}
+    assert ToyText("Taxi").reset(3)[1]["hidden"] == ""
     for game, kwargs in (
         ("Taxi", {"is_rainy": True}),
         ("Taxi", {"fickle_passenger": True}),

@@ -287,8 +287,8 @@ class PPOAgent:
         size = self.config.micro_batch_size or -(-len(rollout) // self.config.num_minibatches)
         self.optimizer.zero_grad(set_to_none=True)
         for rows in torch.arange(len(rollout)).split(size):
-            part, num_actions = rollout.select(rows), rollout.step_mask.sum()
-            _, terms = self._loss(part, part.logprobs, plan.select(rows), num_actions)
+            part = rollout.select(rows)
+            _, terms = self._loss(part, part.logprobs, plan.select(rows), rollout)
             sum(terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms).backward()
         norm = sum(float(weight.grad.square().sum()) for weight in self._parameters if weight.grad is not None)
         self.optimizer.zero_grad(set_to_none=True)
@@ -311,11 +311,10 @@ class PPOAgent:
     def _step(self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan) -> dict[str, float]:
         """Take one gradient step on a minibatch, whose gradient is added up over its micro-batches."""
         sums: dict[str, float] = {}
-        num_actions, num_replied, largest_ratio = rollout.step_mask.sum(), reply_mask(rollout).sum(), 0.0
+        largest_ratio = 0.0
         self.optimizer.zero_grad(set_to_none=True)
         for rows in torch.arange(len(rollout)).split(self.config.micro_batch_size or len(rollout)):
-            part = rollout.select(rows), ref_logprobs[rows], plan.select(rows)
-            loss, terms = self._loss(*part, num_actions, num_replied)
+            loss, terms = self._loss(rollout.select(rows), ref_logprobs[rows], plan.select(rows), rollout)
             values = {name: float(term.detach()) for name, term in terms.items()}
             broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
             if broken:
@@ -328,15 +327,11 @@ class PPOAgent:
         return sums | {"losses/grad_norm": norm, "losses/ratio_max": largest_ratio}
 
     def _loss(
-        self,
-        rollout: Rollout,
-        ref_logprobs: Tensor,
-        plan: AdvantagePlan,
-        num_actions: Int[Tensor, ""],
-        num_replied: Int[Tensor, ""],
+        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, whole: Rollout
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return a micro-batch's part of a minibatch's loss and its terms; the counts are the minibatch's tokens."""
+        """Return a micro-batch's part of the loss of the ``whole`` minibatch, whose tokens count, and its terms."""
         config, mask = self.config, rollout.step_mask
+        num_actions, num_replied = whole.step_mask.sum(), reply_mask(whole).sum()
 
         def mean(values: Tensor) -> Tensor:
             return masked_mean(values, mask, num_actions)

@@ -36,7 +36,6 @@ ELSEWHERE = {
     "world_model/reply_updates": "imagination=episodes",
     "world_model/reply_history": "imagination=episodes",
     "world_model/reply_action_ratio": "imagination=episodes",
-    "losses/num_updates": "agent.ppo.target_kl=0.05",
     "custom/{name}": "a user's own writer calls",
     "sft/mtp/acceptance_depth_{k}": "objective.terms.kl=1, or an evaluation during SFT",
     "sft/eval_mtp/loss_depth_{k}": "MTPSFTTrainer with an eval_dataset",

@@ -138,12 +138,14 @@ class EpisodeImagination:
         }
 
     def run(self, generator: torch.Generator, remaining: float) -> dict[str, float]:
-        """Learn the replies, ask the gates, and train on imagined batches; return metrics.
+        """Learn the replies, ask the gates, and train on imagined batches; return metrics, none before the first turn.
 
         ``generator`` orders the minibatches. ``remaining`` is as in ``PPOAgent.update``.
         """
-        metrics, ratio = self._learn()
         self._promised = None
+        if self._world is None and not len(self._replay):
+            return {}  # no real turn has come to its end: nobody knows of any reply
+        metrics, ratio = self._learn()
         is_open = self.explores or not self._config.gated or ratio >= self._config.min_action_ratio
         batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
         may_learn = self.explores or self.trains_on_real

@@ -1,10 +1,12 @@
 """``imagination=episodes`` in the trainer: when it trains, what it leaves alone, and that it goes on after a stop."""
 
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.envs.wrappers.action_mask import VectorActionMask
 from worldmtp.model import MTPModel
 
 MakeModel = Callable[..., MTPModel]
@@ -36,14 +39,14 @@ class Doors:
         return "=a" if won else "=", self._pays * won, won, self._turn == 3 and not won, {}
 
 
-def doors_env(num_envs: int, pays: float = 1.0) -> TextGenVectorEnv:
+def doors_env(num_envs: int, pays: float = 1.0, max_turn: int | None = 1) -> TextGenVectorEnv:
     return TextGenVectorEnv(
         num_envs,
         task=WorldTask(Doors, {"pays": pays}, num_seeds=40),
         tokenizer=CharTokenizer("abcd="),
         max_prompt=2,
         max_new=9,
-        max_turn=1,
+        max_turn=max_turn,
         pool_size=8,
     )
 
@@ -149,6 +152,35 @@ def _saved(state: dict[str, Any]) -> Any:
     torch.save(state, file)
     file.seek(0)
     return file
+
+
+class NeverEnds(VectorActionMask):
+    """EOS is forbidden for as long as ``holds`` says so: without ``max_turn`` no turn comes to its end."""
+
+    holds = True
+
+    def __init__(self, env: TextGenVectorEnv) -> None:
+        super().__init__(env, self._all_but_eos)
+
+    def _all_but_eos(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        mask = np.ones((len(obs["length"]), self.tokenizer.vocab_size), dtype=bool)
+        mask[:, self.tokenizer.eos_id] = not self.holds
+        return mask
+
+
+def test_before_a_turn_has_come_to_its_end_nothing_is_imagined(tiny_model: MakeModel) -> None:
+    env = NeverEnds(doors_env(8, max_turn=None))
+    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
+    imagination = ImaginationConfig(use="episodes", episodes=episodes)
+    trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPO, WorldModelConfig(replies=REPLIES), imagination, 0)
+    metrics, rollout = trainer.step()
+    assert not (rollout.actions[rollout.step_mask] == env.tokenizer.eos_id).any()
+    assert "imagination/batches_trained" not in metrics
+    assert metrics["imagination/imagined_tokens"] == 0
+    env.holds = False
+    metrics, _ = trainer.step()
+    assert metrics["imagination/batches_trained"] == 2
+    assert math.isfinite(metrics["world_model/reply_nats"])
 
 
 def test_where_nobody_replies_it_is_refused(text_env: Callable[[int], TextGenVectorEnv], tiny_model: MakeModel) -> None:

@@ -33,6 +33,7 @@ from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, t
 from worldmtp.agents.turns import turns_of
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
 from worldmtp.dynamics.reply_network import ReplySizes
+from worldmtp.dynamics.turns import Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
@@ -120,7 +121,7 @@ class EpisodeImagination:
     def observe(self, rollout: Rollout) -> dict[str, float]:
         """Take in a real batch, before anything trains on it; return what it says of the last promise."""
         returns = episode_returns(rollout)
-        seen, turns = self._seen, turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn)
+        seen, turns = self._seen, self._turns_of(rollout)
         seen.lowest, seen.highest = min(seen.lowest, float(returns.min())), max(seen.highest, float(returns.max()))
         seen.most_turns = max(seen.most_turns, int(turns.num_turns.max()))
         if self._world is None:
@@ -198,7 +199,7 @@ class EpisodeImagination:
         policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
         if self._world is not None:
             real = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
-            turns = turns_of(real, self._env.tokenizer.eos_id, self._max_turn)
+            turns = self._turns_of(real)
             return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
         novelty = Novelty(config.novelty_threshold, config.novelty_bonus) if self.explores else None
         world = ImaginedWorldVectorEnv(
@@ -209,6 +210,9 @@ class EpisodeImagination:
         options = {"openings": recent.opening[chosen].numpy()}
         imagined = collect_rollout(same_masks(self._env, world), policy, self._acting, options)
         return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+
+    def _turns_of(self, rollout: Rollout) -> Turns:
+        return turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)
 
     def _update(self, imagined: Rollout, generator: torch.Generator, remaining: float) -> dict[str, float]:
         micro = self._agent.config.micro_batch_size

@@ -14,6 +14,7 @@ from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig,
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.text_env import TextVectorWrapper
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.envs.wrappers.action_mask import VectorActionMask
 from worldmtp.model import MTPModel
@@ -215,3 +216,61 @@ def test_the_oracle_needs_a_world(tiny_model: MakeModel) -> None:
             ImaginationConfig(use="episodes"),
             0,
         )
+
+
+def test_a_back_end_that_this_use_does_not_know_is_refused(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"world_model\.backend with imagination=episodes"):
+        make_trainer(tiny_model(), backend="mtp_parallel")
+
+
+class OwnMask(TextVectorWrapper):
+    """A mask by other means than ``VectorActionMask``: "a" and "b" alone."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)
+        return obs, infos | self._mask()
+
+    def step(self, actions: np.ndarray) -> Any:
+        *outcome, infos = super().step(actions)
+        return *outcome, infos | self._mask()
+
+    def _mask(self) -> dict[str, np.ndarray]:
+        mask = np.zeros((self.num_envs, self.tokenizer.vocab_size), dtype=np.int8)
+        mask[:, self.tokenizer.encode("ab")] = 1
+        return {"action_mask": mask}
+
+
+def test_a_mask_that_cannot_be_put_around_imagined_rows_is_told(tiny_model: MakeModel) -> None:
+    """Without the error the policy would learn in imagination from words that it may not say."""
+    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
+    imagination = ImaginationConfig(use="episodes", episodes=episodes)
+    world_model = WorldModelConfig(replies=REPLIES)
+    trainer = ImaginationTrainer(tiny_model(), OwnMask(doors_env(8)), ROLLOUT, PPO, world_model, imagination, 0)
+    with pytest.raises(ValueError, match="masks actions and imagined rows do not"):
+        trainer.step()
+
+
+@pytest.mark.parametrize(("kl_coef", "is_leashed"), [(1.0, True), (0.0, False)])
+def test_imagined_updates_are_leashed_to_the_reference_as_real_ones_are(
+    kl_coef: float, is_leashed: bool, tiny_model: MakeModel
+) -> None:
+    """In a world that never pays only imagined batches are trained on: so another reference shows in those alone."""
+    found = []
+    for shift in (0.0, 0.5):
+        model = tiny_model()
+        episodes = EpisodesConfig(num_batches=1, batch_size=8, num_epochs=1, gated=False)
+        trainer = ImaginationTrainer(
+            model,
+            doors_env(8, pays=0.0),
+            ROLLOUT,
+            replace(PPO, kl_coef=kl_coef),
+            WorldModelConfig(replies=REPLIES),
+            ImaginationConfig(use="episodes", episodes=episodes),
+            0,
+        )
+        assert trainer.reference is not None
+        with torch.no_grad():
+            trainer.reference.get_input_embeddings().weight[3] += shift
+        assert trainer.step()[0]["imagination/batches_trained"] == 1
+        found.append(weights(model))
+    assert torch.equal(*found) != is_leashed

@@ -9,6 +9,12 @@ from dataclasses import dataclass, field
 
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 
+MIN_GAP_BATCHES = 4
+"""Batches after a change of the number of imagined ones before it may change again: fewer have no error worth its name.
+
+A window shorter than this would never decide.
+"""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -48,7 +54,7 @@ class PPOConfig:
     """The learning rate falls linearly to zero over the run's iterations: late noise is averaged out."""
     gamma: float = 1.0
     gae_lambda: float = 0.95
-    """Of ``advantage="gae"`` without imagination; groups and both uses of imagination take real returns, lambda 1."""
+    """Of ``advantage="gae"``; groups, ``counterfactual`` and ``baseline`` take real returns, lambda 1."""
     clip_coef: float = 0.2
     vf_coef: float = 0.5
     ent_coef: float = 0.0
@@ -76,8 +82,8 @@ class PPOConfig:
     advantage: str = "gae"
     """``gae``: the value head is the baseline; ``group``: the shrunk group baseline, one advantage per episode.
 
-    A group compares whole episodes, so it takes neither gamma < 1 nor ``bootstrap_truncated``. Both uses of imagination
-    bring an estimator of their own, and this is not read.
+    A group compares whole episodes, so it takes neither gamma < 1 nor ``bootstrap_truncated``. ``counterfactual``
+    and ``baseline`` bring an estimator of their own, and this is not read.
     """
     scale_advantages: bool = True
     """Divide by the root mean square of the batch; the mean is never subtracted."""
@@ -223,7 +229,8 @@ class EpisodesConfig:
     """Off for placebos, whose gates would be shut."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "batch_size", "num_epochs", "gap_batches")
+        _require_at_least(self, 1, "batch_size", "num_epochs")
+        _require_at_least(self, MIN_GAP_BATCHES, "gap_batches")
         _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus")
         _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2.")
         _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")

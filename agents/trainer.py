@@ -111,7 +111,15 @@ class ImaginationTrainer:
         self._episodes: EpisodeImagination | None = None
         if imagination.use == "episodes":
             self._episodes = EpisodeImagination(
-                self.agent, env, rollout, ppo, world_model, imagination.episodes, self._generators, make_real
+                self.agent,
+                env,
+                rollout,
+                ppo,
+                world_model,
+                imagination.episodes,
+                self._generators,
+                make_real,
+                self.reference,
             )
         self.clock = PhaseClock()
         self._alarm = AcceptanceAlarm(model)

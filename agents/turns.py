@@ -7,17 +7,18 @@ from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics.turns import NOTHING, Turns
 
 
-def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None) -> Turns:
+def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None, max_new: int) -> Turns:
     """Return the conversations of a rollout by the environment's rule: EOS ends a turn, or its ``max_turn``-th token.
 
     A turn that is not over, because the text was full, is left out, and so is the last one where the text is full and
-    its reply may have been cut. What a turn was paid is the sum over its tokens. A conversation without a whole turn
+    its reply may have been cut. A text is full with ``max_new`` tokens behind its prompt, replies included, however
+    short the prompt was. What a turn was paid is the sum over its tokens. A conversation without a whole turn
     has none.
 
     Shapes: see ``Turns``; everything is on the host.
     """
     host = rollout.to("cpu")
-    episodes = [_episode(host, row, eos_id, max_turn) for row in range(len(host))]
+    episodes = [_episode(host, row, eos_id, max_turn, max_new) for row in range(len(host))]
     num_turns = max(1, *(len(turns) for _, turns in episodes))
     widths = {
         name: max([1, *(len(turn[name]) for _, turns in episodes for turn in turns)]) for name in ("said", "reply")
@@ -36,12 +37,15 @@ def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None) -> Turns:
     return Turns(opening, said, replies, rewards, ended, mask)
 
 
-def _episode(rollout: Rollout, row: int, eos_id: int, max_turn: int | None) -> tuple[Tensor, list[dict[str, Tensor]]]:
+def _episode(
+    rollout: Rollout, row: int, eos_id: int, max_turn: int | None, max_new: int
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
     """Return the opening, and of each whole turn what was said, replied, paid, and whether the world ended it."""
     text = rollout.input_ids[row, : int(rollout.attention_mask[row].sum())]
     number = int(rollout.step_mask[row].sum())
     places, actions = rollout.action_index[row, :number], rollout.actions[row, :number]
-    is_cut = bool(rollout.truncated[row, number - 1]) and len(text) == rollout.input_ids.shape[1] if number else False
+    is_full = len(text) - int(rollout.prompt_length[row]) >= max_new
+    is_cut = is_full and bool(rollout.truncated[row].any())
     turns, start = [], 0
     for step in range(number):
         if actions[step] != eos_id and (max_turn is None or step + 1 - start < max_turn):

@@ -29,6 +29,7 @@ from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
 from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
 
 
@@ -132,7 +133,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
                     f"openings of shape {openings.shape}; expected {self.num_envs} rows of 1 to "
                     f"{self.dataset.max_prompt} token ids, padded with {NOTHING} on the right."
                 )
-        number, longest = self.num_envs, self._max_turn or self.max_new
+        number, longest = self.num_envs, min(self._max_turn or self.max_new, self.max_new)
         rows = TextRows(number, self.dataset.max_prompt + self.dataset.max_new, self.tokenizer.pad_id)
         prompts = np.where(openings == NOTHING, self.tokenizer.pad_id, openings)
         rows.begin(np.arange(number), prompts, lengths)
@@ -241,11 +242,9 @@ def turn_limit(env: TextVectorEnv) -> int | None:
     Raises:
         ValueError: nobody replies in it.
     """
-    kernel: Any = env.kernel
-    if env.eos_terminates or not hasattr(kernel, "config"):
+    if not isinstance(env.task, TurnTask):
         raise ValueError(
             f"{type(env).__name__} has no world that replies, so that there are no replies to imagine; use an "
             "environment of conversations, or imagination=counterfactual."
         )
-    limit: int | None = kernel.config.max_turn
-    return limit
+    return env.dataset.max_turn

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import EpisodesConfig, PPOConfig, RolloutConfig, WorldModelConfig
@@ -31,8 +32,10 @@ from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, trimmed
 from worldmtp.agents.turns import turns_of
+from worldmtp.choices import check_choice
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
 from worldmtp.dynamics.reply_network import ReplySizes
+from worldmtp.dynamics.turns import Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
@@ -68,6 +71,7 @@ class EpisodeImagination:
         config: of this use.
         generators: streams "imagination", of acting and drawing, and "world_model", of learning.
         make_real: more rows of the real environment, for ``oracle``.
+        reference: whom ``ppo.kl_coef`` leashes both updates to; read only where it is positive.
 
     Raises:
         ValueError: nobody replies in the environment; the back-end is unknown to this use; ``oracle`` has no world.
@@ -83,13 +87,16 @@ class EpisodeImagination:
         config: EpisodesConfig,
         generators: dict[str, torch.Generator],
         make_real: Callable[[int], TextVectorEnv] | None = None,
+        reference: PreTrainedModel | None = None,
     ) -> None:
+        check_choice("world_model.backend with imagination=episodes", world_model.backend, WORLDS)
         self._agent, self._env, self._rollout, self._config = agent, env, rollout, config
         self._backend, self._replies = world_model.backend, world_model.replies
         self._acting, self._learning = generators["imagination"], generators["world_model"]
         self._max_turn = turn_limit(env)
+        self._reference = reference if ppo.kl_coef else None
         self._estimator = PlainAdvantages(ppo)
-        self._seen = _Seen()
+        self._seen, self._is_masked = _Seen(), False
         self._replay = TurnReplay(world_model.replies.replay_episodes)
         self._gap = OptimismGap(config.gap_batches, config.num_batches)
         self._promised: float | None = None
@@ -120,7 +127,8 @@ class EpisodeImagination:
     def observe(self, rollout: Rollout) -> dict[str, float]:
         """Take in a real batch, before anything trains on it; return what it says of the last promise."""
         returns = episode_returns(rollout)
-        seen, turns = self._seen, turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn)
+        self._is_masked = rollout.is_masked
+        seen, turns = self._seen, self._turns_of(rollout)
         seen.lowest, seen.highest = min(seen.lowest, float(returns.min())), max(seen.highest, float(returns.max()))
         seen.most_turns = max(seen.most_turns, int(turns.num_turns.max()))
         if self._world is None:
@@ -138,12 +146,14 @@ class EpisodeImagination:
         }
 
     def run(self, generator: torch.Generator, remaining: float) -> dict[str, float]:
-        """Learn the replies, ask the gates, and train on imagined batches; return metrics.
+        """Learn the replies, ask the gates, and train on imagined batches; return metrics, none before the first turn.
 
         ``generator`` orders the minibatches. ``remaining`` is as in ``PPOAgent.update``.
         """
-        metrics, ratio = self._learn()
         self._promised = None
+        if self._world is None and not len(self._replay):
+            return {}  # no real turn has come to its end: nobody knows of any reply
+        metrics, ratio = self._learn()
         is_open = self.explores or not self._config.gated or ratio >= self._config.min_action_ratio
         batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
         may_learn = self.explores or self.trains_on_real
@@ -196,7 +206,7 @@ class EpisodeImagination:
         policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
         if self._world is not None:
             real = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
-            turns = turns_of(real, self._env.tokenizer.eos_id, self._max_turn)
+            turns = self._turns_of(real)
             return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
         novelty = Novelty(config.novelty_threshold, config.novelty_bonus) if self.explores else None
         world = ImaginedWorldVectorEnv(
@@ -206,11 +216,21 @@ class EpisodeImagination:
         chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
         options = {"openings": recent.opening[chosen].numpy()}
         imagined = collect_rollout(same_masks(self._env, world), policy, self._acting, options)
+        if imagined.is_masked != self._is_masked:
+            raise ValueError(
+                "the real environment masks actions and imagined rows do not: of the wrappers, only action_mask "
+                "(VectorActionMask) is put around them. Give your rule to it, or use imagination=off."
+            )
         return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+
+    def _turns_of(self, rollout: Rollout) -> Turns:
+        return turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)
 
     def _update(self, imagined: Rollout, generator: torch.Generator, remaining: float) -> dict[str, float]:
         micro = self._agent.config.micro_batch_size
-        stats = policy_stats(self._agent.model, None, imagined, self._rollout.temperature, micro_batch_size=micro)
+        stats = policy_stats(
+            self._agent.model, self._reference, imagined, self._rollout.temperature, micro_batch_size=micro
+        )
         plan, _ = self._estimator.estimate(imagined, stats)
         metrics = self._agent.update(imagined, stats, plan, generator, remaining, self._config.num_epochs)
         return {

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-_LEAST = 4
-"""Batches after a change of the number before it may change again."""
+from worldmtp.agents.config import MIN_GAP_BATCHES
 
 
 class OptimismGap:
@@ -47,7 +46,7 @@ class OptimismGap:
     def measure(self, imagined: float, real: float) -> None:
         """Note the mean returns of an imagined batch and of the real one after it, and decide."""
         self._gaps.append(imagined - real)
-        if len(self._gaps) < _LEAST:
+        if len(self._gaps) < MIN_GAP_BATCHES:
             return
         if self.mean > 2 * self.standard_error:
             self.num_batches //= 2

@@ -1,10 +1,12 @@
 """``imagination=episodes`` in the trainer: when it trains, what it leaves alone, and that it goes on after a stop."""
 
 import io
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,9 @@ from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig,
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.text_env import TextVectorWrapper
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.envs.wrappers.action_mask import VectorActionMask
 from worldmtp.model import MTPModel
 
 MakeModel = Callable[..., MTPModel]
@@ -36,14 +40,14 @@ class Doors:
         return "=a" if won else "=", self._pays * won, won, self._turn == 3 and not won, {}
 
 
-def doors_env(num_envs: int, pays: float = 1.0) -> TextGenVectorEnv:
+def doors_env(num_envs: int, pays: float = 1.0, max_turn: int | None = 1) -> TextGenVectorEnv:
     return TextGenVectorEnv(
         num_envs,
         task=WorldTask(Doors, {"pays": pays}, num_seeds=40),
         tokenizer=CharTokenizer("abcd="),
         max_prompt=2,
         max_new=9,
-        max_turn=1,
+        max_turn=max_turn,
         pool_size=8,
     )
 
@@ -151,6 +155,35 @@ def _saved(state: dict[str, Any]) -> Any:
     return file
 
 
+class NeverEnds(VectorActionMask):
+    """EOS is forbidden for as long as ``holds`` says so: without ``max_turn`` no turn comes to its end."""
+
+    holds = True
+
+    def __init__(self, env: TextGenVectorEnv) -> None:
+        super().__init__(env, self._all_but_eos)
+
+    def _all_but_eos(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
+        mask = np.ones((len(obs["length"]), self.tokenizer.vocab_size), dtype=bool)
+        mask[:, self.tokenizer.eos_id] = not self.holds
+        return mask
+
+
+def test_before_a_turn_has_come_to_its_end_nothing_is_imagined(tiny_model: MakeModel) -> None:
+    env = NeverEnds(doors_env(8, max_turn=None))
+    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
+    imagination = ImaginationConfig(use="episodes", episodes=episodes)
+    trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPO, WorldModelConfig(replies=REPLIES), imagination, 0)
+    metrics, rollout = trainer.step()
+    assert not (rollout.actions[rollout.step_mask] == env.tokenizer.eos_id).any()
+    assert "imagination/batches_trained" not in metrics
+    assert metrics["imagination/imagined_tokens"] == 0
+    env.holds = False
+    metrics, _ = trainer.step()
+    assert metrics["imagination/batches_trained"] == 2
+    assert math.isfinite(metrics["world_model/reply_nats"])
+
+
 def test_where_nobody_replies_it_is_refused(text_env: Callable[[int], TextGenVectorEnv], tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="has no world that replies"):
         ImaginationTrainer(
@@ -183,3 +216,61 @@ def test_the_oracle_needs_a_world(tiny_model: MakeModel) -> None:
             ImaginationConfig(use="episodes"),
             0,
         )
+
+
+def test_a_back_end_that_this_use_does_not_know_is_refused(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"world_model\.backend with imagination=episodes"):
+        make_trainer(tiny_model(), backend="mtp_parallel")
+
+
+class OwnMask(TextVectorWrapper):
+    """A mask by other means than ``VectorActionMask``: "a" and "b" alone."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)
+        return obs, infos | self._mask()
+
+    def step(self, actions: np.ndarray) -> Any:
+        *outcome, infos = super().step(actions)
+        return *outcome, infos | self._mask()
+
+    def _mask(self) -> dict[str, np.ndarray]:
+        mask = np.zeros((self.num_envs, self.tokenizer.vocab_size), dtype=np.int8)
+        mask[:, self.tokenizer.encode("ab")] = 1
+        return {"action_mask": mask}
+
+
+def test_a_mask_that_cannot_be_put_around_imagined_rows_is_told(tiny_model: MakeModel) -> None:
+    """Without the error the policy would learn in imagination from words that it may not say."""
+    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
+    imagination = ImaginationConfig(use="episodes", episodes=episodes)
+    world_model = WorldModelConfig(replies=REPLIES)
+    trainer = ImaginationTrainer(tiny_model(), OwnMask(doors_env(8)), ROLLOUT, PPO, world_model, imagination, 0)
+    with pytest.raises(ValueError, match="masks actions and imagined rows do not"):
+        trainer.step()
+
+
+@pytest.mark.parametrize(("kl_coef", "is_leashed"), [(1.0, True), (0.0, False)])
+def test_imagined_updates_are_leashed_to_the_reference_as_real_ones_are(
+    kl_coef: float, is_leashed: bool, tiny_model: MakeModel
+) -> None:
+    """In a world that never pays only imagined batches are trained on: so another reference shows in those alone."""
+    found = []
+    for shift in (0.0, 0.5):
+        model = tiny_model()
+        episodes = EpisodesConfig(num_batches=1, batch_size=8, num_epochs=1, gated=False)
+        trainer = ImaginationTrainer(
+            model,
+            doors_env(8, pays=0.0),
+            ROLLOUT,
+            replace(PPO, kl_coef=kl_coef),
+            WorldModelConfig(replies=REPLIES),
+            ImaginationConfig(use="episodes", episodes=episodes),
+            0,
+        )
+        assert trainer.reference is not None
+        with torch.no_grad():
+            trainer.reference.get_input_embeddings().weight[3] += shift
+        assert trainer.step()[0]["imagination/batches_trained"] == 1
+        found.append(weights(model))
+    assert torch.equal(*found) != is_leashed

@@ -2,6 +2,7 @@
 
 import pytest
 
+from worldmtp.agents.config import EpisodesConfig
 from worldmtp.agents.imagination.gates import OptimismGap
 
 
@@ -49,3 +50,13 @@ def test_its_state_goes_on() -> None:
     other = OptimismGap(8, 8)
     other.load_state_dict(gap.state_dict())
     assert measured(other, [0.3]).num_batches == measured(gap, [0.3]).num_batches == 4
+
+
+@pytest.mark.parametrize("window", [4, 5])
+def test_the_shortest_window_that_the_config_takes_still_decides(window: int) -> None:
+    assert measured(OptimismGap(EpisodesConfig(gap_batches=window).gap_batches, 8), [0.2, 0.3] * 2).num_batches == 4
+
+
+def test_a_window_that_would_never_decide_is_refused() -> None:
+    with pytest.raises(ValueError, match="gap_batches=3 must be at least 4"):
+        EpisodesConfig(gap_batches=3)

@@ -38,7 +38,7 @@ def test_turns_by_hand(hand_rollout: MakeRollout) -> None:
         steps=6,
         length=12,
     )
-    turns = turns_of(rollout, EOS, max_turn=2)
+    turns = turns_of(rollout, EOS, max_turn=2, max_new=10)
     assert turns.opening.tolist() == [[2, 2], [2, N]]
     assert turns.mask.tolist() == [[True, True, True], [True, False, False]]
     assert turns.said.tolist() == [[[3, EOS], [4, 5], [EOS, N]], [[3, 4], [N, N], [N, N]]]
@@ -49,19 +49,22 @@ def test_turns_by_hand(hand_rollout: MakeRollout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "end", "num_turns"), [(5, "truncated", 1), (6, "truncated", 2), (5, "terminated", 2)]
+    ("max_new", "end", "num_turns"), [(4, "truncated", 1), (5, "truncated", 2), (4, "terminated", 2)]
 )
 def test_a_reply_that_may_have_been_cut_teaches_nothing(
-    length: int, end: str, num_turns: int, hand_rollout: MakeRollout
+    max_new: int, end: str, num_turns: int, hand_rollout: MakeRollout
 ) -> None:
-    """A text of five tokens: full in a row of five, where a truncated one may have lost the end of its reply."""
+    """Four tokens behind a prompt: full with a budget of four, where a truncated one may have lost its reply's end.
+
+    The row is wider, since other prompts are longer than this one.
+    """
     row = {"prompt": [2], "actions": [EOS, EOS], "wrote": [[7], [8]], "rewards": [0.0, 0.0], "end": end}
-    assert int(turns_of(hand_rollout([row], steps=2, length=length), EOS, None).num_turns) == num_turns
+    assert int(turns_of(hand_rollout([row], steps=2, length=9), EOS, None, max_new).num_turns) == num_turns
 
 
 def test_an_episode_without_a_whole_turn_has_none(hand_rollout: MakeRollout) -> None:
     row = {"prompt": [2], "actions": [3, 4], "rewards": [0.0, 0.0], "end": "truncated"}
-    turns = turns_of(hand_rollout([row], steps=4, length=8), EOS, None)
+    turns = turns_of(hand_rollout([row], steps=4, length=8), EOS, None, 7)
     assert turns.num_turns.tolist() == [0]
     assert turns.returns.tolist() == [0.0]
 

@@ -282,3 +282,13 @@ def test_texts_longer_than_the_room_are_told() -> None:
 def test_configs_are_checked(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReplyModelConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reward", [1.5, -1.5])
+def test_a_reward_that_no_bin_holds_is_told(reward: float) -> None:
+    """It would be imagined as 1 or -1. Where there is no turn, what stands in its place is nobody's reward."""
+    turns = one([[0, N], [1, N]], [0.0, reward], [False, True])
+    with pytest.raises(ValueError, match=r"Widen model\.reward_range"):
+        make_model().observe(turns)
+    make_model().observe(replace(turns, mask=torch.tensor([[True, False]])))
+    make_model().observe(one([[0, N]], [1 + 1e-7], [True]))

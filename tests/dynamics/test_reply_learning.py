@@ -1,5 +1,6 @@
 """How the model of replies learns: from whom, for how long, and with which context."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -195,3 +196,18 @@ def test_shuffled_words_are_those_of_other_turns_and_nothing_else_moves() -> Non
     assert not torch.equal(other.said, turns.said)
     assert other.replies is turns.replies
     assert other.rewards is turns.rewards
+
+
+def test_conversations_without_a_whole_turn_are_not_kept() -> None:
+    """Among them an error would be a mean over nothing. The numbers of the others are those of what is kept."""
+    turns = conversations(last_word, 40)
+    mask = torch.zeros_like(turns.mask)
+    replay = replay_of(replace(turns, mask=mask))
+    assert (len(replay), replay.num_seen) == (0, 0)
+    mask[3], mask[5, 0] = True, True
+    replay.add(replace(turns, mask=mask))
+    assert (len(replay), replay.numbers.tolist()) == (2, [0, 1])
+    assert torch.equal(replay.turns.said, turns.said[[3, 5]])
+    models = ReplyModels(SIZES, CONFIG, BINS, torch.Generator().manual_seed(0))
+    models.observe(turns)
+    assert math.isfinite(models.learn(replay, 0.0, torch.Generator().manual_seed(0)).nats)

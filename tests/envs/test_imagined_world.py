@@ -8,10 +8,14 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 
+from worldmtp.dynamics.replies import ReplyModel
+from worldmtp.dynamics.reply_config import ReplyModelConfig
+from worldmtp.dynamics.reply_network import ReplySizes
 from worldmtp.dynamics.turns import NOTHING, ImaginedReplies, Turns
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.make import make_text_vec
+from worldmtp.envs.task import Example, Progress, Score
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.envs.wrappers.action_mask import VectorActionMask, same_masks
 
@@ -183,3 +187,35 @@ def test_a_refused_reset_and_a_step_before_it_are_told() -> None:
 def test_where_nobody_replies_there_is_nothing_to_imagine() -> None:
     with pytest.raises(ValueError, match="has no world that replies"):
         turn_limit(make_text_vec("worldmtp/Reverse-v0", 1))
+
+
+class TwoLetters:
+    """A dense task: the text ends with its second letter, and nobody replies."""
+
+    def sample(self, rng: np.random.Generator, split: str) -> Example:
+        return Example(prompt="abcd"[int(rng.integers(4))] + "=", answer="aa")
+
+    def score(self, example: Example, text: str, ids: np.ndarray) -> Score:
+        return Score(value=float(text == "aa"))
+
+    def progress(self, example: Example, text: str, ids: np.ndarray) -> Progress:
+        return Progress(value=float(text == "aa"), ended=len(text) == 2)
+
+
+def test_a_task_that_ends_texts_itself_is_no_world_that_replies() -> None:
+    env = TextGenVectorEnv(1, task=TwoLetters(), tokenizer=CharTokenizer(ALPHABET), max_prompt=2, max_new=4)
+    assert not env.eos_terminates
+    with pytest.raises(ValueError, match="has no world that replies"):
+        turn_limit(env)
+
+
+def test_a_turn_has_no_more_tokens_than_an_episode() -> None:
+    """Twenty tokens a turn in an episode of at most six: what is said has room for six, as in a model of replies."""
+    real = ladder_env(1, max_turn=20, max_new=6)
+    sizes = ReplySizes(real.tokenizer.vocab_size, opening=3, said=6, reply=3, num_turns=6, num_reward_bins=3)
+    bins, generator = torch.tensor([-1.0, 0.0, 1.0]), torch.Generator().manual_seed(0)
+    model = ReplyModel(sizes, ReplyModelConfig(num_members=2), False, bins, generator)
+    imagined = ImaginedWorldVectorEnv(real, model, 1, 6, generator)
+    begun(imagined, real)
+    imagined.step(np.array([real.tokenizer.eos_id]))
+    assert imagined.num_turns == 1

@@ -75,9 +75,10 @@ class ReplyModel(nn.Module):
         """Note what the world has said, paid and ended.
 
         Raises:
-            ValueError: a reply is longer than there is room for.
+            ValueError: a reply is longer than there is room for, or a turn was paid what no bin holds.
         """
         check_room(turns, self.sizes)
+        check_rewards(turns, self.reward_bins)
         real = turns.mask
         classes = reply_classes(_widened(turns.replies[real], self.sizes.reply), self.sizes.end)
         for place in range(self.sizes.reply):
@@ -194,6 +195,21 @@ def check_room(turns: Turns, sizes: ReplySizes) -> None:
         if longest > width:
             remedy = "raise world_model.replies.max_reply" if name == "replies" else "make the model with more room"
             raise ValueError(f"{name} of {longest} tokens where the model of replies has room for {width}; {remedy}.")
+
+
+def check_rewards(turns: Turns, bins: Float[Tensor, " bins"]) -> None:
+    """Raise if a turn was paid what lies outside the bins by more than rounding: it would be taken for their end.
+
+    Raises:
+        ValueError: one was.
+    """
+    paid, (low, high) = turns.rewards[turns.mask], (float(bins[0]), float(bins[-1]))
+    tolerance = 1e-5 * max(abs(low), abs(high))
+    if len(paid) and (float(paid.min()) < low - tolerance or float(paid.max()) > high + tolerance):
+        raise ValueError(
+            f"a turn was paid {float(paid.min())} .. {float(paid.max())}, and the bins of rewards go from {low} to "
+            f"{high}: imagined turns would be paid another sum. Widen model.reward_range, or scale the rewards."
+        )
 
 
 def _widened(text: Int[Tensor, "row place"], places: int) -> Int[Tensor, "row places"]:

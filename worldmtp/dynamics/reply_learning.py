@@ -31,7 +31,10 @@ _LEARNT = 0.01
 
 
 class TurnReplay:
-    """The newest conversations, in their order; each keeps its number, which decides who trains on it."""
+    """The newest conversations, in their order; each keeps its number, which decides who trains on it.
+
+    Those without a whole turn are left out: nothing can be learnt from them, and an error over no turns is none.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -58,7 +61,10 @@ class TurnReplay:
         return torch.arange(self.num_seen - len(self), self.num_seen)
 
     def add(self, turns: Turns) -> None:
-        """Keep more conversations, and drop the oldest beyond capacity."""
+        """Keep more conversations that have a turn, and drop the oldest beyond capacity."""
+        turns = turns.select(torch.nonzero(turns.num_turns)[:, 0])
+        if not len(turns):
+            return
         joined = turns if self._turns is None else Turns.cat([self._turns, turns])
         kept = torch.arange(max(0, len(joined) - self._capacity), len(joined))
         self._turns = joined.select(kept)

@@ -90,6 +90,7 @@ class EpisodeImagination:
         reference: PreTrainedModel | None = None,
     ) -> None:
         check_choice("world_model.backend with imagination=episodes", world_model.backend, WORLDS)
+        check_real_observations(ppo)
         self._agent, self._env, self._rollout, self._config = agent, env, rollout, config
         self._backend, self._replies = world_model.backend, world_model.replies
         self._acting, self._learning = generators["imagination"], generators["world_model"]
@@ -167,7 +168,7 @@ class EpisodeImagination:
             returns = float(episode_returns(imagined).mean())
             if not self.explores:
                 self._promised = returns
-            sure = self.explores or not self._config.gated or doubt <= self._config.max_disagreement
+            sure = self.explores or not self._config.gated or doubt < self._config.max_disagreement
             if number >= batches or not (is_open and sure):
                 break
             metrics |= self._update(imagined, generator, remaining)
@@ -273,3 +274,16 @@ class EpisodeImagination:
         self._models.load_state_dict(state["models"])
         if self._world is not None:
             self._world.load_state(state["world"])
+
+
+def check_real_observations(ppo: PPOConfig) -> None:
+    """Raise if the policy would be taught to foresee replies that were imagined.
+
+    Raises:
+        ValueError: the term of observed replies is on.
+    """
+    if ppo.observation_coef:
+        raise ValueError(
+            f"agent.ppo.observation_coef={ppo.observation_coef} with imagination=episodes: most replies are imagined "
+            "there, and would be learnt as if a world had given them. Set one of the two to off."
+        )

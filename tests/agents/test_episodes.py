@@ -205,6 +205,19 @@ def test_a_reply_without_room_is_told(tiny_model: MakeModel) -> None:
         list(iter(trainer.step, None))  # as soon as a door is opened
 
 
+def test_imagined_replies_are_not_taught_as_observed(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"observation_coef=0\.1 with imagination=episodes: most replies are imagined"):
+        ImaginationTrainer(
+            tiny_model(),
+            doors_env(8),
+            ROLLOUT,
+            replace(PPO, observation_coef=0.1),
+            WorldModelConfig(),
+            ImaginationConfig(use="episodes"),
+            0,
+        )
+
+
 def test_the_oracle_needs_a_world(tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="give make_real"):
         ImaginationTrainer(

@@ -252,6 +252,20 @@ def test_the_largest_disagreement_of_the_places_counts_but_not_behind_the_end() 
     assert float(drawn.disagreement.max()) < 1e-6
 
 
+def test_members_that_disagree_on_the_reward_alone_disagree() -> None:
+    """One pays 1 and the other 0 for the same reply: each is half away from their mixture."""
+    model = make_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.network.parallel.bias.view(2, 1, 2, 4)[:, 0, :, 3] = 50.0
+        model.network.reward.bias[0, 0, 2] = model.network.reward.bias[1, 0, 1] = 50.0
+    model.seen_tokens.fill_(True), model.seen_rewards.fill_(True), model.seen_ends.fill_(True)
+    turns = make_turns(episodes=8)
+    drawn = model.imagine(turns, turns.num_turns - 1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.disagreement, torch.full((8,), 0.5, dtype=torch.float64))
+
+
 @given(st.integers(2, 5), st.lists(st.integers(0, 99), min_size=1, max_size=20))
 def test_no_member_is_judged_on_what_it_was_trained_on(num_members: int, numbers: list[int]) -> None:
     episodes = torch.tensor(numbers)

@@ -4,8 +4,8 @@ An ensemble whose members are cross-fitted: member e trains on no episode whose 
 every episode there is a member that has not seen it, and the error that is reported is held out though no data is.
 
 * **Draws.** Each reply is drawn from one member, chosen at random: the mixture is better calibrated than its members.
-* **Disagreement** of a reply is the members' mean total variation from their mixture, at the place of the reply, or its
-  end, where it is largest: what the ensemble does not know, and not what is left to chance.
+* **Disagreement** of a reply is the members' mean total variation from their mixture, at the place of the reply, its
+  reward or its end, where it is largest: what the ensemble does not know, and not what is left to chance.
 * **Support.** Tokens at places, rewards and ends that no real conversation has had are impossible: a win cannot be
   imagined before one was seen.
 
@@ -149,7 +149,7 @@ class ReplyModel(nn.Module):
             rewards = binned_mean(log_rewards, self.reward_bins).mean(dim=0)
         told = reply_classes(replies, self.sizes.end).tolist()
         unheard = torch.tensor([tuple(reply) not in self._heard for reply in told], device=turns.device)
-        doubt = disagreement.maximum(variation(log_ends))
+        doubt = disagreement.maximum(variation(log_ends)).maximum(variation(log_rewards))
         return ImaginedReplies(replies, rewards, choose(log_ends) == 1, doubt, unheard)
 
     def get_extra_state(self) -> list[list[int]]:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.imagination.episodes import WORLDS
+from worldmtp.agents.imagination.episodes import WORLDS, check_real_observations
 from worldmtp.choices import check_choice, did_you_mean
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import Example, TextVectorEnv, Tokenizer
@@ -209,6 +209,7 @@ def check_imagination(model: MTPModel, backend: str, imagination: ImaginationCon
     check_backend(backend)
     if imagination.use == "episodes":
         check_choice("world_model.backend with imagination=episodes", backend, WORLDS)
+        check_real_observations(ppo)
         return False
     if imagination.use == "counterfactual":
         ppo.check_whole_episodes("imagination=counterfactual")

@@ -287,7 +287,8 @@ class PPOAgent:
         for rows in torch.arange(len(rollout)).split(size):
             part, num_actions = rollout.select(rows), rollout.step_mask.sum()
             _, terms = self._loss(part, part.logprobs, plan.select(rows), num_actions)
-            sum(terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms).backward()
+            policy = [terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms]
+            torch.stack(policy).sum().backward()
         norm = sum(float(weight.grad.square().sum()) for weight in self._parameters if weight.grad is not None)
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -64,7 +64,7 @@ _ELSEWHERE = {
     "imagination.use": "`off`, `counterfactual` or `baseline`; see the group.",
     "imagination.horizon": "Steps imagined from a state; at most K - 1 with heads that are not recurrent.",
     "imagination.max_live": "Tokens compared in a state: the most probable ones.",
-    "imagination.min_probability": "Tokens less probable than this are part of the tail, or left out where there is none.",
+    "imagination.min_probability": "Tokens less probable than this are in the tail, or left out if there is none.",
     "imagination.critic_learning_rate": "Adam's, of the critics of the all-action term.",
     "imagination.critic_updates": "Gradient steps of the critics an iteration.",
     "imagination.critic_replay_iterations": "Iterations of episodes that the critics learn from.",

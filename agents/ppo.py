@@ -289,7 +289,8 @@ class PPOAgent:
         for rows in torch.arange(len(rollout)).split(size):
             part = rollout.select(rows)
             _, terms = self._loss(part, part.logprobs, plan.select(rows), rollout)
-            sum(terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms).backward()
+            policy = [terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms]
+            torch.stack(policy).sum().backward()
         norm = sum(float(weight.grad.square().sum()) for weight in self._parameters if weight.grad is not None)
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -15,6 +15,7 @@ import copy
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.training.runs import OpenedRun, open_run
 
-EARLIER = {
+EARLIER: dict[str, Any] = {
     "learning_rate": 1e-3,
     "warmup_updates": 0,
     "ce_coef": 1.0,
@@ -39,11 +40,11 @@ EARLIER = {
 TOKENS = {"ce": {"ce_coef": 1.0, "kl_coef": 0.0}, "kl": {"ce_coef": 0.0, "kl_coef": 1.0}}
 
 
-def _arm(terms: str, rate: float, warmup: int = 30, detach: bool = True) -> dict[str, object]:
+def _arm(terms: str, rate: float, warmup: int = 30, detach: bool = True) -> dict[str, Any]:
     return {"learning_rate": rate, "warmup_updates": warmup, "detach_world_heads": detach} | TOKENS[terms]
 
 
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "as before": EARLIER,
     "detached": EARLIER | {"detach_world_heads": True},
     "warm-up": EARLIER | {"warmup_updates": 30},

@@ -22,7 +22,7 @@ MakeModel = Callable[..., MTPModel]
 ALPHABET = "abcdef="
 NUM_LETTERS = 6
 DEPTH = NUM_LETTERS + 1
-EARLIER = {
+EARLIER: dict[str, Any] = {
     "learning_rate": 1e-3,
     "warmup_updates": 0,
     "ce_coef": 1.0,

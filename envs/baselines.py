@@ -16,6 +16,7 @@ from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import Example, TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
 from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.worlds.players import PlayedWorld, WorldWithMoves, play, random_player
 
 Writer = Callable[[Generator, Example], Sequence[int]]
 """The ids of the next text, or turn, in answer to an example; EOS is added."""
@@ -138,3 +139,45 @@ def play_baselines(make: Callable[[int], TextVectorEnv], num_episodes: int = 200
         Baseline(name, play_examples(envs, writer, heldout, np.random.default_rng([seed, index])), says)
         for index, (name, writer, says) in enumerate(writers)
     ]
+
+
+@dataclass(frozen=True)
+class WorldEnds:
+    """Between what a policy in a world is measured, one entry an episode; None where the world does not say.
+
+    ``floor`` is of random moves, ``ceiling`` of the world's own player, ``optimum`` what the world says that the best
+    player earns on average (``info["optimal_value"]`` of its reset).
+    """
+
+    floor: Float64[np.ndarray, " episode"] | None
+    ceiling: Float64[np.ndarray, " episode"] | None
+    optimum: Float64[np.ndarray, " episode"] | None
+
+
+def play_ends(
+    task: TurnTask, num_episodes: int = 200, seed: int = 0, *, split: str = "heldout", heldout_fraction: float = 0.2
+) -> WorldEnds:
+    """Play held-out episodes of a world by chance and by its own player, in the world itself: no token, no budget.
+
+    Args:
+        task: whose worlds; see ``worldmtp.envs.worlds.players`` for the methods they may have.
+        num_episodes: of each, the same for both.
+        seed: of the episodes and of the random moves.
+        split: that they are of.
+        heldout_fraction: of the environment.
+
+    Raises:
+        ValueError: if the split cannot be filled.
+    """
+    examples = draw_examples(task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=heldout_fraction)
+    world, rng = task.make_world(), np.random.default_rng([seed, num_episodes])
+    seeds = [int(example.meta["seed"]) for example in examples]
+    floor = ceiling = optimum = None
+    if isinstance(world, WorldWithMoves):
+        floor = np.array([play(world, one, random_player(world, rng)).total for one in seeds])
+    if isinstance(world, PlayedWorld):
+        played = [play(world, one, world.player()) for one in seeds]
+        ceiling = np.array([episode.total for episode in played])
+        if all("optimal_value" in episode.info for episode in played):
+            optimum = np.array([float(episode.info["optimal_value"]) for episode in played])
+    return WorldEnds(floor, ceiling, optimum)

@@ -16,8 +16,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from worldmtp.envs.scoring import Scorer
-from worldmtp.envs.task import Example, Task, TextWorld, TurnTask
+from worldmtp.envs.scoring import Scorer, checked_reply
+from worldmtp.envs.task import Example, Task, TextWorld, TurnTask, opening_of
 from worldmtp.envs.text_env import OBSERVATION_KEYS
 from worldmtp.envs.tokenizer import Tokenizer
 
@@ -133,9 +133,20 @@ def _check_env(env: Any) -> None:
         try:
             check_env(env, skip_render_check=env.spec is None)
         except Warning as warning:
-            # A scorer's warning ends with the traceback of what it raised; the last line says what that was.
-            reason = str(warning).strip().splitlines()[-1].strip() if str(warning).strip() else type(warning).__name__
-            raise AssertionError(f"gymnasium's check_env met a warning: {reason}") from warning
+            raise AssertionError(f"gymnasium's check_env met a warning: {_told_by(warning)}") from warning
+
+
+def _told_by(warning: Warning) -> str:
+    """Return what a warning says; of a scorer's, which ends with a traceback: what was scored, the error and its place.
+
+    It is one line, as all that a check raises.
+    """
+    lines = str(warning).strip().splitlines() or [type(warning).__name__]
+    frames = [line.strip() for line in lines[1:-1] if line.lstrip().startswith("File ")]
+    if not frames:
+        return lines[-1].strip()
+    scored = lines[0].partition(" and pays 0; later failures")[0]
+    return f"{scored}: {lines[-1].strip()} ({frames[-1]})"
 
 
 def _check_token_contract(env: Any) -> None:
@@ -232,9 +243,9 @@ def words_of(tokenizer: Tokenizer) -> list[str]:
 
 
 def _story(world: TextWorld, seed: int, said: Sequence[str]) -> Iterator[Any]:
-    yield world.reset(seed)[0]
+    yield opening_of(world, seed)[0]
     for text in said:
-        reply, reward, terminated, truncated, _ = world.step(text)
-        yield reply, float(reward), bool(terminated), bool(truncated)
-        if terminated or truncated:
+        reply = checked_reply(world.step(text), world)
+        yield reply.text, reply.reward, reply.terminated, reply.truncated
+        if reply.terminated or reply.truncated:
             break

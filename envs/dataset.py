@@ -36,6 +36,10 @@ _MEASURED = 256  # examples of each split by which budgets that are left out are
 _logger = logging.getLogger(__name__)
 
 
+class SplitError(ValueError):
+    """A task has fewer questions of a split than were asked for."""
+
+
 def check_split(split: str) -> str:
     """The split itself.
 
@@ -82,7 +86,8 @@ def draw_examples(
             last few questions of a small universe may then be missing.
 
     Raises:
-        ValueError: if the split cannot be filled, unless ``fewer`` is set.
+        SplitError: if the split cannot be filled, unless ``fewer`` is set.
+        ValueError: if an argument is out of range.
     """
     split_index = SPLITS.index(check_split(split))
     check_choice("purpose", purpose, PURPOSES)
@@ -106,7 +111,7 @@ def draw_examples(
         else:
             if fewer:
                 break
-            raise ValueError(
+            raise SplitError(
                 f"{split!r} of {type(task).__name__} has no {'new ' if distinct else ''}prompt in {max_misses} draws "
                 f"({len(seen)} distinct found, {num_examples} asked for, heldout_fraction={heldout_fraction}"
                 f"{f', {len(excluded)} excluded' if excluded else ''}): "

@@ -347,19 +347,28 @@ class WorldReplay:
         self.tell(row, example, said[:-1])
         world = self._worlds[row]
         self._heard.pop(row, None)  # what a step that raises leaves behind is not to be gone on with
-        reply = _checked(world.step(said[-1]), world)
+        reply = checked_reply(world.step(said[-1]), world)
         self._heard[row] = (example.meta["seed"], tuple(said))
         return reply
 
 
-def _checked(returned: Any, world: TextWorld) -> Reply:
+def checked_reply(returned: Any, world: TextWorld) -> Reply:
+    """Return what a world's ``step`` returned as a reply.
+
+    Raises:
+        ValueError: if it is none.
+    """
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise ValueError(
             f"{type(world).__name__}.step returned {returned!r}; expected (text, reward, terminated, truncated, info)."
         )
     text, reward, terminated, truncated, info = returned
-    if not isinstance(text, str) or not math.isfinite(float(reward)):
+    try:
+        paid = math.nan if isinstance(reward, str) else float(reward)
+    except (TypeError, ValueError):
+        paid = math.nan
+    if not isinstance(text, str) or not math.isfinite(paid):
         raise ValueError(
             f"{type(world).__name__}.step said {text!r} and paid {reward!r}; expected a str and a finite number."
         )
-    return Reply(text, float(reward), bool(terminated), bool(truncated) and not terminated, dict(info or {}))
+    return Reply(text, paid, bool(terminated), bool(truncated) and not terminated, dict(info or {}))

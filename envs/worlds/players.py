@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.random import Generator
 
+from worldmtp.envs.scoring import checked_reply
 from worldmtp.envs.task import TextWorld, opening_of
 
 Player = Callable[[str], str]
@@ -62,9 +63,9 @@ def play(world: TextWorld, seed: int, player: Player) -> PlayedEpisode:
     total = 0.0
     for _ in range(_MAX_TURNS):
         said.append(player(reply))
-        reply, reward, terminated, truncated, _ = world.step(said[-1])
-        total += reward
-        if terminated or truncated:
+        answered = checked_reply(world.step(said[-1]), world)
+        reply, total = answered.text, total + answered.reward
+        if answered.terminated or answered.truncated:
             return PlayedEpisode(tuple(said), total, told)
     raise RuntimeError(f"{type(world).__name__} of seed {seed} did not end in {_MAX_TURNS} turns.")
 

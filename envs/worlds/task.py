@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.envs.scoring import checked_reply
 from worldmtp.envs.task import Example, Score, TextWorld, opening_of
 from worldmtp.lazy import import_name
 
@@ -72,9 +73,9 @@ class WorldTask:
         world.reset(example.meta["seed"])
         total = 0.0
         for _ in range(_MAX_CONSTANT_TURNS):
-            _, reward, terminated, truncated, _ = world.step(text)
-            total += reward
-            if terminated or truncated:
+            reply = checked_reply(world.step(text), world)
+            total += reply.reward
+            if reply.terminated or reply.truncated:
                 break
         return Score(value=total)
 

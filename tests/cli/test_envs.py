@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 
 from worldmtp.cli import envs as script
 from worldmtp.cli.arguments import parse_kwargs
+from worldmtp.cli.envs_catalogue import _lines_of_ends
+from worldmtp.envs.worlds.task import WorldTask
 
 OWN = '''\
 import worldmtp
@@ -143,6 +146,40 @@ def test_check_of_a_world(command_line, tmp_path):
     assert (code, err) == (0, "")
     assert "kind           turns" in out
     assert "majority" not in out
+    assert "floor          not known: the world has no moves()\n" in out
+    assert "ceiling        not known: the world has no player()\n" in out
+
+
+class Shown:
+    """Three turns at most, of which each hits by chance in a half: by chance seven episodes of eight are won."""
+
+    def reset(self, seed):
+        self.turn = 0
+        return "?", {"optimal_value": 1.0}
+
+    def step(self, text):
+        self.turn += 1
+        found = text == "ab"
+        return "!", float(found), found, self.turn == 3, {}
+
+    def moves(self):
+        return ["a", "ab"]
+
+    def player(self):
+        return lambda reply: "ab"
+
+
+def test_floor_and_ceiling_of_a_world_that_shows_how_it_is_played():
+    floor, ceiling = _lines_of_ends(WorldTask(Shown), 200, 0, 0.2)
+    found = re.fullmatch(r"floor +([0-9.]+), standard error ([0-9.]+), 200 held-out episodes: random moves", floor)
+    mean, error = float(found[1]), float(found[2])
+    assert abs(mean - 7 / 8) < 4 * (7 / 64 / 200) ** 0.5
+    # Of values 0 and 1 the standard error is the root of p (1 - p) / (n - 1).
+    assert error == pytest.approx((mean * (1 - mean) / 199) ** 0.5, abs=6e-4)
+    assert ceiling == (
+        "ceiling        1.000, standard error 0.000, 200 held-out episodes: the world's own player; the best one earns "
+        "1.000 by the world's own word (optimal_value)"
+    )
 
 
 def test_check_asks_for_fewer_questions_where_there_are_few(command_line, tmp_path):

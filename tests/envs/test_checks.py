@@ -17,7 +17,7 @@ from worldmtp.envs import (
     env_id,
     hack_probes,
 )
-from worldmtp.envs.checks import check_hack_probes
+from worldmtp.envs.checks import check_hack_probes, check_worlds
 from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
 from worldmtp.envs.text_env import TextVectorView
 from worldmtp.envs.worlds.task import WorldTask
@@ -290,9 +290,14 @@ class BreaksOnAll:
     [
         (
             WorldTask(Undecided),
-            r"ValueError: Undecided\.reset\(\d+\) said 'go.*; a world must be decided by its seed\.",
+            r"scoring .* for the prompt .* failed: ValueError: Undecided\.reset\(\d+\) said 'go.*; a world must be "
+            r"decided by its seed\. \(File .*scoring\.py\", line \d+, in tell\)",
         ),
-        (BreaksOnAll(), r"ZeroDivisionError: division by zero"),
+        (
+            BreaksOnAll(),
+            r"scoring '.*' for the prompt '\d+=' failed: ZeroDivisionError: division by zero \(File "
+            r"\".*test_checks\.py\", line \d+, in score\)",
+        ),
     ],
     ids=["world", "scorer"],
 )
@@ -321,3 +326,36 @@ def test_a_task_that_draws_from_something_else_is_caught():
 
     with pytest.raises(AssertionError, match="draws from something else than the rng it is given"):
         check_vector_env(make, num_steps=30)
+
+
+class Stepping:
+    """A world whose step returns what it is made with."""
+
+    def __init__(self, returned):
+        self.returned = returned
+
+    def reset(self, seed):
+        return "go", {}
+
+    def step(self, text):
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            ("a", 1.0, True),
+            r"Stepping\.step returned \('a', 1\.0, True\); expected \(text, reward, terminated, truncated",
+        ),
+        (("a", "won", True, False, {}), r"Stepping\.step said 'a' and paid 'won'; expected a str and a finite number"),
+        (("a", None, True, False, {}), r"Stepping\.step said 'a' and paid None; expected a str and a finite number"),
+        ((7, 1.0, True, False, {}), r"Stepping\.step said 7 and paid 1\.0; expected a str and a finite number"),
+    ],
+)
+def test_a_wrong_step_is_told_in_the_worlds_own_words(returned, message):
+    task = WorldTask(Stepping, {"returned": returned})
+    with pytest.raises(ValueError, match=message):
+        check_worlds(task, [task.sample(np.random.default_rng(seed), "train") for seed in range(2)], ["a"])
+    with pytest.raises(ValueError, match=message):
+        task.score(task.sample(np.random.default_rng(0), "train"), "a", np.zeros(0, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Scripted players: what they earn against a worth that is worked another way; they know only what is said."""
+"""Scripted players: what they earn against a worth that is worked another way, and that they know what is said only."""
 
 import itertools
 
@@ -136,7 +136,7 @@ def test_pigs_player_keeps_the_books():
 
 def test_the_explorer_walks_to_what_it_sees_and_back_from_dead_ends():
     world = GridWorld(grid=["..S.", "##.#", "G..."], max_turns=16)
-    # East comes first and is a dead end; back, and south, which comes before west; east again, back, and to the goal.
+    # East comes first and is a dead end; back, and south, which comes before west; east again, back, on to the goal.
     assert "".join(demonstrate(world, 0)) == "ew" + "ss" + "ew" + "ww"
 
 

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from worldmtp.envs import TextGenEnv, TextGenVectorEnv, TextVectorEnv, check_vector_env
-from worldmtp.envs.baselines import Baseline, play_baselines
+from worldmtp.envs.baselines import Baseline, play_baselines, play_ends
 from worldmtp.envs.checks import TextEnvReport, check_text_env
+from worldmtp.envs.dataset import SplitError
 from worldmtp.envs.make import Description, Lengths, describe, find_spec, make_text_vec, text_env_ids
+from worldmtp.envs.task import TurnTask
 from worldmtp.envs.wrappers.autoreset import with_autoreset
 from worldmtp.statistics import Interval, bootstrap_interval, wilson_interval
 
@@ -123,9 +125,12 @@ def check_env(
         f"  hack probes    largest mean value {report.probe_value:.3f}, bound {bound:.3f}; "
         f"{report.scorer_errors} scorer errors\n"
         f"  split overlap  {report.prompt_overlap:.3f} of {examples} held-out questions, {one.overlap():.3f} of pools\n"
-        f"  universe       {universe}\n"
-        f"  baselines      mean score with its 90 % interval; {num_episodes} held-out episodes each, seed {seed}"
+        f"  universe       {universe}"
     )
+    if isinstance(one.task, TurnTask):
+        for line in _lines_of_ends(one.task, num_episodes, seed, one.dataset.heldout_fraction):
+            print(f"  {line}")
+    print(f"  baselines      mean score with its 90 % interval; {num_episodes} held-out episodes each, seed {seed}")
     for baseline in play_baselines(make, num_episodes, seed):
         print(f"    {_line(baseline, seed)}")
     print(f"PASS {it.id}")
@@ -136,7 +141,7 @@ def _check_single(env_id: str, one: TextGenVectorEnv, num_examples: int, kwargs:
         if env_id not in text_env_ids():  # it speaks text, and is checked as the world of a text env
             return check_text_env(TextGenEnv(one.config), num_examples)
         return check_text_env(env_id, num_examples, **kwargs)
-    except ValueError as error:
+    except SplitError as error:
         error.add_note(f"The check asked for {num_examples} questions of each split; --examples asks for fewer.")
         raise
 
@@ -144,6 +149,23 @@ def _check_single(env_id: str, one: TextGenVectorEnv, num_examples: int, kwargs:
 def _enough_examples(universe_size: int | None) -> int:
     """Return how many questions to ask of a split: half of a fifth of a stated universe, which the smaller one has."""
     return _NUM_EXAMPLES if universe_size is None else max(1, min(_NUM_EXAMPLES, universe_size // 10))
+
+
+def _lines_of_ends(task: TurnTask, num_episodes: int, seed: int, heldout_fraction: float) -> list[str]:
+    """Return what random moves and the world's own player earn, or that the world does not say."""
+    ends = play_ends(task, num_episodes, seed, heldout_fraction=heldout_fraction)
+    floor = "not known: the world has no moves()" if ends.floor is None else f"{_mean(ends.floor)}: random moves"
+    ceiling = "not known: the world has no player()"
+    if ends.ceiling is not None:
+        ceiling = f"{_mean(ends.ceiling)}: the world's own player"
+        if ends.optimum is not None:
+            ceiling += f"; the best one earns {ends.optimum.mean():.3f} by the world's own word (optimal_value)"
+    return [f"floor          {floor}", f"ceiling        {ceiling}"]
+
+
+def _mean(scores: np.ndarray) -> str:
+    error = float("nan") if len(scores) < 2 else scores.std(ddof=1) / len(scores) ** 0.5
+    return f"{scores.mean():.3f}, standard error {error:.3f}, {len(scores)} held-out episodes"
 
 
 def _line(baseline: Baseline, seed: int) -> str:

@@ -169,7 +169,7 @@ def test_what_a_bfloat16_model_says_is_read_in_float32(
 
     plan, _ = PlainAdvantages(PPOConfig()).estimate(rollout, stats)
     agent = PPOAgent(model, PPOConfig(), 0.7)
-    _, terms = agent._loss(rollout, stats.ref_logprobs, plan, mask.sum())
+    _, terms = agent._loss(rollout, stats.ref_logprobs, plan, rollout)
     terms = {name: term.detach() for name, term in terms.items()}
     expected = by_hand(seen[-1].detach().double() / 0.7)
     entropy = -(expected.exp() * expected).sum(-1)[mask].mean()

@@ -391,16 +391,8 @@ class Tenths:
 
 
 def test_a_world_that_pays_a_tenth_ten_times_trains(tiny_model: MakeModel) -> None:
-    env = TextGenVectorEnv(
-        16,
-        autoreset_mode="disabled",
-        task=WorldTask(Tenths, num_seeds=40),
-        tokenizer=CharTokenizer("abcd="),
-        max_prompt=2,
-        max_new=20,
-        max_turn=1,
-        pool_size=8,
-    )
+    task, tokenizer = WorldTask(Tenths, num_seeds=40), CharTokenizer("abcd=")
+    env = TextGenVectorEnv(16, task=task, tokenizer=tokenizer, max_prompt=2, max_new=20, max_turn=1, pool_size=8)
     imagination = ImaginationConfig(use="off")
     trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPOConfig(), WORLD, imagination, seed=0)
     assert trainer.step()[0]["rollout/return_mean"] == 1.0

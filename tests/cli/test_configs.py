@@ -1,7 +1,7 @@
 """Every file of the shipped tree composes and builds the frozen dataclasses; wrong names and types do not compose."""
 
 import re
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from importlib import resources
 
 import gymnasium
@@ -76,7 +76,7 @@ def test_no_node_leaves_the_command_line(compose):
 
 def test_schema_has_the_defaults_of_the_dataclass():
     schema = OmegaConf.structured(twin(ImaginationConfig))
-    assert dict(schema) == {column.name: column.default for column in fields(ImaginationConfig)}
+    assert OmegaConf.to_container(schema) == asdict(ImaginationConfig())
 
 
 @pytest.mark.parametrize(

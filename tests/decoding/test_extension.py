@@ -229,7 +229,7 @@ def test_texts_of_another_length_fill_their_room(model_of):
         ([1, 1], [0, 3], None, r"rows \[0\] are given \[1\] of 2 tokens behind \[0\] of \[4\]"),
         ([1, 0], [4, 2], None, r"rows \[1\] are written to or cut and take no part; let them take part"),
         ([1, 1], None, [True, False], r"rows \[1\] are written to or cut and take no part"),
-        ([1], None, None, r"counts has 1 rows, the session 2; say it of each of its rows"),
+        ([1], None, None, r"counts has 1 rows and the session 2; say it of each of its rows"),
     ],
 )
 def test_extensions_that_cannot_be(counts, lengths, takes_part, message, model_of):

@@ -6,10 +6,11 @@ import torch
 from transformers import AutoModelForCausalLM, Mamba2Config
 
 from worldmtp.decoding import AdaptiveLength, DecodingSession, SamplingConfig, generate, parallel_beam
-from worldmtp.decoding.cache import SlotCache, cache_size
+from worldmtp.decoding.cache import SlotCache
 from worldmtp.decoding.drafts import LookupDraft, NoDraft, make_drafter
 from worldmtp.decoding.explain import explain
 from worldmtp.decoding.lean import make_runner
+from worldmtp.decoding.limits import cache_size
 from worldmtp.decoding.sampling import DecodingPolicy
 
 IDS = torch.tensor([[2, 3, 4], [5, 6, 2]])

@@ -62,7 +62,7 @@ def test_a_world_is_a_gymnasium_environment_and_back():
     """The turn-level environment of this package speaks text, too."""
     world = from_gymnasium("worldmtp_turns/World-v0", world="GuessNumber")
     opening, info = world.reset(5)
-    assert (opening[-1], set(info)) == (":", {"hidden", "world_seed"})
+    assert (opening[-1], set(info)) == (":", {"hidden", "optimal_value", "world_seed"})
     assert world.step("zz")[0] == "?"
 
 

@@ -108,7 +108,7 @@ def interrupt(example, text, ids):
     ("arguments", "message"),
     [
         ({"timeout_seconds": 0.0}, "must be positive"),
-        ({"on_error": "log"}, "'zero' or 'raise'"),
+        ({"on_error": "log"}, "on_error='log' is unknown; choose from"),
         ({"timeout_seconds": 1.0, "num_scorers": 0}, "num_scorers=0 must be at least 1"),
         ({"num_scorers": 2}, "num_scorers=2 needs timeout_seconds"),
         ({"timeout_seconds": 1.0, "scorer_memory_gib": 0.0}, "scorer_memory_gib=0.0 must be positive"),

@@ -7,6 +7,8 @@ import pytest
 
 from worldmtp import MTPModel
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.config import EpisodesConfig
+from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import TextVectorEnv
 
 Golden = Callable[..., None]
@@ -54,6 +56,12 @@ CASES: dict[str, dict[str, Any]] = {
         "use": "counterfactual",
         "env": "conversation",
         "imagination": {"tail": True, "max_live": 2},
+    },
+    "episodes_conversation": {
+        "use": "episodes",
+        "env": "conversation",
+        "world": {"replies": ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, num_updates=8)},
+        "imagination": {"episodes": EpisodesConfig(num_batches=2, batch_size=4, num_epochs=1, gated=False)},
     },
     "baseline": {"use": "baseline"},
     "baseline_oracle": {"use": "baseline", "world": {"backend": "oracle"}},

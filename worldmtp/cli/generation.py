@@ -22,10 +22,10 @@ from worldmtp.cli.prompts import decode_text, encode_prompts
 from worldmtp.decoding import SamplingConfig, generate, parallel_beam
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.beam import BeamTree
-from worldmtp.decoding.cache import cache_size
 from worldmtp.decoding.drafts import Drafter, make_drafter
 from worldmtp.decoding.explain import Explanation, explain
 from worldmtp.decoding.head_drafts import can_draft
+from worldmtp.decoding.limits import cache_size
 from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.model import MTPModel
 from worldmtp.training.make import checked_device

@@ -24,7 +24,6 @@ what fills the rectangle behind them writes to slots that no text occupies.
 Left out: paging, quantised keys, sliding windows that forget (a window is a mask here).
 """
 
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,38 +36,6 @@ from transformers.cache_utils import CacheLayerMixin
 from worldmtp.model.trunk import TrunkFeatures
 
 IntArray = np.ndarray
-
-
-@dataclass(frozen=True)
-class CacheSize:
-    """The size of a cache; ``num_bytes`` is the product of all fields, twice: for keys and for values."""
-
-    num_rows: int
-    capacity: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    bytes_per_number: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Return the bytes of keys and values."""
-        numbers = self.num_rows * self.capacity * self.num_layers * self.num_heads * self.head_dim
-        return 2 * numbers * self.bytes_per_number
-
-    def __str__(self) -> str:
-        return (
-            f"2 x {self.num_rows} rows x {self.capacity} slots x {self.num_layers} layers x {self.num_heads} key-value "
-            f"heads x {self.head_dim} numbers x {self.bytes_per_number} bytes = {self.num_bytes / 2**20:.1f} MiB"
-        )
-
-
-def cache_size(config: PreTrainedConfig, num_rows: int, capacity: int, dtype: torch.dtype) -> CacheSize:
-    """Return the size of the cache of a trunk with that config."""
-    text = config.get_text_config()
-    num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return CacheSize(num_rows, capacity, text.num_hidden_layers, num_heads, head_dim, dtype.itemsize)
 
 
 class SlotLayer(CacheLayerMixin):

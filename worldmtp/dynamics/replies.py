@@ -26,7 +26,10 @@ _UNSEEN = -1e4  # a logit: impossible, and finite, so that a member's entropy an
 
 
 class ReplyModel(nn.Module):
-    """An ensemble of one context, with what has been seen of the world; ``ReplyLearner`` trains it."""
+    """An ensemble of one context, with what has been seen of the world; ``ReplyLearner`` trains it.
+
+    Weights have the dtype of ``reward_bins``.
+    """
 
     reward_bins: Tensor
     seen_tokens: Tensor
@@ -50,6 +53,7 @@ class ReplyModel(nn.Module):
         self.register_buffer("seen_rewards", torch.zeros(len(reward_bins), dtype=torch.bool))
         self.register_buffer("seen_ends", torch.zeros(2, dtype=torch.bool))
         self._heard: set[tuple[int, ...]] = set()
+        self.to(reward_bins.dtype)
 
     @property
     def num_members(self) -> int:

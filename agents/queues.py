@@ -90,6 +90,9 @@ class YieldCount:
 class TokenQueues:
     """The texts of all rows as far as they are decided, and the session that decides more of them."""
 
+    _order: IntArray
+    _limit: int
+
     def __init__(
         self,
         session: DecodingSession,

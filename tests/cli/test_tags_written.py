@@ -23,6 +23,8 @@ ELSEWHERE = {
     "imagination/weight_h{h}": "imagination=baseline",
     "imagination/skill_h{h}": "imagination=baseline",
     "imagination/turn_border_fraction": "imagination in an environment whose worlds reply, such as env=pig",
+    "imagination/gradient_norm_ratio": "imagination.gradient_norm_every",
+    "losses/observation": "agent.ppo.observation_coef in an environment whose worlds reply",
     "imagination/optimism_gap": "imagination=episodes",
     "imagination/disagreement": "imagination=episodes",
     "imagination/batches_trained": "imagination=episodes",
@@ -75,7 +77,12 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
     [
         (["imagination=baseline"], ["imagination/corr", "imagination/weight_h0", "imagination/skill_h1"]),
         (["agent.rollout.draft=mtp"], ["rollout/tokens_per_forward"]),
-        (["env=pig", "imagination=counterfactual"], ["imagination/turn_border_fraction"]),
+        (
+            ["env=pig", "imagination=counterfactual", "agent.ppo.gamma=1", "env.wrappers=[]"],
+            ["imagination/turn_border_fraction"],
+        ),
+        (["env=pig", "agent.ppo.observation_coef=0.1"], ["losses/observation"]),
+        (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
         (
             [

@@ -5,6 +5,8 @@ One iteration, in this order, because skill must be measured before anything has
     collect real episodes -> read them with the policy that acted -> estimate advantages (and measure imagination)
     -> PPO update -> world model update -> critics of the imagination
 
+With ``imagination=episodes`` the model of replies learns after the PPO update, and PPO goes on in imagined batches.
+
 The trunk passes over the fresh batch once for all that is read and measured of it (``_read``). What that pass leaves is
 never kept beyond, so nothing can look at the hidden states of weights that are gone.
 

@@ -66,11 +66,6 @@ class ReplyModel(nn.Module):
         return self.sizes.reply
 
     @property
-    def history(self) -> bool:
-        """Whether a turn sees those before it."""
-        return self.network.history
-
-    @property
     def num_places(self) -> int:
         """Return how many places of a reply have been seen to say something; the others need no computing."""
         return max(1, int(self.seen_tokens.any(dim=1).sum()))
@@ -115,13 +110,10 @@ class ReplyModel(nn.Module):
         return nats - log_ends.gather(2, ended)[..., 0]
 
     @torch.no_grad()
-    def imagine(
-        self, turns: Turns, turn: Int[Tensor, " row"], generator: torch.Generator, greedy: bool = False
-    ) -> ImaginedReplies:
+    def imagine(self, turns: Turns, turn: Int[Tensor, " row"], generator: torch.Generator) -> ImaginedReplies:
         """Return what follows turn ``turn`` of each conversation, of which that turn is the last that was said.
 
-        Later turns of a row, and the reply to this one, are not read. ``greedy`` takes what the mixture holds most
-        likely at each place in place of draws.
+        Later turns of a row, and the reply to this one, are not read.
         """
         rows = torch.arange(len(turns), device=turn.device)
         vectors = self.network.turn_vectors(turns, turn)
@@ -132,7 +124,7 @@ class ReplyModel(nn.Module):
         open_rows = torch.ones(len(rows), dtype=torch.bool, device=turn.device)
 
         def choose(log_probs: Float[Tensor, "member row option"]) -> Int[Tensor, " row"]:
-            return log_probs.exp().mean(dim=0).argmax(dim=1) if greedy else draw(log_probs[member, rows], generator)
+            return draw(log_probs[member, rows], generator)
 
         parallel = self.network.parallel_logits(vectors, self.num_places)
         mixed = self.network.mix(vectors) if self.network.autoregressive else None
@@ -149,8 +141,6 @@ class ReplyModel(nn.Module):
                 break
         log_rewards, log_ends = self._log_outcomes(vectors, replies, turn)
         rewards = binned_mean(log_rewards[member, rows], self.reward_bins)
-        if greedy:
-            rewards = binned_mean(log_rewards, self.reward_bins).mean(dim=0)
         told = reply_classes(replies, self.sizes.end).tolist()
         unheard = torch.tensor([tuple(reply) not in self._heard for reply in told], device=turns.device)
         doubt = disagreement.maximum(variation(log_ends)).maximum(variation(log_rewards))

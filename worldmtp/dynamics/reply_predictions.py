@@ -1,7 +1,7 @@
 """What the model of replies foretold of real turns, each by the one member that has not seen the conversation.
 
-Depth f is the f-th token of a reply, which the model predicts f tokens ahead, from the end of the policy's turn; the end
-of the reply is one more token. So these numbers stand beside those of the policy's own tokens, by depth.
+Depth f is the f-th token of a reply, which the model predicts f tokens ahead, from the end of the policy's turn; the
+end of the reply is one more token. So these numbers stand beside those of the policy's own tokens, by depth.
 """
 
 from dataclasses import dataclass

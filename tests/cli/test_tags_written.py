@@ -61,6 +61,8 @@ def written(run_dir: Path) -> set[tuple[str, str]]:
     """Tags of both logs with their kinds."""
     found = set()
     for log in (run_dir / "metrics.jsonl", run_dir / "sft" / "metrics.jsonl"):
+        if not log.is_file():  # no warm start
+            continue
         for line in log.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             found |= {(key, "scalar") for key in record if "/" in key}

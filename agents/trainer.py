@@ -110,9 +110,10 @@ class ImaginationTrainer:
         self._estimator = make_estimator(
             model, self._world_model, self._acting, imagination, ppo, self._generators["imagination"]
         )
-        self._episodes: EpisodeImagination | None = None
+        self.episodes: EpisodeImagination | None = None
+        """What imagines whole episodes, where ``imagination=episodes``."""
         if imagination.use == "episodes":
-            self._episodes = EpisodeImagination(
+            self.episodes = EpisodeImagination(
                 self.agent,
                 env,
                 rollout,
@@ -158,14 +159,14 @@ class ImaginationTrainer:
             stats, plan, metrics = self._read(rollout)
             metrics |= self._gradient_norms(rollout, plan)
             remaining = 1 - self.iteration / max(self.iteration + 1, self._config.num_iterations)
-            if self._episodes is not None:
-                metrics |= self._episodes.observe(rollout)
-            if self._episodes is None or self._episodes.trains_on_real:
+            if self.episodes is not None:
+                metrics |= self.episodes.observe(rollout)
+            if self.episodes is None or self.episodes.trains_on_real:
                 with clock.phase("update"):
                     metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)
-            if self._episodes is not None:
+            if self.episodes is not None:
                 with clock.phase("imagination"):
-                    metrics |= self._episodes.run(self._generators["imagination"], remaining)
+                    metrics |= self.episodes.run(self._generators["imagination"], remaining)
             if self.reads_latents:
                 with clock.phase("world_model"):
                     metrics |= self._learner.learn(rollout, self._generators["world_model"])
@@ -289,7 +290,7 @@ class ImaginationTrainer:
             "alarm": self._alarm,
             "flat_returns": self.flat_returns,
         }
-        return parts if self._episodes is None else parts | {"episodes": self._episodes}
+        return parts if self.episodes is None else parts | {"episodes": self.episodes}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next iteration depends on, the model included."""

@@ -181,7 +181,7 @@ def turn_rewards(
             told[row]["exact"] = bool(reply.info["is_success"])
         written = ids[: int(rows.prompt_length[row]) + rules.max_new - int(rows.length[row])]
         rows.write(row, written)
-        replies[row] = {"reply": reply.text, "num_written": len(written)}
+        replies[row] = {"reply": reply.text, "num_written": len(written), "reply_info": dict(reply.info)}
         ledger.turn_start[row] = rows.length[row]
     is_full = rows.length - rows.prompt_length >= rules.max_new
     is_full |= ledger.num_acted >= rules.max_steps
@@ -191,7 +191,7 @@ def turn_rewards(
         ledger.paid[truncated] = 0.0
     records = [
         _turn_record(rules, ledger, rows, row, bool(truncated[row]), told.get(row, {}))
-        | replies.get(row, {"reply": "", "num_written": 0})
+        | replies.get(row, {"reply": "", "num_written": 0, "reply_info": {}})
         for row in np.flatnonzero(terminated | truncated).tolist()
     ]
     columns = {key: [record[key] for record in records] for key in records[0]} if records else {}

@@ -30,7 +30,7 @@ from worldmtp.envs.scoring_workers import (
     Workers,
     error_of,
 )
-from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TextWorld, TurnTask, opening_of
+from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TextWorld, TurnTask, WorldOfChance, opening_of
 
 Answer = tuple[Example, str, np.ndarray]
 """What is scored: an example, the text, and its tokens as they were generated."""
@@ -299,9 +299,9 @@ def _num_cores() -> int:
 class WorldReplay:
     """The worlds of all rows of a turn task, which can be lost and found again.
 
-    Since replies are decided by the seed and the texts, a world is its history. Worlds live where they are asked, in
-    this process or in one that may be killed. Who asks says all that was said in the episode; a world that has heard
-    all but the last text goes on, any other is reset and told it again.
+    Since replies are decided by the seed, the dice and the texts, a world is its history. Worlds live where they are
+    asked, in this process or in one that may be killed. Who asks says all that was said in the episode; a world that
+    has heard all but the last text goes on, any other is reset and told it again.
     """
 
     def __init__(self, task: TurnTask) -> None:
@@ -319,8 +319,8 @@ class WorldReplay:
         Raises:
             ValueError: if the world opens otherwise than the example says.
         """
-        seed = example.meta["seed"]
-        state = seed, tuple(said)
+        seed, dice = _fate(example)
+        state = (seed, dice), tuple(said)
         if self._heard.get(row) == state:
             return True
         if row not in self._worlds:
@@ -333,6 +333,9 @@ class WorldReplay:
                 f"{type(world).__name__}.reset({seed}) said {opening!r} and, when the prompt was drawn, "
                 f"{example.prompt!r}; a world must be decided by its seed."
             )
+        if dice is not None:
+            assert isinstance(world, WorldOfChance)  # dice are thrown for those that have them
+            world.throw_dice(dice)
         for text in said:
             world.step(text)
         self._heard[row] = state
@@ -348,8 +351,13 @@ class WorldReplay:
         world = self._worlds[row]
         self._heard.pop(row, None)  # what a step that raises leaves behind is not to be gone on with
         reply = checked_reply(world.step(said[-1]), world)
-        self._heard[row] = (example.meta["seed"], tuple(said))
+        self._heard[row] = (_fate(example), tuple(said))
         return reply
+
+
+def _fate(example: Example) -> tuple[Any, Any]:
+    """Return the seed of the world, and that of the episode's dice or None where the world's decides them."""
+    return example.meta["seed"], example.meta.get("dice")
 
 
 def checked_reply(returned: Any, world: TextWorld) -> Reply:

@@ -21,7 +21,8 @@ class TextGenEnv(KernelView, gymnasium.Env):
     ``info`` of ``reset`` has ``prompt_text``, ``example_key`` and ``group``, the number of the episode since the last
     seeded reset. ``info`` of the last step, the vector env's ``final_info``, has these and ``text``, ``score``,
     ``exact``, ``components``, ``reason`` and ``num_tokens``. In a conversation it has ``acted``, too, and ``info`` of a
-    step in which the world replied, and of the last, ``reply`` and ``num_written``. Reset options: ``split`` (holds
+    step in which the world replied, and of the last, ``reply``, ``num_written`` and ``reply_info``; ``world``, of
+    ``reset`` and the last step, is what the world told of the start. Reset options: ``split`` (holds
     until changed), and one prompt by ``indices`` or ``prompts``.
 
     Args:

@@ -36,13 +36,15 @@ def is_full_return(total: float) -> bool:
 class Example:
     """A question. ``answer`` is the oracle's, a demonstration; None where a task has none to show.
 
-    ``hidden`` is what decides the episode and the prompt does not say, such as the seed of a world.
+    ``hidden`` is what decides the episode and the prompt does not say, such as the seed of a world. ``info`` is what a
+    world tells whoever watches, and not the policy: the infos of the environment have it.
     """
 
     prompt: str
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     hidden: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def key(self) -> str:
@@ -145,6 +147,23 @@ class TextWorld(Protocol):
         ...
 
 
+@runtime_checkable
+class WorldOfChance(TextWorld, Protocol):
+    """A world in which the same can turn out otherwise: its start is a question, its dice are the episode's.
+
+    Without these methods the seed decides the dice as well.
+    """
+
+    @property
+    def has_dice(self) -> bool:
+        """Whether anything behind the opening is left to chance."""
+        ...
+
+    def throw_dice(self, seed: int) -> None:
+        """Let this seed decide all chance from here on; called behind ``reset``, before the first turn."""
+        ...
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a world does in a turn; ``text`` is what it says."""
@@ -175,7 +194,10 @@ class TurnTask(Task, Protocol):
     """A task whose episodes are conversations with worlds.
 
     An example's ``meta["seed"]`` is its world's seed, and its ``hidden`` that seed or what the world says is hidden.
-    ``score`` is what a player earns who says ``text`` in every turn, so that constant answers can be measured.
+    With ``meta["dice"]`` the dice are thrown with that seed (``WorldOfChance``). ``score`` is what a player earns who
+    says ``text`` in every turn, so that constant answers can be measured.
+
+    A task may carry ``has_dice``: the environment then throws new dice for each episode from its pool.
     """
 
     def make_world(self) -> TextWorld:

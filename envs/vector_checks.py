@@ -61,7 +61,9 @@ class EpisodeBook:
         Raises:
             AssertionError: what is told, and what was seen.
         """
-        info = {key: column[row] for key, column in told.items() if not key.startswith("_") and key != "components"}
+        info = {
+            key: column[row] for key, column in told.items() if not key.startswith("_") and not isinstance(column, dict)
+        }
         masks = {key: told.get(f"_{key}") for key in info}
         missing = [key for key, mask in masks.items() if mask is None or not mask[row]]
         assert not missing, f"row {row} ended, but the masks of final_info leave out its {missing}."

@@ -30,7 +30,14 @@ whatever the length of the rows.
   included), ``prompt_text``, ``example_key`` and ``group``; of conversations also ``acted``, (N, L) bool, which tokens
   the policy wrote, and ``reply`` and ``num_written`` of the last step. So ``infos["final_info"]["score"][row]`` where
   ``infos["_final_info"][row]``.
-* Of rows in which a world replied with this step: ``reply`` (str objects) and ``num_written`` (int64), its tokens.
+* Of rows in which a world replied with this step: ``reply`` (str objects), ``num_written`` (int64), its tokens, and
+  ``reply_info``, a dict of arrays: what the world told with it and not to the policy, such as ``is_success``.
+* Of conversations that were given a prompt, ``world``, a dict of arrays: what the world told of the start, such as
+  ``optimal_value``. ``final_info`` has it, too, and the last ``reply_info``.
+
+**Chance.** Where a task ``has_dice``, each episode whose prompt is drawn from the pool has dice of its own, by the
+generator: rows of a group share their prompt and not their luck. An Example that is given brings its luck with it, that
+of ``meta["dice"]``, else of its world's seed; ``example_of`` has the dice of a row.
 
 **Reset options** (of ``reset(seed=..., options={...})``): ``split`` and ``group_size`` hold until changed; ``indices``
 (into the pool of the split) and ``prompts`` (Examples, or prompts of the pool) name one prompt a group for this reset;
@@ -50,6 +57,7 @@ from jaxtyping import Bool, Float64, Int
 
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.dataset import EncodedExamples, TextDataset
+from worldmtp.envs.fates import dice_of, loaded_examples, saved_examples, with_new_dice
 from worldmtp.envs.options import (
     ResetOptions,
     check_indices,
@@ -70,7 +78,7 @@ from worldmtp.envs.rows import (
     observation_space,
 )
 from worldmtp.envs.scoring import Scorer, ScorerCounters
-from worldmtp.envs.task import Example
+from worldmtp.envs.task import Example, TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
 
 _STATE_VERSION = 2
@@ -137,6 +145,7 @@ class TextGenVectorEnv(TextVectorEnv):
         """Whether there has been a reset."""
         self._examples, self._keys, self._prompts, self._splits = (np.full(num_envs, None) for _ in range(4))
         self._indices = np.full(num_envs, -1, dtype=np.int64)
+        self._has_dice = bool(getattr(self._dataset.task, "has_dice", False))
         self._groups = np.full(num_envs, -1, dtype=np.int64)
         self._num_groups = 0
 
@@ -247,7 +256,6 @@ class TextGenVectorEnv(TextVectorEnv):
         """
         if not self.is_begun:
             raise ResetNeeded("there is no state before the first reset.")
-        given = [None if index >= 0 else example for index, example in zip(self._indices, self._examples, strict=True)]
         rows = self._rows
         return {
             "version": _STATE_VERSION,
@@ -259,9 +267,8 @@ class TextGenVectorEnv(TextVectorEnv):
             "num_groups": self._num_groups,
             "groups": self._groups.tolist(),
             "indices": self._indices.tolist(),
-            "examples": [
-                e and {"prompt": e.prompt, "answer": e.answer, "meta": dict(e.meta), "hidden": e.hidden} for e in given
-            ],
+            "examples": saved_examples(self._examples, self._indices),
+            **({"dice": [dice_of(example) for example in self._examples]} if self._has_dice else {}),
             "tokens": rows.tokens.tolist(),
             "length": rows.length.tolist(),
             "prompt_length": rows.prompt_length.tolist(),
@@ -291,13 +298,10 @@ class TextGenVectorEnv(TextVectorEnv):
         self._num_groups = state["num_groups"]
         self._groups = np.array(state["groups"], dtype=np.int64)
         self._indices = np.array(state["indices"], dtype=np.int64)
-        examples = [
-            self.dataset.pool(split).examples[index] if given is None else Example(**given)
-            for split, index, given in zip(state["splits"], state["indices"], state["examples"], strict=True)
-        ]
-        self._splits, self._examples = object_column(state["splits"]), object_column(examples)
-        self._keys = object_column([example.key for example in examples])
-        self._prompts = object_column([example.prompt for example in examples])
+        self._examples = loaded_examples(state, lambda split: self.dataset.pool(split).examples)
+        self._splits = object_column(state["splits"])
+        self._keys = object_column([example.key for example in self._examples])
+        self._prompts = object_column([example.prompt for example in self._examples])
         self._rows.tokens[:] = tokens
         self._rows.length[:], self._rows.prompt_length[:] = state["length"], state["prompt_length"]
         self._rows.done[:] = state["done"]
@@ -336,7 +340,10 @@ class TextGenVectorEnv(TextVectorEnv):
             chosen = pool.select(indices)
         check_num_prompts(len(chosen), num_groups, size)
         repeats = np.repeat(np.arange(num_groups), size)
-        return (chosen if size == 1 else chosen.select(repeats)), indices[repeats]
+        repeated = chosen if size == 1 else chosen.select(repeats)
+        if self._has_dice and asked.prompts is None:
+            repeated = with_new_dice(repeated, self.np_random)
+        return repeated, indices[repeats]
 
     def _give_prompts(self, rows: np.ndarray, choice: tuple[EncodedExamples, np.ndarray]) -> None:
         chosen, indices = choice
@@ -363,8 +370,11 @@ class TextGenVectorEnv(TextVectorEnv):
         return infos
 
     def _prompt_columns(self, rows: np.ndarray) -> Columns:
-        return {
+        columns = {
             "prompt_text": self._prompts[rows],
             "example_key": self._keys[rows],
             "group": self._groups[rows].tolist(),
         }
+        if isinstance(self.task, TurnTask):
+            columns["world"] = [dict(example.info) for example in self._examples[rows]]
+        return columns

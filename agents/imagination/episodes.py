@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import PlainAdvantages
@@ -35,7 +37,8 @@ from worldmtp.agents.turns import turns_of
 from worldmtp.choices import check_choice
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
 from worldmtp.dynamics.reply_network import ReplySizes
-from worldmtp.dynamics.turns import Turns
+from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
+from worldmtp.dynamics.turns import NOTHING, Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
@@ -204,25 +207,55 @@ class EpisodeImagination:
     def _imagine(self) -> tuple[Rollout, float, float]:
         """Return a batch of imagined episodes, their number of turns and the ensemble's mean disagreement."""
         config, rollout = self._config, self._rollout
-        policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
         if self._world is not None:
+            policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
             real = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
             turns = self._turns_of(real)
             return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
-        novelty = Novelty(config.novelty_threshold, config.novelty_bonus) if self.explores else None
-        world = ImaginedWorldVectorEnv(
-            self._env, self._models.best.model, config.batch_size, self._seen.most_turns, self._acting, novelty
-        )
         recent, _ = self._replay.newest(self._replies.recent_episodes)
         chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
-        options = {"openings": recent.opening[chosen].numpy()}
-        imagined = collect_rollout(same_masks(self._env, world), policy, self._acting, options)
+        novelty = Novelty(config.novelty_threshold, config.novelty_bonus) if self.explores else None
+        imagined, world = self._from_openings(recent.opening[chosen], self._acting, novelty)
+        return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+
+    def _from_openings(
+        self, openings: Int[Tensor, "row opening"], generator: torch.Generator, novelty: Novelty | None = None
+    ) -> tuple[Rollout, ImaginedWorldVectorEnv]:
+        """Return an imagined episode from each opening, and the world that they were in."""
+        rollout, seen = self._rollout, self._seen
+        policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
+        world = ImaginedWorldVectorEnv(
+            self._env, self._models.best.model, len(openings), seen.most_turns, generator, novelty
+        )
+        rows = same_masks(self._env, world)
+        imagined = collect_rollout(rows, policy, generator, {"openings": openings.numpy()})
         if imagined.is_masked != self._is_masked:
             raise ValueError(
                 "the real environment masks actions and imagined rows do not: of the wrappers, only action_mask "
                 "(VectorActionMask) is put around them. Give your rule to it, or use imagination=off."
             )
-        return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+        return imagined, world
+
+    def foretold(self, num_episodes: int) -> tuple[Turns, ReplyPredictions] | None:
+        """Return the newest real conversations and what the model foretells of them; None if no reply was learnt from.
+
+        Each is foretold by the member that has not trained on it.
+        """
+        if self._world is not None or not len(self._replay):
+            return None
+        turns, folds = self._replay.newest(num_episodes)
+        return turns, out_of_fold(self._models.best.model, turns, folds)
+
+    def imagine_beside(self, real: Rollout, generator: torch.Generator) -> Rollout:
+        """Return an imagined episode from the opening of each real one, by the present policy."""
+        prompts, lengths = real.input_ids.cpu(), real.prompt_length.cpu()
+        width = int(lengths.max())
+        openings = torch.where(torch.arange(width) < lengths[:, None], prompts[:, :width], NOTHING)
+        return self._from_openings(openings, generator)[0]
+
+    def num_turns(self, rollout: Rollout) -> Int[Tensor, " batch"]:
+        """Return how many whole turns each episode has."""
+        return self._turns_of(rollout).num_turns
 
     def _turns_of(self, rollout: Rollout) -> Turns:
         return turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)

@@ -10,7 +10,8 @@ The transition law, with b points banked, t points at risk and k decisions left:
     hold:   b <- b + t;  t <- 0;  k <- k - 1
     else:   k <- k - 1
 
-The dice of an episode are decided by its seed: the i-th roll shows the same in whatever turn it is made.
+The dice are decided by the seed, or by that of ``throw_dice``: the i-th roll shows the same in whatever turn it is
+made.
 The two-player game and its optimal play: Neller and Presser 2004, "Optimal Play of the Dice Game Pig", The UMAP Journal
 25(1). Here a clock stands for the opponent, so that one player's optimal value is exact.
 """
@@ -89,6 +90,15 @@ class Pig:
         self.decisions = int(self._rng.integers(self.min_decisions, self.max_decisions + 1))
         self.banked, self.at_risk, self._paid = 0, 0, 0.0
         return f"{self.target}/{self.decisions}:", {"optimal_value": optimal_value(self.target, self.decisions)}
+
+    @property
+    def has_dice(self) -> bool:
+        """Always."""
+        return True
+
+    def throw_dice(self, seed: int) -> None:
+        """Let this seed decide the rolls from here on."""
+        self._rng = np.random.default_rng(seed)
 
     def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """The die, or the points banked."""

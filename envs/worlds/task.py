@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from worldmtp.choices import check_choice
 from worldmtp.envs.scoring import checked_reply
-from worldmtp.envs.task import Example, Score, TextWorld, opening_of
+from worldmtp.envs.task import Example, Score, TextWorld, WorldOfChance, opening_of
 from worldmtp.lazy import import_name
 
 _SEED_RANGE = 2**31
@@ -23,9 +24,11 @@ class WorldTask:
         probe_bound: the largest mean return that saying the same thing in every turn may earn.
         num_seeds: worlds are seeded below this.
         universe_size: the number of different episodes where that is small; by default ``num_seeds`` if it was given.
+        dice: "episode" throws new dice in every episode, so that a pool of starts is no set of fates; "start" lets the
+            world's seed decide them. By default "episode" where the world has dice.
 
     Raises:
-        ValueError: if the world cannot be imported, or there are no seeds.
+        ValueError: if the world cannot be imported, there are no seeds, or no dice that could be thrown.
     """
 
     def __init__(
@@ -36,7 +39,10 @@ class WorldTask:
         probe_bound: float = 0.0,
         num_seeds: int = _SEED_RANGE,
         universe_size: int | None = None,
+        dice: str | None = None,
     ) -> None:
+        if dice is not None:
+            check_choice("dice", dice, ("episode", "start"))
         if num_seeds < 1:
             raise ValueError(f"num_seeds={num_seeds} must be positive.")
         self.factory = import_name(world, f"world {world!r}") if isinstance(world, str) else world
@@ -44,7 +50,26 @@ class WorldTask:
         self.probe_bound = probe_bound
         self.universe_size = universe_size or (num_seeds if num_seeds < _SEED_RANGE else None)
         self._num_seeds = num_seeds
+        self._dice = dice
         self._asked: TextWorld | None = None
+
+    @property
+    def has_dice(self) -> bool:
+        """Whether new dice are thrown in every episode.
+
+        Raises:
+            ValueError: they were asked for, and the world has none.
+        """
+        if self._dice == "start":
+            return False
+        world = self._world()
+        found = isinstance(world, WorldOfChance) and world.has_dice
+        if self._dice == "episode" and not found:
+            raise ValueError(
+                f"dice='episode': {type(world).__name__} leaves nothing to chance, or has no throw_dice(seed); leave "
+                "dice out, or give the world the methods of worldmtp.envs.task.WorldOfChance."
+            )
+        return found
 
     def make_world(self) -> TextWorld:
         """A world.
@@ -65,7 +90,8 @@ class WorldTask:
         """
         seed = int(rng.integers(self._num_seeds))
         prompt, info = opening_of(self._world(), seed)
-        return Example(prompt=prompt, meta={"seed": seed}, hidden=str(info.get("hidden", seed)))
+        hidden = str(info.pop("hidden", seed))
+        return Example(prompt=prompt, meta={"seed": seed}, hidden=hidden, info=info)
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """The return of a player who says ``text`` in every turn."""

@@ -15,9 +15,10 @@ A hand of Blackjack ends with + won, - lost or = drawn. Rows and columns beyond 
 https://gymnasium.farama.org/environments/toy_text/
 
 ``reset(seed)`` is gymnasium's own with that seed. On random maps the map decides the slips: gymnasium's environment is
-reset to a hash of it, from which nothing about them can be learnt. So one map is one question, whichever seeds draw it,
-and none is in two splits. A game that opens in one way only, as on a given map, has nothing to hold out: its episodes
-are told apart by their seeds, and those of one split are as good as those of the other.
+reset to a hash of it, from which nothing about them can be learnt. ``throw_dice`` decides them anew, in all games. So
+one map is one question, whichever seeds draw it, and none is in two splits. A game that opens in one way only, as on a
+given map, has nothing to hold out: its episodes are told apart by their seeds, and those of one split are as good as
+those of the other.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.toy_text import BlackjackEnv, CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
+from gymnasium.envs.toy_text.blackjack import draw_card
 from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 
 from worldmtp.choices import check_choice
@@ -70,6 +72,15 @@ def is_deterministic(env: Any) -> bool:
     if isinstance(env, BlackjackEnv) or getattr(env, "fickle_passenger", False):
         return False
     return all(len(transitions) == 1 for by_action in env.P.values() for transitions in by_action.values())
+
+
+def _throw(env: Any, seed: int) -> None:
+    """Decide by this seed what gymnasium's environment leaves to chance behind its opening."""
+    env.np_random = np.random.default_rng(seed)
+    if isinstance(env, BlackjackEnv):
+        env.dealer[1] = draw_card(env.np_random)
+    if getattr(env, "fickle_passenger", False):
+        env.fickle_step = env.np_random.random() < env.fickle_probability
 
 
 def _num_starts(env: Any) -> int:
@@ -184,8 +195,10 @@ class ToyText:
         self.max_turns = max_turns
         self.turn = 0
         self._desc: list[str] = []
+        self._dice: int | None = None
         self._env: Any = self._game.make(**self._kwargs)
         self._opening = self._game.opening if tells_map else _lake_reply
+        self._has_dice = not is_deterministic(self._env)
         opens_in_one_way = game == "FrozenLake" and tells_map
         self._is_told = self._random_map is not None or (
             is_deterministic(self._env) and not opens_in_one_way and _num_starts(self._env) > 1
@@ -197,7 +210,20 @@ class ToyText:
         if self._env is None:
             self._env = self._game.make(desc=self._desc, **self._kwargs)
             self._env.reset(seed=_seed_of_map(self._desc))
+            if self._dice is not None:
+                _throw(self._env, self._dice)
         return self._env
+
+    @property
+    def has_dice(self) -> bool:
+        """Whether slips, cards or a passenger's whims are left to chance."""
+        return self._has_dice
+
+    def throw_dice(self, seed: int) -> None:
+        """Let this seed decide all that the opening does not show, the dealer's hidden card included."""
+        self._dice = seed
+        if self._env is not None:
+            _throw(self._env, seed)
 
     def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
         """The opening of the environment that is reset to this seed.
@@ -205,7 +231,7 @@ class ToyText:
         Nothing is hidden where the opening decides the episode, as random maps do; elsewhere the seed is, and where the
         game opens in one way only.
         """
-        self.turn = 0
+        self.turn, self._dice = 0, None
         self._scaling.begin()
         if self._random_map is not None:
             map_seed = int(np.random.default_rng([seed, _MAP_STREAM]).integers(2**31))

@@ -38,6 +38,17 @@ ELSEWHERE = {
     "world_model/reply_updates": "imagination=episodes",
     "world_model/reply_history": "imagination=episodes",
     "world_model/reply_action_ratio": "imagination=episodes",
+    **{
+        f"world_model/reply_{name}": "an evaluation with imagination=episodes"
+        for name in (
+            *(f"depth_{{k}}/{metric}" for metric in ("top1", "accept", "survival", "ce", "ece")),
+            *("whole", "top1", "accept", "ece", "end_ece", "reward_error"),
+        )
+    },
+    "imagination/heldout_{name}_real": "an evaluation with imagination=episodes",
+    "imagination/heldout_{name}_imagined": "an evaluation with imagination=episodes",
+    "imagination/replies_{i}": "an evaluation with imagination=episodes",
+    "samples/imagined": "an evaluation with imagination=episodes",
     "custom/{name}": "a user's own writer calls",
     "sft/mtp/acceptance_depth_{k}": "objective.terms.kl=1, or an evaluation during SFT",
     "sft/eval_mtp/loss_depth_{k}": "MTPSFTTrainer with an eval_dataset",
@@ -50,6 +61,8 @@ def written(run_dir: Path) -> set[tuple[str, str]]:
     """Tags of both logs with their kinds."""
     found = set()
     for log in (run_dir / "metrics.jsonl", run_dir / "sft" / "metrics.jsonl"):
+        if not log.is_file():  # no warm start
+            continue
         for line in log.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             found |= {(key, "scalar") for key in record if "/" in key}
@@ -67,7 +80,8 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
     rows = {(row.tag, row.kind): row for row in TAGS.rows}
     silent = {key for key, row in rows.items() if not any(row.matches(*tag) for tag in found)}
     assert {tag for tag, kind in silent} == set(ELSEWHERE)
-    assert {kind for tag, kind in silent if not tag.startswith("custom/")} == {"scalar"}
+    elsewhere = {"imagination/replies_{i}": "image", "samples/imagined": "text"}
+    assert {tag: kind for tag, kind in silent if not tag.startswith("custom/") and kind != "scalar"} == elsewhere
 
 
 @pytest.mark.slow
@@ -97,6 +111,11 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
                 "imagination/losses/policy",
                 *(f"world_model/reply_{name}" for name in ("nats", "nats_before", "updates", "history")),
                 "world_model/reply_action_ratio",
+                *(f"world_model/reply_depth_1/{name}" for name in ("top1", "accept", "survival", "ce", "ece")),
+                *(f"world_model/reply_{name}" for name in ("whole", "top1", "accept", "ece", "end_ece")),
+                "world_model/reply_reward_error",
+                "imagination/heldout_return_real",
+                "imagination/heldout_return_imagined",
             ],
         ),
     ],
@@ -104,5 +123,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
 def test_what_another_setting_writes(overrides, expected, compose, tiny_overrides, tmp_path):
     tiny = [value for value in tiny_overrides if not overrides[0].startswith("env=") or value != "env=reverse"]
     run(build(TrainConfig, compose(*tiny, *overrides)), tmp_path / "run")
-    logged = set().union(*(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
-    assert set(expected) <= logged
+    found = written(tmp_path / "run")
+    assert set(expected) <= {tag for tag, kind in found if kind == "scalar"}
+    shown = {("imagination/replies_0", "image"), ("samples/imagined", "text")}
+    assert found & shown == (shown if "imagination=episodes" in overrides else set())

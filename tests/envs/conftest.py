@@ -206,14 +206,14 @@ class _Parity:
         expected, ended, self.steps = {}, [], {}
         for row in rows:
             self.seen[row], *self.steps[row], info = self.singles[row].step(actions[row])
-            reply = {key: info[key] for key in ("reply", "num_written") if key in info}
+            reply = {key: info[key] for key in ("reply", "num_written", "reply_info") if key in info}
             if any(self.steps[row][1:]):
                 ended.append(row)
                 info["group"] = int(infos["final_info"]["group"][row])
                 extra = {"final_obs": self.seen[row]} if self.mode is AutoresetMode.SAME_STEP else {}
                 self.batching._add_info(expected, extra | {"final_info": info}, row)
                 if not infos.get("_reply", np.zeros(len(actions)))[row]:
-                    assert reply in ({}, {"reply": "", "num_written": 0})
+                    assert reply in ({}, {"reply": "", "num_written": 0, "reply_info": {}})
                     reply = {}
             self.batching._add_info(expected, reply, row)
         return expected, ended

@@ -2,7 +2,8 @@
 
 import pytest
 
-from worldmtp.tracking.tags import TAGS, TagRow, TagTable, metrics_markdown
+from worldmtp.tracking.tag_table import TagRow, TagTable
+from worldmtp.tracking.tags import TAGS, metrics_markdown
 
 DOCUMENTED = """
 rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction losses/policy

@@ -12,6 +12,7 @@
 nothing. Left out: two turns that were cut off by their budget with an empty reply between them, which read as one.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _FIRST_TURNS, _LAST_TURNS = 12, 4
 """Turns of a long episode that a text shows, from its beginning and from its end."""
 _MAX_WIDTH = 48
 """Characters of the column of texts in front of the rewards."""
+_COLUMN = 56
+"""Characters of a column where two episodes stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,28 @@ def episodes_markdown(episodes: Sequence[Episode]) -> str:
     parts = []
     for number, episode in enumerate(episodes):
         block = "\n".join(lines_of(episode))
-        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block)), default=0))
-        parts.append(f"**Episode {number}**: {episode.outcome}\n\n{fence}\n{block}\n{fence}")
+        parts.append(f"**Episode {number}**: {episode.outcome}\n\n{_fenced(block)}")
     return "\n\n".join(parts)
+
+
+def pairs_markdown(pairs: Sequence[tuple[str, Episode, Episode]]) -> str:
+    """Return real episodes with imagined ones beside them as markdown; each pair has a title in front."""
+    parts = []
+    for title, *episodes in pairs:
+        columns = []
+        for name, episode in zip(("real", "imagined"), episodes, strict=True):
+            lines = [f"{name}: {episode.outcome}", "", *lines_of(episode)]
+            columns.append([line[at : at + _COLUMN] for line in lines for at in range(0, max(1, len(line)), _COLUMN)])
+        rows = itertools.zip_longest(*columns, fillvalue="")
+        block = "\n".join(f"{left:<{_COLUMN}}  |  {right}".rstrip() for left, right in rows)
+        parts.append(f"**{title}**\n\n{_fenced(block)}")
+    return "\n\n".join(parts)
+
+
+def _fenced(block: str) -> str:
+    """Return a block of code whose fence no text in it can close."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block)), default=0))
+    return f"{fence}\n{block}\n{fence}"
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ is read against. Axes carry their unit. Bars and bands are 90 % intervals over s
 import base64
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -17,16 +17,22 @@ from matplotlib.ticker import FuncFormatter
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact
-from worldmtp.analysis.metrics import RootedPredictions, SequenceSums, reliability
+from worldmtp.analysis.metrics import RootedPredictions, reliability
+from worldmtp.analysis.panels import (
+    ARM_COLOURS,
+    INK,
+    MUTED,
+    REFERENCE,
+    add_legend,
+    depth_colour,
+    depth_line,
+    make_panels,
+    name_axes,
+    reliability_line,
+)
 from worldmtp.analysis.return_agreement import known_roots
 from worldmtp.analysis.run_files import Series
 
-ARM_COLOURS = ("#35618e", "#3f8f6b", "#8a5a9e", "#a8553f", "#5d6b7a", "#b08a2e")
-_REFERENCE = "#d98032"
-_INK = "#2b2f36"
-_MUTED = "#79808c"
-_GRID = "#e6e8ec"
-_DEPTH_COLOURS = ("#1d3f63", "#35618e", "#5b8bbd", "#8db3d9", "#b9d2e8", "#d5e3f0")
 _DPI = 150
 
 
@@ -58,7 +64,7 @@ def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Serie
     panels = [panel for panel in panels if any(tag in recorded for tag in panel[3])]
     if not panels:
         return None
-    figure, axes = _figure(len(panels), height=3.0)
+    figure, axes = make_panels(len(panels), height=3.0)
     for ax, (title, x, y, labels) in zip(axes, panels, strict=True):
         shown = {tag: label for tag, label in labels.items() if tag in recorded}
         for tag, label in shown.items():
@@ -79,21 +85,21 @@ def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Serie
         ax.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
         )
-        _label(ax, title, x, y)
+        name_axes(ax, title, x, y)
         if len(shown) > 1:
-            _legend(ax)
+            add_legend(ax)
     return figure
 
 
 def depth_curves(arms: Mapping[str, RootedPredictions]) -> Figure:
     """Plot acceptance, survival and cross-entropy with its floor, by depth."""
-    figure, axes = _figure(3, height=3.1)
+    figure, axes = make_panels(3, height=3.1)
     for place, (arm, rooted) in enumerate(arms.items()):
         colour = ARM_COLOURS[place % len(ARM_COLOURS)]
         offset = 0.06 * (place - (len(arms) - 1) / 2)
-        _depth_line(axes[0], metrics.acceptance(rooted), colour, offset, arm)
-        _depth_line(axes[1], metrics.survival(rooted), colour, offset, arm)
-        _depth_line(axes[2], metrics.cross_entropy(rooted), colour, offset, arm)
+        depth_line(axes[0], metrics.acceptance(rooted), colour, offset, arm)
+        depth_line(axes[1], metrics.survival(rooted), colour, offset, arm)
+        depth_line(axes[2], metrics.cross_entropy(rooted), colour, offset, arm)
         floor = metrics.chain_cross_entropy(rooted).mean()
         axes[2].plot(
             np.arange(1, len(floor) + 1) + offset, floor, color=colour, linestyle=(0, (2, 2)), linewidth=1.2, alpha=0.8
@@ -104,19 +110,19 @@ def depth_curves(arms: Mapping[str, RootedPredictions]) -> Figure:
         ["probability", "probability", "nats per token"],
         strict=True,
     ):
-        _label(ax, title, "depth k (tokens ahead)", unit)
+        name_axes(ax, title, "depth k (tokens ahead)", unit)
         ax.set_xticks(range(1, 1 + max(rooted.valid.shape[2] for rooted in arms.values())))
     for ax in axes[:2]:
         ax.set_ylim(0, 1.04)
     axes[2].set_ylim(bottom=0)
-    axes[2].plot([], [], color=_MUTED, linestyle=(0, (2, 2)), linewidth=1.2, label="floor: trunk, one ahead")
-    _legend(axes[2])
+    axes[2].plot([], [], color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2, label="floor: trunk, one ahead")
+    add_legend(axes[2])
     return figure
 
 
 def entropy_strata(rooted: RootedPredictions) -> Figure:
     """Plot top-1 agreement and acceptance by quartile of the trunk's entropy, a line per depth."""
-    figure, axes = _figure(2, height=3.1)
+    figure, axes = make_panels(2, height=3.1)
     quantities = {
         "Top-1 agreement": (rooted.agrees.astype(np.float64), "share of tokens"),
         "Acceptance": (metrics.acceptance_probability(rooted), "probability"),
@@ -128,7 +134,7 @@ def entropy_strata(rooted: RootedPredictions) -> Figure:
             ax.plot(
                 range(len(means)),
                 means,
-                color=_depth_colour(depth),
+                color=depth_colour(depth),
                 marker="o",
                 ms=4,
                 linewidth=1.6,
@@ -140,29 +146,20 @@ def entropy_strata(rooted: RootedPredictions) -> Figure:
         )
         ax.set_ylim(0, 1.04)
         ax.set_xlim(-0.3, len(strata) - 0.7)
-        _label(ax, title, "quartile of the trunk's entropy (nats)", unit)
-    _legend(axes[0])
+        name_axes(ax, title, "quartile of the trunk's entropy (nats)", unit)
+    add_legend(axes[0])
     return figure
 
 
 def reliability_diagrams(rooted: RootedPredictions) -> Figure:
     """Plot a small reliability diagram per depth: confidence against accuracy, with how many tokens stand behind."""
     num_depths = rooted.valid.shape[2]
-    figure, axes = _figure(num_depths, height=2.9)
+    figure, axes = make_panels(num_depths, height=2.9)
     for depth, ax in enumerate(axes, start=1):
         table = reliability(rooted, depth)
-        width = table.edges[1] - table.edges[0]
-        share = table.count / max(1, table.count.sum())
-        ax.bar(table.edges[:-1], share, width=width, align="edge", color=_GRID, edgecolor="white", linewidth=0.8)
-        ax.plot([0, 1], [0, 1], color=_REFERENCE, linewidth=1.1, linestyle=(0, (4, 2)))
-        filled = table.count > 0
-        ax.plot(
-            table.confidence[filled], table.accuracy[filled], color=_depth_colour(2), marker="o", ms=4, linewidth=1.4
-        )
-        ax.set_xlim(0, 1)
-        ax.set_ylim(0, 1.02)
+        reliability_line(ax, table)
         error = table.expected_calibration_error
-        _label(ax, f"Depth {depth}: ECE {error:.3f}", "confidence", "accuracy" if depth == 1 else "")
+        name_axes(ax, f"Depth {depth}: ECE {error:.3f}", "confidence", "accuracy" if depth == 1 else "")
     return figure
 
 
@@ -174,14 +171,14 @@ def return_scatter(artefact: EvalArtefact) -> Figure | None:
     imagined, realized = (
         values[known].astype(np.float64) for values in (artefact.imagined_return, artefact.realized_return)
     )
-    figure, axes = _figure(1, height=4.0, width=4.8)
+    figure, axes = make_panels(1, height=4.0, width=4.8)
     ax = axes[0]
     low, high = min(imagined.min(), realized.min()), max(imagined.max(), realized.max())
     pad = 0.05 * (high - low) if high > low else 0.5
     ax.plot(
         [low - pad, high + pad],
         [low - pad, high + pad],
-        color=_REFERENCE,
+        color=REFERENCE,
         linewidth=1.1,
         linestyle=(0, (4, 2)),
         label="equal",
@@ -196,11 +193,11 @@ def return_scatter(artefact: EvalArtefact) -> Figure | None:
         label="root",
     )
     centres, means = _equal_count_means(imagined, realized)
-    ax.plot(centres, means, color=_INK, marker="D", ms=4.5, linewidth=1.2, label="mean of a tenth of the roots")
+    ax.plot(centres, means, color=INK, marker="D", ms=4.5, linewidth=1.2, label="mean of a tenth of the roots")
     ax.set_xlim(low - pad, high + pad)
     ax.set_ylim(low - pad, high + pad)
-    _label(ax, "", "imagined return (reward)", "realized return (reward)")
-    _legend(ax)
+    name_axes(ax, "", "imagined return (reward)", "realized return (reward)")
+    add_legend(ax)
     return figure
 
 
@@ -210,43 +207,18 @@ def time_breakdown(seconds: Mapping[str, float]) -> Figure | None:
         return None
     ordered = sorted(seconds.items(), key=lambda item: item[1])
     total = sum(seconds.values())
-    figure, axes = _figure(1, height=0.6 + 0.32 * len(ordered), width=7.4)
+    figure, axes = make_panels(1, height=0.6 + 0.32 * len(ordered), width=7.4)
     ax = axes[0]
     ax.barh([name for name, _ in ordered], [value for _, value in ordered], color=ARM_COLOURS[0], height=0.62)
     for place, (_, value) in enumerate(ordered):
         ax.text(
-            value + 0.008 * total, place, f"{value:.1f} s   {value / total:.0%}", va="center", fontsize=8.5, color=_INK
+            value + 0.008 * total, place, f"{value:.1f} s   {value / total:.0%}", va="center", fontsize=8.5, color=INK
         )
     ax.set_xlim(0, 1.16 * max(seconds.values()))
-    _label(ax, "", "wall clock over the run (s)", "")
+    name_axes(ax, "", "wall clock over the run (s)", "")
     ax.grid(False)
-    ax.tick_params(axis="y", length=0, labelcolor=_INK)
+    ax.tick_params(axis="y", length=0, labelcolor=INK)
     return figure
-
-
-def _figure(num_panels: int, height: float, width: float = 9.2) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, num_panels, squeeze=False)[0]
-    for ax in axes:
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            ax.spines[side].set_color("#b8bdc6")
-        ax.grid(axis="y", color=_GRID, linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.tick_params(colors=_MUTED, labelsize=8.5, length=3)
-    return figure, list(axes)
-
-
-def _label(ax: Axes, title: str, x: str, y: str) -> None:
-    if title:
-        ax.set_title(title, fontsize=10, color=_INK, loc="left", fontweight="bold", pad=8)
-    ax.set_xlabel(x, fontsize=9, color=_INK)
-    ax.set_ylabel(y, fontsize=9, color=_INK)
-
-
-def _legend(ax: Axes) -> None:
-    ax.legend(fontsize=8, frameon=False, labelcolor=_INK, handlelength=1.6)
 
 
 def _exact_band(ax: Axes, series: Mapping[str, Series]) -> None:
@@ -257,26 +229,6 @@ def _exact_band(ax: Axes, series: Mapping[str, Series]) -> None:
     ax.fill_between(low.steps, low.values, high.values, color=ARM_COLOURS[1], alpha=0.16, linewidth=0)
     if len(low) == 1:
         ax.vlines(low.steps, low.values, high.values, color=ARM_COLOURS[1], linewidth=1.4)
-
-
-def _depth_line(ax: Axes, sums: SequenceSums, colour: str, offset: float, label: str) -> None:
-    means = sums.mean()
-    depths = np.arange(1, len(means) + 1)
-    intervals = [sums.interval(int(k), generator=0) for k in depths]
-    ends = np.array(
-        [
-            (0.0, 0.0) if found is None else (max(0.0, mean - found.low), max(0.0, found.high - mean))
-            for found, mean in zip(intervals, means, strict=True)
-        ]
-    )
-    ax.errorbar(
-        depths + offset, means, yerr=ends.T, color=colour, marker="o", ms=4, linewidth=1.6, capsize=2.5,
-        elinewidth=1.1, label=label,
-    )  # fmt: skip
-
-
-def _depth_colour(depth: int) -> str:
-    return _DEPTH_COLOURS[min(depth, len(_DEPTH_COLOURS)) - 1]
 
 
 def _equal_count_means(

@@ -225,11 +225,25 @@ def reliability(rooted: RootedPredictions, depth: int, num_bins: int = 10) -> Re
     valid = rooted.valid[:, :, depth - 1]
     confidence = rooted.confidence[:, :, depth - 1][valid]
     agrees = rooted.agrees[:, :, depth - 1][valid]
+    try:
+        return reliability_of(confidence, agrees, num_bins)
+    except ValueError as error:
+        raise ValueError(f"head_top1_prob of depth {depth}: {error}") from error
+
+
+def reliability_of(
+    confidence: Float[np.ndarray, " prediction"], is_right: Bool[np.ndarray, " prediction"], num_bins: int = 10
+) -> Reliability:
+    """Return the reliability of predictions that state how probable it is that they are right.
+
+    Raises:
+        ValueError: a confidence is outside [0, 1].
+    """
     # A probability of 1 summed in float32 may exceed it by a rounding error.
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-5):
         raise ValueError(
-            f"head_top1_prob of depth {depth} runs from {confidence.min()} to {confidence.max()}; it holds "
-            "probabilities, not log-probabilities or logits."
+            f"confidences run from {confidence.min()} to {confidence.max()}; expected probabilities, not "
+            "log-probabilities or logits."
         )
     edges = np.linspace(0, 1, num_bins + 1)
     # The last bin is closed, so that a confidence of exactly 1 has a place.
@@ -239,7 +253,7 @@ def reliability(rooted: RootedPredictions, depth: int, num_bins: int = 10) -> Re
     return Reliability(
         edges=edges,
         confidence=np.bincount(place, weights=confidence, minlength=num_bins) / divisor,
-        accuracy=np.bincount(place, weights=agrees.astype(np.float64), minlength=num_bins) / divisor,
+        accuracy=np.bincount(place, weights=is_right.astype(np.float64), minlength=num_bins) / divisor,
         count=count,
     )
 

@@ -1,7 +1,8 @@
 """``report.html``: one offline page of a run, from its saved files alone.
 
 Sections in reading order: the headline table, learning curves, what the heads predict by depth, one part per
-evaluation (agreement by entropy, calibration, returns, token strips), where the time went, and what each number means.
+evaluation (agreement by entropy, calibration, returns, token strips), imagined episodes, where the time went, and what
+each number means.
 What is missing or damaged is named at the top. The same files give the same page. The words and the layout are those
 of ``report.html.jinja``; this file fills in numbers, figures and strips.
 """
@@ -13,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from worldmtp.analysis import figures, metrics
+from worldmtp.analysis import figures, metrics, reply_figures
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
-from worldmtp.analysis.conversations import chosen_episodes, episode_of, is_conversation, printable
+from worldmtp.analysis.conversations import Episode, chosen_episodes, episode_of, is_conversation, printable
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
+from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
+from worldmtp.analysis.reply_metrics import reply_totals
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import header_cells, row_cells
 from worldmtp.atomic_files import write_text
-from worldmtp.statistics import Interval
+from worldmtp.statistics import Interval, bootstrap_interval
 from worldmtp.tracking.progress import format_seconds
 from worldmtp.tracking.strips import strip_blocks
 from worldmtp.tracking.writers import tensorboard_command
@@ -64,6 +67,7 @@ def write_report(run_dir: Path) -> Path:
         learning=_picture(figures.learning_curves(run.metrics, run.warm_start)),
         depths=_depths(rooted),
         evaluations=[_evaluation(name, artefact, rooted[name]) for name, artefact in run.artefacts.items()],
+        imagined=_imagined(run, rooted),
         time=_time(run.metrics),
         command=tensorboard_command(run.run_dir),
         config=run.config,
@@ -141,22 +145,52 @@ def _conversations(artefact: EvalArtefact) -> list[dict[str, Any]]:
     if not is_conversation(artefact):
         return []
     told = [(row, rank, episode_of(artefact, row)) for row, rank in chosen_episodes(artefact)]
-    return [
-        {
-            "row": row,
-            "rank": rank,
-            "outcome": episode.outcome,
-            "rows": [
-                {
-                    "speaker": one.speaker,
-                    "text": printable(one.text),
-                    "reward": one.paid,
-                }
-                for one in episode.utterances
-            ],
-        }
-        for row, rank, episode in told
-    ]
+    return [{"row": row, "rank": rank} | _turn_by_turn(episode) for row, rank, episode in told]
+
+
+def _turn_by_turn(episode: Episode) -> dict[str, Any]:
+    rows = [{"speaker": one.speaker, "text": printable(one.text), "reward": one.paid} for one in episode.utterances]
+    return {"outcome": episode.outcome, "rows": rows}
+
+
+def _imagined(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> dict[str, Any] | None:
+    """Return replies as foretold, beside the policy's own tokens in the last evaluation, and imagined episodes."""
+    found = run.replies
+    if found is None:
+        return None
+    totals = reply_totals(found)
+    own = list(rooted.values())[-1] if rooted else None
+    numbers = (totals.whole, totals.top1, totals.accept, totals.ece, totals.end_ece, totals.reward_error)
+    scores = {"real": found.real_scores, "imagined": found.imagined_scores}
+    return {
+        "curves": _picture(reply_figures.imagination_curves(run.metrics)),
+        "depths": _picture(reply_figures.reply_depths(found, own)),
+        "calibration": _picture(reply_figures.reply_calibration(found)),
+        "num_conversations": totals.num_conversations,
+        "num_turns": totals.num_turns,
+        "row": [f"{number:.3f}" for number in numbers],
+        "scores": [[name, *_means(values)] for name, values in scores.items()],
+        "num_pairs": len(found.real_scores),
+        "pairs": [
+            {"rank": pair.rank, "sides": {"real": _turn_by_turn(pair.real), "imagined": _turn_by_turn(pair.imagined)}}
+            for pair in found.pairs
+        ],
+        "end_mark": END_MARK,
+        "strips": [strip_blocks(reply_strip(found, row), _STRIP_CHARACTERS) for row in _rewarded_and_not(found)],
+    }
+
+
+def _means(values: Float[np.ndarray, "pair 3"]) -> list[str]:
+    if len(values) < 2:
+        return [f"{value:.3f}" for value in values.sum(axis=0)]
+    return [str(bootstrap_interval(column, generator=0)) for column in values.T]
+
+
+def _rewarded_and_not(found: ReplyArtefact) -> list[int]:
+    """Return the newest conversation with the highest return, the one with the lowest, and the newest of all."""
+    newest_first = np.arange(len(found.tokens))[::-1]
+    returns = found.rewards.sum(axis=1)[newest_first]
+    return list(dict.fromkeys(int(newest_first[place]) for place in (returns.argmax(), returns.argmin(), 0)))
 
 
 def _strip(artefact: EvalArtefact, row: int, rank: str) -> dict[str, Any]:

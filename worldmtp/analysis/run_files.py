@@ -3,6 +3,7 @@
     <run>/metrics.jsonl       the run's record
     <run>/sft/metrics.jsonl   that of its warm start
     <run>/artefacts/          evaluations, a pair of npz and json each
+    <run>/replies/            imagined episodes, where the run had any
     <run>/summary.json        the closing table
     <run>/config.yaml         the resolved configuration
 
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact
+from worldmtp.analysis.replies import ReplyArtefact, load_replies
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
 from worldmtp.tracking.writers import METRICS_FILE, read_records
 
@@ -55,6 +57,7 @@ class RunFiles:
     metrics: dict[str, Series]
     warm_start: dict[str, Series]
     artefacts: dict[str, EvalArtefact]
+    replies: ReplyArtefact | None
     summary: RunSummary | None
     config: str | None
     problems: tuple[str, ...]
@@ -84,6 +87,7 @@ def read_run(run_dir: Path) -> RunFiles:
         metrics=_metrics(run_dir / METRICS_FILE, problems, "there are no learning curves and no time breakdown"),
         warm_start=_metrics(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown"),
         artefacts={name: artefacts[name] for name in [*in_table, *artefacts]},
+        replies=_replies(run_dir, problems),
         summary=summary,
         config=config,
         problems=tuple(problems),
@@ -149,6 +153,14 @@ def _artefacts(directory: Path, problems: list[str]) -> dict[str, EvalArtefact]:
         except ArtefactError as error:
             problems.append(f"The evaluation {name!r} cannot be read: {error}")
     return artefacts
+
+
+def _replies(run_dir: Path, problems: list[str]) -> ReplyArtefact | None:
+    try:
+        return load_replies(run_dir)
+    except ArtefactError as error:
+        problems.append(f"Imagined episodes cannot be read: {error}")
+        return None
 
 
 def _summary(path: Path, problems: list[str]) -> RunSummary | None:

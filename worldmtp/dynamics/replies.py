@@ -12,6 +12,8 @@ every episode there is a member that has not seen it, and the error that is repo
 Sampling draws from the generator it is given on its own device.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -23,6 +25,20 @@ from worldmtp.model.categorical import draw
 from worldmtp.model.world_heads import binned_mean, two_hot
 
 _UNSEEN = -1e4  # a logit: impossible, and finite, so that a member's entropy and gradient are
+
+
+@dataclass(frozen=True)
+class ForetoldTurns:
+    """What every member foretells of the turns there are, conversation after conversation, as log-probabilities.
+
+    Place f of a reply is foretold from the end of the turn and the reply's earlier tokens, reward and end from the
+    whole reply. ``classes`` is what came: a token, the class of the end behind the last one, then ``NOTHING``.
+    """
+
+    classes: Int[Tensor, "turn place"]
+    log_tokens: Float[Tensor, "member turn place vocab_and_end"]
+    log_rewards: Float[Tensor, "member turn bins"]
+    log_ends: Float[Tensor, "member turn 2"]
 
 
 class ReplyModel(nn.Module):
@@ -93,21 +109,26 @@ class ReplyModel(nn.Module):
         The conversations have been observed. Of reply, reward and end together; that of the reward is its divergence
         from the two-hot of the real one, so that it is zero at best.
         """
+        real, said = turns.mask, self.foretold(turns)
+        chosen = said.classes.clamp_min(0).expand(self.num_members, -1, -1)[..., None]
+        told = -said.log_tokens.gather(3, chosen)[..., 0]
+        nats = torch.where(said.classes == NOTHING, 0.0, told).sum(dim=2)
+        target = two_hot(turns.rewards[real], self.reward_bins).to(said.log_rewards.dtype)
+        nats = nats + (torch.special.xlogy(target, target) - target * said.log_rewards).sum(dim=2)
+        ended = turns.ended[real].long().expand(self.num_members, -1)[..., None]
+        return nats - said.log_ends.gather(2, ended)[..., 0]
+
+    def foretold(self, turns: Turns) -> ForetoldTurns:
+        """Return what each member foretells of what followed each turn; the conversations have been observed."""
         real = turns.mask
         vectors = self.network.turns(turns)[:, real]
         replies = turns.replies[real]
         inside = _widened(replies, self.num_places)
-        classes = reply_classes(inside, self.sizes.end)
-        log_tokens = self._log_tokens(vectors, inside)
-        chosen = classes.clamp_min(0).expand(self.num_members, -1, -1)[..., None]
-        told = -log_tokens.gather(3, chosen)[..., 0]
-        nats = torch.where(classes == NOTHING, 0.0, told).sum(dim=2)
         number = torch.arange(real.shape[1], device=real.device).expand(real.shape)[real]
         log_rewards, log_ends = self._log_outcomes(vectors, replies, number)
-        target = two_hot(turns.rewards[real], self.reward_bins).to(log_rewards.dtype)
-        nats = nats + (torch.special.xlogy(target, target) - target * log_rewards).sum(dim=2)
-        ended = turns.ended[real].long().expand(self.num_members, -1)[..., None]
-        return nats - log_ends.gather(2, ended)[..., 0]
+        return ForetoldTurns(
+            reply_classes(inside, self.sizes.end), self._log_tokens(vectors, inside), log_rewards, log_ends
+        )
 
     @torch.no_grad()
     def imagine(self, turns: Turns, turn: Int[Tensor, " row"], generator: torch.Generator) -> ImaginedReplies:

@@ -2,7 +2,8 @@
 
 from worldmtp.tracking.progress import ProgressReporter, Stage
 from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
-from worldmtp.tracking.tags import TAGS, Layout, TagRow, TagTable
+from worldmtp.tracking.tag_table import TagRow, TagTable
+from worldmtp.tracking.tags import TAGS, Layout
 from worldmtp.tracking.writers import (
     METRICS_FILE,
     TENSORBOARD_DIRECTORY,

@@ -5,80 +5,17 @@ not documented. Make it again with
 
     python -c "from worldmtp.tracking.tags import metrics_markdown as m; print(m(), end='')" > docs/metrics.md
 
-A row's tag may hold placeholders: ``{k}``, ``{h}`` and ``{i}`` stand for a whole number (depth, horizon, rung), every
-other for a word such as ``spell_backward``. Steps are environment tokens; those of ``sft/*`` are optimiser steps.
+What a row is, and the placeholders of its tag: ``tag_table``. Steps are environment tokens; those of ``sft/*`` are
+optimiser steps.
 """
 
-import functools
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from worldmtp.choices import nearest
-
-Kind = Literal["scalar", "text", "image", "histogram"]
+from worldmtp.tracking.tag_table import Kind, TagRow, TagTable
 
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
 """TensorBoard's custom scalars: category -> chart -> ["Multiline" or "Margin", [tag patterns]]."""
-
-_NUMBERS = ("k", "h", "i")
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
-
-
-@dataclass(frozen=True)
-class TagRow:
-    """One documented tag, or family of tags."""
-
-    tag: str
-    estimator: str
-    unit: str
-    kind: Kind = "scalar"
-
-    def matches(self, tag: str, kind: Kind) -> bool:
-        """Return whether this row documents ``tag``."""
-        return kind == self.kind and _pattern(self.tag).fullmatch(tag) is not None
-
-
-@dataclass(frozen=True)
-class TagTable:
-    """Rows that tags are checked against."""
-
-    rows: tuple[TagRow, ...]
-
-    def check(self, tag: str, kind: Kind) -> None:
-        """Raise if the table does not document the tag.
-
-        Raises:
-            ValueError: no row matches; the message gives the nearest.
-        """
-        if not _is_documented(self, tag, kind):
-            candidates = [row.tag for row in self.rows if row.kind == kind]
-            generic = re.sub(r"(?<=_)\d+|(?<=_h)\d+", "{k}", tag)
-            found = nearest(generic, candidates, cutoff=0.0)
-            hint = f" Did you mean {found!r}?" if found else ""
-            raise ValueError(
-                f"No {kind} tag {tag!r} in the table of metrics.{hint} "
-                "Log one of the documented tags (docs/metrics.md), or your own as custom/<name>."
-            )
-
-
-# One entry per row and kind of a table; bounded because texts of users could be tags.
-@functools.lru_cache(maxsize=4096)
-def _is_documented(table: TagTable, tag: str, kind: Kind) -> bool:
-    return any(row.matches(tag, kind) for row in table.rows)
-
-
-@functools.lru_cache(maxsize=1024)
-def _pattern(tag: str) -> re.Pattern[str]:
-    # re.split with a group: literals at even places, names of placeholders at odd ones.
-    parts = _PLACEHOLDER.split(tag)
-    return re.compile(
-        "".join(
-            re.escape(part) if place % 2 == 0 else r"\d+" if part in _NUMBERS else r"[A-Za-z0-9_.-]+"
-            for place, part in enumerate(parts)
-        )
-    )
 
 
 def _rows(prefix: str, *rows: tuple[str, str, str]) -> tuple[TagRow, ...]:
@@ -150,6 +87,34 @@ _WORLD_MODEL = _rows(
     ("reply_updates", "gradient steps of the model of replies before its held-out error rose", "steps"),
     ("reply_history", "1 if the model of replies that is asked sees the history, 0 if the last turn alone", "0 or 1"),
     ("reply_action_ratio", "held-out error with the words of other turns / held-out error; 1 = words ignored", "1"),
+    (
+        "reply_depth_{k}/top1",
+        "share of replies whose k-th token is the most probable one to the member that has not seen the conversation, "
+        "given the tokens before; over the newest; at evaluations",
+        "share",
+    ),
+    (
+        "reply_depth_{k}/accept",
+        "mean probability of the real k-th token, the same way: acceptance where the world is sure, below it in chance",
+        "probability",
+    ),
+    (
+        "reply_depth_{k}/survival",
+        "mean probability of the real reply up to its k-th token, the same way",
+        "probability",
+    ),
+    ("reply_depth_{k}/ce", "mean of -log q of the real k-th token, the same way", "nats/token"),
+    ("reply_depth_{k}/ece", "calibration error of the most probable k-th token, as that of depth_{k}", "probability"),
+    (
+        "reply_whole",
+        "share of replies all of whose most probable tokens are the real ones, their end included",
+        "share",
+    ),
+    ("reply_top1", "reply_depth_{k}/top1 over all tokens of replies", "share"),
+    ("reply_accept", "reply_depth_{k}/accept over all tokens of replies", "probability"),
+    ("reply_ece", "reply_depth_{k}/ece over all tokens of replies", "probability"),
+    ("reply_end_ece", "calibration error of the probability that a turn ends the episode", "probability"),
+    ("reply_reward_error", "root mean squared error of the mean reward foretold of a turn", "reward"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
@@ -216,6 +181,13 @@ _IMAGINATION = _rows(
     ("batches_trusted", "imagined batches that the optimism gap allows", "batches"),
     ("explores", "1 if imagination is paid for novelty, because all real returns were equal so far, else 0", "0 or 1"),
     ("return_promised", "mean return of the last imagined batch; novelty's bonus included while it explores", "reward"),
+    (
+        "heldout_{name}_real",
+        "mean return, turns, or share that the world ended, of the held-out episodes of an evaluation; with "
+        "imagination=episodes",
+        "by name",
+    ),
+    ("heldout_{name}_imagined", "the same of episodes imagined from the same openings by the same policy", "by name"),
     ("imagined_turns", "turns of conversations imagined in this iteration", "turns"),
     ("losses/{name}", "the loss of that name over the last imagined batch that was trained on", "see losses"),
     ("imagined_to_real_ratio", "imagined tokens / real tokens of this iteration", "1"),
@@ -290,6 +262,18 @@ _SFT = _rows(
 _RECORDS = (
     TagRow("imagination/predicted_{i}", "text i, and what each depth predicted, aligned by target", "-", "image"),
     TagRow("imagination/imagined_{i}", "text i, and what was imagined from each of its prefixes", "-", "image"),
+    TagRow(
+        "imagination/replies_{i}",
+        "a real conversation, and what was foretold of its replies by the member that has not seen it",
+        "-",
+        "image",
+    ),
+    TagRow(
+        "samples/imagined",
+        "held-out episodes of lowest, middle and highest return, imagined ones from the same openings beside them",
+        "-",
+        "text",
+    ),
     TagRow(
         "samples/{split}",
         "the first prompts of an evaluation, sampled answers and returns; of a world, at each evaluation, the first "

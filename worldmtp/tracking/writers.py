@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Real, UInt8
 
 from worldmtp.atomic_files import write_text
-from worldmtp.tracking.tags import TAGS, Layout, TagTable
+from worldmtp.tracking.tag_table import TagTable
+from worldmtp.tracking.tags import TAGS, Layout
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

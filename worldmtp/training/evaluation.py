@@ -152,7 +152,12 @@ def rewards_in_place(rollout: Rollout) -> Float[Tensor, "batch time"]:
 
 def conversations(rollout: Rollout, tokens_text: Sequence[str], num_samples: int = 4) -> str:
     """Return the first episodes of a rollout as markdown, turn by turn."""
-    part = rollout.select(torch.arange(min(num_samples, len(rollout)))).to("cpu")
+    return episodes_markdown(episodes_of(rollout.select(torch.arange(min(num_samples, len(rollout)))), tokens_text))
+
+
+def episodes_of(rollout: Rollout, tokens_text: Sequence[str]) -> list[Episode]:
+    """Return the episodes of a rollout as conversations."""
+    part = rollout.to("cpu")
     rewards, returns, is_action = rewards_in_place(part), episode_returns(part), action_mask(part)
     episodes = []
     for row in range(len(part)):
@@ -161,7 +166,7 @@ def conversations(rollout: Rollout, tokens_text: Sequence[str], num_samples: int
         ids, acted, paid = (column[row, :length].numpy() for column in columns)
         said = utterances(ids, acted, paid, tokens_text)
         episodes.append(Episode(said, float(returns[row]), bool(part.exact[row])))
-    return episodes_markdown(episodes)
+    return episodes
 
 
 def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:

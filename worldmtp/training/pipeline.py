@@ -21,6 +21,7 @@ import torch
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.observation import check_replies
+from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
 from worldmtp.analysis.run_files import time_breakdown
@@ -51,6 +52,11 @@ from worldmtp.training.evaluation import (
     summarize,
     write_evaluation,
     write_strips,
+)
+from worldmtp.training.imagined_episodes import (
+    imagined_episodes,
+    log_imagined_episodes,
+    write_imagined_episodes,
 )
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
@@ -285,6 +291,7 @@ class Pipeline:
         if trainer.iteration == config.agent.rollout.num_iterations:
             self._after = self._evaluate_held_out()
             self._write_final(self._after, step)
+            self._show_imagined(trainer, self._after.evaluation.sampled, step, is_last=True)
         elif trainer.iteration % config.eval.every_iterations == 0:
             start = time.perf_counter()
             found = self._evaluator.run(trainer.model)
@@ -292,6 +299,21 @@ class Pipeline:
             self._writer.scalars(found.metrics() | seconds, step)
             if isinstance(self._env.task, TurnTask):
                 self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
+            self._show_imagined(trainer, found.sampled, step, is_last=False)
+
+    def _show_imagined(self, trainer: ImaginationTrainer, held_out: Rollout, step: int, is_last: bool) -> None:
+        """Log imagined episodes beside held-out ones, and keep the last for the report."""
+        if trainer.episodes is None:
+            return
+        with self._computing():
+            seed = stream_seed(self._config.seed, "imagined episodes in evaluation")
+            found = imagined_episodes(trainer.episodes, held_out, self._tokens_text, seed)
+        if found is None:
+            return
+        if is_last:
+            write_imagined_episodes(found, self._run_dir, self._writer, step, self._config.logger.num_strips)
+        else:
+            log_imagined_episodes(found, self._writer, step)
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)

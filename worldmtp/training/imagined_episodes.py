@@ -1,0 +1,150 @@
+"""What a run shows of its imagined episodes: replies foretold beside real ones, whole episodes side by side.
+
+Replies are those of the newest real conversations, each foretold by the member of the ensemble that has not trained on
+it. Whole episodes begin where the held-out ones of an evaluation began, with the same policy: no member has seen these.
+Nothing here consumes a stream of the training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from worldmtp.agents.imagination.episodes import EpisodeImagination
+from worldmtp.agents.rollout import Rollout, episode_returns
+from worldmtp.analysis.conversations import Episode, pairs_markdown
+from worldmtp.analysis.replies import EpisodePair, ReplyArtefact, reply_strip, save_replies
+from worldmtp.analysis.reply_metrics import reply_scalars
+from worldmtp.dynamics.reply_predictions import ReplyPredictions
+from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.tracking import MetricWriter, render_strip
+from worldmtp.training.evaluation import episodes_of
+
+_CONVERSATIONS = 128
+"""Newest real conversations whose replies are looked at."""
+
+
+def imagined_episodes(
+    episodes: EpisodeImagination, held_out: Rollout, tokens_text: Sequence[str], seed: int
+) -> ReplyArtefact | None:
+    """Return what is known of imagined episodes beside real ones; None where no reply has been learnt from.
+
+    ``held_out`` are real episodes of the present policy, of an evaluation.
+    """
+    found = episodes.foretold(_CONVERSATIONS)
+    if found is None:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    imagined = episodes.imagine_beside(held_out, generator)
+    real_scores, imagined_scores = (_scores(episodes, rollout) for rollout in (held_out, imagined))
+    ranks = _ranks(real_scores[:, 0])
+    rows = torch.tensor(list(ranks))
+    real, other = (
+        episodes_of(rollout.select(rows.to(rollout.actions.device)), tokens_text) for rollout in (held_out, imagined)
+    )
+    shown = zip(ranks.values(), real, map(_rounded, other), strict=True)
+    pairs = [EpisodePair(*pair) for pair in shown]
+    return make_reply_artefact(*found, real_scores, imagined_scores, pairs, tokens_text)
+
+
+def make_reply_artefact(
+    turns: Turns,
+    predictions: ReplyPredictions,
+    real_scores: Float[np.ndarray, "pair 3"],
+    imagined_scores: Float[np.ndarray, "pair 3"],
+    pairs: Sequence[EpisodePair],
+    tokens_text: Sequence[str],
+) -> ReplyArtefact:
+    """Return conversations laid out as texts, with what was foretold at its place."""
+    rows = [_laid_out(turns, predictions, row) for row in range(len(turns))]
+    length = max(len(row[0]) for row in rows)
+    fills = (-1, 0, False, np.nan, 0, np.nan)
+    columns = []
+    for column, fill in enumerate(fills):
+        parts = [np.asarray(row[column]) for row in rows]
+        columns.append(np.stack([np.pad(part, (0, length - len(part)), constant_values=fill) for part in parts]))
+    tokens, depth, is_policy, logprob, top1, top1_prob = columns
+
+    def by_turn(values: torch.Tensor) -> np.ndarray:
+        placed = torch.zeros(turns.mask.shape, dtype=values.dtype)
+        placed[turns.mask] = values
+        return placed.numpy()
+
+    return ReplyArtefact(
+        tokens=tokens,
+        depth=depth,
+        is_policy=is_policy,
+        logprob=logprob,
+        top1=top1,
+        top1_prob=top1_prob,
+        turn_mask=turns.mask.numpy(),
+        rewards=by_turn(predictions.rewards),
+        foretold_rewards=by_turn(predictions.foretold_rewards),
+        ended=by_turn(predictions.ended),
+        end_prob=by_turn(predictions.end_prob),
+        real_scores=real_scores,
+        imagined_scores=imagined_scores,
+        tokens_text=tuple(tokens_text),
+        pairs=tuple(pairs),
+    )
+
+
+def log_imagined_episodes(found: ReplyArtefact, writer: MetricWriter, step: int) -> None:
+    """Write the numbers and the episodes that are shown to the log."""
+    writer.scalars(reply_scalars(found), step)
+    writer.text(
+        "samples/imagined", pairs_markdown([(pair.rank, pair.real, pair.imagined) for pair in found.pairs]), step
+    )
+
+
+def write_imagined_episodes(
+    found: ReplyArtefact, run_dir: Path, writer: MetricWriter, step: int, num_strips: int
+) -> None:
+    """Write them to disk for the report, and to the log with pictures of the first conversations."""
+    save_replies(found, run_dir)
+    log_imagined_episodes(found, writer, step)
+    for row in range(min(num_strips, len(found.tokens))):
+        writer.image(f"imagination/replies_{row}", render_strip(reply_strip(found, row)), step)
+
+
+def _laid_out(
+    turns: Turns, predictions: ReplyPredictions, row: int
+) -> tuple[list[int], list[int], list[bool], list[float], list[int], list[float]]:
+    """Return the columns of one conversation: token, depth, is_policy, logprob, top1, top1_prob."""
+    cells: list[tuple[int, int, bool, float, int, float]] = []
+
+    def told(text: torch.Tensor, is_policy: bool) -> None:
+        cells.extend((token, 0, is_policy, np.nan, 0, np.nan) for token in text[text != NOTHING].tolist())
+
+    told(turns.opening[row], False)
+    for number, turn in enumerate(torch.nonzero(predictions.conversation == row)[:, 0].tolist()):
+        told(turns.said[row, number], True)
+        tokens = predictions.tokens[turn]
+        for place in range(int((tokens != NOTHING).sum())):
+            said = (predictions.logprob, predictions.top1, predictions.top1_prob)
+            logprob, top1, prob = (column[turn, place].item() for column in said)
+            cells.append((int(tokens[place]), place + 1, False, float(logprob), int(top1), float(prob)))
+    columns = zip(*cells, strict=True)
+    return tuple(list(column) for column in columns)  # type: ignore[return-value]  # six columns, as a cell has
+
+
+def _scores(episodes: EpisodeImagination, rollout: Rollout) -> Float[np.ndarray, "pair 3"]:
+    """Return the return, the number of whole turns, and whether the world ended it, of each episode."""
+    columns = (episode_returns(rollout), episodes.num_turns(rollout), rollout.terminated.any(dim=1))
+    return torch.stack([column.double().cpu() for column in columns], dim=1).numpy()
+
+
+def _rounded(episode: Episode) -> Episode:
+    """Return an imagined episode with rewards to three decimals: each is a mean over bins, and never quite nothing."""
+    said = tuple(one if one.reward is None else replace(one, reward=round(one.reward, 3)) for one in episode.utterances)
+    return replace(episode, utterances=said, total=round(episode.total, 3))
+
+
+def _ranks(returns: Float[np.ndarray, " pair"]) -> dict[int, str]:
+    """Return the rows of lowest, middle and highest return, and these words; fewer where there are fewer."""
+    ordered = np.argsort(returns, kind="stable")
+    places = {0: "lowest", len(ordered) - 1: "highest", len(ordered) // 2: "middle"}
+    return {int(ordered[place]): f"{places[place]} real return" for place in sorted(places)}

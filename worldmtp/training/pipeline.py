@@ -55,6 +55,7 @@ from worldmtp.training.evaluation import (
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
     brings_heads,
+    check_completions,
     check_fits,
     check_imagination,
     check_objective,
@@ -130,6 +131,7 @@ class Pipeline:
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
+        check_completions(self._model, self._env, config)
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         if not self._is_warm:

@@ -20,6 +20,7 @@ import torch
 
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.imagination.completion_costs import completion_costs
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
@@ -339,6 +340,7 @@ class Pipeline:
                 *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
                 *_scoring_notes(records),
+                *[str(costs) for costs in [completion_costs(records)] if costs is not None],
                 *([] if self._flat is None else [self._flat]),
                 *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
             ),

@@ -244,14 +244,17 @@ def check_completions(model: MTPModel, env: TextVectorEnv, config: TrainConfig) 
     """Raise if imagined answers are to be scored and cannot be, before anything is trained.
 
     Raises:
-        ValueError: a world replies, a score is paid for, or the heads cannot go to the end of an answer.
+        ValueError: a world replies, a score is paid for, or the world model cannot go to the end of an answer.
     """
     if config.imagination.use != "counterfactual":
         return
-    generator = torch.Generator()
-    world_model = make_world_model(config.world_model.backend, model, generator)
+    generator, backend = torch.Generator(), config.world_model.backend
     acting = Acting.of(env, config.agent.rollout.temperature, model.config.value_range)
-    completions_of(env, model, world_model, acting, config.imagination, generator)
+    try:
+        completions_of(env, model, make_world_model(backend, model, generator), acting, config.imagination, generator)
+    except TypeError as error:
+        how = config.imagination.completions
+        raise ValueError(f"world_model={backend} with imagination.completions={how}: {error}") from error
 
 
 def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:

@@ -8,7 +8,8 @@ does. The residuals that the policy gradient is left with have 1 - r2 of the var
 times the real answers, without completions, would leave as much noise in their mean. That is the most that completions
 can be worth: of the gradient's variance, a part is which prompts were drawn, and no critic of tokens removes it. A real
 answer takes its share of the seconds of acting, scoring and learning. So where even (m - 1) times those seconds are
-fewer than the completions took, more real answers are the better buy, if prompts and scores cost nothing else.
+fewer than the completions took, more real answers are the better buy, if prompts and scores cost nothing else. What it
+takes to train the heads is in neither.
 """
 
 from collections.abc import Mapping, Sequence

@@ -212,6 +212,7 @@ class ScoredCompletions:
         room = self._max_new - 1 - steps
         width = int(room.max()) if len(room) else 0
         shape = (len(candidates), self._config.completion_samples, width)
+        at_once = max(1, self._config.chunk_states // (1 + self._config.completion_samples))
         uniform = torch.rand(shape, generator=self._generator, dtype=torch.float64, device=self._generator.device)
         parts = [
             continue_answers(
@@ -223,7 +224,7 @@ class ScoredCompletions:
                 self._eos_id,
                 uniform[chunk.to(uniform.device)].to(candidates.device),
             )
-            for chunk in torch.arange(len(candidates), device=root.device).split(self._config.chunk_states)
+            for chunk in torch.arange(len(candidates), device=root.device).split(at_once)
         ]
         return Continuations(
             tokens=torch.cat([part.tokens for part in parts]),

@@ -253,6 +253,18 @@ class ImaginationConfig:
     """All tokens that are not live are one action together, so that a mistake with one of them is judged as well."""
     max_rung: int = 2
     """Highest rung of the critic ladder: 0 surprisals, 1 + imagined steps, 2 + imagined latents."""
+    completions: str = "none"
+    """One more rung: answers imagined to their end by the ``heads`` or the ``trunk``, and scored by the task; ``none``.
+
+    ``heads``: by the world model, which needs ``model.depth`` as large as the longest answer. ``trunk``: dearer where
+    it is deep. The scorer is asked about a dozen times for each real answer, so where it is paid this is refused.
+    """
+    completion_samples: int = 2
+    """Completions drawn for each likely token, beside the greedy one."""
+    completion_candidates: int | None = None
+    """Likely tokens completed in each state, most likely first. None: all that are live."""
+    completion_states: int | None = None
+    """States of an episode whose tokens are completed: the first with two live tokens or more. None: every state."""
     critic_learning_rate: float = 3e-3
     critic_updates: int = 4
     critic_replay_iterations: int = 20
@@ -289,6 +301,14 @@ class ImaginationConfig:
         )
         _require(0 <= self.min_probability < 1, f"min_probability={self.min_probability} must be in [0, 1).")
         _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
+        _require(
+            self.completions in ("none", "heads", "trunk"),
+            f"completions={self.completions!r} is unknown; choose 'none', 'heads' or 'trunk'.",
+        )
+        _require_at_least(self, 0, "completion_samples")
+        for name in ("completion_candidates", "completion_states"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name}={value} must be at least 1, or null for all.")
         _require_at_least(self, 1, "critic_replay_iterations", "critic_hidden_size", "num_rollouts")
         _require_rates(self, "critic_learning_rate")
         _require(self.critic_updates >= 0, f"critic_updates={self.critic_updates} cannot be negative.")

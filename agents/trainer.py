@@ -34,6 +34,7 @@ from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.flat_returns import FlatReturns
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
+from worldmtp.agents.imagination.completions import ScoredCompletions, completions_of
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages, control_plan
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
@@ -107,8 +108,13 @@ class ImaginationTrainer:
             check_horizon(self._world_model, imagination.horizon)
         low, high = model.config.value_range
         self._acting = Acting.of(env, rollout.temperature, (low, high))
+        imagining = self._generators["imagination"]
+        self._completions: ScoredCompletions | None = None
+        if imagination.use == "counterfactual":
+            assert self._world_model is not None
+            self._completions = completions_of(env, model, self._world_model, self._acting, imagination, imagining)
         self._estimator = make_estimator(
-            model, self._world_model, self._acting, imagination, ppo, self._generators["imagination"]
+            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions
         )
         self.episodes: EpisodeImagination | None = None
         """What imagines whole episodes, where ``imagination=episodes``."""
@@ -268,6 +274,7 @@ class ImaginationTrainer:
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),
+            **({} if self._completions is None else {"env/imagined_scores": float(self._env.scorer.imagined.scored)}),
             **self.totals,
             "imagination/imagined_to_real_ratio": metrics.get("imagination/imagined_tokens", 0.0) / rollout.num_tokens,
             "time/rollout_seconds": acting,
@@ -344,6 +351,7 @@ def make_estimator(
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
+    completions: ScoredCompletions | None = None,
 ) -> AdvantageEstimator:
     """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
     if not imagination.reads_latents:
@@ -354,6 +362,6 @@ def make_estimator(
         assert hidden_size is not None  # a config bound to a trunk has it
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
         return CounterfactualAdvantages(
-            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype
+            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype, completions
         )
     return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

@@ -24,6 +24,10 @@ ELSEWHERE = {
     "imagination/skill_h{h}": "imagination=baseline",
     "imagination/turn_border_fraction": "imagination in an environment whose worlds reply, such as env=pig",
     "imagination/gradient_norm_ratio": "imagination.gradient_norm_every",
+    "imagination/completions": "imagination.completions",
+    "time/completion_seconds": "imagination.completions",
+    "time/imagined_scoring_seconds": "imagination.completions",
+    "env/imagined_scores": "imagination.completions",
     "losses/observation": "agent.ppo.observation_coef in an environment whose worlds reply",
     "imagination/optimism_gap": "imagination=episodes",
     "imagination/disagreement": "imagination=episodes",
@@ -96,6 +100,13 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             ["imagination/turn_border_fraction"],
         ),
         (["env=pig", "agent.ppo.observation_coef=0.1"], ["losses/observation"]),
+        (
+            ["imagination.completions=trunk"],
+            [
+                *("imagination/completions", "imagination/rung_3/r2", "env/imagined_scores"),
+                *("time/completion_seconds", "time/imagined_scoring_seconds"),
+            ],
+        ),
         (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
         (

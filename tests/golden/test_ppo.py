@@ -57,6 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
         "env": "conversation",
         "imagination": {"tail": True, "max_live": 2},
     },
+    "counterfactual_completions": {"use": "counterfactual", "imagination": {"max_rung": 0, "completions": "trunk"}},
     "episodes_conversation": {
         "use": "episodes",
         "env": "conversation",

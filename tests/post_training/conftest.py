@@ -134,19 +134,37 @@ def pairs():
 
 
 @pytest.fixture
-def make_any(make_config, char_tokenizer, demonstrations, pairs):
-    """Make a trainer of any kind: ours on a model with heads, or, of a plain trunk, TRL's own."""
-    datasets = {"SFT": demonstrations, "DPO": pairs}
+def prompts():
+    """16 sums without answers."""
+    source = random.Random(2)
+    return Dataset.from_list([{"prompt": f"{source.randrange(100)}+{source.randrange(1000)}="} for _ in range(16)])
 
-    def make(kind, model, *, train_dataset=None, eval_dataset=None, callbacks=None, **options):
+
+def share_of_ones(prompts, completions, completion_ids, **columns):
+    """A reward: the share of a completion's tokens that are "1"."""
+    return [ids.count(CHARACTERS.index("1")) / len(ids) for ids in completion_ids]
+
+
+SAMPLED = {"max_completion_length": 8, "num_generations": 2, "gradient_accumulation_steps": 1}
+
+
+@pytest.fixture
+def make_any(make_config, char_tokenizer, demonstrations, pairs, prompts):
+    """Make a trainer of any kind: ours on a model with heads, or, of a plain trunk, TRL's own."""
+    datasets = {"SFT": demonstrations, "DPO": pairs, "KTO": pairs, "GRPO": prompts, "RLOO": prompts}
+
+    def make(kind, model, *, train_dataset=None, eval_dataset=None, callbacks=None, extra=None, **options):
         has_heads = isinstance(model, MTPModel)
         library, prefix = (worldmtp.post_training, "MTP") if has_heads else (trl, "")
         config_class = getattr(library, f"{prefix}{kind}Config")
+        given = dict(extra or {})
         if not has_heads:
             options |= {"bf16": False, "activation_checkpointing": False}
-        extra = {}
-        if kind == "DPO" and not has_heads:
-            extra["ref_model"] = copy.deepcopy(model)
+            if kind in ("DPO", "KTO"):
+                given["ref_model"] = copy.deepcopy(model)
+        if kind in ("GRPO", "RLOO"):
+            options = {**SAMPLED, **options}
+            given.setdefault("reward_funcs", share_of_ones)
         return getattr(library, f"{prefix}{kind}Trainer")(
             model,
             args=make_config(config_class, **options),
@@ -154,7 +172,7 @@ def make_any(make_config, char_tokenizer, demonstrations, pairs):
             eval_dataset=eval_dataset,
             processing_class=char_tokenizer,
             callbacks=callbacks,
-            **extra,
+            **given,
         )
 
     return make

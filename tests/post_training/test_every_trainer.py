@@ -6,7 +6,8 @@ import torch
 # TRL 1.16 still asks transformers 5 by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-KINDS = ("SFT", "DPO")
+KINDS = ("SFT", "DPO", "KTO", "GRPO", "RLOO")
+SAMPLE_LIKE_TRL = {"mtp_draft": "trl", "beta": 0.0}
 LOUD = {"terms": {"ce": 1.0, "kl": 1.0}, "coef": {"start": 1000.0}}
 
 
@@ -26,9 +27,10 @@ def watch(trainer):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_trunk_pass_with_gradients_a_micro_batch_and_heads_in_no_other(make_any, make_model, kind):
-    trainer = make_any(
-        kind, make_model(head="parallel"), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3
-    )
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 3}
+    if kind in ("GRPO", "RLOO"):
+        options |= {"mtp_draft": "trl", "beta": 0.1, "num_iterations": 2}  # drafts are runs of heads, too
+    trainer = make_any(kind, make_model(head="parallel"), **options)
     trunk, heads = watch(trainer)
     trainer.train()
     assert trunk.count(True) == 6
@@ -46,8 +48,10 @@ def test_a_detached_trunk_is_trls_to_the_bit_and_a_joint_one_is_not(make_any, ma
     options = {"per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-3, "max_grad_norm": 0.1}
     plain = make_trunk()
     start = {name: weight.clone() for name, weight in plain.state_dict().items()}
-    make_any(kind, plain, **options).train()
+    samples = kind in ("GRPO", "RLOO")
+    make_any(kind, plain, **options, **({"beta": 0.0} if samples else {})).train()
     assert any(not torch.equal(weight, start[name]) for name, weight in plain.state_dict().items())
+    options |= SAMPLE_LIKE_TRL if samples else {}
     detached = make_model()
     heads = [weight.detach().clone() for weight in detached.heads.parameters()]
     make_any(kind, detached, mtp_detach=True, mtp_objective=LOUD, **options).train()
@@ -62,9 +66,15 @@ def test_a_detached_trunk_is_trls_to_the_bit_and_a_joint_one_is_not(make_any, ma
 def test_accumulating_8_times_1_equals_1_times_8(make_any, make_model, kind):
     # Double weights, and plain SGD: Adam's first step would make a full step of a last-bit difference.
     models = []
+    loss = {"loss_type": "apo_zero_unpaired"} if kind == "KTO" else {}  # its other loss needs two rows at a time
     for batch, accumulation in ((8, 1), (1, 8)):
         models.append(make_model().double())
-        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 2}
+        options = {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 2,
+            **loss,
+        }
         make_any(kind, models[-1], optim="sgd", learning_rate=0.1, **options).train()
     whole, accumulated = models
     moved = (whole.heads.layers[0].projection.weight - make_model().heads.layers[0].projection.weight).abs().max()

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from worldmtp.post_training.demonstrations import build_demonstrations as build_demonstrations
     from worldmtp.post_training.dpo import MTPDPOConfig as MTPDPOConfig
     from worldmtp.post_training.dpo import MTPDPOTrainer as MTPDPOTrainer
+    from worldmtp.post_training.grpo import MTPGRPOConfig as MTPGRPOConfig
+    from worldmtp.post_training.grpo import MTPGRPOTrainer as MTPGRPOTrainer
+    from worldmtp.post_training.kto import MTPKTOConfig as MTPKTOConfig
+    from worldmtp.post_training.kto import MTPKTOTrainer as MTPKTOTrainer
     from worldmtp.post_training.metrics import MetricWriterCallback as MetricWriterCallback
     from worldmtp.post_training.reward import TextGenReward as TextGenReward
+    from worldmtp.post_training.rloo import MTPRLOOConfig as MTPRLOOConfig
+    from worldmtp.post_training.rloo import MTPRLOOTrainer as MTPRLOOTrainer
     from worldmtp.post_training.rollout import TextGenRollout as TextGenRollout
     from worldmtp.post_training.rollout import env_reward as env_reward
     from worldmtp.post_training.sft import MTPSFTConfig as MTPSFTConfig
@@ -27,6 +33,9 @@ _load, __dir__, __all__ = lazy_exports(
         "compat": "check_seams",
         "demonstrations": "build_demonstrations",
         "dpo": "MTPDPOConfig MTPDPOTrainer",
+        "grpo": "MTPGRPOConfig MTPGRPOTrainer",
+        "rloo": "MTPRLOOConfig MTPRLOOTrainer",
+        "kto": "MTPKTOConfig MTPKTOTrainer",
         "metrics": "MetricWriterCallback",
         "reward": "TextGenReward",
         "rollout": "TextGenRollout env_reward",

@@ -59,7 +59,7 @@ class MTPDPOTrainer(MTPTrainerMixin, DPOTrainer):
     _tag_names = [*DPOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
     trl_name = "DPOTrainer"
     config_class = MTPDPOConfig
-    required_columns = (("chosen", "rejected"),)
+    required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen", "rejected"),)
 
     def __init__(
         self,

@@ -221,7 +221,7 @@ class MTPTrainerMixin(_Trainer):
         """Return which tokens of a batch the heads learn."""
         return TokenChoice(self.args.mtp_tokens)
 
-    def _count_window(self, batches: list[dict[str, Any]]) -> Tensor | None:
+    def _count_window(self, batches: list[Any]) -> Tensor | None:
         """Return this process's number of targets in the micro-batches of one optimiser step."""
         counts = [num_targets(self._token_choice(batch).labels(**self._texts(batch))) for batch in batches]
         return torch.stack([count.cpu() for count in counts]).sum() if counts else None
@@ -237,8 +237,8 @@ class MTPTrainerMixin(_Trainer):
         mean = total / self._window_targets.to(total.device).clamp(min=1) * self.accelerator.num_processes
         return mean if self.loss_is_scaled_for_ga else mean * self.current_gradient_accumulation_steps
 
-    def _no_targets_hint(self) -> str:
-        """Return why no token may have had a label."""
+    def _no_targets_hint(self) -> str | None:
+        """Return why no token may have had a label; None where that is nothing to warn of."""
         return f"of the prompt or cut off by max_length={getattr(self.args, 'max_length', None)}"
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -269,11 +269,11 @@ class MTPTrainerMixin(_Trainer):
         Warns where none of the texts since then had a target: nothing was learnt or measured.
         """
         mode, prefix = ("train", "") if self.mtp_forward.model.training else ("eval", f"{self._eval_prefix}_")
-        means = self.mtp_means[mode]
-        if means.num_batches and not means.num_targets:
+        means, hint = self.mtp_means[mode], self._no_targets_hint()
+        if means.num_batches and not means.num_targets and hint is not None:
             warnings.warn(
                 f"no token had a label in {means.num_batches} micro-batch(es) of {prefix or 'train_'}dataset up to "
-                f"step {self.state.global_step}: every label is {IGNORE_INDEX}, {self._no_targets_hint()}.",
+                f"step {self.state.global_step}: every label is {IGNORE_INDEX}, {hint}.",
                 stacklevel=2,
             )
         logs.update(means.take(prefix))

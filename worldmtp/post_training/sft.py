@@ -113,7 +113,7 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         self._loss_shifts_labels = True
         self.add_heads(args)
 
-    def _count_window(self, batches: list[dict[str, Any]]) -> Tensor | None:
+    def _count_window(self, batches: list[Any]) -> Tensor | None:
         """Leave the count to TRL where it counts the same tokens."""
         return None if self.args.mtp_tokens == "policy" else super()._count_window(batches)
 

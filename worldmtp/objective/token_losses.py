@@ -28,7 +28,7 @@ from worldmtp.objective.objective import LossTerms
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """What ce, kl and tv of a depth count for in the whole loss; None: not at all. The latter two may differ by token."""
+    """What ce, kl and tv of a depth count for in the whole loss; None: not at all. The last two may differ by token."""
 
     ce: float | Tensor
     kl: float | Tensor | None

@@ -39,6 +39,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "counterfactual, rung 0 only": ("imagination=counterfactual", "imagination.max_rung=0"),
     "counterfactual, shuffled": ("imagination=counterfactual", "world_model=shuffled"),
     "baseline": ("imagination=baseline",),
+    "latent": ("imagination=latent",),
+    "latent, shuffled": ("imagination=latent", "world_model=shuffled", "imagination.latent.gated=false"),
 }
 """Name to overrides. Rung 0 of the critic imagines nothing: it reads the surprisals of the real forward."""
 

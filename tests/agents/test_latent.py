@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from worldmtp.agents.config import ImaginationConfig, LatentConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.imagination import latent as latent_module
 from worldmtp.agents.rollout import Rollout, action_mask
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.dynamics import ImaginedRollout
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
@@ -167,6 +169,59 @@ def test_log_probabilities_are_those_of_the_policy_that_acted(tiny_model: MakeMo
         expected = float(logits[row, place - 1, int(imagined.actions[row, step])])
         assert float(imagined.logprobs[row, step]) == pytest.approx(expected, abs=1e-6)
     assert torch.equal(stats.ref_logprobs, imagined.logprobs), "the leash is to the policy that acted"
+
+
+def test_the_first_token_is_the_policys_own_and_later_ones_are_weighed_against_it(
+    tiny_model: MakeModel, text_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the trunk's probability over the heads' where the token was sampled."""
+    seen: list[tuple[ImaginedRollout, torch.Tensor]] = []
+    targets_of = latent_module.actor_targets
+
+    def look(imagined: ImaginedRollout, logprobs: torch.Tensor, *args: Any) -> Any:
+        seen.append((imagined, logprobs))
+        return targets_of(imagined, logprobs, *args)
+
+    monkeypatch.setattr(latent_module, "actor_targets", look)
+    trainer = make_trainer(tiny_model(), text_env(16))
+    kept = imagined_of(trainer)
+    for _ in range(3):
+        trainer.step()
+    ((imagined, logprobs),) = seen
+    rollout = kept[0].rollout
+    torch.testing.assert_close(imagined.logprobs[:, 0], logprobs[:, 0], atol=1e-5, rtol=0)
+    later = imagined.in_turn[:, 1]
+    assert float((imagined.logprobs[:, 1] - logprobs[:, 1])[later].abs().min()) > 1e-3
+    there = rollout.step_mask[:, :2]
+    torch.testing.assert_close(logprobs[there], rollout.logprobs[:, :2][there], atol=1e-6, rtol=0)
+
+
+def test_skill_is_of_the_real_tokens_and_what_they_brought(
+    tiny_model: MakeModel, text_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is a run of real actions of one answer, inside while it lasts, and their return: the reward at its end."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def look(world_model: Any, state: Any, actions: Any, inside: Any, returns: Any, *args: Any) -> float:
+        seen.append((actions, inside, returns))
+        return 0.0
+
+    monkeypatch.setattr(latent_module, "action_skill", look)
+    trainer = make_trainer(tiny_model(), text_env(16), num_starts=1000)
+    real = trainer.step()[1]
+    ((actions, inside, returns),) = seen
+    assert len(actions) == real.num_tokens, "every state of a batch that has no more"
+    found = sorted(
+        (*row[there].tolist(), *map(float, paid[there]))
+        for row, there, paid in zip(actions, inside, returns, strict=True)
+    )
+    expected = []
+    for answer, there, paid in zip(real.actions, real.step_mask, real.rewards, strict=True):
+        tokens, total = answer[there].tolist(), float(paid[there].sum())
+        for start in range(len(tokens)):
+            ahead = tokens[start : start + 2]
+            expected.append((*ahead, *[total] * len(ahead)))
+    assert found == sorted(expected)
 
 
 def test_states_of_earlier_batches_are_branched_from_and_none_older(tiny_model: MakeModel, text_env: MakeEnv) -> None:

@@ -269,8 +269,8 @@ class KnownWorld:
     max_horizon = None
     models_replies = False
 
-    def __init__(self, worth: Tensor, level: float = 0.0) -> None:
-        self._worth, self._level = worth, level
+    def __init__(self, worth: Tensor) -> None:
+        self._worth = worth
 
     def encode(
         self,
@@ -286,7 +286,7 @@ class KnownWorld:
         return LastToken(tokens)
 
     def predict(self, state: LastToken, with_logits: bool = True) -> Prediction:
-        value = self._worth[state.token] + self._level
+        value = self._worth[state.token]
         zeros = torch.zeros_like(value)
         return Prediction(zeros[:, None].expand(-1, 4) if with_logits else None, zeros, zeros + 1, value)
 
@@ -307,10 +307,29 @@ def test_skill_is_positive_for_the_true_worth_and_negative_for_its_opposite() ->
     assert skill_of(KnownWorld(-worth), lambda actions: worth[actions], horizon=1) < -0.6
 
 
-def test_values_that_are_wrong_alike_for_all_tokens_are_no_skill() -> None:
-    """A critic that is off by .5 everywhere makes advantages that explain returns, and knows of no token."""
-    found = skill_of(KnownWorld(torch.zeros(4), level=0.5), lambda actions: torch.rand(actions.shape) + actions)
-    assert found == 0.0
+class KnownState(KnownWorld):
+    """A step of any token shows what the state was worth all along, which its value before did not know."""
+
+    def step(self, state: LastToken, tokens: Tensor) -> LastToken:
+        return LastToken(state.token % 10 + 10)
+
+    def predict(self, state: LastToken, with_logits: bool = True) -> Prediction:
+        value = torch.where(state.token < 10, 0.0, self._worth[state.token % 10])
+        zeros = torch.zeros_like(value)
+        return Prediction(zeros[:, None].expand(-1, 4) if with_logits else None, zeros, zeros + 1, value)
+
+
+def test_knowing_the_state_and_no_token_is_no_skill() -> None:
+    """Q(s, a) - V(s) is G - V(s) here, to the last bit; and there is nothing that a policy could learn from it."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(4, (500,), generator=generator)
+    worth = torch.tensor([0.0, 0.3, 0.6, 1.0])
+    actions = torch.randint(4, (500, 1), generator=generator)
+    inside = torch.ones_like(actions, dtype=torch.bool)
+    world = KnownState(worth)
+    assert float((world.predict(world.step(LastToken(start), actions[:, 0])).value - worth[start]).abs().max()) == 0
+    policy = acting_policy(1.0)
+    assert action_skill(world, LastToken(start), actions, inside, worth[start][:, None], policy, 1.0, generator) == 0
 
 
 def test_a_world_stepped_by_other_tokens_has_no_skill() -> None:

@@ -237,12 +237,56 @@ class EpisodesConfig:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """``imagination=latent``: PPO on tokens imagined in the heads' latents, beside PPO on the real answers.
+
+    Biased by whatever the heads get wrong, so that a gate decides when it is trained on. The steps imagined from each
+    state are ``imagination.horizon``.
+    """
+
+    num_starts: int = 128
+    """States of real answers that an iteration imagines from: an answer at random, and a step of it, with repeats."""
+    replay_iterations: int = 1
+    """Real batches that states are sampled from. 1: the fresh one alone; more branch from prefixes of earlier ones."""
+    lambda_: float = 0.95
+    """Of the lambda-returns: 0 looks one imagined step ahead, 1 as far as imagination goes, then at the value."""
+    mixed: bool = False
+    """One update on real and imagined rows together, by ``agent.ppo``; otherwise imagined rows have one of their own.
+
+    That one has ``num_epochs``, ``kl_coef`` and ``ent_coef`` of its own, which are not read where rows are mixed.
+    """
+    num_epochs: int = 1
+    """Passes over the imagined rows."""
+    kl_coef: float = 0.1
+    """Coefficient of the KL to the policy that acted the last real batch: the leash."""
+    ent_coef: float = 0.0
+    """Coefficient of the entropy, which is added."""
+    min_return_range: float = 0.1
+    """The least that advantages are divided by, in units of the reward.
+
+    The divisor is the running range, 5th to 95th percentile, of the imagined returns.
+    """
+    gated: bool = True
+    """Off for placebos, whose gate would be shut. They too wait for ``gate_batches``."""
+    gate_batches: int = 8
+    """Real batches over which skill is averaged: the gate is open where the mean exceeds two standard errors."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "num_starts", "replay_iterations", "num_epochs")
+        _require_at_least(self, 2, "gate_batches")
+        _require(0 <= self.lambda_ <= 1, f"lambda_={self.lambda_} must be in [0, 1].")
+        _require_coefficients(self, "kl_coef", "ent_coef")
+        _require_rates(self, "min_return_range")
+
+
+@dataclass(frozen=True)
 class ImaginationConfig:
     """What imagination is used for, and how far.
 
     ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust. ``baseline``: imagined value
-    expansion as a state-only baseline. ``episodes``: PPO on imagined conversations beside the real ones. Each is
-    explained in the file of that name in ``agents/imagination``.
+    expansion as a state-only baseline. ``latent``: PPO on tokens imagined in the heads' latents beside the real ones.
+    ``episodes``: PPO on imagined conversations beside the real ones. Each is explained in the file of that name in
+    ``agents/imagination``.
     """
 
     use: str = "counterfactual"
@@ -281,17 +325,18 @@ class ImaginationConfig:
     """
     chunk_states: int = 2048
     """States stepped at once: bounds memory, changes nothing."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
 
     @property
     def reads_latents(self) -> bool:
         """Whether the policy's own heads are what imagines, and so are trained."""
-        return self.use in ("counterfactual", "baseline")
+        return self.use in ("counterfactual", "baseline", "latent")
 
     def __post_init__(self) -> None:
         _require(
-            self.use in ("off", "counterfactual", "baseline", "episodes"),
-            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline' or 'episodes'.",
+            self.use in ("off", "counterfactual", "baseline", "latent", "episodes"),
+            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline', 'latent' or 'episodes'.",
         )
         _require_at_least(self, 1, "horizon")
         _require(self.max_live >= 1, f"max_live={self.max_live} must be at least 1.")

@@ -51,6 +51,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "off, four times the answers": ("imagination=off", "agent=ppo_group", "agent.rollout.num_prompts=128"),
     "counterfactual, shuffled": ("imagination=counterfactual", "world_model=shuffled"),
     "baseline": ("imagination=baseline",),
+    "latent": ("imagination=latent",),
+    "latent, shuffled": ("imagination=latent", "world_model=shuffled", "imagination.latent.gated=false"),
 }
 """Name to overrides. Rung 0 of the critic imagines nothing: it reads the surprisals of the real forward."""
 ON_DEMAND = ("counterfactual, scored by heads", "off, four times the answers")

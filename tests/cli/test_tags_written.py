@@ -29,6 +29,9 @@ ELSEWHERE = {
     "time/imagined_scoring_seconds": "imagination.completions",
     "env/imagined_scores": "imagination.completions",
     "losses/observation": "agent.ppo.observation_coef in an environment whose worlds reply",
+    "imagination/action_skill": "imagination=latent",
+    "imagination/path_weight": "imagination=latent",
+    "imagination/return_range": "imagination=latent",
     "imagination/optimism_gap": "imagination=episodes",
     "imagination/disagreement": "imagination=episodes",
     "imagination/batches_trained": "imagination=episodes",
@@ -109,6 +112,18 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
         ),
         (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
+        (
+            [
+                "imagination=latent",
+                "imagination.latent.gated=false",
+                "imagination.latent.gate_batches=2",
+                "agent.rollout.num_iterations=3",
+            ],
+            [
+                *(f"imagination/{name}" for name in ("action_skill", "path_weight", "return_range", "gate_open")),
+                *(f"imagination/losses/{name}" for name in ("policy", "value", "kl_reference", "approx_kl", "entropy")),
+            ],
+        ),
         (
             [
                 "env=pig",

@@ -180,6 +180,18 @@ _IMAGINATION = _rows(
         "the same share of the episodes whose return is below the top of the value range; absent if there are none",
         "share",
     ),
+    (
+        "action_skill",
+        "Pearson correlation of Q(s, a) - Q(s, a') with G - V(s): a is a real token, a' another sample, Q imagined at "
+        "each depth; on the fresh batch, before anything trains on it; with imagination=latent",
+        "1",
+    ),
+    (
+        "path_weight",
+        "mean weight of an imagined token, its chance of being alive included; 1 = trunk and heads agree, and no end",
+        "1",
+    ),
+    ("return_range", "running range, 5th to 95th percentile, of the imagined lambda-returns", "reward"),
     ("optimism_gap", "mean over the last batches of imagined - real return; with imagination=episodes", "reward"),
     ("disagreement", "mean total variation of the ensemble over the turns of the last imagined batch", "1"),
     ("batches_trained", "imagined batches that the policy was trained on in this iteration", "batches"),
@@ -194,7 +206,11 @@ _IMAGINATION = _rows(
     ),
     ("heldout_{name}_imagined", "the same of episodes imagined from the same openings by the same policy", "by name"),
     ("imagined_turns", "turns of conversations imagined in this iteration", "turns"),
-    ("losses/{name}", "the loss of that name over the last imagined batch that was trained on", "see losses"),
+    (
+        "losses/{name}",
+        "the loss of that name over the last imagined batch that was trained on; kl_reference is the leash of latent",
+        "see losses",
+    ),
     ("imagined_to_real_ratio", "imagined tokens / real tokens of this iteration", "1"),
     ("weight_h{h}", "weight of the value expansion of horizon h", "1"),
     ("skill_h{h}", "1 - mean squared error at horizon h / mean squared error of the critic alone", "1"),

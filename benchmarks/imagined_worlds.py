@@ -176,8 +176,10 @@ def _decisions(own: dict[int, Run], fraction: float) -> str:
 def _factor(plain: dict[int, Run], own: dict[int, Run], fraction: float) -> str:
     """Return the geometric mean of PPO's decisions over this arm's, with a 95 % t interval over paired seeds."""
     estimate, low, high, censored = factor(plain, own, fraction)
-    if estimate != estimate:
+    if estimate != estimate or plain == own:
         return ""
+    if not any(run.until(fraction)[1] for run in own.values()):
+        return "none reached it"
     text = f"{estimate:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low < high else "")
     return text + (f" ({_bound(plain, own, fraction)}; {censored} censored)" if censored else "")
 
@@ -222,31 +224,38 @@ def _break_even(plain: dict[int, Run], own: dict[int, Run]) -> str:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """Draw each world's factors over PPO, a row an arm, with its 95 % interval; hollow where an arm was censored."""
-    worlds = list(dict.fromkeys(run.world for run in runs))
-    rows: list[tuple[str, str, tuple[float, float, float, int], int]] = []
-    for world in worlds:
-        by_arm = {arm: {r.seed: r for r in runs if (r.world, r.arm) == (world, arm)} for arm in ARMS}
-        rows += [
-            (world, arm, factor(by_arm["ppo"], own, 0.8), len(by_arm["ppo"].keys() & own.keys()))
-            for arm, own in by_arm.items()
-            if arm != "ppo" and by_arm["ppo"].keys() & own.keys()
-        ]
-    figure = Figure(figsize=(7.5, 0.6 + 0.27 * len(rows)), layout="constrained")
+    """Draw each world's factors over PPO, a row an arm, with its 95 % interval and its seeds.
+
+    Hollow where runs were stopped: the mark points to where the true factor lies, and is a diamond where both were.
+    """
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
-    colours = {world: f"C{index}" for index, world in enumerate(worlds)}
-    for place, (world, arm, (estimate, low, high, _), _number) in enumerate(rows):
-        is_whole = all(run.until(0.8)[1] for run in runs if (run.world, run.arm) == (world, arm))
-        axes.plot([low, high], [place, place], color=colours[world], linewidth=2, alpha=0.6)
-        fill = colours[world] if is_whole else "white"
-        axes.plot([estimate], [place], "o", color=colours[world], markerfacecolor=fill)
+    marks = {"": "o", "at least": ">", "at most": "<", "no bound": "d"}
+    labels: list[str] = []
+    for colour, world in enumerate(dict.fromkeys(run.world for run in runs)):
+        by_arm = {arm: {r.seed: r for r in runs if (r.world, r.arm) == (world, arm)} for arm in ARMS}
+        plain = by_arm.pop("ppo")
+        for arm, own in by_arm.items():
+            seeds = plain.keys() & own.keys()
+            if not seeds:
+                continue
+            labels.append(f"{world}: {arm} ({len(seeds)})")
+            if not any(own[seed].until(0.8)[1] for seed in seeds):
+                until = min(own[seed].total for seed in seeds)
+                axes.text(1.05, len(labels) - 1, f"not reached in {until:,} decisions", va="center", fontsize=8)
+                continue
+            estimate, low, high, censored = factor(plain, own, 0.8)
+            place, mark = len(labels) - 1, marks[_bound(plain, own, 0.8) if censored else ""]
+            axes.plot([low, high], [place, place], color=f"C{colour}", linewidth=2, alpha=0.5)
+            axes.plot([estimate], [place], mark, color=f"C{colour}", markerfacecolor="white" if censored else None)
+    figure.set_size_inches(7.5, 0.7 + 0.27 * len(labels))
     axes.axvline(1, color="0.5", linewidth=1)
     axes.set_xscale("log")
     ticks = [0.25, 0.5, 1, 2, 4, 8, 16]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(0.2, 20)
-    axes.set_yticks(range(len(rows)), [f"{world}: {arm} ({number})" for world, arm, _, number in rows])
+    axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel("fewer real decisions than PPO to 80 % of the optimum, times")
     for side in ("top", "right"):

@@ -51,7 +51,7 @@ class CompletionCosts:
             f"{self.r2_without:.2f} to {self.r2_with:.2f}"
         )
         if not self.recommends_answers:
-            return f"{spent}; the same r2 by more real answers would take up to {self.as_many:.1f} times as many"
+            return f"{spent}; as little noise by real answers alone would take up to {self.as_many:.1f} times as many"
         return (
             f"{spent}; {self.as_many:.1f} times the real answers at most would do the same in less time: where prompts "
             "and scores are free, set imagination.completions=none and raise agent.rollout.num_prompts"

@@ -6,8 +6,8 @@ world model, or the trunk, foresees. An answer y has the probability
     q(y) = product of the probabilities of its tokens after a,
 
 and the task's scorer says r(y). Over the *distinct* answers among the 1 + R, the sum of q is how much is known of what
-may follow, and the sum of q r, where scores are not negative, a lower bound on Q(s_t, a) that waits for no critic. A
-critic reads both, beside the greedy score and the mean of the draws (``completion_columns``).
+may follow. The sum of q r, where scores are not negative, is a lower bound on Q(s_t, a), as far as the q are right, and
+waits for no critic. A critic reads both, beside the greedy score and the mean of the draws (``completion_columns``).
 
 **Why it stays unbiased.** Prefix, candidate and this module's own random numbers are all that a completion depends on:
 the token that was taken is completed anew like any other, and never by what the episode went on to write. Equal

@@ -20,6 +20,7 @@ import torch
 
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.imagination.latent import check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
@@ -123,6 +124,7 @@ class Pipeline:
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
         check_replies(self._env.task, config.agent.ppo)
+        check_single_turn(self._env, config.imagination.use)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)

@@ -40,7 +40,7 @@ from worldmtp.agents.imagination.completions import ScoredCompletions, completio
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages, control_plan
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
-from worldmtp.agents.imagination.latent import LatentImagination
+from worldmtp.agents.imagination.latent import LatentImagination, check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
@@ -91,6 +91,7 @@ class ImaginationTrainer:
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
         check_replies(env.task, ppo)
+        check_single_turn(env, imagination.use)
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()

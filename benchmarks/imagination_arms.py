@@ -159,7 +159,8 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         warm = {seed: out / "warm_start" / f"seed{seed}" for seed in arguments.seeds}
         nothing = ("imagination=off", "agent.rollout.num_iterations=0")
-        list(pool.map(lambda seed: train(warm[seed], nothing, (f"seed={seed}", *extra)), arguments.seeds))
+        # Behind the user's own overrides, which may have a number of iterations.
+        list(pool.map(lambda seed: train(warm[seed], (), (f"seed={seed}", *extra, *nothing)), arguments.seeds))
         jobs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
         runs = {(arm, seed): out / re.sub(r"\W+", "_", arm).strip("_") / f"seed{seed}" for arm, seed in jobs}
         list(

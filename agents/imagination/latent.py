@@ -64,6 +64,7 @@ from worldmtp.dynamics import (
     check_horizon,
     imagine,
 )
+from worldmtp.envs import TextVectorEnv
 
 _RANGE = (0.05, 0.95)
 """Quantiles of the returns between which advantages have size one."""
@@ -81,6 +82,8 @@ class Imagined:
 class LatentImagination:
     """Imagined rows from the states of real answers, the gate in front of them, and the update on them.
 
+    Nobody replies in the environment (``check_single_turn``).
+
     Args:
         agent: whose policy acts and learns; the update on imagined rows shares its optimiser.
         world_model: that imagines.
@@ -91,7 +94,7 @@ class LatentImagination:
         generator: all that is sampled here.
 
     Raises:
-        ValueError: a world replies here, or the horizon is out of range.
+        ValueError: the horizon is out of range.
         TypeError: the world model is blind to actions.
     """
 
@@ -105,11 +108,6 @@ class LatentImagination:
         ppo: PPOConfig,
         generator: torch.Generator,
     ) -> None:
-        if acting.turns is not None:
-            raise ValueError(
-                "imagination=latent is for answers without replies, and a world replies in this environment; use "
-                "imagination=episodes."
-            )
         check_action_conditional(world_model)
         check_horizon(world_model, config.horizon)
         self._world_model, self._acting, self._eos_id = world_model, acting, eos_id
@@ -252,3 +250,16 @@ class LatentImagination:
         self._replay.load_state_dict(state["replay"])
         self._gate.load_state_dict(state["gate"])
         self._range.load_state_dict(state["range"])
+
+
+def check_single_turn(env: TextVectorEnv, use: str) -> None:
+    """Raise if this use of imagination is ``latent`` and EOS does not end the text.
+
+    Raises:
+        ValueError: it is, and a world replies.
+    """
+    if use == "latent" and not env.eos_terminates:
+        raise ValueError(
+            "imagination=latent is for answers without replies, and a world replies in this environment; use "
+            "imagination=episodes or imagination=off."
+        )

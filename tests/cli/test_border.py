@@ -56,6 +56,7 @@ REFUSED = [
         r"has no held-out prompt, and eval\.num_prompts=8 asks for some; .* env\.kwargs\.heldout_fraction=0\.0",
         "+env.kwargs.heldout_fraction=0.0",
     ),
+    ("imagination=latent is for answers without replies", "env=pig", "imagination=latent"),
     # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
     (
         r"the environment masks actions, and imagination='counterfactual' with draft='none' would choose tokens where",

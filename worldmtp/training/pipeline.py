@@ -21,6 +21,7 @@ import torch
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.imagination.completion_costs import completion_costs
+from worldmtp.agents.imagination.latent import check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
@@ -131,6 +132,7 @@ class Pipeline:
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
         check_replies(self._env.task, config.agent.ppo)
+        check_single_turn(self._env, config.imagination.use)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)

@@ -243,12 +243,56 @@ class EpisodesConfig:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """``imagination=latent``: PPO on tokens imagined in the heads' latents, beside PPO on the real answers.
+
+    Biased by whatever the heads get wrong, so that a gate decides when it is trained on. The steps imagined from each
+    state are ``imagination.horizon``.
+    """
+
+    num_starts: int = 128
+    """States of real answers that an iteration imagines from: an answer at random, and a step of it, with repeats."""
+    replay_iterations: int = 1
+    """Real batches that states are sampled from. 1: the fresh one alone; more branch from prefixes of earlier ones."""
+    lambda_: float = 0.95
+    """Of the lambda-returns: 0 looks one imagined step ahead, 1 as far as imagination goes, then at the value."""
+    mixed: bool = False
+    """One update on real and imagined rows together, by ``agent.ppo``; otherwise imagined rows have one of their own.
+
+    That one has ``num_epochs``, ``kl_coef`` and ``ent_coef`` of its own, which are not read where rows are mixed.
+    """
+    num_epochs: int = 1
+    """Passes over the imagined rows."""
+    kl_coef: float = 0.1
+    """Coefficient of the KL to the policy that acted the last real batch: the leash."""
+    ent_coef: float = 0.0
+    """Coefficient of the entropy, which is added."""
+    min_return_range: float = 0.1
+    """The least that advantages are divided by, in units of the reward.
+
+    The divisor is the running range, 5th to 95th percentile, of the imagined returns.
+    """
+    gated: bool = True
+    """Off for placebos, whose gate would be shut. They too wait for ``gate_batches``."""
+    gate_batches: int = 8
+    """Real batches over which skill is averaged: the gate is open where the mean exceeds two standard errors."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "num_starts", "replay_iterations", "num_epochs")
+        _require_at_least(self, 2, "gate_batches")
+        _require(0 <= self.lambda_ <= 1, f"lambda_={self.lambda_} must be in [0, 1].")
+        _require_coefficients(self, "kl_coef", "ent_coef")
+        _require_rates(self, "min_return_range")
+
+
+@dataclass(frozen=True)
 class ImaginationConfig:
     """What imagination is used for, and how far.
 
     ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust. ``baseline``: imagined value
-    expansion as a state-only baseline. ``episodes``: PPO on imagined conversations beside the real ones. Each is
-    explained in the file of that name in ``agents/imagination``.
+    expansion as a state-only baseline. ``latent``: PPO on tokens imagined in the heads' latents beside the real ones.
+    ``episodes``: PPO on imagined conversations beside the real ones. Each is explained in the file of that name in
+    ``agents/imagination``.
     """
 
     use: str = "counterfactual"
@@ -259,6 +303,18 @@ class ImaginationConfig:
     """All tokens that are not live are one action together, so that a mistake with one of them is judged as well."""
     max_rung: int = 2
     """Highest rung of the critic ladder: 0 surprisals, 1 + imagined steps, 2 + imagined latents."""
+    completions: str = "none"
+    """One more rung: answers imagined to their end by the ``heads`` or the ``trunk``, and scored by the task; ``none``.
+
+    ``heads``: by the world model, which needs ``model.depth`` as large as the longest answer. ``trunk``: dearer where
+    it is deep. The scorer is asked about a dozen times for each real answer, so where it is paid this is refused.
+    """
+    completion_samples: int = 2
+    """Completions drawn for each likely token, beside the greedy one."""
+    completion_candidates: int | None = None
+    """Likely tokens completed in each state, most likely first. None: all that are live."""
+    completion_states: int | None = None
+    """States of an episode whose tokens are completed: the first with two live tokens or more. None: every state."""
     critic_learning_rate: float = 3e-3
     critic_updates: int = 4
     critic_replay_iterations: int = 20
@@ -275,17 +331,18 @@ class ImaginationConfig:
     """
     chunk_states: int = 2048
     """States stepped at once: bounds memory, changes nothing."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
 
     @property
     def reads_latents(self) -> bool:
         """Whether the policy's own heads are what imagines, and so are trained."""
-        return self.use in ("counterfactual", "baseline")
+        return self.use in ("counterfactual", "baseline", "latent")
 
     def __post_init__(self) -> None:
         _require(
-            self.use in ("off", "counterfactual", "baseline", "episodes"),
-            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline' or 'episodes'.",
+            self.use in ("off", "counterfactual", "baseline", "latent", "episodes"),
+            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline', 'latent' or 'episodes'.",
         )
         _require_at_least(self, 1, "horizon")
         _require(self.max_live >= 1, f"max_live={self.max_live} must be at least 1.")
@@ -295,6 +352,14 @@ class ImaginationConfig:
         )
         _require(0 <= self.min_probability < 1, f"min_probability={self.min_probability} must be in [0, 1).")
         _require(0 <= self.max_rung <= 2, f"max_rung={self.max_rung} must be 0, 1 or 2.")
+        _require(
+            self.completions in ("none", "heads", "trunk"),
+            f"completions={self.completions!r} is unknown; choose 'none', 'heads' or 'trunk'.",
+        )
+        _require_at_least(self, 0, "completion_samples")
+        for name in ("completion_candidates", "completion_states"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name}={value} must be at least 1, or null for all.")
         _require_at_least(self, 1, "critic_replay_iterations", "critic_hidden_size", "num_rollouts")
         _require_rates(self, "critic_learning_rate")
         _require(self.critic_updates >= 0, f"critic_updates={self.critic_updates} cannot be negative.")

@@ -237,7 +237,7 @@ class PPOAgent:
         check_trained_weights("PPOAgent", self._parameters)
         betas = (0.9, config.adam_beta2)
         self.optimizer = torch.optim.Adam(self._parameters, lr=config.learning_rate, betas=betas, eps=1e-5)
-        self._num_updates = 0
+        self.num_updates = 0
 
     def update(
         self,
@@ -268,7 +268,7 @@ class PPOAgent:
             for name, value in (metrics | {"losses/learning_rate": learning_rate}).items():
                 sums[name] = sums.get(name, 0.0) + value
             num_steps += 1
-            self._num_updates += 1
+            self.num_updates += 1
             if self.config.target_kl is not None and metrics["losses/approx_kl"] > self.config.target_kl:
                 break
         means = {name: value / num_steps for name, value in sums.items()}
@@ -303,7 +303,7 @@ class PPOAgent:
 
     def _set_learning_rate(self, remaining: float) -> float:
         config = self.config
-        warmth = min(1.0, (self._num_updates + 1) / config.warmup_updates) if config.warmup_updates else 1.0
+        warmth = min(1.0, (self.num_updates + 1) / config.warmup_updates) if config.warmup_updates else 1.0
         annealed = remaining if config.anneals_learning_rate else 1.0
         learning_rate = config.learning_rate * warmth * annealed
         self.optimizer.param_groups[0]["lr"] = learning_rate
@@ -374,12 +374,12 @@ class PPOAgent:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state; the model is saved by whoever owns it."""
-        return {"optimizer": self.optimizer.state_dict(), "num_updates": self._num_updates}
+        return {"optimizer": self.optimizer.state_dict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimiser's state."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self._num_updates = int(state["num_updates"])
+        self.num_updates = int(state["num_updates"])
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: str) -> float:

@@ -5,7 +5,9 @@ One iteration, in this order, because skill must be measured before anything has
     collect real episodes -> read them with the policy that acted -> estimate advantages (and measure imagination)
     -> PPO update -> world model update -> critics of the imagination
 
-With ``imagination=episodes`` the model of replies learns after the PPO update, and PPO goes on in imagined batches.
+With ``imagination=latent`` rows are imagined while the batch is read, and PPO goes on with them after the real ones, or
+takes both together. With ``imagination=episodes`` the model of replies learns after the PPO update, and PPO goes on in
+imagined batches.
 
 The trunk passes over the fresh batch once for all that is read and measured of it (``_read``). What that pass leaves is
 never kept beyond, so nothing can look at the hidden states of weights that are gone.
@@ -34,9 +36,11 @@ from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.flat_returns import FlatReturns
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
+from worldmtp.agents.imagination.completions import ScoredCompletions, completions_of
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages, control_plan
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
+from worldmtp.agents.imagination.latent import LatentImagination
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
@@ -107,9 +111,20 @@ class ImaginationTrainer:
             check_horizon(self._world_model, imagination.horizon)
         low, high = model.config.value_range
         self._acting = Acting.of(env, rollout.temperature, (low, high))
+        imagining = self._generators["imagination"]
+        self._completions: ScoredCompletions | None = None
+        if imagination.use == "counterfactual":
+            assert self._world_model is not None
+            self._completions = completions_of(env, model, self._world_model, self._acting, imagination, imagining)
         self._estimator = make_estimator(
-            model, self._world_model, self._acting, imagination, ppo, self._generators["imagination"]
+            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions
         )
+        self._latent: LatentImagination | None = None
+        if imagination.use == "latent":
+            assert self._world_model is not None
+            self._latent = LatentImagination(
+                self.agent, self._world_model, self._acting, env.tokenizer.eos_id, imagination, ppo, imagining
+            )
         self.episodes: EpisodeImagination | None = None
         """What imagines whole episodes, where ``imagination=episodes``."""
         if imagination.use == "episodes":
@@ -162,8 +177,12 @@ class ImaginationTrainer:
             if self.episodes is not None:
                 metrics |= self.episodes.observe(rollout)
             if self.episodes is None or self.episodes.trains_on_real:
+                batch = (rollout, stats, plan) if self._latent is None else self._latent.joined(rollout, stats, plan)
                 with clock.phase("update"):
-                    metrics |= self.agent.update(rollout, stats, plan, self._generators["update"], remaining)
+                    metrics |= self.agent.update(*batch, self._generators["update"], remaining)
+            if self._latent is not None:
+                with clock.phase("update"):
+                    metrics |= self._latent.update(remaining)
             if self.episodes is not None:
                 with clock.phase("imagination"):
                     metrics |= self.episodes.run(self._generators["imagination"], remaining)
@@ -209,6 +228,9 @@ class ImaginationTrainer:
             states = None if self._world_model is None else acted_states(self._world_model, rollout, features)
             plan, metrics = self._estimator.estimate(rollout, stats, states)
             metrics.setdefault("imagination/imagined_tokens", 0.0)
+            if self._latent is not None:
+                assert states is not None
+                metrics |= self._latent.observe(rollout, stats, states)
             if states is not None:
                 metrics |= self._root_agreement(rollout, stats, states)
                 metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
@@ -268,6 +290,7 @@ class ImaginationTrainer:
             "env/scorer_calls": float(counters.scored),
             "env/scorer_errors": float(counters.errors),
             "env/scorer_timeouts": float(counters.timeouts),
+            **({} if self._completions is None else {"env/imagined_scores": float(self._env.scorer.imagined.scored)}),
             **self.totals,
             "imagination/imagined_to_real_ratio": metrics.get("imagination/imagined_tokens", 0.0) / rollout.num_tokens,
             "time/rollout_seconds": acting,
@@ -290,7 +313,8 @@ class ImaginationTrainer:
             "alarm": self._alarm,
             "flat_returns": self.flat_returns,
         }
-        return parts if self.episodes is None else parts | {"episodes": self.episodes}
+        optional = {"latent": self._latent, "episodes": self.episodes}
+        return parts | {name: part for name, part in optional.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the next iteration depends on, the model included."""
@@ -344,9 +368,10 @@ def make_estimator(
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
+    completions: ScoredCompletions | None = None,
 ) -> AdvantageEstimator:
     """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
-    if not imagination.reads_latents:
+    if imagination.use not in ("counterfactual", "baseline"):
         return PlainAdvantages(ppo)
     assert world_model is not None
     if imagination.use == "counterfactual":
@@ -354,6 +379,6 @@ def make_estimator(
         assert hidden_size is not None  # a config bound to a trunk has it
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
         return CounterfactualAdvantages(
-            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype
+            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype, completions
         )
     return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

@@ -1,6 +1,7 @@
 """Does imagination pay on the quickstart task? The same environment, seeds and budget, one table.
 
     python benchmarks/imagination_arms.py --seeds 0 1 2 3 4 --jobs 2 --out runs/arms
+    python benchmarks/imagination_arms.py --arms "counterfactual, scored by heads" --out runs/scored -- model.depth=7
 
 Each seed has one warm start, shared by its arms, so arms are paired. A run that is already done is not repeated. The
 unit of resampling is the seed; five of them give wide t intervals, and the table shows every seed beside them.
@@ -37,10 +38,25 @@ ARMS: dict[str, tuple[str, ...]] = {
         "world_model.detach_world_heads=false",
     ),
     "counterfactual, rung 0 only": ("imagination=counterfactual", "imagination.max_rung=0"),
+    "counterfactual, scored by trunk": (
+        "imagination=counterfactual",
+        "imagination.max_rung=0",
+        "imagination.completions=trunk",
+    ),
+    "counterfactual, scored by heads": (
+        "imagination=counterfactual",
+        "imagination.max_rung=0",
+        "imagination.completions=heads",
+    ),
+    "off, four times the answers": ("imagination=off", "agent=ppo_group", "agent.rollout.num_prompts=128"),
     "counterfactual, shuffled": ("imagination=counterfactual", "world_model=shuffled"),
     "baseline": ("imagination=baseline",),
+    "latent": ("imagination=latent",),
+    "latent, shuffled": ("imagination=latent", "world_model=shuffled", "imagination.latent.gated=false"),
 }
 """Name to overrides. Rung 0 of the critic imagines nothing: it reads the surprisals of the real forward."""
+ON_DEMAND = ("counterfactual, scored by heads", "off, four times the answers")
+"""Run where they are named: the heads that write whole answers need ``model.depth=7``, for all arms, as an override."""
 
 LAST_ITERATIONS = 40
 """r2, slope and agreement are means over the last iterations."""
@@ -60,7 +76,7 @@ class Outcome:
     slope: float | None
     seconds: float
     overlap: float
-    rungs: tuple[float, ...]
+    rungs: dict[int, float]
     """r2 of each rung of the critic ladder on fresh batches, mean over the second half of the run."""
     action_shuffle_ratio: float | None
     accept: tuple[float, ...]
@@ -101,7 +117,7 @@ def outcome(run_dir: Path) -> Outcome:
         return f"{_mean([mean(tag, records=steps[:FIRST_ITERATIONS])])}>{_mean([mean(tag)])}"
 
     known = {tag for record in steps for tag in record}
-    rungs = [mean(f"imagination/rung_{rung}/r2", len(steps) // 2) for rung in range(3)]
+    rungs = [mean(f"imagination/rung_{rung}/r2", len(steps) // 2) for rung in range(4)]
     depths = sorted(tag for tag in judged[-1] if re.fullmatch(r"world_model/depth_[2-9]/accept", tag))
 
     return Outcome(
@@ -115,7 +131,7 @@ def outcome(run_dir: Path) -> Outcome:
         overlap=next(
             record["rollout/prompt_overlap_sft"] for record in records if "rollout/prompt_overlap_sft" in record
         ),
-        rungs=tuple(r2 for r2 in rungs if r2 is not None),
+        rungs={rung: r2 for rung, r2 in enumerate(rungs) if r2 is not None},
         action_shuffle_ratio=mean("world_model/action_shuffle_loss_ratio", len(steps)),
         accept=tuple(judged[-1][tag] for tag in depths),
         imagined=judged[-1]["eval/return_imagined"],
@@ -132,7 +148,8 @@ def main() -> None:
     """Run all arms and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    usual = [arm for arm in ARMS if arm not in ON_DEMAND]
+    parser.add_argument("--arms", nargs="+", default=usual, choices=list(ARMS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("overrides", nargs="*", help="further overrides of every run")
@@ -185,16 +202,17 @@ def table(outcomes: dict[tuple[str, int], Outcome], arms: list[str], seeds: list
 
 def world_model_table(outcomes: dict[tuple[str, int], Outcome], arms: list[str], seeds: list[int]) -> str:
     """What each arm's world model knows, one row an arm and seed."""
-    header = "| arm | seed | r2 of rungs 0 1 2 | norm ratio | action-shuffle ratio | agreement d2 d3 d4: first>last | "
+    header = "| arm | seed | r2 of rungs | norm ratio | action-shuffle ratio | agreement d2 d3 d4: first>last | "
     header += "accept d2 d3 d4 | imagined / realized (r) |"
     lines = [header, "|---|---|---|---|---|---|---|---|"]
     for arm in arms:
         for seed in seeds:
             row = outcomes[arm, seed]
             correlation = "" if row.correlation is None else f" ({row.correlation:.2f})"
+            rungs = ", ".join(f"{rung}: {r2:.3f}" for rung, r2 in row.rungs.items())
             heads = f"{_mean([row.action_shuffle_ratio])} | {' '.join(row.agreement)} | {_each(list(row.accept))}"
             lines.append(
-                f"| {arm} | {seed} | {_each(list(row.rungs))} | {_mean([row.norm_ratio])} | {heads} | "
+                f"| {arm} | {seed} | {rungs} | {_mean([row.norm_ratio])} | {heads} | "
                 f"{row.imagined:.2f} / {row.realized:.2f}{correlation} |"
             )
     return "\n".join(lines)

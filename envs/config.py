@@ -32,6 +32,7 @@ class TextEnvConfig:
         timeout_seconds: limit for scoring one answer, or for one reply, in processes of its own; None is no limit.
         num_scorers: how many of these processes there are; None is one for each core and at most 4.
         scorer_memory_gib: memory that each of them may take beyond its task; None is no limit.
+        paid_scorer: whether a score costs money, as one by a paid service does: imagined answers are then not scored.
         on_error: what a failing scorer does, "zero" or "raise".
         max_episode_steps: a lower limit on what a policy may write, rows keeping their room. ``gymnasium.make_vec``
             passes it on; ``gymnasium.make`` wraps a TimeLimit around instead, which ends texts without a score.
@@ -54,6 +55,7 @@ class TextEnvConfig:
     timeout_seconds: float | None = None
     num_scorers: int | None = None
     scorer_memory_gib: float | None = 4.0
+    paid_scorer: bool = False
     on_error: str = "zero"
     max_episode_steps: int | None = None
 

@@ -244,14 +244,8 @@ def score_answers(
 ) -> dict[str, list[Any]]:
     """Return the records of rows that have ended: text, score, exact, components, reason and num_tokens."""
     responses = [rows.response(row).copy() for row in ended.tolist()]
-    texts = [written_text(rules.tokenizer, response.tolist()) for response in responses]
     ran_out = truncated[ended].tolist()
-    answers = list(zip(examples[ended].tolist(), texts, responses, strict=True))
-    if rules.truncation_score == "score":
-        scores = rules.scorer.score_batch(answers)
-    else:
-        paid = iter(rules.scorer.score_batch([a for a, out in zip(answers, ran_out, strict=True) if not out]))
-        scores = [Score(0.0, reason="no_eos") if out else next(paid) for out in ran_out]
+    texts, scores = score_responses(rules, examples[ended].tolist(), responses, ran_out)
     return {
         "text": texts,
         "score": [float(score.value) for score in scores],
@@ -265,6 +259,21 @@ def score_answers(
     }
 
 
+def score_responses(
+    rules: RewardRules,
+    examples: Sequence[Example],
+    responses: Sequence[Int64[np.ndarray, " _"]],
+    ran_out: Sequence[bool],
+) -> tuple[list[str], list[Score]]:
+    """Return the text and the score of each response; those that ran out of budget by ``truncation_score``."""
+    texts = [written_text(rules.tokenizer, response.tolist()) for response in responses]
+    answers = list(zip(examples, texts, responses, strict=True))
+    if rules.truncation_score == "score":
+        return texts, rules.scorer.score_batch(answers)
+    paid = iter(rules.scorer.score_batch([a for a, out in zip(answers, ran_out, strict=True) if not out]))
+    return texts, [Score(0.0, reason="no_eos") if out else next(paid) for out in ran_out]
+
+
 class Rewards:
     """The reward function of a task's kind, with its ledger.
 
@@ -272,7 +281,7 @@ class Rewards:
     """
 
     def __init__(self, task: Task, rules: RewardRules, num_rows: int, width: int) -> None:
-        self._rules = rules
+        self.rules = rules
         self._function: RewardFunction = answer_rewards
         self.kind = "AnswerReferee"  # the names that snapshots have had from the first
         if isinstance(task, TurnTask):
@@ -294,7 +303,7 @@ class Rewards:
         examples: Shaped[np.ndarray, " row"],
     ) -> StepResult:
         """Return what the actions, which stand in the rows already, earn and end."""
-        return self._function(self._rules, self._ledger, rows, live, actions, examples)
+        return self._function(self.rules, self._ledger, rows, live, actions, examples)
 
     def state(self) -> dict[str, Any]:
         """Return what a snapshot of the environment needs, JSON-able."""

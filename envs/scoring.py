@@ -81,6 +81,7 @@ class Scorer:
             and a single one for a ``BatchScoringTask``, whose network uses all cores by itself.
         scorer_memory_gib: memory that each of these processes may take beyond its task; None is no limit, which a task
             on a GPU needs.
+        paid: whether a score costs money; a task may say so by an attribute ``paid_scorer`` of its own.
 
     Raises:
         ValueError: if a limit or a number is not positive, ``on_error`` is unknown, or ``num_scorers`` is given without
@@ -95,6 +96,7 @@ class Scorer:
         *,
         num_scorers: int | None = None,
         scorer_memory_gib: float | None = 4.0,
+        paid: bool = False,
     ) -> None:
         for name, limit in (("timeout_seconds", timeout_seconds), ("scorer_memory_gib", scorer_memory_gib)):
             if limit is not None and limit <= 0:
@@ -109,6 +111,9 @@ class Scorer:
         self.task = task
         self.on_error = on_error
         self.counters = ScorerCounters()
+        self.imagined = ScorerCounters()
+        """Of what was asked within ``counting_apart``."""
+        self.is_paid = paid or bool(getattr(task, "paid_scorer", False))
         target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
         self._together = task if timeout_seconds is None and isinstance(task, BatchScoringTask) else None
         self._pool: Workers = InProcess(target)
@@ -134,6 +139,16 @@ class Scorer:
             yield
         finally:
             self._is_ahead, self._ahead = False, {}
+
+    @contextmanager
+    def counting_apart(self) -> Iterator[None]:
+        """Count what is asked within the block in ``imagined``, and leave it out of the components' means."""
+        counted, components = self.counters, self._components
+        self.counters, self._components = self.imagined, {}
+        try:
+            yield
+        finally:
+            self.counters, self._components = counted, components
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
         """Return what the text is worth; see the class for what failures do.

@@ -106,7 +106,8 @@ class Task(Protocol):
     """Two verbs. All randomness comes from ``rng``.
 
     A task may carry ``probe_bound: float``, the largest mean value that content-free text may earn (default 0), to
-    which the checks hold it, and ``universe_size: int``, the number of different questions where that is small.
+    which the checks hold it, ``universe_size: int``, the number of different questions where that is small, and
+    ``paid_scorer: bool``, whether a score costs money, so that imagined answers are not scored (default False).
     """
 
     def sample(self, rng: np.random.Generator, split: str) -> Example:

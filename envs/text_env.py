@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int, Int64
 
 from worldmtp.choices import check_choice
 from worldmtp.envs.dataset import TextDataset
@@ -14,6 +14,7 @@ from worldmtp.envs.rows import Observation
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.worth import check_worth
 from worldmtp.lazy import import_name
 
 OBSERVATION_KEYS = ("tokens", "length", "prompt_length")
@@ -99,6 +100,20 @@ class TextVectorEnv(KernelView, VectorEnv):
     def example_of(self, row: int) -> Example:
         """Return the question that a row answers."""
         return self.kernel.example_of(row)
+
+    def worth(
+        self, rows: Int[np.ndarray, " answer"], answers: Sequence[Int64[np.ndarray, " _"]]
+    ) -> Float64[np.ndarray, " answer"]:
+        """Return what imagined answers to the questions of these rows are worth, by the task's own scorer.
+
+        An answer is the tokens behind the prompt, up to EOS or the whole budget. No episode under way is touched,
+        and the scorer counts these calls apart, in ``scorer.imagined``. What wrappers add to rewards is not in it.
+
+        Raises:
+            ValueError: a world replies, the task may end texts itself, a score costs money, or an answer is not over.
+        """
+        check_worth(self.task, self.scorer, self.eos_terminates)
+        return self.kernel.worth(rows, answers)
 
     def state(self) -> dict[str, Any]:
         """Return a JSON-able snapshot of all that decides the episodes to come."""

@@ -44,7 +44,7 @@ of ``meta["dice"]``, else of its world's seed; ``example_of`` has the dice of a 
 ``reset_mask`` resets these rows only. One generator serves all rows: no row has a seed of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64, Int, Int64
 
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.dataset import EncodedExamples, TextDataset
@@ -80,6 +80,7 @@ from worldmtp.envs.rows import (
 from worldmtp.envs.scoring import Scorer, ScorerCounters
 from worldmtp.envs.task import Example, TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
+from worldmtp.envs.worth import check_worth, worth_of
 
 _STATE_VERSION = 2
 
@@ -130,6 +131,7 @@ class TextGenVectorEnv(TextVectorEnv):
             self.config.on_error,
             num_scorers=self.config.num_scorers,
             scorer_memory_gib=self.config.scorer_memory_gib,
+            paid=self.config.paid_scorer,
         )
         width, vocab_size = self._dataset.max_prompt + self._dataset.max_new, self.tokenizer.vocab_size
         self.single_observation_space: spaces.Space[Any] = observation_space(width, vocab_size)
@@ -239,6 +241,20 @@ class TextGenVectorEnv(TextVectorEnv):
         infos = self._infos(result)
         return self._rows.observation(self.copy), result.rewards, result.terminated, result.truncated, infos
 
+    def worth(
+        self, rows: Int[np.ndarray, " answer"], answers: Sequence[Int64[np.ndarray, " _"]]
+    ) -> Float64[np.ndarray, " answer"]:
+        """Return what imagined answers are worth; see ``TextVectorEnv.worth``.
+
+        Raises:
+            ValueError: they cannot be scored, or an answer is not over.
+            ResetNeeded: before the first reset.
+        """
+        check_worth(self.task, self.scorer, self.eos_terminates)
+        if not self.is_begun:
+            raise ResetNeeded("call reset before worth: rows without a question have no answers.")
+        return worth_of(self._rewards.rules, self._examples[rows].tolist(), answers)
+
     def render(self) -> tuple[str, ...] | None:
         """Return the rows' texts, prompt and response, in "ansi" mode."""
         if self.render_mode is None or not self.is_begun:
@@ -277,6 +293,7 @@ class TextGenVectorEnv(TextVectorEnv):
             "np_random": self.np_random.bit_generator.state,
             "np_random_seed": self._np_random_seed,
             "scorer": vars(self.scorer.counters).copy(),
+            "scorer_imagined": vars(self.scorer.imagined).copy(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> Observation:
@@ -310,6 +327,7 @@ class TextGenVectorEnv(TextVectorEnv):
         self.np_random.bit_generator.state = state["np_random"]
         self._np_random_seed = state["np_random_seed"]
         self.scorer.counters = ScorerCounters(**state["scorer"])
+        self.scorer.imagined = ScorerCounters(**state.get("scorer_imagined", {}))  # older snapshots imagined nothing
         return self._rows.observation(self.copy)
 
     def _rules(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from worldmtp.agents.advantages import (
     update_kappa,
 )
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.agents.imagination.completions import COMPLETIONS_RUNG, NUM_COLUMNS, ScoredCompletions
 from worldmtp.agents.imagination.critic import (
     LiveTokens,
     Rung,
@@ -138,6 +139,7 @@ class CounterfactualAdvantages:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        completions: ScoredCompletions | None = None,
     ) -> None:
         ppo.check_whole_episodes("imagination.use='counterfactual'")
         if config.max_rung > 0:
@@ -153,9 +155,19 @@ class CounterfactualAdvantages:
         widths = [num_surprisals(config.tail), num_readings(config.horizon), hidden_size]
         self._dtype = dtype
         self.num_likely = config.max_live
+        self._completions = completions
         self._rungs = [
             Rung(sum(widths[: rung + 1]), config, generator, device, dtype) for rung in range(config.max_rung + 1)
         ]
+        # Each rung's number, and what it reads of the features.
+        self._numbers = list(range(config.max_rung + 1))
+        self._columns: list[slice | Tensor] = [slice(rung.num_features) for rung in self._rungs]
+        if completions is not None:
+            total = self._rungs[-1].num_features
+            columns = torch.tensor([*range(widths[0]), *range(total, total + NUM_COLUMNS)], device=device)
+            self._rungs.append(Rung(len(columns), config, generator, device, dtype))
+            self._numbers.append(COMPLETIONS_RUNG)
+            self._columns.append(columns)
 
     def estimate(
         self, rollout: Rollout, stats: PolicyStats, states: LatentState | None = None
@@ -184,19 +196,19 @@ class CounterfactualAdvantages:
         metrics |= measured
         serving = serving_rung(self._rungs, config.min_batches)
         used_advantages, used_slope = torch.zeros_like(live.logprobs), 0.0
-        for index, rung in enumerate(self._rungs):
-            advantages = self._advantages(rung, features[:, : rung.critic.inner.in_features], live)
+        for index, (number, rung, columns) in enumerate(zip(self._numbers, self._rungs, self._columns, strict=True)):
+            advantages = self._advantages(rung, features[:, columns], live)
             correction = episode_correction(advantages, live, rollout.actions)
             slope = rung.slope.slope
             r2 = explained_variance((residual - slope * correction).double(), residual.double())
-            metrics[f"imagination/rung_{index}/r2"] = r2
-            metrics[f"imagination/rung_{index}/slope"] = slope
-            metrics[f"imagination/rung_{index}/corr"] = correlation(correction, residual)
+            metrics[f"imagination/rung_{number}/r2"] = r2
+            metrics[f"imagination/rung_{number}/slope"] = slope
+            metrics[f"imagination/rung_{number}/corr"] = correlation(correction, residual)
             if index == serving:
                 used_advantages, used_slope = advantages, slope
-                metrics |= {"imagination/r2": r2, "imagination/slope": slope, "imagination/rung": float(index)}
+                metrics |= {"imagination/r2": r2, "imagination/slope": slope, "imagination/rung": float(number)}
             rung.measure(r2, correction, residual)
-            self._remember(rung, features, live, rollout, returns)
+            self._remember(rung, features[:, columns], live, rollout, returns)
         metrics["imagination/gate_open"] = float(serving is not None)
         correction = episode_correction(used_advantages, live, rollout.actions)
         metrics |= advantage_moments(per_step(residual - used_slope * correction, rollout), rollout)
@@ -221,11 +233,26 @@ class CounterfactualAdvantages:
     ) -> tuple[Float[Tensor, "candidate features"], dict[str, float]]:
         """Return the features of every live candidate, rung by rung along the last axis, and what they cost."""
         features = surprisal_features(entropy, live, rollout)[live.mask].to(self._dtype)
-        if self._config.max_rung == 0:
-            return features, {}
-        config, acting = self._config, self._acting
-        if states is None:
+        if states is None and (self._config.max_rung > 0 or self._completions is not None):
             states = acted_states(self._world_model, rollout)
+        metrics: dict[str, float] = {}
+        if self._config.max_rung > 0:
+            assert states is not None
+            imagined, metrics = self._imagined(rollout, states, live)
+            features = torch.cat([features, *imagined], dim=-1)
+        if self._completions is not None:
+            assert states is not None
+            columns, costs = self._completions.features(rollout, states, live)
+            features = torch.cat([features, columns.to(self._dtype)], dim=-1)
+            tokens = metrics.get("imagination/imagined_tokens", 0.0) + costs.pop("imagination/imagined_tokens")
+            metrics |= costs | {"imagination/imagined_tokens": tokens}
+        return features, metrics
+
+    def _imagined(
+        self, rollout: Rollout, states: LatentState, live: LiveTokens
+    ) -> tuple[list[Float[Tensor, "candidate _"]], dict[str, float]]:
+        """Return the columns of readings and latents, of the tail zeros, and what they cost."""
+        config, acting = self._config, self._acting
         imagined = imagined_features(
             self._world_model, acting, rollout, states, live.without_tail(), config.horizon, config.chunk_states
         )
@@ -234,7 +261,7 @@ class CounterfactualAdvantages:
         if acting.turns is not None:
             metrics["imagination/turn_border_fraction"] = imagined.border_fraction
         columns = [imagined.readings, *([imagined.latents] if config.max_rung > 1 else [])]
-        return torch.cat([features, *(_at(own, column.to(self._dtype)) for column in columns)], dim=-1), metrics
+        return [_at(own, column.to(self._dtype)) for column in columns], metrics
 
     @torch.no_grad()
     def _advantages(self, rung: Rung, features: Tensor, live: LiveTokens) -> Float[Tensor, "batch step live"]:
@@ -251,15 +278,15 @@ class CounterfactualAdvantages:
         taken = live.taken(rollout.actions)[live.mask]
         scaled = ((returns - low) / (high - low)).clamp(0.0, 1.0)
         targets = scaled[:, None, None].expand_as(live.logprobs)[live.mask]
-        rung.remember(features[taken, : rung.critic.inner.in_features], targets[taken])
+        rung.remember(features[taken], targets[taken])
 
     def learn(self) -> dict[str, float]:
         """Train every rung on its replay, the last batch included; a rung with nothing to train on has no loss."""
         metrics = {}
-        for index, rung in enumerate(self._rungs):
+        for number, rung in zip(self._numbers, self._rungs, strict=True):
             loss = rung.train(self._config.critic_updates, _CRITIC_BATCH, self._generator)
             if loss is not None:
-                metrics[f"imagination/rung_{index}/loss"] = loss
+                metrics[f"imagination/rung_{number}/loss"] = loss
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -278,7 +305,7 @@ class CounterfactualAdvantages:
             rung.load_state_dict(saved)
 
     def _check_features(self, saved: list[int]) -> None:
-        own = [rung.critic.inner.in_features for rung in self._rungs]
+        own = [rung.num_features for rung in self._rungs]
         if saved == own:
             return
         tail = self._config.tail
@@ -286,6 +313,6 @@ class CounterfactualAdvantages:
         cure = (
             f"they were trained with imagination.tail={str(not tail).lower()}, so set that to go on with them"
             if saved == others
-            else "go on with the imagination.horizon, max_rung and tail of the run that trained them"
+            else "go on with the imagination.horizon, max_rung, tail and completions of the run that trained them"
         )
         raise ValueError(f"the saved critics read {saved} features, a number a rung, and these {own}; {cure}.")

@@ -8,6 +8,8 @@ highest one whose r2 on fresh batches beats that of the rungs below serves. Each
     1   + readings: the world model is stepped by the candidate and goes on greedily
     2   + the imagined latents themselves
 
+``completions.py`` adds a rung 3, of surprisals and of imagined answers scored by the task.
+
 A few hundred weights on the policy's own surprisals beat a critic with a trunk of its own at the sizes measured so far
 (docs/results.md), which is why the ladder starts there.
 """
@@ -218,6 +220,7 @@ class Rung:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._device = torch.device(device)
+        self.num_features = num_features
         self.critic = RungCritic(num_features, config.critic_hidden_size, generator, dtype).to(self._device)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.slope = RunningSlope(decay=config.slope_decay)

@@ -1,4 +1,4 @@
-"""What must hold before imagined episodes are trained on, each measured on real episodes that nothing has seen.
+"""What must hold before anything imagined is trained on, each measured on real episodes that nothing has seen.
 
 * **Disagreement**: the ensemble's mean total variation over the whole imagined batch. Never as a cut of single
   transitions: it would cut the reward, which is rare and so what is disagreed on.
@@ -8,6 +8,7 @@
   16 episodes; over eight it can. Each time it exceeds two standard errors, and is large enough to matter, the number
   of imagined batches halves, to zero at last; where it is within one standard error of zero again, or too small to
   matter, the number doubles.
+* **Skill**, of ``imagination=latent``: whether the model knows which token is worth more, on average above chance.
 """
 
 from collections import deque
@@ -66,3 +67,38 @@ class OptimismGap:
         self._gaps.clear()
         self._gaps.extend(float(gap) for gap in state["gaps"])
         self.num_batches = int(state["num_batches"])
+
+
+class SkillGate:
+    """Open where skill, measured on past batches before anything had trained on them, is above chance.
+
+    Args:
+        window: batches that it looks back on; before there are as many it is shut.
+        gated: off, it opens whatever the skill is, as placebos need; the wait is the same.
+    """
+
+    def __init__(self, window: int, gated: bool) -> None:
+        self._skills: deque[float] = deque(maxlen=window)
+        self._gated = gated
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the mean skill of the window exceeds two of its standard errors."""
+        number = len(self._skills)
+        if number < (self._skills.maxlen or 0):
+            return False
+        skills = torch.tensor(list(self._skills), dtype=torch.float64)
+        return not self._gated or float(skills.mean()) > 2 * float(skills.std()) / number**0.5
+
+    def measure(self, skill: float) -> None:
+        """Note the skill on a fresh batch."""
+        self._skills.append(skill)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"skills": list(self._skills)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._skills.clear()
+        self._skills.extend(float(skill) for skill in state["skills"])

@@ -4,17 +4,25 @@ Every episode there is stands in one batch, weighted by its probability, so ``su
 loss, and its gradient can be compared with the enumerated policy gradient to rounding.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.imagination.completions import ScoredCompletions
 from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
-from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
+from worldmtp.agents.imagination.critic import LiveTokens, RungCritic, live_tokens
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
+from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.tail import live_logprobs
-from worldmtp.dynamics import TokenMDP
+from worldmtp.dynamics import ExactWorldModel, TokenMDP, acting_policy
 
 CLIP = 0.2
 
@@ -71,6 +79,62 @@ class Enumerated:
         """The two-term loss of agents/imagination/counterfactual.py with the critic ``q_table[prefix, action]``."""
         advantages = eta * centred_advantages(self.critic(q_table, live, q_tail), live)
         return self.gradient_of(self.two_terms(advantages, live, self.all_action_term(live, advantages), baseline))
+
+    def completed(self, live: LiveTokens, options: dict[str, Any], mutant: str = "") -> Tensor:
+        """The two-term loss with a critic that reads scored completions, drawn anew for each prefix and token."""
+        wrong = options.pop("world", None) == "wrong"
+        logits = self.randn(*self.logits.shape) if wrong else self.logits.detach()
+        config = ImaginationConfig(max_rung=0, completions="trunk", **options)
+        eos = -1 if self.mdp.eos is None else self.mdp.eos
+        world, acting = ExactWorldModel(self.mdp, logits), Acting(acting_policy(1.0), (0.0, 1.0))
+        completions = ScoredCompletions(world, self.worth, acting, eos, self.mdp.horizon, config, self.generator)
+        rollout = self.rollout()
+        columns, _ = completions.features(rollout, acted_states(world, rollout), live)
+        if mutant == "own_continuation":
+            returns = self.episodes.rewards.sum(dim=1)[:, None, None].expand(live.mask.shape)
+            taken = live.taken(self.episodes.actions)[live.mask]
+            columns[:, 1] = torch.where(taken, returns[live.mask], columns[:, 1])
+        if mutant == "states_by_length":
+            is_last = torch.arange(self.mdp.horizon) == self.episodes.step_mask.sum(dim=1, keepdim=True) - 1
+            columns[is_last[..., None].expand(live.mask.shape)[live.mask]] = 0.0
+        critic = RungCritic(columns.shape[1], 16, self.generator, torch.float64)
+        q_values = torch.zeros_like(live.logprobs)
+        q_values[live.mask] = 5 * critic(columns).detach()
+        advantages = centred_advantages(q_values, live)
+        assert float(advantages.abs().max()) > 0.1
+        return self.two_terms(advantages, live, self.all_action_term(live, advantages))
+
+    def rollout(self) -> Rollout:
+        """All episodes, to a prompt of no tokens."""
+        actions, mask = self.episodes.actions, self.episodes.step_mask
+        steps = torch.arange(self.mdp.horizon).expand(actions.shape)
+        ends = steps == mask.sum(dim=1, keepdim=True) - 1
+        nothing = torch.zeros(len(actions), dtype=torch.long)
+        return Rollout(
+            input_ids=actions,
+            attention_mask=mask,
+            prompt_length=nothing,
+            action_index=torch.where(mask, steps, 0),
+            actions=actions,
+            step_mask=mask,
+            logprobs=self.taken(self.old),
+            rewards=self.episodes.rewards,
+            terminated=ends,
+            truncated=torch.zeros_like(ends),
+            group=nothing,
+            exact=nothing.bool(),
+        )
+
+    def worth(self, rows: np.ndarray, answers: Sequence[np.ndarray]) -> np.ndarray:
+        """The return of each answer, token by token."""
+        returns = []
+        for answer in answers:
+            prefix, total = 0, 0.0
+            for token in answer.tolist():
+                total += float(self.mdp.rewards[prefix, token])
+                prefix = prefix * self.mdp.vocab_size + 1 + token
+            returns.append(total)
+        return np.array(returns)
 
     def two_terms(self, advantages: Tensor, live: LiveTokens, every: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
         correction = episode_correction(advantages, live, self.episodes.actions)
@@ -193,6 +257,27 @@ def test_mutants_of_the_tail_are_biased(mutant: str) -> None:
     correction = advantages if mutant != "tail_never_taken" else advantages[..., :-1]
     gradient = case.gradient_of(case.two_terms(correction, seen, every))
     assert float((gradient - case.exact).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("eos", [None, 2])
+@pytest.mark.parametrize(("max_live", "min_probability", "tail"), [(4, 0.0, False), (2, 0.0, True), (3, 0.25, True)])
+@pytest.mark.parametrize("options", [{}, {"completion_states": 1}, {"completion_candidates": 1}, {"world": "wrong"}])
+def test_with_scored_completions_the_gradient_is_exact(
+    options: dict[str, Any], max_live: int, min_probability: float, tail: bool, eos: int | None
+) -> None:
+    """Whatever the draws, and whatever an untrained critic makes of them; the chains of another policy, too."""
+    case = Enumerated(eos=eos)
+    live = case.live(max_live, min_probability, tail)
+    gradient = case.gradient_of(case.completed(live, dict(options)))
+    torch.testing.assert_close(gradient, case.exact, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("mutant", ["own_continuation", "states_by_length"])
+def test_mutants_of_completions_are_biased(mutant: str) -> None:
+    """A token that was taken, completed by what the episode went on to write; and states chosen by how long it got."""
+    case = Enumerated(eos=2)
+    loss = case.completed(case.live(4), {}, mutant)
+    assert float((case.gradient_of(loss) - case.exact).abs().max()) > 0.01
 
 
 def test_a_critic_that_knows_the_tail_leaves_less_to_the_sample() -> None:

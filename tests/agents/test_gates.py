@@ -3,7 +3,7 @@
 import pytest
 
 from worldmtp.agents.config import EpisodesConfig
-from worldmtp.agents.imagination.gates import OptimismGap
+from worldmtp.agents.imagination.gates import OptimismGap, SkillGate
 
 
 def measured(gap: OptimismGap, gaps: list[float]) -> OptimismGap:
@@ -74,3 +74,39 @@ def test_a_gap_too_small_to_matter_opens_again() -> None:
     gap = measured(OptimismGap(8, 8, least=0.02), [0.2, 0.3] * 8)
     assert gap.num_batches == 0
     assert measured(gap, [0.010, 0.011] * 8).num_batches == 8
+
+
+# The skill of imagined latents
+
+
+def skilled(gate: SkillGate, skills: list[float]) -> list[bool]:
+    """Whether the gate is open after each batch."""
+    found = []
+    for skill in skills:
+        gate.measure(skill)
+        found.append(gate.is_open)
+    return found
+
+
+def test_the_gate_of_skill_opens_two_standard_errors_above_chance_and_not_before_its_window_is_full() -> None:
+    """.1 .3 .1 .3: mean .2, standard error .0577. With -.1 for the first .1: mean .15 is 1.57 of .0957."""
+    gate = SkillGate(4, gated=True)
+    assert skilled(gate, [0.1, 0.3, 0.1, 0.3]) == [False, False, False, True]
+    assert skilled(SkillGate(4, gated=True), [-0.1, 0.3, 0.1, 0.3])[-1] is False
+    assert skilled(gate, [-0.4]) == [False], "it shuts as it opens"
+
+
+def test_no_skill_at_all_is_not_above_chance() -> None:
+    assert skilled(SkillGate(2, gated=True), [0.0] * 4) == [False] * 4
+    assert skilled(SkillGate(2, gated=True), [-0.2] * 4) == [False] * 4
+
+
+def test_a_placebo_waits_as_long_and_opens_whatever_its_skill() -> None:
+    assert skilled(SkillGate(3, gated=False), [-0.2] * 4) == [False, False, True, True]
+
+
+def test_the_state_of_the_gate_of_skill_goes_on() -> None:
+    gate, other = SkillGate(2, gated=True), SkillGate(2, gated=True)
+    gate.measure(0.2)
+    other.load_state_dict(gate.state_dict())
+    assert skilled(other, [0.3]) == [True]

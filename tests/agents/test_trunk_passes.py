@@ -27,6 +27,7 @@ OFF = ("off", 2, "mtp", "sequential")
 SURPRISALS = ("counterfactual", 0, "mtp", "sequential")
 COUNTERFACTUAL = ("counterfactual", 2, "mtp", "sequential")
 BASELINE = ("baseline", 2, "mtp", "sequential")
+LATENT = ("latent", 2, "mtp", "sequential")
 OTHERS = [
     ("counterfactual", 2, "mtp", "eagle"),
     ("counterfactual", 2, "mtp", "hydra"),
@@ -93,6 +94,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[ImaginationTrainer], li
         (SURPRISALS, 1, 0),  # and with the same pass: the root agreement, the sensitivity to actions
         (COUNTERFACTUAL, 1, 0),  # and what follows the live tokens
         (BASELINE, 1, 0),  # and what is expected of every state
+        (LATENT, 1, 0),  # and the skill with which it tells tokens apart, while its gate is shut
         *((case, 1, 0) for case in OTHERS),
         (ORACLE, 2, 4),  # one that keeps keys and values; two steps from every state, two from the first ones
     ],
@@ -141,7 +143,7 @@ def test_at_the_default_settings_an_iteration_makes_ten_passes(
     assert len(read) + 1 == 10
 
 
-@pytest.mark.parametrize("case", [OFF, COUNTERFACTUAL, ("baseline", 2, "identity", "sequential")])
+@pytest.mark.parametrize("case", [OFF, COUNTERFACTUAL, LATENT, ("baseline", 2, "identity", "sequential")])
 def test_nothing_of_the_pass_is_left_when_weights_change(
     case: tuple[str, int, str, str], text_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +165,7 @@ def test_nothing_of_the_pass_is_left_when_weights_change(
     assert alive == [[]]
 
 
-@pytest.mark.parametrize("case", [OFF, COUNTERFACTUAL, BASELINE, ORACLE])
+@pytest.mark.parametrize("case", [OFF, COUNTERFACTUAL, BASELINE, LATENT, ORACLE])
 def test_the_shared_pass_is_the_passes_it_replaces(
     case: tuple[str, int, str, str], text_env: MakeEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,16 @@ REFUSED = [
     (HORIZON % "mtp", "imagination.horizon=9", "world_model=mtp"),
     (HORIZON % "shuffled", "imagination.horizon=9", "world_model=shuffled"),
     (r"world_model=mtp with imagination=counterfactual: head='medusa'", "head=medusa"),
+    # Words of up to 8 letters, and EOS.
+    (r"an answer may have 9 tokens, and of 4 at most these heads .* depth=9", "imagination.completions=heads"),
+    (r"scores of .* cost money", "imagination.completions=trunk", "+env.kwargs.paid_scorer=true"),
+    (
+        r"world_model=mtp_parallel with imagination\.completions=heads: .* policy's average future",
+        "imagination.completions=heads",
+        "imagination.max_rung=0",
+        "world_model=mtp_parallel",
+        "head=medusa",
+    ),
     (r"objective: depth_weighting='meen' is unknown; did you mean 'mean'", "objective.depth_weighting=meen"),
     (r"objective\.coef: coef\.kind='linear' goes from start to end; give", "objective.coef.kind=linear"),
     (r"objective: all terms are 0", "objective.terms.ce=0"),

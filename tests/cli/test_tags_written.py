@@ -24,7 +24,14 @@ ELSEWHERE = {
     "imagination/skill_h{h}": "imagination=baseline",
     "imagination/turn_border_fraction": "imagination in an environment whose worlds reply, such as env=pig",
     "imagination/gradient_norm_ratio": "imagination.gradient_norm_every",
+    "imagination/completions": "imagination.completions",
+    "time/completion_seconds": "imagination.completions",
+    "time/imagined_scoring_seconds": "imagination.completions",
+    "env/imagined_scores": "imagination.completions",
     "losses/observation": "agent.ppo.observation_coef in an environment whose worlds reply",
+    "imagination/action_skill": "imagination=latent",
+    "imagination/path_weight": "imagination=latent",
+    "imagination/return_range": "imagination=latent",
     "imagination/optimism_gap": "imagination=episodes",
     "imagination/disagreement": "imagination=episodes",
     "imagination/batches_trained": "imagination=episodes",
@@ -96,8 +103,27 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             ["imagination/turn_border_fraction"],
         ),
         (["env=pig", "agent.ppo.observation_coef=0.1"], ["losses/observation"]),
+        (
+            ["imagination.completions=trunk"],
+            [
+                *("imagination/completions", "imagination/rung_3/r2", "env/imagined_scores"),
+                *("time/completion_seconds", "time/imagined_scoring_seconds"),
+            ],
+        ),
         (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
+        (
+            [
+                "imagination=latent",
+                "imagination.latent.gated=false",
+                "imagination.latent.gate_batches=2",
+                "agent.rollout.num_iterations=3",
+            ],
+            [
+                *(f"imagination/{name}" for name in ("action_skill", "path_weight", "return_range", "gate_open")),
+                *(f"imagination/losses/{name}" for name in ("policy", "value", "kl_reference", "approx_kl", "entropy")),
+            ],
+        ),
         (
             [
                 "env=pig",

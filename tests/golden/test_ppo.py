@@ -7,7 +7,7 @@ import pytest
 
 from worldmtp import MTPModel
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.config import EpisodesConfig
+from worldmtp.agents.config import EpisodesConfig, LatentConfig
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import TextVectorEnv
 
@@ -57,11 +57,27 @@ CASES: dict[str, dict[str, Any]] = {
         "env": "conversation",
         "imagination": {"tail": True, "max_live": 2},
     },
+    "counterfactual_completions": {"use": "counterfactual", "imagination": {"max_rung": 0, "completions": "trunk"}},
     "episodes_conversation": {
         "use": "episodes",
         "env": "conversation",
         "world": {"replies": ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, num_updates=8)},
         "imagination": {"episodes": EpisodesConfig(num_batches=2, batch_size=4, num_epochs=1, gated=False)},
+    },
+    "latent": {
+        "use": "latent",
+        "imagination": {"latent": LatentConfig(num_starts=8, gated=False, gate_batches=2, ent_coef=0.01)},
+    },
+    "latent_mixed": {
+        "use": "latent",
+        "imagination": {
+            "latent": LatentConfig(num_starts=8, gated=False, gate_batches=2, mixed=True, replay_iterations=2)
+        },
+    },
+    "latent_shuffled": {
+        "use": "latent",
+        "world": {"backend": "shuffled"},
+        "imagination": {"latent": LatentConfig(num_starts=8, gated=False, gate_batches=2)},
     },
     "baseline": {"use": "baseline"},
     "baseline_oracle": {"use": "baseline", "world": {"backend": "oracle"}},

@@ -112,6 +112,9 @@ def naive_loss(
                 gap = (latent[b, t] - hidden[b, ahead]).abs()
                 beta = terms.latent_beta
                 composed = -terms.ce * q[case.targets[b, t, k]].log() + terms.kl * (p * (p / q).log()).sum()
+                share = torch.exp(-3 * accepted.detach())
+                blended = share * (p * (p / q).log()).sum() + (1 - share) * 0.5 * (p - q).abs().sum()
+                composed = composed - terms.nla * accepted.log() + terms.lk_hybrid * blended
                 composed = composed + terms.tv * 0.5 * (p - q).abs().sum()
                 composed = composed + terms.latent * torch.where(gap < beta, gap**2 / (2 * beta), gap - beta / 2).mean()
                 total = total + case.weights[k] * composed

@@ -12,13 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worldmtp.objective.fused import LossTerms, Teacher, summed_depth_losses
 
 BATCH, TIME, HIDDEN, VOCAB, DEPTHS = 2, 7, 5, 11, 3
-ALL_TERMS = LossTerms(ce=0.7, kl=0.5, tv=0.3, e2e_tv=0.9, latent=1.1, latent_beta=0.8)
+ALL_TERMS = LossTerms(ce=0.7, kl=0.5, tv=0.3, e2e_tv=0.9, latent=1.1, latent_beta=0.8, nla=0.4, lk_hybrid=0.6)
 TERMS = {
     "ce": LossTerms(),
     "kl": LossTerms(ce=0.0, kl=1.0),
     "tv": LossTerms(ce=0.0, tv=1.0),
     "e2e_tv": LossTerms(ce=0.0, e2e_tv=1.0),
     "latent": LossTerms(ce=0.0, latent=1.0, latent_beta=0.5),
+    "nla": LossTerms(ce=0.0, nla=1.0),
+    "lk_hybrid": LossTerms(ce=0.0, lk_hybrid=1.0),
     "all": ALL_TERMS,
 }
 
@@ -36,6 +38,33 @@ def by_hand(*rows: tuple[float, ...]) -> Tensor:
 @pytest.fixture
 def unit_layer(cases) -> nn.Linear:
     return cases.linear_of(nn.Parameter(torch.eye(2, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        # q = (1/4, 3/4) and p = (3/4, 1/4) share 1/2; KL = 3/4 log 3 - 1/4 log 3 = log(3) / 2.
+        (LossTerms(ce=0.0, nla=2.0), 2 * math.log(2)),
+        (
+            LossTerms(ce=0.0, lk_hybrid=1.0),
+            math.exp(-1.5) * math.log(3) / 2 + (1 - math.exp(-1.5)) / 2,
+        ),
+    ],
+)
+def test_losses_of_the_acceptance_by_hand(unit_layer, terms, expected):
+    loss, _ = summed_depth_losses(
+        [by_hand((0.25, 0.75))],
+        [unit_layer],
+        torch.tensor([[[1]]]),
+        torch.tensor([[[True]]]),
+        weights=[1.0],
+        terms=terms,
+        teacher=Teacher(by_hand((0.75, 0.25)), unit_layer, (1,)),
+        detach_output=[False],
+        chunk_size=8,
+        with_acceptance=False,
+    )
+    assert loss.item() == pytest.approx(expected, abs=1e-14)
 
 
 def test_values_by_hand(cases, unit_layer):
@@ -147,7 +176,7 @@ def test_gradcheck(cases, detach):
         head = cases.linear_of(leaves[2], leaves[3])
         tried = replace(case, latents=list(leaves[:2]), layers=[head, head])
         tried.teacher = replace(case.teacher, hidden=leaves[4], detach=detach)
-        return tried.loss(ALL_TERMS)[0]
+        return tried.loss(replace(ALL_TERMS, lk_hybrid=0.0))[0]  # its share of KL is a constant to gradients alone
 
     leaves = [leaf.detach().clone().requires_grad_() for leaf in case.leaves()]
     if detach:

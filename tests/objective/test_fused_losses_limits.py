@@ -14,13 +14,15 @@ from worldmtp.objective import token_losses
 from worldmtp.objective.fused import LossTerms, Teacher
 
 BATCH, TIME, HIDDEN, VOCAB, DEPTHS = 2, 7, 5, 11, 3
-ALL_TERMS = LossTerms(ce=0.7, kl=0.5, tv=0.3, e2e_tv=0.9, latent=1.1, latent_beta=0.8)
+ALL_TERMS = LossTerms(ce=0.7, kl=0.5, tv=0.3, e2e_tv=0.9, latent=1.1, latent_beta=0.8, nla=0.4, lk_hybrid=0.6)
 TERMS = {
     "ce": LossTerms(),
     "kl": LossTerms(ce=0.0, kl=1.0),
     "tv": LossTerms(ce=0.0, tv=1.0),
     "e2e_tv": LossTerms(ce=0.0, e2e_tv=1.0),
     "latent": LossTerms(ce=0.0, latent=1.0, latent_beta=0.5),
+    "nla": LossTerms(ce=0.0, nla=1.0),
+    "lk_hybrid": LossTerms(ce=0.0, lk_hybrid=1.0),
     "all": ALL_TERMS,
 }
 

@@ -119,7 +119,8 @@ def test_values_are_checked(values, message):
 
 
 @pytest.mark.parametrize(
-    ("term", "needed"), [("ce", False), ("kl", True), ("tv", True), ("e2e_tv", True), ("latent", True)]
+    ("term", "needed"),
+    [("ce", False), ("kl", True), ("tv", True), ("e2e_tv", True), ("latent", True), ("nla", True), ("lk_hybrid", True)],
 )
 def test_teacher_is_needed_by_all_but_cross_entropy(term, needed):
     terms = LossTerms(**{"ce": 0.0, term: 1.0})

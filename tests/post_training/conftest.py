@@ -1,12 +1,17 @@
 """A tiny Qwen3 with heads, a character tokenizer, and demonstrations; nothing is loaded."""
 
+import copy
 import random
 
 import pytest
 import torch
+import trl
+from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from trl import SFTConfig
 
+import worldmtp.post_training
 from worldmtp import MTPConfig, MTPModel
 from worldmtp.post_training import MTPSFTConfig, MTPSFTTrainer, build_demonstrations
 
@@ -87,6 +92,8 @@ def make_config(tmp_path):
             "use_cpu": True,
             "dataset_kwargs": {"skip_prepare_dataset": True},
         }
+        if not issubclass(config_class, SFTConfig):
+            del defaults["dataset_kwargs"]
         return config_class(str(output_dir or tmp_path / "run"), **{**defaults, **options})
 
     return make
@@ -102,6 +109,70 @@ def make_trainer(make_config, tokenizer, demonstrations):
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
+        )
+
+    return make
+
+
+@pytest.fixture
+def char_tokenizer():
+    """A tokenizer of single characters that reads and writes text: TRL's preference trainers take text alone."""
+    vocab = {character: token_id for token_id, character in enumerate(CHARACTERS)}
+    backend = Tokenizer(models.BPE(vocab, merges=[], unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+
+
+@pytest.fixture
+def pairs():
+    """16 sums with the right answer and a wrong one of another length."""
+    source = random.Random(1)
+    rows = []
+    for _ in range(16):
+        left, right = source.randrange(100), source.randrange(1000)
+        rows.append({"prompt": f"{left}+{right}=", "chosen": str(left + right), "rejected": str(source.randrange(10))})
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def prompts():
+    """16 sums without answers."""
+    source = random.Random(2)
+    return Dataset.from_list([{"prompt": f"{source.randrange(100)}+{source.randrange(1000)}="} for _ in range(16)])
+
+
+def share_of_ones(prompts, completions, completion_ids, **columns):
+    """A reward: the share of a completion's tokens that are "1"."""
+    return [ids.count(CHARACTERS.index("1")) / len(ids) for ids in completion_ids]
+
+
+SAMPLED = {"max_completion_length": 8, "num_generations": 2, "gradient_accumulation_steps": 1}
+
+
+@pytest.fixture
+def make_any(make_config, char_tokenizer, demonstrations, pairs, prompts):
+    """Make a trainer of any kind: ours on a model with heads, or, of a plain trunk, TRL's own."""
+    datasets = {"SFT": demonstrations, "DPO": pairs, "KTO": pairs, "GRPO": prompts, "RLOO": prompts}
+
+    def make(kind, model, *, train_dataset=None, eval_dataset=None, callbacks=None, extra=None, **options):
+        has_heads = isinstance(model, MTPModel)
+        library, prefix = (worldmtp.post_training, "MTP") if has_heads else (trl, "")
+        config_class = getattr(library, f"{prefix}{kind}Config")
+        given = dict(extra or {})
+        if not has_heads:
+            options |= {"bf16": False, "activation_checkpointing": False}
+            if kind in ("DPO", "KTO"):
+                given["ref_model"] = copy.deepcopy(model)
+        if kind in ("GRPO", "RLOO"):
+            options = {**SAMPLED, **options}
+            given.setdefault("reward_funcs", share_of_ones)
+        return getattr(library, f"{prefix}{kind}Trainer")(
+            model,
+            args=make_config(config_class, **options),
+            train_dataset=datasets[kind] if train_dataset is None else train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=char_tokenizer,
+            callbacks=callbacks,
+            **given,
         )
 
     return make

@@ -8,7 +8,7 @@ import pytest
 import trl
 
 from worldmtp.post_training import check_seams
-from worldmtp.post_training.compat import IncompatibleTRLError, Seam
+from worldmtp.post_training.compat import OWN_ATTRIBUTES, OWN_METHODS, IncompatibleTRLError, Seam, trainer_seams
 
 
 class Owner:
@@ -41,3 +41,22 @@ def test_an_unknown_name_suggests_the_nearest():
 
     with pytest.raises(AttributeError, match="no attribute 'MTPFooTrainer'; did you mean 'MTPSFTTrainer'"):
         worldmtp.post_training.MTPFooTrainer  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", "GRPO", "RLOO"])
+def test_each_trainer_checks_its_own_seams_when_it_is_made(make_any, make_model, monkeypatch, kind):
+    monkeypatch.setitem(OWN_METHODS, f"{kind}Trainer", {"_gone": ("self",)})
+    with pytest.raises(IncompatibleTRLError, match=rf"does not fit trl .*: {kind}Trainer\._gone is gone\. Install"):
+        make_any(kind, make_model())
+
+
+def test_a_constructed_trainer_without_an_attribute_is_refused(make_any, make_model, monkeypatch):
+    monkeypatch.setitem(OWN_ATTRIBUTES, "KTOTrainer", ("_no_such",))
+    with pytest.raises(IncompatibleTRLError, match="the trainer has no '_no_such'"):
+        make_any("KTO", make_model())
+
+
+def test_a_trainer_that_trl_no_longer_has_is_named(monkeypatch):
+    monkeypatch.setitem(OWN_METHODS, "PPOTrainer", {})
+    with pytest.raises(IncompatibleTRLError, match=r"trl\.PPOTrainer is gone"):
+        trainer_seams("PPOTrainer")

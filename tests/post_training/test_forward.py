@@ -7,7 +7,9 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from worldmtp.post_training.forward import add_mtp_forward
+from worldmtp.objective.loss import evaluation_plan
+from worldmtp.post_training.forward import DETACH_SWITCHES, HeadTask, add_mtp_forward
+from worldmtp.post_training.token_sets import TokenChoice
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
 IGNORED = -100
@@ -168,3 +170,75 @@ def test_a_model_of_depth_1_has_no_later_depths(wrapped, rows):
     model, handle = wrapped(depth=1)
     model(**pad(rows, "right"), fused_lm_head=True)
     assert handle.take().sums.ce.shape == (0,)
+
+
+def test_passes_without_gradients_run_no_head_unless_they_are_measured(wrapped, rows):
+    model, handle = wrapped()
+    plan = evaluation_plan(3)
+    with handle.during(HeadTask(plan)), torch.no_grad():
+        output = model(**pad(rows, "right"), fused_lm_head=True)
+        assert not hasattr(output, "mtp_loss")
+        with pytest.raises(RuntimeError, match="was not called since they were last taken"):
+            handle.take()
+    with handle.during(HeadTask(plan, without_gradients=True)), torch.no_grad():
+        model(**pad(rows, "right"), fused_lm_head=True)
+        with handle.paused():
+            model(**pad(rows, "right"), fused_lm_head=True)
+        measured = handle.take()
+    assert measured.num_targets == sum(label != IGNORED for row in rows for label in row["labels"])
+
+
+def test_the_losses_of_several_passes_add_up(wrapped, rows):
+    model, handle = wrapped()
+    model(**pad(rows, "right"), fused_lm_head=True)
+    whole = handle.take()
+    for part in (rows[:2], rows[2:]):
+        model(**pad(part, "right"), fused_lm_head=True)
+    parts = handle.take()
+    torch.testing.assert_close(parts.total, whole.total, rtol=1e-7, atol=0)
+    assert parts.sums.counts.tolist() == whole.sums.counts.tolist()
+    assert parts.num_targets == whole.num_targets
+    parts.total.backward()
+    assert all(weight.grad is not None for weight in model.heads.layers.parameters())
+
+
+def test_rows_that_are_not_learnt_from_cost_nothing_and_change_nothing(wrapped, rows):
+    model, handle = wrapped()
+    batch = pad(rows, "right")
+    kept = torch.tensor([True, False, True, False, False])
+    shapes = []
+    with handle.during(HeadTask(evaluation_plan(3), tokens=TokenChoice(rows=kept))):
+        handle.model.heads.layers[0].register_forward_hook(lambda m, a, out: shapes.append(len(a[0])))
+        model(**batch, fused_lm_head=True)
+        found = handle.take()
+    assert set(shapes) == {2}
+    model(**pad([rows[0], rows[2]], "right"), fused_lm_head=True)
+    alone = handle.take()
+    torch.testing.assert_close(found.total, alone.total, rtol=1e-7, atol=0)
+    with handle.during(HeadTask(evaluation_plan(3), tokens=TokenChoice(rows=torch.zeros(5, dtype=torch.bool)))):
+        model(**batch, fused_lm_head=True)
+        none = handle.take()
+    assert (none.num_targets, none.total) == (0, 0)
+
+
+def test_a_task_that_detaches_leaves_the_switches_as_they_were(wrapped, rows):
+    model, handle = wrapped()
+    with handle.during(HeadTask(evaluation_plan(3), detach=True)):
+        model(**pad(rows, "right"), fused_lm_head=True)
+        handle.take().total.backward()
+    assert all(parameter.grad is None for parameter in model.trunk.parameters())
+    assert not any(getattr(model.config, name) for name in DETACH_SWITCHES)
+
+
+def test_a_reader_reads_every_pass_and_its_reading_is_in_the_output(wrapped, rows):
+    model, handle = wrapped()
+    handle.task = None
+    handle.reader = lambda features, inputs: features.post_norm.sum(dim=-1) * inputs["attention_mask"]
+    batch = pad(rows, "right")
+    with torch.no_grad():
+        scored = model(**batch, fused_lm_head=True).mtp_reading
+    trained = model(**batch, fused_lm_head=True).mtp_reading
+    torch.testing.assert_close(scored, trained.detach(), rtol=1e-12, atol=0)
+    assert scored.shape == batch["input_ids"].shape
+    trained.sum().backward()
+    assert model.base_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0

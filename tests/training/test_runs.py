@@ -87,6 +87,17 @@ def test_a_run_from_a_dataclass_is_done_and_opened_again(tmp_path, monkeypatch):
         run(other, directory, resumes=True)
 
 
+def test_a_run_with_scored_completions_says_what_they_cost(tmp_path):
+    imagination = ImaginationConfig(max_rung=0, horizon=1, completions="trunk", completion_samples=0)
+    result = run(replace(CONFIG, imagination=imagination), tmp_path / "run")
+    (note,) = [one for one in result.summary.notes if one.startswith("completions took ")]
+    assert "times its real answers, and lifted r2 from" in note
+    assert note in result.closing
+    (record,) = [one for one in read_records(tmp_path / "run" / "metrics.jsonl") if "rollout/return_mean" in one]
+    assert record["env/scorer_calls"] == 4
+    assert 0 < record["env/imagined_scores"] <= record["imagination/completions"]
+
+
 def test_a_run_whose_returns_never_differ_says_so_in_its_log_and_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr("worldmtp.agents.trainer.episode_returns", lambda rollout: torch.zeros(len(rollout)))
     monkeypatch.setattr("worldmtp.agents.flat_returns.NUM_FLAT_ITERATIONS", 1)

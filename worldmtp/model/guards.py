@@ -85,7 +85,7 @@ def warn_of_untrained_heads(tags: Sequence[str], depth: int) -> None:
         warnings.warn(
             f"this trainer ({', '.join(tags)}) trains the trunk alone: the heads of depths 2 to {depth} and the world "
             "heads keep their weights, and their predictions go stale as the trunk moves. Train model.trunk to do "
-            "without heads, or train the heads again afterwards with MTPSFTTrainer.",
+            "without heads, or take the trainer of the same name from worldmtp.post_training, with MTP before it.",
             stacklevel=3,
         )
 

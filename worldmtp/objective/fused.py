@@ -79,7 +79,8 @@ def summed_depth_losses(
 ) -> tuple[Float[Tensor, ""], DepthSums]:
     """Return the weighted sum of the given depths' losses over their valid targets, and the sums it is made of.
 
-        L = sum_k weights[k] sum_valid (ce CE + kl KL + tv TV + latent SmoothL1)_k + e2e_tv mean(weights) L_e2e
+        L = sum_k weights[k] sum_valid (ce CE + kl KL + tv TV + latent SmoothL1 + nla NLA + lk_hybrid LK)_k
+            + e2e_tv mean(weights) L_e2e
 
     Sums, not means: gradient accumulation is exact when the weights hold one over the whole batch's number of targets.
     ``transform`` maps logits to logits, of student and teacher (soft caps, scales); a function of each token alone.

@@ -1,11 +1,13 @@
 """``MTPObjective``: the whole loss of multi-token training as one frozen config, from and to plain dicts.
 
-    L = L_1 + lambda * sum_k w_k (ce CE_k + kl KL_k + tv TV_k + latent SmoothL1_k) + lambda * mean_k(w_k) * e2e_tv E2E
+    L = L_1 + lambda * sum_k w_k (ce CE_k + kl KL_k + tv TV_k + latent SmoothL1_k + nla NLA_k + lk_hybrid LK_k)
+        + lambda * mean_k(w_k) * e2e_tv E2E
 
 over the depths k trained in the step, 2 .. K. L_1 is the next token's cross-entropy and always counts one: where only
 heads are to learn (Medusa-1, FastMTP, Hydra), freeze the trunk, for which L_1 then is a constant. E2E is the accepted
 length that is missed, sum_k (1 - prod_{j <= k} acceptance_j) (Bebop, arXiv 2606.12370): a loss of all depths together,
-so their weights enter by their mean. KL, TV and E2E compare with what the trunk itself says when it gets there.
+so their weights enter by their mean. KL, TV, NLA, LK and E2E compare with what the trunk itself says when it gets
+there: NLA is -log acceptance, and LK goes from KL, where little is accepted, to TV, where much is.
 
 The terms are computed in ``worldmtp.objective.fused``; lambda, the depths and the weights w_k are planned in
 ``worldmtp.objective.plan``. Objectives of papers are the files of ``configs/objective``. Left out: losses that need
@@ -29,7 +31,7 @@ from worldmtp.objective.plan import (
 )
 
 LATENT_TARGETS = ("trunk", "ema")
-LOSSES = ("ce", "kl", "tv", "e2e_tv", "latent")
+LOSSES = ("ce", "kl", "tv", "e2e_tv", "latent", "nla", "lk_hybrid")
 """The fields of ``LossTerms`` that are coefficients."""
 
 
@@ -37,7 +39,7 @@ LOSSES = ("ce", "kl", "tv", "e2e_tv", "latent")
 class LossTerms:
     """Coefficients of what one depth's loss of one token is made of.
 
-    ``ce``, ``kl``, ``tv`` and ``latent`` are summed for each depth and multiplied by its weight. ``e2e_tv`` couples the
+    All but ``e2e_tv`` are summed for each depth and multiplied by its weight. ``e2e_tv`` couples the
     depths, so it is multiplied by the mean of their weights.
 
     Attributes:
@@ -47,6 +49,9 @@ class LossTerms:
         e2e_tv: the accepted length that is missed, over all depths together.
         latent: smooth L1 between the head's latent and the teacher's hidden state.
         latent_beta: where that smooth L1 turns from square to linear.
+        nla: -log of the probability that a draft is accepted: tv's gradient, larger where little is accepted.
+        lk_hybrid: u KL + (1 - u) TV with u = exp(-3 acceptance), taken as a constant: KL while little is accepted,
+            whose gradient does not vanish there, and TV, which is what counts, later (vLLM's speculators).
     """
 
     ce: float = 1.0
@@ -55,6 +60,8 @@ class LossTerms:
     e2e_tv: float = 0.0
     latent: float = 0.0
     latent_beta: float = 1.0
+    nla: float = 0.0
+    lk_hybrid: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.latent_beta > 0:
@@ -63,7 +70,12 @@ class LossTerms:
     @property
     def on_teacher_logits(self) -> bool:
         """Return whether a term compares logits with a teacher's."""
-        return bool(self.kl or self.tv or self.e2e_tv)
+        return bool(self.kl or self.tv or self.e2e_tv) or self.on_acceptance
+
+    @property
+    def on_acceptance(self) -> bool:
+        """Return whether a term weighs a token by how likely its draft is accepted."""
+        return bool(self.nla or self.lk_hybrid)
 
     @property
     def on_logits(self) -> bool:

@@ -16,6 +16,7 @@ from worldmtp.objective.token_losses import (
     TokenLosses,
     TokenWeights,
     acceptance_gradient,
+    acceptance_losses,
     expected_accepted_length,
     precise_dtype,
     smooth_l1_gradient,
@@ -53,13 +54,14 @@ class SweptDepth:
 class Tally:
     """What a sweep adds to, beside the flat inputs that it reads: ``gradients`` stands in their order.
 
-    ``sums`` holds ce, kl, tv, latent and accepted of each depth.
+    ``sums`` holds ce, kl, tv, latent and accepted of each depth, ``weighed`` its losses of the acceptance.
     """
 
     states: list[Tensor]
     gradients: list[Tensor | None]
     sums: Tensor
     top1_hits: Tensor
+    weighed: Tensor
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class DepthSweep:
             gradients=[None if gradient is None else _flat(gradient) for gradient in gradients],
             sums=torch.zeros(5, num_depths, dtype=dtype, device=device),
             top1_hits=torch.zeros(num_depths, dtype=torch.int64, device=device),
+            weighed=torch.zeros(num_depths, dtype=dtype, device=device),
         )
         loss = torch.zeros((), dtype=dtype, device=device)
         tv_weights = None
@@ -101,6 +104,8 @@ class DepthSweep:
                 self.add_chunk(tally, k, rows, teacher_rows, tv_weight)
             terms, (ce, kl, tv, latent, _) = self.terms, tally.sums[:, k]
             loss += depth.weight * (terms.ce * ce + terms.kl * kl + terms.tv * tv + terms.latent * latent)
+            if terms.on_acceptance:
+                loss += depth.weight * tally.weighed[k]
         return loss, tally.sums, tally.top1_hits
 
     def add_chunk(self, tally: Tally, k: int, rows: Rows, teacher_rows: Rows, tv_weight: Tensor | None) -> None:
@@ -141,7 +146,10 @@ class DepthSweep:
         if self.measures_latent and teacher_state is not None:
             sums[3] += smooth_l1_per_token(latent, teacher_state, terms.latent_beta).sum()
 
-        weights = TokenWeights.of(terms, depth.weight, tv_weight)
+        accepted_by_token = tokens.accepted if terms.on_acceptance else None
+        if accepted_by_token is not None:
+            tally.weighed[k] += acceptance_losses(terms, tokens).sum()
+        weights = TokenWeights.of(terms, depth.weight, tv_weight, accepted_by_token)
         by_latent = by_state = None
         if by_teacher and self.teacher_unembedding is not None:
             gradient = teacher_pull(tokens.teacher_gradient(weights))

@@ -6,7 +6,12 @@ With q the student's distribution, p the teacher's, y the label and [.] an indic
     kl  sum_v p (log p - log q)     q - p                                      teacher: p (log p - log q - kl)
     tv  1 - sum_v min(p, q)         q (s - [q < p]),  s = sum_v q [q < p]      teacher: p (s' - [p < q]), s' alike
 
-where p = q, tv has a kink and neither counts as smaller. Intermediate results are shared and memory is used
+and of losses of the acceptance a = 1 - tv, by those of kl and tv:
+
+    nla        -log a                                       tv's / a
+    lk_hybrid  u kl + (1 - u) tv,  u = exp(-3 a) constant   u kl's + (1 - u) tv's
+
+Where p = q, tv has a kink and neither counts as smaller. Intermediate results are shared and memory is used
 again. Also here: smooth L1 of latents, and the accepted length that the end-to-end loss is about, with its gradient.
 """
 
@@ -23,19 +28,35 @@ from worldmtp.objective.objective import LossTerms
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """What ce, kl and tv of a depth count for in the whole loss; None for not at all, ``tv`` may differ by token."""
+    """What ce, kl and tv of a depth count for in the whole loss; None: not at all. The last two may differ by token."""
 
     ce: float | Tensor
     kl: float | Tensor | None
     tv: float | Tensor | None
 
     @classmethod
-    def of(cls, terms: LossTerms, depth_weight: float | Tensor, tv_weight: Tensor | None) -> "TokenWeights":
-        """Return the terms' coefficients times the depth's weight, and what the end-to-end loss adds to tv's."""
+    def of(
+        cls,
+        terms: LossTerms,
+        depth_weight: float | Tensor,
+        tv_weight: Tensor | None,
+        accepted: Float[Tensor, " token"] | None = None,
+    ) -> "TokenWeights":
+        """Return the terms' coefficients times the depth's weight, and what the end-to-end loss adds to tv's.
+
+        ``accepted`` is each token's acceptance, for the terms that weigh tokens by it.
+        """
         tv: float | Tensor | None = depth_weight * terms.tv if terms.tv else None
         if tv_weight is not None:
             tv = tv_weight if tv is None else tv_weight + tv
-        return cls(ce=depth_weight * terms.ce, kl=depth_weight * terms.kl if terms.kl else None, tv=tv)
+        kl: float | Tensor | None = depth_weight * terms.kl if terms.kl else None
+        if accepted is not None and terms.on_acceptance:
+            share = _kl_share(accepted)
+            on_kl = terms.lk_hybrid * share
+            on_tv = terms.nla / _positive(accepted) + terms.lk_hybrid * (1 - share)
+            kl = (0.0 if kl is None else kl) + (depth_weight * on_kl)[:, None]
+            tv = (0.0 if tv is None else tv) + (depth_weight * on_tv)[:, None]
+        return cls(ce=depth_weight * terms.ce, kl=kl, tv=tv)
 
 
 class TokenLosses:
@@ -106,6 +127,25 @@ class TokenLosses:
             below = (self.p < self.q).to(self.p.dtype)
             scale += weights.tv * (torch.linalg.vecdot(self.p, below)[:, None] - below)
         return scale.mul_(self.p)
+
+
+def acceptance_losses(terms: LossTerms, tokens: TokenLosses) -> Float[Tensor, " token"]:
+    """Return nla and lk_hybrid of each token, times their coefficients."""
+    accepted = tokens.accepted
+    losses = -terms.nla * _positive(accepted).log()
+    if terms.lk_hybrid:
+        share = _kl_share(accepted)
+        losses = losses + terms.lk_hybrid * (share * tokens.kl + (1 - share) * (1 - accepted))
+    return losses
+
+
+def _kl_share(accepted: Tensor) -> Tensor:
+    """Return lk_hybrid's weight of KL, with the constant of vLLM's speculators."""
+    return torch.exp(-3.0 * accepted)
+
+
+def _positive(accepted: Tensor) -> Tensor:
+    return accepted.clamp_min(torch.finfo(accepted.dtype).tiny)
 
 
 def expected_accepted_length(acceptance: Float[Tensor, "*batch depth"]) -> Float[Tensor, "*batch"]:

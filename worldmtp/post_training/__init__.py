@@ -12,8 +12,16 @@ from worldmtp.lazy import lazy_exports
 if TYPE_CHECKING:
     from worldmtp.post_training.compat import check_seams as check_seams
     from worldmtp.post_training.demonstrations import build_demonstrations as build_demonstrations
+    from worldmtp.post_training.dpo import MTPDPOConfig as MTPDPOConfig
+    from worldmtp.post_training.dpo import MTPDPOTrainer as MTPDPOTrainer
+    from worldmtp.post_training.grpo import MTPGRPOConfig as MTPGRPOConfig
+    from worldmtp.post_training.grpo import MTPGRPOTrainer as MTPGRPOTrainer
+    from worldmtp.post_training.kto import MTPKTOConfig as MTPKTOConfig
+    from worldmtp.post_training.kto import MTPKTOTrainer as MTPKTOTrainer
     from worldmtp.post_training.metrics import MetricWriterCallback as MetricWriterCallback
     from worldmtp.post_training.reward import TextGenReward as TextGenReward
+    from worldmtp.post_training.rloo import MTPRLOOConfig as MTPRLOOConfig
+    from worldmtp.post_training.rloo import MTPRLOOTrainer as MTPRLOOTrainer
     from worldmtp.post_training.rollout import TextGenRollout as TextGenRollout
     from worldmtp.post_training.rollout import env_reward as env_reward
     from worldmtp.post_training.sft import MTPSFTConfig as MTPSFTConfig
@@ -24,6 +32,10 @@ _load, __dir__, __all__ = lazy_exports(
     {
         "compat": "check_seams",
         "demonstrations": "build_demonstrations",
+        "dpo": "MTPDPOConfig MTPDPOTrainer",
+        "grpo": "MTPGRPOConfig MTPGRPOTrainer",
+        "rloo": "MTPRLOOConfig MTPRLOOTrainer",
+        "kto": "MTPKTOConfig MTPKTOTrainer",
         "metrics": "MetricWriterCallback",
         "reward": "TextGenReward",
         "rollout": "TextGenRollout env_reward",
@@ -33,6 +45,7 @@ _load, __dir__, __all__ = lazy_exports(
 
 
 def __getattr__(name: str) -> object:
-    if name in ("MTPSFTConfig", "MTPSFTTrainer"):  # before the import, which would fail without saying why
-        import_module(f"{__name__}.compat").check_seams()
+    if name.startswith("MTP") and name in __all__:  # before the import, which would fail without saying why
+        compat = import_module(f"{__name__}.compat")
+        compat.check_seams(compat.trainer_seams(name[3:].removesuffix("Config").removesuffix("Trainer") + "Trainer"))
     return _load(name)

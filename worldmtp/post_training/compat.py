@@ -6,7 +6,7 @@ and compared with what is installed; what differs is an error that names the ver
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,48 +28,84 @@ class Seam:
     parameters: tuple[str, ...]
 
 
-SEAMS = (
-    Seam(trl.trainer.utils, "add_fused_lm_head", ("model", "outputs")),
+MODEL_SEAMS = (
+    Seam(trl.trainer.utils, "add_fused_lm_head", ("model", "temperature", "outputs")),
     Seam(
         trl.trainer.utils,
         "FusedCausalLMOutput",
         ("loss", "log_probs", "entropy", "is_top1", "label_mask"),
     ),
-    Seam(trl.SFTTrainer, "compute_loss", ("self", "model", "inputs", "return_outputs", "num_items_in_batch")),
-    Seam(trl.SFTTrainer, "log", ("self", "logs", "start_time")),
-    Seam(trl.SFTTrainer, "evaluate", ("self", "eval_dataset", "ignore_keys", "metric_key_prefix")),
-    Seam(trl.SFTTrainer, "_remove_unused_columns", ("self", "dataset", "description")),
-    Seam(trl.SFTTrainer, "_save_checkpoint", ("self", "model", "trial")),
-    Seam(trl.SFTTrainer, "_send_telemetry", ("self",)),
-    Seam(trl.SFTTrainer, "_clip_grad_norm", ("self", "model")),
-    Seam(trl.SFTTrainer, "_save", ("self", "output_dir", "state_dict")),
-    Seam(trl.SFTTrainer, "_load_best_model", ("self",)),
-    Seam(trl.SFTTrainer, "_load_from_checkpoint", ("self", "resume_from_checkpoint", "model")),
-    Seam(trl.SFTTrainer, "_get_output_dir", ("self", "trial")),
-    Seam(transformers.Trainer, "get_tp_size", ("self",)),
 )
 
+TRAINER_METHODS = {
+    "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
+    "log": ("self", "logs", "start_time"),
+    "evaluate": ("self", "eval_dataset", "ignore_keys", "metric_key_prefix"),
+    "_get_num_items_in_batch": ("self", "batch_samples", "device"),
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_send_telemetry": ("self",),
+    "_clip_grad_norm": ("self", "model"),
+    "_save": ("self", "output_dir", "state_dict"),
+    "_load_best_model": ("self",),
+    "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
+    "_get_output_dir": ("self", "trial"),
+    "get_tp_size": ("self",),
+}
+"""What the mixin overrides or calls of every trainer."""
+
+OWN_METHODS: dict[str, dict[str, tuple[str, ...]]] = {
+    "SFTTrainer": {"_remove_unused_columns": ("self", "dataset", "description")},
+    "DPOTrainer": {},
+    "KTOTrainer": {"_compute_kl_logps": ("self", "model", "batch")},
+    "GRPOTrainer": {"_prepare_inputs": ("self", "generation_batch")},
+    "RLOOTrainer": {"_prepare_inputs": ("self", "generation_batch")},
+}
+"""And of one trainer beyond that."""
+
 TRAINER_ATTRIBUTES = ("_metrics", "accelerator", "model_accepts_loss_kwargs", "_loss_shifts_labels")
+OWN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "SFTTrainer": (),
+    "DPOTrainer": ("ref_model", "loss_is_scaled_for_ga"),
+    "KTOTrainer": ("ref_model", "loss_is_scaled_for_ga"),
+    "GRPOTrainer": ("ref_model", "beta", "temperature", "_buffered_inputs", "reward_funcs", "loss_is_scaled_for_ga"),
+    "RLOOTrainer": ("ref_model", "beta", "temperature", "_buffered_inputs", "reward_funcs", "loss_is_scaled_for_ga"),
+}
 
 
-def check_seams(seams: tuple[Seam, ...] = SEAMS) -> None:
-    """Raise if the installed TRL or transformers lacks what this room calls.
+def trainer_seams(name: str) -> tuple[Seam, ...]:
+    """Return the seams that the heads of TRL's trainer of that name are built on.
+
+    Raises:
+        IncompatibleTRLError: there is no such trainer.
+    """
+    trainer = getattr(trl, name, None)
+    if trainer is None:
+        raise IncompatibleTRLError(_message([f"trl.{name} is gone"]))
+    methods = TRAINER_METHODS | OWN_METHODS[name]
+    return (*MODEL_SEAMS, *(Seam(trainer, method, parameters) for method, parameters in methods.items()))
+
+
+def check_seams(seams: Iterable[Seam] | None = None) -> None:
+    """Raise if the installed TRL or transformers lacks what this room calls; by default, for any of its trainers.
 
     Raises:
         IncompatibleTRLError: a callable or one of its parameters is gone.
     """
+    if seams is None:
+        seams = [seam for name in OWN_METHODS for seam in trainer_seams(name)]
     problems = [problem for seam in seams for problem in _problems(seam)]
     if problems:
-        raise IncompatibleTRLError(_message(problems))
+        raise IncompatibleTRLError(_message(list(dict.fromkeys(problems))))
 
 
-def check_trainer(trainer: trl.SFTTrainer) -> None:
+def check_trainer(trainer: transformers.Trainer, name: str) -> None:
     """Raise if a constructed trainer lacks an attribute, or its model a forward that TRL has fused.
 
     Raises:
         IncompatibleTRLError: an attribute is gone, or TRL no longer patches the forward.
     """
-    problems = [f"the trainer has no {name!r}" for name in TRAINER_ATTRIBUTES if not hasattr(trainer, name)]
+    names = (*TRAINER_ATTRIBUTES, *OWN_ATTRIBUTES[name])
+    problems = [f"the trainer has no {name!r}" for name in names if not hasattr(trainer, name)]
     patched = vars(trainer.model).get("forward")
     if patched is None or "fused_lm_head" not in inspect.signature(patched, follow_wrapped=False).parameters:
         problems.append("the trainer did not give its model a forward with 'fused_lm_head'")

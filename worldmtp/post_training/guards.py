@@ -5,7 +5,7 @@ loss in the log and trains on.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ def check_model(model: Any) -> None:
     Raises:
         TypeError: it is not.
     """
+    if type(model).__module__.partition(".")[0] == "peft":
+        raise TypeError(
+            f"model is PEFT's wrapper {type(model).__name__}, which would freeze the heads; put adapters into the "
+            "trunk with worldmtp.model.lora.add_lora(model, lora_config), which trains and saves the heads beside them."
+        )
     if not isinstance(model, MTPModel):
         raise TypeError(
             f"model is a {type(model).__name__}, expected an MTPModel; make one with "
@@ -38,7 +43,7 @@ def warn_of_half_precision(model: MTPModel) -> None:
     try:
         check_trained_weights("the trainer", model.parameters())
     except ValueError as error:
-        warnings.warn(f"{error} Trainer has bf16=True for that.", stacklevel=4)
+        warnings.warn(f"{error} Trainer has bf16=True for that.", stacklevel=5)
 
 
 def check_config(args: Any, config_class: type) -> None:
@@ -73,6 +78,21 @@ def check_not_empty(name: str, dataset: Any, remedy: str) -> None:
     """
     if isinstance(dataset, Dataset) and len(dataset) == 0:
         raise ValueError(f"{name} is empty: got 0 examples, expected at least 1; {remedy}.")
+
+
+def check_columns(name: str, dataset: Any, required: Sequence[Sequence[str]]) -> None:
+    """Raise unless a dataset has all columns of one of the lists; one whose columns are not known is let through.
+
+    Raises:
+        ValueError: it lacks some.
+    """
+    found = getattr(dataset, "column_names", None)
+    if found is None or not required or any(set(columns) <= set(found) for columns in required):
+        return
+    choices = " or ".join(", ".join(repr(column) for column in columns) for columns in required)
+    raise ValueError(
+        f"{name} has the columns {sorted(found)}, expected {choices}; rename them (dataset.rename_column) or make them."
+    )
 
 
 def named_sets(name: str, datasets: Any) -> list[tuple[str, Any]]:

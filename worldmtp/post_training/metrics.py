@@ -56,6 +56,31 @@ class DepthMeans:
         return means
 
 
+@dataclass
+class DraftMeans:
+    """Keep what drafts brought while sampling, since the last log."""
+
+    _sums: list[float] | None = None
+
+    def add(self, sums: Sequence[float]) -> None:
+        """Add tokens, rounds and, for each depth from 2 on, drafts and those of them accepted up to there."""
+        known = self._sums or [0.0] * len(sums)
+        self._sums = [a + b for a, b in zip(known, sums, strict=True)]
+
+    def take(self, prefix: str) -> dict[str, float]:
+        """Return the tokens of a row per forward of the trunk and the shares accepted, and start again from zero."""
+        if self._sums is None:
+            return {}
+        tokens, rounds, *by_depth = self._sums
+        drafted, accepted = by_depth[: len(by_depth) // 2], by_depth[len(by_depth) // 2 :]
+        means = {f"{prefix}mtp/tokens_per_forward": tokens / rounds} if rounds else {}
+        for i, (made, kept) in enumerate(zip(drafted, accepted, strict=True)):
+            if made:
+                means[f"{prefix}mtp/accepted_depth_{i + 2}"] = kept / made
+        self._sums = None
+        return means
+
+
 class MetricWriterCallback(TrainerCallback):
     """Write every logged number as ``prefix + name`` at ``step_offset + global_step``, on the main process only.
 

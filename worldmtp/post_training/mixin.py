@@ -2,9 +2,10 @@
 
     loss = TRL's loss + lambda * (sum over depths and valid positions, by the objective's plan of the step) / N
 
-N is TRL's own denominator, the depth 1 targets of the whole accumulated batch on all processes: a token weighs the
-same at every depth and in every micro-batch, and depth k, which has up to k - 1 targets fewer per document, is not
-blown up for it (DeepSeek-V3 2024, eq. 24-25, divides by the length of the sequence too).
+N is the number of depth 1 targets among the tokens that the heads learn, in the whole accumulated batch on all
+processes, whatever TRL's loss divides by (rows, pairs, tokens): a token weighs the same at every depth and in every
+micro-batch, and depth k, which has up to k - 1 targets fewer per document, is not blown up for it (DeepSeek-V3 2024,
+eq. 24-25, divides by the length of the sequence too).
 
 Gradients are clipped in two groups, the trunk's and the heads'. In one, a large gradient of fresh heads would shrink
 the trunk's steps even where the heads are detached from it.
@@ -14,7 +15,7 @@ As little of TRL as possible is overridden; ``compat`` lists what is.
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import DistributedType
@@ -26,15 +27,27 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.ema import EMATrunk
 from worldmtp.model.lora import has_lora, load_lora_weights, save_lora
-from worldmtp.objective import MTPObjective
 from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan
 from worldmtp.objective.plan import Progress, StepPlan, window_depths
-from worldmtp.post_training.forward import MTPForward, add_mtp_forward
-from worldmtp.post_training.guards import check_finite, check_finite_weights
+from worldmtp.post_training.compat import check_seams, check_trainer, trainer_seams
+from worldmtp.post_training.config import MTPConfigMixin
+from worldmtp.post_training.forward import HeadTask, MTPForward, add_mtp_forward
+from worldmtp.post_training.guards import (
+    check_columns,
+    check_config,
+    check_finite,
+    check_finite_weights,
+    check_model,
+    check_not_empty,
+    check_vocabulary,
+    named_sets,
+    warn_of_half_precision,
+)
 from worldmtp.post_training.metrics import DepthMeans
+from worldmtp.post_training.token_sets import TokenChoice, num_targets
 
 if TYPE_CHECKING:
-    from trl import SFTTrainer as _Trainer
+    from transformers import Trainer as _Trainer
 else:
     _Trainer = object
 
@@ -54,25 +67,69 @@ class EMACallback(TrainerCallback):
 
 
 class MTPTrainerMixin(_Trainer):
-    """The heads of a TRL trainer's model; put it before the trainer's class and call ``add_heads`` after its init."""
+    """The heads of a TRL trainer's model; it stands before the trainer's class.
 
+    A trainer calls ``check_arguments`` before TRL's ``__init__`` and ``add_heads`` after it. What differs from trainer
+    to trainer are five small methods: ``_texts`` and ``_token_choice`` say what a batch holds and which of it is learnt
+    from, ``_count_window`` and ``_normalised`` how a sum becomes a mean, ``_no_targets_hint`` why there may be nothing.
+    """
+
+    trl_name: ClassVar[str]
+    """Of TRL's class, whose seams are checked."""
+    config_class: ClassVar[type]
+    required_columns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """A dataset needs all columns of one of these."""
+
+    args: Any
+    _metrics: Any
     mtp_forward: MTPForward
     mtp_ema: EMATrunk | None = None
     mtp_means: dict[str, DepthMeans]
     _planned: tuple[int, StepPlan] | None = None
     _eval_prefix = "eval"
+    _window_targets: Tensor | None = None
 
-    def add_heads(self, objective: MTPObjective) -> None:
+    # -----------------------------------------------------------------------------------------------------------------
+    # Construction
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check_arguments(
+        cls, model: Any, args: Any, processing_class: Any, train_dataset: Any, eval_dataset: Any = None
+    ) -> None:
+        """Refuse what TRL would fail at later and elsewhere; call it first in a trainer's ``__init__``.
+
+        Raises:
+            IncompatibleTRLError: the installed TRL is not one this was built for.
+            TypeError: the model is not an MTPModel, or the configuration another trainer's.
+            ValueError: an empty dataset or one without the columns, or a tokenizer larger than the vocabulary.
+        """
+        check_seams(trainer_seams(cls.trl_name))
+        check_model(model)
+        check_config(args, cls.config_class)
+        check_vocabulary(model, processing_class)
+        check_not_empty("train_dataset", train_dataset, "give it at least one example")
+        check_columns("train_dataset", train_dataset, cls.required_columns)
+        for name, dataset in named_sets("eval_dataset", eval_dataset):
+            check_not_empty(name, dataset, "give it at least one example, or leave it out")
+            check_columns(name, dataset, cls.required_columns)
+
+    def add_heads(self, args: MTPConfigMixin) -> None:
         """Put the heads' loss into the forward that TRL has patched; call it last in a trainer's ``__init__``.
 
         Raises:
+            IncompatibleTRLError: the trainer lacks an attribute, or its model TRL's forward.
             ValueError: the objective reaches beyond the model's depths, or sharded training cannot follow it.
         """
-        model = self.model
+        check_trainer(self, self.trl_name)
+        model, objective = self.model, args.build_objective()
         assert isinstance(model, MTPModel)  # check_model saw to it
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not is_sharded:  # these keep copies in float32
+            warn_of_half_precision(model)
         window_depths(objective.window, model.config.depth)  # refuses here, not at the first step
         if objective.needs_ema:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if is_sharded:
                 raise ValueError(
                     "latent_target='ema' averages whole parameters, which sharded training has on no process; use "
                     "latent_target='trunk'."
@@ -81,6 +138,11 @@ class MTPTrainerMixin(_Trainer):
             self.add_callback(EMACallback(self.mtp_ema, model.base_model))
         self.mtp_means = {"train": DepthMeans(), "eval": DepthMeans()}
         self.mtp_forward = add_mtp_forward(model, objective)
+        self.mtp_forward.task = None  # heads run in compute_loss alone
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The loss
+    # -----------------------------------------------------------------------------------------------------------------
 
     def compute_loss(
         self,
@@ -97,26 +159,20 @@ class MTPTrainerMixin(_Trainer):
         Raises:
             FloatingPointError: a term is NaN or infinite.
         """
-        num_targets = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         trains = self.mtp_forward.model.training
-        plan = self._plan() if trains else None
-        adds_loss = plan is not None and plan.coef > 0
-        if plan is None or not adds_loss:
-            plan = evaluation_plan(self.mtp_forward.model.config.depth)
-        # What is only measured is compared with the trunk itself.
-        teacher_hidden = self._ema_hidden(inputs) if adds_loss and plan.is_active else None
-        self.mtp_forward.prepare(plan, not trains, teacher_hidden, trains=adds_loss)
-        result = super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
+        task = self._task(inputs, self._plan() if trains else None)
+        with self.mtp_forward.during(task):
+            result: Any = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+            later = self.mtp_forward.take()
         loss = result[0] if return_outputs else result
-        later = self.mtp_forward.take()
         terms = {"loss": loss, "mtp/loss": later.total}
         terms |= {f"mtp/loss_depth_{k}": ce for k, ce in zip(later.depths, later.sums.ce, strict=True)}
         check_finite(terms, self.state.global_step, str(self.args.output_dir))
-        self._add_depths(later, num_targets)
-        if adds_loss and later.depths:
-            loss = loss + plan.coef * self._normalised(later.total, num_targets, num_items_in_batch)
+        self._add_depths(later, later.num_targets)
+        if trains and task.trains and later.depths:
+            loss = loss + task.plan.coef * self._normalised(later.total, later.num_targets, num_items_in_batch)
         if trains and torch.is_grad_enabled() and not loss.requires_grad:
             # A frozen trunk in a step whose plan trains no depth: there is nothing to learn, and nothing to stop at.
             loss = loss.detach().requires_grad_()
@@ -126,6 +182,20 @@ class MTPTrainerMixin(_Trainer):
         """End the training and return the model with its class's forward, without anything of TRL or this trainer."""
         self.mtp_forward.remove()
         return self.mtp_forward.model
+
+    def _task(self, inputs: dict[str, Any], plan: StepPlan | None) -> HeadTask:
+        """Return what the heads do in a loss: the plan's depths, or all of them where they are only measured."""
+        adds_loss = plan is not None and plan.coef > 0
+        measured = evaluation_plan(self.mtp_forward.model.config.depth)
+        return HeadTask(
+            plan=plan if plan is not None and adds_loss else measured,
+            tokens=self._token_choice(inputs),
+            trains=adds_loss,
+            detach=self.args.mtp_detach,
+            without_gradients=plan is None,
+            with_acceptance=plan is None,
+            teacher=self.mtp_ema if adds_loss else None,  # what is only measured is compared with the trunk itself
+        )
 
     def _plan(self) -> StepPlan:
         """Return the step's plan, one for all its micro-batches, though they move the token count."""
@@ -138,25 +208,58 @@ class MTPTrainerMixin(_Trainer):
             self._planned = step, self.mtp_forward.objective.plan(model.config.depth, progress, self.args.seed)
         return self._planned[1]
 
-    def _ema_hidden(self, inputs: dict[str, Any]) -> Tensor | None:
-        if self.mtp_ema is None:
-            return None
-        texts = (inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
-        return self.mtp_ema.hidden(**self.mtp_forward.model.trunk_inputs(*texts))
+    # -----------------------------------------------------------------------------------------------------------------
+    # What differs from trainer to trainer
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _texts(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return ids, labels, mask and positions as TRL is going to pass them for a batch."""
+        names = ("input_ids", "labels", "attention_mask", "position_ids")
+        return {name: batch.get(name) for name in names}
+
+    def _token_choice(self, batch: dict[str, Any]) -> TokenChoice:
+        """Return which tokens of a batch the heads learn."""
+        return TokenChoice(self.args.mtp_tokens)
+
+    def _count_window(self, batches: list[Any]) -> Tensor | None:
+        """Return this process's number of targets in the micro-batches of one optimiser step."""
+        counts = [num_targets(self._token_choice(batch).labels(**self._texts(batch))) for batch in batches]
+        return torch.stack([count.cpu() for count in counts]).sum() if counts else None
 
     def _normalised(self, total: Tensor, num_targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Divide a sum as TRL's SFT divides its own: by its denominator, undoing the mean over processes."""
-        if num_items_in_batch is None:
+        """Return a micro-batch's share of the mean over tokens, of which ``total`` is the sum.
+
+        It is divided by the targets of the whole optimiser step on all processes, which average their gradients, and
+        multiplied by the accumulation steps where Trainer divides by those.
+        """
+        if self._window_targets is None:
             return total / num_targets.clamp(min=1)
-        mean = total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
-        if self.args.average_tokens_across_devices:
-            mean = mean * (self.accelerator.num_processes // self.get_tp_size())
-        return mean
+        mean = total / self._window_targets.to(total.device).clamp(min=1) * self.accelerator.num_processes
+        return mean if self.loss_is_scaled_for_ga else mean * self.current_gradient_accumulation_steps
+
+    def _no_targets_hint(self) -> str | None:
+        """Return why no token may have had a label; None where that is nothing to warn of."""
+        return f"of the prompt or cut off by max_length={getattr(self.args, 'max_length', None)}"
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Count the heads' targets of the step beside TRL's own."""
+        local = self._count_window(batch_samples)
+        self._window_targets = None if local is None else self.accelerator.gather(local.to(device)[None]).sum()
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Evaluation, logs, clipping, checkpoints
+    # -----------------------------------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate as the base class, which calls this again for each set of a dict, its name in the prefix."""
+        """Evaluate as the base class, each set of a dict by itself, its name in the prefix."""
+        if isinstance(eval_dataset, dict):
+            metrics: dict[str, float] = {}
+            for name, dataset in eval_dataset.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
         self._eval_prefix = metric_key_prefix
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
@@ -166,12 +269,11 @@ class MTPTrainerMixin(_Trainer):
         Warns where none of the texts since then had a target: nothing was learnt or measured.
         """
         mode, prefix = ("train", "") if self.mtp_forward.model.training else ("eval", f"{self._eval_prefix}_")
-        means = self.mtp_means[mode]
-        if means.num_batches and not means.num_targets:
+        means, hint = self.mtp_means[mode], self._no_targets_hint()
+        if means.num_batches and not means.num_targets and hint is not None:
             warnings.warn(
                 f"no token had a label in {means.num_batches} micro-batch(es) of {prefix or 'train_'}dataset up to "
-                f"step {self.state.global_step}: every label is {IGNORE_INDEX}, of the prompt or cut off by "
-                f"max_length={getattr(self.args, 'max_length', None)}.",
+                f"step {self.state.global_step}: every label is {IGNORE_INDEX}, {hint}.",
                 stacklevel=2,
             )
         logs.update(means.take(prefix))
@@ -205,7 +307,7 @@ class MTPTrainerMixin(_Trainer):
         trunk = [parameter for parameter in model.parameters() if id(parameter) not in in_heads]
         norm = self.accelerator.clip_grad_norm_(trunk, self.args.max_grad_norm)  # unscales all gradients in fp16
         if heads:
-            torch.nn.utils.clip_grad_norm_(heads, self.args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(heads, self.args.mtp_max_grad_norm or self.args.max_grad_norm)
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

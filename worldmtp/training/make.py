@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.agents.imagination.completions import completions_of
 from worldmtp.agents.imagination.episodes import WORLDS, check_real_observations
+from worldmtp.agents.imagination.imagined_returns import Acting
 from worldmtp.choices import check_choice, did_you_mean
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import Example, TextVectorEnv, Tokenizer
@@ -24,7 +26,7 @@ from worldmtp.model.config import MTPConfig
 from worldmtp.model.global_draws import global_draws_from
 from worldmtp.objective import MTPObjective
 from worldmtp.objective.plan import Progress
-from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig
+from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig, TrainConfig
 from worldmtp.training.saved_model import holds_heads, load_causal_lm, load_with_heads
 
 _SCORED = 4
@@ -226,7 +228,7 @@ def _check_imagination(model: MTPModel, backend: str, imagination: ImaginationCo
     horizon = imagination.horizon
     try:
         world_model = make_world_model(backend, model, torch.Generator())
-        if imagination.use == "counterfactual" and imagination.max_rung > 0:
+        if imagination.use == "latent" or (imagination.use == "counterfactual" and imagination.max_rung > 0):
             check_action_conditional(world_model)
     except TypeError as error:
         raise ValueError(f"world_model={backend} with imagination={imagination.use}: {error}") from error
@@ -236,6 +238,23 @@ def _check_imagination(model: MTPModel, backend: str, imagination: ImaginationCo
             f"imagination.horizon={horizon} exceeds the {limit} steps that world_model={backend} can take with "
             f"model.depth={model.config.depth}; lower imagination.horizon, or raise model.depth to {horizon + 1}."
         )
+
+
+def check_completions(model: MTPModel, env: TextVectorEnv, config: TrainConfig) -> None:
+    """Raise if imagined answers are to be scored and cannot be, before anything is trained.
+
+    Raises:
+        ValueError: a world replies, a score is paid for, or the world model cannot go to the end of an answer.
+    """
+    if config.imagination.use != "counterfactual":
+        return
+    generator, backend = torch.Generator(), config.world_model.backend
+    acting = Acting.of(env, config.agent.rollout.temperature, model.config.value_range)
+    try:
+        completions_of(env, model, make_world_model(backend, model, generator), acting, config.imagination, generator)
+    except TypeError as error:
+        how = config.imagination.completions
+        raise ValueError(f"world_model={backend} with imagination.completions={how}: {error}") from error
 
 
 def on_device(model: MTPModel, profile: ProfileConfig) -> MTPModel:

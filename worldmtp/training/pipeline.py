@@ -20,6 +20,7 @@ import torch
 
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.imagination.completion_costs import completion_costs
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
@@ -61,6 +62,7 @@ from worldmtp.training.imagined_episodes import (
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
     brings_heads,
+    check_completions,
     check_fits,
     check_imagination,
     check_objective,
@@ -136,6 +138,7 @@ class Pipeline:
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
+        check_completions(self._model, self._env, config)
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         if not self._is_warm:
@@ -359,6 +362,7 @@ class Pipeline:
                 *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
                 *_scoring_notes(records),
+                *[str(costs) for costs in [completion_costs(records)] if costs is not None],
                 *([] if self._flat is None else [self._flat]),
                 *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
             ),

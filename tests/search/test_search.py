@@ -1,0 +1,203 @@
+"""Search by hand, its laws, and what is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worldmtp.dynamics import ExactWorldModel, TokenMDP, acting_policy
+from worldmtp.search import SearchConfig, gumbel_muzero_policy, muzero_policy
+from worldmtp.search.q_transforms import by_parent_and_siblings, completed_by_mixed_value, mixed_value
+from worldmtp.search.selection import sequential_halving
+from worldmtp.search.tree import Node
+
+POLICY = acting_policy(1.0)
+
+
+def test_halving_by_hand() -> None:
+    # 4 candidates, 8 simulations, 2 phases of 4: each once, then the better two twice more.
+    assert sequential_halving(4, 8) == (0, 0, 0, 0, 1, 1, 2, 2)
+    # 2 candidates, 5 simulations: one phase, and what is left goes to both in turn.
+    assert sequential_halving(2, 5) == (0, 0, 1, 1, 2)
+    assert sequential_halving(1, 3) == (0, 1, 2)
+
+
+@given(st.integers(2, 20), st.integers(1, 80))
+def test_halving_spends_the_budget_and_never_skips_a_visit(candidates: int, simulations: int) -> None:
+    schedule = sequential_halving(candidates, simulations)
+    assert len(schedule) == simulations
+    # Whoever is asked for n visits has had 0 .. n - 1 before: somebody was visited at each count.
+    assert set(schedule) == set(range(max(schedule) + 1))
+    assert list(schedule) == sorted(schedule) or candidates > 2
+
+
+def node_of(**changes: Any) -> Node:
+    """Two visited children of three; priors .5, .25, .25."""
+    node = Node(
+        logits=torch.tensor([[0.5, 0.25, 0.25]]).double().log(),
+        raw_value=torch.tensor([2.0]).double(),
+        value=torch.tensor([3.0]).double(),
+        visits=torch.tensor([4]),
+        child_visits=torch.tensor([[1, 2, 0]]),
+        q_values=torch.tensor([[6.0, 0.0, 0.0]]).double(),
+    )
+    return replace(node, **changes)
+
+
+def test_transforms_by_hand() -> None:
+    # Visited: prior .5 of Q 6 and .25 of Q 0, so 4 on average; (2 + 3 * 4) / 4.
+    assert mixed_value(node_of()).item() == pytest.approx(3.5, abs=1e-12)
+    # Completed 6, 0, 3.5; rescaled 1, 0, 7/12; (50 + 2) * .1.
+    expected = [[5.2, 0.0, 5.2 * 3.5 / 6]]
+    np.testing.assert_allclose(completed_by_mixed_value(node_of()).numpy(), expected, atol=1e-12)
+    # Between 0 and 6, where the unvisited child counts as the least.
+    np.testing.assert_allclose(by_parent_and_siblings(node_of()).numpy(), [[1.0, 0.0, 0.0]], atol=1e-12)
+
+
+def test_two_simulations_by_hand(make_tables: type[Any]) -> None:
+    # State 0 leads to 1 (paid 1) or 2 (paid 0); both lead to themselves for nothing. Values: 10, 2, 4; discount .5.
+    problem = SimpleNamespace(
+        following=np.array([[1, 2], [1, 1], [2, 2]]),
+        logits=np.log(np.array([[0.75, 0.25], [0.5, 0.5], [0.5, 0.5]])),
+        values=np.array([10.0, 2.0, 4.0]),
+        rewards=np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]),
+        discounts=np.full((3, 2), 0.5),
+        roots=np.array([0]),
+    )
+    model = make_tables(problem)
+    found = gumbel_muzero_policy(
+        model, model.roots, POLICY, SearchConfig(num_simulations=2), gumbel_scale=0.0, generator=torch.Generator()
+    )
+    # Each child once: Q = 1 + .5 * 2 and 0 + .5 * 4, both 2; the root is the mean of 10, 2, 2.
+    assert found.tree.root.child_visits.tolist() == [[1, 1]]
+    assert found.tree.root.q_values.tolist() == [[2.0, 2.0]]
+    assert found.value.item() == pytest.approx(14 / 3, abs=1e-12)
+    assert found.weights.tolist() == [pytest.approx([0.75, 0.25], abs=1e-12)]
+    assert found.tree.principal_variation().tolist() == [[0]]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_do_not_depend_on_each_other(
+    seed: int, make_problem: Callable[[int], Any], make_tables: type[Any]
+) -> None:
+    problem = make_problem(seed)
+    model, config = make_tables(problem), SearchConfig(num_simulations=problem.num_simulations)
+    gumbel = torch.randn(3, problem.logits.shape[1], generator=torch.Generator().manual_seed(seed)).double()
+    whole = gumbel_muzero_policy(model, model.roots, POLICY, config, gumbel=gumbel)
+    for row in range(3):
+        alone = gumbel_muzero_policy(
+            model, model.roots.select(torch.tensor([row])), POLICY, config, gumbel=gumbel[row : row + 1]
+        )
+        assert torch.equal(alone.tree.visits[0], whole.tree.visits[row])
+        assert torch.equal(alone.weights[0], whole.weights[row])
+        assert torch.equal(alone.value[0], whole.value[row])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_visits_add_up(seed: int, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+    problem = make_problem(seed)
+    model, config = make_tables(problem), SearchConfig(num_simulations=problem.num_simulations, max_depth=3)
+    tree = muzero_policy(model, model.roots, POLICY, config, torch.Generator().manual_seed(seed)).tree
+    assert (tree.visits[:, 0] == problem.num_simulations + 1).all()
+    assert (tree.child_visits[:, 0].sum(dim=1) == problem.num_simulations).all()
+    assert model.calls == problem.num_simulations
+    # The root's value is the mean of the model's own value and of what its edges brought, each with its visits.
+    node = tree.root
+    mean = (node.raw_value + (node.child_visits * node.q_values).sum(dim=1)) / node.visits
+    if problem.num_simulations <= 2:  # with one visit a child, what it brought is what it is worth
+        torch.testing.assert_close(node.value, mean, atol=1e-12, rtol=0)
+
+
+def searched_values(mdp: TokenMDP, logits: torch.Tensor, simulations: int, greedy: bool) -> float:
+    """The exact return of the policy that searches in every state, with the exact world model of the prior."""
+    model = ExactWorldModel(mdp, logits)
+    prefixes = torch.arange(mdp.num_prefixes)
+    state = model.encode(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool))
+    every = replace(
+        state.select(torch.zeros_like(prefixes)), prefixes=prefixes, arriving_reward=torch.zeros(len(prefixes)).double()
+    )
+    config = SearchConfig(num_simulations=simulations, width=mdp.vocab_size, max_depth=mdp.horizon)
+    if greedy:
+        found = muzero_policy(model, every, POLICY, config, temperature=0.0, dirichlet_fraction=0.0)
+    else:
+        found = gumbel_muzero_policy(
+            model, every, POLICY, config, torch.Generator(), gumbel_scale=0.0, num_considered=mdp.vocab_size
+        )
+    if greedy:
+        improved = torch.full_like(logits, -torch.inf).scatter(1, found.actions[:, None], 0.0)
+    else:
+        improved = torch.full_like(logits, -torch.inf).scatter(1, found.tokens, found.weights.log())
+    probs = improved[0].softmax(dim=-1)
+    return float((probs * mdp.action_values(improved)[0]).sum())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planning_with_exact_dynamics_improves_up_to_the_optimum(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_prefixes = 1 + 3 + 9
+    rewards = torch.randn(num_prefixes, 3, generator=generator).double()
+    mdp = TokenMDP(vocab_size=3, horizon=3, rewards=rewards)
+    logits = torch.randn(num_prefixes, 3, generator=generator).double()
+    prior = float((logits[0].softmax(dim=-1) * mdp.action_values(logits)[0]).sum())
+    best = torch.full((num_prefixes,), -torch.inf).double()
+    for prefix in reversed(range(num_prefixes)):
+        following = torch.tensor(
+            [0.0 if 3 * prefix + 1 + a >= num_prefixes else best[3 * prefix + 1 + a] for a in range(3)]
+        )
+        best[prefix] = (rewards[prefix] + following).max()
+
+    values = [searched_values(mdp, logits, simulations, greedy=False) for simulations in (1, 4, 16, 64)]
+    assert all(value >= prior - 1e-9 for value in values)
+    assert values[-1] > values[0]
+    # PUCT comes to every leaf that its prior does not all but exclude; the Gumbel rule leaves out what it thinks worse.
+    assert searched_values(mdp, 0.3 * logits, 300, greedy=True) == pytest.approx(float(best[0]), abs=1e-9)
+
+
+class TestRefusals:
+    def test_parallel_heads(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+        model = make_tables(make_problem(0))
+        model.action_conditional = False
+        with pytest.raises(TypeError, match="action"):
+            gumbel_muzero_policy(model, model.roots, POLICY, SearchConfig(), torch.Generator())
+
+    def test_a_depth_beyond_the_heads(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+        model = make_tables(make_problem(0), max_horizon=3)
+        with pytest.raises(ValueError, match="max_depth=4 is beyond the world model, which takes 3 steps"):
+            gumbel_muzero_policy(model, model.roots, POLICY, SearchConfig(max_depth=4), torch.Generator())
+
+    def test_nothing_but_invalid_actions(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+        problem = make_problem(0)
+        model, invalid = make_tables(problem), torch.zeros(3, problem.logits.shape[1], dtype=torch.bool)
+        invalid[1] = True
+        with pytest.raises(ValueError, match=r"all tokens are invalid in rows \[1\]"):
+            muzero_policy(model, model.roots, POLICY, SearchConfig(), torch.Generator(), invalid=invalid)
+
+    def test_numbers_that_are_none(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+        model = make_tables(make_problem(2))
+        model.values[:] = torch.nan
+        with pytest.raises(FloatingPointError, match="raw_values that are not finite in rows"):
+            muzero_policy(model, model.roots, POLICY, SearchConfig(), torch.Generator())
+
+    def test_trees_that_do_not_fit(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+        model = make_tables(make_problem(0))
+        # 3 rows, 33 nodes, 2 slots of 3 * 8 + 4 * 8 bytes and 3 * 8 + 2 * 8 a node.
+        assert 3 * 33 * (2 * 56 + 40) == 15048
+        muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=15048), torch.Generator())
+        with pytest.raises(ValueError, match="more than max_bytes"):
+            muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=15047), torch.Generator())
+
+    @pytest.mark.parametrize("change", [{"num_simulations": 0}, {"width": 0}, {"max_depth": 0}, {"gamma": 1.5}])
+    def test_configs(self, change: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(change))):
+            SearchConfig(**change)
+
+    def test_no_noise_and_no_generator(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
+        model = make_tables(make_problem(0))
+        with pytest.raises(ValueError, match="generator"):
+            gumbel_muzero_policy(model, model.roots, POLICY, SearchConfig())

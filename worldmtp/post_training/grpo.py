@@ -1,0 +1,95 @@
+"""Group-relative policy optimisation with MTP heads: TRL's GRPOTrainer, sampled with the heads' drafts.
+
+The heads learn from what the policy wrote, what worlds and tools replied, or both (``mtp_tokens``). Completions that
+were cut off and that TRL masks are no target.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, no_type_check
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from worldmtp.model import MTPModel
+from worldmtp.model.guards import TRAINS_HEADS
+from worldmtp.post_training.on_policy import OnPolicyConfigMixin, OnPolicyMixin, without_reference
+
+
+@no_type_check
+@dataclass
+class MTPGRPOConfig(OnPolicyConfigMixin, GRPOConfig):
+    """TRL's GRPOConfig with the heads' objective, drafts, and defaults that follow the machine."""
+
+    _refused: ClassVar[dict[str, str]] = OnPolicyConfigMixin._refused | {
+        "cast_lm_head_to_fp32": "TRL looks for it under another name than the trunk's; load float32 weights",
+    }
+
+
+class MTPGRPOTrainer(OnPolicyMixin, GRPOTrainer):
+    """TRL's GRPOTrainer for an ``MTPModel``.
+
+    It logs what ``MTPSFTTrainer`` logs of the heads and, of the sampling, ``mtp/tokens_per_forward`` and
+    ``mtp/accepted_depth_k``, the share of drafts whose tokens up to depth k were accepted.
+
+    Args:
+        model: made in memory or by ``MTPModel.from_pretrained``; a copy of its trunk is the reference of ``beta``.
+        reward_funcs: as TRL takes them.
+        args: the configuration.
+        train_dataset: rows with a ``prompt``.
+        processing_class: the tokenizer.
+        eval_dataset: as TRL takes it.
+        reward_processing_classes: passed through.
+        rollout_func: passed through; ``TextGenRollout`` is one.
+        tools: passed through.
+        environment_factory: passed through.
+        callbacks: passed through.
+        optimizers: optimizer and schedule; None is the one of ``args``.
+
+    Raises:
+        TypeError: the model is not an MTPModel, or the configuration not an MTPGRPOConfig.
+        ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
+        IncompatibleTRLError: the installed TRL is not one this was built for.
+    """
+
+    _tag_names = [*GRPOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
+    trl_name = "GRPOTrainer"
+    config_class = MTPGRPOConfig
+    required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",), ("environment",))
+
+    def __init__(
+        self,
+        model: MTPModel,
+        reward_funcs: Any,
+        args: MTPGRPOConfig,
+        *,
+        train_dataset: Dataset | IterableDataset | None,
+        processing_class: PreTrainedTokenizerBase,
+        eval_dataset: Any = None,
+        reward_processing_classes: Any = None,
+        rollout_func: Any = None,
+        tools: Any = None,
+        environment_factory: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
+        with without_reference(args):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                rollout_func=rollout_func,
+                tools=tools,
+                environment_factory=environment_factory,
+                callbacks=None if callbacks is None else list(callbacks),
+                optimizers=optimizers,
+            )
+        self.add_reference()
+        self.add_heads(args)

@@ -1,0 +1,107 @@
+"""Kahneman-Tversky optimisation with MTP heads: TRL's KTOTrainer, and heads that learn from desirable completions.
+
+KTO passes its batch through the model three times, two of them without gradients: no head runs in those. The reference
+is a frozen copy of the trunk, and heads are detached by default, both as in ``worldmtp.post_training.dpo``.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, no_type_check
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import KTOConfig, KTOTrainer
+
+from worldmtp.model import IGNORE_INDEX, MTPModel
+from worldmtp.model.guards import TRAINS_HEADS
+from worldmtp.post_training.config import MTPConfigMixin
+from worldmtp.post_training.mixin import MTPTrainerMixin
+from worldmtp.post_training.reference import frozen_reference
+from worldmtp.post_training.token_sets import TokenChoice
+
+
+@no_type_check
+@dataclass
+class MTPKTOConfig(MTPConfigMixin, KTOConfig):
+    """TRL's KTOConfig with the heads' objective, and defaults that follow the machine (``MTPConfigMixin``)."""
+
+    _token_sets: ClassVar[tuple[str, ...]] = ("policy", "completion", "all")
+    _refused: ClassVar[dict[str, str]] = {
+        "sync_ref_model": "TRL would mix the heads' weights into the reference's; leave it out",
+    }
+
+
+class MTPKTOTrainer(MTPTrainerMixin, KTOTrainer):
+    """TRL's KTOTrainer for an ``MTPModel``; what it logs of the heads is ``MTPSFTTrainer``'s.
+
+    Args:
+        model: made in memory or by ``MTPModel.from_pretrained``.
+        args: the configuration.
+        train_dataset: rows of ``prompt``, ``completion`` and ``label``, or pairs of ``chosen`` and ``rejected``.
+        processing_class: the tokenizer.
+        ref_model: a causal LM; None is a frozen copy of the trunk.
+        eval_dataset: as TRL takes it.
+        data_collator: None is TRL's.
+        callbacks: passed through.
+        optimizers: optimizer and schedule; None is the one of ``args``.
+
+    Raises:
+        TypeError: the model is not an MTPModel, or the configuration not an MTPKTOConfig.
+        ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
+        IncompatibleTRLError: the installed TRL is not one this was built for.
+    """
+
+    _tag_names = [*KTOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
+    trl_name = "KTOTrainer"
+    config_class = MTPKTOConfig
+    required_columns = (("completion", "label"), ("chosen", "rejected"))
+
+    def __init__(
+        self,
+        model: MTPModel,
+        args: MTPKTOConfig,
+        *,
+        train_dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        ref_model: PreTrainedModel | None = None,
+        eval_dataset: Any = None,
+        data_collator: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
+        if ref_model is None and not args.precompute_ref_log_probs:  # which the model itself does before it is trained
+            ref_model = frozen_reference(model)
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=None if callbacks is None else list(callbacks),
+            optimizers=optimizers,
+        )
+        if isinstance(self.train_dataset, Dataset) and not any(self.train_dataset["label"]):
+            warnings.warn("no completion of train_dataset is desirable: the heads have nothing to learn.", stacklevel=2)
+        self.add_heads(args)
+
+    def _texts(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with the labels that TRL makes of the completions."""
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
+        return super()._texts(batch) | {"labels": labels}
+
+    def _token_choice(self, batch: dict[str, Any]) -> TokenChoice:
+        """Return the tokens of desirable completions."""
+        return TokenChoice(self.args.mtp_tokens, rows=batch["label"].bool())
+
+    def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Score mismatched completions without heads, in evaluation too: nobody learns from those."""
+        with self.mtp_forward.paused():
+            return super()._compute_kl_logps(model, batch)
+
+    def _no_targets_hint(self) -> None:
+        """Return None: TRL goes through desirable and undesirable rows in turn, so that some steps have no target."""

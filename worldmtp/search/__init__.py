@@ -1,0 +1,22 @@
+"""Planning: Monte-Carlo tree search in torch over any world model, by Gumbel MuZero's rules or by PUCT."""
+
+from typing import TYPE_CHECKING
+
+from worldmtp.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from worldmtp.search.policies import SearchedPolicy as SearchedPolicy
+    from worldmtp.search.policies import gumbel_muzero_policy as gumbel_muzero_policy
+    from worldmtp.search.policies import muzero_policy as muzero_policy
+    from worldmtp.search.search import SearchConfig as SearchConfig
+    from worldmtp.search.search import search as search
+    from worldmtp.search.tree import SearchTree as SearchTree
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "policies": "SearchedPolicy gumbel_muzero_policy muzero_policy",
+        "search": "SearchConfig search",
+        "tree": "SearchTree",
+    },
+)

@@ -1,0 +1,55 @@
+"""What a node's children are worth, on a scale that can be added to a prior.
+
+Children that were never visited have no value: both transforms say what stands in its place. Sources: Danihelka et al.
+2022, "Policy improvement by planning with Gumbel", appendix D for ``completed_by_mixed_value``; Schrittwieser et al.
+2020, MuZero, appendix B for ``by_parent_and_siblings``; constants as in mctx.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldmtp.search.tree import Node
+
+_EPSILON = 1e-8
+
+
+def by_parent_and_siblings(node: Node) -> Float[Tensor, "batch width"]:
+    """Return Q values between 0 and 1, by the least and the largest of the visited children and of the node itself.
+
+    An unvisited child counts as the worst.
+    """
+    value = node.value[:, None]
+    known = torch.where(node.visited, node.q_values, value)
+    low = torch.minimum(value, known.amin(dim=1, keepdim=True))
+    high = torch.maximum(value, known.amax(dim=1, keepdim=True))
+    return (torch.where(node.visited, node.q_values, low) - low) / (high - low).clamp_min(_EPSILON)
+
+
+def mixed_value(node: Node) -> Float[Tensor, " batch"]:
+    """Return an estimate of the node's value from the model's own and its visited children's (equation 33).
+
+    v_mix = (v + N sum_b pi(b) Q(b) / sum_b pi(b)) / (1 + N), over visited b, with N all visits of children.
+    """
+    prior = node.logits.softmax(dim=-1).clamp_min(torch.finfo(node.logits.dtype).tiny)
+    prior = torch.where(node.visited, prior, 0.0)
+    total = prior.sum(dim=1)
+    weighted = (prior * torch.where(node.visited, node.q_values, 0.0)).sum(dim=1) / torch.where(total > 0, total, 1.0)
+    visits = node.child_visits.sum(dim=1)
+    return (node.raw_value + visits * weighted) / (visits + 1)
+
+
+def completed_q_values(node: Node) -> Float[Tensor, "batch width"]:
+    """Return the Q values of visited children, and ``mixed_value`` for the others."""
+    return torch.where(node.visited, node.q_values, mixed_value(node)[:, None])
+
+
+def completed_by_mixed_value(
+    node: Node, value_scale: float = 0.1, visit_offset: float = 50.0
+) -> Float[Tensor, "batch width"]:
+    """Return sigma(completed Q) = (visit_offset + max_b N(b)) value_scale Q, with Q rescaled to between 0 and 1."""
+    completed = completed_q_values(node)
+    low, high = completed.amin(dim=1, keepdim=True), completed.amax(dim=1, keepdim=True)
+    rescaled = (completed - low) / (high - low).clamp_min(_EPSILON)
+    most = node.child_visits.amax(dim=1, keepdim=True)
+    return (visit_offset + most) * value_scale * rescaled

@@ -1,0 +1,185 @@
+"""Monte-Carlo tree search over any world model, a batch of trees at once and no Python loop over their rows.
+
+A simulation walks each row's tree down to an edge that has no node yet (``_walk``), asks the world model what is there,
+all rows in one step (``_expand``), and carries the value back up (``_back_up``). A walk also ends at the deepest level,
+where the node is asked again, and where an episode has ended: what is below an end is worth nothing, so that no
+network is asked for more of it than that row's share of the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from worldmtp.dynamics.imagination import Policy, check_action_conditional
+from worldmtp.dynamics.protocol import LatentState, WorldModel
+from worldmtp.search.selection import Rule
+from worldmtp.search.tree import UNVISITED, Reading, SearchTree, check_finite, tree_bytes
+
+_MAX_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How far and how wide is searched."""
+
+    num_simulations: int = 32
+    max_depth: int | None = None
+    """Tokens below the root. None: as many as simulations, or as the world model's horizon allows."""
+    width: int = 16
+    """Likeliest tokens of each node that are kept; the search cannot choose another. No more than there are."""
+    gamma: float = 1.0
+    max_bytes: int = _MAX_BYTES
+    """Memory that the arrays of the trees may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_simulations", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.max_depth is not None and self.max_depth < 1:
+            raise ValueError(f"max_depth={self.max_depth} must be at least 1, or None.")
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma} must be in (0, 1].")
+
+    def depth(self, world_model: WorldModel[Any]) -> int:
+        """Return the deepest level in this world model.
+
+        Raises:
+            ValueError: ``max_depth`` is beyond its horizon.
+        """
+        horizon = world_model.max_horizon
+        if self.max_depth is not None and horizon is not None and self.max_depth > horizon:
+            raise ValueError(
+                f"max_depth={self.max_depth} is beyond the world model, which takes {horizon} steps; lower it, or "
+                "train heads of a larger depth."
+            )
+        limits = [limit for limit in (self.max_depth, horizon, self.num_simulations) if limit is not None]
+        return min(limits)
+
+
+def read_root(
+    world_model: WorldModel[Any],
+    state: LatentState,
+    policy: Policy,
+    config: SearchConfig,
+    invalid: Bool[Tensor, "batch vocab"] | None = None,
+) -> Reading:
+    """Return what the roots are, without the tokens that are ``invalid`` there.
+
+    Raises:
+        TypeError: the world model is blind to actions: parallel heads cannot be searched.
+        ValueError: in a row every token is invalid, or the trees do not fit into ``max_bytes``.
+    """
+    check_action_conditional(world_model)
+    config.depth(world_model)
+    prediction = world_model.predict(state)
+    assert prediction.logits is not None  # asked for
+    logprobs = policy(prediction.logits)
+    if invalid is not None:
+        if invalid.shape != logprobs.shape:
+            raise ValueError(f"invalid has shape {tuple(invalid.shape)}, expected {tuple(logprobs.shape)}.")
+        logprobs = logprobs.masked_fill(invalid, -torch.inf)
+        stuck = ~logprobs.isfinite().any(dim=1)
+        if bool(stuck.any()):
+            raise ValueError(f"all tokens are invalid in rows {stuck.nonzero()[:, 0].tolist()[:8]}; one must be left.")
+    width = min(config.width, logprobs.shape[-1])
+    needed = tree_bytes(len(logprobs), width, config.num_simulations, logprobs.element_size())
+    if needed > config.max_bytes:
+        raise ValueError(
+            f"{len(logprobs)} trees of {config.num_simulations} simulations and width {width} take "
+            f"{needed / 2**30:.1f} GiB, more than max_bytes={config.max_bytes / 2**30:.1f} GiB; search fewer rows at "
+            "once, or narrower."
+        )
+    kept, tokens = logprobs.topk(width, dim=-1)
+    return Reading(tokens, kept, prediction.value, prediction.reward, prediction.continuation * config.gamma)
+
+
+@torch.no_grad()
+def search(
+    world_model: WorldModel[Any],
+    state: LatentState,
+    root: Reading,
+    policy: Policy,
+    config: SearchConfig,
+    root_rule: Rule,
+    interior_rule: Rule,
+) -> SearchTree:
+    """Return the trees after ``config.num_simulations`` simulations from ``state``, which ``root`` has read.
+
+    Raises:
+        FloatingPointError: the world model said something that is not finite.
+    """
+    tree = SearchTree.grow(root, state, config.num_simulations)
+    depth = config.depth(world_model)
+    for simulation in range(config.num_simulations):
+        parents, slots = _walk(tree, root_rule, interior_rule, min(depth, simulation + 1))
+        leaves = _expand(tree, world_model, policy, config, parents, slots, simulation + 1)
+        _back_up(tree, leaves, depth)
+    check_finite(tree)
+    return tree
+
+
+def _walk(
+    tree: SearchTree, root_rule: Rule, interior_rule: Rule, max_depth: int
+) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Return the edge each row's walk ends with, as its node and slot."""
+    rows = tree.rows
+    nodes = torch.zeros_like(rows)
+    slots = root_rule(tree.at(nodes))
+    for _ in range(max_depth - 1):
+        following = tree.children[rows, nodes, slots]
+        goes_on = (following != UNVISITED) & (tree.child_discounts[rows, nodes, slots] != 0)
+        if not bool(goes_on.any()):
+            break
+        nodes = torch.where(goes_on, following, nodes)
+        slots = torch.where(goes_on, interior_rule(tree.at(nodes)), slots)
+    return nodes, slots
+
+
+def _expand(
+    tree: SearchTree,
+    world_model: WorldModel[Any],
+    policy: Policy,
+    config: SearchConfig,
+    parents: Int[Tensor, " batch"],
+    slots: Int[Tensor, " batch"],
+    number: int,
+) -> Int[Tensor, " batch"]:
+    """Ask for what is at the edges' ends and write it; return those nodes, old ones where an edge had one."""
+    rows = tree.rows
+    state = world_model.step(tree.gather(parents), tree.tokens[rows, parents, slots])
+    prediction = world_model.predict(state)
+    assert prediction.logits is not None  # asked for
+    kept, tokens = policy(prediction.logits).topk(tree.tokens.shape[-1], dim=-1)
+    known = tree.children[rows, parents, slots]
+    nodes = torch.where(known == UNVISITED, number, known)
+    discount = prediction.continuation * config.gamma
+    tree.write(nodes, Reading(tokens, kept, prediction.value, prediction.reward, discount))
+    tree.states.append(state)
+    tree.children[rows, parents, slots] = nodes
+    tree.child_rewards[rows, parents, slots] = prediction.reward
+    tree.child_discounts[rows, parents, slots] = discount
+    tree.parents[rows, nodes], tree.slots[rows, nodes] = parents, slots
+    return nodes
+
+
+def _back_up(tree: SearchTree, leaves: Int[Tensor, " batch"], depth: int) -> None:
+    """Carry the leaves' values up to the roots: each node's value is the mean over its visits."""
+    rows, nodes = tree.rows, leaves
+    returns: Float[Tensor, " batch"] = tree.values[rows, leaves]
+    for _ in range(depth):
+        alive = nodes != 0
+        if not bool(alive.any()):
+            return
+        live, below = rows[alive], nodes[alive]
+        parents, slots = tree.parents[live, below], tree.slots[live, below]
+        arrived = tree.child_rewards[live, parents, slots] + tree.child_discounts[live, parents, slots] * returns[alive]
+        visits = tree.visits[live, parents]
+        tree.values[live, parents] = (tree.values[live, parents] * visits + arrived) / (visits + 1)
+        tree.visits[live, parents] += 1
+        tree.child_values[live, parents, slots] = tree.values[live, below]
+        tree.child_visits[live, parents, slots] += 1
+        returns = returns.index_put((live,), arrived)
+        nodes = nodes.index_put((live,), parents)

@@ -1,0 +1,171 @@
+"""A batch of search trees in arrays: one per row, all grown by one node a simulation.
+
+Node 0 is the root; node n is what simulation n - 1 added to its row. Every node has ``width`` children slots, one for
+each of its likeliest tokens, which ``tokens`` names: a vocabulary is cut to its top ``width`` under the prior. What was
+cut cannot be chosen, and the prior is that of the kept tokens among themselves; the search is blind to the rest.
+
+The layout, and what is written where, follow mctx (DeepMind, https://github.com/google-deepmind/mctx), whose visit
+counts these trees reproduce; the arrays are changed in place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from worldmtp.dynamics.protocol import LatentState
+
+UNVISITED = -1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a batch of nodes when they are added: priors over the kept tokens, and the arrival in them."""
+
+    tokens: Int[Tensor, "batch width"]
+    logits: Float[Tensor, "batch width"]
+    """Log-prior; minus infinity where the token may not be chosen."""
+    value: Float[Tensor, " batch"]
+    reward: Float[Tensor, " batch"]
+    discount: Float[Tensor, " batch"]
+    """Of what follows; 0 where the episode has ended."""
+
+
+@dataclass
+class SearchTree:
+    """The trees of a batch. ``node`` axes are as long as simulations + 1; edges are stored with the parent."""
+
+    tokens: Int[Tensor, "batch node width"]
+    logits: Float[Tensor, "batch node width"]
+    raw_values: Float[Tensor, "batch node"]
+    """The model's own value of each node, before anything was searched below it."""
+    values: Float[Tensor, "batch node"]
+    visits: Int[Tensor, "batch node"]
+    parents: Int[Tensor, "batch node"]
+    slots: Int[Tensor, "batch node"]
+    """The slot of the parent that leads here."""
+    children: Int[Tensor, "batch node width"]
+    child_visits: Int[Tensor, "batch node width"]
+    child_rewards: Float[Tensor, "batch node width"]
+    child_discounts: Float[Tensor, "batch node width"]
+    child_values: Float[Tensor, "batch node width"]
+    states: list[Any] = field(default_factory=list)
+    """``states[n]``: node n of every row, a batch of the world model's states."""
+
+    @classmethod
+    def grow(cls, root: Reading, state: LatentState, num_simulations: int) -> "SearchTree":
+        """Return trees that are a root each, with room for the simulations."""
+        (batch, width), nodes = root.tokens.shape, num_simulations + 1
+        node, edge = (batch, nodes), (batch, nodes, width)
+        tree = cls(
+            tokens=root.tokens.new_zeros(edge),
+            logits=root.logits.new_zeros(edge),
+            raw_values=root.value.new_zeros(node),
+            values=root.value.new_zeros(node),
+            visits=root.tokens.new_zeros(node),
+            parents=root.tokens.new_full(node, UNVISITED),
+            slots=root.tokens.new_full(node, UNVISITED),
+            children=root.tokens.new_full(edge, UNVISITED),
+            child_visits=root.tokens.new_zeros(edge),
+            child_rewards=root.value.new_zeros(edge),
+            child_discounts=root.value.new_zeros(edge),
+            child_values=root.value.new_zeros(edge),
+        )
+        tree.write(torch.zeros(batch, dtype=torch.long, device=root.tokens.device), root)
+        tree.states.append(state)
+        return tree
+
+    @property
+    def rows(self) -> Int[Tensor, " batch"]:
+        """The number of each row, to index the first axis by."""
+        return torch.arange(len(self.tokens), device=self.tokens.device)
+
+    def write(self, nodes: Int[Tensor, " batch"], reading: Reading) -> None:
+        """Write what is known of a node of each row, and count a visit to it."""
+        rows = self.rows
+        self.tokens[rows, nodes], self.logits[rows, nodes] = reading.tokens, reading.logits
+        self.raw_values[rows, nodes] = reading.value
+        self.values[rows, nodes] = reading.value
+        self.visits[rows, nodes] += 1
+
+    def gather(self, nodes: Int[Tensor, " batch"]) -> Any:
+        """Return the world model's state of a node of each row."""
+        present = nodes.unique()  # in order
+        batch = len(nodes)
+        tables = [self.states[node] for node in present.tolist()]
+        if len(tables) == 1:
+            return tables[0]
+        places = torch.searchsorted(present, nodes) * batch + self.rows
+        return type(tables[0]).cat(tables).select(places)
+
+    def at(self, nodes: Int[Tensor, " batch"]) -> "Node":
+        """Return what there is of a node of each row."""
+        rows = self.rows
+        return Node(
+            logits=self.logits[rows, nodes],
+            raw_value=self.raw_values[rows, nodes],
+            value=self.values[rows, nodes],
+            visits=self.visits[rows, nodes],
+            child_visits=self.child_visits[rows, nodes],
+            q_values=self.child_rewards[rows, nodes]
+            + self.child_discounts[rows, nodes] * self.child_values[rows, nodes],
+        )
+
+    @property
+    def root(self) -> "Node":
+        """The root of each row."""
+        return self.at(torch.zeros_like(self.rows))
+
+    def principal_variation(self) -> Int[Tensor, "batch length"]:
+        """Return the most visited tokens from the root on, -1 after each row's last visited node."""
+        nodes, alive, line = torch.zeros_like(self.rows), torch.ones_like(self.rows, dtype=torch.bool), []
+        while bool(alive.any()):
+            visits = self.child_visits[self.rows, nodes]
+            best = visits.argmax(dim=1)
+            alive = alive & (visits.amax(dim=1) > 0)
+            line.append(torch.where(alive, self.tokens[self.rows, nodes, best], UNVISITED))
+            nodes = torch.where(alive, self.children[self.rows, nodes, best], nodes)
+        return torch.stack(line[:-1], dim=1) if len(line) > 1 else self.tokens.new_empty((len(self.rows), 0))
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of each row; ``q_values`` of a child that was never visited are 0 and mean nothing."""
+
+    logits: Float[Tensor, "batch width"]
+    raw_value: Float[Tensor, " batch"]
+    value: Float[Tensor, " batch"]
+    visits: Int[Tensor, " batch"]
+    child_visits: Int[Tensor, "batch width"]
+    q_values: Float[Tensor, "batch width"]
+
+    @property
+    def visited(self) -> Bool[Tensor, "batch width"]:
+        """Which children a simulation has come to."""
+        return self.child_visits > 0
+
+
+def tree_bytes(batch: int, width: int, num_simulations: int, float_bytes: int = 4) -> int:
+    """Return the bytes of the arrays of a batch of trees, the world model's states aside."""
+    per_edge, per_node = 3 * 8 + 4 * float_bytes, 3 * 8 + 2 * float_bytes
+    return batch * (num_simulations + 1) * (width * per_edge + per_node)
+
+
+def check_finite(tree: SearchTree, names: Sequence[str] = ("raw_values", "child_rewards", "child_discounts")) -> None:
+    """Do nothing if the world model said numbers only; one look at the end costs one synchronisation.
+
+    Raises:
+        FloatingPointError: it did not, with what it said of which rows.
+    """
+    for name in names:
+        array = getattr(tree, name)
+        broken = ~array.isfinite().flatten(start_dim=1).all(dim=1)
+        if bool(broken.any()):
+            rows = broken.nonzero()[:, 0].tolist()
+            raise FloatingPointError(
+                f"the world model gave {name} that are not finite in rows {rows[:8]}{'...' if len(rows) > 8 else ''}; "
+                "nothing that was searched there means anything. Look at its reward, value and continuation heads."
+            )

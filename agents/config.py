@@ -221,6 +221,11 @@ class EpisodesConfig:
     """Held-out error with the words of other turns over the real one, below which the model counts as blind."""
     gap_batches: int = 8
     """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
+    least_gap: float = 0.02
+    """Optimism that shuts nothing however sure it is, as a share of the range of returns (``model.value_range``)."""
+    explores_again_after: int = 8
+    """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
+    again, for as long as that goes on: a reward that was found once may be lost. 0: never."""
     novelty_threshold: float = 0.3
     """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
     novelty_bonus: float = 0.5
@@ -231,7 +236,8 @@ class EpisodesConfig:
     def __post_init__(self) -> None:
         _require_at_least(self, 1, "batch_size", "num_epochs")
         _require_at_least(self, MIN_GAP_BATCHES, "gap_batches")
-        _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus")
+        _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus", "least_gap")
+        _require_at_least(self, 0, "explores_again_after")
         _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2.")
         _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
 

@@ -35,7 +35,7 @@ from worldmtp.random import stream_seed
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import make_env, make_model, on_device
-from worldmtp.training.run_prompts import choose_pool, draw_run_prompts
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run
 
 ARMS: dict[str, tuple[str, ...]] = {
     "ppo": ("imagination=off",),
@@ -102,7 +102,7 @@ def train(config: TrainConfig, world: str, arm: str, optimum: float, limit: int)
         config.world_model,
         config.imagination,
         stream_seed(config.seed, "reinforcement"),
-        lambda num_rows: make_env(config.env, num_rows),
+        lambda num_rows: rows_of_run(num_rows, prompts, config),
     )
     evaluations: list[tuple[int, float]] = []
     decisions: dict[str, int] = {}

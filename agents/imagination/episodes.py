@@ -15,7 +15,8 @@ beside its placebos, which ``world_model.backend`` names: ``shuffled`` learns fr
 ``identity`` sees none. ``oracle`` imagines in the real world itself: the upper bound, whose turns are not counted.
 
 Before two real returns have differed nothing can be learnt from them. Then imagination explores: replies that the
-ensemble disagrees on are paid for (``Novelty``), and the real batch shows what is there.
+ensemble disagrees on are paid for (``Novelty``), and the real batch shows what is there. It does so again where the
+last real batches were all paid the lowest return there has been: the policy has lost the way.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,7 +36,7 @@ from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, trimmed
 from worldmtp.agents.turns import turns_of
 from worldmtp.choices import check_choice
-from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
+from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, is_rewarded, shuffled
 from worldmtp.dynamics.reply_network import ReplySizes
 from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
 from worldmtp.dynamics.turns import NOTHING, Turns
@@ -55,6 +56,14 @@ class _Seen:
     lowest: float = float("inf")
     highest: float = float("-inf")
     most_turns: int = 1
+    lowest_in_a_row: int = 0
+    """Real batches up to now in which every episode had the lowest return."""
+
+    def observe(self, returns: Float[Tensor, " episode"]) -> None:
+        """Note the returns of a real batch."""
+        self.lowest, self.highest = min(self.lowest, float(returns.min())), max(self.highest, float(returns.max()))
+        is_lowest = not bool(is_rewarded(returns, self.lowest).any())
+        self.lowest_in_a_row = self.lowest_in_a_row + 1 if is_lowest else 0
 
     @property
     def returns_differ(self) -> bool:
@@ -94,6 +103,7 @@ class EpisodeImagination:
     ) -> None:
         check_choice("world_model.backend with imagination=episodes", world_model.backend, WORLDS)
         check_real_observations(ppo)
+        check_bonus(config.novelty_bonus, agent.model.config.value_range)
         self._agent, self._env, self._rollout, self._config = agent, env, rollout, config
         self._backend, self._replies = world_model.backend, world_model.replies
         self._acting, self._learning = generators["imagination"], generators["world_model"]
@@ -102,7 +112,8 @@ class EpisodeImagination:
         self._estimator = PlainAdvantages(ppo)
         self._seen, self._is_masked = _Seen(), False
         self._replay = TurnReplay(world_model.replies.replay_episodes)
-        self._gap = OptimismGap(config.gap_batches, config.num_batches)
+        low, high = agent.model.config.value_range
+        self._gap = OptimismGap(config.gap_batches, config.num_batches, config.least_gap * (high - low))
         self._promised: float | None = None
         self._models = ReplyModels(
             self._sizes(agent.model),
@@ -125,18 +136,21 @@ class EpisodeImagination:
 
     @property
     def explores(self) -> bool:
-        """Whether imagination is paid for what it does not know."""
-        return not self._seen.returns_differ and self._config.novelty_bonus > 0 and self._world is None
+        """Whether imagination is paid for what it does not know: no reward was found yet, or the way to it is lost."""
+        again = self._config.explores_again_after
+        is_lost = 0 < again <= self._seen.lowest_in_a_row
+        return (not self._seen.returns_differ or is_lost) and self._config.novelty_bonus > 0 and self._world is None
 
     def observe(self, rollout: Rollout) -> dict[str, float]:
         """Take in a real batch, before anything trains on it; return what it says of the last promise."""
         returns = episode_returns(rollout)
         self._is_masked = rollout.is_masked
         seen, turns = self._seen, self._turns_of(rollout)
-        seen.lowest, seen.highest = min(seen.lowest, float(returns.min())), max(seen.highest, float(returns.max()))
+        seen.observe(returns)
         seen.most_turns = max(seen.most_turns, int(turns.num_turns.max()))
         if self._world is None:
-            self._replay.add(shuffled(turns, self._learning) if self._backend == "shuffled" else turns)
+            told = shuffled(turns, self._learning) if self._backend == "shuffled" else turns
+            self._replay.add(told, rollout.group)
             self._models.observe(turns)
         if self._promised is None:
             return {}
@@ -162,13 +176,15 @@ class EpisodeImagination:
         batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
         may_learn = self.explores or self.trains_on_real
         totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
-        trained, returns, doubt = 0, 0.0, 0.0
+        trained = 0
+        of_last: dict[str, float] = {}  # nothing is told of an imagined batch where there was none
         # One batch at least is imagined, so that the gap is measured while the gate is shut.
         for number in range(max(1, batches) if may_learn else 0):
             imagined, turns, doubt = self._imagine()
             totals["imagination/imagined_turns"] += turns
             totals["imagination/imagined_tokens"] += imagined.num_tokens
             returns = float(episode_returns(imagined).mean())
+            of_last = {"imagination/disagreement": doubt, "imagination/return_promised": returns}
             if not self.explores:
                 self._promised = returns
             sure = self.explores or not self._config.gated or doubt < self._config.max_disagreement
@@ -179,12 +195,11 @@ class EpisodeImagination:
         return (
             metrics
             | totals
+            | of_last
             | {
-                "imagination/disagreement": doubt,
                 "imagination/batches_trained": float(trained),
                 "imagination/batches_trusted": float(batches),
                 "imagination/explores": float(self.explores),
-                "imagination/return_promised": returns,
             }
         )
 
@@ -307,6 +322,20 @@ class EpisodeImagination:
         self._models.load_state_dict(state["models"])
         if self._world is not None:
             self._world.load_state(state["world"])
+
+
+def check_bonus(bonus: float, value_range: tuple[float, float]) -> None:
+    """Raise if an imagined episode would be paid what no value bin holds: it would be taken for the end of the range.
+
+    Raises:
+        ValueError: the bonus is on and lies outside.
+    """
+    low, high = value_range
+    if bonus and not low <= bonus <= high:
+        raise ValueError(
+            f"imagination.episodes.novelty_bonus={bonus} lies outside model.value_range=({low}, {high}), which returns "
+            "are predicted in; lower the bonus, or widen the range."
+        )
 
 
 def check_real_observations(ppo: PPOConfig) -> None:

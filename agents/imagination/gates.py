@@ -5,8 +5,9 @@
 * **Action ratio**: the held-out error with the words of other turns over the real one. A model that ignores what was
   said has a ratio of one, and can be in perfect agreement with itself.
 * **Optimism gap**: imagined minus real return, over the last batches. A steady gap of .1 cannot be seen in one batch of
-  16 episodes; over eight it can. Each time it exceeds two standard errors the number of imagined batches halves, to
-  zero at last; where it is within one standard error of zero again, the number doubles.
+  16 episodes; over eight it can. Each time it exceeds two standard errors, and is large enough to matter, the number
+  of imagined batches halves, to zero at last; where it is within one standard error of zero again, or too small to
+  matter, the number doubles.
 * **Skill**, of ``imagination=latent``: whether the model knows which token is worth more, on average above chance.
 """
 
@@ -24,11 +25,12 @@ class OptimismGap:
     Args:
         window: real batches that it looks back on.
         num_batches: imagined batches at most.
+        least: a gap that is no larger shuts nothing, however sure it is; in reward.
     """
 
-    def __init__(self, window: int, num_batches: int) -> None:
+    def __init__(self, window: int, num_batches: int, least: float = 0.0) -> None:
         self._gaps: deque[float] = deque(maxlen=window)
-        self._most = num_batches
+        self._most, self._least = num_batches, least
         self.num_batches = num_batches
         """Imagined batches that are trusted now."""
 
@@ -49,10 +51,10 @@ class OptimismGap:
         self._gaps.append(imagined - real)
         if len(self._gaps) < MIN_GAP_BATCHES:
             return
-        if self.mean > 2 * self.standard_error:
+        if self.mean > max(2 * self.standard_error, self._least):
             self.num_batches //= 2
             self._gaps.clear()
-        elif self.num_batches < self._most and abs(self.mean) <= self.standard_error:
+        elif self.num_batches < self._most and abs(self.mean) <= max(self.standard_error, self._least):
             self.num_batches = min(self._most, max(1, 2 * self.num_batches))
             self._gaps.clear()
 

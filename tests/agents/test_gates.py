@@ -62,6 +62,20 @@ def test_a_window_that_would_never_decide_is_refused() -> None:
         EpisodesConfig(gap_batches=3)
 
 
+def test_a_small_gap_shuts_nothing_however_sure_it_is() -> None:
+    """A gap of .010 and .011 has a standard error of a few ten-thousandths; with least=.02 it is let be, .03 is not."""
+    tiny = [0.010, 0.011] * 8
+    assert measured(OptimismGap(8, 8), tiny).num_batches == 0
+    assert measured(OptimismGap(8, 8, least=0.02), tiny).num_batches == 8
+    assert measured(OptimismGap(8, 8, least=0.02), [0.03, 0.031] * 8).num_batches == 0
+
+
+def test_a_gap_too_small_to_matter_opens_again() -> None:
+    gap = measured(OptimismGap(8, 8, least=0.02), [0.2, 0.3] * 8)
+    assert gap.num_batches == 0
+    assert measured(gap, [0.010, 0.011] * 8).num_batches == 8
+
+
 # The skill of imagined latents
 
 

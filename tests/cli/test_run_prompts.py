@@ -1,5 +1,6 @@
 """What a run is trained and measured on: streams of the run's seed, nothing shown twice, small data as they are."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.envs import Example, split_of
 from worldmtp.random import stream_seed
+from worldmtp.tracking import JsonlWriter, MultiWriter, ProgressReporter
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.make import make_env
-from worldmtp.training.run_prompts import choose_pool, draw_run_prompts
+from worldmtp.training.pipeline import _STAGES as STAGES
+from worldmtp.training.pipeline import Pipeline
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run
 
 
 @pytest.fixture
@@ -202,3 +206,28 @@ def test_a_run_without_a_warm_start_says_what_it_started_from(compose_tiny, no_r
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["rollout/prompt_overlap_sft"] for record in log if "rollout/prompt_overlap_sft" in record] == [0.0]
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_more_rows_ask_from_the_pool_of_the_run(config_of):
+    """A pool that leaves out what the warm start shows is another than that of the environment as it is made."""
+    config = config_of("env=reverse", "sft.num_demonstrations=500")
+    env, prompts, _, _ = prompts_of(config)
+    pool = env.dataset.pool("train").fingerprint()
+    assert rows_of_run(3, prompts, config).dataset.pool("train").fingerprint() == pool
+    assert make_env(config.env, 3).dataset.pool("train").fingerprint() != pool
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_true_world_is_imagined_from_the_runs_own_pool(config_of, tiny_overrides, tmp_path):
+    tiny = [override for override in tiny_overrides if override not in ("env=reverse", "sft.num_steps=3")]
+    overrides = ["env=pig", "imagination=episodes", "world_model=oracle", "seed=3"]
+    config = config_of(*overrides, *tiny)
+    directory = tmp_path / "run"
+    with (
+        MultiWriter(directory, [JsonlWriter(directory)]) as writer,
+        ProgressReporter(STAGES, io.StringIO()) as progress,
+    ):
+        pipeline = Pipeline(config, directory, writer, progress)
+        imagined = pipeline._trainer().episodes._world
+    assert imagined.dataset.pool("train").fingerprint() == pipeline._env.dataset.pool("train").fingerprint()
+    assert make_env(config.env, 3).dataset.pool("train").fingerprint() != imagined.dataset.pool("train").fingerprint()

@@ -1,5 +1,6 @@
 """How the model of replies learns: from whom, for how long, and with which context."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,3 +212,57 @@ def test_conversations_without_a_whole_turn_are_not_kept() -> None:
     models = ReplyModels(SIZES, CONFIG, BINS, torch.Generator().manual_seed(0))
     models.observe(turns)
     assert math.isfinite(models.learn(replay, 0.0, torch.Generator().manual_seed(0)).nats)
+
+
+def test_conversations_that_began_alike_are_in_one_fold() -> None:
+    """Groups of three: one number each, whichever of them have a turn, and later batches count on."""
+    turns, replay = conversations(last_word, 6), TurnReplay(8)
+    replay.add(turns, torch.tensor([4, 4, 4, 7, 7, 7]))
+    assert replay.numbers.tolist() == [0, 0, 0, 1, 1, 1]
+    mask = turns.mask.clone()
+    mask[0] = False
+    silent = replace(turns, mask=mask)
+    replay.add(silent, torch.tensor([9, 9, 10, 10, 11, 11]))
+    assert replay.numbers.tolist() == [1, 1, 1, 2, 3, 3, 4, 4], "the oldest are dropped with their numbers"
+    again = TurnReplay(8)
+    again.load_state_dict(replay.state_dict())
+    again.add(turns), replay.add(turns)
+    assert again.numbers.tolist() == replay.numbers.tolist() == [4, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_replay_of_conversations_counted_one_by_one_goes_on() -> None:
+    replay = TurnReplay(4)
+    replay.add(conversations(last_word, 6))
+    state = replay.state_dict()
+    del state["numbers"]
+    other = TurnReplay(4)
+    other.load_state_dict(state)
+    assert other.numbers.tolist() == replay.numbers.tolist() == [2, 3, 4, 5]
+
+
+def test_models_that_have_settled_take_in_a_state_from_before_they_had() -> None:
+    """Both contexts are there again, with the saved weights."""
+    turns = conversations(last_word, 8)
+    config = replace(CONFIG, context="auto", settle_batches=2, num_updates=1)
+    models = ReplyModels(SIZES, config, BINS, torch.Generator().manual_seed(0))
+    models.observe(turns)
+    models.learn(replay_of(turns), 0.0, torch.Generator().manual_seed(1))
+    early = {name: dict(part) if isinstance(part, dict) else part for name, part in models.state_dict().items()}
+    early = copy.deepcopy(early)
+    models.learn(replay_of(turns), 0.0, torch.Generator().manual_seed(1))
+    assert len(models.state_dict()["learners"]) == 1
+    models.load_state_dict(early)
+    assert set(models.state_dict()["learners"]) == {"turn", "history"}
+    for name, learner in models.state_dict()["learners"].items():
+        for key, value in learner["model"].items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, early["learners"][name]["model"][key])
+    models.learn(replay_of(turns), 0.0, torch.Generator().manual_seed(1))
+
+
+def test_a_state_of_contexts_that_are_not_compared_here_says_what_to_do() -> None:
+    config = replace(CONFIG, context="auto")
+    saved = ReplyModels(SIZES, config, BINS, torch.Generator()).state_dict()
+    models = ReplyModels(SIZES, replace(CONFIG, context="turn"), BINS, torch.Generator())
+    with pytest.raises(ValueError, match=r"context 'history'.*context=turn; set it to history, or to auto"):
+        models.load_state_dict(saved)

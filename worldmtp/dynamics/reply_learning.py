@@ -33,13 +33,18 @@ _LEARNT = 0.01
 class TurnReplay:
     """The newest conversations, in their order; each keeps its number, which decides who trains on it.
 
+    Conversations of one group begin alike and so have one number: a member that has seen one of them is no judge of
+    another.
+
     Those without a whole turn are left out: nothing can be learnt from them, and an error over no turns is none.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._turns: Turns | None = None
+        self._numbers = torch.zeros(0, dtype=torch.int64)
         self.num_seen = 0
+        """Numbers that have been given: of conversations, or of their groups."""
 
     def __len__(self) -> int:
         return 0 if self._turns is None else len(self._turns)
@@ -57,18 +62,25 @@ class TurnReplay:
 
     @property
     def numbers(self) -> Int[Tensor, " episode"]:
-        """Return the number of each conversation that is kept, from the first ever on."""
-        return torch.arange(self.num_seen - len(self), self.num_seen)
+        """Return the number of each conversation that is kept; the first ever is 0, and those of a group share one."""
+        return self._numbers
 
-    def add(self, turns: Turns) -> None:
-        """Keep more conversations that have a turn, and drop the oldest beyond capacity."""
-        turns = turns.select(torch.nonzero(turns.num_turns)[:, 0])
+    def add(self, turns: Turns, group: Int[Tensor, " episode"] | None = None) -> None:
+        """Keep more conversations that have a turn, and drop the oldest beyond capacity.
+
+        ``group`` says which of them began alike; without it, none did.
+        """
+        rows = torch.nonzero(turns.num_turns)[:, 0]
+        turns = turns.select(rows)
         if not len(turns):
             return
+        alike = rows if group is None else group.cpu()[rows]
+        found, place = torch.unique(alike, return_inverse=True)
+        numbers = torch.cat([self._numbers, self.num_seen + place])
         joined = turns if self._turns is None else Turns.cat([self._turns, turns])
         kept = torch.arange(max(0, len(joined) - self._capacity), len(joined))
-        self._turns = joined.select(kept)
-        self.num_seen += len(turns)
+        self._turns, self._numbers = joined.select(kept), numbers[kept]
+        self.num_seen += len(found)
 
     def newest(self, num_episodes: int) -> tuple[Turns, Int[Tensor, " episode"]]:
         """Return the newest conversations, or all there are, and their numbers."""
@@ -77,12 +89,16 @@ class TurnReplay:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        return {"num_seen": self.num_seen, "turns": None if self._turns is None else dict(vars(self._turns))}
+        turns = None if self._turns is None else dict(vars(self._turns))
+        return {"num_seen": self.num_seen, "numbers": self._numbers, "turns": turns}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.num_seen = int(state["num_seen"])
         self._turns = None if state["turns"] is None else Turns(**state["turns"])
+        # Before groups were told apart, numbers were those of conversations.
+        counted = torch.arange(self.num_seen - len(self), self.num_seen)
+        self._numbers = state.get("numbers", counted)
 
 
 def is_rewarded(returns: Float[Tensor, " episode"], lowest: float) -> Tensor:
@@ -226,12 +242,13 @@ class ReplyModels:
     ) -> None:
         contexts = ("turn", "history") if config.context == "auto" else (config.context,)
         self._config, self._num_batches = config, 0
-        self._learners = {
-            context: ReplyLearner(
-                ReplyModel(sizes, config, context == "history", reward_bins, generator, blind), config
-            )
-            for context in contexts
-        }
+
+        def make(context: str, generator: torch.Generator) -> ReplyLearner:
+            model = ReplyModel(sizes, config, context == "history", reward_bins, generator, blind)
+            return ReplyLearner(model, config)
+
+        self._contexts, self._make = contexts, make
+        self._learners = {context: make(context, generator) for context in contexts}
         self._nats = dict.fromkeys(contexts, float("inf"))
         self.context = contexts[0]
         """The context that predicts the held-out replies best."""
@@ -269,8 +286,22 @@ class ReplyModels:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self._learners = {name: self._learners[name] for name in state["learners"]}
+        """Restore what ``state_dict`` returned, before or after these models have settled for one context.
+
+        Raises:
+            ValueError: a context is not under comparison here.
+        """
+        unknown = sorted(set(state["learners"]) - set(self._contexts))
+        if unknown:
+            raise ValueError(
+                f"the saved models of replies have the context {unknown[0]!r}, and here there is "
+                f"world_model.replies.context={self._config.context}; set it to {unknown[0]}, or to auto."
+            )
+        blank = torch.Generator()  # of weights that are overwritten
+        self._learners = {
+            name: self._learners[name] if name in self._learners else self._make(name, blank)
+            for name in state["learners"]
+        }
         for name, learner in self._learners.items():
             learner.load_state_dict(state["learners"][name])
         self._nats, self.context = dict(state["nats"]), state["context"]

@@ -75,7 +75,7 @@ from worldmtp.training.make import (
 )
 from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
-from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
 from worldmtp.training.saved_model import (
     has_tokenizer,
     holds_mtp_model,
@@ -287,7 +287,7 @@ class Pipeline:
             config.world_model,
             config.imagination,
             stream_seed(config.seed, "reinforcement"),
-            lambda num_rows: make_env(config.env, num_rows),
+            lambda num_rows: rows_of_run(num_rows, self._prompts, config),
         )
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:

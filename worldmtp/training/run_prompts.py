@@ -13,6 +13,7 @@ from pathlib import Path
 from worldmtp.atomic_files import write_text
 from worldmtp.envs import Example, TextVectorEnv, draw_examples
 from worldmtp.training.config import TrainConfig
+from worldmtp.training.make import make_env
 
 SHOWN_FILE = "demonstrations.json"
 _PROBES, _MISSES_A_PROBE = 64, 50
@@ -111,6 +112,13 @@ def choose_pool(env: TextVectorEnv, prompts: RunPrompts, config: TrainConfig) ->
     env.dataset.choose_pools(seed, shown)
     pool = _keys(env.dataset.pool("train").examples)
     return len(pool & prompts.shown) / len(pool), notes
+
+
+def rows_of_run(num_rows: int, prompts: RunPrompts, config: TrainConfig) -> TextVectorEnv:
+    """Return more rows of a run's environment, which ask from the run's own training pool."""
+    env = make_env(config.env, num_rows)
+    choose_pool(env, prompts, config)
+    return env
 
 
 def _keys(examples: Iterable[Example]) -> frozenset[str]:

@@ -1,0 +1,111 @@
+"""When imagined episodes explore: before a reward was found, and again where the way to it is lost."""
+
+from typing import Any
+
+import pytest
+
+from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.imagination.episodes import EpisodeImagination, check_bonus
+from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.dynamics.reply_config import ReplyModelConfig
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs.worlds.task import WorldTask
+
+PPO = PPOConfig(learning_rate=1e-3, kl_coef=0.0)
+REPLIES = ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, max_reply=2, num_updates=2)
+
+
+class Purse:
+    """Pays for "a" what stands in ``Purse.holds``, and ends with the first turn."""
+
+    holds = 0.0
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        return "ab"[seed % 2] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "=", Purse.holds, True, False, {}
+
+
+def make_trainer(tiny_model: Any, **fields: Any) -> ImaginationTrainer:
+    env = TextGenVectorEnv(
+        8,
+        task=WorldTask(Purse, num_seeds=40),
+        tokenizer=CharTokenizer("abcd="),
+        max_prompt=2,
+        max_new=3,
+        max_turn=1,
+        pool_size=8,
+    )
+    episodes = EpisodesConfig(num_batches=1, batch_size=4, num_epochs=1, gated=False, **fields)
+    imagination = ImaginationConfig(use="episodes", episodes=episodes)
+    rollout = RolloutConfig(4, 4, 2)
+    return ImaginationTrainer(tiny_model(), env, rollout, PPO, WorldModelConfig(replies=REPLIES), imagination, 0)
+
+
+def explores(trainer: ImaginationTrainer, pays: list[float]) -> list[float]:
+    """Run an iteration for each, in which every real episode is paid so."""
+    found = []
+    for Purse.holds in pays:
+        found.append(trainer.step()[0]["imagination/explores"])
+    return found
+
+
+def test_it_explores_again_where_the_reward_was_lost(tiny_model: Any) -> None:
+    """Nothing, a reward, then nothing: after three batches without, once more, until it is found."""
+    trainer = make_trainer(tiny_model, explores_again_after=3)
+    assert explores(trainer, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]) == [1, 0, 0, 0, 1, 1, 0, 0]
+
+
+def test_never_again_if_it_is_told_so(tiny_model: Any) -> None:
+    trainer = make_trainer(tiny_model, explores_again_after=0)
+    assert explores(trainer, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]) == [1, 0, 0, 0, 0, 0]
+
+
+def test_equal_returns_above_the_lowest_are_no_loss(tiny_model: Any) -> None:
+    """Who earns 1 each time has found the way."""
+    trainer = make_trainer(tiny_model, explores_again_after=2)
+    assert explores(trainer, [0.0, 1.0, 1.0, 1.0, 1.0]) == [1, 0, 0, 0, 0]
+
+
+def test_a_run_that_goes_on_remembers_how_long_the_reward_is_lost(tiny_model: Any) -> None:
+    trainer, other = make_trainer(tiny_model, explores_again_after=2), make_trainer(tiny_model, explores_again_after=2)
+    explores(trainer, [0.0, 1.0, 0.0])
+    other.load_state_dict(trainer.state_dict())
+    assert explores(other, [0.0]) == [1]
+
+
+def test_nothing_is_told_of_what_was_not_imagined(tiny_model: Any) -> None:
+    """No reward and no bonus: no batch is imagined, and none has a return or a doubt."""
+    Purse.holds = 0.0
+    metrics, _ = make_trainer(tiny_model, novelty_bonus=0.0).step()
+    assert metrics["imagination/imagined_turns"] == 0
+    assert not {"imagination/return_promised", "imagination/disagreement"} & metrics.keys()
+    metrics, _ = make_trainer(tiny_model).step()
+    assert {"imagination/return_promised", "imagination/disagreement"} <= metrics.keys()
+
+
+def test_a_bonus_beyond_the_range_of_returns_is_refused(tiny_model: Any) -> None:
+    with pytest.raises(ValueError, match=r"novelty_bonus=3.0 lies outside model.value_range=\(0.0, 2.0\)"):
+        check_bonus(3.0, (0.0, 2.0))
+    check_bonus(2.0, (0.0, 2.0))
+    check_bonus(0.0, (0.5, 1.0))  # off
+    with pytest.raises(ValueError, match="lower the bonus"):
+        make_trainer(tiny_model, novelty_bonus=1e6)
+
+
+def test_a_group_is_in_one_fold(tiny_model: Any) -> None:
+    """Four prompts with two episodes each have four numbers."""
+    trainer = make_trainer(tiny_model)
+    explores(trainer, [0.0])
+    assert trainer.episodes is not None
+    assert trainer.episodes._replay.numbers.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_the_gap_that_matters_is_a_share_of_the_range(tiny_model: Any) -> None:
+    """A gap of .03 in a range of 2 is below .02 of it; in a range of 1 it is not."""
+    trainer = make_trainer(tiny_model, least_gap=0.02)
+    episodes = trainer.episodes
+    assert isinstance(episodes, EpisodeImagination)
+    low, high = trainer.model.config.value_range
+    assert episodes._gap._least == pytest.approx(0.02 * (high - low))

@@ -14,7 +14,7 @@ from worldmtp.envs.rows import Observation
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
-from worldmtp.envs.worth import check_worth
+from worldmtp.envs.worth_rules import check_worth
 from worldmtp.lazy import import_name
 
 OBSERVATION_KEYS = ("tokens", "length", "prompt_length")

@@ -80,7 +80,8 @@ from worldmtp.envs.rows import (
 from worldmtp.envs.scoring import Scorer, ScorerCounters
 from worldmtp.envs.task import Example, TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
-from worldmtp.envs.worth import check_worth, worth_of
+from worldmtp.envs.worth import worth_of
+from worldmtp.envs.worth_rules import check_worth
 
 _STATE_VERSION = 2
 

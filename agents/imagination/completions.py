@@ -36,7 +36,7 @@ from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import LatentState, OracleWorldModel, Policy, WorldModel, check_action_conditional
 from worldmtp.envs import TextVectorEnv
-from worldmtp.envs.worth import check_worth
+from worldmtp.envs.worth_rules import check_worth
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import inverse_distribution
 

@@ -58,25 +58,6 @@ def test_greedy_completions_are_hugging_faces_with_fewer_forwards(make_any, make
     assert all(0 <= logged(trainer, f"mtp/accepted_depth_{k}")[0] <= 1 for k in (2, 3))
 
 
-@pytest.mark.parametrize("draft", ["none", "mtp", "trl"])
-def test_dropout_is_off_while_sampling(make_any, make_model, draft):
-    # Greedy: a model that drops half of its activations out would write something else each time.
-    def with_dropout():
-        model = make_model()
-        for layer in model.base_model.layers:
-            layer.self_attn.attention_dropout = 0.5
-        return model
-
-    options = {"mtp_draft": draft, "generation_kwargs": {"do_sample": False}, "beta": 0.0, "learning_rate": 0.0}
-    written = []
-    for model in (make_model(), with_dropout()):
-        trainer = make_any("GRPO", model, per_device_train_batch_size=8, max_steps=1, **options)
-        written.append(generated(trainer))
-        trainer.train()
-    assert written[0] == written[1]
-    assert trainer.model.training
-
-
 def test_what_drafts_do_not_follow_is_sampled_by_hugging_face_and_said_once(make_any, make_model):
     trainer = make_any("GRPO", make_model(), min_p=0.1, max_steps=2)
     with pytest.warns(UserWarning, match=r"generation with \{'min_p': 0.1\} is Hugging Face's") as caught:

@@ -23,6 +23,9 @@ ALLOWED = {
         "random.setstate",
     )
 }
+ALLOWED["worldmtp/post_training/generation.py: torch.randint"] = (
+    "TRL's trainers sample by the global generator, which transformers seeds from args.seed and saves in checkpoints"
+)
 """``path: call`` that must use a global generator, and why it must."""
 
 SEEDING = {

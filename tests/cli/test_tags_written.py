@@ -130,6 +130,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
                 "imagination=episodes",
                 "imagination.episodes.gated=false",
                 "imagination.episodes.num_batches=1",
+                "logger.num_strips=1",
             ],
             [
                 *(f"imagination/{name}" for name in ("optimism_gap", "disagreement", "batches_trained", "explores")),

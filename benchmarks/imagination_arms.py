@@ -181,22 +181,22 @@ def main() -> None:
 
 
 def table(outcomes: dict[tuple[str, int], Outcome], arms: list[str], seeds: list[int]) -> str:
-    """A Markdown table, one row an arm."""
-    header = "| arm | sampled: per seed | gain over SFT | greedy: per seed | gain over SFT | r2 | slope | s |"
-    lines = [header, "|---|---|---|---|---|---|---|---|"]
-    warm = [outcomes[arms[0], seed] for seed in seeds]
-    lines.append(
-        f"| SFT | {_each([o.sampled_before for o in warm])} | | {_each([o.exact_before for o in warm])} | | | | |"
-    )
+    """A Markdown table, one row an arm; gains are paired by seed, over the warm start and over the first arm."""
+    header = "| arm | sampled: per seed | gain over SFT | over the first arm | greedy: per seed | gain over SFT | r2 | "
+    lines = [header + "slope | s |", "|---|---|---|---|---|---|---|---|---|"]
+    first = [outcomes[arms[0], seed] for seed in seeds]
+    before = f"{_each([o.sampled_before for o in first])} | | | {_each([o.exact_before for o in first])}"
+    lines.append(f"| SFT | {before} | | | | |")
     for arm in arms:
         row = [outcomes[arm, seed] for seed in seeds]
         sampled = _gain([o.sampled for o in row], [o.sampled_before for o in row])
+        beside = "" if arm == arms[0] else _gain([o.sampled for o in row], [o.sampled for o in first])
         greedy = _gain([o.exact for o in row], [o.exact_before for o in row])
         skill = f"{_mean([o.r2 for o in row])} | {_mean([o.slope for o in row])}"
         seconds = np.mean([o.seconds for o in row])
         lines.append(
-            f"| {arm} | {_each([o.sampled for o in row])} | {sampled} | {_each([o.exact for o in row])} | {greedy} | "
-            f"{skill} | {seconds:.0f} |"
+            f"| {arm} | {_each([o.sampled for o in row])} | {sampled} | {beside} | {_each([o.exact for o in row])} | "
+            f"{greedy} | {skill} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 

@@ -71,9 +71,7 @@ def test_two_simulations_by_hand(make_tables: type[Any]) -> None:
         roots=np.array([0]),
     )
     model = make_tables(problem)
-    found = gumbel_muzero_policy(
-        model, model.roots, POLICY, SearchConfig(num_simulations=2), gumbel_scale=0.0, generator=torch.Generator()
-    )
+    found = gumbel_muzero_policy(model, model.roots, POLICY, SearchConfig(num_simulations=2), gumbel_scale=0.0)
     # Each child once: Q = 1 + .5 * 2 and 0 + .5 * 4, both 2; the root is the mean of 10, 2, 2.
     assert found.tree.root.child_visits.tolist() == [[1, 1]]
     assert found.tree.root.q_values.tolist() == [[2.0, 2.0]]
@@ -177,6 +175,15 @@ class TestRefusals:
         invalid[1] = True
         with pytest.raises(ValueError, match=r"all tokens are invalid in rows \[1\]"):
             muzero_policy(model, model.roots, POLICY, SearchConfig(), torch.Generator(), invalid=invalid)
+
+    @pytest.mark.parametrize("search", [gumbel_muzero_policy, muzero_policy])
+    def test_a_prior_that_is_none(
+        self, search: Any, make_problem: Callable[[int], Any], make_tables: type[Any]
+    ) -> None:
+        model = make_tables(make_problem(2))
+        model.logits[model.roots.numbers[1], 0] = torch.nan
+        with pytest.raises(FloatingPointError, match=r"gave logits that are not finite in rows \[1\]"):
+            search(model, model.roots, POLICY, SearchConfig(num_simulations=2), torch.Generator().manual_seed(0))
 
     def test_numbers_that_are_none(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
         model = make_tables(make_problem(2))

@@ -59,7 +59,8 @@ def gumbel_muzero_policy(
 ) -> SearchedPolicy:
     """Search by sequential halving among the Gumbel-top-m tokens; act by what is left, learn from the weights.
 
-    ``weights`` are softmax(logits + sigma(completed Q)) at the root. ``gumbel_scale=0`` acts greedily.
+    ``weights`` are softmax(logits + sigma(completed Q)) at the root. ``gumbel_scale=0`` acts greedily
+    and draws nothing.
 
     Raises:
         TypeError: the world model is blind to actions.
@@ -69,7 +70,7 @@ def gumbel_muzero_policy(
         raise ValueError(f"num_considered={num_considered} must be at least 1.")
     root = read_root(world_model, state, policy, config, invalid)
     if gumbel is None:
-        gumbel = gumbel_scale * _gumbel(root, generator)
+        gumbel = gumbel_scale * _gumbel(root, generator) if gumbel_scale else torch.zeros_like(root.logits)
     noise = gumbel
     table = halving_table(min(num_considered, root.tokens.shape[1]), config.num_simulations, root.tokens.device)
     tree = search(
@@ -156,7 +157,9 @@ def _mixed(root: Reading, noise: Float[Tensor, "batch width"], fraction: float) 
 
 def _need(generator: torch.Generator | None) -> torch.Generator:
     if generator is None:
-        raise ValueError("a search that draws noise needs a generator; or give the noise, or set its scale to 0.")
+        raise ValueError(
+            "a search that draws noise needs a generator; or give the noise, or set its scale or fraction to 0."
+        )
     return generator
 
 

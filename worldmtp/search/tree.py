@@ -155,17 +155,20 @@ def tree_bytes(batch: int, width: int, num_simulations: int, float_bytes: int = 
 
 
 def check_finite(tree: SearchTree, names: Sequence[str] = ("raw_values", "child_rewards", "child_discounts")) -> None:
-    """Do nothing if the world model said numbers only; one look at the end costs one synchronisation.
+    """Do nothing if the world model said numbers only; looked at once, at the end, so that no simulation waits for it.
+
+    Log-priors may be minus infinity, where a policy does not choose a token, and never NaN.
 
     Raises:
         FloatingPointError: it did not, with what it said of which rows.
     """
-    for name in names:
+    for name in (*names, "logits"):
         array = getattr(tree, name)
-        broken = ~array.isfinite().flatten(start_dim=1).all(dim=1)
+        broken = (array.isnan() if name == "logits" else ~array.isfinite()).flatten(start_dim=1).any(dim=1)
         if bool(broken.any()):
             rows = broken.nonzero()[:, 0].tolist()
             raise FloatingPointError(
                 f"the world model gave {name} that are not finite in rows {rows[:8]}{'...' if len(rows) > 8 else ''}; "
-                "nothing that was searched there means anything. Look at its reward, value and continuation heads."
+                "nothing that was searched there means anything. Look at its reward, value and continuation heads, and "
+                "at its logits."
             )

@@ -14,7 +14,8 @@ from worldmtp.envs.dataset import EncodedExamples
 from worldmtp.envs.rows import object_column
 from worldmtp.envs.task import Example
 
-_DICE_RANGE = 2**31
+DICE_RANGE = 2**31
+"""Dice are integers from 0 up to below this."""
 
 
 def dice_of(example: Example) -> int | None:
@@ -29,7 +30,7 @@ def with_dice(example: Example, dice: int | None) -> Example:
 
 def with_new_dice(chosen: EncodedExamples, generator: np.random.Generator) -> EncodedExamples:
     """Return the questions, each with dice of its own."""
-    dice = generator.integers(_DICE_RANGE, size=len(chosen)).tolist()
+    dice = generator.integers(DICE_RANGE, size=len(chosen)).tolist()
     thrown = [with_dice(example, seed) for example, seed in zip(chosen.examples, dice, strict=True)]
     return replace(chosen, examples=object_column(thrown))
 

@@ -221,8 +221,9 @@ def test_rows_that_are_not_learnt_from_cost_nothing_and_change_nothing(wrapped, 
     assert (none.num_targets, none.total) == (0, 0)
 
 
-def test_a_task_that_detaches_leaves_the_switches_as_they_were(wrapped, rows):
-    model, handle = wrapped()
+@pytest.mark.parametrize("head", ["sequential", "parallel"])  # the second one uses the trunk's own final norm
+def test_a_task_that_detaches_leaves_the_switches_as_they_were(wrapped, rows, head):
+    model, handle = wrapped(head=head)
     with handle.during(HeadTask(evaluation_plan(3), detach=True)):
         model(**pad(rows, "right"), fused_lm_head=True)
         handle.take().total.backward()

@@ -84,6 +84,14 @@ def test_another_way_of_sampling_is_noticed(make_any, make_model):
         trainer.train()
 
 
+def test_another_batch_than_was_sampled_is_noticed(make_any, make_model, monkeypatch):
+    trainer = make_any("GRPO", make_model(), max_steps=1)
+    sampled = trainer._prepare_inputs
+    monkeypatch.setattr(trainer, "_prepare_inputs", lambda batch: dict(sampled(batch)))  # a copy is not counted
+    with pytest.raises(IncompatibleTRLError, match="none of those sampled together"):
+        trainer.train()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What the heads learn
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,23 @@ class Parrot:
         return text[:1] + "=", 0.5 * text.startswith(self._letter), self._turns == 2, False, {}
 
 
+class Coin:
+    """Opens with "="; the first reply is a or b, as the dice or else the seed say, and the second one the last."""
+
+    has_dice = True
+
+    def reset(self, seed):
+        self._side, self._turns = "ab"[seed % 2], 0
+        return "=", {}
+
+    def throw_dice(self, seed):
+        self._side = "ab"[seed % 2]
+
+    def step(self, text):
+        self._turns += 1
+        return self._side, 0.0, self._turns == 2, False, {}
+
+
 class FirstLetter:
     """Prompt: two letters and "=". The answer is the first of them, then EOS; exactly that is paid."""
 
@@ -51,11 +68,11 @@ def make_trainer(model, **args):
     )
 
 
-def make_conversations(num_envs):
+def make_conversations(num_envs, world=Parrot, **options):
     return TextGenVectorEnv(
         num_envs,
         autoreset_mode="disabled",
-        task=WorldTask(Parrot),
+        task=WorldTask(world, **options),
         tokenizer={"kind": "char", "alphabet": "abcd="},
         max_prompt=1,
         max_new=10,
@@ -82,7 +99,7 @@ def text_env():
 
 @pytest.fixture
 def trunk(tiny_trunk):
-    return tiny_trunk("llama", vocab_size=7).eval()
+    return tiny_trunk("llama", vocab_size=7).train()
 
 
 def teacher_forced(trunk, prompt_ids, completion_ids, temperature=1.0):
@@ -169,6 +186,33 @@ def test_draws_depend_on_seed_step_call_and_process_only(text_env, trunk):
     assert draw() == first
     assert all(draw(**other) != first for other in ({"seed": 1}, {"step": 1}, {"process": 1}, {"skip": 1}))
     assert draw(skip=1) == draw(skip=1)
+
+
+def test_an_evaluation_does_not_move_the_draws_of_training(text_env, trunk):
+    """A run resumed at its step does not evaluate there again."""
+
+    def draws(*modes):
+        rollout = TextGenRollout(text_env(4), seed=0)
+        prompts = [row["prompt"] for row in rollout.rows("train", 4, seed=0)] * 4
+        trainer = make_trainer(trunk)
+        return [rollout(prompts, trainer)["completion_ids"] for mode in modes if trunk.train(mode) is trunk]
+
+    straight, resumed = draws(False, True, False, True), draws(True, True)
+    assert straight[1::2] == resumed
+    assert len({str(drawn) for drawn in straight}) == 4  # nor do the two draw alike
+
+
+def test_each_episode_has_dice_of_its_own(trunk):
+    def sides(seed, **options):
+        rollout = TextGenRollout(make_conversations(4, Coin, **options), seed)
+        prompts = [rollout.rows("train", 1, seed=0)[0]["prompt"]] * 16  # a group of TRL's
+        played = rollout(prompts, make_trainer(trunk))
+        replies = zip(played["completion_ids"], played["env_mask"], strict=True)
+        return [next(token for token, acted in zip(*one, strict=True) if not acted) for one in replies]
+
+    assert set(sides(seed=0)) == {2, 3}  # all alike by chance: 2 ** -15
+    assert sides(seed=0) == sides(seed=0) != sides(seed=1)
+    assert len(set(sides(seed=0, dice="start"))) == 1  # where luck belongs to the start, a group shares it
 
 
 def test_the_model_is_left_as_it_was(text_env, trunk):

@@ -61,16 +61,16 @@ class ZeroLinear(nn.Linear):
 class SharedNorm:
     """The trunk's final norm, used by a head that does not own it: not a submodule, so saved once, with the trunk.
 
-    Detached, its weights get no gradient from the heads.
+    While the config says ``detach_trunk``, its weights get no gradient from the heads; a trainer may say so for a time.
     """
 
-    def __init__(self, norm: nn.Module, detached: bool) -> None:
+    def __init__(self, norm: nn.Module, config: MTPConfig) -> None:
         self.norm = norm
-        self.detached = detached
+        self._config = config
 
     def __call__(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Return the normed states."""
-        if not self.detached:
+        if not self._config.detach_trunk:
             return self.norm(hidden)
         weights = {name: weight.detach() for name, weight in self.norm.named_parameters()}
         return torch.func.functional_call(self.norm, weights, (hidden,))
@@ -91,7 +91,7 @@ class OutputLayers(nn.Module):
         self._copies_lm_head = copies_lm_head and config.head_init != "random"
         self._shared_norm: SharedNorm | None = None
         if config.output_norm == "shared":
-            self._shared_norm = SharedNorm(final_norm(trunk.base_model), config.detach_trunk)
+            self._shared_norm = SharedNorm(final_norm(trunk.base_model), config)
         norms = [make_norm(config.head_block, trunk) for _ in range(num_sets)] if config.output_norm == "own" else []
         self.norms = nn.ModuleList(norms)
         owns = config.unembedding == "own"

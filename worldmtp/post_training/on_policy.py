@@ -137,7 +137,8 @@ class OnPolicyMixin(MTPTrainerMixin):
         """Return TRL's loss and, in training, the multi-token one added.
 
         Raises:
-            IncompatibleTRLError: TRL sampled in another way than by ``model.generate``.
+            IncompatibleTRLError: TRL sampled in another way than by ``model.generate``, or trains on another batch than
+                it sampled.
         """
         if not self.mtp_generation.num_calls and getattr(self, "rollout_func", None) is None:
             raise IncompatibleTRLError(
@@ -176,11 +177,15 @@ class OnPolicyMixin(MTPTrainerMixin):
         """Return None: what Trainer has at the beginning of a step are prompts."""
         return None
 
-    def _count_generation(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _count_generation(self, inputs: dict[str, Any]) -> Tensor:
         """Return the targets of one optimiser step on all processes: its share of those of the sampled batch."""
         buffered = getattr(self, "_buffered_inputs", None)
         if buffered is None or not any(batch is inputs for batch in buffered):
-            return None
+            raise IncompatibleTRLError(
+                f"{type(self).__name__} trains on a batch that is none of those sampled together "
+                "(_buffered_inputs), so of how many tokens the heads' loss is to be the mean is not known. Report "
+                "this version of TRL, or leave out what replaces its batches."
+            )
         if self._counted is None or self._counted[0] is not buffered:
             local = torch.stack([num_targets(self._token_choice(b).labels(**self._texts(b))) for b in buffered]).sum()
             self._counted = buffered, self.accelerator.gather(local[None]).sum()

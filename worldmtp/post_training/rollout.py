@@ -18,6 +18,7 @@ from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout
 from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.envs import Example, TextVectorEnv
+from worldmtp.envs.fates import DICE_RANGE, with_dice
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
@@ -50,8 +51,11 @@ class TextGenRollout:
     sum of an episode's rewards, which the reward function of that name returns, and ``env_exact``. Log-probabilities
     are those of the tokens as they were sampled, at the trainer's ``temperature``; 0 where the environment wrote.
 
-    What is drawn depends on ``seed``, the trainer's global step, the number of calls in it and the process. A resumed
-    run therefore draws as one that went through, if its checkpoint stands at a generation: TRL keeps no generated batch
+    Where the task ``has_dice``, each episode has dice of its own: the rows of a prompt share its start, not their luck.
+
+    What is drawn depends on ``seed``, the trainer's global step, the number of calls in it to train, or to evaluate,
+    and the process. A resumed run, which does not evaluate again what was evaluated before its checkpoint, therefore
+    draws as one that went through, if the checkpoint stands at a generation: TRL keeps no generated batch
     in a checkpoint and generates anew where it resumes. A generation serves ``num_iterations * steps_per_generation /
     gradient_accumulation_steps`` optimiser steps; make ``save_steps`` a multiple of that, which it always is with TRL's
     defaults of ``num_iterations`` and ``steps_per_generation``.
@@ -70,7 +74,7 @@ class TextGenRollout:
             raise ValueError(f"autoreset_mode={mode} would mix episodes in one row; make the env with 'disabled'.")
         self.env, self.seed = env, seed
         self._examples: dict[str, Example] = {}
-        self._call = (-1, 0)
+        self._calls: dict[tuple[int, bool], int] = {}
         self._model: MTPModel | None = None
 
     @property
@@ -111,7 +115,11 @@ class TextGenRollout:
         check_trainer(trainer)
         model: PreTrainedModel = without_peft_wrapper(trainer.accelerator.unwrap_model(trainer.model))
         self._check_vocabulary(model)
-        generator = torch.Generator(model.device).manual_seed(self._next_seed(trainer))
+        drawn = self._next_seed(trainer)
+        if getattr(self.env.dataset.task, "has_dice", False):
+            dice = np.random.default_rng(drawn).integers(DICE_RANGE, size=len(examples)).tolist()
+            examples = [with_dice(*one) for one in zip(examples, dice, strict=True)]
+        generator = torch.Generator(model.device).manual_seed(drawn)
         # TRL generates in train mode, in which dropout would sample from another policy.
         with evaluation_mode(model), torch.no_grad():
             policy = TrunkPolicy(self._mtp_model(model), float(trainer.args.temperature))
@@ -155,9 +163,13 @@ class TextGenRollout:
         return example
 
     def _next_seed(self, trainer: Any) -> int:
-        step = int(trainer.state.global_step)
-        self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
-        entropy = [self.seed, int(trainer.accelerator.process_index), *self._call]
+        step, trains = int(trainer.state.global_step), bool(trainer.model.training)
+        # Counted apart: an evaluation comes before the checkpoint of its step, and a resumed run has none there.
+        number = self._calls.get((step, trains), 0)
+        self._calls = {key: count for key, count in self._calls.items() if key[0] == step} | {
+            (step, trains): number + 1
+        }
+        entropy = [self.seed, int(trainer.accelerator.process_index), step, number] + ([] if trains else [1])
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
     def _mtp_model(self, model: PreTrainedModel) -> MTPModel:

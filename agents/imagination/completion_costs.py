@@ -50,6 +50,8 @@ class CompletionCosts:
             f"{self.completion_seconds / self.real_seconds:.1f} times its real answers, and lifted r2 from "
             f"{self.r2_without:.2f} to {self.r2_with:.2f}"
         )
+        if self.r2_with <= 0:
+            return f"{spent}: nothing is to be seen of them yet"
         if not self.recommends_answers:
             return f"{spent}; as little noise by real answers alone would take up to {self.as_many:.1f} times as many"
         return (

@@ -57,6 +57,12 @@ REFUSED = [
         "+env.kwargs.heldout_fraction=0.0",
     ),
     ("imagination=latent is for answers without replies", "env=pig", "imagination=latent"),
+    ("imagination=episodes is for worlds that reply, and nobody replies", "imagination=episodes"),
+    (
+        "completions=trunk is read by imagination=counterfactual alone, and imagination is off",
+        "imagination=off",
+        "imagination.completions=trunk",
+    ),
     # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
     (
         r"the environment masks actions, and imagination='counterfactual' with draft='none' would choose tokens where",

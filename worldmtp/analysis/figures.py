@@ -226,8 +226,10 @@ def _exact_band(ax: Axes, series: Mapping[str, Series]) -> None:
     low, high = series.get("eval/exact_lo90"), series.get("eval/exact_hi90")
     if low is None or high is None or not np.array_equal(low.steps, high.steps):
         return
-    ax.fill_between(low.steps, low.values, high.values, color=ARM_COLOURS[1], alpha=0.16, linewidth=0)
-    if len(low) == 1:
+    points = series.get("eval/exact")
+    if points is not None and len(low) > 1 and np.array_equal(low.steps, points.steps):
+        ax.fill_between(low.steps, low.values, high.values, color=ARM_COLOURS[1], alpha=0.16, linewidth=0)
+    else:  # intervals at some of the points say nothing of those between
         ax.vlines(low.steps, low.values, high.values, color=ARM_COLOURS[1], linewidth=1.4)
 
 

@@ -26,6 +26,8 @@ from worldmtp.tracking.writers import METRICS_FILE, read_records
 ARTEFACT_DIRECTORY = "artefacts"
 CONFIG_FILE = "config.yaml"
 WARM_START_DIRECTORY = "sft"
+_NO_WARM_START = "start"
+"""The evaluation before PPO of a run without one; after one it is called ``warm_start``."""
 _PHASES = ("rollout", "env", "world_model", "imagination", "update")
 _TITLES = {
     "rollout": "acting",
@@ -80,12 +82,15 @@ def read_run(run_dir: Path) -> RunFiles:
         problems.append(f"{CONFIG_FILE} is missing: the configuration cannot be shown.")
     summary = _summary(run_dir / SUMMARY_FILE, problems)
     artefacts = _artefacts(run_dir / ARTEFACT_DIRECTORY, problems)
+    warm_start: dict[str, Series] = {}
+    if _NO_WARM_START not in artefacts:
+        warm_start = _metrics(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown")
     # In the order of the headline table; what it does not name comes after.
     in_table = [arm.artefact for arm in summary.arms if arm.artefact in artefacts] if summary is not None else []
     return RunFiles(
         run_dir=run_dir,
         metrics=_metrics(run_dir / METRICS_FILE, problems, "there are no learning curves and no time breakdown"),
-        warm_start=_metrics(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown"),
+        warm_start=warm_start,
         artefacts={name: artefacts[name] for name in [*in_table, *artefacts]},
         replies=_replies(run_dir, problems),
         summary=summary,

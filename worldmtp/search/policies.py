@@ -7,7 +7,7 @@ Both search the policy that acts: ``policy`` turns logits into its log-probabili
 ``imagine``. Randomness is drawn from ``generator``, or given.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class SearchedPolicy:
     weights: Float[Tensor, "batch width"]
     value: Float[Tensor, " batch"]
     """Of the root, after the search."""
-    tree: SearchTree
+    tree: SearchTree = field(repr=False)
 
 
 @torch.no_grad()

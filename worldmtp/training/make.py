@@ -244,9 +244,16 @@ def check_completions(model: MTPModel, env: TextVectorEnv, config: TrainConfig) 
     """Raise if imagined answers are to be scored and cannot be, before anything is trained.
 
     Raises:
-        ValueError: a world replies, a score is paid for, or the world model cannot go to the end of an answer.
+        ValueError: a world replies, a score is paid for, or the world model cannot go to the end of an answer; or
+            imagination is not ``counterfactual``, whose critic alone reads them.
     """
-    if config.imagination.use != "counterfactual":
+    use, completions = config.imagination.use, config.imagination.completions
+    if use != "counterfactual":
+        if completions != "none":
+            raise ValueError(
+                f"imagination.completions={completions} is read by imagination=counterfactual alone, and imagination "
+                f"is {use}; set imagination.completions=none, or imagination=counterfactual."
+            )
         return
     generator, backend = torch.Generator(), config.world_model.backend
     acting = Acting.of(env, config.agent.rollout.temperature, model.config.value_range)

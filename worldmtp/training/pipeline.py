@@ -262,6 +262,9 @@ class Pipeline:
 
     def _generate_command(self) -> list[str]:
         """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
+        if isinstance(self._env.task, TurnTask):  # a text alone would hear no replies
+            play = ["worldmtp", "envs", "play", self._config.env.id, "--model", str(self._run_dir)]
+            return ["play:        " + shlex.join(play)]
         if transformers_tokenizer(self._env.tokenizer) is None:
             return []
         words = [

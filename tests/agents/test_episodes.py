@@ -190,7 +190,7 @@ def test_before_a_turn_has_come_to_its_end_nothing_is_imagined(tiny_model: MakeM
 
 
 def test_where_nobody_replies_it_is_refused(text_env: Callable[[int], TextGenVectorEnv], tiny_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match="has no world that replies"):
+    with pytest.raises(ValueError, match="nobody replies in this environment"):
         ImaginationTrainer(
             tiny_model(), text_env(8), ROLLOUT, PPO, WorldModelConfig(), ImaginationConfig(use="episodes"), 0
         )

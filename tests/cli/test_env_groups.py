@@ -92,7 +92,7 @@ def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch
 def test_worlds_bring_settings_that_start(compose, option):
     config = compose(f"env={option}")
     assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "gae", "off")
-    assert (config.env.kwargs.max_turn, config.model.config.hidden_size) == (2 if option == "guess_number" else 1, 64)
+    assert (config.env.kwargs.max_turn, config.model.config.hidden_size) == (1, 64)
     chosen = compose(f"env={option}", "agent=ppo", "imagination=baseline", "env.kwargs.max_turn=3", "sft.num_steps=4")
     assert (chosen.sft.num_steps, chosen.agent.ppo.advantage, chosen.imagination.use) == (4, "gae", "baseline")
     assert chosen.env.kwargs.max_turn == 3

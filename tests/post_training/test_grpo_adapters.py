@@ -85,7 +85,7 @@ def test_a_wrapped_model_is_played_with_its_adapters(make_model, make_trainer, d
     moved = dict(trainer.model.named_parameters())
     in_trunk = [name for name in adapters if ".heads." not in name]
     assert all(not torch.equal(adapters[name], moved[name]) for name in in_trunk)
-    assert (trainer.state.global_step, trainer.rollout_func._call[0]) == (2, 1)
+    assert (trainer.state.global_step, trainer.rollout_func._calls) == (2, {(1, True): 1})
 
 
 def test_checkpoints_of_a_model_with_adapters_load_and_are_gone_on_with(make_model, make_trainer, tmp_path):

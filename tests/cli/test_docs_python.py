@@ -24,11 +24,11 @@ def test_the_python_blocks_run(page, tmp_path, monkeypatch, capsys, compose_tiny
     run(compose_tiny("sft.num_steps=1", "agent.rollout.num_iterations=0"), tmp_path / "runs" / "mine")
     capsys.readouterr()
     found = blocks(page, "python")
-    assert len(found) == 6
+    assert len(found) == 7
     names = {"__name__": "docs_python"}
     for number, block in enumerate(found, start=1):
         exec(compile(block, f"docs/python.md, block {number}", "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) == 5  # two iterations, what if, two evaluations
+    assert len(capsys.readouterr().out.splitlines()) == 6  # two iterations, what if, a plan, two evaluations
     assert {path.name for path in tmp_path.iterdir()} == {"trainer.pt", "model", "runs", "base", "checkpoint"}
 
 

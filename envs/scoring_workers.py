@@ -1,8 +1,7 @@
 """Who calls a task: this process, or several that may be killed. Both take jobs and give their outcomes, in order.
 
-A scoring process leads a session of its own: an interrupt from the terminal does not reach it, and killing its process
-group reaches its children, too; only a child that starts a session of its own escapes. On Linux the kernel kills the
-group when the process that it scores for is gone, whatever the scorer is doing at that moment.
+A scoring process leads a session of its own: an interrupt of the terminal does not reach it, killing its group reaches
+its children, but one with its own session. On Linux the kernel kills the group when its client is gone, come what may.
 """
 
 import contextlib

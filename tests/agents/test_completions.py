@@ -34,8 +34,7 @@ from worldmtp.model import MTPModel
 MakeRollout = Callable[..., Rollout]
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]
-EOS = 1
-POLICY = acting_policy(1.0)
+EOS, POLICY = 1, acting_policy(1.0)
 
 
 def config_of(**changes: Any) -> ImaginationConfig:
@@ -61,7 +60,7 @@ def live_of(rollout: Rollout, *ids: int, tail: bool = False) -> LiveTokens:
 
 
 class Asked:
-    """A scorer that keeps what it was asked, and pays a tenth of the tokens' sum."""
+    """A scorer that keeps what it was asked, and pays a hundredth of the tokens' sum."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, tuple[int, ...]]] = []

@@ -11,7 +11,6 @@ The features of that forward give the survivors' next distribution and the roots
 al. 2018, arXiv 1811.03115, sec. 4), so N tokens with K widths take 1 + ceil((N - 1) / K) forwards. With a single width
 of at least ``num_beams`` it is beam search. **It is not lossless**: the text is in general neither greedy nor a sample,
 and what the heads do not propose is not found. It prefers short texts, as any search by log-probability does.
-
 Left out: length penalties, sampling, logits processors, stop sequences, diverse beams, attending heads.
 """
 

@@ -6,21 +6,16 @@ their cross-entropy on the chosen half would be supervised fine-tuning of the tr
 The reference is a frozen copy of the trunk, not the file that the model was loaded from.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, no_type_check
 
 import torch
-from datasets import Dataset, IterableDataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.guards import TRAINS_HEADS
 from worldmtp.post_training.config import MTPConfigMixin
-from worldmtp.post_training.mixin import MTPTrainerMixin
-from worldmtp.post_training.reference import frozen_reference
+from worldmtp.post_training.preference import PreferenceMixin
 from worldmtp.post_training.token_sets import TokenChoice
 
 
@@ -36,7 +31,7 @@ class MTPDPOConfig(MTPConfigMixin, DPOConfig):
     }
 
 
-class MTPDPOTrainer(MTPTrainerMixin, DPOTrainer):
+class MTPDPOTrainer(PreferenceMixin, DPOTrainer):
     """TRL's DPOTrainer for an ``MTPModel``; what it logs of the heads is ``MTPSFTTrainer``'s.
 
     Args:
@@ -60,40 +55,6 @@ class MTPDPOTrainer(MTPTrainerMixin, DPOTrainer):
     trl_name = "DPOTrainer"
     config_class = MTPDPOConfig
     required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen", "rejected"),)
-
-    def __init__(
-        self,
-        model: MTPModel,
-        args: MTPDPOConfig,
-        *,
-        train_dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase,
-        ref_model: PreTrainedModel | None = None,
-        eval_dataset: Any = None,
-        data_collator: Any = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-    ) -> None:
-        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
-        if ref_model is None and not args.precompute_ref_log_probs:  # which the model itself does before it is trained
-            ref_model = frozen_reference(model)
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=None if callbacks is None else list(callbacks),
-            optimizers=optimizers,
-        )
-        self.add_heads(args)
-
-    def _texts(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the batch with the labels that TRL makes of the completions."""
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
-        return super()._texts(batch) | {"labels": labels}
 
     def _token_choice(self, batch: dict[str, Any]) -> TokenChoice:
         """Return the tokens of the chosen half, which is the first."""

@@ -5,20 +5,15 @@ is a frozen copy of the trunk, and heads are detached by default, both as in ``w
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, no_type_check
 
-import torch
-from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
-from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.guards import TRAINS_HEADS
 from worldmtp.post_training.config import MTPConfigMixin
-from worldmtp.post_training.mixin import MTPTrainerMixin
-from worldmtp.post_training.reference import frozen_reference
+from worldmtp.post_training.preference import PreferenceMixin
 from worldmtp.post_training.token_sets import TokenChoice
 
 
@@ -33,7 +28,7 @@ class MTPKTOConfig(MTPConfigMixin, KTOConfig):
     }
 
 
-class MTPKTOTrainer(MTPTrainerMixin, KTOTrainer):
+class MTPKTOTrainer(PreferenceMixin, KTOTrainer):
     """TRL's KTOTrainer for an ``MTPModel``; what it logs of the heads is ``MTPSFTTrainer``'s.
 
     Args:
@@ -58,41 +53,11 @@ class MTPKTOTrainer(MTPTrainerMixin, KTOTrainer):
     config_class = MTPKTOConfig
     required_columns = (("completion", "label"), ("chosen", "rejected"))
 
-    def __init__(
-        self,
-        model: MTPModel,
-        args: MTPKTOConfig,
-        *,
-        train_dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase,
-        ref_model: PreTrainedModel | None = None,
-        eval_dataset: Any = None,
-        data_collator: Any = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-    ) -> None:
-        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
-        if ref_model is None and not args.precompute_ref_log_probs:  # which the model itself does before it is trained
-            ref_model = frozen_reference(model)
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=None if callbacks is None else list(callbacks),
-            optimizers=optimizers,
-        )
+    def add_heads(self, args: MTPConfigMixin) -> None:
+        """Put the heads in, and warn where no completion is desirable."""
         if isinstance(self.train_dataset, Dataset) and not any(self.train_dataset["label"]):
-            warnings.warn("no completion of train_dataset is desirable: the heads have nothing to learn.", stacklevel=2)
-        self.add_heads(args)
-
-    def _texts(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the batch with the labels that TRL makes of the completions."""
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
-        return super()._texts(batch) | {"labels": labels}
+            warnings.warn("no completion of train_dataset is desirable: the heads have nothing to learn.", stacklevel=3)
+        super().add_heads(args)
 
     def _token_choice(self, batch: dict[str, Any]) -> TokenChoice:
         """Return the tokens of desirable completions."""

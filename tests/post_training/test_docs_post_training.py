@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_every_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     names = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/post_training.md, block {number}", "exec"), names)

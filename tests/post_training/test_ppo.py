@@ -11,7 +11,7 @@ from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout
-from worldmtp.post_training import MTPPPOConfig, env_reward
+from worldmtp.post_training import MTPPPOConfig
 
 # TRL 1.16 still asks transformers 5 by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -206,107 +206,6 @@ def test_one_batch_gives_the_agents_advantages_losses_and_gradients(make_any, ma
     assert theirs.keys() <= gradients.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rewards by token, imagined advantages
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def replied(prompts, trainer):
-    """A rollout: the policy's 2, a world's 3 4, the policy's 5 and EOS; the first and the last are paid."""
-    number = len(prompts)
-    return {
-        "prompt_ids": [[6, 7]] * number,
-        "completion_ids": [[2, 3, 4, 5, EOS]] * number,
-        "logprobs": [[0.0] * 5] * number,
-        "env_mask": [[1, 0, 0, 1, 1]] * number,
-        "env_reward": [0.75] * number,
-        "token_rewards": [[0.25, 0.0, 0.0, 0.0, 0.5]] * number,
-        "env_truncated": [False] * number,
-    }
-
-
-ROLLOUT = pytest.mark.filterwarnings("ignore:You are using 'rollout_func', which is an experimental feature")
-
-
-@ROLLOUT
-def test_a_rollouts_rewards_stand_at_their_tokens_beside_other_functions(make_any, make_model):
-    """Values start at zero; with gamma 1/2 and lambda 1 advantages are discounted sums over the decisions."""
-
-    def half(completions, **_):
-        return [1.0] * len(completions)
-
-    given = {"reward_funcs": [env_reward, half], "rollout_func": replied}
-    options = {"reward_weights": [1.0, 0.5], "gamma": 0.5, "gae_lambda": 1.0, "scale_advantages": False}
-    trainer = make_any("PPO", make_model(), **ONE, **options, max_steps=1, extra=given)
-    batches = batches_of(trainer)
-    trainer.train()
-    at_the_end = 0.5 + 0.5 * 1.0
-    expected = torch.tensor([[0.25 + at_the_end / 4, 0.0, 0.0, at_the_end / 2, at_the_end]]).expand(8, -1)
-    torch.testing.assert_close(batches[0]["advantages"], expected)
-    torch.testing.assert_close(batches[0]["value_targets"], expected)
-    assert int(batches[0]["num_items_in_batch"]) == 24
-
-
-@ROLLOUT
-def test_token_rewards_that_are_not_the_episodes_are_refused(make_any, make_model):
-    def wrong(prompts, trainer):
-        return replied(prompts, trainer) | {"env_reward": [1.0] * len(prompts)}
-
-    given = {"reward_funcs": env_reward, "rollout_func": wrong}
-    with pytest.raises(ValueError, match=r"token_rewards add up to \[0\.75.* and .*env_reward returned \[1\.0"):
-        make_any("PPO", make_model(), **ONE, max_steps=1, extra=given).train()
-
-
-@ROLLOUT
-def test_what_a_world_replied_moves_nothing(make_any, make_model):
-    """Its tokens take no part in the loss: their labels' log-probabilities may be anything."""
-    weights = []
-    for spoilt in (0.0, -50.0):
-        model = make_model()
-        trainer = make_any(
-            "PPO", model, **ONE, max_steps=1, extra={"reward_funcs": env_reward, "rollout_func": replied}
-        )
-        score = trainer._get_per_token_logps_and_entropies
-
-        def scored(*given, score=score, spoilt=spoilt, **options):
-            logps, entropies, aux = score(*given, **options)
-            return logps + spoilt * torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0]), entropies, aux
-
-        trainer._get_per_token_logps_and_entropies = scored
-        trainer.train()
-        weights.append(model.trunk.state_dict())
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
-
-
-def test_imagined_advantages_take_the_place_of_gae(make_any, make_model):
-    seen = []
-
-    def imagined(batch):
-        seen.append(batch)
-        return torch.full_like(batch["advantages"], 2.0)
-
-    trainer = make_any("PPO", make_model(), **ONE, max_steps=1, extra={"imagined_advantages": imagined})
-    batches = batches_of(trainer)
-    trainer.train()
-    mask = batches[0]["decision_mask"]
-    assert torch.equal(batches[0]["advantages"], mask.float())  # their root mean square is 2
-    assert {"values", "value_targets", "old_per_token_logps"} <= seen[0].keys()
-
-
-@pytest.mark.parametrize(
-    ("imagined", "message"),
-    [
-        (lambda batch: batch["advantages"][:, 0], r"imagined_advantages returned \(8,\), expected a tensor of \(8, "),
-        (lambda batch: None, "imagined_advantages returned NoneType"),
-        (lambda batch: batch["advantages"] * math.nan, "a number that is not finite for a decision"),
-    ],
-)
-def test_imagined_advantages_of_another_shape_or_not_finite_are_refused(make_any, make_model, imagined, message):
-    trainer = make_any("PPO", make_model(), **ONE, max_steps=1, extra={"imagined_advantages": imagined})
-    with pytest.raises(ValueError, match=message):
-        trainer.train()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
 
     _completion_length: int | None = None
     _read: list[Tensor]
-    _scored: tuple[Sequence[Mapping[str, Any]], Tensor] | None = None
+    _scored: list[tuple[Sequence[Mapping[str, Any]], Tensor]]
     _said_outside = False
 
     def __init__(
@@ -92,7 +92,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
     ) -> None:
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
         self.imagined_advantages = imagined_advantages
-        self._read = []
+        self._read, self._scored = [], []
         with without_reference(args):
             super().__init__(
                 model=model,
@@ -157,16 +157,16 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         """Calculate them as TRL, and keep them with the rows, to which the rollout's fields have been added."""
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(prompts)
-        self._scored = inputs, rewards[first : first + len(prompts)]
+        self._scored = [(inputs, rewards[first : first + len(prompts)])]
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Add to TRL's batch what PPO learns from, in the place of GRPO's advantages."""
-        self._scored, self._read = None, []
+        self._scored, self._read = [], []
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self._scored is None:
+        if not self._scored:
             raise IncompatibleTRLError("TRL sampled a batch without _calculate_rewards; report this version of TRL.")
-        rows, scores = self._scored
+        rows, scores = self._scored.pop()
         if "old_per_token_logps" not in batch:
             batch["old_per_token_logps"] = self._old_logprobs(batch)
         ids, written = batch["completion_ids"], batch["completion_mask"].bool()
@@ -199,7 +199,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         num_tokens = batch["completion_ids"].shape[1]
         logprobs: Tensor
         logprobs, *_ = self._get_per_token_logps_and_entropies(
-            self.model, texts["input_ids"], texts["attention_mask"], num_tokens, batch_size=size
+            self.mtp_forward.model, texts["input_ids"], texts["attention_mask"], num_tokens, batch_size=size
         )
         return logprobs
 

@@ -257,3 +257,8 @@ def test_groups_are_allowed(make_config):
     assert make_config(MTPPPOConfig, num_generations=4).num_generations == 4
     odd = make_config(MTPPPOConfig, per_device_train_batch_size=3)  # what TRL is shown divides it
     assert (odd.num_generations, odd.generation_batch_size) == (1, 3)
+
+
+def test_fewer_prompts_than_a_batch_are_refused_where_trl_would_make_no_step(make_any, make_model):
+    with pytest.raises(ValueError, match="train_dataset has 16 prompts and a sampled batch 32"):
+        make_any("PPO", make_model(), **ONE, per_device_train_batch_size=16, steps_per_generation=2)

@@ -156,7 +156,7 @@ def test_turns_of_a_conversation_are_paid_where_they_end(make_any, make_model):
 @pytest.mark.slow
 @ROLLOUT
 def test_a_conversation_is_learnt(make_any, make_model):
-    options = {"num_iterations": 2, "learning_rate": 3e-3, "max_steps": 60, "per_device_train_batch_size": 32}
+    options = {"num_iterations": 2, "learning_rate": 3e-3, "max_steps": 120, "per_device_train_batch_size": 4}
     trainer = conversation(make_any, make_model(), **options, mtp_objective={"coef": {"start": 0}})
     trainer.train()
     rewards = logged(trainer, "reward")
@@ -168,8 +168,8 @@ def test_a_conversation_is_learnt(make_any, make_model):
 @pytest.mark.parametrize("num_generations", [1, 4])
 def test_a_reward_function_is_learnt(make_any, make_model, num_generations):
     """The share of ones among a completion's tokens; one of fourteen by chance."""
-    options = {"num_iterations": 2, "steps_per_generation": 2, "learning_rate": 3e-3, "max_steps": 100}
-    options |= {"per_device_train_batch_size": 16, "num_generations": num_generations, "beta": 0.001}
+    options = {"num_iterations": 2, "steps_per_generation": 2, "learning_rate": 3e-3, "max_steps": 120}
+    options |= {"per_device_train_batch_size": 8, "num_generations": num_generations, "beta": 0.001}
     trainer = make_any("PPO", make_model(), **options, mtp_objective={"coef": {"start": 0}})
     trainer.train()
     rewards = logged(trainer, "reward")

@@ -17,10 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmtp.agents.config import PPOConfig
-from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, masked_mean
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats
 from worldmtp.agents.rollout import Rollout, episode_returns
 from worldmtp.dynamics import LatentState
-from worldmtp.returns import generalized_advantages, lambda_returns
+from worldmtp.objective.policy_losses import masked_mean
+from worldmtp.returns import (
+    episode_discounts,
+    episode_lambdas,
+    generalized_advantages,
+    lambda_returns,
+    scale_of,
+)
 
 
 @runtime_checkable
@@ -131,8 +138,7 @@ def advantage_moments(advantages: Float[Tensor, "batch step"], rollout: Rollout)
 
 def advantage_scale(advantages: Float[Tensor, "batch step"], rollout: Rollout, least: float = 1e-6) -> float:
     """Return the root mean square over the steps, or ``least``; one where all advantages vanish."""
-    scale = float(masked_mean(advantages**2, rollout.step_mask).sqrt())
-    return max(scale, least) if scale > 1e-6 else 1.0
+    return scale_of(masked_mean(advantages**2, rollout.step_mask), least)
 
 
 def plain_plan(advantages: Float[Tensor, "batch step"], value_targets: Float[Tensor, "batch step"]) -> AdvantagePlan:
@@ -143,13 +149,14 @@ def plain_plan(advantages: Float[Tensor, "batch step"], value_targets: Float[Ten
 
 def discounts_of(rollout: Rollout, config: PPOConfig) -> Float[Tensor, "batch step"]:
     """Return gamma where value goes on after the step, zero where it ends and where there is no step."""
-    ends = rollout.terminated if config.bootstrap_truncated else rollout.terminated | rollout.truncated
-    return torch.where(ends | ~rollout.step_mask, 0.0, config.gamma)
+    return episode_discounts(
+        rollout.step_mask, rollout.terminated, rollout.truncated, config.gamma, config.bootstrap_truncated
+    )
 
 
 def lambdas_of(rollout: Rollout, lambda_: float) -> Float[Tensor, "batch step"]:
     """Return lambda inside an episode, zero at its last step: nothing flows back over the border."""
-    return torch.where(rollout.terminated | rollout.truncated | ~rollout.step_mask, 0.0, lambda_)
+    return episode_lambdas(rollout.step_mask, rollout.terminated | rollout.truncated, lambda_)
 
 
 @dataclass

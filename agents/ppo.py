@@ -1,11 +1,11 @@
-"""PPO on text: what an update is given, its losses, its forward pass, and the update, in this order.
+"""PPO on text: what an update is given, its forward pass, and the update, in this order.
 
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347, algorithm 1. ``PPOConfig`` comes from ``config.py``, which needs
 no torch. The agent owns the trunk and the value head; the heads that imagine belong to the world model's own optimiser,
 so that switching them off changes nothing here, to the bit.
 
-Losses are means over the real steps of a minibatch, and over its reply tokens in ``observation.py``. Left out: value
-clipping (Andrychowicz et al. 2021, 3.2: no gain).
+The losses are those of ``worldmtp.objective.policy_losses``, means over the real steps of a minibatch, and over its
+reply tokens in ``observation.py``. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain).
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,6 +29,13 @@ from worldmtp.model.categorical import entropy_per_token
 from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.trunk import TrunkFeatures, last_hidden_states
 from worldmtp.model.world_heads import binned_mean, two_hot_cross_entropy
+from worldmtp.objective.policy_losses import (
+    all_action_loss_per_token,
+    explained_variance,
+    masked_mean,
+    ppo_loss,
+    ppo_terms,
+)
 
 # What an update is given besides the rollout
 
@@ -73,72 +80,6 @@ class AdvantagePlan(TensorBatch):
     live_ids: Int[Tensor, "batch step live"]
     live_logprobs: Float[Tensor, "batch step live"]
     live_advantages: Float[Tensor, "batch step live"]
-
-
-# Losses, per token and unreduced. The all-action surrogate is ours to derive: the sampled one with the sum over actions
-# in place of the draw.
-
-
-def clipped_objective(
-    ratio: Float[Tensor, "*batch"], advantages: Float[Tensor, "*batch"], clip_coef: float
-) -> Float[Tensor, "*batch"]:
-    """Return min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised. Schulman et al. 2017, eq. 7."""
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
-
-
-def policy_loss_per_token(
-    logprobs: Float[Tensor, "batch step"],
-    old_logprobs: Float[Tensor, "batch step"],
-    advantages: Float[Tensor, "batch step"],
-    clip_coef: float,
-) -> Float[Tensor, "batch step"]:
-    """Return the clipped surrogate of the actions taken. At ratio one its gradient is -A grad log pi."""
-    return -clipped_objective((logprobs - old_logprobs).exp(), advantages, clip_coef)
-
-
-def all_action_loss_per_token(
-    logprobs: Float[Tensor, "batch step live"],
-    old_logprobs: Float[Tensor, "batch step live"],
-    advantages: Float[Tensor, "batch step live"],
-    clip_coef: float,
-) -> Float[Tensor, "batch step"]:
-    """Return the clipped surrogate averaged over actions: -sum_a pi_old(a) min(r_a A_a, clip(r_a) A_a).
-
-    At ratio one its gradient is -sum_a A_a grad pi(a). Actions left out of the ``live`` axis count as advantage zero;
-    padding has ``old_logprobs`` of minus infinity, or advantage zero.
-    """
-    weights = old_logprobs.exp()
-    counts = (weights > 0) & (advantages != 0)  # else the ratio may be infinite, and zero times it is NaN
-    ratio = torch.where(counts, logprobs - old_logprobs, 0.0).exp()
-    return -(weights * clipped_objective(ratio, advantages, clip_coef)).sum(dim=-1)
-
-
-def kl_penalty_per_token(
-    logprobs: Float[Tensor, "batch step"], ref_logprobs: Float[Tensor, "batch step"]
-) -> Float[Tensor, "batch step"]:
-    """Return an estimate of KL(pi || pi_ref) from a token of pi: e^d - d - 1 with d = log pi_ref - log pi.
-
-    Unbiased and never negative: the k3 of Schulman 2020, http://joschu.net/blog/kl-approx.html. As a loss its gradient
-    is that of the expectation only to first order in d.
-    """
-    difference = ref_logprobs - logprobs
-    return difference.exp() - difference - 1
-
-
-def masked_mean(
-    values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"], count: Int[Tensor, ""] | None = None
-) -> Float[Tensor, ""]:
-    """Return the mean over the true entries of ``mask``; zero, not NaN, where there are none.
-
-    ``count`` is the number of entries of a whole of which this is a part: the parts then add up to its mean.
-    """
-    return torch.where(mask, values, 0.0).sum() / (mask.sum() if count is None else count).clamp(min=1)
-
-
-def explained_variance(residual: Float[Tensor, " sample"], target: Float[Tensor, " sample"]) -> float:
-    """Return r2 = 1 - Var(residual) / Var(target); zero where the target does not vary."""
-    variance = float(target.var(unbiased=False))
-    return 1.0 - float(residual.var(unbiased=False)) / variance if variance > 0 else 0.0
 
 
 # The forward pass
@@ -333,43 +274,32 @@ class PPOAgent:
         """Return a micro-batch's part of the loss of the ``whole`` minibatch, whose tokens count, and its terms."""
         config, mask = self.config, rollout.step_mask
         num_actions, num_replied = whole.step_mask.sum(), reply_mask(whole).sum()
-
-        def mean(values: Tensor) -> Tensor:
-            return masked_mean(values, mask, num_actions)
-
         hidden = last_hidden_states(self.model.trunk, rollout.input_ids, rollout.attention_mask)
         states = gather_states(hidden, state_index(rollout)[:, :-1])
         log_policy = _log_policy(self.model.logits_of(states), self._temperature, rollout)
         # Padding stands where there is no step. Its probability may round to 0, and the mean's mask comes too late: the
         # slope of the KL's estimate is infinite there, and zero times it is NaN.
         logprobs = torch.where(mask, log_policy.gather(2, rollout.actions[..., None])[..., 0], 0.0)
-        policy = mean(policy_loss_per_token(logprobs, rollout.logprobs, plan.advantages, config.clip_coef))
-        terms = {"losses/policy": policy}
+        value_logits = self.model.world_heads.value(states.detach() if config.detach_value else states)
+        terms = ppo_terms(
+            logprobs,
+            rollout.logprobs,
+            ref_logprobs,
+            plan.advantages,
+            entropy_per_token(log_policy),
+            two_hot_cross_entropy(value_logits, plan.value_targets, self.model.world_heads.value_bins),
+            mask,
+            num_actions,
+            config.clip_coef,
+        )
         if plan.live_ids.shape[-1] > 0:
             live = live_logprobs(log_policy, plan.live_ids, plan.live_logprobs)
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
-            terms["losses/counterfactual"] = mean(others)
-        terms["losses/kl_reference"] = kl = mean(kl_penalty_per_token(logprobs, ref_logprobs))
-        terms["losses/entropy"] = entropy = mean(entropy_per_token(log_policy))
-        value_logits = self.model.world_heads.value(states.detach() if config.detach_value else states)
-        value_loss = two_hot_cross_entropy(value_logits, plan.value_targets, self.model.world_heads.value_bins)
-        terms["losses/value"] = value = mean(value_loss)
-        loss = policy + config.vf_coef * value
-        if "losses/counterfactual" in terms:
-            loss = loss + terms["losses/counterfactual"]
-        if config.kl_coef:
-            loss = loss + config.kl_coef * kl
-        if config.ent_coef:
-            loss = loss - config.ent_coef * entropy
+            terms["losses/counterfactual"] = masked_mean(others, mask, num_actions)
+        loss = ppo_loss(terms, config.vf_coef, config.kl_coef, config.ent_coef)
         if config.observation_coef:
             terms["losses/observation"] = foreseen = observation_loss(self.model, hidden, rollout, num_replied)
             loss = loss + config.observation_coef * foreseen
-        with torch.no_grad():
-            log_ratio = logprobs - rollout.logprobs
-            ratio = log_ratio.exp()
-            terms["losses/ratio_max"] = torch.where(mask, ratio, 0.0).max()
-            terms["losses/approx_kl"] = mean(ratio - 1 - log_ratio)  # the ratio may round to 0
-            terms["losses/clip_fraction"] = mean(((ratio - 1).abs() > config.clip_coef).float())
         return loss, terms
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.ppo import check_eval_mode, clipped_step, masked_mean
+from worldmtp.agents.ppo import check_eval_mode, clipped_step
 from worldmtp.agents.rollout import Rollout, action_mask, state_index
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
@@ -35,6 +35,7 @@ from worldmtp.model.world_heads import two_hot_cross_entropy
 from worldmtp.objective import MTPObjective
 from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
 from worldmtp.objective.objective import LossTerms
+from worldmtp.objective.policy_losses import masked_mean
 
 _MEASURED_EPISODES = 64
 _CHUNK_TOKENS = 1024

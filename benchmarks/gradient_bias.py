@@ -13,9 +13,10 @@ from torch import Tensor
 
 from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
 from worldmtp.agents.imagination.critic import LiveTokens, live_tokens
-from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
+from worldmtp.agents.ppo import likely_tokens
 from worldmtp.agents.tail import live_logprobs
 from worldmtp.dynamics import TokenMDP
+from worldmtp.objective.policy_losses import all_action_loss_per_token, policy_loss_per_token
 
 VOCAB, HORIZON, CLIP, ETA = 4, 4, 0.2, 0.7
 

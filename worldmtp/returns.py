@@ -10,7 +10,7 @@ Left out: off-policy corrections (V-trace, Retrace). PPO's data are one policy v
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -71,3 +71,28 @@ def value_expansion(
     carried = torch.cat([ones, discounts.cumprod(dim=1)], dim=1)
     collected = torch.cat([torch.zeros_like(ones), (carried[:, :-1] * rewards).cumsum(dim=1)], dim=1)
     return collected + carried * values
+
+
+def episode_discounts(
+    step_mask: Bool[Tensor, "batch step"],
+    terminated: Bool[Tensor, "batch step"],
+    truncated: Bool[Tensor, "batch step"],
+    gamma: float,
+    bootstrap_truncated: bool,
+) -> Float[Tensor, "batch step"]:
+    """Return gamma where value goes on after the step, zero where it ends and where there is no step."""
+    ends = terminated if bootstrap_truncated else terminated | truncated
+    return torch.where(ends | ~step_mask, 0.0, gamma)
+
+
+def episode_lambdas(
+    step_mask: Bool[Tensor, "batch step"], ended: Bool[Tensor, "batch step"], lambda_: float
+) -> Float[Tensor, "batch step"]:
+    """Return lambda inside an episode, zero at its last step: nothing flows back over the border."""
+    return torch.where(ended | ~step_mask, 0.0, lambda_)
+
+
+def scale_of(mean_square: Float[Tensor, ""], least: float = 1e-6) -> float:
+    """Return what advantages are divided by: their root mean square, or ``least``; one where all of them vanish."""
+    scale = float(mean_square.sqrt())
+    return max(scale, least) if scale > 1e-6 else 1.0

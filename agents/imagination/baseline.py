@@ -26,9 +26,10 @@ from worldmtp.agents.advantages import (
 )
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, border_fraction
-from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, explained_variance
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats
 from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import LatentState, WorldModel, check_horizon, imagine
+from worldmtp.objective.policy_losses import explained_variance
 
 _LEAST_RIDGE = 1e-30
 """Keeps horizons without any error solvable."""

@@ -61,9 +61,10 @@ from worldmtp.agents.imagination.critic import (
     surprisal_features,
 )
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
-from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, explained_variance
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats
 from worldmtp.agents.rollout import Rollout, episode_returns
 from worldmtp.dynamics import LatentState, WorldModel, check_action_conditional, check_horizon
+from worldmtp.objective.policy_losses import explained_variance
 
 _CRITIC_BATCH = 4096
 

@@ -19,10 +19,11 @@ from worldmtp.agents.imagination.completions import ScoredCompletions
 from worldmtp.agents.imagination.counterfactual import centred_advantages, episode_correction
 from worldmtp.agents.imagination.critic import LiveTokens, RungCritic, live_tokens
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
-from worldmtp.agents.ppo import all_action_loss_per_token, likely_tokens, policy_loss_per_token
+from worldmtp.agents.ppo import likely_tokens
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.tail import live_logprobs
 from worldmtp.dynamics import ExactWorldModel, TokenMDP, acting_policy
+from worldmtp.objective.policy_losses import all_action_loss_per_token, policy_loss_per_token
 
 CLIP = 0.2
 

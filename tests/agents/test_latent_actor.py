@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from worldmtp.agents.imagination.latent_actor import action_skill, actor_targets, imagined_rows, rule_ends
-from worldmtp.agents.ppo import policy_loss_per_token
 from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import (
     ExactWorldModel,
@@ -27,6 +26,7 @@ from worldmtp.dynamics import (
     TurnRoom,
     acting_policy,
 )
+from worldmtp.objective.policy_losses import policy_loss_per_token
 
 WIDE = (-1e6, 1e6)
 EOS = 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.agents.ppo import (
+from worldmtp.objective.policy_losses import (
     all_action_loss_per_token,
     clipped_objective,
     explained_variance,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import worldmtp.agents.ppo
 import worldmtp.checkpoint
+import worldmtp.objective.policy_losses
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.train import run
@@ -210,7 +210,7 @@ def test_damaged_warm_start(compose_tiny, tmp_path):
 
 
 def test_nan_loss_names_iteration_term_and_checkpoint(compose_tiny, tmp_path, monkeypatch):
-    loss = worldmtp.agents.ppo.policy_loss_per_token
+    loss = worldmtp.objective.policy_losses.policy_loss_per_token
     calls = []
 
     def broken(*args):
@@ -218,7 +218,7 @@ def test_nan_loss_names_iteration_term_and_checkpoint(compose_tiny, tmp_path, mo
         # Two epochs of two minibatches an iteration: the fifth call is the second iteration's first.
         return loss(*args) * (math.nan if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(worldmtp.agents.ppo, "policy_loss_per_token", broken)
+    monkeypatch.setattr(worldmtp.objective.policy_losses, "policy_loss_per_token", broken)
     with pytest.raises(FloatingPointError) as caught:
         run(compose_tiny(*COLD), tmp_path)
     checkpoint = tmp_path / "checkpoints" / "checkpoint-000000000001.pt"
@@ -228,8 +228,8 @@ def test_nan_loss_names_iteration_term_and_checkpoint(compose_tiny, tmp_path, mo
 
 
 def test_nan_loss_before_the_first_checkpoint(compose_tiny, tmp_path, monkeypatch):
-    loss = worldmtp.agents.ppo.policy_loss_per_token
-    monkeypatch.setattr(worldmtp.agents.ppo, "policy_loss_per_token", lambda *args: loss(*args) * math.nan)
+    loss = worldmtp.objective.policy_losses.policy_loss_per_token
+    monkeypatch.setattr(worldmtp.objective.policy_losses, "policy_loss_per_token", lambda *args: loss(*args) * math.nan)
     with pytest.raises(FloatingPointError, match=r"iteration 0: .*There is no checkpoint yet; start a new run"):
         run(compose_tiny(*COLD), tmp_path)
 

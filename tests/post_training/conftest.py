@@ -151,7 +151,7 @@ SAMPLED = {"max_completion_length": 8, "num_generations": 2, "gradient_accumulat
 @pytest.fixture
 def make_any(make_config, char_tokenizer, demonstrations, pairs, prompts):
     """Make a trainer of any kind: ours on a model with heads, or, of a plain trunk, TRL's own."""
-    datasets = {"SFT": demonstrations, "DPO": pairs, "KTO": pairs, "GRPO": prompts, "RLOO": prompts}
+    datasets = {"SFT": demonstrations, "DPO": pairs, "KTO": pairs, "GRPO": prompts, "RLOO": prompts, "PPO": prompts}
 
     def make(kind, model, *, train_dataset=None, eval_dataset=None, callbacks=None, extra=None, **options):
         has_heads = isinstance(model, MTPModel)
@@ -162,7 +162,7 @@ def make_any(make_config, char_tokenizer, demonstrations, pairs, prompts):
             options |= {"bf16": False, "activation_checkpointing": False}
             if kind in ("DPO", "KTO"):
                 given["ref_model"] = copy.deepcopy(model)
-        if kind in ("GRPO", "RLOO"):
+        if kind in ("GRPO", "RLOO", "PPO"):
             options = {**SAMPLED, **options}
             given.setdefault("reward_funcs", share_of_ones)
         return getattr(library, f"{prefix}{kind}Trainer")(

@@ -57,6 +57,12 @@ def test_a_constructed_trainer_without_an_attribute_is_refused(make_any, make_mo
 
 
 def test_a_trainer_that_trl_no_longer_has_is_named(monkeypatch):
-    monkeypatch.setitem(OWN_METHODS, "PPOTrainer", {})
-    with pytest.raises(IncompatibleTRLError, match=r"trl\.PPOTrainer is gone"):
-        trainer_seams("PPOTrainer")
+    monkeypatch.setitem(OWN_METHODS, "XPOTrainer", {})
+    with pytest.raises(IncompatibleTRLError, match=r"trl\.XPOTrainer is gone"):
+        trainer_seams("XPOTrainer")
+
+
+def test_ppo_checks_the_seams_of_the_trainer_it_is_built_on(make_any, make_model, monkeypatch):
+    monkeypatch.setitem(OWN_METHODS, "PPOTrainer", {"_gone": ("self",)})
+    with pytest.raises(IncompatibleTRLError, match=r"does not fit trl .*: GRPOTrainer\._gone is gone\. Install"):
+        make_any("PPO", make_model())

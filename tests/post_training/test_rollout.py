@@ -150,12 +150,12 @@ def test_conversations(trunk):
     assert played["prompt_ids"] == [[6]] * 3
     worlds = {example.key: example.meta["seed"] for example in envs.examples("train", 3, 0)}
     num_replies = 0
-    for row, ids, mask, logprobs, reward in zip(
+    for row, ids, mask, logprobs, reward, paid in zip(
         rows,
-        *[played[key] for key in ("completion_ids", "env_mask", "logprobs", "env_reward")],
+        *[played[key] for key in ("completion_ids", "env_mask", "logprobs", "env_reward", "token_rewards")],
         strict=True,
     ):
-        expected_mask, by_hand, at = [], 0.0, 0
+        expected_mask, expected_paid, by_hand, at = [], [], 0.0, 0
         letter = "abcd"[worlds[row["example_key"]] % 4]
         for _ in range(2):
             turn = ids[at : at + 1] if ids[at] == 1 else ids[at : at + 2]
@@ -164,12 +164,14 @@ def test_conversations(trunk):
             by_hand += 0.5 * text.startswith(letter)
             assert ids[at + len(turn) : at + len(turn) + len(reply)] == reply
             expected_mask += [1] * len(turn) + [0] * len(reply)
+            expected_paid += [0.0] * (len(turn) - 1) + [0.5 * text.startswith(letter)] + [0.0] * len(reply)
             at += len(turn) + len(reply)
             num_replies += 1
-        assert (len(ids), mask, reward) == (at, expected_mask, by_hand)
+        assert (len(ids), mask, reward, paid) == (at, expected_mask, by_hand, expected_paid)
         truth = teacher_forced(trunk, [6], ids)
         assert logprobs == pytest.approx([m * p for m, p in zip(mask, truth, strict=True)], abs=1e-5)
     assert num_replies == 6
+    assert played["env_truncated"] == [False] * 3
 
 
 def test_draws_depend_on_seed_step_call_and_process_only(text_env, trunk):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from worldmtp.post_training.kto import MTPKTOConfig as MTPKTOConfig
     from worldmtp.post_training.kto import MTPKTOTrainer as MTPKTOTrainer
     from worldmtp.post_training.metrics import MetricWriterCallback as MetricWriterCallback
+    from worldmtp.post_training.ppo import MTPPPOTrainer as MTPPPOTrainer
+    from worldmtp.post_training.ppo_config import MTPPPOConfig as MTPPPOConfig
     from worldmtp.post_training.reward import TextGenReward as TextGenReward
     from worldmtp.post_training.rloo import MTPRLOOConfig as MTPRLOOConfig
     from worldmtp.post_training.rloo import MTPRLOOTrainer as MTPRLOOTrainer
@@ -37,6 +39,8 @@ _load, __dir__, __all__ = lazy_exports(
         "rloo": "MTPRLOOConfig MTPRLOOTrainer",
         "kto": "MTPKTOConfig MTPKTOTrainer",
         "metrics": "MetricWriterCallback",
+        "ppo": "MTPPPOTrainer",
+        "ppo_config": "MTPPPOConfig",
         "reward": "TextGenReward",
         "rollout": "TextGenRollout env_reward",
         "sft": "MTPSFTConfig MTPSFTTrainer",

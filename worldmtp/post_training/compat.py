@@ -59,8 +59,26 @@ OWN_METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "KTOTrainer": {"_compute_kl_logps": ("self", "model", "batch")},
     "GRPOTrainer": {"_prepare_inputs": ("self", "generation_batch")},
     "RLOOTrainer": {"_prepare_inputs": ("self", "generation_batch")},
+    "PPOTrainer": {
+        "_prepare_inputs": ("self", "generation_batch"),
+        "_generate_and_score_completions": ("self", "inputs"),
+        "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+        "_compute_loss": ("self", "model", "inputs"),
+        "_get_per_token_logps_and_entropies": (
+            "self",
+            "model",
+            "input_ids",
+            "attention_mask",
+            "logits_to_keep",
+            "batch_size",
+            "compute_entropy",
+        ),
+    },
 }
 """And of one trainer beyond that."""
+
+BASES = {"PPOTrainer": "GRPOTrainer"}
+"""Of trainers that TRL does not have, whose seams they are built on."""
 
 TRAINER_ATTRIBUTES = ("_metrics", "accelerator", "model_accepts_loss_kwargs", "_loss_shifts_labels")
 OWN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -69,18 +87,30 @@ OWN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "KTOTrainer": ("ref_model", "loss_is_scaled_for_ga"),
     "GRPOTrainer": ("ref_model", "beta", "temperature", "_buffered_inputs", "reward_funcs", "loss_is_scaled_for_ga"),
     "RLOOTrainer": ("ref_model", "beta", "temperature", "_buffered_inputs", "reward_funcs", "loss_is_scaled_for_ga"),
+    "PPOTrainer": (
+        "ref_model",
+        "beta",
+        "temperature",
+        "_buffered_inputs",
+        "reward_funcs",
+        "reward_weights",
+        "eos_token_ids",
+        "_tokenizer",
+        "loss_is_scaled_for_ga",
+    ),
 }
 
 
 def trainer_seams(name: str) -> tuple[Seam, ...]:
-    """Return the seams that the heads of TRL's trainer of that name are built on.
+    """Return the seams that the heads of the trainer of that name are built on.
 
     Raises:
         IncompatibleTRLError: there is no such trainer.
     """
-    trainer = getattr(trl, name, None)
+    base = BASES.get(name, name)
+    trainer = getattr(trl, base, None)
     if trainer is None:
-        raise IncompatibleTRLError(_message([f"trl.{name} is gone"]))
+        raise IncompatibleTRLError(_message([f"trl.{base} is gone"]))
     methods = TRAINER_METHODS | OWN_METHODS[name]
     return (*MODEL_SEAMS, *(Seam(trainer, method, parameters) for method, parameters in methods.items()))
 

@@ -48,8 +48,9 @@ class TextGenRollout:
         )
 
     What it returns besides TRL's ``prompt_ids``, ``completion_ids``, ``logprobs`` and ``env_mask``: ``env_reward``, the
-    sum of an episode's rewards, which the reward function of that name returns, and ``env_exact``. Log-probabilities
-    are those of the tokens as they were sampled, at the trainer's ``temperature``; 0 where the environment wrote.
+    sum of an episode's rewards, which the reward function of that name returns, and ``env_exact``; ``token_rewards``,
+    by token what that sum is of, and ``env_truncated``, which ``MTPPPOTrainer`` reads. Log-probabilities are those of
+    the tokens as they were sampled, at the trainer's ``temperature``; 0 where the environment wrote.
 
     Where the task ``has_dice``, each episode has dice of its own: the rows of a prompt share its start, not their luck.
 
@@ -217,6 +218,8 @@ def episode_of(rollout: Rollout, row: int) -> dict[str, Any]:
     places = rollout.action_index[row][taken]
     acted = torch.zeros_like(rollout.input_ids[row])
     acted[places] = 1
+    paid = torch.zeros(len(acted), dtype=torch.float64)
+    paid[places] = rollout.rewards[row][taken].double()
     logprobs = torch.zeros(len(acted), dtype=torch.float64)
     logprobs[places] = rollout.logprobs[row][taken].double()
     return {
@@ -226,6 +229,8 @@ def episode_of(rollout: Rollout, row: int) -> dict[str, Any]:
         "env_mask": acted[start:stop].tolist(),
         "env_reward": float(rollout.rewards[row].double().sum()),
         "env_exact": bool(rollout.exact[row]),
+        "token_rewards": paid[start:stop].tolist(),
+        "env_truncated": bool(rollout.truncated[row].any()),
     }
 
 
@@ -244,3 +249,6 @@ def env_reward(
     if env_reward is None:
         raise ValueError("there is no field 'env_reward'; pass rollout_func=TextGenRollout(...) to the same trainer.")
     return list(env_reward)
+
+
+vars(env_reward)["token_field"] = "token_rewards"  # where in an episode it was earned, which MTPPPOTrainer asks for

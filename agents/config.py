@@ -222,7 +222,8 @@ class EpisodesConfig:
     gap_batches: int = 8
     """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
     least_gap: float = 0.02
-    """Optimism that shuts nothing however sure it is, as a share of the range of returns (``model.value_range``)."""
+    """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
+    shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
     explores_again_after: int = 8
     """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
     again, for as long as that goes on: a reward that was found once may be lost. 0: never."""

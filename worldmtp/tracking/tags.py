@@ -195,6 +195,11 @@ _IMAGINATION = _rows(
     ("optimism_gap", "mean over the last batches of imagined - real return; with imagination=episodes", "reward"),
     ("disagreement", "mean total variation of the ensemble over the turns of the last imagined batch", "1"),
     ("batches_trained", "imagined batches that the policy was trained on in this iteration", "batches"),
+    (
+        "batches_flat",
+        "imagined batches that were not trained on because their returns differ by no more than least_gap of the range",
+        "batches",
+    ),
     ("batches_trusted", "imagined batches that the optimism gap allows", "batches"),
     ("explores", "1 if imagination is paid for novelty, because all real returns were equal so far, else 0", "0 or 1"),
     ("return_promised", "mean return of the last imagined batch; novelty's bonus included while it explores", "reward"),

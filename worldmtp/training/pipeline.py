@@ -11,22 +11,19 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluator
-from worldmtp.agents.imagination.completion_costs import completion_costs
 from worldmtp.agents.imagination.latent import check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
-from worldmtp.analysis.run_files import time_breakdown
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.head_drafts import can_draft
@@ -46,6 +43,7 @@ from worldmtp.tracking import (
     read_records,
     tensorboard_command,
 )
+from worldmtp.training.closing import arm_name, measured_note, notes_of_log
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.evaluation import (
     RunEvaluation,
@@ -345,13 +343,12 @@ class Pipeline:
 
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
-        config, use = self._config, self._config.imagination.use
+        config = self._config
         warmed = self._start == "warm_start"
         started = "SFT" if warmed else "before PPO"
-        arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
-        trained = summarize(after, arm, "final")
+        trained = summarize(after, arm_name(config.imagination.use, config.world_model.backend), "final")
         self.summary = summary = RunSummary(
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
@@ -363,13 +360,11 @@ class Pipeline:
             machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
             notes=(
                 f"{len(self._evaluator.examples)} held-out prompts of {config.env.id}, seed {config.seed}; "
-                "sampled is the policy as it acts, one answer a prompt",
+                + measured_note(isinstance(self._env.task, TurnTask)),
                 *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
-                *_scoring_notes(records),
-                *[str(costs) for costs in [completion_costs(records)] if costs is not None],
                 *([] if self._flat is None else [self._flat]),
-                *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
+                *notes_of_log(records, config.imagination),
             ),
         )
         write_summary(summary, self._run_dir)
@@ -387,13 +382,3 @@ class Pipeline:
                 *self._generate_command(),
             ]
         )
-
-
-def _scoring_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a note where answers could not be scored, which are paid 0 as wrong ones are."""
-    counts = {"raised": "env/scorer_errors", "were cut off": "env/scorer_timeouts"}
-    failed = {how: int(max((record.get(tag) or 0.0 for record in records), default=0.0)) for how, tag in counts.items()}
-    told = [f"{count} {how}" for how, count in failed.items() if count]
-    if not told:
-        return []
-    return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]

@@ -135,6 +135,16 @@ def time_breakdown(records: Sequence[Mapping[str, Any]]) -> TimeBreakdown | None
     return TimeBreakdown(total, {phase: seconds / total for phase, seconds in means.items()})
 
 
+def scoring_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note where answers could not be scored, which are paid 0 as wrong ones are."""
+    counts = {"raised": "env/scorer_errors", "were cut off": "env/scorer_timeouts"}
+    failed = {how: int(max((record.get(tag) or 0.0 for record in records), default=0.0)) for how, tag in counts.items()}
+    told = [f"{count} {how}" for how, count in failed.items() if count]
+    if not told:
+        return []
+    return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]
+
+
 def _metrics(path: Path, problems: list[str], consequence: str) -> dict[str, Series]:
     name = path.relative_to(path.parents[1]) if path.parent.name == WARM_START_DIRECTORY else path.name
     if not path.is_file():

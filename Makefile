@@ -50,6 +50,10 @@ test-fast: setup  ## each test once, with its first parameters, but for those th
 test-slow: setup  ## the tests that train or build something
 	$(PYTEST) -m "slow and $(ELSEWHERE)" $(ARGS)
 
+.PHONY: test-browser
+test-browser: setup  ## the tests that look at pages with headless Chromium
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
 .PHONY: lint
 lint: setup  ## lint, format, types, import contracts
 	$(BIN)/ruff check

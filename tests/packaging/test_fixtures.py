@@ -99,6 +99,7 @@ def test_one_of_each_is_the_first_of_its_parameters(project_root: Path) -> None:
 def test_ci_runs_the_default_suite_once_and_the_readmes_command(project_root: Path) -> None:
     stages = [line for line in (project_root / ".ci" / "run").read_text().splitlines() if line.startswith("stage ")]
     assert [line for line in stages if "make wheel-test" in line] != []
+    assert [line for line in stages if "browser_tests" in line] != []
     (tests,) = (line for line in stages if re.search(r"make test\b(?!-)", line))
     assert "ARGS='-m \"tree and not slow and not gpu and not browser\"'" in tests
     assert "\nmake test " in (project_root / "README.md").read_text(encoding="utf-8")

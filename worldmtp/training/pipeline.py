@@ -29,7 +29,6 @@ from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs.task import TurnTask
-from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
@@ -43,13 +42,16 @@ from worldmtp.tracking import (
     read_records,
     tensorboard_command,
 )
+from worldmtp.tracking.scenes import SceneLog
 from worldmtp.training.closing import arm_name, measured_note, notes_of_log
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.evaluation import (
+    Imagining,
     RunEvaluation,
     conversations,
     evaluate_run,
     summarize,
+    watch,
     write_evaluation,
     write_strips,
 )
@@ -60,7 +62,6 @@ from worldmtp.training.imagined_episodes import (
 )
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
-    brings_heads,
     check_completions,
     check_fits,
     check_imagination,
@@ -68,6 +69,7 @@ from worldmtp.training.make import (
     check_scores,
     make_env,
     make_model,
+    model_notes,
     on_device,
     vocabulary,
 )
@@ -75,8 +77,6 @@ from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, rei
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
 from worldmtp.training.saved_model import (
-    has_tokenizer,
-    holds_mtp_model,
     load_model,
     save_model,
     transformers_tokenizer,
@@ -126,6 +126,7 @@ class Pipeline:
         self._config = config
         self._run_dir = run_dir
         self._writer = writer
+        self._scenes = SceneLog(run_dir)
         self._progress = progress
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
@@ -145,7 +146,7 @@ class Pipeline:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
         check_masks(self._env.reset(seed=config.seed)[1], config.imagination.use, rollout.draft)
-        self.notes = (*self._model_notes(), *prompts.notes, *notes)
+        self.notes = (*model_notes(config.model, self._env, self._model, self._is_warm), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
@@ -161,7 +162,8 @@ class Pipeline:
         """Run all stages and return the exact match of the last evaluation."""
         saved = load_last(self._run_dir)
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
-        self._writer.resume_at(-1 if saved is None else saved.step)
+        for log in (self._writer, self._scenes):
+            log.resume_at(-1 if saved is None else saved.step)
         self._warm_start()
         before = self._evaluate_held_out()
         if saved is None:
@@ -201,25 +203,6 @@ class Pipeline:
         seed = stream_seed(config.seed, "model")
         return False, on_device(make_model(config.model, self._env, seed), config.profile)
 
-    def _model_notes(self) -> list[str]:
-        notes, path = [], self._config.model.path
-        tokenizer = self._env.tokenizer
-        if path is not None and has_tokenizer(Path(path)) and not isinstance(tokenizer, TransformersTokenizer):
-            notes.append(
-                f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
-                f"{tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
-                f"+env.kwargs.tokenizer=transformers:{path}."
-            )
-        if self._is_warm or not brings_heads(self._config.model):
-            return notes
-        heads = self._model.config
-        kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
-        return [
-            *notes,
-            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth="
-            f"{heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
-        ]
-
     @property
     def _start(self) -> str:
         """Return the name of the evaluation before the first iteration: of a warm start, or of the model as it came."""
@@ -257,6 +240,7 @@ class Pipeline:
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
+        self._watch(before.evaluation.sampled, 0)
 
     def _generate_command(self) -> list[str]:
         """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
@@ -306,6 +290,7 @@ class Pipeline:
             if isinstance(self._env.task, TurnTask):
                 self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
             self._show_imagined(trainer, found.sampled, step, is_last=False)
+            self._watch(found.sampled, step)
 
     def _show_imagined(self, trainer: ImaginationTrainer, held_out: Rollout, step: int, is_last: bool) -> None:
         """Log imagined episodes beside held-out ones, and keep the last for the report."""
@@ -324,22 +309,32 @@ class Pipeline:
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
+        self._watch(after.evaluation.sampled, step)
 
-    def _evaluate_held_out(self) -> RunEvaluation:
+    def _imagining(self) -> Imagining:
+        """Return how evaluations imagine; its draws are the same every time."""
         config = self._config
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
-        backend = config.world_model.backend
+        return Imagining(
+            make_world_model(config.world_model.backend, self._model, generator) if self._can_imagine else None,
+            config.imagination.horizon,
+            config.eval.num_imagined,
+            stream_seed(config.seed, "imagination in evaluation"),
+        )
+
+    def _evaluate_held_out(self) -> RunEvaluation:
         with self._computing():
-            return evaluate_run(
-                self._model,
-                self._evaluator,
-                make_world_model(backend, self._model, generator) if self._can_imagine else None,
-                config.imagination.horizon,
-                config.eval.num_imagined,
-                config.agent.ppo,
-                self._tokens_text,
-                stream_seed(config.seed, "imagination in evaluation"),
-            )
+            imagining, ppo = self._imagining(), self._config.agent.ppo
+            return evaluate_run(self._model, self._evaluator, imagining, ppo, self._tokens_text)
+
+    def _watch(self, sampled: Rollout, step: int) -> None:
+        """Keep the first held-out answers for the Imagination tab."""
+        config = self._config
+        # Before the first iteration the world heads know nothing, and without imagination they never learn.
+        learns = step > 0 and config.imagination.reads_latents
+        how = (self._imagining(), config.agent.ppo, self._tokens_text, config.logger.num_strips, learns)
+        with self._computing():
+            self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
 
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""

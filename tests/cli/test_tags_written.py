@@ -58,6 +58,13 @@ ELSEWHERE = {
     "imagination/replies_{i}": "an evaluation with imagination=episodes",
     "samples/imagined": "an evaluation with imagination=episodes",
     "custom/{name}": "a user's own writer calls",
+    **{
+        f"trl/{name}": "post_training.trainer"
+        for name in (
+            *("loss", "mtp/loss_depth_{k}", "mtp/top1_depth_{k}", "mtp/acceptance_depth_{k}", "mtp/accepted_depth_{k}"),
+            *("mtp/coef", "{name}", "{group}/{name}", "{group}/{of}/{name}"),
+        )
+    },
     "sft/mtp/acceptance_depth_{k}": "objective.terms.kl=1, or an evaluation during SFT",
     "sft/eval_mtp/loss_depth_{k}": "MTPSFTTrainer with an eval_dataset",
     "sft/eval_mtp/top1_depth_{k}": "MTPSFTTrainer with an eval_dataset",

@@ -1,6 +1,8 @@
-"""What a run says at its end, read off its log: the arm's name, and a note for each thing worth knowing."""
+"""What a run says at its end: the arm's name, a note for each thing that its log knows, how to talk to the model."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,11 @@ import numpy as np
 from worldmtp.agents.config import ImaginationConfig
 from worldmtp.agents.imagination.completion_costs import completion_costs
 from worldmtp.analysis.run_files import time_breakdown
+from worldmtp.decoding.head_drafts import can_draft
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.task import TurnTask
+from worldmtp.model import MTPModel
+from worldmtp.training.saved_model import transformers_tokenizer
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -42,6 +49,16 @@ def progress_note(metrics: Mapping[str, float]) -> str:
     batches = metrics.get("imagination/batches_trained")
     imagined = "" if batches is None else f", imagined {batches:.0f} {'batch' if batches == 1 else 'batches'}"
     return f"exact {metrics['rollout/exact_mean']:.3f}{imagined}"
+
+
+def talk_command(model: MTPModel, env: TextVectorEnv, env_id: str, run_dir: Path, prompt: str) -> list[str]:
+    """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
+    if isinstance(env.task, TurnTask):  # a text alone would hear no replies
+        return ["play:        " + shlex.join(["worldmtp", "envs", "play", env_id, "--model", str(run_dir)])]
+    if transformers_tokenizer(env.tokenizer) is None:
+        return []
+    words = ["worldmtp", "generate", *(["--explain"] if can_draft(model) else []), "--model", str(run_dir)]
+    return ["generate:    " + shlex.join([*words, "--", prompt])]
 
 
 def _scoring(records: Records) -> list[str]:

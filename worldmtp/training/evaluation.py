@@ -190,9 +190,11 @@ def summarize(found: RunEvaluation, arm: str, artefact: str) -> ArmSummary:
 
 
 def write_evaluation(found: RunEvaluation, run_dir: Path, name: str, writer: MetricWriter, step: int) -> None:
-    """Write the artefact to disk, and the numbers and some sampled answers to the log."""
-    save_artefact(found.artefact, run_dir / "artefacts", name)
+    """Write the artefact to disk, and the numbers, the entropies and some sampled answers to the log."""
+    artefact = found.artefact
+    save_artefact(artefact, run_dir / "artefacts", name)
     writer.scalars(found.metrics, step)
+    writer.histogram("eval/entropy", artefact.chain_entropy[artefact.action_mask], step)
     writer.text("samples/heldout", samples(found.artefact), step)
 
 

@@ -8,7 +8,6 @@ ends with the numbers of a run that was not. What a config gets wrong is found i
 
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from worldmtp.agents.action_masks import check_masks
-from worldmtp.agents.evaluation import Evaluator
+from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.imagination.latent import check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
@@ -26,7 +25,6 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.analysis import write_report
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.checkpoint import CheckpointError
-from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
@@ -43,7 +41,7 @@ from worldmtp.tracking import (
     tensorboard_command,
 )
 from worldmtp.tracking.scenes import SceneLog
-from worldmtp.training.closing import arm_name, measured_note, notes_of_log
+from worldmtp.training.closing import arm_name, measured_note, notes_of_log, talk_command
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.evaluation import (
     Imagining,
@@ -86,8 +84,10 @@ from worldmtp.training.warm_start import warm_start
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
-def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> RunResult:
-    """Run all stages that ``run_dir`` does not hold yet.
+def execute(
+    config: TrainConfig, run_dir: Path, at_start: Callable[[], None], kind: "type[Pipeline] | None" = None
+) -> RunResult:
+    """Run all stages of a ``kind`` of pipeline, None is ``Pipeline``, that ``run_dir`` does not hold yet.
 
     ``at_start`` is called when the config is found good, before the first file is written.
     """
@@ -96,7 +96,7 @@ def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) ->
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:
         with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
-            pipeline = Pipeline(config, run_dir, writer, progress)
+            pipeline = (kind or Pipeline)(config, run_dir, writer, progress)
             at_start()
             tell(pipeline.notes)
             exact = pipeline.run()
@@ -160,17 +160,34 @@ class Pipeline:
 
     def run(self) -> float:
         """Run all stages and return the exact match of the last evaluation."""
-        saved = load_last(self._run_dir)
+        step = self._saved_step()
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
         for log in (self._writer, self._scenes):
-            log.resume_at(-1 if saved is None else saved.step)
+            log.resume_at(step)
         self._warm_start()
         before = self._evaluate_held_out()
-        if saved is None:
+        if step < 0:
             self._open_log(before)
+        self._train()
+        if self._after is None:
+            # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
+            self._after = self._evaluate_held_out()
+            if step < 0:
+                self._write_final(self._after, 0)
+        save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
+        self._close(before, self._after)
+        return self._after.exact.estimate
+
+    def _saved_step(self) -> int:
+        """Read the last checkpoint, and return the step up to which the log belongs to it; -1 without one."""
+        self._saved = load_last(self._run_dir)
+        return -1 if self._saved is None else self._saved.step
+
+    def _train(self) -> None:
+        """Train from the last checkpoint on."""
         trainer = self._trainer()
-        if saved is not None:
-            trainer.load_state_dict(saved.trainer)
+        if self._saved is not None:
+            trainer.load_state_dict(self._saved.trainer)
         with self._computing():
             reinforce(
                 trainer,
@@ -182,14 +199,6 @@ class Pipeline:
                 lambda fraction, note: self._report("reinforce", fraction, note),
             )
         self._flat = trainer.flat_returns.note
-        if self._after is None:
-            # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
-            self._after = self._evaluate_held_out()
-            if saved is None:
-                self._write_final(self._after, 0)
-        save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
-        self._close(before, self._after)
-        return self._after.exact.estimate
 
     def _first_model(self) -> tuple[bool, MTPModel]:
         """Return the model after its warm start where that was done, here or in the run that ``sft.load`` names."""
@@ -242,22 +251,6 @@ class Pipeline:
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
         self._watch(before.evaluation.sampled, 0)
 
-    def _generate_command(self) -> list[str]:
-        """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
-        if isinstance(self._env.task, TurnTask):  # a text alone would hear no replies
-            play = ["worldmtp", "envs", "play", self._config.env.id, "--model", str(self._run_dir)]
-            return ["play:        " + shlex.join(play)]
-        if transformers_tokenizer(self._env.tokenizer) is None:
-            return []
-        words = [
-            "worldmtp",
-            "generate",
-            *(["--explain"] if can_draft(self._model) else []),
-            "--model",
-            str(self._run_dir),
-        ]
-        return ["generate:    " + shlex.join([*words, "--", self._prompt])]
-
     def _computing(self) -> torch.autocast:
         """Return the precision to compute in; the warm start has an autocast of its own."""
         return computing_in(self._config.model.compute_dtype, self._model.device)
@@ -283,14 +276,18 @@ class Pipeline:
             self._write_final(self._after, step)
             self._show_imagined(trainer, self._after.evaluation.sampled, step, is_last=True)
         elif trainer.iteration % config.eval.every_iterations == 0:
-            start = time.perf_counter()
-            found = self._evaluator.run(trainer.model)
-            seconds = {"time/eval_seconds": time.perf_counter() - start}
-            self._writer.scalars(found.metrics() | seconds, step)
-            if isinstance(self._env.task, TurnTask):
-                self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
-            self._show_imagined(trainer, found.sampled, step, is_last=False)
-            self._watch(found.sampled, step)
+            self._show_imagined(trainer, self._log_held_out(step).sampled, step, is_last=False)
+
+    def _log_held_out(self, step: int) -> Evaluation:
+        """Evaluate between the first and the last time: answers alone, without what the heads say of them."""
+        start = time.perf_counter()
+        found = self._evaluator.run(self._model)
+        seconds = {"time/eval_seconds": time.perf_counter() - start}
+        self._writer.scalars(found.metrics() | seconds, step)
+        if isinstance(self._env.task, TurnTask):
+            self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
+        self._watch(found.sampled, step)
+        return found
 
     def _show_imagined(self, trainer: ImaginationTrainer, held_out: Rollout, step: int, is_last: bool) -> None:
         """Log imagined episodes beside held-out ones, and keep the last for the report."""
@@ -336,14 +333,18 @@ class Pipeline:
         with self._computing():
             self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
 
+    def _method(self) -> tuple[str, str]:
+        """Return what did the training after the warm start, and its arm in the closing table."""
+        return "PPO", arm_name(self._config.imagination.use, self._config.world_model.backend)
+
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
-        config = self._config
-        warmed = self._start == "warm_start"
-        started = "SFT" if warmed else "before PPO"
+        config, warmed = self._config, self._start == "warm_start"
+        method, arm = self._method()
+        started = "SFT" if warmed else f"before {method}"
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
-        trained = summarize(after, arm_name(config.imagination.use, config.world_model.backend), "final")
+        trained = summarize(after, arm, "final")
         self.summary = summary = RunSummary(
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
@@ -374,6 +375,6 @@ class Pipeline:
                 f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
                 f"report:      {report}",
                 f"tensorboard: {tensorboard_command(self._run_dir)}",
-                *self._generate_command(),
+                *talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt),
             ]
         )

@@ -14,8 +14,9 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One thread for each worker: torch would otherwise start as many as there are cores in every one of them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# One thread for each worker: torch would otherwise start as many as there are cores in every one of them. Bytecode is
+# kept even where the shell forbids it: the type-checked sources take a worker ten seconds to compile.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 ELSEWHERE := not gpu and not browser
 
 .PHONY: help

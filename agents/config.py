@@ -125,15 +125,16 @@ class PPOConfig:
         Raises:
             ValueError: gamma is below 1, or truncated episodes are to go on in value.
         """
+        instead = "" if self.advantage == "gae" else ", or agent.ppo.advantage=gae"
         _require(
             self.gamma == 1,
-            f"gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts nothing; "
-            "set gamma=1, or use advantage='gae'.",
+            f"agent.ppo.gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts "
+            f"nothing; set agent.ppo.gamma=1{instead}.",
         )
         _require(
             not self.bootstrap_truncated,
-            f"bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and bootstraps nothing; "
-            "set bootstrap_truncated=False, or use advantage='gae'.",
+            f"agent.ppo.bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and "
+            f"bootstraps nothing; set agent.ppo.bootstrap_truncated=false{instead}.",
         )
 
 

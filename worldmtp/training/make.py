@@ -232,16 +232,13 @@ def check_imagination(model: MTPModel, backend: str, imagination: ImaginationCon
 
     Raises:
         ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
-            far, or it is blind to the actions that counterfactuals compare; or these compare whole episodes and the
-            agent discounts.
+            far, or it is blind to the actions that counterfactuals compare.
     """
     check_backend(backend)
     if imagination.use == "episodes":
         check_choice("world_model.backend with imagination=episodes", backend, WORLDS)
         check_real_observations(ppo)
         return False
-    if imagination.use == "counterfactual":
-        ppo.check_whole_episodes("imagination=counterfactual")
     try:
         _check_imagination(model, backend, imagination)
     except ValueError:
@@ -271,16 +268,9 @@ def check_completions(model: MTPModel, env: TextVectorEnv, config: TrainConfig) 
     """Raise if imagined answers are to be scored and cannot be, before anything is trained.
 
     Raises:
-        ValueError: a world replies, a score is paid for, or the world model cannot go to the end of an answer; or
-            imagination is not ``counterfactual``, whose critic alone reads them.
+        ValueError: a score is paid for, or the world model cannot go to the end of an answer.
     """
-    use, completions = config.imagination.use, config.imagination.completions
-    if use != "counterfactual":
-        if completions != "none":
-            raise ValueError(
-                f"imagination.completions={completions} is read by imagination=counterfactual alone, and imagination "
-                f"is {use}; set imagination.completions=none, or imagination=counterfactual."
-            )
+    if config.imagination.use != "counterfactual":
         return
     generator, backend = torch.Generator(), config.world_model.backend
     acting = Acting.of(env, config.agent.rollout.temperature, model.config.value_range)

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluation, Evaluator
-from worldmtp.agents.imagination.latent import check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.uses import check_use
 from worldmtp.analysis import write_report
 from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
 from worldmtp.checkpoint import CheckpointError
+from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
@@ -131,21 +131,22 @@ class Pipeline:
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
         check_replies(self._env.task, config.agent.ppo)
-        check_single_turn(self._env, config.imagination.use)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)
         check_objective(config.objective, self._model.config.depth)
-        self._can_imagine = check_imagination(
-            self._model, config.world_model.backend, config.imagination, config.agent.ppo
-        )
-        check_completions(self._model, self._env, config)
+        make_drafter(self._model, rollout.draft, rollout.num_draft, None)
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         if not self._is_warm:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
-        check_masks(self._env.reset(seed=config.seed)[1], config.imagination.use, rollout.draft)
+        infos = self._env.reset(seed=config.seed)[1]
+        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
+        check_completions(self._model, self._env, config)
         self.notes = (*model_notes(config.model, self._env, self._model, self._is_warm), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")

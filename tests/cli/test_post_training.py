@@ -1,11 +1,15 @@
 """``experiment=grpo_chain_sum`` and its like: composed, refused where they cannot be, killed and taken up again."""
 
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import worldmtp
+from worldmtp.checkpoint import CheckpointError
+from worldmtp.cli.__main__ import main
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.schema import build
 from worldmtp.training import TrainConfig
@@ -158,3 +162,44 @@ def test_a_run_stops_where_it_was_asked_to(compose_tiny, tmp_path):
     result = run_config(build(TrainConfig, config), tmp_path)
     assert result.closing == f"stopped after step 2; go on with resume={tmp_path}"
     assert [record["step"] for record in records(tmp_path) if "trl/loss" in record] == [1, 2]
+    shutil.rmtree(tmp_path / "post_training")
+    opened_under = tmp_path / "metrics.jsonl"
+    opened_under.write_text(opened_under.read_text().replace("every_iterations: 2", "every_iterations: 1"))
+    with pytest.raises(CheckpointError, match=r"has logged 2 iterations and .*trainer holds no checkpoint"):
+        run_config(build(TrainConfig, config), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_each_experiment_runs_to_its_report_and_its_model_is_opened(compose, tmp_path, monkeypatch, capsys, experiment):
+    config = build(TrainConfig, compose(f"experiment={experiment}", "profile=debug"))
+    result = run_config(config, tmp_path)
+    assert result.summary is not None
+    assert result.summary.arms[-1].arm.startswith(f"{EXPERIMENTS[experiment].upper()}, TRL")
+    assert [record["step"] for record in records(tmp_path) if "trl/loss" in record] == [1, 2]
+    report = (tmp_path / "report.html").read_text()
+    assert "Not in this report" not in report
+    assert "Learning" in report
+    assert {"tensorboard", "model", "post_training"} <= {path.name for path in tmp_path.iterdir()}
+    model = worldmtp.open_run(tmp_path).model
+    assert model.config.depth == config.model.depth
+
+    def command(*arguments):
+        monkeypatch.setattr("sys.argv", ["worldmtp", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    arguments = (
+        "eval",
+        "--model",
+        tmp_path,
+        "--env",
+        config.env.id,
+        "--num-prompts",
+        config.eval.num_prompts,
+        "--json",
+    )
+    evaluated = json.loads(command(*arguments))
+    assert evaluated["exact"] == asdict(result.summary.arms[-1].exact)
+    if experiment != "ppo_guess_number":
+        assert command("generate", "--model", tmp_path, "1+1=").startswith("1+1=")

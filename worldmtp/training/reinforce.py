@@ -44,19 +44,28 @@ def load_last(run_dir: Path) -> SavedRun | None:
     directory = run_dir / CHECKPOINTS
     last = latest_checkpoint(directory)
     if last is None:
-        num_logged, interval = _logged_iterations(run_dir)
-        # The iteration after the first checkpoint is logged only when that is written.
-        if num_logged > interval:
-            raise CheckpointError(
-                f"{run_dir} has logged {num_logged} iterations and {directory} holds no checkpoint. Put the newest "
-                f"checkpoint-*.pt back, or delete {METRICS_FILE} to begin anew from the warm start."
-            )
+        check_none_is_lost(run_dir, directory)
         return None
     try:
         saved = load_checkpoint(last)
     except CheckpointError as error:
         raise CheckpointError(f"{error} To go on from there, remove the corrupt file and resume again.") from error
     return SavedRun(trainer=saved["trainer"], step=int(saved["step"]))
+
+
+def check_none_is_lost(run_dir: Path, directory: Path) -> None:
+    """Raise if the log of a run without a checkpoint shows that there were some.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    num_logged, interval = _logged_iterations(run_dir)
+    # The iteration after the first checkpoint is logged only when that is written.
+    if num_logged > interval:
+        raise CheckpointError(
+            f"{run_dir} has logged {num_logged} iterations and {directory} holds no checkpoint. Put the newest "
+            f"checkpoint-* back, or delete {METRICS_FILE} to begin anew from the warm start."
+        )
 
 
 def _logged_iterations(run_dir: Path) -> tuple[int, int]:
@@ -67,7 +76,7 @@ def _logged_iterations(run_dir: Path) -> tuple[int, int]:
     """
     path = run_dir / METRICS_FILE
     records = read_records(path) if path.exists() else []
-    num_logged = sum("rollout/return_mean" in record for record in records)
+    num_logged = sum("rollout/return_mean" in record or "trl/loss" in record for record in records)
     if not num_logged:
         return 0, 0
     text = next(record["text"][CONFIG_TAG] for record in records if CONFIG_TAG in record.get("text", {}))

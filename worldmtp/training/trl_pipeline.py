@@ -29,7 +29,7 @@ class TRLPipeline(Pipeline):
         self._stage = TrainerStage(config, self._env, run_dir)
 
     def _saved_step(self) -> int:
-        return self._stage.done or -1
+        return self._stage.saved_step()
 
     def _train(self) -> None:
         callback = StepCallback(

@@ -20,6 +20,7 @@ from worldmtp.post_training import TextGenReward, TextGenRollout, env_reward
 from worldmtp.random import stream_seed
 from worldmtp.training.config import PostTrainingConfig, TrainConfig
 from worldmtp.training.make import make_env
+from worldmtp.training.reinforce import check_none_is_lost
 from worldmtp.training.trl_data import (
     keep_answers,
     kept_answers,
@@ -55,6 +56,7 @@ class TrainerStage:
         self.name = config.post_training.trainer
         self._config, self._env = config, env
         self._options: PostTrainingConfig = config.post_training
+        self._directory = directory
         self._answers = directory / FOLDER / ANSWERS_FILE
         self._checkpoints = directory / FOLDER / "trainer"
         self._is_conversation = isinstance(env.task, TurnTask)
@@ -66,11 +68,17 @@ class TrainerStage:
         self.args = self._make_args()
         self._check_checkpoints()
 
-    @property
-    def done(self) -> int:
-        """Return the steps of the last whole checkpoint, 0 without one."""
+    def saved_step(self) -> int:
+        """Return the step of the last whole checkpoint, -1 before the first.
+
+        Raises:
+            CheckpointError: the log shows that there were some and there is none.
+        """
         last = last_whole_checkpoint(self._checkpoints)
-        return 0 if last is None else step_of(last)
+        if last is not None:
+            return step_of(last)
+        check_none_is_lost(self._directory, self._checkpoints)
+        return -1
 
     def train(self, model: MTPModel, callback: TrainerCallback) -> None:
         """Train ``model`` in place, from the last whole checkpoint on."""

@@ -194,11 +194,12 @@ class TestRefusals:
 
     def test_trees_that_do_not_fit(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
         model = make_tables(make_problem(0))
-        # 3 rows, 33 nodes, 2 slots of 3 * 8 + 4 * 8 bytes and 3 * 8 + 2 * 8 a node.
-        assert 3 * 33 * (2 * 56 + 40) == 15048
-        muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=15048), torch.Generator())
-        with pytest.raises(ValueError, match="more than max_bytes"):
-            muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=15047), torch.Generator())
+        # 3 rows, 33 nodes, 2 slots of 3 * 8 + 4 * 8 bytes and 3 * 8 + 2 * 8 a node, whose state is three numbers.
+        assert 3 * 33 * (2 * 56 + 40 + 24) == 17424
+        muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=17424), torch.Generator())
+        arithmetic = r"17,424 bytes: 3 trees x 33 nodes x \(2 edges x 56 \+ 40 \+ 24 .*more than max_bytes=17,423"
+        with pytest.raises(ValueError, match=arithmetic):
+            muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=17423), torch.Generator())
 
     @pytest.mark.parametrize("change", [{"num_simulations": 0}, {"width": 0}, {"max_depth": 0}, {"gamma": 1.5}])
     def test_configs(self, change: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
 from worldmtp.analysis.reply_metrics import reply_totals
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
-from worldmtp.analysis.summary import header_cells, row_cells
+from worldmtp.analysis.summary import table_cells
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, bootstrap_interval
 from worldmtp.tracking.progress import format_seconds
@@ -80,9 +80,10 @@ def write_report(run_dir: Path) -> Path:
 def _headline(run: RunFiles) -> dict[str, Any] | None:
     if run.summary is None:
         return None
+    header, *rows = table_cells(run.summary)
     return {
-        "header": header_cells(run.summary),
-        "rows": [row_cells(arm, run.summary) for arm in run.summary.arms],
+        "header": header,
+        "rows": rows,
         "wall_clock": format_seconds(run.summary.wall_clock_seconds),
         "machine": run.summary.machine,
         "notes": run.summary.notes,

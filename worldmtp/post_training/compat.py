@@ -95,7 +95,6 @@ OWN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "reward_funcs",
         "reward_weights",
         "eos_token_ids",
-        "_tokenizer",
         "loss_is_scaled_for_ga",
     ),
 }

@@ -226,10 +226,11 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         return total
 
     def _truncated(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, written: Tensor) -> Tensor:
-        """Return which completions were cut off: as the rollout says, else those whose last token ends no text."""
+        """Return which completions were cut off: as the rollout says, else those without an end of text."""
         if "env_truncated" in rows[0]:
             return torch.tensor([bool(row["env_truncated"]) for row in rows], device=ids.device)
-        ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=ids.device)
+        # Not a padding token too, as in TRL's metrics: an untrained policy samples one, and nothing stops there.
+        ends = torch.tensor(self.eos_token_ids, device=ids.device)
         last = ids.gather(1, (written.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
         return ~torch.isin(last, ends)
 
@@ -359,6 +360,7 @@ def _check_fills_a_batch(dataset: Any, args: MTPPPOConfig) -> None:
     Raises:
         ValueError: there are.
     """
+    assert args.generation_batch_size is not None  # its __post_init__ has set it
     number = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < number:
         raise ValueError(

@@ -92,8 +92,16 @@ class TextGenRollout:
         Raises:
             ValueError: if an earlier call gave another question under the same prompt.
         """
+        return self.rows_of(self.env.examples(split, num_examples, seed))
+
+    def rows_of(self, examples: Sequence[Example]) -> list[dict[str, str]]:
+        """Return examples of your own choice as ``rows`` does; each question once.
+
+        Raises:
+            ValueError: if another question has been given under the same prompt.
+        """
         rows = []
-        for example in self.env.examples(split, num_examples, seed):
+        for example in examples:
             prompt = f"{example.prompt} [{example.key}]" if example.hidden else example.prompt
             known = self._examples.setdefault(prompt, example)
             if self.env.dataset.identity(known) != self.env.dataset.identity(example):

@@ -81,6 +81,10 @@ class Clocked:
     def __init__(self, inner: Any) -> None:
         self._inner, self.max_horizon, self.seconds = inner, inner.max_horizon, 0.0
 
+    def encode(self, *given: Any) -> Any:
+        """Encode by the world model inside."""
+        return self._inner.encode(*given)
+
     def step(self, *given: Any) -> Any:
         """Step the world model inside."""
         return self._timed(self._inner.step, *given)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmtp.agents.answers import Answering, Answers
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import (
     DepthPredictions,
@@ -21,6 +22,7 @@ from worldmtp.agents.evaluation import (
     root_imaginations,
 )
 from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
+from worldmtp.agents.search_policy import ActingSearch
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.analysis.conversations import Episode, episode_of, episodes_markdown, is_conversation, utterances
@@ -28,6 +30,7 @@ from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.scenes import TopTokens, scene_of
 from worldmtp.analysis.summary import ArmSummary
 from worldmtp.dynamics import WorldModel
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
 from worldmtp.statistics import Interval, wilson_interval
@@ -277,13 +280,7 @@ def evaluate_model(
     Raises:
         ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
     """
-    env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
-    probe = make_env(env, 1)
-    check_fits(model.config, probe)
-    examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
-    if not examples:
-        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
-    rows = make_env(env, len(examples))
+    rows, examples = _heldout_rows(model, env, num_prompts, seed)
     evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
     metrics = evaluation.metrics()
     return CheckpointEvaluation(
@@ -300,3 +297,39 @@ def evaluate_model(
 
 def _share(rollout: Rollout) -> Interval:
     return wilson_interval(int(rollout.exact.sum()), len(rollout), unit="prompt")
+
+
+def _heldout_rows(
+    model: MTPModel, env: EnvConfig, num_prompts: int, seed: int
+) -> tuple[TextVectorEnv, Sequence[Example]]:
+    """Return held-out prompts and an environment with a row for each."""
+    env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
+    probe = make_env(env, 1)
+    check_fits(model.config, probe)
+    examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
+    if not examples:
+        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
+    return make_env(env, len(examples)), examples
+
+
+def compare_answers(
+    model: MTPModel,
+    env: EnvConfig,
+    num_prompts: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    searches: Sequence[ActingSearch] = (),
+    best_of: Sequence[int] = (),
+) -> list[Answers]:
+    """Answer the prompts of ``evaluate_model`` in several ways: greedily, by a draw, by searches, by the best of draws.
+
+    Raises:
+        TypeError: a search over heads that are blind to actions.
+        ValueError: as ``evaluate_model``.
+    """
+    rows, examples = _heldout_rows(model, env, num_prompts, seed)
+    model.limit_tokens(rows.tokenizer.vocab_size)
+    answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"))
+    found = [answering.greedy(), answering.sampled()]
+    found += [answering.searched(how) for how in searches]
+    return found + [answers for number in best_of for answers in answering.best_of(number)]

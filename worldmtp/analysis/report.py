@@ -94,6 +94,8 @@ def _depths(rooted: Mapping[str, RootedPredictions]) -> dict[str, Any] | None:
     reaching = {name: item for name, item in rooted.items() if item.valid[:, :, 0].any()}
     if not reaching:
         return None
+    if not any(item.valid.shape[2] == 1 or item.valid[:, :, 1:].any() for item in reaching.values()):
+        return {"figure": None}  # the trunk alone would be drawn, and nothing in the table is defined
     rows = [_depth_row(name, item) for name, item in reaching.items()]
     return {"figure": _picture(figures.depth_curves(reaching)), "rows": rows}
 

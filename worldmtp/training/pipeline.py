@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 
 from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.observation import check_replies
@@ -92,10 +93,12 @@ def execute(
     ``at_start`` is called when the config is found good, before the first file is written.
     """
     torch.set_num_threads(config.profile.num_threads)
+    transformers.utils.logging.disable_progress_bar()  # of models written and read, which take no time here
     import_user_modules(config.imports)
+    stages = _STAGES if config.sft.num_steps else _STAGES[1:]
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:
-        with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
+        with _writer(run_dir, config) as writer, ProgressReporter(stages, sys.stderr) as progress:
             pipeline = (kind or Pipeline)(config, run_dir, writer, progress)
             at_start()
             tell(pipeline.notes)

@@ -53,7 +53,7 @@ TRAINER_METHODS = {
 }
 """What the mixin overrides or calls of every trainer."""
 
-_SAMPLING = {
+_SAMPLING: dict[str, tuple[str, ...]] = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
 }

@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +117,7 @@ class OnPolicyMixin(MTPTrainerMixin):
                 stacklevel=3,
             )
             draft = "trl"
+        check_names(self.reward_func_names)
         self.mtp_drafts = {"train": DraftMeans(), "eval": DraftMeans()}
         self.mtp_generation = DraftedGeneration(self.mtp_forward.model, draft, args.mtp_num_draft, self._add_drafts)
         self.mtp_generation.install()
@@ -225,6 +226,20 @@ class OnPolicyMixin(MTPTrainerMixin):
         super().log(logs, start_time)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise if two rewards have one name.
+
+    Raises:
+        ValueError: they do, so that TRL would log both under it.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"several reward functions are called {twice}: TRL would mix their metrics. Give each a name of its own: "
+            "name= of TextGenReward and env_factory, or __name__ of a function."
+        )
+
+
 def checked_reward(function: Any, name: str) -> Any:
     """Return a reward function whose results are looked at before TRL makes a tensor of them.
 
@@ -251,4 +266,9 @@ def checked_reward(function: Any, name: str) -> Any:
             )
         return values
 
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if hasattr(inner, "token_field"):
+        vars(checked)["token_field"] = inner.token_field
     return checked

@@ -364,7 +364,7 @@ def _check_fills_a_batch(dataset: Any, args: MTPPPOConfig) -> None:
     Raises:
         ValueError: there are.
     """
-    assert args.generation_batch_size is not None  # its __post_init__ has set it
+    assert args.generation_batch_size is not None  # TRL's configuration has made it
     number = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < number:
         raise ValueError(

@@ -37,6 +37,27 @@ def test_two_futures_by_hand():
     assert split.structural_upper[0, 0, 0] == pytest.approx(0.0, abs=1e-3)
 
 
+def test_futures_that_ended_are_no_part_of_the_law():
+    # Three futures; the third ended, so of the second depth the first two are left. Of two more roots one has one
+    # future left and one no token, and neither says anything.
+    conditionals = np.zeros((3, 1, 2, 3, 2))
+    conditionals[..., 0] = 1
+    conditionals[:, :, 1, 1] = [0.0, 1.0]
+    alive = np.ones((3, 1, 2, 3), dtype=bool)
+    alive[0, 0, 1, 2] = False
+    alive[1, 0, 1, 1:] = False
+    loss = np.ones((3, 1, 2))
+    loss[2, 0, 1] = np.nan
+    split = bracketed_split(loss, np.zeros((3, 1, 2)), conditionals, alive)
+    assert split.structural_lower[0, 0].tolist() == pytest.approx([0.0, math.log(2)])
+    assert np.isnan(split.structural_upper[1:, 0, 1]).all()
+    assert np.isnan(split.error_lower[1:, 0, 1]).all()
+    assert (split.num_sequences(1), split.num_sequences(2)) == (3, 1)
+    assert split.interval("structural", 1, generator=0).estimate == pytest.approx(0.0, abs=1e-3)
+    with pytest.raises(ValueError, match="an interval needs at least 2"):
+        split.interval("error", 2, generator=0)
+
+
 @pytest.mark.parametrize("source", [mess3(), block_hmm(2, 3, 0.2)])
 def test_exact_parts_add_up_to_the_loss(source):
     tokens, _ = source.sample(20, 12, torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worldmtp.analysis.consistency import certificate, kept_paths, misaligned_by, sequence_interval, tower_residual
 from worldmtp.analysis.loss_split import bracketed_split, exact_split, expected_loss, realized_loss
 from worldmtp.dynamics import OracleWorldModel, acting_policy
-from worldmtp.dynamics.futures import future_conditionals
+from worldmtp.dynamics.futures import draw_futures
 from worldmtp.exact import block_hmm
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -66,8 +66,8 @@ def measured(trained, texts):
     rows = torch.arange(TEXTS).repeat_interleave(ROOTS)
     with torch.no_grad():
         state = oracle.encode(texts, torch.ones_like(texts, dtype=torch.bool), rows, roots.repeat(TEXTS))
-    futures = future_conditionals(oracle, state, DEPTH, FUTURES, acting_policy(1.0), torch.Generator().manual_seed(3))
-    return predicted, chain, futures.double().unflatten(0, (TEXTS, ROOTS)).numpy()
+    futures = draw_futures(oracle, state, DEPTH, FUTURES, acting_policy(1.0), torch.Generator().manual_seed(3))
+    return predicted, chain, futures.conditionals.double().unflatten(0, (TEXTS, ROOTS)).numpy()
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ interval is below zero is a leak.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from worldmtp.statistics import Interval, bootstrap_interval
+from worldmtp.statistics import Interval, ratio_interval
 
 Probabilities = Float[np.ndarray, "sequence root depth symbol"]
 Parts = Float[np.ndarray, "sequence root depth"]
@@ -36,7 +36,8 @@ _SPREAD = 1e-3
 class LossSplit:
     """The parts of each (root, depth); where only samples are there, ``upper`` bounds and ``lower`` bounds differ.
 
-    ``loss = noise + structural + error`` holds for each pairing: a lower structural gap leaves an upper error.
+    ``loss = noise + structural + error`` holds for each pairing: a lower structural gap leaves an upper error. NaN
+    marks pairs that are not there, as where a text ends, in all parts alike.
     """
 
     loss: Parts
@@ -54,11 +55,18 @@ class LossSplit:
         """Return what is left of the loss after the least that m_k can account for."""
         return self.loss - self.noise - self.structural_lower
 
+    def num_sequences(self, depth: int) -> int:
+        """Return how many sequences say anything of a depth."""
+        return int(np.isfinite(self.structural_upper[:, :, depth - 1]).any(axis=1).sum())
+
     def interval(self, part: str, depth: int, *, generator: np.random.Generator | int, level: float = 0.9) -> Interval:
         """Return the interval of ``loss``, ``noise``, ``structural`` or ``error`` at a depth, sequences resampled.
 
         Of a bracket it runs from the low end of the lower bound's interval to the high end of the upper bound's, and
         its estimate is the middle; so it covers at least as often as it says.
+
+        Raises:
+            ValueError: fewer than two sequences say anything of that depth.
         """
         if part in ("loss", "noise"):
             return _interval(getattr(self, part), depth, generator, level)
@@ -92,6 +100,7 @@ def bracketed_split(
     loss: Parts,
     chain_loss: Parts,
     conditionals: Float[np.ndarray, "sequence root depth future symbol"],
+    alive: Bool[np.ndarray, "sequence root depth future"] | None = None,
 ) -> LossSplit:
     """Return the split where futures can only be drawn; ``conditionals[..., k-1, i, :]`` is p(x_{t+k} | c, future i).
 
@@ -100,20 +109,30 @@ def bracketed_split(
     bound each left-out mean holds a thousandth of the uniform law, so that a token no other future gave any probability
     costs its logarithm and not infinity; any law may stand there, the bound holds.
 
+    A realized token k ahead says that the text went on so long, and heads learn from such alone: ``alive`` marks
+    futures that did as well, and the law is that given so. A pair is left out where fewer than two are, or the loss is
+    NaN.
+
     Raises:
         ValueError: fewer than two futures.
     """
     num_futures, num_symbols = conditionals.shape[-2:]
     if num_futures < 2:
         raise ValueError(f"{num_futures} future(s) a root; the upper bound leaves one out, so draw at least 2.")
-    mean = conditionals.mean(axis=-2)
-    others = (mean[..., None, :] * num_futures - conditionals) / (num_futures - 1)
+    counts_as = np.ones(conditionals.shape[:-1], dtype=bool) if alive is None else alive
+    count = counts_as.sum(axis=-1)
+    there = (count >= 2) & np.isfinite(loss) & np.isfinite(chain_loss)
+    weights = counts_as / np.maximum(count, 1)[..., None]
+    mean = (conditionals * weights[..., None]).sum(axis=-2)
+    left = np.maximum(count - 1, 1)[..., None, None]
+    others = (mean[..., None, :] * count[..., None, None] - conditionals) / left
     others = (1 - _SPREAD) * np.maximum(others, 0) + _SPREAD / num_symbols
     lower = _entropy(mean)
-    upper = -(conditionals * np.log(others)).sum(axis=-1).mean(axis=-1)
+    upper = -(weights * (conditionals * np.log(others)).sum(axis=-1)).sum(axis=-1)
     # The futures' own entropies estimate the same noise and share the luck of the draw, so their difference is quiet.
-    drawn_noise = _entropy(conditionals).mean(axis=-1)
-    return LossSplit(loss, chain_loss, lower - drawn_noise, upper - drawn_noise)
+    drawn_noise = (weights * _entropy(conditionals)).sum(axis=-1)
+    parts = (loss, chain_loss, lower - drawn_noise, upper - drawn_noise)
+    return LossSplit(*(np.where(there, part, np.nan) for part in parts))
 
 
 def expected_loss(marginals: Probabilities, predicted: Probabilities) -> Parts:
@@ -158,9 +177,10 @@ def realized_loss(
 
 
 def _interval(values: Parts, depth: int, generator: np.random.Generator | int, level: float) -> Interval:
-    return bootstrap_interval(
-        values[:, :, depth - 1].mean(axis=1), generator=generator, level=level, num_resamples=2000
-    )
+    chosen = values[:, :, depth - 1]
+    there = np.isfinite(chosen)
+    totals, counts = np.where(there, chosen, 0.0).sum(axis=1), there.sum(axis=1)
+    return ratio_interval(totals, counts, generator=generator, level=level, num_resamples=2000)
 
 
 def _entropy(probabilities: Float[np.ndarray, "*batch symbol"]) -> Float[np.ndarray, "*batch"]:

@@ -54,6 +54,7 @@ from worldmtp.training.evaluation import (
     write_evaluation,
     write_strips,
 )
+from worldmtp.training.head_split import measured_split, split_scalars
 from worldmtp.training.imagined_episodes import (
     imagined_episodes,
     log_imagined_episodes,
@@ -253,6 +254,7 @@ class Pipeline:
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
+        self._log_split(before, 0)
         self._watch(before.evaluation.sampled, 0)
 
     def _computing(self) -> torch.autocast:
@@ -309,6 +311,7 @@ class Pipeline:
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
+        self._log_split(after, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
         self._watch(after.evaluation.sampled, step)
 
@@ -327,6 +330,16 @@ class Pipeline:
         with self._computing():
             imagining, ppo = self._imagining(), self._config.agent.ppo
             return evaluate_run(self._model, self._evaluator, imagining, ppo, self._tokens_text)
+
+    def _log_split(self, found: RunEvaluation, step: int) -> None:
+        """Log what the heads' loss is made of; of states that are drawn no action mask is known."""
+        if found.evaluation.sampled.is_masked:
+            return
+        seed = stream_seed(self._config.seed, "futures in evaluation")
+        temperature, eos_id = self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
+        with self._computing():
+            split = measured_split(self._model, found.artefact, temperature, eos_id, seed)
+        self._writer.scalars(split_scalars(split, seed), step)
 
     def _watch(self, sampled: Rollout, step: int) -> None:
         """Keep the first held-out answers for the Imagination tab."""

@@ -48,7 +48,7 @@ class SearchPolicy:
     ) -> None:
         self._how, self._env, self._device = how, env, device
         self._policy = acting_policy(temperature)
-        self._world_model = TurnWorldModel(world_model, env.tokenizer.eos_id, env.eos_terminates, how.config.gamma)
+        self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.config.gamma)
         self._turns = _TurnLengths(env.tokenizer.eos_id)
 
     @torch.no_grad()

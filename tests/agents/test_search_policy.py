@@ -52,7 +52,7 @@ def test_every_token_is_that_of_a_search_in_its_prefix(
     how = ActingSearch(rule, "oracle", HOW.config)
     generator = torch.Generator().manual_seed(3) if sampled else None
     rollout = rollout_of(env, SearchPolicy(world_model, env, 0.7, how), generator)
-    turns = TurnWorldModel(world_model, env.tokenizer.eos_id, ends_episode=True)
+    turns = TurnWorldModel(world_model, [env.tokenizer.eos_id], ends_episode=True)
     for b, t in rollout.step_mask.nonzero().tolist():
         prefix = rollout.input_ids[b : b + 1, : rollout.action_index[b, t]]
         with torch.no_grad():

@@ -29,7 +29,7 @@ def world(make_tables: type[Any]) -> Any:
 
 
 def search(world: Any, ends_episode: bool, room: int, gamma: float = 1.0) -> Any:
-    turns = TurnWorldModel(world, EOS, ends_episode, gamma)
+    turns = TurnWorldModel(world, [EOS], ends_episode, gamma)
     state = TurnState(torch.tensor([room]), world.roots)
     return plan("puct", turns, state, POLICY, SearchConfig(num_simulations=64, max_depth=4, gamma=gamma))
 
@@ -68,7 +68,7 @@ def test_the_last_token_of_a_turn_ends_it_as_eos_does(world: Any) -> None:
 
 
 def test_a_turn_that_is_over_is_refused(world: Any) -> None:
-    turns = TurnWorldModel(world, EOS, ends_episode=True)
+    turns = TurnWorldModel(world, [EOS], ends_episode=True)
     with pytest.raises(ValueError, match="room has 0; a turn that is over"):
         turns.limited(turns.encode(torch.zeros(1, 1).long(), torch.ones(1, 1).bool()), torch.tensor([0]))
 

@@ -160,7 +160,9 @@ def plan(
 ) -> SearchedPolicy:
     """Search by the rule of that name without any noise: ``actions`` are its best, ``weights`` can be drawn from.
 
-    The same state gives the same weights, so that the probability of a token that is drawn from them is known.
+    The same state gives the same weights, so that the probability of a token that is drawn from them is known. By
+    ``gumbel`` a quarter as many tokens are considered as there are simulations, at least 2 and 16 at most: texts have
+    few likely tokens, and a budget that goes once to each of 16 looks no further than the next one.
 
     Raises:
         TypeError: the world model is blind to actions.
@@ -168,7 +170,10 @@ def plan(
     """
     check_choice("search", rule, RULES)
     if rule == "gumbel":
-        return gumbel_muzero_policy(world_model, state, policy, config, invalid=invalid, gumbel_scale=0.0)
+        considered = min(16, max(2, config.num_simulations // 4))
+        return gumbel_muzero_policy(
+            world_model, state, policy, config, invalid=invalid, gumbel_scale=0.0, num_considered=considered
+        )
     return muzero_policy(world_model, state, policy, config, invalid=invalid, temperature=0.0, dirichlet_fraction=0.0)
 
 

@@ -8,6 +8,7 @@
   arrival, r + gamma c V, and the node is an end like any other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.imagination import TurnRoom
 from worldmtp.dynamics.protocol import Prediction, WorldModel
 from worldmtp.dynamics.states import StateTable
 from worldmtp.model.trunk import TrunkFeatures
@@ -40,9 +40,9 @@ class TurnState(StateTable):
 class TurnWorldModel:
     """The world model inside, up to the end of the policy's turn, or of its text where ``ends_episode``."""
 
-    def __init__(self, inner: WorldModel[Any], eos_id: int | None, ends_episode: bool, gamma: float = 1.0) -> None:
+    def __init__(self, inner: WorldModel[Any], eos_ids: Sequence[int], ends_episode: bool, gamma: float = 1.0) -> None:
         self._inner = inner
-        self._eos_id = -1 if eos_id is None else eos_id
+        self._eos_ids = tuple(eos_ids)
         self._ends_episode = ends_episode
         self._gamma = gamma
 
@@ -86,8 +86,8 @@ class TurnWorldModel:
 
     def step(self, state: TurnState, tokens: Int[Tensor, " state"]) -> TurnState:
         """Return the states after one more token each, which EOS leaves without room."""
-        turn = TurnRoom(self._eos_id, state.room).after(tokens)
-        return TurnState(turn.room, self._inner.step(state.inner, tokens))
+        ends = torch.isin(tokens, tokens.new_tensor(self._eos_ids))
+        return TurnState(torch.where(ends, 0, state.room - 1), self._inner.step(state.inner, tokens))
 
     def predict(self, state: TurnState, with_logits: bool = True) -> Prediction:
         """Return what the world model inside says, and of an end what is known of it."""

@@ -31,7 +31,7 @@ from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, bootstrap_interval
 from worldmtp.tracking.progress import format_seconds
 from worldmtp.tracking.strips import strip_blocks
-from worldmtp.tracking.writers import tensorboard_command
+from worldmtp.tracking.tensorboard_writer import tensorboard_command
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report.html.jinja"

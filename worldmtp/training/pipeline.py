@@ -37,15 +37,17 @@ from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
     JsonlWriter,
+    MetricWriter,
     MultiWriter,
     ProgressReporter,
     Stage,
+    TensorBoardWriter,
     default_layout,
     read_records,
     tensorboard_command,
 )
 from worldmtp.tracking.scenes import SceneLog
-from worldmtp.training.config import TrainConfig
+from worldmtp.training.config import TrainConfig, hyperparameters
 from worldmtp.training.evaluation import (
     Imagining,
     RunEvaluation,
@@ -113,7 +115,10 @@ def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) ->
 
 def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
     directory.mkdir(parents=True, exist_ok=True)
-    return MultiWriter(directory) if config.logger.tensorboard else MultiWriter(directory, [JsonlWriter(directory)])
+    writers: list[MetricWriter] = [JsonlWriter(directory)]
+    if config.logger.tensorboard:
+        writers.append(TensorBoardWriter(directory, hparams=hyperparameters(config)))
+    return MultiWriter(directory, writers)
 
 
 class Pipeline:

@@ -87,3 +87,6 @@ def test_tensorboard_lists_the_tab_and_serves_its_data(board):
     assert listed["enabled"]
     assert fetched("plugin/imagination/runs") == {"runs": ["first/seed0", "second"]}
     assert fetched("plugin/imagination/run?run=first/seed0")["steps"] == [0, 64, 128]
+    # Tooltips: TensorBoard's data server passes the description on, as HTML.
+    told = fetched("plugin/scalars/tags")["first/seed0/tensorboard"]["losses/policy"]["description"]
+    assert told == "<p>clipped surrogate, averaged over action tokens [1]</p>"

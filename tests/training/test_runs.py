@@ -31,7 +31,7 @@ from worldmtp.training import (
     TrainConfig,
     run,
 )
-from worldmtp.training.config import config_from_dict, config_to_dict
+from worldmtp.training.config import config_from_dict, config_to_dict, hyperparameters
 from worldmtp.training.evaluation import evaluate_model
 from worldmtp.training.run_dir import RunResult, read_config
 from worldmtp.training.saved_model import load_model
@@ -336,3 +336,9 @@ def test_a_run_keeps_scenes_at_every_evaluation_and_a_resumed_one_the_same(tmp_p
 def test_without_strips_no_scenes_are_kept(tmp_path):
     run(CONFIG, tmp_path / "run")
     assert not (tmp_path / "run" / "imagination.jsonl").exists()
+
+
+def test_the_settings_that_runs_are_compared_by():
+    found = hyperparameters(CONFIG)
+    assert (found["env.id"], found["seed"], found["model.path"]) == ("worldmtp/Reverse-v0", 0, "None")
+    assert (found["imagination.use"], found["sft.learning_rate"]) == ("counterfactual", 2e-3)

@@ -10,10 +10,12 @@ import numpy as np
 from worldmtp.agents.config import ImaginationConfig
 from worldmtp.agents.imagination.completion_costs import completion_costs
 from worldmtp.analysis.run_files import time_breakdown
+from worldmtp.analysis.summary import RunSummary, summary_table
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
+from worldmtp.tracking import tensorboard_command
 from worldmtp.training.saved_model import transformers_tokenizer
 
 Records = Sequence[Mapping[str, Any]]
@@ -59,6 +61,20 @@ def talk_command(model: MTPModel, env: TextVectorEnv, env_id: str, run_dir: Path
         return []
     words = ["worldmtp", "generate", *(["--explain"] if can_draft(model) else []), "--model", str(run_dir)]
     return ["generate:    " + shlex.join([*words, "--", prompt])]
+
+
+def closing_text(summary: RunSummary, run_dir: Path, report: Path, talk: Sequence[str]) -> str:
+    """Return the table, the notes, and where everything is."""
+    return "\n".join(
+        [
+            summary_table(summary),
+            *summary.notes,
+            f"{summary.wall_clock_seconds:.0f} s in {run_dir}",
+            f"report:      {report}",
+            f"tensorboard: {tensorboard_command(run_dir)}",
+            *talk,
+        ]
+    )
 
 
 def _scoring(records: Records) -> list[str]:

@@ -23,7 +23,7 @@ from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.agents.uses import check_use
 from worldmtp.analysis import write_report
-from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
+from worldmtp.analysis.summary import RunSummary, write_summary
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import make_world_model
@@ -34,16 +34,17 @@ from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
     JsonlWriter,
+    MetricWriter,
     MultiWriter,
     ProgressReporter,
     Stage,
+    TensorBoardWriter,
     default_layout,
     read_records,
-    tensorboard_command,
 )
 from worldmtp.tracking.scenes import SceneLog
-from worldmtp.training.closing import arm_name, measured_note, notes_of_log, talk_command
-from worldmtp.training.config import TrainConfig
+from worldmtp.training.closing import arm_name, closing_text, measured_note, notes_of_log, talk_command
+from worldmtp.training.config import TrainConfig, hyperparameters
 from worldmtp.training.evaluation import (
     Imagining,
     RunEvaluation,
@@ -116,7 +117,10 @@ def execute(
 
 def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
     directory.mkdir(parents=True, exist_ok=True)
-    return MultiWriter(directory) if config.logger.tensorboard else MultiWriter(directory, [JsonlWriter(directory)])
+    writers: list[MetricWriter] = [JsonlWriter(directory)]
+    if config.logger.tensorboard:
+        writers.append(TensorBoardWriter(directory, hparams=hyperparameters(config)))
+    return MultiWriter(directory, writers)
 
 
 class Pipeline:
@@ -385,13 +389,5 @@ class Pipeline:
         report = write_report(self._run_dir)
         (self._run_dir / DONE_FILE).touch()
         self._progress.update("report", 1.0)
-        self.closing = "\n".join(
-            [
-                summary_table(summary),
-                *summary.notes,
-                f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
-                f"report:      {report}",
-                f"tensorboard: {tensorboard_command(self._run_dir)}",
-                *talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt),
-            ]
-        )
+        talk = talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt)
+        self.closing = closing_text(summary, self._run_dir, report, talk)

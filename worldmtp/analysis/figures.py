@@ -44,7 +44,9 @@ def png_data_uri(figure: Figure) -> str:
 
 
 def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Series]) -> Figure | None:
-    """Plot the warm start's loss, return and exact match; None if none of them was recorded."""
+    """Plot the warm start's loss, return and exact match, and losses of TRL's; None if none of them was recorded."""
+    steps = "optimiser steps" if "trl/loss" in series else "environment tokens"
+    heads = {tag: f"depth {tag.rpartition('_')[2]}" for tag in sorted(series) if tag.startswith("trl/mtp/loss_depth_")}
     panels = [
         (
             "Warm start",
@@ -52,10 +54,13 @@ def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Serie
             "loss (nats per token)",
             {"sft/loss": "training", "sft/eval_loss": "held out"},
         ),
-        ("Return of real episodes", "environment tokens", "reward", {"rollout/return_mean": "training"}),
+        # A policy gradient's says nothing.
+        ("Trainer's loss", steps, "loss", {} if "rollout/return_mean" in series else {"trl/loss": "training"}),
+        ("Heads' loss", steps, "cross-entropy (nats)", heads),
+        ("Return of real episodes", steps, "reward", {"rollout/return_mean": "training"}),
         (
             "Exact match",
-            "environment tokens",
+            steps,
             "share of prompts",
             {"rollout/exact_mean": "training, sampled", "eval/exact": "held out, greedy"},
         ),
@@ -70,10 +75,11 @@ def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Serie
         for tag, label in shown.items():
             curve = recorded[tag]
             is_held_out = "eval" in tag
+            is_head = tag in heads
             ax.plot(
                 curve.steps,
                 curve.values,
-                color=ARM_COLOURS[1 if is_held_out else 0],
+                color=depth_colour(int(tag.rpartition("_")[2])) if is_head else ARM_COLOURS[1 if is_held_out else 0],
                 linewidth=1.6,
                 marker="o" if is_held_out or len(curve) == 1 else None,
                 ms=4,

@@ -45,10 +45,9 @@ def resumed_config(run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     """
     saved = saved_config(run_dir)
     if is_done(run_dir) and not overrides and not saved.get("study"):
-        raise ValueError(
-            f"resume={run_dir}: this run is done; raise agent.rollout.num_iterations to go further, or read its "
-            "report.html."
-        )
+        is_agent = not saved.get("post_training", {}).get("trainer")  # a trainer of TRL has its steps in its schedule
+        further = "raise agent.rollout.num_iterations to go further, or " if is_agent else ""
+        raise ValueError(f"resume={run_dir}: this run is done; {further}read its report.html.")
     flags = [argument for argument in overrides if argument.startswith("-")]
     parsed = [] if flags else OverridesParser.create().parse_overrides(list(overrides))
     refused = flags or [str(override.input_line) for override in parsed if not _may_differ(override)]

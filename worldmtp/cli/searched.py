@@ -71,7 +71,7 @@ def check_values(model: MTPModel) -> None:
         ValueError: they say the same of every text.
     """
     heads = model.world_heads
-    if not any(bool(weights.any()) for head in (heads.value, heads.reward) for weights in head[-1].parameters()):
+    if not any(bool(list(head.parameters())[-2].any()) for head in (heads.value, heads.reward)):  # the last weight
         raise ValueError(
             "the model's value and reward heads are as they were made and say the same of every text, so that a search "
             "has nothing to look for; train them (worldmtp train), or decode without --search."

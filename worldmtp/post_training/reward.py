@@ -71,7 +71,14 @@ class TextGenReward:
         Raises:
             ValueError: if an earlier call gave another question under the same prompt.
         """
-        examples = self.dataset.examples(split, num_examples, seed)
+        return self.rows_of(self.dataset.examples(split, num_examples, seed))
+
+    def rows_of(self, examples: Sequence[Example]) -> list[dict[str, str]]:
+        """Return examples of your own choice as ``rows`` does; each question once.
+
+        Raises:
+            ValueError: if another question has been given under the same prompt.
+        """
         self.dataset.encode(examples)  # that they fit is seen before training
         for example in examples:
             known = self._by_key.setdefault(example.key, example)

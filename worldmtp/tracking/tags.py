@@ -118,6 +118,14 @@ _WORLD_MODEL = _rows(
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
+    *(
+        (f"depth_{{k}}/{part}{end}", f"{meaning}; {of}", "nats/token")
+        for part, meaning in (
+            ("structural", "what heads that average over the tokens in between cannot know, on held-out answers"),
+            ("error", "ce less what such a head cannot know; of heads that are told the tokens it may be below 0"),
+        )
+        for end, of in (("", "middle of two bounds"), ("_lo90", "low end of the lower's"), ("_hi90", "of the upper's"))
+    ),
     ("depth_{k}/top1", "share of positions whose most probable predicted token is the realized one", "share"),
     ("depth_{k}/accept", "mean of min(1, q_k / p) at the realized token, an estimate of 1 - E[TV]", "probability"),
     ("depth_{k}/survival", "mean of prod_{j<=k} min(1, q_j / p): probability that k drafts survive", "probability"),
@@ -195,6 +203,11 @@ _IMAGINATION = _rows(
     ("optimism_gap", "mean over the last batches of imagined - real return; with imagination=episodes", "reward"),
     ("disagreement", "mean total variation of the ensemble over the turns of the last imagined batch", "1"),
     ("batches_trained", "imagined batches that the policy was trained on in this iteration", "batches"),
+    (
+        "batches_flat",
+        "imagined batches that were not trained on because their returns differ by no more than least_gap of the range",
+        "batches",
+    ),
     ("batches_trusted", "imagined batches that the optimism gap allows", "batches"),
     ("explores", "1 if imagination is paid for novelty, because all real returns were equal so far, else 0", "0 or 1"),
     ("return_promised", "mean return of the last imagined batch; novelty's bonus included while it explores", "reward"),
@@ -283,6 +296,27 @@ _SFT = _rows(
     ("{name}", "any other number that the trainer reports", "see the trainer"),
 )
 
+_TRL = _rows(
+    "trl",
+    ("loss", "training loss of a trainer of TRL's, the heads' included; with post_training.trainer", "see the trainer"),
+    (
+        "mtp/loss_depth_{k}",
+        "cross-entropy of depth k on the tokens that the heads learn, a mean per target",
+        "nats/token",
+    ),
+    ("mtp/top1_depth_{k}", "share of these targets that depth k predicts first", "share"),
+    (
+        "mtp/acceptance_depth_{k}",
+        "mean per target of sum_v min(p_v, q_v); where the objective compares them",
+        "probability",
+    ),
+    ("mtp/accepted_depth_{k}", "share of the drafts made while sampling that were accepted up to depth k", "share"),
+    ("mtp/coef", "lambda, the coefficient of depths 2 .. K", "1"),
+    ("{name}", "any other number that the trainer reports, by TRL's name", "see the trainer"),
+    ("{group}/{name}", "the same, of a group", "see the trainer"),
+    ("{group}/{of}/{name}", "the same, of a group of groups", "see the trainer"),
+)
+
 _RECORDS = (
     TagRow("imagination/predicted_{i}", "text i, and what each depth predicted, aligned by target", "-", "image"),
     TagRow("imagination/imagined_{i}", "text i, and what was imagined from each of its prefixes", "-", "image"),
@@ -306,6 +340,9 @@ _RECORDS = (
         "text",
     ),
     TagRow("run/{name}", "the resolved configuration, or a note on the run", "-", "text"),
+    TagRow(
+        "eval/entropy", "entropies of the policy at the tokens of its sampled held-out answers", "nats", "histogram"
+    ),
     TagRow("rollout/return", "returns of the batch's episodes", "reward", "histogram"),
     TagRow("rollout/length", "lengths of the batch's answers", "tokens", "histogram"),
 )
@@ -317,7 +354,9 @@ _CUSTOM = (
     TagRow("custom/{name}", "values of your own", "yours", "histogram"),
 )
 
-TAGS = TagTable(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _RECORDS + _CUSTOM)
+TAGS = TagTable(
+    _ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _TRL + _RECORDS + _CUSTOM
+)
 
 _TITLES: dict[Kind, str] = {"scalar": "Scalars", "text": "Texts", "image": "Images", "histogram": "Histograms"}
 
@@ -325,8 +364,10 @@ _HEAD = """# Metrics
 
 Made from `worldmtp/tracking/tags.py`; a test keeps the two equal, and a tag that is not here cannot be logged.
 
-The x axis of every tag is environment tokens; that of `sft/*`, the warm start before them, is optimiser steps, and it
-has a writer of its own in the folder `sft` of the run. `{k}` is a depth (head k at position t predicts token t + k;
+The x axis of every tag is environment tokens, or in a run with `post_training.trainer` optimiser steps; that of
+`sft/*`, the warm start before them, is optimiser steps, and it has a writer of its own in the folder `sft` of the run.
+With `post_training.trainer` the numbers that the agent logs too have the agent's tags, all others stand under `trl/`.
+`{k}` is a depth (head k at position t predicts token t + k;
 depth 1 is the trunk's own head), `{h}` a horizon in imagined steps, `{i}` a rung; any other placeholder is a word. p is
 the trunk's distribution that the tokens were drawn from, q_k the head's, both read at the realized token. A root is a
 position from which k action tokens follow.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from worldmtp.training.config import HeadSpecConfig as HeadSpecConfig
     from worldmtp.training.config import LoggerConfig as LoggerConfig
     from worldmtp.training.config import ModelConfig as ModelConfig
+    from worldmtp.training.config import PostTrainingConfig as PostTrainingConfig
+    from worldmtp.training.config import PostTrainingHeadsConfig as PostTrainingHeadsConfig
     from worldmtp.training.config import ProfileConfig as ProfileConfig
     from worldmtp.training.config import SFTStageConfig as SFTStageConfig
     from worldmtp.training.config import TrainConfig as TrainConfig
@@ -27,8 +29,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "config": (
-            "AgentConfig CheckpointConfig EnvConfig EvalConfig HeadSpecConfig LoggerConfig ModelConfig ProfileConfig "
-            "SFTStageConfig TrainConfig"
+            "AgentConfig CheckpointConfig EnvConfig EvalConfig HeadSpecConfig LoggerConfig ModelConfig "
+            "PostTrainingConfig PostTrainingHeadsConfig ProfileConfig SFTStageConfig TrainConfig"
         ),
         "run_dir": "RunResult",
         "runs": "OpenedRun open_run run",

@@ -19,6 +19,9 @@ Config = TypeVar("Config")
 _COMPUTE_DTYPES = ("float32", "bfloat16")
 """Those of ``worldmtp.model.precision``, which needs torch."""
 
+TRAINERS = ("sft", "dpo", "kto", "grpo", "rloo", "ppo")
+"""Of ``worldmtp.post_training``."""
+
 
 def _at_least(smallest: int, **values: int | float) -> None:
     for name, value in values.items():
@@ -207,6 +210,64 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class PostTrainingHeadsConfig:
+    """What the heads do in a trainer of TRL's; their losses and depths are those of ``objective``."""
+
+    coef: float | None = None
+    """Lambda; None is the schedule of ``objective.coef``, and 0 measures the heads without training them."""
+    tokens: str = "policy"
+    """What they learn: ``policy``, ``completion``, ``observation`` or ``all``; see ``docs/post_training.md``."""
+    detach: bool | None = None
+    """Their loss moves the heads alone; None is the trainer's default: not in ``sft``, else yes."""
+    draft: str = "mtp"
+    """What drafts while ``grpo``, ``ppo`` and ``rloo`` sample: ``mtp``, ``none`` or ``trl``."""
+    num_draft: int | None = None
+    """Tokens of a draft; None is all that the heads can."""
+
+    def __post_init__(self) -> None:
+        if self.coef is not None and not 0 <= self.coef < math.inf:
+            raise ValueError(f"coef={self.coef} must be finite and at least 0, or null for that of objective.coef.")
+
+
+@dataclass(frozen=True)
+class PostTrainingConfig:
+    """A trainer of TRL's in the place of the project's own agent, after the same warm start.
+
+    ``checkpoint.every_iterations`` and ``eval.every_iterations`` then count its optimiser steps.
+    """
+
+    trainer: str | None = None
+    """``sft``, ``dpo``, ``kto``, ``grpo``, ``rloo`` or ``ppo``; None leaves reinforcement to ``agent``."""
+    num_steps: int = 100
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Rows a step: texts of ``sft``, pairs of ``dpo``, scored answers of ``kto``, sampled answers of the others."""
+    learning_rate: float = 5e-4
+    """AdamW's, after its warm-up; it falls linearly to zero."""
+    warmup_steps: int = 10
+    """Steps over which the learning rate rises linearly."""
+    beta: float | None = None
+    """Weight of the KL to the model after the warm start; None is TRL's default of the trainer."""
+    num_prompts: int = 1024
+    """Training prompts, from the pool that the warm start has not shown."""
+    group_size: int = 4
+    """Answers to a prompt: in a batch of ``grpo``, ``rloo`` and ``ppo``, and of those scored for ``dpo``, ``kto``."""
+    mtp: PostTrainingHeadsConfig = field(default_factory=PostTrainingHeadsConfig)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Any other option of the trainer's config, by TRL's name."""
+
+    def __post_init__(self) -> None:
+        if self.trainer is not None:
+            check_choice("trainer", self.trainer, TRAINERS)
+        _at_least(0, warmup_steps=self.warmup_steps)
+        counts = ("num_steps", "batch_size", "num_prompts", "group_size")
+        _at_least(1, **{name: getattr(self, name) for name in counts})
+        _positive(learning_rate=self.learning_rate)
+        if self.beta is not None and not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta={self.beta} must be finite and at least 0, or null for TRL's default.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run, or a study, which needs nothing of this but ``study``, ``profile`` and ``imports``."""
 
@@ -218,6 +279,8 @@ class TrainConfig:
     """How the warm start trains depths 2 .. K."""
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
+    post_training: PostTrainingConfig = field(default_factory=PostTrainingConfig)
+    """A trainer of TRL's in the agent's place."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -235,6 +298,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, seed=self.seed)
+
+
+_COMPARED = (
+    *("seed", "env.id", "model.path", "model.head", "model.depth"),
+    *("sft.num_demonstrations", "sft.num_steps", "sft.learning_rate"),
+    *("agent.rollout.num_iterations", "agent.rollout.num_prompts", "agent.rollout.group_size"),
+    *("agent.rollout.temperature", "agent.ppo.learning_rate", "agent.ppo.advantage", "agent.ppo.kl_coef"),
+    *("world_model.backend", "world_model.num_updates", "imagination.use", "imagination.horizon"),
+)
 
 
 def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str = "") -> Config:
@@ -266,6 +338,18 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str =
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return the config as nested plain values, as YAML and JSON give them back: a tuple is a list there."""
     return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def hyperparameters(config: TrainConfig) -> dict[str, int | float | str]:
+    """Return the settings that runs are compared by, as TensorBoard's page HParams shows them."""
+    values = config_to_dict(config)
+    found: dict[str, int | float | str] = {}
+    for key in _COMPARED:
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value if isinstance(value, int | float) else str(value)
+    return found
 
 
 def _plain(value: Any) -> Any:

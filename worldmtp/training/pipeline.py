@@ -8,53 +8,54 @@ ends with the numbers of a run that was not. What a config gets wrong is found i
 
 import os
 import platform
-import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+import transformers
 
-from worldmtp.agents.action_masks import check_masks
-from worldmtp.agents.evaluation import Evaluator
-from worldmtp.agents.imagination.completion_costs import completion_costs
-from worldmtp.agents.imagination.latent import check_single_turn
+from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.uses import check_use
 from worldmtp.analysis import write_report
-from worldmtp.analysis.run_files import time_breakdown
-from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
+from worldmtp.analysis.summary import RunSummary, write_summary
 from worldmtp.checkpoint import CheckpointError
-from worldmtp.decoding.head_drafts import can_draft
+from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs.task import TurnTask
-from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
     JsonlWriter,
+    MetricWriter,
     MultiWriter,
     ProgressReporter,
     Stage,
+    TensorBoardWriter,
     default_layout,
     read_records,
-    tensorboard_command,
 )
-from worldmtp.training.config import TrainConfig
+from worldmtp.tracking.scenes import SceneLog
+from worldmtp.training.closing import arm_name, closing_text, measured_note, notes_of_log, talk_command
+from worldmtp.training.config import TrainConfig, hyperparameters
 from worldmtp.training.evaluation import (
+    Imagining,
     RunEvaluation,
     conversations,
     evaluate_run,
     summarize,
+    watch,
     write_evaluation,
     write_strips,
 )
+from worldmtp.training.head_split import measured_split, split_scalars
 from worldmtp.training.imagined_episodes import (
     imagined_episodes,
     log_imagined_episodes,
@@ -62,7 +63,6 @@ from worldmtp.training.imagined_episodes import (
 )
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
-    brings_heads,
     check_completions,
     check_fits,
     check_imagination,
@@ -70,6 +70,7 @@ from worldmtp.training.make import (
     check_scores,
     make_env,
     make_model,
+    model_notes,
     on_device,
     vocabulary,
 )
@@ -77,8 +78,6 @@ from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, rei
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
 from worldmtp.training.saved_model import (
-    has_tokenizer,
-    holds_mtp_model,
     load_model,
     save_model,
     transformers_tokenizer,
@@ -88,17 +87,21 @@ from worldmtp.training.warm_start import warm_start
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
 
 
-def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) -> RunResult:
-    """Run all stages that ``run_dir`` does not hold yet.
+def execute(
+    config: TrainConfig, run_dir: Path, at_start: Callable[[], None], kind: "type[Pipeline] | None" = None
+) -> RunResult:
+    """Run all stages of a ``kind`` of pipeline, None is ``Pipeline``, that ``run_dir`` does not hold yet.
 
     ``at_start`` is called when the config is found good, before the first file is written.
     """
     torch.set_num_threads(config.profile.num_threads)
+    transformers.utils.logging.disable_progress_bar()  # of models written and read, which take no time here
     import_user_modules(config.imports)
+    stages = _STAGES if config.sft.num_steps else _STAGES[1:]
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:
-        with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
-            pipeline = Pipeline(config, run_dir, writer, progress)
+        with _writer(run_dir, config) as writer, ProgressReporter(stages, sys.stderr) as progress:
+            pipeline = (kind or Pipeline)(config, run_dir, writer, progress)
             at_start()
             tell(pipeline.notes)
             exact = pipeline.run()
@@ -114,7 +117,10 @@ def execute(config: TrainConfig, run_dir: Path, at_start: Callable[[], None]) ->
 
 def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
     directory.mkdir(parents=True, exist_ok=True)
-    return MultiWriter(directory) if config.logger.tensorboard else MultiWriter(directory, [JsonlWriter(directory)])
+    writers: list[MetricWriter] = [JsonlWriter(directory)]
+    if config.logger.tensorboard:
+        writers.append(TensorBoardWriter(directory, hparams=hyperparameters(config)))
+    return MultiWriter(directory, writers)
 
 
 class Pipeline:
@@ -128,26 +134,28 @@ class Pipeline:
         self._config = config
         self._run_dir = run_dir
         self._writer = writer
+        self._scenes = SceneLog(run_dir)
         self._progress = progress
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
         check_replies(self._env.task, config.agent.ppo)
-        check_single_turn(self._env, config.imagination.use)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)
         check_objective(config.objective, self._model.config.depth)
-        self._can_imagine = check_imagination(
-            self._model, config.world_model.backend, config.imagination, config.agent.ppo
-        )
-        check_completions(self._model, self._env, config)
+        make_drafter(self._model, rollout.draft, rollout.num_draft, None)
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         if not self._is_warm:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
-        check_masks(self._env.reset(seed=config.seed)[1], config.imagination.use, rollout.draft)
-        self.notes = (*self._model_notes(), *prompts.notes, *notes)
+        infos = self._env.reset(seed=config.seed)[1]
+        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
+        check_completions(self._model, self._env, config)
+        self.notes = (*model_notes(config.model, self._env, self._model, self._is_warm), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
@@ -161,16 +169,34 @@ class Pipeline:
 
     def run(self) -> float:
         """Run all stages and return the exact match of the last evaluation."""
-        saved = load_last(self._run_dir)
+        step = self._saved_step()
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
-        self._writer.resume_at(-1 if saved is None else saved.step)
+        for log in (self._writer, self._scenes):
+            log.resume_at(step)
         self._warm_start()
         before = self._evaluate_held_out()
-        if saved is None:
+        if step < 0:
             self._open_log(before)
+        self._train()
+        if self._after is None:
+            # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
+            self._after = self._evaluate_held_out()
+            if step < 0:
+                self._write_final(self._after, 0)
+        save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
+        self._close(before, self._after)
+        return self._after.exact.estimate
+
+    def _saved_step(self) -> int:
+        """Read the last checkpoint, and return the step up to which the log belongs to it; -1 without one."""
+        self._saved = load_last(self._run_dir)
+        return -1 if self._saved is None else self._saved.step
+
+    def _train(self) -> None:
+        """Train from the last checkpoint on."""
         trainer = self._trainer()
-        if saved is not None:
-            trainer.load_state_dict(saved.trainer)
+        if self._saved is not None:
+            trainer.load_state_dict(self._saved.trainer)
         with self._computing():
             reinforce(
                 trainer,
@@ -182,14 +208,6 @@ class Pipeline:
                 lambda fraction, note: self._report("reinforce", fraction, note),
             )
         self._flat = trainer.flat_returns.note
-        if self._after is None:
-            # No iteration was left. A resumed run has the last evaluation in its log; one without iterations has not.
-            self._after = self._evaluate_held_out()
-            if saved is None:
-                self._write_final(self._after, 0)
-        save_model(self._model, self._run_dir / MODEL_FOLDER, transformers_tokenizer(self._env.tokenizer))
-        self._close(before, self._after)
-        return self._after.exact.estimate
 
     def _first_model(self) -> tuple[bool, MTPModel]:
         """Return the model after its warm start where that was done, here or in the run that ``sft.load`` names."""
@@ -202,25 +220,6 @@ class Pipeline:
             return True, on_device(load_model(done), config.profile)
         seed = stream_seed(config.seed, "model")
         return False, on_device(make_model(config.model, self._env, seed), config.profile)
-
-    def _model_notes(self) -> list[str]:
-        notes, path = [], self._config.model.path
-        tokenizer = self._env.tokenizer
-        if path is not None and has_tokenizer(Path(path)) and not isinstance(tokenizer, TransformersTokenizer):
-            notes.append(
-                f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
-                f"{tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
-                f"+env.kwargs.tokenizer=transformers:{path}."
-            )
-        if self._is_warm or not brings_heads(self._config.model):
-            return notes
-        heads = self._model.config
-        kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
-        return [
-            *notes,
-            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth="
-            f"{heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
-        ]
 
     @property
     def _start(self) -> str:
@@ -259,22 +258,8 @@ class Pipeline:
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
-
-    def _generate_command(self) -> list[str]:
-        """Return the line that tells how to talk to the model: none where no tokenizer could be saved beside it."""
-        if isinstance(self._env.task, TurnTask):  # a text alone would hear no replies
-            play = ["worldmtp", "envs", "play", self._config.env.id, "--model", str(self._run_dir)]
-            return ["play:        " + shlex.join(play)]
-        if transformers_tokenizer(self._env.tokenizer) is None:
-            return []
-        words = [
-            "worldmtp",
-            "generate",
-            *(["--explain"] if can_draft(self._model) else []),
-            "--model",
-            str(self._run_dir),
-        ]
-        return ["generate:    " + shlex.join([*words, "--", self._prompt])]
+        self._log_split(before, 0)
+        self._watch(before.evaluation.sampled, 0)
 
     def _computing(self) -> torch.autocast:
         """Return the precision to compute in; the warm start has an autocast of its own."""
@@ -301,13 +286,18 @@ class Pipeline:
             self._write_final(self._after, step)
             self._show_imagined(trainer, self._after.evaluation.sampled, step, is_last=True)
         elif trainer.iteration % config.eval.every_iterations == 0:
-            start = time.perf_counter()
-            found = self._evaluator.run(trainer.model)
-            seconds = {"time/eval_seconds": time.perf_counter() - start}
-            self._writer.scalars(found.metrics() | seconds, step)
-            if isinstance(self._env.task, TurnTask):
-                self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
-            self._show_imagined(trainer, found.sampled, step, is_last=False)
+            self._show_imagined(trainer, self._log_held_out(step).sampled, step, is_last=False)
+
+    def _log_held_out(self, step: int) -> Evaluation:
+        """Evaluate between the first and the last time: answers alone, without what the heads say of them."""
+        start = time.perf_counter()
+        found = self._evaluator.run(self._model)
+        seconds = {"time/eval_seconds": time.perf_counter() - start}
+        self._writer.scalars(found.metrics() | seconds, step)
+        if isinstance(self._env.task, TurnTask):
+            self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
+        self._watch(found.sampled, step)
+        return found
 
     def _show_imagined(self, trainer: ImaginationTrainer, held_out: Rollout, step: int, is_last: bool) -> None:
         """Log imagined episodes beside held-out ones, and keep the last for the report."""
@@ -325,30 +315,54 @@ class Pipeline:
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
+        self._log_split(after, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
+        self._watch(after.evaluation.sampled, step)
 
-    def _evaluate_held_out(self) -> RunEvaluation:
+    def _imagining(self) -> Imagining:
+        """Return how evaluations imagine; its draws are the same every time."""
         config = self._config
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
-        backend = config.world_model.backend
+        return Imagining(
+            make_world_model(config.world_model.backend, self._model, generator) if self._can_imagine else None,
+            config.imagination.horizon,
+            config.eval.num_imagined,
+            stream_seed(config.seed, "imagination in evaluation"),
+        )
+
+    def _evaluate_held_out(self) -> RunEvaluation:
         with self._computing():
-            return evaluate_run(
-                self._model,
-                self._evaluator,
-                make_world_model(backend, self._model, generator) if self._can_imagine else None,
-                config.imagination.horizon,
-                config.eval.num_imagined,
-                config.agent.ppo,
-                self._tokens_text,
-                stream_seed(config.seed, "imagination in evaluation"),
-            )
+            imagining, ppo = self._imagining(), self._config.agent.ppo
+            return evaluate_run(self._model, self._evaluator, imagining, ppo, self._tokens_text)
+
+    def _log_split(self, found: RunEvaluation, step: int) -> None:
+        """Log what the heads' loss is made of; of states that are drawn no action mask is known."""
+        if found.evaluation.sampled.is_masked:
+            return
+        seed = stream_seed(self._config.seed, "futures in evaluation")
+        temperature, eos_id = self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
+        with self._computing():
+            split = measured_split(self._model, found.artefact, temperature, eos_id, seed)
+        self._writer.scalars(split_scalars(split, seed), step)
+
+    def _watch(self, sampled: Rollout, step: int) -> None:
+        """Keep the first held-out answers for the Imagination tab."""
+        config = self._config
+        # Before the first iteration the world heads know nothing, and without imagination they never learn.
+        learns = step > 0 and config.imagination.reads_latents
+        how = (self._imagining(), config.agent.ppo, self._tokens_text, config.logger.num_strips, learns)
+        with self._computing():
+            self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
+
+    def _method(self) -> tuple[str, str]:
+        """Return what did the training after the warm start, and its arm in the closing table."""
+        return "PPO", arm_name(self._config.imagination.use, self._config.world_model.backend)
 
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
-        config, use = self._config, self._config.imagination.use
-        warmed = self._start == "warm_start"
-        started = "SFT" if warmed else "before PPO"
-        arm = "PPO, no imagination" if use == "off" else f"PPO, {use}, {config.world_model.backend}"
+        config, warmed = self._config, self._start == "warm_start"
+        method, arm = self._method()
+        started = "SFT" if warmed else f"before {method}"
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
         trained = summarize(after, arm, "final")
@@ -363,13 +377,11 @@ class Pipeline:
             machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
             notes=(
                 f"{len(self._evaluator.examples)} held-out prompts of {config.env.id}, seed {config.seed}; "
-                "sampled is the policy as it acts, one answer a prompt",
+                + measured_note(isinstance(self._env.task, TurnTask)),
                 *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
-                *_scoring_notes(records),
-                *[str(costs) for costs in [completion_costs(records)] if costs is not None],
                 *([] if self._flat is None else [self._flat]),
-                *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
+                *notes_of_log(records, config.imagination),
             ),
         )
         write_summary(summary, self._run_dir)
@@ -377,23 +389,5 @@ class Pipeline:
         report = write_report(self._run_dir)
         (self._run_dir / DONE_FILE).touch()
         self._progress.update("report", 1.0)
-        self.closing = "\n".join(
-            [
-                summary_table(summary),
-                *summary.notes,
-                f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
-                f"report:      {report}",
-                f"tensorboard: {tensorboard_command(self._run_dir)}",
-                *self._generate_command(),
-            ]
-        )
-
-
-def _scoring_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a note where answers could not be scored, which are paid 0 as wrong ones are."""
-    counts = {"raised": "env/scorer_errors", "were cut off": "env/scorer_timeouts"}
-    failed = {how: int(max((record.get(tag) or 0.0 for record in records), default=0.0)) for how, tag in counts.items()}
-    told = [f"{count} {how}" for how, count in failed.items() if count]
-    if not told:
-        return []
-    return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]
+        talk = talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt)
+        self.closing = closing_text(summary, self._run_dir, report, talk)

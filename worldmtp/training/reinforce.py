@@ -13,6 +13,7 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.tracking import METRICS_FILE, MetricWriter, read_records
+from worldmtp.training.closing import progress_note
 from worldmtp.training.config import CheckpointConfig
 from worldmtp.training.run_dir import RUN_LOG
 
@@ -43,19 +44,28 @@ def load_last(run_dir: Path) -> SavedRun | None:
     directory = run_dir / CHECKPOINTS
     last = latest_checkpoint(directory)
     if last is None:
-        num_logged, interval = _logged_iterations(run_dir)
-        # The iteration after the first checkpoint is logged only when that is written.
-        if num_logged > interval:
-            raise CheckpointError(
-                f"{run_dir} has logged {num_logged} iterations and {directory} holds no checkpoint. Put the newest "
-                f"checkpoint-*.pt back, or delete {METRICS_FILE} to begin anew from the warm start."
-            )
+        check_none_is_lost(run_dir, directory)
         return None
     try:
         saved = load_checkpoint(last)
     except CheckpointError as error:
         raise CheckpointError(f"{error} To go on from there, remove the corrupt file and resume again.") from error
     return SavedRun(trainer=saved["trainer"], step=int(saved["step"]))
+
+
+def check_none_is_lost(run_dir: Path, directory: Path) -> None:
+    """Raise if the log of a run without a checkpoint shows that there were some.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    num_logged, interval = _logged_iterations(run_dir)
+    # The iteration after the first checkpoint is logged only when that is written.
+    if num_logged > interval:
+        raise CheckpointError(
+            f"{run_dir} has logged {num_logged} iterations and {directory} holds no checkpoint. Put the newest "
+            f"checkpoint-* back, or delete {METRICS_FILE} to begin anew from the warm start."
+        )
 
 
 def _logged_iterations(run_dir: Path) -> tuple[int, int]:
@@ -66,7 +76,7 @@ def _logged_iterations(run_dir: Path) -> tuple[int, int]:
     """
     path = run_dir / METRICS_FILE
     records = read_records(path) if path.exists() else []
-    num_logged = sum("rollout/return_mean" in record for record in records)
+    num_logged = sum("rollout/return_mean" in record or "trl/loss" in record for record in records)
     if not num_logged:
         return 0, 0
     text = next(record["text"][CONFIG_TAG] for record in records if CONFIG_TAG in record.get("text", {}))
@@ -117,7 +127,7 @@ def reinforce(
             save_checkpoint(directory, trainer.iteration, payload, config.keep_last)
         report(
             trainer.iteration / num_iterations,
-            f"iteration {trainer.iteration}/{num_iterations} exact {metrics['rollout/exact_mean']:.3f}",
+            f"iteration {trainer.iteration}/{num_iterations} {progress_note(metrics)}",
         )
 
 

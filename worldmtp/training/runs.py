@@ -83,7 +83,11 @@ def _run(config: TrainConfig, run_dir: Path, resumes: bool, claimed: Claim) -> R
         return execute_study(config, run_dir, claimed.keep)
     from worldmtp.training.pipeline import execute
 
-    return execute(config, run_dir, claimed.keep)
+    if config.post_training.trainer is None:
+        return execute(config, run_dir, claimed.keep)
+    from worldmtp.training.trl_pipeline import TRLPipeline
+
+    return execute(config, run_dir, claimed.keep, TRLPipeline)
 
 
 def _finished(config: TrainConfig, run_dir: Path) -> RunResult:

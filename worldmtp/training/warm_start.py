@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import transformers
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -72,11 +71,10 @@ def warm_start(
     A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
     """
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
     tokenizer = env.tokenizer
     pairs = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer or "")) for example in examples]
     dataset = build_demonstrations(pairs, eos_token_id=tokenizer.eos_id, vocab_size=model.config.vocab_size or 0)
-    processing_class = _processing_class(env)
+    processing_class = tokenizer_of(env)
     checkpoints = directory / "trainer"
     args = MTPSFTConfig(
         output_dir=str(checkpoints),
@@ -105,7 +103,7 @@ def warm_start(
     )
     trainer.remove_callback(PrinterCallback)
     last = last_whole_checkpoint(checkpoints)
-    writer.resume_at(-1 if last is None else _step_of(last))
+    writer.resume_at(-1 if last is None else step_of(last))
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.release_model()
     save_model(model, directory / "model", processing_class)
@@ -125,14 +123,15 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
             shutil.rmtree(checkpoint)
         else:
             whole.append(checkpoint)
-    return max(whole, key=_step_of, default=None)
+    return max(whole, key=step_of, default=None)
 
 
-def _step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Return the optimiser steps of a checkpoint of the trainer's, which its name says."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _processing_class(env: TextVectorEnv) -> PreTrainedTokenizerBase:
+def tokenizer_of(env: TextVectorEnv) -> PreTrainedTokenizerBase:
     """Return the environment's tokenizer as TRL wants one."""
     tokenizer = transformers_tokenizer(env.tokenizer)
     if tokenizer is None:

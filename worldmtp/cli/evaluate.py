@@ -104,19 +104,20 @@ def _compare(
     ways = compare_answers(
         model, env, arguments.num_prompts, arguments.temperature, arguments.seed, hows, arguments.best_of
     )
-    if not arguments.json:
-        print(
-            f"{arguments.env}, {len(ways[0].exact)} held-out prompts, seed {arguments.seed}, temperature "
-            f"{arguments.temperature:g}\n{'':44}exact match           score   trunk tokens   seconds   a prompt"
-        )
-    for way in ways:
+    for number, way in enumerate(ways):
         exact = wilson_interval(int(way.exact.sum()), len(way.exact), unit="prompt")
         if arguments.json:
             numbers = {"score": float(way.score.mean()), "trunk_tokens": way.trunk_tokens, "seconds": way.seconds}
-            print(json.dumps({"way": way.way, "exact": dataclasses.asdict(exact)} | numbers))
+            print(json.dumps({"way": way.way, "exact": dataclasses.asdict(exact)} | numbers), flush=True)
             continue
+        if number == 0:
+            print(
+                f"{arguments.env}, {len(way.exact)} held-out prompts, seed {arguments.seed}, temperature "
+                f"{arguments.temperature:g}\n{'':44}exact match           score   trunk tokens   seconds   a prompt"
+            )
         share = f"{exact.estimate:.3f} [{exact.low:.3f}, {exact.high:.3f}]"
-        print(f"  {way.way:<42}{share}  {float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}")
+        numbers_text = f"{float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}"
+        print(f"  {way.way:<42}{share}  {numbers_text}", flush=True)
 
 
 def load_policy_model(directory: Path, device: str | None) -> "MTPModel":

@@ -1,7 +1,7 @@
 """Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -320,8 +320,10 @@ def compare_answers(
     seed: int = 0,
     searches: Sequence[ActingSearch] = (),
     best_of: Sequence[int] = (),
-) -> list[Answers]:
+) -> Iterator[Answers]:
     """Answer the prompts of ``evaluate_model`` in several ways: greedily, by a draw, by searches, by the best of draws.
+
+    They come one by one, as the later ones take a while.
 
     Raises:
         TypeError: a search over heads that are blind to actions.
@@ -330,6 +332,9 @@ def compare_answers(
     rows, examples = _heldout_rows(model, env, num_prompts, seed)
     model.limit_tokens(rows.tokenizer.vocab_size)
     answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"))
-    found = [answering.greedy(), answering.sampled()]
-    found += [answering.searched(how) for how in searches]
-    return found + [answers for number in best_of for answers in answering.best_of(number)]
+    yield answering.greedy()
+    yield answering.sampled()
+    for how in searches:
+        yield answering.searched(how)
+    for number in best_of:
+        yield from answering.best_of(number)

@@ -71,7 +71,7 @@ def gumbel_muzero_policy(
     root = read_root(world_model, state, policy, config, invalid)
     if gumbel is None:
         gumbel = gumbel_scale * _gumbel(root, generator) if gumbel_scale else torch.zeros_like(root.logits)
-    noise = gumbel
+    noise = _shaped(gumbel, root, "gumbel")
     table = halving_table(min(num_considered, root.tokens.shape[1]), config.num_simulations, root.tokens.device)
     tree = search(
         world_model,
@@ -123,7 +123,7 @@ def muzero_policy(
     if noise is None and dirichlet_fraction > 0:
         noise = _dirichlet(root, dirichlet_alpha, generator)
     if noise is not None:
-        root = _mixed(root, noise, dirichlet_fraction)
+        root = _mixed(root, _shaped(noise, root, "noise"), dirichlet_fraction)
     tree = search(
         world_model,
         state,
@@ -144,6 +144,20 @@ def muzero_policy(
         slots = draw((weights.log() / temperature).log_softmax(dim=-1), generator)
     actions = root.tokens.gather(1, slots[:, None])[:, 0]
     return SearchedPolicy(actions, root.tokens, weights, node.value, tree)
+
+
+def _shaped(noise: Tensor, root: Reading, name: str) -> Tensor:
+    """Return noise that has a number for each candidate of each root.
+
+    Raises:
+        ValueError: it has not; a row too few would be the same for all roots.
+    """
+    if noise.shape != root.tokens.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(noise.shape)}; expected {tuple(root.tokens.shape)}, a number for each candidate "
+            "of each root."
+        )
+    return noise
 
 
 def _mixed(root: Reading, noise: Float[Tensor, "batch width"], fraction: float) -> Reading:

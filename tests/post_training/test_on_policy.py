@@ -211,6 +211,8 @@ def test_a_reward_that_is_none_a_number_or_infinite_is_said(make_any, make_model
         checked_reward(lambda: None, "nothing")()
     with pytest.raises(TypeError, match=r"returned 0\.5, expected one number"):
         checked_reward(lambda: 0.5, "one")()
+    with pytest.raises(TypeError, match=r"returned \{0: 1\.0, 1: 0\.0\}, expected one number"):
+        checked_reward(lambda: {0: 1.0, 1: 0.0}, "by_index")()  # its keys are numbers, too
     with pytest.raises(
         ValueError, match="the reward function 'big' returned inf for completion 1; rewards must be finite"
     ):

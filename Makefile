@@ -14,8 +14,9 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One thread for each worker: torch would otherwise start as many as there are cores in every one of them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# One thread for each worker: torch would otherwise start as many as there are cores in every one of them. Bytecode is
+# kept even where the shell forbids it: the type-checked sources take a worker ten seconds to compile.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 ELSEWHERE := not gpu and not browser
 
 .PHONY: help
@@ -49,6 +50,10 @@ test-fast: setup  ## each test once, with its first parameters, but for those th
 .PHONY: test-slow
 test-slow: setup  ## the tests that train or build something
 	$(PYTEST) -m "slow and $(ELSEWHERE)" $(ARGS)
+
+.PHONY: test-browser
+test-browser: setup  ## the tests that look at pages with headless Chromium
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 .PHONY: lint
 lint: setup  ## lint, format, types, import contracts

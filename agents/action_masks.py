@@ -40,19 +40,6 @@ def allowed_tokens(infos: Mapping[str, Any]) -> Bool[np.ndarray, "row vocab"] | 
     return allowed
 
 
-def check_masks(infos: Mapping[str, Any], imagination: str, draft: str) -> None:
-    """Raise if the environment, whose ``infos`` of a reset these are, masks actions and a use would not know the masks.
-
-    Raises:
-        ValueError: it does, and imagination is on or drafts are made.
-    """
-    if "action_mask" in infos and (imagination not in ("off", "episodes") or draft != "none"):
-        raise ValueError(
-            f"the environment masks actions, and imagination={imagination!r} with draft={draft!r} would choose tokens "
-            "where no mask is known; set imagination=off or imagination=episodes, and agent.rollout.draft=none."
-        )
-
-
 def forbid(
     logits: Float[Tensor, "*place vocab"], allowed: Bool[Tensor, "*place known"] | None
 ) -> Float[Tensor, "*place vocab"]:

@@ -125,15 +125,16 @@ class PPOConfig:
         Raises:
             ValueError: gamma is below 1, or truncated episodes are to go on in value.
         """
+        instead = "" if self.advantage == "gae" else ", or agent.ppo.advantage=gae"
         _require(
             self.gamma == 1,
-            f"gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts nothing; "
-            "set gamma=1, or use advantage='gae'.",
+            f"agent.ppo.gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts "
+            f"nothing; set agent.ppo.gamma=1{instead}.",
         )
         _require(
             not self.bootstrap_truncated,
-            f"bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and bootstraps nothing; "
-            "set bootstrap_truncated=False, or use advantage='gae'.",
+            f"agent.ppo.bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and "
+            f"bootstraps nothing; set agent.ppo.bootstrap_truncated=false{instead}.",
         )
 
 
@@ -222,7 +223,8 @@ class EpisodesConfig:
     gap_batches: int = 8
     """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
     least_gap: float = 0.02
-    """Optimism that shuts nothing however sure it is, as a share of the range of returns (``model.value_range``)."""
+    """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
+    shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
     explores_again_after: int = 8
     """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
     again, for as long as that goes on: a reward that was found once may be lost. 0: never."""

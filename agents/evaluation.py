@@ -91,18 +91,25 @@ class Evaluator:
 class DepthPredictions:
     """What depth k predicted of token i, at position i - k; NaN (ids: 0) where that position is not in the text.
 
-    Depth 1 is the trunk, the policy that wrote the text, so ``logprobs[..., 0]`` is the chain.
+    Depth 1 is the trunk, the policy that wrote the text, so ``logprobs[..., 0]`` is the chain. ``top_ids`` are the
+    likeliest tokens, as many as were asked for.
     """
 
     logprobs: Float[Tensor, "batch time depth"]
     entropies: Float[Tensor, "batch time depth"]
     top1_ids: Int[Tensor, "batch time depth"]
     top1_probs: Float[Tensor, "batch time depth"]
+    top_ids: Int[Tensor, "batch time depth top"]
+    top_probs: Float[Tensor, "batch time depth top"]
 
 
 @torch.no_grad()
 def depth_predictions(
-    model: MTPModel, rollout: Rollout, temperature: float, features: TrunkFeatures | None = None
+    model: MTPModel,
+    rollout: Rollout,
+    temperature: float,
+    features: TrunkFeatures | None = None,
+    num_top: int = 0,
 ) -> DepthPredictions:
     """Return what all depths predicted of a rollout's tokens, at the temperature of acting, among what was allowed.
 
@@ -111,10 +118,10 @@ def depth_predictions(
     latents = model.latents(rollout.input_ids, rollout.attention_mask, features=features)
     allowed = _allowed_in_place(rollout)
     per_depth = [
-        _read_depth(model, latent, rollout, depth, temperature, allowed)
+        _read_depth(model, latent, rollout, depth, temperature, allowed, num_top)
         for depth, latent in enumerate(latents, start=1)
     ]
-    return DepthPredictions(*(torch.stack(values, dim=-1) for values in zip(*per_depth, strict=True)))
+    return DepthPredictions(*(torch.stack(values, dim=2) for values in zip(*per_depth, strict=True)))
 
 
 def _allowed_in_place(rollout: Rollout) -> Bool[Tensor, "batch time known_vocab"] | None:
@@ -135,16 +142,19 @@ def _read_depth(
     depth: int,
     temperature: float,
     allowed: Bool[Tensor, "batch time known_vocab"] | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_top: int,
+) -> tuple[Tensor, ...]:
     logits = full_precision(model.logits_of(latent, depth))[:, :-depth] / temperature
     predicted = forbid(logits, None if allowed is None else allowed[:, depth:]).log_softmax(dim=-1)
     realized = rollout.input_ids[:, depth:]
     top1_probs, top1_ids = predicted.exp().max(dim=-1)
+    top_probs, top_ids = predicted.exp().topk(min(num_top, predicted.shape[-1]), dim=-1)
     known = rollout.attention_mask[:, depth:]
 
     def in_place(values: Tensor, missing: float | int) -> Tensor:
-        whole = torch.full_like(rollout.input_ids, missing, dtype=values.dtype)
-        whole[:, depth:] = torch.where(known, values, missing)
+        shape = (*rollout.input_ids.shape, *values.shape[2:])
+        whole = torch.full(shape, missing, dtype=values.dtype, device=values.device)
+        whole[:, depth:] = torch.where(known.view(*known.shape, *[1] * (values.dim() - 2)), values, missing)
         return whole
 
     return (
@@ -152,6 +162,8 @@ def _read_depth(
         in_place(entropy_per_token(predicted), float("nan")),
         in_place(top1_ids, 0),
         in_place(top1_probs, float("nan")),
+        in_place(top_ids, 0),
+        in_place(top_probs, float("nan")),
     )
 
 
@@ -160,13 +172,16 @@ class RootImaginations:
     """What was imagined at each state acted in, at the last token of its prefix; NaN (ids: 0) elsewhere.
 
     Imagined and realized return-to-go, and the most likely imagined continuation with its probabilities: NaN from the
-    end of the policy's turn on, since what comes then is the environment's.
+    end of the policy's turn on, since what comes then is the environment's. ``top_ids`` are the likeliest tokens at
+    each of its steps, as many as were asked for.
     """
 
     imagined: Float[Tensor, "batch time"]
     realized: Float[Tensor, "batch time"]
     tokens: Int[Tensor, "batch time horizon"]
     token_probs: Float[Tensor, "batch time horizon"]
+    top_ids: Int[Tensor, "batch time horizon top"]
+    top_probs: Float[Tensor, "batch time horizon top"]
 
 
 @torch.no_grad()
@@ -179,6 +194,7 @@ def root_imaginations(
     ppo: PPOConfig,
     generator: torch.Generator,
     features: TrunkFeatures | None = None,
+    num_top: int = 0,
 ) -> RootImaginations:
     """Imagine from every state of a rollout: the mean of ``num_rollouts`` T_horizon, and one greedy continuation.
 
@@ -199,17 +215,31 @@ def root_imaginations(
     if world_model is None:
         unknown = torch.full_like(realized, float("nan"))
         tokens = rollout.input_ids.new_zeros((*rollout.input_ids.shape, horizon))
-        return RootImaginations(unknown, realized, tokens, torch.full_like(tokens, float("nan"), dtype=unknown.dtype))
+        unseen = torch.full_like(tokens, float("nan"), dtype=unknown.dtype)
+        none = tokens[..., None].expand(*tokens.shape, num_top), unseen[..., None].expand(*tokens.shape, num_top)
+        return RootImaginations(unknown, realized, tokens, unseen, *none)
     root = acted_states(world_model, rollout, features)
     branched = torch.arange(len(rows), device=rows.device).repeat_interleave(num_rollouts)
     turn = acting.room(rollout, rows, steps)
     room = turn.select(branched) if turn is not None else None
     rolled = imagine(world_model, root.select(branched), horizon, acting.policy, generator, room)
     expanded = acting.returns(rolled, ppo.gamma)[:, -1]
-    likeliest = imagine(world_model, root, horizon, acting.policy, None, turn)
+    tops: list[tuple[Tensor, Tensor]] = []
+
+    def watched(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
+        log_policy = acting.policy(logits)
+        probs, ids = log_policy.exp().topk(min(num_top, log_policy.shape[-1]), dim=-1)
+        tops.append((ids, probs))
+        return log_policy
+
+    likeliest = imagine(world_model, root, horizon, watched, None, turn)
+    top_ids, top_probs = (torch.stack(found, dim=1) for found in zip(*tops, strict=True))
+    in_turn = likeliest.in_turn[..., None]
     return RootImaginations(
         imagined=in_place(expanded.view(-1, num_rollouts).mean(dim=1).to(to_go.dtype), float("nan")),
         realized=realized,
         tokens=in_place(torch.where(likeliest.in_turn, likeliest.actions, 0), 0),
         token_probs=in_place(torch.where(likeliest.in_turn, likeliest.logprobs.exp(), float("nan")), float("nan")),
+        top_ids=in_place(torch.where(in_turn, top_ids, 0), 0),
+        top_probs=in_place(torch.where(in_turn, top_probs, float("nan")), float("nan")),
     )

@@ -24,7 +24,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.advantages import (
     AdvantageEstimator,
     PlainAdvantages,
@@ -40,11 +39,12 @@ from worldmtp.agents.imagination.completions import ScoredCompletions, completio
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages, control_plan
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
-from worldmtp.agents.imagination.latent import LatentImagination, check_single_turn
+from worldmtp.agents.imagination.latent import LatentImagination
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
 from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episode_returns
+from worldmtp.agents.uses import check_use
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
@@ -91,7 +91,7 @@ class ImaginationTrainer:
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
         check_replies(env.task, ppo)
-        check_single_turn(env, imagination.use)
+        check_use(env, env.reset(seed=seed)[1], imagination, ppo, rollout.draft)
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
@@ -145,8 +145,6 @@ class ImaginationTrainer:
         self.flat_returns = FlatReturns(top=high, replies=isinstance(env.task, TurnTask))
         self.iteration = 0
         self.totals = {"env/episodes": 0.0, "env/tokens": 0.0, "imagination/imagined_tokens_total": 0.0}
-        _, infos = self._env.reset(seed=seed)
-        check_masks(infos, imagination.use, rollout.draft)
 
     @property
     def reads_latents(self) -> bool:

@@ -4,6 +4,7 @@
     python benchmarks/mutants.py --jobs 4                 # four copies of the tree at once
     python benchmarks/mutants.py --only returns/ turns    # those whose names contain one of these
     python benchmarks/mutants.py --list
+    python benchmarks/mutants.py --check                  # only whether each can still be planted, run nothing
 
 The catalogue is ``benchmarks/mutants/*.toml``. An entry is a fault that a careful reviewer would plant::
 
@@ -111,8 +112,8 @@ def staleness(mutant: Mutant, root: Path) -> str:
 def run_tests(tree: Path, tests: Sequence[str], timeout: float) -> tuple[int | None, str]:
     """Run the default selection of some tests in a tree; pytest's exit code, None if time ran out, and its output."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", DEFAULT_SELECTION, "-p", "no:cacheprovider", *tests]
-    # No bytecode: a file that changes twice in a second, at equal length, would be taken for the one before.
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    # Bytecode is kept (empty is unset): to compile the tree anew takes longer than most of the tests.
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
         cwd=tree,
@@ -142,10 +143,10 @@ def try_mutant(mutant: Mutant, tree: Path, timeout: float) -> Outcome:
     path, start = tree / mutant.file, time.monotonic()
     sound = path.read_text(encoding="utf-8")
     try:
-        path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
+        _write(path, sound.replace(mutant.old, mutant.new))
         code, output = run_tests(tree, mutant.tests, timeout)
     finally:
-        path.write_text(sound, encoding="utf-8")
+        _write(path, sound)
     seconds = time.monotonic() - start
     if code is None:
         return Outcome(mutant, "timeout", seconds, f"after {timeout:.0f} s")
@@ -247,6 +248,13 @@ def is_enough(outcomes: Sequence[Outcome]) -> bool:
     return not {"stale", "error"} & set(verdicts) and verdicts.count("caught") >= MIN_CAUGHT * len(verdicts)
 
 
+def _write(path: Path, source: str) -> None:
+    """Write a source file and drop its bytecode, which is taken for new if second and length are the same."""
+    path.write_text(source, encoding="utf-8")
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()
+
+
 def _end(process: subprocess.Popen[str]) -> None:
     """Kill pytest and what its tests started."""
     try:
@@ -267,6 +275,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one mutant")
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass without a fault")
     parser.add_argument("--list", action="store_true", help="print names and files, run nothing")
+    parser.add_argument("--check", action="store_true", help="print what cannot be planted, run nothing")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     mutants = [mutant for mutant in read_catalogue() if any(part in mutant.name for part in arguments.only)]
@@ -275,6 +284,9 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{mutant.name}  {mutant.file}" for mutant in mutants))
         return
+    if arguments.check:
+        flaws = [f"{mutant.name}: {flaw}" for mutant in mutants if (flaw := staleness(mutant, ROOT))]
+        sys.exit("\n".join(flaws) or None)
     outcomes = run_mutants(
         mutants,
         ROOT,

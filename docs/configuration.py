@@ -20,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import worldmtp.configs
 from worldmtp import MTPConfig
+from worldmtp.cli.options import generated_options
 from worldmtp.cli.schema import register
+from worldmtp.heads.registry import head_class
 from worldmtp.training import TrainConfig
 from worldmtp.training.config import HeadSpecConfig, ModelConfig
 
@@ -174,7 +176,7 @@ def _groups() -> str:
     """Return a table of the config groups; an option is described by the first sentence of its file."""
     parts = []
     for folder in sorted(path for path in Path(worldmtp.configs.__path__[0]).iterdir() if path.is_dir()):
-        options = [(path.stem, _comment(path)) for path in sorted(folder.glob("*.yaml"))]
+        options = sorted([*((path.stem, _comment(path)) for path in folder.glob("*.yaml")), *_families(folder.name)])
         if options and folder.name != "size":  # chosen by profile=debug
             rows = [f"| `{folder.name}={name}` | {_cell(about)} |" for name, about in options]
             more = _EVERY_ID if folder.name == "env" else []
@@ -182,7 +184,19 @@ def _groups() -> str:
     return "\n".join(parts)
 
 
-_EVERY_ID = ["| `env=reverse`, `env=chain_sum`, ... | Every id of `worldmtp envs list` by its name in small letters. |"]
+_EVERY_ID = [
+    "| `env=frozen_lake`, `env=pig`, ... | Every world of `worldmtp envs list`, with settings to start from: a turn is "
+    "a move, only moves may be said, no warm start, `agent=ppo_world`, `model=world_tiny`, `imagination=off`. |",
+    "| `env=reverse`, `env=chain_sum`, ... | Every other id of the list by its name in small letters. |",
+]
+
+
+def _families(group: str) -> list[tuple[str, str]]:
+    """Return the registered families of heads, each with the first sentence of its module."""
+    if group != "head":
+        return []
+    names = [option.name for option in generated_options() if option.group == group]
+    return [(name, _first_sentence(_paragraph(str(inspect.getmodule(head_class(name)).__doc__)))) for name in names]
 
 
 def _comment(path: Path) -> str:
@@ -193,7 +207,11 @@ def _comment(path: Path) -> str:
             break
         if "@package" not in line:
             said.append(line.removeprefix("#").strip())
-    return re.split(r"(?<!al)(?<!sec)(?<!eq)\.\s+(?=[A-Z])", " ".join(said))[0].rstrip(":.")
+    return _first_sentence(" ".join(said))
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<!al)(?<!sec)(?<!eq)\.\s+(?=[A-Z])", " ".join(text.split()))[0].rstrip(":.")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
     python docs/pictures.py runs/quickstart/2026-01-31_12-00-00_seed0 --for readme
     python docs/pictures.py runs/sort/2026-01-31_12-00-00_seed0 --for tutorial
+    python docs/pictures.py runs/quickstart/2026-01-31_12-00-00_seed0 --for tensorboard
 
-Nothing is drawn by hand: token strips and figures are those of the run's own report, from what the run saved.
+Nothing is drawn by hand: token strips and figures are those of the run's own report, from what the run saved. The
+Imagination tab is photographed in TensorBoard by headless Chromium.
 """
 
 import argparse
 import io
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_stri
 from worldmtp.analysis.metrics import rooted_predictions
 from worldmtp.analysis.run_files import read_run
 from worldmtp.tracking.strips import render_strip
+from worldmtp.tracking.tensorboard_tab import ImaginationPlugin
 
 FOLDER = Path(__file__).parent / "pictures"
 MAX_BYTES = 150_000
@@ -28,6 +33,9 @@ _COLOURS = 64
 """Strips and line figures lose nothing that is seen, and take a third of the bytes."""
 _GAP_PIXELS = 24
 _FONT_PIXELS = 20
+_TAB_PIXELS = (960, 960)
+_BAR_PIXELS = 66
+"""Height of TensorBoard's own bar."""
 
 
 def draw(run_dir: Path, page: str, folder: Path = FOLDER) -> list[Path]:
@@ -36,6 +44,8 @@ def draw(run_dir: Path, page: str, folder: Path = FOLDER) -> list[Path]:
     Raises:
         ValueError: the run has no evaluation of its end, or a picture is too large to be committed.
     """
+    if page == "tensorboard":
+        return [_save(_tab(run_dir), folder / "tab.png")]
     run = read_run(run_dir)
     if not run.artefacts:
         raise ValueError(f"{run_dir} has no evaluation under artefacts/; give a run that is done.")
@@ -51,6 +61,28 @@ def draw(run_dir: Path, page: str, folder: Path = FOLDER) -> list[Path]:
         }
         pictures |= {f"{page}_{name}": _image(figure) for name, figure in drawn.items() if figure is not None}
     return [_save(image, folder / f"{name}.png") for name, image in pictures.items()]
+
+
+def _tab(run_dir: Path) -> Image.Image:
+    """Return the Imagination tab as it opens, without TensorBoard's own bar."""
+    from tensorboard import default, program
+
+    board = program.TensorBoard(plugins=[*default.get_static_plugins(), ImaginationPlugin])
+    board.configure(argv=["tensorboard", "--logdir", str(run_dir), "--port", "0"])
+    address = board.launch()
+    width, height = _TAB_PIXELS
+    with tempfile.TemporaryDirectory() as folder:
+        taken = Path(folder) / "tab.png"
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--virtual-time-budget=20000",
+        ]
+        options += [f"--user-data-dir={folder}/profile", f"--window-size={width},{height}", f"--screenshot={taken}"]
+        subprocess.run(["chromium", *options, f"{address}#imagination"], check=True, capture_output=True)
+        return Image.open(taken).convert("RGB").crop((0, _BAR_PIXELS, width, height))
 
 
 def _rows(artefact: EvalArtefact, count: int) -> list[int]:
@@ -110,7 +142,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--for", dest="page", choices=("readme", "tutorial"), required=True)
+    parser.add_argument("--for", dest="page", choices=("readme", "tutorial", "tensorboard"), required=True)
     parsed = parser.parse_args()
     for path in draw(parsed.run_dir, parsed.page):
         print(f"{path} {path.stat().st_size} bytes")

@@ -161,6 +161,16 @@ WORLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name to (factory, environment kwargs)."""
 
+WORLD_MOVES = {
+    "GridWorld": "nesw",
+    "Pig": "rh",
+    **dict.fromkeys([*LAKES, "FrozenLakeRandom"], "ldru"),
+    "KeyDoor": "nesw",
+    "Taxi": "snewpd",
+    "Blackjack": "sh",
+}
+"""Name to the characters that are the moves of a world whose turn is one move."""
+
 BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Copy": (_COPY, {"tokenizer": _alphabet("abcdefghij="), "max_prompt": 9, "max_new": 9}),
     "Reverse": (_REVERSE, {"tokenizer": _alphabet("abcdefghij="), "max_prompt": 9, "max_new": 9}),

@@ -4,6 +4,8 @@ Tests do not import from one another; what two of them need is a fixture here. t
 inside the fixtures: the variables below must be set first, and tests that need no network of theirs stay fast.
 """
 
+import functools
+import inspect
 import ipaddress
 import os
 import random
@@ -14,9 +16,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from beartype._check.code import codemain
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping._storage import pop_shape_memo, push_shape_memo, shape_str
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +39,43 @@ os.environ.update(
 # The run-time type checks look at a random item of each container. They shall not draw from the generator that tests
 # watch; nothing of worldmtp is imported, and so decorated, before this line.
 codemain.getrandbits = random.Random(0).getrandbits
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _checked_once(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
+    """What ``--jaxtyping-packages`` puts on every function, at a third of the cost of ``jaxtyping.jaxtyped``.
+
+    That one makes two functions of each, binds each call's arguments to names twice, and looks at the arguments again
+    when it looks at the result. Here each is looked at once, axes agree within a call as before, and a function whose
+    annotations name no axes gets the plain type check. Left to jaxtyping: classes, generators, forward references.
+    """
+
+    def decorate(target: Any) -> Any:
+        plain = inspect.isfunction(target) and not inspect.isgeneratorfunction(target)
+        if not plain or any(isinstance(hint, str) for hint in target.__annotations__.values()):
+            return _jaxtyped(target, typechecker=typechecker)
+        checked = typechecker(target)
+        if not any("jaxtyping" in repr(hint) for hint in target.__annotations__.values()):
+            return checked
+
+        @functools.wraps(target)
+        def in_a_scope_of_axes(*args: Any, **kwargs: Any) -> Any:
+            axes = push_shape_memo({})
+            try:
+                return checked(*args, **kwargs)
+            except BeartypeCallHintViolation as error:
+                error.add_note(shape_str(axes))
+                raise
+            finally:
+                pop_shape_memo()
+
+        return in_a_scope_of_axes
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _checked_once
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -155,3 +155,23 @@ def test_errors_name_the_value_and_the_cure():
         Interval(1.5, 2.0, 1.0, 0.9, "seed", "t", 3)
     with pytest.raises(ValueError, match=r"negative entries"):
         ratio_interval(np.ones(2), np.array([1.0, -1.0]), generator=0)
+
+
+def test_intervals_of_the_default_unit_cover_what_they_say():
+    """A chain's share of ones, 40 texts of 32 tokens each: sequences cover >= .87 of a nominal .90, tokens far less.
+
+    Tokens stay with .9, so that a text is worth few independent ones; the truth is 1/2 by symmetry. 400 data sets: the
+    true coverage is about .89, so fewer than .87 would be 348 of 400, 1.3 deviations below; the seed is fixed.
+    """
+    generator = np.random.default_rng(4)
+    by_sequence = by_token = 0
+    for sample in range(400):
+        turns = generator.random((40, 32)) < np.where(np.arange(32) == 0, 0.5, 0.1)
+        texts = turns.cumsum(axis=1) % 2
+        interval = ratio_interval(texts.sum(axis=1), np.full(40, 32), num_resamples=400, generator=generator)
+        by_sequence += interval.low <= 0.5 <= interval.high
+        if sample % 8 == 0:
+            interval = bootstrap_interval(texts.ravel(), num_resamples=100, generator=generator, unit="token")
+            by_token += interval.low <= 0.5 <= interval.high
+    assert by_sequence / 400 >= 0.87
+    assert by_token / 50 < 0.6

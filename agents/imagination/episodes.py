@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from worldmtp.agents.advantages import PlainAdvantages
+from worldmtp.agents.advantages import PlainAdvantages, monte_carlo_returns
 from worldmtp.agents.config import EpisodesConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.imagination.gates import OptimismGap
 from worldmtp.agents.policies import TrunkPolicy
@@ -109,11 +109,12 @@ class EpisodeImagination:
         self._acting, self._learning = generators["imagination"], generators["world_model"]
         self._max_turn = turn_limit(env)
         self._reference = reference if ppo.kl_coef else None
-        self._estimator = PlainAdvantages(ppo)
+        self._estimator, self._ppo = PlainAdvantages(ppo), ppo
         self._seen, self._is_masked = _Seen(), False
         self._replay = TurnReplay(world_model.replies.replay_episodes)
         low, high = agent.model.config.value_range
-        self._gap = OptimismGap(config.gap_batches, config.num_batches, config.least_gap * (high - low))
+        self._least_gap = config.least_gap * (high - low)
+        self._gap = OptimismGap(config.gap_batches, config.num_batches, self._least_gap)
         self._promised: float | None = None
         self._models = ReplyModels(
             self._sizes(agent.model),
@@ -176,7 +177,7 @@ class EpisodeImagination:
         batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
         may_learn = self.explores or self.trains_on_real
         totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
-        trained = 0
+        trained = flat = 0
         of_last: dict[str, float] = {}  # nothing is told of an imagined batch where there was none
         # One batch at least is imagined, so that the gap is measured while the gate is shut.
         for number in range(max(1, batches) if may_learn else 0):
@@ -190,6 +191,9 @@ class EpisodeImagination:
             sure = self.explores or not self._config.gated or doubt < self._config.max_disagreement
             if number >= batches or not (is_open and sure):
                 break
+            if self._is_flat(imagined) and not self.explores:  # nothing is lost where nothing has been found
+                flat += 1
+                continue
             metrics |= self._update(imagined, generator, remaining)
             trained += 1
         return (
@@ -198,6 +202,7 @@ class EpisodeImagination:
             | of_last
             | {
                 "imagination/batches_trained": float(trained),
+                "imagination/batches_flat": float(flat),
                 "imagination/batches_trusted": float(batches),
                 "imagination/explores": float(self.explores),
             }
@@ -274,6 +279,17 @@ class EpisodeImagination:
 
     def _turns_of(self, rollout: Rollout) -> Turns:
         return turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)
+
+    def _is_flat(self, imagined: Rollout) -> bool:
+        """Return whether returns differ by so little that nothing could be learnt from the batch but noise.
+
+        What is left of the advantages is then the error of the critic, and all batches of an iteration follow it. A
+        smaller gradient would not help, as with ``min_advantage_scale``: Adam divides by the size of what it is fed,
+        and goes on by its momentum where that is nothing. So the batch is left out. Returns are discounted, as those of
+        the update are: of two ways to the reward the shorter one is worth more.
+        """
+        returns = monte_carlo_returns(imagined, self._ppo)[:, 0]
+        return float(returns.max() - returns.min()) <= self._least_gap
 
     def _update(self, imagined: Rollout, generator: torch.Generator, remaining: float) -> dict[str, float]:
         micro = self._agent.config.micro_batch_size

@@ -64,8 +64,6 @@ from worldmtp.dynamics import (
     check_horizon,
     imagine,
 )
-from worldmtp.envs import TextVectorEnv
-from worldmtp.envs.task import TurnTask
 
 _RANGE = (0.05, 0.95)
 """Quantiles of the returns between which advantages have size one."""
@@ -251,21 +249,3 @@ class LatentImagination:
         self._replay.load_state_dict(state["replay"])
         self._gate.load_state_dict(state["gate"])
         self._range.load_state_dict(state["range"])
-
-
-def check_single_turn(env: TextVectorEnv, use: str) -> None:
-    """Raise if this use of imagination is for worlds that reply and none does, or the other way round.
-
-    Raises:
-        ValueError: ``latent`` where EOS does not end the text, or ``episodes`` where nobody replies.
-    """
-    if use == "episodes" and not isinstance(env.task, TurnTask):
-        raise ValueError(
-            "imagination=episodes is for worlds that reply, and nobody replies in this environment; use "
-            "imagination=counterfactual or imagination=off."
-        )
-    if use == "latent" and not env.eos_terminates:
-        raise ValueError(
-            "imagination=latent is for answers without replies, and a world replies in this environment; use "
-            "imagination=episodes or imagination=off."
-        )

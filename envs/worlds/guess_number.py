@@ -31,8 +31,9 @@ def optimal_turns(size: int) -> int:
 
 
 class GuessNumber:
-    """One hidden number, uniform in a range whose place and size are drawn too.
+    """One hidden number of a range; ">": it is higher, "<": lower, "=": hit, "?": no number of the range, a turn lost.
 
+    It is uniform in the range, whose place and size are drawn too.
     Who hits it in turn n, where bisection needs w = ``optimal_turns(size)`` at worst, earns
 
         1 if n <= w,    (2 w + 1 - n) / (w + 1) if w < n <= 2 w,

@@ -103,5 +103,5 @@ def test_what_compares_whole_episodes_takes_no_discount() -> None:
         PPOConfig(advantage="group", gamma=0.9)
     with pytest.raises(ValueError, match="bootstrap_truncated=True with advantage='group'"):
         PPOConfig(advantage="group", bootstrap_truncated=True)
-    with pytest.raises(ValueError, match=r"gamma=0\.9 with imagination=counterfactual.*set gamma=1"):
+    with pytest.raises(ValueError, match=r"gamma=0\.9 with imagination=counterfactual.*set agent\.ppo\.gamma=1\.$"):
         PPOConfig(gamma=0.9).check_whole_episodes("imagination=counterfactual")

@@ -340,6 +340,9 @@ def test_the_artefact_holds_what_was_said_and_foretold(trained: tuple[EpisodeIma
     assert found.real_scores.shape == found.imagined_scores.shape == (6, 3)
     assert found.real_scores[:, 0].tolist() == [float(score) for score in found.real_scores[:, 2]], "a win ends it"
     assert {pair.rank for pair in found.pairs} <= {f"{name} real return" for name in ("lowest", "middle", "highest")}
+    assert len({(pair.real, pair.imagined) for pair in found.pairs}) == len(found.pairs), (
+        "what is the same is told once"
+    )
     for pair in found.pairs:
         assert pair.real.utterances[0] == pair.imagined.utterances[0]
     returns = [pair.real.total for pair in found.pairs]

@@ -166,3 +166,44 @@ def test_without_a_world_model_only_what_was_realized_is_known(hand_rollout: Mak
     assert nothing.token_probs.isnan().all()
     assert nothing.tokens.shape == known.tokens.shape
     assert not nothing.tokens.any()
+
+
+@torch.no_grad()
+def test_the_likeliest_tokens_of_what_was_said(hand_rollout: MakeRollout, tiny_model: Callable[..., MTPModel]) -> None:
+    """Sorted from the logits at hand, temperature included; the first is what the strips show."""
+    model, rollout = tiny_model(depth=3), two_rows(hand_rollout)
+    said = depth_predictions(model, rollout, 2.0, num_top=3)
+    assert said.top_ids.shape == (*rollout.input_ids.shape, 3, 3)
+    logits = model(rollout.input_ids, rollout.attention_mask.long()).depth_logits
+    for b, i, k in ((0, 4, 2), (0, 5, 3), (1, 2, 1)):
+        probabilities = (logits[k - 1][b, i - k] / 2.0).softmax(-1).tolist()
+        ordered = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])[:3]
+        assert said.top_ids[b, i, k - 1].tolist() == ordered
+        expected = torch.tensor([probabilities[token] for token in ordered])
+        torch.testing.assert_close(said.top_probs[b, i, k - 1], expected, atol=1e-5, rtol=0)
+    assert torch.isnan(said.top_probs[1, 3:]).all()
+    assert not said.top_ids[1, 3:].any()
+    assert depth_predictions(model, rollout, 1.0).top_ids.shape[-1] == 0
+
+
+def test_the_likeliest_tokens_of_what_was_imagined(
+    hand_rollout: MakeRollout, tiny_model: Callable[..., MTPModel]
+) -> None:
+    """At each step of the greedy continuation; the first of them is that continuation."""
+    model, rollout = tiny_model(depth=3), two_rows(hand_rollout)
+    generator = torch.Generator().manual_seed(0)
+    asked = (MTPWorldModel(model), ACTING, rollout, 2, 3, PPOConfig(), generator, None)
+    roots = root_imaginations(*asked, 4)
+    acted = torch.isfinite(roots.realized)
+    assert acted.sum() == 5
+    assert roots.top_ids.shape == (*rollout.input_ids.shape, 2, 4)
+    assert torch.equal(roots.top_ids[..., 0][acted], roots.tokens[acted])
+    torch.testing.assert_close(roots.top_probs[..., 0][acted], roots.token_probs[acted])
+    assert (roots.top_probs[acted].diff(dim=-1) <= 0).all()
+    assert torch.isnan(roots.top_probs[~acted]).all()
+    # The first step is the trunk's own next token, which depth 1 says of the place after the root.
+    said = depth_predictions(model, rollout, 1.0, num_top=4)
+    assert torch.equal(roots.top_ids[0, 2, 0], said.top_ids[0, 3, 0])
+    nothing = root_imaginations(None, *asked[1:], 4)
+    assert nothing.top_ids.shape == roots.top_ids.shape
+    assert torch.isnan(nothing.top_probs).all()

@@ -18,7 +18,7 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics import MTPWorldModel
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
-from worldmtp.training.evaluation import evaluate_run
+from worldmtp.training.evaluation import Imagining, evaluate_run
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 
@@ -204,6 +204,6 @@ def test_sampled_answers_are_read_once_when_they_are_judged(text_env: MakeEnv) -
         with_kwargs=True,
     )
     names = [str(token) for token in range(7)]
-    judged = evaluate_run(model, evaluator, MTPWorldModel(model), 2, 2, PPOConfig(), names, seed=0)
+    judged = evaluate_run(model, evaluator, Imagining(MTPWorldModel(model), 2, 2, seed=0), PPOConfig(), names)
     assert len(read) == 1
     assert torch.equal(read[0], judged.evaluation.sampled.input_ids)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from worldmtp.analysis import save_artefact, write_report
+from worldmtp.analysis.artefacts import token_strip
 from worldmtp.analysis.report import stage_seconds
 from worldmtp.analysis.run_files import Series, read_run
 from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
@@ -193,7 +194,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path, full_run):
 
 def test_depths_that_no_root_reaches_and_single_sequences_do_not_stop_the_report(tmp_path, make_artefact):
     artefact = make_artefact([None, None, None])
-    artefact.action_mask[:, 2:] = False
+    artefact.action_mask[:, 3:] = False
     artefact.rewards[:] = artefact.returns[:, None] = 0.0
     artefact.chain_entropy[:] = 0.3
     save_artefact(artefact, tmp_path / "artefacts", "short")
@@ -205,6 +206,19 @@ def test_depths_that_no_root_reaches_and_single_sequences_do_not_stop_the_report
     assert "Evaluation: short" in text
     assert "undefined" in text
     assert "No prefix of this evaluation has a policy token" in text
+
+
+def test_turns_of_one_token_have_no_depth_to_look_ahead(tmp_path, make_artefact):
+    """Two tokens of the policy, each a turn of its own: no depth but the first foresees an action."""
+    turns = make_artefact([None, None])
+    turns.action_mask[:] = False
+    turns.action_mask[:, [1, 3]] = True
+    turns.rewards[:] = turns.returns[:, None] = 0.0
+    save_artefact(turns, tmp_path / "artefacts", "turns")
+    assert [row.label for row in token_strip(turns, 0).rows] == ["depth 1"]
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Each turn is one token, so that no depth looks ahead to another." in text
+    assert "drafts kept per prefix" not in text
 
 
 def test_series_keep_steps_and_mark_what_was_not_finite(full_run):

@@ -23,3 +23,9 @@ def test_shares_are_means_over_iterations() -> None:
 
 def test_a_log_without_iterations_has_none() -> None:
     assert time_breakdown([{"step": 0, "eval/exact": 0.5}]) is None
+
+
+def test_a_phase_that_took_no_time_is_not_told() -> None:
+    """Where replies are learnt in imagination there is no world model of the policy's own heads."""
+    breakdown = time_breakdown([{"step": 1, "time/total_seconds": 2.0, "time/imagination_seconds": 1.5}])
+    assert str(breakdown) == "an iteration took 2.00 s: imagination 75.0%"

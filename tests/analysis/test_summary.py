@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from worldmtp.analysis.summary import ArmSummary, RunSummary, read_summary, summary_table, write_summary
+from worldmtp.analysis.summary import ArmSummary, RunSummary, read_summary, summary_table, table_cells, write_summary
 from worldmtp.statistics import Interval
 
 
@@ -44,11 +44,20 @@ def test_the_table_is_aligned_and_says_what_was_not_measured():
 def test_a_depth_that_no_text_reached_is_not_measured(tmp_path):
     summary = dataclasses.replace(SUMMARY, arms=(ArmSummary("PPO", interval(0.4), (1.0, 0.9, None)),))
     assert read_summary(write_summary(summary, tmp_path)) == summary
-    assert summary_table(summary).splitlines()[2].split()[-4:] == ["0.900", "-", "-", "-"]
+    assert summary_table(summary).splitlines()[2].split()[-1:] == ["0.900"]
+
+
+def test_a_column_without_a_number_is_left_out():
+    """Depth 3 and imagination were measured by no arm, depth 2 by one of two."""
+    arms = (ArmSummary("before", interval(0.4), (1.0, None, None)), ArmSummary("PPO", interval(0.5), (1.0, 0.9, None)))
+    header, before, after = table_cells(dataclasses.replace(SUMMARY, arms=arms))
+    assert header == ["arm", "greedy [90 %]", "accept d2"]
+    assert before == ["before", "0.400 [0.350, 0.450]", "-"]
+    assert after == ["PPO", "0.500 [0.450, 0.550]", "0.900"]
 
 
 def test_seconds_are_a_column_only_if_measured():
-    untimed = dataclasses.replace(SUMMARY, arms=(dataclasses.replace(SUMMARY.arms[0], seconds=None),))
+    untimed = dataclasses.replace(SUMMARY, arms=(dataclasses.replace(SUMMARY.arms[1], seconds=None),))
     assert summary_table(untimed).splitlines()[0].endswith("realized return")
     assert "seconds" in summary_table(SUMMARY).splitlines()[0]
 

@@ -65,16 +65,29 @@ REFUSED = [
     ),
     # Words of 3 to 8 letters, "=" behind the prompt and EOS behind the answer.
     (
-        r"the environment masks actions, and imagination='counterfactual' with draft='none' would choose tokens where",
+        r"imagination=counterfactual would choose tokens where no mask is known, .*; set imagination=off\.$",
         "imagination=counterfactual",
         "env.wrappers=[action_mask]",
     ),
     (
-        "the environment masks actions, and imagination='off' with draft='mtp' would choose",
+        r"^agent\.rollout\.draft=mtp would choose tokens where no mask is known, .*; set agent\.rollout\.draft=none\.$",
         "imagination=off",
         "agent.rollout.draft=mtp",
         "env.wrappers=[action_mask]",
     ),
+    # A world with a mask of legal moves, whose agent discounts: one refusal, and no word of the discount.
+    (
+        r"^imagination=counterfactual would .* set imagination=episodes or imagination=off\.$",
+        "env=frozen_lake",
+        "imagination=counterfactual",
+    ),
+    (
+        r"^imagination\.completions=trunk is read by imagination=counterfactual alone, .*\.completions=none\.$",
+        "env=guess_number",
+        "imagination=episodes",
+        "imagination.completions=trunk",
+    ),
+    ("draft='mpt' is unknown; did you mean 'mtp'", "agent.rollout.draft=mpt"),
     (r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt", "+env.kwargs.max_prompt=5"),
     (r"tokens and EOS, but max_new=5; raise max_new", "+env.kwargs.max_new=5"),
     (r"'[d-j]'", "+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}"),

@@ -82,6 +82,24 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     code, out, err = worldmtp("eval", *words, "--device", "cpu")
     assert code == 0, err
     assert f"exact match, greedy             {trained.exact}" in out
+    searched = ("--search", "puct", "--simulations", "2", "--dynamics", "mtp", "oracle", "--best-of", "2")
+    code, out, err = worldmtp("eval", *words, "--device", "cpu", "--json", *searched)
+    assert code == 0, err
+    ways = {record["way"]: record for record in map(json.loads, out.splitlines())}
+    assert ways["greedy"]["exact"] == found["exact"]
+    assert ways["sampled"]["exact"] == found["exact_sampled"]
+    assert list(ways)[2:] == [
+        "puct over mtp, 2 simulations",
+        "puct over oracle, 2 simulations",
+        "best of 2, by the task's scorer",
+        "best of 2, by the model's own rewards",
+    ]
+    code, out, err = worldmtp("eval", *words, *searched)
+    assert code == 0, err
+    assert out.count("\n") == 2 + len(ways)
+    code, out, err = worldmtp("eval", *words, "--simulations", "2")
+    assert code != 0
+    assert "--simulations belongs to a search" in err
     code, out, err = worldmtp("envs", "play", "worldmtp/Reverse-v0", "--model", tmp_path / "run")
     assert code == 0, err
     assert "\npolicy> " in out

@@ -10,19 +10,21 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.cli.schema import build, option_name, twin
+from worldmtp.cli.options import generated_options, option_name
+from worldmtp.cli.schema import build, twin
 from worldmtp.objective.objective import LossTerms, MTPObjective
 from worldmtp.objective.plan import CoefSchedule, DepthWindow
 from worldmtp.training.config import CheckpointConfig, HeadSpecConfig, SFTStageConfig, TrainConfig
 
 TREE = resources.files("worldmtp.configs")
 GROUPS = sorted(entry.name for entry in TREE.iterdir() if entry.is_dir() and not entry.name.startswith("__"))
-OPTIONS = sorted(
+FILES = {
     (group, entry.name.removesuffix(".yaml"))
     for group in GROUPS
     for entry in (TREE / group).iterdir()
     if entry.name.endswith(".yaml")
-)
+}
+OPTIONS = sorted(FILES | {(option.group, option.name) for option in generated_options()})
 MANDATORY = {
     "env=custom": ["env.id=worldmtp/Reverse-v0"],
     "env=data": ["env.kwargs.task_kwargs.path=questions.jsonl"],

@@ -6,7 +6,7 @@ from importlib import resources
 import gymnasium
 import pytest
 
-from worldmtp.cli.schema import option_name
+from worldmtp.cli.options import option_name
 from worldmtp.cli.train import run
 from worldmtp.envs.catalogue import WORLD_TASKS
 from worldmtp.training import pipeline

@@ -171,7 +171,9 @@ class Shown:
 
 def test_floor_and_ceiling_of_a_world_that_shows_how_it_is_played():
     floor, ceiling = _lines_of_ends(WorldTask(Shown), 200, 0, 0.2)
-    found = re.fullmatch(r"floor +([0-9.]+), standard error ([0-9.]+), 200 held-out episodes: random moves", floor)
+    found = re.fullmatch(
+        r"floor +([0-9.]+), standard error ([0-9.]+), 200 held-out episodes: random legal moves", floor
+    )
     mean, error = float(found[1]), float(found[2])
     assert abs(mean - 7 / 8) < 4 * (7 / 64 / 200) ** 0.5
     # Of values 0 and 1 the standard error is the root of p (1 - p) / (n - 1).

@@ -69,6 +69,14 @@ def test_what_belongs_to_the_task_is_looked_for_there(compose):
     assert explain(caught.value, typed, known_keys(typed)).endswith("\nDid you mean 'env.kwargs.task_kwargs.path'?")
 
 
+@pytest.mark.parametrize("world", ["frozen_lake", "guess_number"])  # settings of the registry, and of a file
+def test_what_belongs_to_a_world_is_looked_for_there(compose, world):
+    typed = (f"env={world}", "env.kwarg.max_turn=2")
+    with pytest.raises(HydraException) as caught:
+        compose(*typed)
+    assert explain(caught.value, typed, known_keys(typed)).endswith("\nDid you mean 'env.kwargs.max_turn'?")
+
+
 @pytest.mark.parametrize("override", ["qqqqqqqq=1", "env=zzzzzzzz", "env.kwargs.max_new=3", "model.config.depht=1"])
 def test_nothing_near_gives_no_hint(compose, override):
     assert "Did you mean" not in explanation(compose, override)

@@ -70,8 +70,3 @@ def test_what_can_be_imagined(backend, use, horizon, imagines, parallel_model):
         make.check_imagination(parallel_model, backend, ImaginationConfig(use=use, horizon=horizon), PPOConfig())
         is imagines
     )
-
-
-def test_counterfactuals_take_no_discount(parallel_model):
-    with pytest.raises(ValueError, match=r"gamma=0\.9 with imagination=counterfactual: it compares whole episodes"):
-        make.check_imagination(parallel_model, "oracle", ImaginationConfig(), PPOConfig(gamma=0.9))

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "imagination/optimism_gap": "imagination=episodes",
     "imagination/disagreement": "imagination=episodes",
     "imagination/batches_trained": "imagination=episodes",
+    "imagination/batches_flat": "imagination=episodes",
     "imagination/batches_trusted": "imagination=episodes",
     "imagination/explores": "imagination=episodes",
     "imagination/return_promised": "imagination=episodes",
@@ -141,7 +142,8 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             ],
             [
                 *(f"imagination/{name}" for name in ("optimism_gap", "disagreement", "batches_trained", "explores")),
-                *(f"imagination/{name}" for name in ("batches_trusted", "return_promised", "imagined_turns")),
+                *(f"imagination/{name}" for name in ("batches_flat", "batches_trusted", "return_promised")),
+                "imagination/imagined_turns",
                 "imagination/losses/policy",
                 *(f"world_model/reply_{name}" for name in ("nats", "nats_before", "updates", "history")),
                 "world_model/reply_action_ratio",

@@ -171,8 +171,9 @@ def test_rows_are_stored_and_the_others_stay(case: Case) -> None:
 
 @torch.no_grad()
 def test_a_tree_is_grown_by_storing_and_selecting(case: Case) -> None:
-    """As a search does: choose a node of each root, step it, store the child in the next place."""
+    """As a search does: choose a node of each root, step it, store the child in the next place, or in room kept."""
     num_roots, num_nodes = 4, 5
+    roomy = case.encoded(0).reserve(num_roots * num_nodes)
     tree = case.encoded(0).select(torch.arange(num_roots).repeat_interleave(num_nodes))
     parents = torch.tensor([[0, 0, 1, 3], [0, 1, 2, 3], [0, 0, 0, 0], [0, 1, 1, 2]])  # of nodes 1 .. 4 of each root
     taken = torch.zeros((num_roots, num_nodes), dtype=torch.long)
@@ -182,8 +183,11 @@ def test_a_tree_is_grown_by_storing_and_selecting(case: Case) -> None:
         taken[:, node] = taken[torch.arange(num_roots), parent] + 1
         tokens = case.tokens[torch.arange(num_roots), taken[:, node] - 1]
         tree = tree.put(base + node, case.world.step(tree.select(base + parent), tokens))
+        children = case.world.step(roomy.select(parent * num_roots + torch.arange(num_roots)), tokens)
+        roomy = roomy.store(node * num_roots, children)
     roots = torch.arange(num_roots).repeat_interleave(num_nodes)
     case.check(tree, roots.tolist(), taken.flatten().tolist(), further=0)
+    case.check(roomy, list(range(num_roots)) * num_nodes, taken.T.flatten().tolist(), further=0)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from worldmtp.analysis.summary import RunSummary, summary_table
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.statistics import Interval
-from worldmtp.training.evaluation import RunEvaluation, evaluate_run, summarize
+from worldmtp.training.evaluation import Imagining, RunEvaluation, evaluate_run, summarize
 
 Golden = Callable[..., None]
 VOCAB, HORIZON = 7, 2
@@ -49,7 +49,7 @@ def evaluated(model: MTPModel, env: TextVectorEnv, backend: str | None) -> RunEv
     world_model = make_world_model(backend, model, torch.Generator().manual_seed(0)) if backend else None
     evaluator = Evaluator(env, examples, temperature=0.9, seed=1)
     tokens = ("<pad>", "<eos>", *"abcd=")
-    return evaluate_run(model, evaluator, world_model, HORIZON, 3, PPOConfig(), tokens, seed=2)
+    return evaluate_run(model, evaluator, Imagining(world_model, HORIZON, 3, seed=2), PPOConfig(), tokens)
 
 
 def numbers_of(artefact: EvalArtefact) -> dict[str, Any]:

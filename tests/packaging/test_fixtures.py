@@ -10,9 +10,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
+from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
+from jaxtyping import Float
+from torch import Tensor
+
+from worldmtp.choices import check_choice
+from worldmtp.objective.policy_losses import masked_mean
 
 TrunkFactory = Callable[..., Any]
 Guard = Callable[[], AbstractContextManager[None]]
@@ -99,6 +107,38 @@ def test_one_of_each_is_the_first_of_its_parameters(project_root: Path) -> None:
 def test_ci_runs_the_default_suite_once_and_the_readmes_command(project_root: Path) -> None:
     stages = [line for line in (project_root / ".ci" / "run").read_text().splitlines() if line.startswith("stage ")]
     assert [line for line in stages if "make wheel-test" in line] != []
+    assert [line for line in stages if "browser_tests" in line] != []
     (tests,) = (line for line in stages if re.search(r"make test\b(?!-)", line))
     assert "ARGS='-m \"tree and not slow and not gpu and not browser\"'" in tests
     assert "\nmake test " in (project_root / "README.md").read_text(encoding="utf-8")
+
+
+def test_axes_agree_within_a_call_and_are_forgotten_after_it() -> None:
+    """``tests/conftest.py`` puts checks of its own on the product's functions; here they are put on two others."""
+
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    def outer(left: Float[Tensor, " row"], right: Float[Tensor, " row"], repeats: int) -> Float[Tensor, " row"]:
+        return repeated(left + right, repeats)
+
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    def repeated(row: Float[Tensor, " row"], repeats: int = 1) -> Float[Tensor, " _"]:
+        return row.repeat(repeats)
+
+    assert outer(torch.ones(2), torch.ones(2), 1).tolist() == [2.0, 2.0]
+    assert outer(torch.ones(3), torch.ones(3), 1).tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(BeartypeCallHintParamViolation, match="right") as caught:
+        outer(torch.ones(3), torch.ones(2), 1)
+    assert caught.value.__notes__[-1].endswith("row=3")
+    with pytest.raises(BeartypeCallHintReturnViolation):
+        outer(torch.ones(3), torch.ones(3), 2)
+    with pytest.raises(BeartypeCallHintParamViolation, match="row"):
+        repeated(torch.ones(3, dtype=torch.long))
+    with pytest.raises(BeartypeCallHintParamViolation, match="repeats"):
+        repeated(torch.ones(3), repeats=1.0)
+
+
+def test_the_products_functions_are_checked() -> None:
+    with pytest.raises(BeartypeCallHintParamViolation, match="mask"):
+        masked_mean(torch.ones(2, 3), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(BeartypeCallHintParamViolation, match="what"):
+        check_choice(1, "a", ("a",))

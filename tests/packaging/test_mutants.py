@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-FEWEST = 40
+FEWEST = 300
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from configparser import ConfigParser
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -39,13 +40,28 @@ def files_in_wheel(out: Path) -> set[str]:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
+def entry_points(out: Path) -> ConfigParser:
+    """What other programs find the installed package by."""
+    (wheel,) = out.glob("*.whl")
+    parser = ConfigParser()
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        parser.read_string(archive.read(name).decode())
+    return parser
+
+
 def test_wheel_holds_the_tree_and_nothing_else(project_copy: Path, tmp_path: Path) -> None:
     expected = files_in_tree(project_copy)
-    assert {"worldmtp/py.typed", "worldmtp/envs/__init__.py", "worldmtp/analysis/report.html.jinja"} <= expected
-    built = files_in_wheel(build(project_copy, tmp_path / "dist", "--wheel"))
+    named = ("py.typed", "envs/__init__.py", "analysis/report.html.jinja", "tracking/tab.js", "tracking/tab.css")
+    assert {f"worldmtp/{name}" for name in named} <= expected
+    out = build(project_copy, tmp_path / "dist", "--wheel")
+    built = files_in_wheel(out)
     assert expected - built == set(), "not packaged: a package or a package-data pattern is missing in pyproject.toml"
     assert built - expected == set()
     assert {name.split("/")[0] for name in built} == {"worldmtp"}
+    assert entry_points(out)["tensorboard_plugins"] == {
+        "imagination": "worldmtp.tracking.tensorboard_tab:ImaginationPlugin"
+    }
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import torch
 # TRL 1.16 still asks transformers 5 by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-KINDS = ("SFT", "DPO", "KTO", "GRPO", "RLOO")
+OF_TRL = ("SFT", "DPO", "KTO", "GRPO", "RLOO")
+KINDS = (*OF_TRL, "PPO")
+SAMPLING = ("GRPO", "RLOO", "PPO")
 SAMPLE_LIKE_TRL = {"mtp_draft": "trl", "beta": 0.0}
 LOUD = {"terms": {"ce": 1.0, "kl": 1.0}, "coef": {"start": 1000.0}}
 
@@ -28,7 +30,7 @@ def watch(trainer):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_trunk_pass_with_gradients_a_micro_batch_and_heads_in_no_other(make_any, make_model, kind):
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 3}
-    if kind in ("GRPO", "RLOO"):
+    if kind in SAMPLING:
         options |= {"mtp_draft": "trl", "beta": 0.1, "num_iterations": 2}  # drafts are runs of heads, too
     trainer = make_any(kind, make_model(head="parallel"), **options)
     trunk, heads = watch(trainer)
@@ -43,12 +45,12 @@ def differing(trunk, expected):
     return [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_TRL)
 def test_a_detached_trunk_is_trls_to_the_bit_and_a_joint_one_is_not(make_any, make_model, make_trunk, kind):
     options = {"per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-3, "max_grad_norm": 0.1}
     plain = make_trunk()
     start = {name: weight.clone() for name, weight in plain.state_dict().items()}
-    samples = kind in ("GRPO", "RLOO")
+    samples = kind in SAMPLING
     make_any(kind, plain, **options, **({"beta": 0.0} if samples else {})).train()
     assert any(not torch.equal(weight, start[name]) for name, weight in plain.state_dict().items())
     options |= SAMPLE_LIKE_TRL if samples else {}

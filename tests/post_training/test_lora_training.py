@@ -1,4 +1,4 @@
-"""MTPSFTTrainer on a trunk with adapters: what moves, what its checkpoints hold, and going on from one."""
+"""Trainers on a trunk with adapters: what moves, what their checkpoints hold, and going on from one."""
 
 import peft
 import pytest
@@ -90,3 +90,18 @@ def test_a_plain_checkpoint_is_no_beginning_for_adapters(make_trainer, make_mode
     make_trainer(make_model(), max_steps=1, save_strategy="steps", save_steps=1).train()
     with pytest.raises(FileNotFoundError, match=r"not a directory of save_lora"):
         make_trainer(make_adapted(), max_steps=2).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_value_head_is_trained_and_saved_beside_adapters(make_any, make_adapted, make_trunk, tmp_path):
+    model, untouched = make_adapted(), make_adapted()
+    trainer = make_any("PPO", model, max_steps=2, num_generations=1, save_strategy="steps", save_steps=2)
+    trainer.train()
+    before = dict(untouched.named_parameters())
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert "world_heads.value.3.weight" in moved
+    assert any("lora_B" in name for name in moved)
+    assert all("lora_" in name or name.startswith(("heads.", "world_heads.value.")) for name in moved)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert not (checkpoint / "model.safetensors").exists()
+    assert_same_weights(load_lora(make_trunk(), checkpoint), model)

@@ -1,15 +1,19 @@
 """MTPGRPOTrainer and MTPRLOOTrainer: how they sample, what the heads learn, the reference, bad rewards, known traps."""
 
+import functools
 import math
+import pickle
 
+import peft
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
 
 from worldmtp import MTPModel
-from worldmtp.post_training import MTPGRPOConfig, MTPRLOOConfig
+from worldmtp.post_training import MTPGRPOConfig, MTPRLOOConfig, env_reward
 from worldmtp.post_training.compat import IncompatibleTRLError
+from worldmtp.post_training.guards import check_model
 from worldmtp.post_training.on_policy import checked_reward
 
 # TRL 1.16 still asks transformers 5 by the old name.
@@ -220,6 +224,38 @@ def test_a_reward_that_is_none_a_number_or_infinite_is_said(make_any, make_model
 
     with pytest.raises(TypeError, match="the reward function 'forgot' returned None"):
         make_any("GRPO", make_model(), extra={"reward_funcs": forgot}, max_steps=1).train()
+
+
+def test_a_partial_function_is_a_reward_and_keeps_its_field_of_tokens(make_any, make_model):
+    weighed = functools.partial(lambda factor, completions, **_: [factor * i for i in range(len(completions))], 0.5)
+    trainer = make_any("GRPO", make_model(), extra={"reward_funcs": weighed}, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "reward") == [0.5 * 3.5]
+    assert checked_reward(functools.partial(functools.partial(env_reward)), "twice").token_field == "token_rewards"
+
+
+def test_two_rewards_of_one_name_are_refused(make_any, make_model):
+    def one(completions, **_):
+        return [1.0] * len(completions)
+
+    with pytest.raises(ValueError, match=r"several reward functions are called \['one'\].*Give each a name"):
+        make_any("RLOO", make_model(), extra={"reward_funcs": [one, one]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pickled_model_trains_as_the_one_it_is_a_copy_of(make_any, make_model, kind):
+    model = make_model()
+    copied = pickle.loads(pickle.dumps(model))
+    for one in (model, copied):
+        make_any(kind, one, max_steps=2).train()
+    assert all(map(torch.equal, model.parameters(), copied.parameters()))
+    assert not torch.equal(model.heads.layers[0].projection.weight, make_model().heads.layers[0].projection.weight)
+
+
+def test_peft_s_own_wrapper_is_refused_with_what_to_do(make_any, make_model):
+    wrapped = peft.get_peft_model(make_model(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match=r"would freeze the heads; put adapters into the trunk with .*add_lora"):
+        check_model(wrapped)
 
 
 def test_a_reward_that_raises_stops_with_its_own_error(make_any, make_model):

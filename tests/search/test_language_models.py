@@ -1,7 +1,7 @@
 """Search over real heads and trunks, against one that encodes every prefix anew."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -109,6 +109,25 @@ def test_heads_are_searched_as_deep_as_they_go(model: MTPModel, text: tuple[Tens
         said = world_model.predict(world_model.step(root, tokens))
     torch.testing.assert_close(nodes.child_rewards[torch.arange(ROWS), 0, slots], said.reward)
     torch.testing.assert_close(nodes.raw_values[:, 1], said.value)
+
+
+def test_states_that_grow_with_depth_are_counted_before_they_are_kept(
+    model: MTPModel, text: tuple[Tensor, Tensor]
+) -> None:
+    world_model = make_world_model("oracle", model, torch.Generator())
+    with torch.no_grad():
+        root = world_model.encode(*text)
+        child = world_model.step(root, torch.zeros(ROWS, dtype=torch.long))
+    # A token more: keys and values of each layer, and no copy of the text that all share.
+    trunk = model.trunk.config
+    token = 2 * trunk.num_hidden_layers * trunk.num_key_value_heads * trunk.head_dim * 8
+    assert child.row_bytes - root.row_bytes == token
+    nodes, arrays = ROWS * 3, 4 * (3 * 8 + 4 * 8) + 3 * 8 + 2 * 8
+    fits = nodes * (arrays + child.row_bytes)
+    config = SearchConfig(num_simulations=2, max_depth=1, width=4, max_bytes=fits)
+    gumbel_muzero_policy(world_model, root, POLICY, config, torch.Generator())
+    with pytest.raises(ValueError, match=f"{child.row_bytes:,} of the world model's state"):
+        gumbel_muzero_policy(world_model, root, POLICY, replace(config, max_bytes=fits - 1), torch.Generator())
 
 
 def test_parallel_heads_are_refused(tiny_trunk: Callable[..., PreTrainedModel], text: tuple[Tensor, Tensor]) -> None:

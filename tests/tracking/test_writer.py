@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import numpy as np
@@ -107,14 +108,15 @@ def test_a_writer_can_be_put_back_after_it_wrote(tmp_path):
     with MultiWriter(tmp_path) as writer:
         for step in [1, 2]:
             writer.scalars({"losses/policy": float(step)}, step=step)
+        time.sleep(1)  # event files of one second are read in the order of a counter as text: 10 before 9
         writer.resume_at(1)
         writer.scalars({"losses/policy": 20.0}, step=2)
         assert [record["losses/policy"] for record in read_records(tmp_path / "metrics.jsonl")] == [1.0, 20.0]
         writer.resume_at(-1)
         assert read_records(tmp_path / "metrics.jsonl") == []
+        time.sleep(1)
         writer.scalars({"losses/policy": 3.0}, step=0)
-    events = read_events(tmp_path / "tensorboard")
-    assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == [(0, 3.0)]
+    assert numbers(read_events(tmp_path / "tensorboard"), "losses/policy") == [(0, 3.0)]
 
 
 def test_steps_do_not_go_back(tmp_path):
@@ -157,41 +159,99 @@ def test_every_writer_is_a_metric_writer_and_checks_tags_before_writing(tmp_path
 
 
 def read_events(directory):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0})
+    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
     events.Reload()
     return events
 
 
+def numbers(events, tag):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return [(event.step, make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+
+
 def test_tensorboard_reads_what_was_written(tmp_path):
+    import io
+
+    from PIL import Image
+
+    picture = np.full((4, 5, 3), 9, dtype=np.uint8)
+    picture[3, 4] = [1, 2, 3]
     with MultiWriter(tmp_path) as writer:
         writer.custom_layout(default_layout())
         writer.scalars({"losses/policy": 0.25, "losses/value": math.nan}, step=3)
         writer.text("run/config", "a: 1", step=3)
-        writer.image("imagination/imagined_3", np.full((4, 5, 3), 9, dtype=np.uint8), step=3)
+        writer.image("imagination/imagined_3", picture, step=3)
         writer.histogram("rollout/return", np.array([0.0, 1.0, np.inf]), step=3)
     events = read_events(tmp_path / "tensorboard")
-    assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == [(3, 0.25)]
-    assert math.isnan(events.Scalars("losses/value")[0].value)
-    assert events.Images("imagination/imagined_3")[0].width == 5
-    assert events.Histograms("rollout/return")[0].histogram_value.num == 2
-    assert events.Tensors("run/config/text_summary")[0].tensor_proto.string_val[0] == b"a: 1"
+    assert numbers(events, "losses/policy") == [(3, 0.25)]
+    assert math.isnan(numbers(events, "losses/value")[0][1])
+    ((_, (width, height, png)),) = numbers(events, "imagination/imagined_3")
+    assert (width, height) == (b"5", b"4")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), picture)
+    ((_, buckets),) = numbers(events, "rollout/return")
+    assert buckets[:, 2].sum() == 2  # left edge, right edge, count
+    assert (buckets[0, 0], buckets[-1, 1]) == (0.0, 1.0)
+    assert [(step, text.item()) for step, text in numbers(events, "run/config")] == [(3, b"a: 1")]
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     assert len(read_records(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_each_tag_has_its_description_and_its_plugin(tmp_path):
+    from worldmtp.tracking.tags import TAGS
+
+    with closing(TensorBoardWriter(tmp_path)) as writer:
+        writer.scalars({"world_model/depth_3/accept": 0.5, "custom/mine": 1.0}, step=0)
+        writer.text("run/config", "a", step=0)
+        writer.image("imagination/imagined_0", np.zeros((1, 1, 3), dtype=np.uint8), step=0)
+        writer.histogram("rollout/length", np.ones(2), step=0)
+    events = read_events(tmp_path / "tensorboard")
+    shown = {tag: events.SummaryMetadata(tag) for tag in events.Tags()["tensors"]}
+    assert {tag: metadata.plugin_data.plugin_name for tag, metadata in shown.items()} == {
+        "world_model/depth_3/accept": "scalars",
+        "custom/mine": "scalars",
+        "run/config": "text",
+        "imagination/imagined_0": "images",
+        "rollout/length": "histograms",
+    }
+    described = {row.tag: row for row in TAGS.rows if row.kind == "scalar"}
+    accept = described["world_model/depth_{k}/accept"]
+    assert accept.estimator.startswith("mean of min(1, q_k / p)")
+    assert shown["world_model/depth_3/accept"].summary_description == f"{accept.estimator} [probability]"
+    assert shown["run/config"].summary_description == "the resolved configuration, or a note on the run"
+    assert all(metadata.summary_description for metadata in shown.values())
+
+
+def test_the_settings_of_a_run_are_on_the_page_hparams(tmp_path):
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    with closing(TensorBoardWriter(tmp_path, hparams={"imagination.use": "off", "seed": 3})) as writer:
+        writer.scalars({"losses/policy": 0.25}, step=3)
+    events = read_events(tmp_path / "tensorboard")
+    content = {tag: HParamsPluginData.FromString(data) for tag, data in events.PluginTagToContent("hparams").items()}
+    settings = content["_hparams_/session_start_info"].session_start_info.hparams
+    assert (settings["imagination.use"].string_value, settings["seed"].number_value) == ("off", 3)
+    metrics = [info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos]
+    assert "eval/exact" in metrics
+    from worldmtp.tracking.tags import TAGS
+
+    for tag in metrics:
+        TAGS.check(tag, "scalar")
 
 
 def test_a_resumed_run_hides_overlapped_events(tmp_path):
     with MultiWriter(tmp_path) as writer:
         for step in [1, 2, 3]:
             writer.scalars({"losses/policy": float(step)}, step=step)
+    time.sleep(1)
     with MultiWriter(tmp_path) as writer:
         writer.resume_at(2)
         writer.scalars({"losses/policy": 30.0}, step=3)
     expected = [(1, 1.0), (2, 2.0), (3, 30.0)]
-    events = read_events(tmp_path / "tensorboard")
-    assert [(event.step, event.value) for event in events.Scalars("losses/policy")] == expected
+    assert numbers(read_events(tmp_path / "tensorboard"), "losses/policy") == expected
     records = read_records(tmp_path / "metrics.jsonl")
     assert [(record["step"], record["losses/policy"]) for record in records] == expected
 

@@ -31,7 +31,7 @@ from worldmtp.training import (
     TrainConfig,
     run,
 )
-from worldmtp.training.config import config_from_dict, config_to_dict
+from worldmtp.training.config import config_from_dict, config_to_dict, hyperparameters
 from worldmtp.training.evaluation import evaluate_model
 from worldmtp.training.run_dir import RunResult, read_config
 from worldmtp.training.saved_model import load_model
@@ -305,3 +305,40 @@ def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.yaml is damaged: (.|\n)*; put back the file that the run wrote"):
         read_config(tmp_path)
+
+
+def test_a_run_keeps_scenes_at_every_evaluation_and_a_resumed_one_the_same(tmp_path):
+    rollout = replace(CONFIG.agent.rollout, num_iterations=3)
+    logged = replace(CONFIG.logger, num_strips=2)
+    config = replace(CONFIG, agent=replace(CONFIG.agent, rollout=rollout), logger=logged)
+    config = replace(config, eval=replace(config.eval, every_iterations=1))
+    run(config, tmp_path / "whole")
+    whole = read_records(tmp_path / "whole" / "imagination.jsonl")
+    steps = [record["step"] for record in read_records(tmp_path / "whole" / "metrics.jsonl") if "eval/exact" in record]
+    assert [record["step"] for record in whole] == steps
+    assert len(whole) == 4
+    artefact = load_artefact(tmp_path / "whole" / "artefacts", "final")
+    for row, scene in enumerate(whole[-1]["scenes"]):
+        texts = [artefact.tokens_text[token] for token in artefact.input_ids[row][artefact.attention_mask[row]]]
+        assert scene["tokens"] == texts
+        assert all(len(guess["top"]) == 5 for said in scene["predicted"] for guess in said["guesses"] if guess)
+        assert len(scene["imagined"]) > 0
+    # Nothing has taught the world heads before the first iteration.
+    assert {value for scene in whole[0]["scenes"] for value in scene["imagined_return"]} == {None}
+    assert any(value is not None for value in whole[-1]["scenes"][0]["imagined_return"])
+
+    stops = replace(config, checkpoint=replace(config.checkpoint, stop_after=2))
+    run(stops, tmp_path / "cut")
+    run(config, tmp_path / "cut", resumes=True)
+    assert read_records(tmp_path / "cut" / "imagination.jsonl") == whole
+
+
+def test_without_strips_no_scenes_are_kept(tmp_path):
+    run(CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run" / "imagination.jsonl").exists()
+
+
+def test_the_settings_that_runs_are_compared_by():
+    found = hyperparameters(CONFIG)
+    assert (found["env.id"], found["seed"], found["model.path"]) == ("worldmtp/Reverse-v0", 0, "None")
+    assert (found["imagination.use"], found["sft.learning_rate"]) == ("counterfactual", 2e-3)

@@ -237,6 +237,8 @@ def token_strip(artefact: EvalArtefact, row: int, caption: str = "") -> TokenStr
             and value == value
             for place, value in enumerate(probability)
         ]
+        if k > 1 and not any(spoken):
+            continue  # no token of this text was foretold from so far: turns are shorter
         rows.append(
             StripRow(
                 label=f"depth {k}",

@@ -13,7 +13,7 @@ r_j = log q_j(x_{t+j}) - log p(x_{t+j} | x_{<t+j}) at root t:
 so S_k <= WCI_k, and for any return in [a, b] of those k tokens |imagined - realized| <= (b - a)(1 - WCI_k). Leviathan
 et al. 2023, https://arxiv.org/abs/2211.17192, for alpha; the identities hold only where x was drawn from p.
 
-Left out: the structural gap apart from the head's error, which needs Monte Carlo marginals of the trunk.
+Left out here: the structural gap apart from the head's error, which needs marginals of the trunk (``loss_split``).
 """
 
 from dataclasses import dataclass
@@ -114,9 +114,14 @@ def survival(rooted: RootedPredictions) -> SequenceSums:
     return _sums(np.cumprod(acceptance_probability(rooted), axis=2), rooted.valid)
 
 
+def kept_path_probability(rooted: RootedPredictions) -> DepthArray:
+    """Return min(1, q / p) of each path of k tokens; its mean over realized paths is 1 - TV of their two laws."""
+    return np.exp(np.minimum(np.cumsum(rooted.log_ratio, axis=2), 0))
+
+
 def path_consistency(rooted: RootedPredictions) -> SequenceSums:
     """Return WCI_k."""
-    return _sums(np.exp(np.minimum(np.cumsum(rooted.log_ratio, axis=2), 0)), rooted.valid)
+    return _sums(kept_path_probability(rooted), rooted.valid)
 
 
 def path_divergence(rooted: RootedPredictions) -> SequenceSums:

@@ -7,7 +7,15 @@ from matplotlib.figure import Figure
 
 from worldmtp.analysis import metrics, reply_metrics
 from worldmtp.analysis.metrics import RootedPredictions
-from worldmtp.analysis.panels import ARM_COLOURS, add_legend, depth_line, make_panels, name_axes, reliability_line
+from worldmtp.analysis.panels import (
+    ARM_COLOURS,
+    MUTED,
+    add_legend,
+    depth_line,
+    make_panels,
+    name_axes,
+    reliability_line,
+)
 from worldmtp.analysis.replies import ReplyArtefact
 from worldmtp.analysis.run_files import Series
 
@@ -37,7 +45,8 @@ def reply_depths(artefact: ReplyArtefact, own: RootedPredictions | None) -> Figu
         ax.set_xlim(0.5, deepest + 0.5)
     for ax in axes[:2]:
         ax.set_ylim(0, 1.04)
-    axes[2].set_ylim(bottom=-0.02 * axes[2].get_ylim()[1])  # so that points at zero are whole
+    top = max(0.01, axes[2].get_ylim()[1])  # thousandths of a nat would look like much
+    axes[2].set_ylim(-0.02 * top, top)  # so that points at zero are whole
     add_legend(axes[2])
     return figure
 
@@ -52,6 +61,8 @@ def reply_calibration(artefact: ReplyArtefact) -> Figure:
     }
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         reliability_line(ax, table)
+        if np.all(table.accuracy[table.count > 0] == 1) and not table.count[:-1].any():
+            ax.text(0.5, 0.5, "all right, and sure of it", ha="center", fontsize=9, color=MUTED)
         error = table.expected_calibration_error
         name_axes(ax, f"{name}: ECE {error:.3f}", "stated probability", "how often true" if ax is axes[0] else "")
     return figure
@@ -82,8 +93,10 @@ def imagination_curves(series: Mapping[str, Series]) -> Figure | None:
     for ax, (title, unit, tags) in zip(axes, panels, strict=True):
         for colour, (tag, name) in zip((ARM_COLOURS[1], ARM_COLOURS[0]), tags.items(), strict=True):
             if tag in series:
-                style = (0, (4, 2)) if name == "trusted" else "-"  # under the line of those trained on
-                ax.plot(series[tag].steps, series[tag].values, color=colour, linewidth=1.3, linestyle=style, label=name)
+                # Wider and pale, so that it is seen under the line of those trained on.
+                width, alpha = (4.0, 0.35) if name == "trusted" else (1.3, 1.0)
+                steps, values = series[tag].steps, series[tag].values
+                ax.plot(steps, values, color=colour, linewidth=width, alpha=alpha, label=name)
         name_axes(ax, title, "environment tokens", unit)
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         add_legend(ax)

@@ -1,10 +1,9 @@
-"""``report.html``: one offline page of a run, from its saved files alone.
+"""``report.html``: one offline page of a run, from its saved files alone; ``metrics.json`` and ``.csv`` beside it.
 
-Sections in reading order: the headline table, learning curves, what the heads predict by depth, one part per
-evaluation (agreement by entropy, calibration, returns, token strips), imagined episodes, where the time went, and what
-each number means.
-What is missing or damaged is named at the top. The same files give the same page. The words and the layout are those
-of ``report.html.jinja``; this file fills in numbers, figures and strips.
+Sections in reading order: the verdicts, the headline table, learning curves, what the heads predict by depth, one part
+per evaluation (agreement by entropy, calibration, returns, token strips), imagined episodes, where the time went, and
+what each number means. What is missing or damaged is named at the top. The same files give the same page.
+The words and the layout are those of ``report.html.jinja``; this file fills in numbers, figures and strips.
 """
 
 from collections.abc import Mapping
@@ -26,12 +25,14 @@ from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
 from worldmtp.analysis.reply_metrics import reply_totals
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
-from worldmtp.analysis.summary import header_cells, row_cells
+from worldmtp.analysis.summary import table_cells
+from worldmtp.analysis.tables import numbers, write_tables
+from worldmtp.analysis.verdicts import Verdict, untaught, verdicts
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, bootstrap_interval
 from worldmtp.tracking.progress import format_seconds
 from worldmtp.tracking.strips import strip_blocks
-from worldmtp.tracking.writers import tensorboard_command
+from worldmtp.tracking.tensorboard_writer import tensorboard_command
 
 REPORT_FILE = "report.html"
 _TEMPLATE = "report.html.jinja"
@@ -51,38 +52,58 @@ class _Picture:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into the run directory and return its path.
+    """Write ``report.html`` and the tables beside it into the run directory, and return the path of the page.
 
     Raises:
         FileNotFoundError: there is no such directory.
     """
     run = read_run(run_dir)
     rooted = {name: rooted_predictions(artefact) for name, artefact in run.artefacts.items()}
+    judged = verdicts(run, rooted)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     page = template.render(
         name=run.run_dir.resolve().name,
         problems=run.problems,
+        verdicts=[_verdict(verdict) for verdict in judged],
         headline=_headline(run),
         learning=_picture(figures.learning_curves(run.metrics, run.warm_start)),
         depths=_depths(rooted),
-        evaluations=[_evaluation(name, artefact, rooted[name]) for name, artefact in run.artefacts.items()],
+        evaluations=[
+            _evaluation(name, artefact, rooted[name], name not in untaught(run))
+            for name, artefact in run.artefacts.items()
+        ],
         imagined=_imagined(run, rooted),
         time=_time(run.metrics),
         command=tensorboard_command(run.run_dir),
         config=run.config,
     )
+    write_tables(run_dir, list(numbers(run, rooted)), judged)
     target = run_dir / REPORT_FILE
     write_text(target, page.strip() + "\n")
     return target
 
 
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    found = verdict.interval
+    return {
+        "topic": verdict.topic,
+        "outcome": verdict.outcome,
+        "number": verdict.number,
+        "rule": verdict.rule,
+        "interval": "-" if found is None else str(found),
+        "n": "" if found is None else f"{found.n} {found.unit}s",
+        "sentence": verdict.sentence,
+    }
+
+
 def _headline(run: RunFiles) -> dict[str, Any] | None:
     if run.summary is None:
         return None
+    header, *rows = table_cells(run.summary)
     return {
-        "header": header_cells(run.summary),
-        "rows": [row_cells(arm, run.summary) for arm in run.summary.arms],
+        "header": header,
+        "rows": rows,
         "wall_clock": format_seconds(run.summary.wall_clock_seconds),
         "machine": run.summary.machine,
         "notes": run.summary.notes,
@@ -93,6 +114,8 @@ def _depths(rooted: Mapping[str, RootedPredictions]) -> dict[str, Any] | None:
     reaching = {name: item for name, item in rooted.items() if item.valid[:, :, 0].any()}
     if not reaching:
         return None
+    if not any(item.valid.shape[2] == 1 or item.valid[:, :, 1:].any() for item in reaching.values()):
+        return {"figure": None}  # the trunk alone would be drawn, and nothing in the table is defined
     rows = [_depth_row(name, item) for name, item in reaching.items()]
     return {"figure": _picture(figures.depth_curves(reaching)), "rows": rows}
 
@@ -109,7 +132,7 @@ def _depth_row(name: str, rooted: RootedPredictions) -> list[str]:
     ]
 
 
-def _evaluation(name: str, artefact: EvalArtefact, rooted: RootedPredictions) -> dict[str, Any]:
+def _evaluation(name: str, artefact: EvalArtefact, rooted: RootedPredictions, is_taught: bool) -> dict[str, Any]:
     num_prefixes = int(rooted.valid[:, :, 0].sum())
     if num_prefixes == 0:
         return {"name": name, "num_prefixes": 0}
@@ -120,7 +143,8 @@ def _evaluation(name: str, artefact: EvalArtefact, rooted: RootedPredictions) ->
         "horizon": artefact.imagined_horizon,
         "strata": _picture(figures.entropy_strata(rooted)),
         "calibration": _picture(figures.reliability_diagrams(rooted)),
-        "returns": _returns(artefact),
+        "is_taught": is_taught,
+        "returns": _returns(artefact) if is_taught else None,
         "conversations": _conversations(artefact),
         "strips": [_strip(artefact, row, rank) for row, rank in _chosen(rooted)],
     }

@@ -121,7 +121,7 @@ class TimeBreakdown:
     shares: dict[str, float]
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{_TITLES[phase]} {share:.1%}" for phase, share in self.shares.items())
+        parts = ", ".join(f"{_TITLES[phase]} {share:.1%}" for phase, share in self.shares.items() if share)
         return f"an iteration took {self.iteration_seconds:.2f} s: {parts}"
 
 

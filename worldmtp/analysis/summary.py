@@ -10,6 +10,7 @@ from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval
 
 SUMMARY_FILE = "summary.json"
+_NOT_MEASURED = "-"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_summary(path: Path) -> RunSummary:
 
 def summary_table(summary: RunSummary) -> str:
     """Return the rows as aligned plain text, for a terminal."""
-    cells = [header_cells(summary), *(row_cells(arm, summary) for arm in summary.arms)]
+    cells = table_cells(summary)
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in row).rstrip()
@@ -83,42 +84,32 @@ def summary_table(summary: RunSummary) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def header_cells(summary: RunSummary) -> list[str]:
-    """Return the column titles, with an acceptance column per depth of any arm from 2 on: depth 1 is the trunk."""
-    depths = [f"accept d{k}" for k in range(2, _num_depths(summary) + 1)]
-    last = ["seconds"] if _has_seconds(summary) else []
-    return ["arm", "exact match, sampled [90 %]", "greedy [90 %]", *depths, "imagined return", "realized return", *last]
+def table_cells(summary: RunSummary) -> list[list[str]]:
+    """Return the titles and a row for each arm, as texts; what was not measured is "-", a column of it left out.
 
-
-def row_cells(arm: ArmSummary, summary: RunSummary) -> list[str]:
-    """Return the cells of one row, in the order of ``header_cells``."""
-    accept = [
-        _number(arm.acceptance[k - 1]) if k <= len(arm.acceptance) else "-" for k in range(2, _num_depths(summary) + 1)
+    Depth 1 is the trunk, so that acceptance is told from depth 2 on.
+    """
+    depths = range(1, max((len(arm.acceptance) for arm in summary.arms), default=0))
+    titles = ["arm", "exact match, sampled [90 %]", "greedy [90 %]", *(f"accept d{k + 1}" for k in depths)]
+    titles += ["imagined return", "realized return", "seconds"]
+    rows = [
+        [
+            arm.arm,
+            _NOT_MEASURED if arm.exact_sampled is None else str(arm.exact_sampled),
+            str(arm.exact),
+            *(_number(arm.acceptance[k] if k < len(arm.acceptance) else None) for k in depths),
+            _number(arm.imagined_return),
+            _number(arm.realized_return),
+            _number(arm.seconds, 0),
+        ]
+        for arm in summary.arms
     ]
-    seconds = "-" if arm.seconds is None else f"{arm.seconds:.0f}"
-    last = [seconds] if _has_seconds(summary) else []
-    sampled = "-" if arm.exact_sampled is None else str(arm.exact_sampled)
-    return [
-        arm.arm,
-        sampled,
-        str(arm.exact),
-        *accept,
-        _number(arm.imagined_return),
-        _number(arm.realized_return),
-        *last,
-    ]
+    kept = [place for place in range(len(titles)) if any(row[place] != _NOT_MEASURED for row in rows)]
+    return [[row[place] for place in kept] for row in [titles, *rows]]
 
 
-def _num_depths(summary: RunSummary) -> int:
-    return max((len(arm.acceptance) for arm in summary.arms), default=0)
-
-
-def _has_seconds(summary: RunSummary) -> bool:
-    return any(arm.seconds is not None for arm in summary.arms)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return _NOT_MEASURED if value is None else f"{value:.{digits}f}"
 
 
 def _arm(row: Mapping[str, Any]) -> ArmSummary:

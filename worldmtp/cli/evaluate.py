@@ -2,6 +2,9 @@
 
     worldmtp eval --model runs/quickstart/2026-01-31_12-00-00_seed0 --env worldmtp/SpellBackward-v0
     worldmtp eval --model path/to/checkpoint --env worldmtp/ChainSum-v0 --num-prompts 128 --json
+    worldmtp eval --model RUN --env ID --search gumbel --simulations 4 16 --dynamics mtp oracle --best-of 5 17
+
+The last one acts by search, and by the best of several answers, beside greedy and sampled, each with what it costs.
 
 The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
 """
@@ -42,7 +45,11 @@ def _run(arguments: argparse.Namespace) -> None:
     env = environment_of(trained, directory, arguments.env, parse_kwargs(arguments.kwargs))
     from worldmtp.training.evaluation import evaluate_model
 
+    searches = _searches(arguments)
     model = load_policy_model(directory, arguments.device)
+    if searches or arguments.best_of:
+        _compare(arguments, model, env, searches)
+        return
     found = evaluate_model(model, env, arguments.num_prompts, arguments.temperature, arguments.seed)
     if arguments.json:
         print(
@@ -69,6 +76,47 @@ def environment_of(trained: TrainConfig | None, directory: Path, env_id: str, gi
     same = trained.env if trained is not None and trained.env.id == env_id else EnvConfig(env_id)
     kwargs = {"tokenizer": f"transformers:{directory}"} | same.kwargs | given
     return EnvConfig(env_id, kwargs, same.wrappers)
+
+
+def _searches(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """Return rule, dynamics and simulations of every search that is asked for."""
+    if arguments.search is None:
+        for name in ("simulations", "dynamics", "depth", "width"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name} belongs to a search; add --search gumbel or --search puct.")
+        return []
+    dynamics = arguments.dynamics or ["mtp"]
+    return [(arguments.search, which, number) for which in dynamics for number in arguments.simulations or [32]]
+
+
+def _compare(
+    arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, searches: list[tuple[str, str, int]]
+) -> None:
+    from worldmtp.agents.search_policy import ActingSearch
+    from worldmtp.search import SearchConfig
+    from worldmtp.statistics import wilson_interval
+    from worldmtp.training.evaluation import compare_answers
+
+    hows = [
+        ActingSearch(rule, dynamics, SearchConfig(number, arguments.depth, arguments.width or 16))
+        for rule, dynamics, number in searches
+    ]
+    ways = compare_answers(
+        model, env, arguments.num_prompts, arguments.temperature, arguments.seed, hows, arguments.best_of
+    )
+    if not arguments.json:
+        print(
+            f"{arguments.env}, {len(ways[0].exact)} held-out prompts, seed {arguments.seed}, temperature "
+            f"{arguments.temperature:g}\n{'':44}exact match           score   trunk tokens   seconds   a prompt"
+        )
+    for way in ways:
+        exact = wilson_interval(int(way.exact.sum()), len(way.exact), unit="prompt")
+        if arguments.json:
+            numbers = {"score": float(way.score.mean()), "trunk_tokens": way.trunk_tokens, "seconds": way.seconds}
+            print(json.dumps({"way": way.way, "exact": dataclasses.asdict(exact)} | numbers))
+            continue
+        share = f"{exact.estimate:.3f} [{exact.low:.3f}, {exact.high:.3f}]"
+        print(f"  {way.way:<42}{share}  {float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}")
 
 
 def load_policy_model(directory: Path, device: str | None) -> "MTPModel":
@@ -104,7 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=1.0, metavar="T", help="of sampled answers, beside greedy ones; 1")
     add("--seed", type=whole_seed, default=0, metavar="N", help="of prompts and draws; by default 0, as a run's")
     add("--device", help="cpu, cuda, ...; by default cuda where there is one")
-    add("--json", action="store_true", help="one JSON object")
+    add("--json", action="store_true", help="one JSON object; one a line for each way to answer")
+    add("--search", choices=("gumbel", "puct"), help="act by search as well, token by token")
+    add("--simulations", type=positive, nargs="+", metavar="N", help="of each search; by default 32")
+    add("--dynamics", nargs="+", choices=("mtp", "oracle"), help="search over heads (mtp, the default) or the trunk")
+    add("--depth", type=positive, metavar="N", help="tokens a search looks ahead; by default all that the heads have")
+    add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
+    add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")
     add("--kwargs", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="what the environment takes")
     add("--import", nargs="+", action="extend", default=[], dest="imports", metavar="MODULE", help="to import first")
     return parser

@@ -59,7 +59,7 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class _Writing:
+class Writing:
     """How tokens look."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -108,7 +108,7 @@ def show_explanation(
     console: Console,
 ) -> None:
     """Print a text's rounds, one forward of the trunk each."""
-    writing = _Writing(tokenizer, marks)
+    writing = Writing(tokenizer, marks)
     console.print(_legend(is_sampled, marks))
     rows = [
         row
@@ -143,7 +143,7 @@ def show_side_by_side(
 
     ``conditions`` say what the numbers of forwards depend on.
     """
-    writing = _Writing(tokenizer, marks)
+    writing = Writing(tokenizer, marks)
     width = max(16, (console.width - 18) // 2)
     table = _table(("forward", "step by step (draft none)", f"in parallel (draft {draft})"), marks)
     for index in range(max(len(step_by_step.rounds), len(parallel.rounds))):
@@ -209,7 +209,7 @@ class _Row:
     ends_round: bool = False
 
 
-def _rows_of(number: int, one: ExplainedRound, draft: str, is_sampled: bool, writing: _Writing) -> list[_Row]:
+def _rows_of(number: int, one: ExplainedRound, draft: str, is_sampled: bool, writing: Writing) -> list[_Row]:
     rows = [_Row(f"forward {number}", lambda width: _reads(number, one, writing, width))]
     for ahead, place in enumerate(one.places, start=1):
         label = f"depth {ahead + 1}" if draft in ("mtp", "tree") else f"draft {ahead}"
@@ -225,7 +225,7 @@ def _rows_of(number: int, one: ExplainedRound, draft: str, is_sampled: bool, wri
     return rows
 
 
-def _reads(number: int, one: ExplainedRound, writing: _Writing, width: int) -> Text:
+def _reads(number: int, one: ExplainedRound, writing: Writing, width: int) -> Text:
     if number == 1:
         return Text.assemble("reads the prompt ", writing.grown(one.text, [], width - 17))
     drafted = [writing.token(candidate.token) for place in one.places for candidate in place.tokens]
@@ -234,12 +234,12 @@ def _reads(number: int, one: ExplainedRound, writing: _Writing, width: int) -> T
     return Text(said if len(said) <= width else f"reads {newest} and {len(drafted)} drafts", "bold")
 
 
-def _text_after(one: ExplainedRound, writing: _Writing, width: int) -> Text:
+def _text_after(one: ExplainedRound, writing: Writing, width: int) -> Text:
     own = () if one.own is None else (one.own.token,)
     return writing.grown(one.text, [(one.accepted, _STYLES[Fate.ACCEPTED]), (own, _OWN)], width)
 
 
-def _guesses(guesses: Sequence[Guess], drafted: Sequence[int], writing: _Writing) -> list[Text]:
+def _guesses(guesses: Sequence[Guess], drafted: Sequence[int], writing: Writing) -> list[Text]:
     """Return tokens with their probabilities, those that were drafted in bold."""
     return [
         Text(f"{writing.token(guess.token)} {_percent(guess.probability)}", "bold" if guess.token in drafted else "")
@@ -247,7 +247,7 @@ def _guesses(guesses: Sequence[Guess], drafted: Sequence[int], writing: _Writing
     ]
 
 
-def _trunk(place: DraftedPlace, is_sampled: bool, writing: _Writing) -> Text:
+def _trunk(place: DraftedPlace, is_sampled: bool, writing: Writing) -> Text:
     guesses = list(place.trunk_view[:1])
     if is_sampled:  # whether a draft is accepted hangs on its own probability
         guesses += [
@@ -258,7 +258,7 @@ def _trunk(place: DraftedPlace, is_sampled: bool, writing: _Writing) -> Text:
     return _packed(_guesses(guesses, [], writing))
 
 
-def _verdict(candidates: Sequence[DraftedToken], writing: _Writing) -> Text:
+def _verdict(candidates: Sequence[DraftedToken], writing: Writing) -> Text:
     verdicts = []
     for candidate in candidates:
         style = _STYLES[candidate.fate]

@@ -6,6 +6,7 @@
     worldmtp generate --model path/to/checkpoint --draft lookup --temperature 0.8 --top-p 0.95 < prompts.txt
     tail -f prompts.txt | worldmtp generate --stop ";" --json   lines are answered as they come
     worldmtp generate "hello=" --beam 4                         a search for a likely text
+    worldmtp generate "hello=" --search gumbel --explain        a search for a text of a large return, and its trees
 
 The work is in ``generation.py``, which imports torch, so it is imported when there is something to run.
 """
@@ -20,7 +21,15 @@ from typing import TextIO
 
 from worldmtp.cli.arguments import import_run_modules, model_directory, newest_model, run_config
 from worldmtp.cli.errors import fail_cleanly
-from worldmtp.cli.generate_config import AUTO, DEFAULT_BATCH_SIZE, DRAFTS, GenerateConfig
+from worldmtp.cli.generate_config import (
+    AUTO,
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_SIMULATIONS,
+    DRAFTS,
+    SEARCHED_DYNAMICS,
+    SEARCHES,
+    GenerateConfig,
+)
 
 RUNS = Path("runs")
 """Where ``worldmtp train`` leaves its runs, seen from where it was started."""
@@ -44,6 +53,11 @@ def _run(arguments: argparse.Namespace) -> None:
         three_phase=arguments.three_phase,
         beam=arguments.beam,
         widths=arguments.widths,
+        search=arguments.search,
+        simulations=arguments.simulations,
+        dynamics=arguments.dynamics,
+        commit=arguments.commit,
+        tree_html=arguments.tree_html,
         max_new_tokens=arguments.max_new_tokens,
         stop=tuple(arguments.stop),
         batch_size=arguments.batch_size,
@@ -64,7 +78,12 @@ def _run(arguments: argparse.Namespace) -> None:
     import_run_modules(run_config(directory))
     from worldmtp.cli.generation import explain_prompt, write_texts
 
-    if config.explain:
+    if config.search is not None:
+        from worldmtp.cli.searched import write_searched
+
+        prompts = arguments.prompts or list(filter(None, sys.stdin.read().splitlines()))
+        write_searched(config, directory, prompts)
+    elif config.explain:
         explain_prompt(config, directory, arguments.prompts or list(filter(None, sys.stdin.read().splitlines())))
     elif arguments.prompts:
         starts = range(0, len(arguments.prompts), config.batch_size)
@@ -184,6 +203,13 @@ def _parser() -> argparse.ArgumentParser:
         help="candidates for each token ahead, of the trunk and then of heads without attention; by default those of "
         "--beam alone, which is beam search",
     )
+    searching("--search", metavar="RULE", help=f"plan each token in the model's own world model: {', '.join(SEARCHES)}")
+    searching("--simulations", type=int, metavar="N", help=f"of each plan, by default {DEFAULT_SIMULATIONS}")
+    searching(
+        "--dynamics", metavar="KIND", help=f"what is searched: heads or the trunk, {', '.join(SEARCHED_DYNAMICS)}; mtp"
+    )
+    searching("--commit", type=int, metavar="N", help="tokens that a plan writes, by default 1")
+    searching("--tree-html", type=Path, metavar="FILE", help="write the trees of a search as one page, opened offline")
     sampling = parser.add_argument_group("sampling").add_argument
     sampling("--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest tokens")
     sampling("--top-k", type=int, default=0, metavar="N", help="draw from so many likeliest tokens; 0 is all")

@@ -8,6 +8,9 @@ from worldmtp.choices import check_choice
 AUTO = "auto"
 DRAFTS = ("none", "mtp", "tree", "lookup", "model")
 DEFAULT_BATCH_SIZE = 32
+DEFAULT_SIMULATIONS = 32
+SEARCHES = ("gumbel", "puct")
+SEARCHED_DYNAMICS = ("mtp", "oracle")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class GenerateConfig:
     three_phase: bool = False
     beam: int | None = None
     widths: tuple[int, ...] | None = None
+    search: str | None = None
+    simulations: int | None = None
+    dynamics: str | None = None
+    commit: int | None = None
+    tree_html: Path | None = None
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     batch_size: int = DEFAULT_BATCH_SIZE
@@ -44,9 +52,10 @@ class GenerateConfig:
             raise ValueError("--stop '' is in every text and would end it at once; give some text.")
         self._check_sampling()
         self._check_drafts()
+        self._check_search()
         if self.beam is not None or self.widths is not None:
             self._check_beam()
-        if self.explain:
+        if self.explain and self.search is None:
             self._check_explain()
 
     def _check_sampling(self) -> None:
@@ -91,6 +100,37 @@ class GenerateConfig:
             "--repetition-penalty": self.repetition_penalty != 1,
         }
         _refuse("--beam searches for likely texts by the trunk's own probabilities", options)
+
+    def _check_search(self) -> None:
+        given = {
+            "--simulations": self.simulations,
+            "--dynamics": self.dynamics,
+            "--commit": self.commit,
+            "--tree-html": self.tree_html,
+        }
+        if self.search is None:
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{name} {value} belongs to a search; add --search gumbel or --search puct.")
+            return
+        check_choice("--search", self.search, SEARCHES)
+        if self.dynamics is not None:
+            check_choice("--dynamics", self.dynamics, SEARCHED_DYNAMICS)
+        for name in ("--simulations", "--commit"):
+            value = given[name]
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1.")
+        options = {
+            "--draft": self.draft is not None,
+            "--num-draft": self.num_draft is not None,
+            "--beam": self.beam is not None,
+            "--three-phase": self.three_phase,
+            "--stop": bool(self.stop),
+            "--top-k or --top-p": (self.top_k, self.top_p) != (0, 1.0),
+            "--repetition-penalty": self.repetition_penalty != 1,
+            "--explain beside --json": self.explain and self.json,
+        }
+        _refuse("--search plans every token by the model's own values", options)
 
     def _check_explain(self) -> None:
         if self.num_draft == AUTO:

@@ -108,16 +108,21 @@ def write_texts(config: GenerateConfig, directory: Path, batches: Iterable[Seque
             raise MemoryError(f"{error} See --batch-size and --max-new-tokens.") from None
         totals.seconds += time.perf_counter() - start
         for prompt, (ids, tokens, rounds) in zip(prompts, decoded, strict=True):
-            before, text, is_stopped = _split(decoding, ids, tokens)
-            if config.json:
-                reason = "stop" if is_stopped else "eos" if tokens[-1] in decoding.eos_token_ids else "length"
-                print(json.dumps(asdict(_Answer(prompt, text, tokens, reason, rounds)), ensure_ascii=False))
-            else:
-                print(before + text)
+            print_text(decoding, prompt, ids, tokens, rounds)
         sys.stdout.flush()
     if not totals.num_prompts:
         encode_prompts(tokenizer, [])  # which says what to do
     print(totals.account(decoding), file=sys.stderr)
+
+
+def print_text(decoding: _Decoding, prompt: str, ids: Sequence[int], tokens: list[int], rounds: int) -> None:
+    """Print a prompt with the text after it, or the line of ``--json``; ``tokens`` follow the prompt's ``ids``."""
+    before, text, is_stopped = _split(decoding, ids, tokens)
+    if decoding.config.json:
+        reason = "stop" if is_stopped else "eos" if tokens[-1] in decoding.eos_token_ids else "length"
+        print(json.dumps(asdict(_Answer(prompt, text, tokens, reason, rounds)), ensure_ascii=False))
+    else:
+        print(before + text)
 
 
 @dataclass
@@ -265,6 +270,11 @@ def _account(num_tokens: int, num_forwards: int, per_round: float, seconds: floa
     return f"{num_tokens} tokens in {num_forwards} trunk forwards ({each}), {seconds:.3f} s not warmed up; {conditions}"
 
 
+def load_searched(config: GenerateConfig, directory: Path) -> _Decoding:
+    """Return the model of ``--search``, which is decoded without drafts."""
+    return _load(config, directory, _tokenizer(directory))
+
+
 def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     transformers.utils.logging.disable_progress_bar()
     return load_tokenizer(directory)
@@ -294,6 +304,8 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
         method += ", three phases"
     if config.beam is not None:
         method = f"beam {config.beam}, K={depth}, widths={','.join(map(str, config.widths or (config.beam,)))}"
+    if config.search is not None:
+        method = f"search {config.search} over {config.dynamics or 'mtp'}, K={depth}"
     sampled = config.temperature > 0
     return _Decoding(
         config=config,
@@ -325,7 +337,7 @@ def _model_of(directory: Path, tokenizer: PreTrainedTokenizerBase, device: torch
 
 def _draft(config: GenerateConfig, model: MTPModel) -> str:
     """Return the kind of draft that was asked for, else the heads' where there are any."""
-    if config.beam is not None:
+    if config.beam is not None or config.search is not None:
         return "none"
     draft = config.draft
     if draft is None:

@@ -1,4 +1,4 @@
-"""The config tree as Hydra composes it: a schema of types and names, an option an environment, users' directories.
+"""The config tree as Hydra composes it: a schema of types and names, and the directories of users.
 
 OmegaConf cannot fill a frozen dataclass, so the schema is an unfrozen twin of each, made by ``twin`` from its fields.
 ``build`` goes back: plain values into the frozen dataclass, which checks them. No DictConfig leaves this package.
@@ -7,14 +7,12 @@ OmegaConf cannot fill a frozen dataclass, so the schema is an unfrozen twin of e
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gymnasium
 import omegaconf
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -22,7 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-import worldmtp.envs  # noqa: F401 - registers
+from worldmtp.cli.options import generated_options, store_options
 from worldmtp.training.config import TrainConfig, config_from_dict
 
 Config = TypeVar("Config")
@@ -84,25 +82,12 @@ class UserConfigDirectories(SearchPathPlugin):
 
 def register() -> None:
     """Make the schema and the user's directories known to Hydra; harmless to repeat."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=twin(TrainConfig))
-    with_settings = {
-        entry.name.removesuffix(".yaml") for entry in (resources.files("worldmtp.configs") / "env").iterdir()
-    }
-    for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
-        # Hydra would merge a file of the same name with this one.
-        if option_name(env_id) not in with_settings:
-            store.store(group="env", name=option_name(env_id), node={"id": env_id, "kwargs": {}})
+    ConfigStore.instance().store(name="train_schema", node=twin(TrainConfig))
+    store_options()
     OmegaConf.register_new_resolver("config_digest", _digest_of_task, replace=True)
     plugins = Plugins.instance()
     if UserConfigDirectories not in plugins.discover(SearchPathPlugin):
         plugins.register(UserConfigDirectories)
-
-
-def option_name(env_id: str) -> str:
-    """Return the name that chooses a registered environment: ``frozen_lake_8x8`` of ``worldmtp/FrozenLake8x8-v0``."""
-    name = env_id.rpartition("/")[2].rpartition("-v")[0]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z]{2})(?=[0-9])", "_", name).lower()
 
 
 def _digest_of_task(*, _root_: DictConfig) -> str:
@@ -120,12 +105,17 @@ def known_keys(arguments: Sequence[str]) -> list[str]:
     groups = [entry.name for entry in tree.iterdir() if entry.is_dir() and not entry.name.startswith("__")]
     keys = [*flat_keys(OmegaConf.structured(twin(TrainConfig))), *groups]
     chosen = {argument.rpartition("=")[2] for argument in arguments}
-    for group in ("study", "env"):
-        for entry in (tree / group).iterdir():
-            if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen:
-                option = OmegaConf.create(entry.read_text(encoding="utf-8"))
-                assert isinstance(option, DictConfig)  # a mapping, not a list
-                keys += flat_keys(option, f"{group}.")
+    options: list[tuple[str, Any]] = [
+        (group, entry.read_text(encoding="utf-8"))
+        for group in ("study", "env")
+        for entry in (tree / group).iterdir()
+        if entry.name.endswith(".yaml") and entry.name.removesuffix(".yaml") in chosen
+    ]
+    options += [(one.group, one.node) for one in generated_options() if one.group == "env" and one.name in chosen]
+    for group, content in options:
+        option = OmegaConf.create(content)
+        assert isinstance(option, DictConfig)  # a mapping, not a list
+        keys += flat_keys(option.get(group, option), f"{group}.")  # a global one has its group inside
     return keys
 
 

@@ -54,6 +54,19 @@ class LatentState(Protocol):
         """Return one batch of all states, whatever texts they come from and however many steps they have taken."""
         ...
 
+    def reserve(self: _Same, num_rows: int) -> _Same:
+        """Return a batch with room for so many states that begins with a copy of these, for ``store`` to fill."""
+        ...
+
+    def store(self: _Same, start: int, other: _Same) -> _Same:
+        """Write states over the rows from ``start`` on, in place where they fit, and return the batch to go on with."""
+        ...
+
+    @property
+    def row_bytes(self) -> int:
+        """The memory that a state takes, without what it shares with others."""
+        ...
+
 
 State = TypeVar("State", bound=LatentState)
 

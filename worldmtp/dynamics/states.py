@@ -1,7 +1,8 @@
 """States as tables: selected, stored and merged by row, whatever a back-end keeps of them.
 
 A state is a frozen dataclass whose fields all have one entry for each row of the batch: a tensor with the rows on its
-first axis, another table, a tuple of these, or None. So ``select``, ``put`` and ``cat`` are written once, here.
+first axis, another table, a tuple of these, or None. So ``select``, ``put`` and ``cat`` are written once, here, and
+``reserve`` with ``store``, which fill a table row by row without copying it.
 
 * ``LayerCache``: keys and values, read from a Hugging Face cache and made into one.
 * ``Shared``: what many rows read of one text; a row holds its number there, and no copy.
@@ -45,6 +46,23 @@ class StateTable:
         """Return the rows of all tables, one table after another."""
         columns = [dict(_columns(table)) for table in tables]
         return cls(**{name: _cat([column[name] for column in columns]) for name in columns[0]})
+
+    def reserve(self: Table, num_rows: int) -> Table:
+        """Return a table of so many rows that begins with a copy of these; ``store`` fills the others."""
+        return replace(self, **{name: _reserve(value, num_rows) for name, value in _columns(self)})
+
+    def store(self: Table, start: int, other: Table) -> Table:
+        """Write ``other`` over the rows from ``start`` on, in place, and return the table to go on with.
+
+        Nothing else is copied unless ``other`` is the wider one. For tables that ``reserve`` made: nobody else's.
+        """
+        pairs = zip(_columns(self), _columns(other), strict=True)
+        return replace(self, **{name: _store(mine, start, new) for (name, mine), (_, new) in pairs})
+
+    @property
+    def row_bytes(self) -> int:
+        """The memory that a row takes, without what it shares with others."""
+        return sum(_row_bytes(value) for _, value in _columns(self))
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,20 @@ class Shared(Generic[Table]):
         moved = _in_one_table(parts)
         return Shared(moved[0].table, torch.cat([part.rows for part in moved]))
 
+    def reserve(self, num_rows: int) -> "Shared[Table]":
+        """Return the same table, with room for the numbers of so many states."""
+        return Shared(self.table, _reserve(self.rows, num_rows))
+
+    def store(self, start: int, other: "Shared[Table]") -> "Shared[Table]":
+        """Write the numbers of ``other`` in place; only another table than this one is copied."""
+        mine, new = _in_one_table([self, other])
+        return Shared(mine.table, _store(mine.rows, start, new.rows))
+
+    @property
+    def row_bytes(self) -> int:
+        """Those of a number."""
+        return _row_bytes(self.rows)
+
 
 def _in_one_table(parts: Sequence[Shared[Table]]) -> Sequence[Shared[Table]]:
     """Rows that nobody reads are left behind, so that storing states again and again does not grow the table."""
@@ -163,6 +195,19 @@ class Depths:
         present = tuple(depth for part in parts for depth in part.present)
         return _depths(torch.cat([part.each for part in parts]), present)
 
+    def reserve(self, num_rows: int) -> "Depths":
+        """Return these depths with room for more; what is not stored yet is of no depth that is present."""
+        return Depths(_reserve(self.each, num_rows), self.present)
+
+    def store(self, start: int, other: "Depths") -> "Depths":
+        """Write the depths of ``other`` in place; none is thought to have gone, so that the device is not asked."""
+        return Depths(_store(self.each, start, other.each), tuple(sorted({*self.present, *other.present})))
+
+    @property
+    def row_bytes(self) -> int:
+        """Those of a number."""
+        return _row_bytes(self.each)
+
     def groups(self, key: Callable[[int], Hashable]) -> list[tuple[int, Int[Tensor, " group"] | None]]:
         """Return for each value of ``key(depth)`` a depth that has it, and its rows: None where they are all rows."""
         alike: dict[Hashable, list[int]] = {}
@@ -213,6 +258,38 @@ def _cat(values: Sequence[Any]) -> Any:
     if isinstance(values[0], tuple):
         return tuple(_cat(parts) for parts in zip(*values, strict=True))
     return torch.cat(_equally_wide(values)) if isinstance(values[0], Tensor) else type(values[0]).cat(values)
+
+
+def _reserve(value: Any, num_rows: int) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return tuple(_reserve(part, num_rows) for part in value)
+    if not isinstance(value, Tensor):
+        return value.reserve(num_rows)
+    return torch.cat([value, value.new_zeros((num_rows - len(value), *value.shape[1:]))])
+
+
+def _store(value: Any, start: int, new: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return tuple(_store(part, start, new_part) for part, new_part in zip(value, new, strict=True))
+    if not isinstance(value, Tensor):
+        return value.store(start, new)
+    value, new = _equally_wide([value, new])
+    value[start : start + len(new)] = new
+    return value
+
+
+def _row_bytes(value: Any) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, tuple):
+        return sum(_row_bytes(part) for part in value)
+    if not isinstance(value, Tensor):
+        return int(value.row_bytes)
+    return value.shape[1:].numel() * value.element_size()
 
 
 def _equally_wide(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ In a token MDP the next state is the prefix plus the token, so the trunk's own f
 bound of all others; what is left to err are the reward, continuation and value heads that read it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,30 +13,33 @@ from transformers import DynamicCache
 
 from worldmtp.dynamics.latent import read_latent
 from worldmtp.dynamics.protocol import Prediction, resolve_roots
-from worldmtp.dynamics.states import LayerCache, Shared, StateTable, make_cache, read_cache
+from worldmtp.dynamics.states import Depths, LayerCache, Shared, StateTable, make_cache, read_cache
 from worldmtp.model import MTPModel
 from worldmtp.model.trunk import TrunkFeatures
 
 
 @dataclass(frozen=True)
-class TrunkCaches(StateTable):
-    """The trunk's keys and values of a batch, layer by layer."""
+class TrunkText(StateTable):
+    """The trunk's keys and values of a batch of texts, layer by layer."""
 
+    attention_mask: Bool[Tensor, "batch length"]
     layers: tuple[LayerCache, ...]
 
 
 @dataclass(frozen=True)
 class CachedState(StateTable):
-    """Prefixes with their trunk caches.
+    """Prefixes with their trunk caches: of the text that all branches of it share, and of the tokens since.
 
-    State n is the first ``num_slots[n]`` slots of its row of the caches: padding on the left, then its prefix. What
-    stands behind them belongs to later tokens of the same text, or to nobody.
+    State n begins with the first ``num_slots[n]`` slots of its text, padding on the left included; what stands behind
+    them belongs to later tokens of the same text. ``own`` are the keys and values of the tokens appended since, oldest
+    first, so that a node of a search takes the memory of its own branch and no copy of the prefix.
     """
 
     latent: Float[Tensor, "state hidden"]
-    attention_mask: Bool[Tensor, "state length"]
+    depths: Depths
+    text: Shared[TrunkText]
     num_slots: Int[Tensor, " state"]
-    caches: Shared[TrunkCaches]
+    own: tuple[LayerCache, ...]
 
 
 class OracleWorldModel:
@@ -61,11 +64,14 @@ class OracleWorldModel:
         root_rows, root_positions = resolve_roots(attention_mask, root_rows, root_positions)
         cache = DynamicCache()
         hidden = self._model.trunk_features(input_ids, attention_mask, cache=cache).post_norm
+        layers = read_cache(cache)
+        nothing = [layer.keys[:1, :, :0].expand(len(root_rows), -1, -1, -1) for layer in layers]
         return CachedState(
             latent=hidden[root_rows, root_positions],
-            attention_mask=attention_mask[root_rows],
+            depths=Depths.at_roots(root_rows),
+            text=Shared(TrunkText(attention_mask, layers), root_rows),
             num_slots=root_positions + 1,
-            caches=Shared(TrunkCaches(read_cache(cache)), root_rows),
+            own=tuple(LayerCache(empty, empty) for empty in nothing),
         )
 
     def step(self, state: CachedState, tokens: Int[Tensor, " state"]) -> CachedState:
@@ -74,21 +80,55 @@ class OracleWorldModel:
         A sliding window counts slots, so every prefix is moved to the right end: the token comes next to its last one.
         """
         if len(state) == 0:
-            return state
-        width = int(state.num_slots.max())
-        slots = torch.arange(width, device=tokens.device) - (width - state.num_slots)[:, None]
-        inside = slots.clamp_min(0)
-        cache = make_cache([layer.gather(state.caches.rows, inside) for layer in state.caches.table.layers])
-        real = state.attention_mask.gather(1, inside) & (slots >= 0)
+            return replace(state, depths=state.depths.after_step())
+        text, rows, deepest = state.text.table, state.text.rows, state.depths.deepest - 1
+        taken = state.depths.each - 1
+        lengths = state.num_slots + taken
+        width = int(lengths.max())
+        slots = torch.arange(width, device=tokens.device) - (width - lengths)[:, None]
+        inside = slots.clamp_min(0).minimum(state.num_slots[:, None] - 1)
+        real = (slots >= 0) & (text.attention_mask[rows[:, None], inside] | (slots >= state.num_slots[:, None]))
+        # The last slots: those of the tokens since, as many as the row of the most has.
+        numbers = torch.arange(deepest, device=tokens.device) - (deepest - taken)[:, None]
+        cache = make_cache(
+            [
+                _followed(layer.gather(rows, inside), own, numbers)
+                for layer, own in zip(text.layers, state.own, strict=True)
+            ]
+        )
         attention_mask = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
         hidden = self._model.trunk_features(tokens[:, None], attention_mask, cache=cache).post_norm
-        return CachedState(
+        newest = [LayerCache(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in read_cache(cache)]
+        return replace(
+            state,
             latent=hidden[:, -1],
-            attention_mask=attention_mask,
-            num_slots=torch.full_like(state.num_slots, width + 1),
-            caches=Shared(TrunkCaches(read_cache(cache)), torch.arange(len(tokens), device=tokens.device)),
+            depths=state.depths.after_step(),
+            own=tuple(_appended(own, new, taken, deepest) for own, new in zip(state.own, newest, strict=True)),
         )
 
     def predict(self, state: CachedState, with_logits: bool = True) -> Prediction:
         """Return what is read off the true latents."""
         return read_latent(self._model, state.latent, with_logits)
+
+
+def _followed(text: LayerCache, own: LayerCache, numbers: Int[Tensor, "state own"]) -> LayerCache:
+    """Put own entries into the last slots of a fresh copy of a text's; a negative number leaves the text's there."""
+    places = numbers.shape[1]
+    if places:
+        is_own, at = (numbers >= 0)[:, None, :, None], numbers.clamp_min(0)
+        mine = own.gather(torch.arange(len(at), device=at.device), at)
+        for copy, values in ((text.keys, mine.keys), (text.values, mine.values)):
+            copy[:, :, -places:] = torch.where(is_own, values, copy[:, :, -places:])
+    return text
+
+
+def _appended(own: LayerCache, new: LayerCache, taken: Int[Tensor, " state"], deepest: int) -> LayerCache:
+    """Return the own entries with one more behind those that each row has taken."""
+    rows = torch.arange(len(taken), device=taken.device)
+
+    def appended(values: Tensor, one: Tensor) -> Tensor:
+        longer = torch.cat([values[:, :, :deepest], one], dim=2)
+        longer[rows, :, taken] = one[:, :, 0]
+        return longer
+
+    return LayerCache(appended(own.keys, new.keys), appended(own.values, new.values))

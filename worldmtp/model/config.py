@@ -160,6 +160,15 @@ class MTPConfig(PreTrainedConfig):
         return self.trunk_config.get_text_config(decoder=decoder, encoder=encoder)
 
     @property
+    def max_position_embeddings(self) -> int:
+        """Return the trunk's: TRL's tool loop asks the model's own config how long a text may be."""
+        config = self.get_text_config()
+        if config is self:
+            raise AttributeError("max_position_embeddings is the trunk's, and this config is bound to none.")
+        longest: int = config.max_position_embeddings
+        return longest
+
+    @property
     def offsets(self) -> tuple[int, ...]:
         """Return how many tokens ahead each depth 1 .. K predicts."""
         return tuple(1 + self.stride * (depth - 1) for depth in range(1, self.depth + 1))

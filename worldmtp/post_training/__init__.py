@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worldmtp.post_training.rollout import env_reward as env_reward
     from worldmtp.post_training.sft import MTPSFTConfig as MTPSFTConfig
     from worldmtp.post_training.sft import MTPSFTTrainer as MTPSFTTrainer
+    from worldmtp.post_training.tools import env_factory as env_factory
 
 _load, __dir__, __all__ = lazy_exports(
     __name__,
@@ -44,6 +45,7 @@ _load, __dir__, __all__ = lazy_exports(
         "reward": "TextGenReward",
         "rollout": "TextGenRollout env_reward",
         "sft": "MTPSFTConfig MTPSFTTrainer",
+        "tools": "env_factory",
     },
 )
 

@@ -53,14 +53,18 @@ TRAINER_METHODS = {
 }
 """What the mixin overrides or calls of every trainer."""
 
+_SAMPLING: dict[str, tuple[str, ...]] = {
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+}
 OWN_METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "SFTTrainer": {"_remove_unused_columns": ("self", "dataset", "description")},
     "DPOTrainer": {},
     "KTOTrainer": {"_compute_kl_logps": ("self", "model", "batch")},
-    "GRPOTrainer": {"_prepare_inputs": ("self", "generation_batch")},
-    "RLOOTrainer": {"_prepare_inputs": ("self", "generation_batch")},
-    "PPOTrainer": {
-        "_prepare_inputs": ("self", "generation_batch"),
+    "GRPOTrainer": _SAMPLING,
+    "RLOOTrainer": _SAMPLING,
+    "PPOTrainer": _SAMPLING
+    | {
         "_generate_and_score_completions": ("self", "inputs"),
         "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
         "_compute_loss": ("self", "model", "inputs"),
@@ -81,23 +85,23 @@ BASES = {"PPOTrainer": "GRPOTrainer"}
 """Of trainers that TRL does not have, whose seams they are built on."""
 
 TRAINER_ATTRIBUTES = ("_metrics", "accelerator", "model_accepts_loss_kwargs", "_loss_shifts_labels")
+_SAMPLED = (
+    "ref_model",
+    "beta",
+    "temperature",
+    "num_iterations",
+    "_step",
+    "_buffered_inputs",
+    "reward_funcs",
+    "loss_is_scaled_for_ga",
+)
 OWN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "SFTTrainer": (),
     "DPOTrainer": ("ref_model", "loss_is_scaled_for_ga"),
     "KTOTrainer": ("ref_model", "loss_is_scaled_for_ga"),
-    "GRPOTrainer": ("ref_model", "beta", "temperature", "_buffered_inputs", "reward_funcs", "loss_is_scaled_for_ga"),
-    "RLOOTrainer": ("ref_model", "beta", "temperature", "_buffered_inputs", "reward_funcs", "loss_is_scaled_for_ga"),
-    "PPOTrainer": (
-        "ref_model",
-        "beta",
-        "temperature",
-        "_buffered_inputs",
-        "reward_funcs",
-        "reward_weights",
-        "eos_token_ids",
-        "_tokenizer",
-        "loss_is_scaled_for_ga",
-    ),
+    "GRPOTrainer": _SAMPLED,
+    "RLOOTrainer": _SAMPLED,
+    "PPOTrainer": (*_SAMPLED, "reward_weights", "eos_token_ids"),
 }
 
 

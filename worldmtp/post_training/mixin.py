@@ -119,12 +119,22 @@ class MTPTrainerMixin(_Trainer):
 
         Raises:
             IncompatibleTRLError: the trainer lacks an attribute, or its model TRL's forward.
-            ValueError: the objective reaches beyond the model's depths, or sharded training cannot follow it.
+            ValueError: the objective reaches beyond the model's depths, sharded training cannot follow it, or weights
+                are to be sharded over CPUs.
         """
         check_trainer(self, self.trl_name)
         model, objective = self.model, args.build_objective()
         assert isinstance(model, MTPModel)  # check_model saw to it
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.args.fsdp and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            raise ValueError(
+                f"fsdp={self.args.fsdp!r} and accelerate shards nothing on CPUs: it would keep all weights in each "
+                "process, without a word. Leave fsdp out there."
+            )
+        if self.is_fsdp_enabled:
+            # By this name accelerate looks for the final norm, whose forward gathers the LM head beside it: in the
+            # fused forward nothing else would, as the head's weight is read and its forward not called.
+            vars(model)["base_model_prefix"] = "base_model"
         if not is_sharded:  # these keep copies in float32
             warn_of_half_precision(model)
         window_depths(objective.window, model.config.depth)  # refuses here, not at the first step
@@ -181,6 +191,7 @@ class MTPTrainerMixin(_Trainer):
     def release_model(self) -> MTPModel:
         """End the training and return the model with its class's forward, without anything of TRL or this trainer."""
         self.mtp_forward.remove()
+        vars(self.mtp_forward.model).pop("base_model_prefix", None)
         return self.mtp_forward.model
 
     def _task(self, inputs: dict[str, Any], plan: StepPlan | None) -> HeadTask:

@@ -8,13 +8,15 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, no_type_check
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
@@ -27,6 +29,7 @@ from worldmtp.post_training.generation import DRAFTS, DraftedGeneration
 from worldmtp.post_training.metrics import DraftMeans
 from worldmtp.post_training.mixin import MTPTrainerMixin
 from worldmtp.post_training.reference import frozen_reference
+from worldmtp.post_training.sampled_batch import load_sampled_batch, save_sampled_batch
 from worldmtp.post_training.token_sets import TokenChoice, num_targets
 
 
@@ -114,6 +117,7 @@ class OnPolicyMixin(MTPTrainerMixin):
                 stacklevel=3,
             )
             draft = "trl"
+        check_names(self.reward_func_names)
         self.mtp_drafts = {"train": DraftMeans(), "eval": DraftMeans()}
         self.mtp_generation = DraftedGeneration(self.mtp_forward.model, draft, args.mtp_num_draft, self._add_drafts)
         self.mtp_generation.install()
@@ -148,6 +152,18 @@ class OnPolicyMixin(MTPTrainerMixin):
         if self.mtp_forward.model.training:
             self._window_targets = self._count_generation(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First: the trainer's own state file, written last, tells that a checkpoint is whole.
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        save_sampled_batch(self, Path(self._get_output_dir(trial)) / name)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load what goes on from a checkpoint: the optimiser, the schedule and the sampled batch."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and load_sampled_batch(self, checkpoint, self.state.global_step):
+            self.mtp_generation.num_calls += 1  # in the run that was stopped
 
     def _texts(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return prompts and completions as TRL is going to join them; completions are labelled."""
@@ -210,6 +226,20 @@ class OnPolicyMixin(MTPTrainerMixin):
         super().log(logs, start_time)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise if two rewards have one name.
+
+    Raises:
+        ValueError: they do, so that TRL would log both under it.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"several reward functions are called {twice}: TRL would mix their metrics. Give each a name of its own: "
+            "name= of TextGenReward and env_factory, or __name__ of a function."
+        )
+
+
 def checked_reward(function: Any, name: str) -> Any:
     """Return a reward function whose results are looked at before TRL makes a tensor of them.
 
@@ -236,4 +266,9 @@ def checked_reward(function: Any, name: str) -> Any:
             )
         return values
 
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if hasattr(inner, "token_field"):
+        vars(checked)["token_field"] = inner.token_field
     return checked

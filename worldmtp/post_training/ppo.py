@@ -226,10 +226,11 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         return total
 
     def _truncated(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, written: Tensor) -> Tensor:
-        """Return which completions were cut off: as the rollout says, else those whose last token ends no text."""
+        """Return which completions were cut off: as the rollout says, else those without an end of text."""
         if "env_truncated" in rows[0]:
             return torch.tensor([bool(row["env_truncated"]) for row in rows], device=ids.device)
-        ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=ids.device)
+        # Not a padding token too, as in TRL's metrics: an untrained policy samples one, and nothing stops there.
+        ends = torch.tensor(self.eos_token_ids, device=ids.device)
         last = ids.gather(1, (written.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
         return ~torch.isin(last, ends)
 
@@ -250,11 +251,15 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         return scale_of(total / count.clamp(min=1), self.args.min_advantage_scale)
 
     def _log_batch(self, batch: dict[str, Any]) -> None:
-        """Log what is known before anything trains on the batch; this process's."""
-        mask, bins = batch["decision_mask"], self.mtp_forward.model.world_heads.value_bins
-        if not bool(mask.any()):
+        """Log what is known before anything trains on the batch, of all processes."""
+        mask, bins = batch["decision_mask"], self.mtp_forward.model.world_heads.value_bins.cpu()
+        numbers = [batch[name][mask] for name in ("advantages", "values", "value_targets")]
+        rows = torch.stack([*numbers, torch.ones_like(numbers[0])], dim=1)
+        # Processes have unequal numbers of decisions; rows of zeros, the last column's too, make them equal.
+        rows = self.accelerator.gather(self.accelerator.pad_across_processes(rows)).cpu().double()
+        advantages, values, targets = rows[rows[:, -1] == 1, :-1].T
+        if not len(advantages):
             return
-        targets, advantages = batch["value_targets"][mask], batch["advantages"][mask]
         outside = float(((targets < bins[0] - 1e-4) | (targets > bins[-1] + 1e-4)).float().mean())
         if outside and not self._said_outside:
             self._said_outside = True
@@ -268,9 +273,9 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
             {
                 "ppo/advantage_mean": float(advantages.mean()),
                 "ppo/advantage_std": float(advantages.std(unbiased=False)),
-                "ppo/value_mean": float(batch["values"][mask].mean()),
+                "ppo/value_mean": float(values.mean()),
                 "ppo/return_mean": float(targets.mean()),
-                "ppo/explained_variance": explained_variance(targets - batch["values"][mask], targets),
+                "ppo/explained_variance": explained_variance(targets - values, targets),
                 "ppo/returns_outside_bins": outside,
             }
         )
@@ -359,6 +364,7 @@ def _check_fills_a_batch(dataset: Any, args: MTPPPOConfig) -> None:
     Raises:
         ValueError: there are.
     """
+    assert args.generation_batch_size is not None  # TRL's configuration has made it
     number = args.generation_batch_size // args.num_generations
     if isinstance(dataset, Dataset) and len(dataset) < number:
         raise ValueError(

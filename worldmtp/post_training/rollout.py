@@ -56,10 +56,10 @@ class TextGenRollout:
 
     What is drawn depends on ``seed``, the trainer's global step, the number of calls in it to train, or to evaluate,
     and the process. A resumed run, which does not evaluate again what was evaluated before its checkpoint, therefore
-    draws as one that went through, if the checkpoint stands at a generation: TRL keeps no generated batch
-    in a checkpoint and generates anew where it resumes. A generation serves ``num_iterations * steps_per_generation /
-    gradient_accumulation_steps`` optimiser steps; make ``save_steps`` a multiple of that, which it always is with TRL's
-    defaults of ``num_iterations`` and ``steps_per_generation``.
+    draws as one that went through. With TRL's own trainers that needs a checkpoint that stands at a generation: they
+    keep no generated batch in one, as those of this package do, and generate anew where they resume. A generation
+    serves ``num_iterations * steps_per_generation / gradient_accumulation_steps`` optimiser steps; make ``save_steps``
+    a multiple of that, which it always is with TRL's defaults of ``num_iterations`` and ``steps_per_generation``.
 
     Args:
         env: rows, with ``autoreset_mode="disabled"``; so many episodes are played at a time.

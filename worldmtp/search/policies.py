@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.choices import check_choice
 from worldmtp.dynamics.imagination import Policy
 from worldmtp.dynamics.protocol import LatentState, WorldModel
 from worldmtp.model.categorical import draw
@@ -144,6 +145,36 @@ def muzero_policy(
         slots = draw((weights.log() / temperature).log_softmax(dim=-1), generator)
     actions = root.tokens.gather(1, slots[:, None])[:, 0]
     return SearchedPolicy(actions, root.tokens, weights, node.value, tree)
+
+
+RULES = ("gumbel", "puct")
+
+
+def plan(
+    rule: str,
+    world_model: WorldModel[Any],
+    state: LatentState,
+    policy: Policy,
+    config: SearchConfig,
+    invalid: Bool[Tensor, "batch vocab"] | None = None,
+) -> SearchedPolicy:
+    """Search by the rule of that name without any noise: ``actions`` are its best, ``weights`` can be drawn from.
+
+    The same state gives the same weights, so that the probability of a token that is drawn from them is known. By
+    ``gumbel`` a quarter as many tokens are considered as there are simulations, at least 2 and 16 at most: texts have
+    few likely tokens, and a budget that goes once to each of 16 looks no further than the next one.
+
+    Raises:
+        TypeError: the world model is blind to actions.
+        ValueError: there is no such rule, or as ``read_root``.
+    """
+    check_choice("search", rule, RULES)
+    if rule == "gumbel":
+        considered = min(16, max(2, config.num_simulations // 4))
+        return gumbel_muzero_policy(
+            world_model, state, policy, config, invalid=invalid, gumbel_scale=0.0, num_considered=considered
+        )
+    return muzero_policy(world_model, state, policy, config, invalid=invalid, temperature=0.0, dirichlet_fraction=0.0)
 
 
 def _mixed(root: Reading, noise: Float[Tensor, "batch width"], fraction: float) -> Reading:

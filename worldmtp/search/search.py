@@ -16,7 +16,7 @@ from torch import Tensor
 from worldmtp.dynamics.imagination import Policy, check_action_conditional
 from worldmtp.dynamics.protocol import LatentState, WorldModel
 from worldmtp.search.selection import Rule
-from worldmtp.search.tree import UNVISITED, Reading, SearchTree, check_finite, tree_bytes
+from worldmtp.search.tree import UNVISITED, Reading, SearchTree, check_finite
 
 _MAX_BYTES = 4 * 2**30
 
@@ -32,7 +32,7 @@ class SearchConfig:
     """Likeliest tokens of each node that are kept; the search cannot choose another. No more than there are."""
     gamma: float = 1.0
     max_bytes: int = _MAX_BYTES
-    """Memory that the arrays of the trees may take."""
+    """Memory that the arrays of the trees may take, with the world model's state at every node."""
 
     def __post_init__(self) -> None:
         for name in ("num_simulations", "width"):
@@ -70,7 +70,7 @@ def read_root(
 
     Raises:
         TypeError: the world model is blind to actions: parallel heads cannot be searched.
-        ValueError: in a row every token is invalid, or the trees do not fit into ``max_bytes``.
+        ValueError: in a row every token is invalid.
     """
     check_action_conditional(world_model)
     config.depth(world_model)
@@ -85,13 +85,6 @@ def read_root(
         if bool(stuck.any()):
             raise ValueError(f"all tokens are invalid in rows {stuck.nonzero()[:, 0].tolist()[:8]}; one must be left.")
     width = min(config.width, logprobs.shape[-1])
-    needed = tree_bytes(len(logprobs), width, config.num_simulations, logprobs.element_size())
-    if needed > config.max_bytes:
-        raise ValueError(
-            f"{len(logprobs)} trees of {config.num_simulations} simulations and width {width} take "
-            f"{needed / 2**30:.1f} GiB, more than max_bytes={config.max_bytes / 2**30:.1f} GiB; search fewer rows at "
-            "once, or narrower."
-        )
     kept, tokens = logprobs.topk(width, dim=-1)
     return Reading(tokens, kept, prediction.value, prediction.reward, prediction.continuation * config.gamma)
 
@@ -110,8 +103,9 @@ def search(
 
     Raises:
         FloatingPointError: the world model said something that is not finite.
+        ValueError: the trees do not fit into ``max_bytes``.
     """
-    tree = SearchTree.grow(root, state, config.num_simulations)
+    tree = SearchTree.grow(root, state, config.num_simulations, config.max_bytes)
     depth = config.depth(world_model)
     for simulation in range(config.num_simulations):
         parents, slots = _walk(tree, root_rule, interior_rule, min(depth, simulation + 1))
@@ -157,7 +151,7 @@ def _expand(
     nodes = torch.where(known == UNVISITED, number, known)
     discount = prediction.continuation * config.gamma
     tree.write(nodes, Reading(tokens, kept, prediction.value, prediction.reward, discount))
-    tree.states.append(state)
+    tree.store(number, state)
     tree.children[rows, parents, slots] = nodes
     tree.child_rewards[rows, parents, slots] = prediction.reward
     tree.child_discounts[rows, parents, slots] = discount

@@ -9,7 +9,7 @@ counts these trees reproduce; the arrays are changed in place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,13 +52,19 @@ class SearchTree:
     child_rewards: Float[Tensor, "batch node width"]
     child_discounts: Float[Tensor, "batch node width"]
     child_values: Float[Tensor, "batch node width"]
-    states: list[Any] = field(default_factory=list)
-    """``states[n]``: node n of every row, a batch of the world model's states."""
+    states: Any
+    """The world model's states, in one table with room for all: node n of row b is its row n * batch + b."""
+    max_bytes: int
 
     @classmethod
-    def grow(cls, root: Reading, state: LatentState, num_simulations: int) -> "SearchTree":
-        """Return trees that are a root each, with room for the simulations."""
+    def grow(cls, root: Reading, state: LatentState, num_simulations: int, max_bytes: int) -> "SearchTree":
+        """Return trees that are a root each, with room for the simulations.
+
+        Raises:
+            ValueError: they take more than ``max_bytes``.
+        """
         (batch, width), nodes = root.tokens.shape, num_simulations + 1
+        check_fits(batch, width, num_simulations, root.logits.element_size(), state.row_bytes, max_bytes)
         node, edge = (batch, nodes), (batch, nodes, width)
         tree = cls(
             tokens=root.tokens.new_zeros(edge),
@@ -73,9 +79,10 @@ class SearchTree:
             child_rewards=root.value.new_zeros(edge),
             child_discounts=root.value.new_zeros(edge),
             child_values=root.value.new_zeros(edge),
+            states=state.reserve(batch * nodes),
+            max_bytes=max_bytes,
         )
         tree.write(torch.zeros(batch, dtype=torch.long, device=root.tokens.device), root)
-        tree.states.append(state)
         return tree
 
     @property
@@ -91,15 +98,20 @@ class SearchTree:
         self.values[rows, nodes] = reading.value
         self.visits[rows, nodes] += 1
 
+    def store(self, number: int, state: LatentState) -> None:
+        """Keep the world model's state of node ``number`` of each row, in its place.
+
+        Raises:
+            ValueError: states grow with their depth, and with ones as large as these the trees do not fit any more.
+        """
+        if state.row_bytes > self.states.row_bytes:
+            batch, nodes, width = self.tokens.shape
+            check_fits(batch, width, nodes - 1, self.logits.element_size(), state.row_bytes, self.max_bytes)
+        self.states = self.states.store(number * len(self.tokens), state)
+
     def gather(self, nodes: Int[Tensor, " batch"]) -> Any:
         """Return the world model's state of a node of each row."""
-        present = nodes.unique()  # in order
-        batch = len(nodes)
-        tables = [self.states[node] for node in present.tolist()]
-        if len(tables) == 1:
-            return tables[0]
-        places = torch.searchsorted(present, nodes) * batch + self.rows
-        return type(tables[0]).cat(tables).select(places)
+        return self.states.select(nodes * len(self.tokens) + self.rows)
 
     def at(self, nodes: Int[Tensor, " batch"]) -> "Node":
         """Return what there is of a node of each row."""
@@ -148,10 +160,22 @@ class Node:
         return self.child_visits > 0
 
 
-def tree_bytes(batch: int, width: int, num_simulations: int, float_bytes: int = 4) -> int:
-    """Return the bytes of the arrays of a batch of trees, the world model's states aside."""
-    per_edge, per_node = 3 * 8 + 4 * float_bytes, 3 * 8 + 2 * float_bytes
-    return batch * (num_simulations + 1) * (width * per_edge + per_node)
+def check_fits(
+    batch: int, width: int, num_simulations: int, float_bytes: int, state_bytes: int, max_bytes: int
+) -> None:
+    """Do nothing if the arrays of a batch of trees and the states at their nodes fit into ``max_bytes``.
+
+    Raises:
+        ValueError: they do not, with the arithmetic.
+    """
+    edge, node = 3 * 8 + 4 * float_bytes, 3 * 8 + 2 * float_bytes
+    needed = batch * (num_simulations + 1) * (width * edge + node + state_bytes)
+    if needed > max_bytes:
+        raise ValueError(
+            f"{batch} trees of {num_simulations} simulations and width {width} take {needed:,} bytes: {batch} trees x "
+            f"{num_simulations + 1} nodes x ({width} edges x {edge} + {node} + {state_bytes:,} of the world model's "
+            f"state), more than {max_bytes=:,}; search fewer rows at once, with fewer simulations, or narrower."
+        )
 
 
 def check_finite(tree: SearchTree, names: Sequence[str] = ("raw_values", "child_rewards", "child_discounts")) -> None:

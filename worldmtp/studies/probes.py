@@ -1,5 +1,7 @@
 """What a trunk knows beyond the next token: linear probes of its states, and induction.
 
+``linear_readout`` is the probe of anything continuous, such as the belief over a source's hidden states.
+
 How far ahead does a hidden state look? Linear probes read h_t for the token t+n, n = 1, 2, 3, ...
 Future Lens (Pal et al. 2023, arXiv 2311.04897) asks a transformer's states for the tokens after the next. A probe is a
 linear map from frozen states, trained in closed form (ridge regression on one-hot targets), so that no optimiser's luck
@@ -135,6 +137,29 @@ def induction_accuracy(model: MTPModel, texts: InductionTexts) -> float:
     model.train(was_training)
     right = logits[:, :-1].argmax(dim=-1) == texts.input_ids[:, 1:]
     return float(right[texts.asked[:, :-1]].float().mean())
+
+
+def linear_readout(
+    train_states: Float[Tensor, "train hidden"],
+    train_targets: Float[Tensor, "train target"],
+    test_states: Float[Tensor, "test hidden"],
+    ridge: float = 1e-4,
+) -> Float[Tensor, "test target"]:
+    """Return what a ridge regression with an intercept reads off the test states, as of beliefs over hidden states.
+
+    ``ridge`` is relative to the states' mean variance. Split by sequence: positions of one text know each other's.
+    """
+    mean, base = train_states.mean(dim=0), train_targets.mean(dim=0)
+    states = train_states - mean
+    gram = states.T @ states / len(states)
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    weights = torch.linalg.solve(gram, states.T @ (train_targets - base) / len(states))
+    return (test_states - mean) @ weights + base
+
+
+def explained_share(targets: Float[Tensor, "test target"], read: Float[Tensor, "test target"]) -> float:
+    """Return R2 over all targets together: 1 - squared error / squared deviation from the targets' mean."""
+    return 1 - float((targets - read).square().sum() / (targets - targets.mean(dim=0)).square().sum())
 
 
 def _check_offsets(num_offsets: int, train_ids: Tensor, test_ids: Tensor) -> None:

@@ -80,6 +80,7 @@ class Study(Protocol):
 
 
 STUDIES: dict[str, str] = {
+    "cross_modal": "worldmtp.studies.cross_modal:CrossModal",
     "densification": "worldmtp.studies.densification:Densification",
     "head_families": "worldmtp.studies.head_families:HeadFamilies",
     "path_star": "worldmtp.studies.path_star:PathStarStudy",

@@ -4,16 +4,18 @@ from worldmtp.tracking.progress import ProgressReporter, Stage
 from worldmtp.tracking.strips import StripRow, TokenStrip, render_strip
 from worldmtp.tracking.tag_table import TagRow, TagTable
 from worldmtp.tracking.tags import TAGS, Layout
+from worldmtp.tracking.tensorboard_writer import (
+    TENSORBOARD_DIRECTORY,
+    TensorBoardWriter,
+    default_layout,
+    tensorboard_command,
+)
 from worldmtp.tracking.writers import (
     METRICS_FILE,
-    TENSORBOARD_DIRECTORY,
     JsonlWriter,
     MetricWriter,
     MultiWriter,
-    TensorBoardWriter,
-    default_layout,
     read_records,
-    tensorboard_command,
 )
 
 __all__ = [

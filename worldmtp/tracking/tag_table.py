@@ -43,21 +43,31 @@ class TagTable:
         Raises:
             ValueError: no row matches; the message gives the nearest.
         """
-        if not _is_documented(self, tag, kind):
+        self.row(tag, kind)
+
+    def row(self, tag: str, kind: Kind) -> TagRow:
+        """Return the row that documents the tag, the first where several match.
+
+        Raises:
+            ValueError: no row matches; the message gives the nearest.
+        """
+        found = _find(self, tag, kind)
+        if found is None:
             candidates = [row.tag for row in self.rows if row.kind == kind]
             generic = re.sub(r"(?<=_)\d+|(?<=_h)\d+", "{k}", tag)
-            found = nearest(generic, candidates, cutoff=0.0)
-            hint = f" Did you mean {found!r}?" if found else ""
+            near = nearest(generic, candidates, cutoff=0.0)
+            hint = f" Did you mean {near!r}?" if near else ""
             raise ValueError(
                 f"No {kind} tag {tag!r} in the table of metrics.{hint} "
                 "Log one of the documented tags (docs/metrics.md), or your own as custom/<name>."
             )
+        return found
 
 
 # One entry per row and kind of a table; bounded because texts of users could be tags.
 @functools.lru_cache(maxsize=4096)
-def _is_documented(table: TagTable, tag: str, kind: Kind) -> bool:
-    return any(row.matches(tag, kind) for row in table.rows)
+def _find(table: TagTable, tag: str, kind: Kind) -> TagRow | None:
+    return next((row for row in table.rows if row.matches(tag, kind)), None)
 
 
 @functools.lru_cache(maxsize=1024)

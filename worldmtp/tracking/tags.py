@@ -118,6 +118,14 @@ _WORLD_MODEL = _rows(
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
+    *(
+        (f"depth_{{k}}/{part}{end}", f"{meaning}; {of}", "nats/token")
+        for part, meaning in (
+            ("structural", "what heads that average over the tokens in between cannot know, on held-out answers"),
+            ("error", "ce less what such a head cannot know; of heads that are told the tokens it may be below 0"),
+        )
+        for end, of in (("", "middle of two bounds"), ("_lo90", "low end of the lower's"), ("_hi90", "of the upper's"))
+    ),
     ("depth_{k}/top1", "share of positions whose most probable predicted token is the realized one", "share"),
     ("depth_{k}/accept", "mean of min(1, q_k / p) at the realized token, an estimate of 1 - E[TV]", "probability"),
     ("depth_{k}/survival", "mean of prod_{j<=k} min(1, q_j / p): probability that k drafts survive", "probability"),
@@ -195,6 +203,11 @@ _IMAGINATION = _rows(
     ("optimism_gap", "mean over the last batches of imagined - real return; with imagination=episodes", "reward"),
     ("disagreement", "mean total variation of the ensemble over the turns of the last imagined batch", "1"),
     ("batches_trained", "imagined batches that the policy was trained on in this iteration", "batches"),
+    (
+        "batches_flat",
+        "imagined batches that were not trained on because their returns differ by no more than least_gap of the range",
+        "batches",
+    ),
     ("batches_trusted", "imagined batches that the optimism gap allows", "batches"),
     ("explores", "1 if imagination is paid for novelty, because all real returns were equal so far, else 0", "0 or 1"),
     ("return_promised", "mean return of the last imagined batch; novelty's bonus included while it explores", "reward"),

@@ -1,15 +1,56 @@
-"""What the end of a run says beside its table: answers that could not be scored, and how to talk to the model."""
+"""What a run says at its end: the arm's name, a note for each thing that its log knows, how to talk to the model."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.imagination.completion_costs import completion_costs
+from worldmtp.analysis.run_files import time_breakdown
+from worldmtp.analysis.summary import RunSummary, summary_table
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
+from worldmtp.tracking import tensorboard_command
 from worldmtp.training.saved_model import transformers_tokenizer
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def arm_name(use: str, backend: str) -> str:
+    """Return what PPO with this use of imagination is called in the closing table."""
+    if use == "off":
+        return "PPO, no imagination"
+    # Replies are imagined by a model of their own, whatever heads the policy has; placebos of it keep their names.
+    return f"PPO, {use}" if (use, backend) == ("episodes", "mtp") else f"PPO, {use}, {backend}"
+
+
+def measured_note(replies: bool) -> str:
+    """Return what the columns of the closing table mean; ``replies``: a world does, so that an answer is an episode."""
+    if not replies:
+        return "sampled is the policy as it acts, one answer a prompt"
+    return (
+        "sampled is the policy as it acts, one episode an opening; exact is the share of episodes solved, realized "
+        "return the mean over all their states of what was paid from there on, discounted by agent.ppo.gamma"
+    )
+
+
+def notes_of_log(records: Records, imagination: ImaginationConfig) -> list[str]:
+    """Return what the log has to say of scoring, of imagination, of completions and of time."""
+    found = [completion_costs(records), time_breakdown(records)]
+    costs, breakdown = ([] if one is None else [str(one)] for one in found)
+    return [*_scoring(records), *_episodes(records, imagination), *costs, *breakdown]
+
+
+def progress_note(metrics: Mapping[str, float]) -> str:
+    """Return what is told of an iteration while the run goes on."""
+    batches = metrics.get("imagination/batches_trained")
+    imagined = "" if batches is None else f", imagined {batches:.0f} {'batch' if batches == 1 else 'batches'}"
+    return f"exact {metrics['rollout/exact_mean']:.3f}{imagined}"
 
 
 def talk_command(model: MTPModel, env: TextVectorEnv, env_id: str, run_dir: Path, prompt: str) -> list[str]:
@@ -22,7 +63,21 @@ def talk_command(model: MTPModel, env: TextVectorEnv, env_id: str, run_dir: Path
     return ["generate:    " + shlex.join([*words, "--", prompt])]
 
 
-def scoring_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def closing_text(summary: RunSummary, run_dir: Path, report: Path, talk: Sequence[str]) -> str:
+    """Return the table, the notes, and where everything is."""
+    return "\n".join(
+        [
+            summary_table(summary),
+            *summary.notes,
+            f"{summary.wall_clock_seconds:.0f} s in {run_dir}",
+            f"report:      {report}",
+            f"tensorboard: {tensorboard_command(run_dir)}",
+            *talk,
+        ]
+    )
+
+
+def _scoring(records: Records) -> list[str]:
     """Return a note where answers could not be scored, which are paid 0 as wrong ones are."""
     counts = {"raised": "env/scorer_errors", "were cut off": "env/scorer_timeouts"}
     failed = {how: int(max((record.get(tag) or 0.0 for record in records), default=0.0)) for how, tag in counts.items()}
@@ -30,3 +85,44 @@ def scoring_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if not told:
         return []
     return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]
+
+
+def _episodes(records: Records, imagination: ImaginationConfig) -> list[str]:
+    """Return what ``imagination=episodes`` did: when its gates were open, what it promised, and what came."""
+    if imagination.use != "episodes":
+        return []
+    iterations = [record for record in records if "rollout/return_mean" in record]
+
+    def column(name: str) -> list[float]:
+        return [float(record[name]) for record in iterations if record.get(name) is not None]
+
+    trained, flat = column("imagination/batches_trained"), column("imagination/batches_flat")
+    if not trained:
+        return ["imagination: no world has replied to a whole turn, so that nothing was imagined"]
+    explored = column("imagination/explores")
+    let_through = zip(trained, flat, explored, strict=True)
+    num_open = sum(one + other > 0 and not explores for one, other, explores in let_through)
+    parts = (
+        ["gates off"]
+        if not imagination.episodes.gated
+        else [f"gates open in {num_open} of {len(iterations)} iterations"]
+    )
+    if sum(explored):
+        parts.append(f"explored in {sum(explored):.0f}")
+    left_out = f", {sum(flat):.0f} of equal returns left out" if sum(flat) else ""
+    parts.append(f"trained on {sum(trained):.0f} imagined batches{left_out}")
+    promised, came = column("imagination/return_imagined"), column("imagination/return_realized")
+    if promised:
+        parts.append(
+            f"promised {np.mean(promised):.2f} and {np.mean(came):.2f} came, on average over {len(came)} batches"
+        )
+    gates = {"action ratio": "world_model/reply_action_ratio", "disagreement": "imagination/disagreement"}
+    measured = {name: values for name, tag in gates.items() if (values := column(tag))}
+    parts += [f"{name} {values[0]:.3g} at first and {values[-1]:.3g} at last" for name, values in measured.items()]
+    tag = "imagination/heldout_return"
+    if held_out := [record for record in records if record.get(f"{tag}_imagined") is not None]:
+        last = held_out[-1]
+        parts.append(
+            f"of held-out openings imagined {last[f'{tag}_imagined']:.2f}, where {last[f'{tag}_real']:.2f} came"
+        )
+    return [f"imagination: {'; '.join(parts)}"]

@@ -300,6 +300,15 @@ class TrainConfig:
         _at_least(0, seed=self.seed)
 
 
+_COMPARED = (
+    *("seed", "env.id", "model.path", "model.head", "model.depth"),
+    *("sft.num_demonstrations", "sft.num_steps", "sft.learning_rate"),
+    *("agent.rollout.num_iterations", "agent.rollout.num_prompts", "agent.rollout.group_size"),
+    *("agent.rollout.temperature", "agent.ppo.learning_rate", "agent.ppo.advantage", "agent.ppo.kl_coef"),
+    *("world_model.backend", "world_model.num_updates", "imagination.use", "imagination.horizon"),
+)
+
+
 def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str = "") -> Config:
     """Return the dataclass of nested plain values; fields that are left out have their defaults.
 
@@ -329,6 +338,18 @@ def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str =
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return the config as nested plain values, as YAML and JSON give them back: a tuple is a list there."""
     return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def hyperparameters(config: TrainConfig) -> dict[str, int | float | str]:
+    """Return the settings that runs are compared by, as TensorBoard's page HParams shows them."""
+    values = config_to_dict(config)
+    found: dict[str, int | float | str] = {}
+    for key in _COMPARED:
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value if isinstance(value, int | float) else str(value)
+    return found
 
 
 def _plain(value: Any) -> Any:

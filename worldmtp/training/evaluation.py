@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmtp.agents.answers import Answering, Answers
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import (
     DepthPredictions,
@@ -21,19 +22,25 @@ from worldmtp.agents.evaluation import (
     root_imaginations,
 )
 from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
+from worldmtp.agents.search_policy import ActingSearch
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.analysis.conversations import Episode, episode_of, episodes_markdown, is_conversation, utterances
 from worldmtp.analysis.return_agreement import return_agreement
+from worldmtp.analysis.scenes import TopTokens, scene_of
 from worldmtp.analysis.summary import ArmSummary
 from worldmtp.dynamics import WorldModel
+from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
 from worldmtp.statistics import Interval, wilson_interval
 from worldmtp.tracking import MetricWriter, render_strip
+from worldmtp.tracking.scenes import Scene
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.make import check_fits, make_env
 
+NUM_TOP = 5
+"""Likeliest tokens that a scene keeps of each thing said."""
 _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
 
 
@@ -48,47 +55,96 @@ class RunEvaluation:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Imagining:
+    """How an evaluation imagines: by which world model, how far, how often; None imagines nothing."""
+
+    world_model: WorldModel[Any] | None
+    horizon: int
+    num_rollouts: int
+    seed: int
+
+
 def evaluate_run(
     model: MTPModel,
     evaluator: Evaluator,
-    world_model: WorldModel[Any] | None,
-    horizon: int,
-    num_rollouts: int,
+    imagining: Imagining,
     ppo: PPOConfig,
     tokens_text: Sequence[str],
-    seed: int,
 ) -> RunEvaluation:
-    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training.
-
-    Without a world model nothing is imagined.
-    """
+    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training."""
     evaluation = evaluator.run(model)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    rollout = evaluation.sampled
-    low, high = model.config.value_range
-    with torch.no_grad():
-        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
-    said = depth_predictions(model, rollout, evaluator.temperature, features)
-    if rollout.is_masked:  # no mask is known of states that are imagined
-        world_model = None
-    roots = root_imaginations(
-        world_model, evaluator.acting((low, high)), rollout, horizon, num_rollouts, ppo, generator, features
-    )
-    artefact = make_artefact(rollout, said, roots, horizon, tokens_text)
+    artefact, _ = read_answers(model, evaluator, evaluation.sampled, imagining, ppo, tokens_text)
     greedy = evaluation.greedy.exact
     sampled = evaluation.sampled.exact
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
     exact_sampled = wilson_interval(int(sampled.sum()), len(sampled), unit="prompt")
-    agreement = return_agreement(artefact, generator=seed)
+    agreement = return_agreement(artefact, generator=imagining.seed)
     metrics = evaluation.metrics() | depth_scalars(artefact)
     metrics |= dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
     known = np.isfinite(artefact.realized_return)
-    if world_model is not None:
+    if np.isfinite(artefact.imagined_return).any():
         metrics["eval/return_imagined"] = float(artefact.imagined_return[known].mean())
     metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
     return RunEvaluation(evaluation, artefact, exact, exact_sampled, metrics)
+
+
+def read_answers(
+    model: MTPModel,
+    evaluator: Evaluator,
+    rollout: Rollout,
+    imagining: Imagining,
+    ppo: PPOConfig,
+    tokens_text: Sequence[str],
+    num_top: int = 0,
+) -> tuple[EvalArtefact, TopTokens]:
+    """Read sampled answers with all depths, and imagine from each of their states; with the likeliest tokens of both.
+
+    What is drawn is drawn anew from ``imagining.seed``. Where the environment masks actions nothing is imagined: no
+    mask is known of states that are imagined.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(imagining.seed)
+    low, high = model.config.value_range
+    with torch.no_grad():
+        features = model.trunk_features(rollout.input_ids, rollout.attention_mask)
+    said = depth_predictions(model, rollout, evaluator.temperature, features, num_top)
+    roots = root_imaginations(
+        None if rollout.is_masked else imagining.world_model,
+        evaluator.acting((low, high)),
+        rollout,
+        imagining.horizon,
+        imagining.num_rollouts,
+        ppo,
+        generator,
+        features,
+        num_top,
+    )
+    tops = (said.top_ids, said.top_probs, roots.top_ids, roots.top_probs)
+    artefact = make_artefact(rollout, said, roots, imagining.horizon, tokens_text)
+    return artefact, TopTokens(*(values.cpu().numpy() for values in tops))
+
+
+def watch(
+    model: MTPModel,
+    evaluator: Evaluator,
+    sampled: Rollout,
+    imagining: Imagining,
+    ppo: PPOConfig,
+    tokens_text: Sequence[str],
+    num_scenes: int,
+    shows_returns: bool,
+) -> list[Scene]:
+    """Return the first sampled answers as scenes of the Imagination tab.
+
+    ``shows_returns`` is False where the world heads have learnt nothing, so that what they say of returns is noise.
+    """
+    few = sampled.select(torch.arange(min(num_scenes, len(sampled)), device=sampled.input_ids.device))
+    if not len(few):
+        return []
+    artefact, tops = read_answers(model, evaluator, few, imagining, ppo, tokens_text, NUM_TOP)
+    return [scene_of(artefact, tops, row, shows_returns=shows_returns) for row in range(len(few))]
 
 
 def make_artefact(
@@ -224,13 +280,7 @@ def evaluate_model(
     Raises:
         ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
     """
-    env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
-    probe = make_env(env, 1)
-    check_fits(model.config, probe)
-    examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
-    if not examples:
-        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
-    rows = make_env(env, len(examples))
+    rows, examples = _heldout_rows(model, env, num_prompts, seed)
     evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
     metrics = evaluation.metrics()
     return CheckpointEvaluation(
@@ -247,3 +297,39 @@ def evaluate_model(
 
 def _share(rollout: Rollout) -> Interval:
     return wilson_interval(int(rollout.exact.sum()), len(rollout), unit="prompt")
+
+
+def _heldout_rows(
+    model: MTPModel, env: EnvConfig, num_prompts: int, seed: int
+) -> tuple[TextVectorEnv, Sequence[Example]]:
+    """Return held-out prompts and an environment with a row for each."""
+    env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
+    probe = make_env(env, 1)
+    check_fits(model.config, probe)
+    examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
+    if not examples:
+        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
+    return make_env(env, len(examples)), examples
+
+
+def compare_answers(
+    model: MTPModel,
+    env: EnvConfig,
+    num_prompts: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    searches: Sequence[ActingSearch] = (),
+    best_of: Sequence[int] = (),
+) -> list[Answers]:
+    """Answer the prompts of ``evaluate_model`` in several ways: greedily, by a draw, by searches, by the best of draws.
+
+    Raises:
+        TypeError: a search over heads that are blind to actions.
+        ValueError: as ``evaluate_model``.
+    """
+    rows, examples = _heldout_rows(model, env, num_prompts, seed)
+    model.limit_tokens(rows.tokenizer.vocab_size)
+    answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"))
+    found = [answering.greedy(), answering.sampled()]
+    found += [answering.searched(how) for how in searches]
+    return found + [answers for number in best_of for answers in answering.best_of(number)]

@@ -40,13 +40,16 @@ def imagined_episodes(
     generator = torch.Generator().manual_seed(seed)
     imagined = episodes.imagine_beside(held_out, generator)
     real_scores, imagined_scores = (_scores(episodes, rollout) for rollout in (held_out, imagined))
-    ranks = _ranks(real_scores[:, 0])
+    ranks = _ranks(real_scores, imagined_scores)
     rows = torch.tensor(list(ranks))
     real, other = (
         episodes_of(rollout.select(rows.to(rollout.actions.device)), tokens_text) for rollout in (held_out, imagined)
     )
     shown = zip(ranks.values(), real, map(_rounded, other), strict=True)
-    pairs = [EpisodePair(*pair) for pair in shown]
+    pairs: list[EpisodePair] = []
+    for pair in shown:
+        if pair[1:] not in [(other.real, other.imagined) for other in pairs]:
+            pairs.append(EpisodePair(*pair))
     return make_reply_artefact(*found, real_scores, imagined_scores, pairs, tokens_text)
 
 
@@ -143,8 +146,16 @@ def _rounded(episode: Episode) -> Episode:
     return replace(episode, utterances=said, total=round(episode.total, 3))
 
 
-def _ranks(returns: Float[np.ndarray, " pair"]) -> dict[int, str]:
-    """Return the rows of lowest, middle and highest return, and these words; fewer where there are fewer."""
-    ordered = np.argsort(returns, kind="stable")
-    places = {0: "lowest", len(ordered) - 1: "highest", len(ordered) // 2: "middle"}
-    return {int(ordered[place]): f"{places[place]} real return" for place in sorted(places)}
+def _ranks(real: Float[np.ndarray, "pair 3"], imagined: Float[np.ndarray, "pair 3"]) -> dict[int, str]:
+    """Return the rows of lowest, middle and highest real return, and these words; fewer where there are fewer.
+
+    Equal returns are in the order of how much the numbers of turns differ, and called so where all are equal.
+    """
+    returns, apart = real[:, 0], np.abs(imagined - real)[:, 1]
+    ordered = np.lexsort((apart, returns))
+    last = len(ordered) - 1
+    places = {0: "lowest", last: "highest", len(ordered) // 2: "middle"}
+    if returns.min() < returns.max():
+        return {int(ordered[place]): f"{places[place]} real return" for place in sorted(places)}
+    alike = {0: "most alike in turns", last: "least alike in turns", len(ordered) // 2: "in the middle"}
+    return {int(ordered[place]): f"{alike[place]}, of equal real returns" for place in sorted(alike)}

@@ -21,13 +21,20 @@ from worldmtp.envs.make import MakingError, make_text_vec
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import unrecorded
+from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.global_draws import global_draws_from
 from worldmtp.objective import MTPObjective
 from worldmtp.objective.plan import Progress
 from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig, TrainConfig
-from worldmtp.training.saved_model import holds_heads, load_causal_lm, load_with_heads
+from worldmtp.training.saved_model import (
+    has_tokenizer,
+    holds_heads,
+    holds_mtp_model,
+    load_causal_lm,
+    load_with_heads,
+)
 
 _SCORED = 4
 """Demonstrations whose scores are looked at before the warm start."""
@@ -124,6 +131,26 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
         raise ValueError(f"model.head={config.head} with model.head_spec={spec}: {error}") from error
 
 
+def model_notes(config: ModelConfig, env: TextVectorEnv, model: MTPModel, is_warm: bool) -> list[str]:
+    """Return what a user should know of a checkpoint: a tokenizer that is not the environment's, heads of its own."""
+    notes, path = [], config.path
+    if path is not None and has_tokenizer(Path(path)) and not isinstance(env.tokenizer, TransformersTokenizer):
+        notes.append(
+            f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
+            f"{env.tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
+            f"+env.kwargs.tokenizer=transformers:{path}."
+        )
+    if is_warm or not brings_heads(config):
+        return notes
+    heads = model.config
+    kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
+    return [
+        *notes,
+        f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth={heads.depth}); model.head, "
+        "model.depth, model.head_spec and model.num_value_bins say nothing here.",
+    ]
+
+
 def brings_heads(config: ModelConfig) -> bool:
     """Return whether ``path`` holds a saved MTPModel or a release with MTP heads, which are taken as they are.
 
@@ -205,16 +232,13 @@ def check_imagination(model: MTPModel, backend: str, imagination: ImaginationCon
 
     Raises:
         ValueError: there is no such back-end; or imagination is on, and these heads cannot have it, it cannot go that
-            far, or it is blind to the actions that counterfactuals compare; or these compare whole episodes and the
-            agent discounts.
+            far, or it is blind to the actions that counterfactuals compare.
     """
     check_backend(backend)
     if imagination.use == "episodes":
         check_choice("world_model.backend with imagination=episodes", backend, WORLDS)
         check_real_observations(ppo)
         return False
-    if imagination.use == "counterfactual":
-        ppo.check_whole_episodes("imagination=counterfactual")
     try:
         _check_imagination(model, backend, imagination)
     except ValueError:
@@ -244,16 +268,9 @@ def check_completions(model: MTPModel, env: TextVectorEnv, config: TrainConfig) 
     """Raise if imagined answers are to be scored and cannot be, before anything is trained.
 
     Raises:
-        ValueError: a world replies, a score is paid for, or the world model cannot go to the end of an answer; or
-            imagination is not ``counterfactual``, whose critic alone reads them.
+        ValueError: a score is paid for, or the world model cannot go to the end of an answer.
     """
-    use, completions = config.imagination.use, config.imagination.completions
-    if use != "counterfactual":
-        if completions != "none":
-            raise ValueError(
-                f"imagination.completions={completions} is read by imagination=counterfactual alone, and imagination "
-                f"is {use}; set imagination.completions=none, or imagination=counterfactual."
-            )
+    if config.imagination.use != "counterfactual":
         return
     generator, backend = torch.Generator(), config.world_model.backend
     acting = Acting.of(env, config.agent.rollout.temperature, model.config.value_range)

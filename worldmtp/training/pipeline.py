@@ -15,44 +15,47 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 
-from worldmtp.agents.action_masks import check_masks
 from worldmtp.agents.evaluation import Evaluation, Evaluator
-from worldmtp.agents.imagination.completion_costs import completion_costs
-from worldmtp.agents.imagination.latent import check_single_turn
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.uses import check_use
 from worldmtp.analysis import write_report
-from worldmtp.analysis.run_files import time_breakdown
-from worldmtp.analysis.summary import RunSummary, summary_table, write_summary
+from worldmtp.analysis.summary import RunSummary, write_summary
 from worldmtp.checkpoint import CheckpointError
+from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs.task import TurnTask
-from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
     JsonlWriter,
+    MetricWriter,
     MultiWriter,
     ProgressReporter,
     Stage,
+    TensorBoardWriter,
     default_layout,
     read_records,
-    tensorboard_command,
 )
-from worldmtp.training.closing import scoring_notes, talk_command
-from worldmtp.training.config import TrainConfig
+from worldmtp.tracking.scenes import SceneLog
+from worldmtp.training.closing import arm_name, closing_text, measured_note, notes_of_log, talk_command
+from worldmtp.training.config import TrainConfig, hyperparameters
 from worldmtp.training.evaluation import (
+    Imagining,
     RunEvaluation,
     conversations,
     evaluate_run,
     summarize,
+    watch,
     write_evaluation,
     write_strips,
 )
+from worldmtp.training.head_split import measured_split, split_scalars
 from worldmtp.training.imagined_episodes import (
     imagined_episodes,
     log_imagined_episodes,
@@ -60,7 +63,6 @@ from worldmtp.training.imagined_episodes import (
 )
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import (
-    brings_heads,
     check_completions,
     check_fits,
     check_imagination,
@@ -68,6 +70,7 @@ from worldmtp.training.make import (
     check_scores,
     make_env,
     make_model,
+    model_notes,
     on_device,
     vocabulary,
 )
@@ -75,8 +78,6 @@ from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, rei
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
 from worldmtp.training.saved_model import (
-    has_tokenizer,
-    holds_mtp_model,
     load_model,
     save_model,
     transformers_tokenizer,
@@ -94,10 +95,12 @@ def execute(
     ``at_start`` is called when the config is found good, before the first file is written.
     """
     torch.set_num_threads(config.profile.num_threads)
+    transformers.utils.logging.disable_progress_bar()  # of models written and read, which take no time here
     import_user_modules(config.imports)
+    stages = _STAGES if config.sft.num_steps else _STAGES[1:]
     way_back = f"What is saved stays; go on with resume={run_dir}"
     try:
-        with _writer(run_dir, config) as writer, ProgressReporter(_STAGES, sys.stderr) as progress:
+        with _writer(run_dir, config) as writer, ProgressReporter(stages, sys.stderr) as progress:
             pipeline = (kind or Pipeline)(config, run_dir, writer, progress)
             at_start()
             tell(pipeline.notes)
@@ -114,7 +117,10 @@ def execute(
 
 def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
     directory.mkdir(parents=True, exist_ok=True)
-    return MultiWriter(directory) if config.logger.tensorboard else MultiWriter(directory, [JsonlWriter(directory)])
+    writers: list[MetricWriter] = [JsonlWriter(directory)]
+    if config.logger.tensorboard:
+        writers.append(TensorBoardWriter(directory, hparams=hyperparameters(config)))
+    return MultiWriter(directory, writers)
 
 
 class Pipeline:
@@ -128,26 +134,28 @@ class Pipeline:
         self._config = config
         self._run_dir = run_dir
         self._writer = writer
+        self._scenes = SceneLog(run_dir)
         self._progress = progress
         rollout = config.agent.rollout
         self._env = make_env(config.env, rollout.num_prompts * rollout.group_size, records=True)
         check_replies(self._env.task, config.agent.ppo)
-        check_single_turn(self._env, config.imagination.use)
         self._is_warm, self._model = self._first_model()
         check_fits(self._model.config, self._env)
         self._model.limit_tokens(self._env.tokenizer.vocab_size)
         check_objective(config.objective, self._model.config.depth)
-        self._can_imagine = check_imagination(
-            self._model, config.world_model.backend, config.imagination, config.agent.ppo
-        )
-        check_completions(self._model, self._env, config)
+        make_drafter(self._model, rollout.draft, rollout.num_draft, None)
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
         if not self._is_warm:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
-        check_masks(self._env.reset(seed=config.seed)[1], config.imagination.use, rollout.draft)
-        self.notes = (*self._model_notes(), *prompts.notes, *notes)
+        infos = self._env.reset(seed=config.seed)[1]
+        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft)
+        self._can_imagine = check_imagination(
+            self._model, config.world_model.backend, config.imagination, config.agent.ppo
+        )
+        check_completions(self._model, self._env, config)
+        self.notes = (*model_notes(config.model, self._env, self._model, self._is_warm), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
@@ -163,7 +171,8 @@ class Pipeline:
         """Run all stages and return the exact match of the last evaluation."""
         step = self._saved_step()
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
-        self._writer.resume_at(step)
+        for log in (self._writer, self._scenes):
+            log.resume_at(step)
         self._warm_start()
         before = self._evaluate_held_out()
         if step < 0:
@@ -212,25 +221,6 @@ class Pipeline:
         seed = stream_seed(config.seed, "model")
         return False, on_device(make_model(config.model, self._env, seed), config.profile)
 
-    def _model_notes(self) -> list[str]:
-        notes, path = [], self._config.model.path
-        tokenizer = self._env.tokenizer
-        if path is not None and has_tokenizer(Path(path)) and not isinstance(tokenizer, TransformersTokenizer):
-            notes.append(
-                f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
-                f"{tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
-                f"+env.kwargs.tokenizer=transformers:{path}."
-            )
-        if self._is_warm or not brings_heads(self._config.model):
-            return notes
-        heads = self._model.config
-        kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
-        return [
-            *notes,
-            f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth="
-            f"{heads.depth}); model.head, model.depth, model.head_spec and model.num_value_bins say nothing here.",
-        ]
-
     @property
     def _start(self) -> str:
         """Return the name of the evaluation before the first iteration: of a warm start, or of the model as it came."""
@@ -268,6 +258,8 @@ class Pipeline:
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
+        self._log_split(before, 0)
+        self._watch(before.evaluation.sampled, 0)
 
     def _computing(self) -> torch.autocast:
         """Return the precision to compute in; the warm start has an autocast of its own."""
@@ -304,6 +296,7 @@ class Pipeline:
         self._writer.scalars(found.metrics() | seconds, step)
         if isinstance(self._env.task, TurnTask):
             self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
+        self._watch(found.sampled, step)
         return found
 
     def _show_imagined(self, trainer: ImaginationTrainer, held_out: Rollout, step: int, is_last: bool) -> None:
@@ -322,34 +315,54 @@ class Pipeline:
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
+        self._log_split(after, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
+        self._watch(after.evaluation.sampled, step)
 
-    def _evaluate_held_out(self) -> RunEvaluation:
+    def _imagining(self) -> Imagining:
+        """Return how evaluations imagine; its draws are the same every time."""
         config = self._config
         generator = torch.Generator().manual_seed(stream_seed(config.seed, "placebo in evaluation"))
-        backend = config.world_model.backend
+        return Imagining(
+            make_world_model(config.world_model.backend, self._model, generator) if self._can_imagine else None,
+            config.imagination.horizon,
+            config.eval.num_imagined,
+            stream_seed(config.seed, "imagination in evaluation"),
+        )
+
+    def _evaluate_held_out(self) -> RunEvaluation:
         with self._computing():
-            return evaluate_run(
-                self._model,
-                self._evaluator,
-                make_world_model(backend, self._model, generator) if self._can_imagine else None,
-                config.imagination.horizon,
-                config.eval.num_imagined,
-                config.agent.ppo,
-                self._tokens_text,
-                stream_seed(config.seed, "imagination in evaluation"),
-            )
+            imagining, ppo = self._imagining(), self._config.agent.ppo
+            return evaluate_run(self._model, self._evaluator, imagining, ppo, self._tokens_text)
+
+    def _log_split(self, found: RunEvaluation, step: int) -> None:
+        """Log what the heads' loss is made of; of states that are drawn no action mask is known."""
+        if found.evaluation.sampled.is_masked:
+            return
+        seed = stream_seed(self._config.seed, "futures in evaluation")
+        temperature, eos_id = self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
+        with self._computing():
+            split = measured_split(self._model, found.artefact, temperature, eos_id, seed)
+        self._writer.scalars(split_scalars(split, seed), step)
+
+    def _watch(self, sampled: Rollout, step: int) -> None:
+        """Keep the first held-out answers for the Imagination tab."""
+        config = self._config
+        # Before the first iteration the world heads know nothing, and without imagination they never learn.
+        learns = step > 0 and config.imagination.reads_latents
+        how = (self._imagining(), config.agent.ppo, self._tokens_text, config.logger.num_strips, learns)
+        with self._computing():
+            self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
 
     def _method(self) -> tuple[str, str]:
-        """Return what the closing table calls the training after the warm start, and how it was done."""
-        use = self._config.imagination.use
-        return "PPO", "no imagination" if use == "off" else f"{use}, {self._config.world_model.backend}"
+        """Return what did the training after the warm start, and its arm in the closing table."""
+        return "PPO", arm_name(self._config.imagination.use, self._config.world_model.backend)
 
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
         config, warmed = self._config, self._start == "warm_start"
-        method, how = self._method()
-        started, arm = "SFT" if warmed else f"before {method}", f"{method}, {how}"
+        method, arm = self._method()
+        started = "SFT" if warmed else f"before {method}"
         self._writer.flush()
         records = read_records(self._run_dir / METRICS_FILE)
         trained = summarize(after, arm, "final")
@@ -364,13 +377,11 @@ class Pipeline:
             machine=f"{platform.machine()}, {os.cpu_count()} cores, {config.profile.num_threads} threads",
             notes=(
                 f"{len(self._evaluator.examples)} held-out prompts of {config.env.id}, seed {config.seed}; "
-                "sampled is the policy as it acts, one answer a prompt",
+                + measured_note(isinstance(self._env.task, TurnTask)),
                 *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
-                *scoring_notes(records),
-                *[str(costs) for costs in [completion_costs(records)] if costs is not None],
                 *([] if self._flat is None else [self._flat]),
-                *[str(breakdown) for breakdown in [time_breakdown(records)] if breakdown is not None],
+                *notes_of_log(records, config.imagination),
             ),
         )
         write_summary(summary, self._run_dir)
@@ -378,13 +389,5 @@ class Pipeline:
         report = write_report(self._run_dir)
         (self._run_dir / DONE_FILE).touch()
         self._progress.update("report", 1.0)
-        self.closing = "\n".join(
-            [
-                summary_table(summary),
-                *summary.notes,
-                f"{summary.wall_clock_seconds:.0f} s in {self._run_dir}",
-                f"report:      {report}",
-                f"tensorboard: {tensorboard_command(self._run_dir)}",
-                *talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt),
-            ]
-        )
+        talk = talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt)
+        self.closing = closing_text(summary, self._run_dir, report, talk)

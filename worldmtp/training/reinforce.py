@@ -13,6 +13,7 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from worldmtp.model import MTPModel
 from worldmtp.tracking import METRICS_FILE, MetricWriter, read_records
+from worldmtp.training.closing import progress_note
 from worldmtp.training.config import CheckpointConfig
 from worldmtp.training.run_dir import RUN_LOG
 
@@ -126,7 +127,7 @@ def reinforce(
             save_checkpoint(directory, trainer.iteration, payload, config.keep_last)
         report(
             trainer.iteration / num_iterations,
-            f"iteration {trainer.iteration}/{num_iterations} exact {metrics['rollout/exact_mean']:.3f}",
+            f"iteration {trainer.iteration}/{num_iterations} {progress_note(metrics)}",
         )
 
 

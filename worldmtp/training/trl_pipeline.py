@@ -57,4 +57,5 @@ class TRLPipeline(Pipeline):
 
     def _method(self) -> tuple[str, str]:
         heads = self._stage.args.build_objective().coef.start
-        return self._stage.name.upper(), f"TRL, heads' lambda {heads:g}"
+        name = self._stage.name.upper()
+        return name, f"{name}, TRL, heads' lambda {heads:g}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import transformers
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -72,7 +71,6 @@ def warm_start(
     A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
     """
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
     tokenizer = env.tokenizer
     pairs = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer or "")) for example in examples]
     dataset = build_demonstrations(pairs, eos_token_id=tokenizer.eos_id, vocab_size=model.config.vocab_size or 0)

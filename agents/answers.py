@@ -1,0 +1,109 @@
+"""Ways to answer held-out prompts beside greedy and sampled, and what each costs in tokens of the trunk.
+
+**Trunk tokens** are what a trunk with a cache reads: a text's tokens once each, a prompt once for all its answers, and
+a token for each simulation of a search over the trunk. Simulations over heads are none; ``seconds`` counts everything.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
+from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
+from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
+from worldmtp.dynamics import make_world_model
+from worldmtp.envs import Example, TextVectorEnv
+from worldmtp.model import MTPModel
+from worldmtp.model.world_heads import binned_mean
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An answer to each prompt; ``trunk_tokens`` and ``seconds`` are means over prompts."""
+
+    way: str
+    exact: Bool[Tensor, " prompt"]
+    score: Float[Tensor, " prompt"]
+    trunk_tokens: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The prompts, who answers them, and the draws."""
+
+    model: MTPModel
+    env: TextVectorEnv
+    examples: Sequence[Example]
+    temperature: float
+    seed: int
+
+    def greedy(self) -> Answers:
+        """Return the likeliest answers, token by token."""
+        return self._by(TrunkPolicy(self.model, self.temperature), "greedy", None)
+
+    def sampled(self) -> Answers:
+        """Return one draw a prompt."""
+        return self._by(TrunkPolicy(self.model, self.temperature), "sampled", self._generator())
+
+    def searched(self, how: ActingSearch) -> Answers:
+        """Return the best token of a search, token by token.
+
+        Raises:
+            TypeError: the heads are blind to actions.
+        """
+        world_model = make_world_model(how.dynamics, self.model, self._generator())
+        policy = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device)
+        way = f"{how.rule} over {how.dynamics}, {how.config.num_simulations} simulations"
+        return self._by(policy, way, None, how.config.num_simulations if how.dynamics == "oracle" else 0)
+
+    def best_of(self, number: int) -> tuple[Answers, Answers]:
+        """Return the best of so many draws, by the task's own scorer, and by the rewards that the model foresees.
+
+        Raises:
+            ValueError: the number is less than 1.
+        """
+        if number < 1:
+            raise ValueError(f"best of {number}: at least 1 answer must be drawn.")
+        start, generator = time.perf_counter(), self._generator()
+        drawn = [self._rollout(TrunkPolicy(self.model, self.temperature), generator) for _ in range(number)]
+        scores = torch.stack([episode_returns(rollout).cpu() for rollout in drawn])
+        foreseen = torch.stack([foreseen_returns(self.model, rollout).cpu() for rollout in drawn])
+        exact = torch.stack([rollout.exact.cpu() for rollout in drawn])
+        prompts = drawn[0].prompt_length
+        written = sum((rollout.attention_mask.sum(dim=1) - prompts).sum() for rollout in drawn)
+        cost = float(prompts.sum() + written) / len(prompts)
+        seconds = (time.perf_counter() - start) / len(prompts)
+
+        def chosen(by: Tensor, way: str) -> Answers:
+            best = by.argmax(dim=0, keepdim=True)
+            name = f"best of {number}, {way}"
+            return Answers(name, exact.gather(0, best)[0], scores.gather(0, best)[0], cost, seconds)
+
+        return chosen(scores, "by the task's scorer"), chosen(foreseen, "by the model's own rewards")
+
+    def _by(self, policy: ActingPolicy, way: str, generator: torch.Generator | None, nodes_a_token: int = 0) -> Answers:
+        start = time.perf_counter()
+        rollout = self._rollout(policy, generator)
+        seconds = (time.perf_counter() - start) / len(rollout)
+        tokens = int(rollout.attention_mask.sum()) + nodes_a_token * rollout.num_tokens
+        return Answers(way, rollout.exact.cpu(), episode_returns(rollout).cpu(), tokens / len(rollout), seconds)
+
+    def _rollout(self, policy: ActingPolicy, generator: torch.Generator | None) -> Rollout:
+        options = {"split": "heldout", "prompts": list(self.examples)}
+        return collect_rollout(self.env, policy, generator, options).to(self.model.device)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(device=self.model.device).manual_seed(self.seed)
+
+
+@torch.no_grad()
+def foreseen_returns(model: MTPModel, rollout: Rollout) -> Float[Tensor, " batch"]:
+    """Return what the model's reward head reads off each action's own token, summed over the episode."""
+    hidden = model.trunk_features(rollout.input_ids, rollout.attention_mask).post_norm
+    rewards = binned_mean(model.world_heads(hidden).reward_logits, model.world_heads.reward_bins)
+    return torch.where(rollout.step_mask, rewards.gather(1, rollout.action_index), 0.0).sum(dim=1)

@@ -1,0 +1,116 @@
+"""Acting by search: each token is planned in a world model before it is written.
+
+Left out: training on what was acted so. The policy that learns is the prior, not the search's.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.agents.action_masks import allowed_tokens, forbid
+from worldmtp.agents.queues import ActedStep
+from worldmtp.dynamics import WorldModel, acting_policy
+from worldmtp.envs import TextVectorEnv
+from worldmtp.model.categorical import draw
+from worldmtp.search import SearchConfig, TurnWorldModel, plan
+from worldmtp.search.turns import TurnState
+
+
+@dataclass(frozen=True)
+class ActingSearch:
+    """How acting searches: by ``gumbel`` or ``puct``, over a world model by the name of its back-end."""
+
+    rule: str = "gumbel"
+    dynamics: str = "mtp"
+    config: SearchConfig = field(default_factory=SearchConfig)
+
+
+class SearchPolicy:
+    """Searches from every state it acts in; an ``ActingPolicy`` of the rows of ``env``.
+
+    Greedy is the search's best token, and sampling draws from its weights, the improved policy: of both the tree is
+    without noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
+    forbids is no action of the root; masks of the nodes below are not known. A search ends with the text, or with the
+    policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel[Any],
+        env: TextVectorEnv,
+        temperature: float,
+        how: ActingSearch,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._how, self._env, self._device = how, env, device
+        self._policy = acting_policy(temperature)
+        self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.config.gamma)
+        self._turns = _TurnLengths(env.tokenizer.eos_id)
+
+    @torch.no_grad()
+    def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
+        """Return one token a row; those of rows that have ended mean nothing and cost nothing."""
+        tokens, lengths, dataset = obs["tokens"], obs["length"][:, 0], self._env.dataset
+        written = self._turns.observe(tokens, lengths)
+        room = dataset.max_new - (lengths - obs["prompt_length"][:, 0])
+        if dataset.max_turn is not None:
+            room = np.minimum(room, dataset.max_turn - written)
+        actions, logprobs = torch.zeros(len(lengths), dtype=torch.long), torch.zeros(len(lengths))
+        live = np.nonzero(~self._env.done)[0]
+        if len(live):
+            longest = int(lengths[live].max())
+            input_ids = torch.from_numpy(tokens[live, :longest]).to(self._device)
+            mask = (torch.arange(longest)[None] < torch.from_numpy(lengths[live])[:, None]).to(self._device)
+            state = self._world_model.encode(input_ids, mask)
+            state = self._world_model.limited(state, torch.from_numpy(room[live]).to(self._device))
+            allowed = allowed_tokens(infos)
+            chosen, said = self._planned(state, None if allowed is None else allowed[live], generator)
+            actions[live], logprobs[live] = chosen.cpu(), said.to(logprobs)
+        self._turns.answer(tokens, lengths, actions.numpy())
+        return ActedStep(actions, logprobs)
+
+    def _planned(
+        self, state: TurnState, allowed: np.ndarray | None, generator: torch.Generator | None
+    ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+        """Return a token of each row and its log-probability."""
+        invalid = None
+        if allowed is not None:
+            logits = self._world_model.predict(state).logits
+            assert logits is not None  # asked for
+            invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
+        found = plan(self._how.rule, self._world_model, state, self._policy, self._how.config, invalid)
+        logprobs = found.weights.log()
+        if generator is None:
+            slots = (found.tokens == found.actions[:, None]).int().argmax(dim=1)
+        else:
+            slots = draw(logprobs, generator)
+        return found.tokens.gather(1, slots[:, None])[:, 0], logprobs.gather(1, slots[:, None])[:, 0]
+
+
+class _TurnLengths:
+    """How many tokens of its turn each row has written, read off the texts."""
+
+    def __init__(self, eos_id: int) -> None:
+        self._eos_id = eos_id
+        self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._written = np.zeros(0, dtype=np.int64)
+
+    def observe(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return the counts: one more where the last answer, and nothing else, was written and did not end the turn."""
+        if self._before is None or self._before[0].shape != tokens.shape:
+            self._written = np.zeros_like(lengths)
+            return self._written
+        old, old_lengths, answers = self._before
+        places = np.arange(tokens.shape[1])[None]
+        is_same = ((tokens == old) | (places >= old_lengths[:, None])).all(axis=1)
+        goes_on = is_same & (lengths == old_lengths + 1) & (answers != self._eos_id)
+        self._written = np.where(goes_on, self._written + 1, 0)
+        return self._written
+
+    def answer(self, tokens: np.ndarray, lengths: np.ndarray, answers: np.ndarray) -> None:
+        """Keep what was observed and answered; the environment writes on in its arrays."""
+        self._before = tokens.copy(), lengths.copy(), answers.copy()

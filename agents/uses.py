@@ -1,0 +1,63 @@
+"""Which use of imagination suits which environment. What does not is refused once, with all that is to be changed.
+
+    answers                  off, counterfactual (with completions), baseline, latent; drafts
+    a world that replies     off, episodes, counterfactual and baseline without completions; drafts
+    where actions are masked off, and episodes in a world
+
+Masks are known of places that an observation has shown, so that whatever chooses tokens further ahead has none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.task import TurnTask
+
+
+def check_use(
+    env: TextVectorEnv, infos: Mapping[str, Any], imagination: ImaginationConfig, ppo: PPOConfig, draft: str
+) -> None:
+    """Raise unless imagination, completions and drafts suit the environment, whose ``infos`` of a reset these are.
+
+    Raises:
+        ValueError: they do not; the message has each fault, with what to set. Who does all of it is not refused again.
+    """
+    use, completions = imagination.use, imagination.completions
+    replies, masks = isinstance(env.task, TurnTask), "action_mask" in infos
+    compares = not (replies or masks or ppo.gamma < 1 or ppo.bootstrap_truncated)  # counterfactuals would start
+    faults = []
+    if fault := _unsuited(use, env, replies, masks):
+        others = ["imagination=episodes"] if replies else ["imagination=counterfactual"] if compares else []
+        if completions == "none" or not compares:
+            others.append("imagination=off")
+        use = others[0].removeprefix("imagination=")  # what else is said fits what is advised
+        faults.append(f"imagination={imagination.use} {fault}; set {' or '.join(others)}.")
+    if completions != "none" and (use != "counterfactual" or replies):
+        why = f"is read by imagination=counterfactual alone, and imagination is {imagination.use}"
+        if replies and imagination.use == "counterfactual":
+            why = "scores imagined answers, and what a world would reply to one is not known"
+        instead = ", or imagination=counterfactual" if compares and not faults else ""
+        faults.append(f"imagination.completions={completions} {why}; set imagination.completions=none{instead}.")
+    if use == "counterfactual":
+        try:
+            ppo.check_whole_episodes("imagination=counterfactual")
+        except ValueError as error:
+            faults.append(str(error))
+    if draft != "none" and masks:
+        faults.append(f"agent.rollout.draft={draft} {_BLIND}; set agent.rollout.draft=none.")
+    if faults:
+        raise ValueError(" ".join(faults))
+
+
+_BLIND = "would choose tokens where no mask is known, and the environment masks actions"
+
+
+def _unsuited(use: str, env: TextVectorEnv, replies: bool, masks: bool) -> str:
+    """Return why this use is not for this environment; empty where it is."""
+    if use == "episodes" and not replies:
+        return "is for worlds that reply, and nobody replies in this environment"
+    if use == "latent" and not env.eos_terminates:
+        other = "a world replies in this environment" if replies else "this task may end a text before EOS"
+        return f"is for answers without replies, which EOS ends, and {other}"
+    return _BLIND if masks and use not in ("off", "episodes") else ""

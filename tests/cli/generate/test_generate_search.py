@@ -1,0 +1,121 @@
+"""``worldmtp generate --search``: plans, trees as text and as a page, and what is refused."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
+
+
+@pytest.fixture
+def searched(model_of, save, command_line):
+    """The command over a model whose world heads say something."""
+    model, generator = model_of(), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.world_heads.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    path = save(model)
+    return lambda *words: command_line("--model", path, *words)
+
+
+class Page(HTMLParser):
+    """Tags that must be closed, and whatever a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched, self.rows = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.rows += dict(attributes).get("class") == "row"
+        self.fetched += [value for name, value in attributes if name in ("src", "href")]
+        if tag in ("details", "summary", "div", "span"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in ("details", "summary", "div", "span"):
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("dynamics", ["mtp", "oracle"])
+def test_every_plan_is_shown_and_its_token_written(searched, dynamics, tmp_path):
+    words = ("ab=", "--search", "puct", "--simulations", "12", "--max-new-tokens", "3", "--dynamics", dynamics)
+    code, plain, _ = searched(*words)
+    assert code == 0
+    code, out, err = searched(*words, "--explain", "--tree-html", tmp_path / "tree.html")
+    assert code == 0, err
+    assert out.endswith(plain)
+    assert plain.startswith("ab=")
+    plans = out.split("plan ")[1:]
+    assert 1 <= len(plans) <= 3
+    for plan in plans:
+        roots = re.findall(r"^  [→ ] +(\d+) +[\d.]+% +-?[\d.]+  \S", plan, re.MULTILINE)
+        assert sum(map(int, roots)) == 12  # those of the first level are indented by two spaces and no more
+        assert len(re.findall(r"^  → +\d+ +[\d.]+% +-?[\d.]+  \S", plan, re.MULTILINE)) == 1
+    assert f"by {len(plans)} plans of 12 simulations" in err
+    page, text = Page(), (tmp_path / "tree.html").read_text()
+    page.feed(text)
+    assert page.open == []
+    assert page.fetched == []
+    assert "http" not in text
+    assert page.rows >= len(plans)
+    assert text.count("<h2>Plan ") == len(plans)
+
+
+def test_plans_of_several_tokens_are_fewer(searched):
+    words = ("ab=", "cd=", "--search", "gumbel", "--simulations", "8", "--max-new-tokens", "4", "--json")
+    code, one, _ = searched(*words)
+    assert code == 0
+    code, two, _ = searched(*words, "--commit", "2")
+    assert code == 0
+    for line, committed in zip(one.splitlines(), two.splitlines(), strict=True):
+        first, second = json.loads(line), json.loads(committed)
+        assert first["rounds"] == len(first["tokens"])
+        assert second["rounds"] < len(second["tokens"]) or len(second["tokens"]) == 1
+
+
+def test_prompts_are_planned_as_if_alone(searched):
+    words = ("--search", "gumbel", "--simulations", "6", "--max-new-tokens", "3", "--dynamics", "mtp")
+    _, both, _ = searched("ab=", "abcd=", *words)
+    alone = [searched(prompt, *words)[1] for prompt in ("ab=", "abcd=")]
+    assert both == "".join(alone)
+
+
+def test_draws_are_those_of_the_seed(searched):
+    words = ("ab=", "--search", "gumbel", "--simulations", "4", "--max-new-tokens", "6", "--temperature", "3")
+    texts = [searched(*words, "--seed", seed)[1] for seed in (0, 0, 1, 2, 3)]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--simulations", "4"], "--simulations 4 belongs to a search; add --search gumbel or --search puct"),
+        (["--search", "gumble"], "--search='gumble' is unknown; did you mean 'gumbel'"),
+        (["--search", "puct", "--simulations", "0"], "--simulations 0 must be at least 1"),
+        (["--search", "puct", "--dynamics", "orakel"], "--dynamics='orakel' is unknown; did you mean 'oracle'"),
+        (["--search", "puct", "--beam", "2", "--stop", "a"], "--search plans .* no use for --beam, --stop; leave them"),
+    ],
+)
+def test_refused(searched, words, message):
+    code, out, err = searched("ab=", *words)
+    assert code != 0
+    assert out == ""
+    assert re.search(message, err)
+
+
+def test_parallel_heads_and_heads_that_know_nothing_are_refused(tiny_trunk, model_of, save, command_line):
+    code, _, err = command_line("--model", save(model_of()), "ab=", "--search", "puct")
+    assert code != 0
+    assert "say the same of every text" in err
+    trunk = tiny_trunk("llama", vocab_size=7, dtype=torch.float64)
+    blind = MTPModel.from_trunk(trunk, MTPConfig(head="medusa", depth=3), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        blind.world_heads.value[-1].weight.add_(1.0)
+    code, _, err = command_line("--model", save(blind, "blind"), "ab=", "--search", "puct")
+    assert code != 0
+    assert "use action-conditional heads, such as head='sequential'" in err

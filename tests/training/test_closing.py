@@ -1,0 +1,78 @@
+"""What a run says of imagined episodes, at its end and while it goes on."""
+
+import pytest
+
+from worldmtp.agents.config import EpisodesConfig, ImaginationConfig
+from worldmtp.training.closing import arm_name, measured_note, notes_of_log, progress_note
+
+EPISODES = ImaginationConfig(use="episodes")
+
+
+def iteration(trained, flat=0.0, explores=0.0, **more):
+    batches = {"trained": trained, "flat": flat, "explores": explores}
+    named = {f"imagination/{'' if name == 'explores' else 'batches_'}{name}": value for name, value in batches.items()}
+    return {"step": 0, "rollout/return_mean": 0.5, **named, **more}
+
+
+def gap(imagined, real):
+    return {"imagination/return_imagined": imagined, "imagination/return_realized": real}
+
+
+def gates(ratio, disagreement):
+    return {"world_model/reply_action_ratio": ratio, "imagination/disagreement": disagreement}
+
+
+RECORDS = [
+    {"step": 0, "eval/exact": 0.0},
+    iteration(4.0, explores=1.0, **gates(1.5, 0.4)),
+    iteration(0.0, **gates(1.0, 0.3)),
+    iteration(3.0, 1.0, **gates(3.0, 0.1), **gap(0.5, 0.2)),
+    iteration(0.0, 4.0, **gates(20.0, 0.05), **gap(1.0, 0.8)),
+    {"step": 9, "imagination/heldout_return_imagined": 0.97, "imagination/heldout_return_real": 0.91},
+]
+
+
+def test_a_run_says_what_its_imagination_did():
+    """Two of four iterations had their gates open: one was exploring, and one trained on none. 4 + 3 batches."""
+    assert notes_of_log(RECORDS, EPISODES) == [
+        "imagination: gates open in 2 of 4 iterations; explored in 1; trained on 7 imagined batches, 5 of equal "
+        "returns left out; promised 0.75 and 0.50 came, on average over 2 batches; action ratio 1.5 at first and 20 at "
+        "last; disagreement 0.4 at first and 0.05 at last; of held-out openings imagined 0.97, where 0.91 came"
+    ]
+
+
+def test_gates_that_are_off_are_not_called_open():
+    config = ImaginationConfig(use="episodes", episodes=EpisodesConfig(gated=False))
+    assert notes_of_log([iteration(1.0)], config) == ["imagination: gates off; trained on 1 imagined batches"]
+
+
+def test_nothing_is_said_of_what_was_not_imagined():
+    assert notes_of_log([{"step": 1, "rollout/return_mean": 0.5}], EPISODES) == [
+        "imagination: no world has replied to a whole turn, so that nothing was imagined"
+    ]
+    assert notes_of_log([{"step": 1, "rollout/return_mean": 0.5}], ImaginationConfig(use="off")) == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({}, "exact 0.250"),
+        ({"imagination/batches_trained": 1.0}, "exact 0.250, imagined 1 batch"),
+        ({"imagination/batches_trained": 8.0}, "exact 0.250, imagined 8 batches"),
+    ],
+)
+def test_an_iteration_says_what_it_trained_on(metrics, expected):
+    assert progress_note({"rollout/exact_mean": 0.25, **metrics}) == expected
+
+
+def test_an_arm_is_called_after_what_imagines():
+    assert arm_name("off", "mtp") == "PPO, no imagination"
+    assert arm_name("episodes", "mtp") == "PPO, episodes", "the policy's MTP heads have no part in it"
+    assert arm_name("episodes", "shuffled") == "PPO, episodes, shuffled"
+    assert arm_name("counterfactual", "mtp") == "PPO, counterfactual, mtp"
+
+
+def test_columns_of_a_world_are_of_episodes():
+    assert "one answer a prompt" in measured_note(replies=False)
+    assert "one episode an opening" in measured_note(replies=True)
+    assert "discounted by agent.ppo.gamma" in measured_note(replies=True)

@@ -1,0 +1,151 @@
+"""The verdicts that a report opens with: what the last evaluation says of the heads as a world model.
+
+Each verdict has one number with its interval and a rule that was fixed beforehand: pass where the whole interval keeps
+it, fail where the whole interval breaks it, undetermined where the interval has both, or nothing was measured. What is
+resampled is the sequence, one a held-out prompt.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from worldmtp.analysis import metrics
+from worldmtp.analysis.artefacts import EvalArtefact
+from worldmtp.analysis.metrics import RootedPredictions
+from worldmtp.analysis.return_agreement import return_agreement
+from worldmtp.analysis.run_files import RunFiles
+from worldmtp.statistics import Interval, ratio_interval, sums_interval
+
+CONSISTENT = 0.9
+"""Least share of the paths' probability on which heads and trunk must agree."""
+MAX_LOSS = 0.05
+"""Acceptance that training may cost, and share of the returns' range that imagination may promise too much."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the table; ``interval`` is of ``number``, None where nothing was measured."""
+
+    topic: str
+    outcome: str
+    number: str
+    rule: str
+    sentence: str
+    interval: Interval | None = None
+
+
+def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Verdict, ...]:
+    """Return all verdicts of a run, by its last evaluation."""
+    names = list(run.artefacts)
+    if not names:
+        return ()
+    last = names[-1]
+    return (
+        adequacy(run.artefacts[last], rooted[last]),
+        coherence(rooted[last]),
+        unmeasured("split", "head error, nats per token", "head error below noise and structural gap"),
+        unmeasured("certificate", "|imagined - real| return over its bound", "at most 1"),
+        shift(rooted[names[0]], rooted[last]) if len(names) > 1 else unmeasured("shift", *_SHIFT),
+        exploitation(run.artefacts[last]) if last not in untaught(run) else unmeasured("exploitation", *_EXPLOITATION),
+        Verdict(
+            "mechanism",
+            "undetermined",
+            "-",
+            "-",
+            "What a run writes says what the heads predict, not by what they do so: that needs attention patterns, or "
+            "a belief that is ablated.",
+        ),
+    )
+
+
+def untaught(run: RunFiles) -> frozenset[str]:
+    """Return the evaluations at which nothing had taught the reward head, so that its returns mean nothing."""
+    arms = run.summary.arms if run.summary is not None else ()
+    return frozenset(arm.artefact for arm in arms if arm.imagined_return is None)
+
+
+def unmeasured(topic: str, number: str, rule: str) -> Verdict:
+    """Return the verdict on what a run has no numbers for."""
+    return Verdict(topic, "undetermined", number, rule, "Not measured in this run.")
+
+
+def adequacy(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:
+    """Judge whether the deepest head knows more of its token than how frequent tokens are in these very texts.
+
+    The frequencies are those of the policy's tokens of the same evaluation, which favours them.
+    """
+    depth = rooted.valid.shape[2]
+    number, rule = f"frequencies' cross-entropy less that of depth {depth}, nats per token", "above 0"
+    counts = np.bincount(artefact.input_ids[artefact.action_mask], minlength=len(artefact.tokens_text))
+    surprise = -np.log(np.maximum(counts, 1) / max(1, counts.sum()))
+    valid = rooted.valid[:, :, depth - 1]
+    of_target = np.zeros(valid.shape)
+    of_target[:, :-depth] = surprise[artefact.input_ids[:, depth:]]
+    gain = np.where(valid, of_target - rooted.cross_entropy[:, :, depth - 1], 0.0)
+    if (valid.any(axis=1)).sum() < 2:
+        return unmeasured("adequacy", number, rule)
+    interval = ratio_interval(gain.sum(axis=1), valid.sum(axis=1), generator=0, num_resamples=2000)
+    accepted = metrics.acceptance(rooted)
+    shares = [accepted.interval(k, generator=0) for k in range(2, depth + 1)]
+    by_depth = ", ".join(f"d{k} {share}" for k, share in enumerate(shares, start=2) if share is not None)
+    sentence = f"Acceptance by depth: {by_depth}." if by_depth else "There is no depth beyond the trunk's own."
+    return Verdict("adequacy", _above(interval, math.ulp(0.0)), number, rule, sentence, interval)
+
+
+def coherence(rooted: RootedPredictions) -> Verdict:
+    """Judge whether heads and trunk mean one law of the next tokens, by 1 - total variation of their paths."""
+    depth = rooted.valid.shape[2]
+    number, rule = f"consistency of {depth}-token paths", f"at least {CONSISTENT}"
+    interval = metrics.path_consistency(rooted).interval(depth, generator=0)
+    if interval is None:
+        return unmeasured("coherence", number, rule)
+    sentence = f"Heads and trunk disagree about {1 - interval.estimate:.0%} of what {depth} tokens may become."
+    return Verdict("coherence", _above(interval, CONSISTENT), number, rule, sentence, interval)
+
+
+_SHIFT = ("acceptance of the deepest head, last less first evaluation", f"lost less than {MAX_LOSS}")
+
+
+def shift(first: RootedPredictions, last: RootedPredictions) -> Verdict:
+    """Judge whether the heads kept up with the policy: prompts are the same at each evaluation, so they are paired."""
+    before, after = (metrics.acceptance(rooted) for rooted in (first, last))
+    if before.total.shape != after.total.shape:
+        return unmeasured("shift", *_SHIFT)
+    columns = [before.total[:, -1], before.count[:, -1], after.total[:, -1], after.count[:, -1]]
+    sums = np.stack([column.astype(np.float64) for column in columns], axis=1)
+    if min((sums[:, 1] > 0).sum(), (sums[:, 3] > 0).sum()) < 2:
+        return unmeasured("shift", *_SHIFT)
+
+    def change(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, " resample"]:
+        with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold no root; it then says nothing
+            return totals[:, 2] / totals[:, 3] - totals[:, 0] / totals[:, 1]
+
+    interval = sums_interval(sums, change, generator=0, num_resamples=2000, unit="prompt")
+    sentence = "Acceptance also falls where the policy became less sure; the strata by entropy tell the two apart."
+    return Verdict("shift", _above(interval, -MAX_LOSS), *_SHIFT, sentence, interval)
+
+
+_EXPLOITATION = ("imagined less realized return", f"at most {MAX_LOSS} of the returns' range")
+
+
+def exploitation(artefact: EvalArtefact) -> Verdict:
+    """Judge whether imagination promises the policy more than it gets."""
+    interval = return_agreement(artefact, generator=0).bias
+    known = artefact.realized_return[np.isfinite(artefact.realized_return)]
+    if interval is None:
+        return unmeasured("exploitation", *_EXPLOITATION)
+    most = MAX_LOSS * float(known.max() - known.min())
+    outcome = {"pass": "fail", "fail": "pass"}.get(_above(interval, most), "undetermined")
+    neither = "neither surely too much nor surely too little"
+    way = "too much" if interval.low > 0 else "too little" if interval.high < 0 else neither
+    return Verdict("exploitation", outcome, *_EXPLOITATION, f"Imagination promises {way}.", interval)
+
+
+def _above(interval: Interval, least: float) -> str:
+    """Return the outcome of the rule that a number is at least this."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "undetermined"
+    return "pass" if interval.low >= least else "fail" if interval.high < least else "undetermined"

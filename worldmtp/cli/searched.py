@@ -1,0 +1,145 @@
+"""``worldmtp generate --search``: tokens are planned in the model's own world model; the trees as text or as a page.
+
+Prompts are searched side by side, one tree each. Values, rewards and ends are what the model's world heads say.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from worldmtp.atomic_files import write_bytes
+from worldmtp.cli.explained import Marks, Writing
+from worldmtp.cli.generate_config import DEFAULT_SIMULATIONS, GenerateConfig
+from worldmtp.cli.generation import load_searched, print_text
+from worldmtp.cli.prompts import encode_prompts
+from worldmtp.cli.tree_page import tree_page
+from worldmtp.dynamics import acting_policy, make_world_model
+from worldmtp.model import MTPModel
+from worldmtp.model.categorical import draw
+from worldmtp.search import SearchConfig, TurnWorldModel, plan
+from worldmtp.search.explain import Planned, TreeNode, line_of, tree_of
+
+_MOST_LINES = 24
+"""Of a tree on the terminal."""
+
+
+def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> None:
+    """Print the texts of prompts, or with ``--explain`` every tree; the account goes to the standard error.
+
+    Raises:
+        TypeError: the heads are blind to actions.
+        ValueError: the model's values say nothing, or the prompts, the model and the config do not fit.
+    """
+    decoding = load_searched(config, directory)
+    model, tokenizer = decoding.model, decoding.tokenizer
+    check_values(model)
+    input_ids, mask = encode_prompts(tokenizer, prompts)
+    texts = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask, strict=True)]
+    start = time.perf_counter()
+    plans = search_texts(model, texts, decoding.max_new_tokens(max(map(len, texts))), decoding.eos_token_ids, config)
+    seconds = time.perf_counter() - start
+    console = Console(highlight=False, emoji=False)
+    writing = Writing(tokenizer, Marks.for_encoding(console.encoding))
+    for prompt, text, one in zip(prompts, texts, plans, strict=True):
+        new = [token for planned in one for token in planned.written]
+        if config.explain:
+            for number, planned in enumerate(one, start=1):
+                for line in tree_lines(number, planned, writing):
+                    console.print(line, soft_wrap=True)
+        print_text(decoding, prompt, text, new, len(one))
+    if config.tree_html is not None:
+        write_bytes(config.tree_html, tree_page(prompts, plans, tokenizer, decoding.conditions("1")).encode())
+        print(f"trees: {config.tree_html}", file=sys.stderr)
+    num_plans, num_tokens = sum(map(len, plans)), sum(len(planned.written) for one in plans for planned in one)
+    print(
+        f"{num_tokens} tokens by {num_plans} plans of {config.simulations or DEFAULT_SIMULATIONS} simulations, "
+        f"{seconds:.3f} s not warmed up; {decoding.conditions(str(len(prompts)))}",
+        file=sys.stderr,
+    )
+
+
+def check_values(model: MTPModel) -> None:
+    """Raise if the model's world heads are as they were made.
+
+    Raises:
+        ValueError: they say the same of every text.
+    """
+    heads = model.world_heads
+    if not any(bool(list(head.parameters())[-2].any()) for head in (heads.value, heads.reward)):  # the last weight
+        raise ValueError(
+            "the model's value and reward heads are as they were made and say the same of every text, so that a search "
+            "has nothing to look for; train them (worldmtp train), or decode without --search."
+        )
+
+
+@torch.no_grad()
+def search_texts(
+    model: MTPModel,
+    texts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int],
+    config: GenerateConfig,
+) -> list[list[Planned]]:
+    """Return the plans of each text, one after another until it ends."""
+    generator = torch.Generator().manual_seed(config.seed)
+    inner = make_world_model(config.dynamics or "mtp", model, generator)
+    world_model = TurnWorldModel(inner, eos_token_ids, ends_episode=True)
+    policy, search = acting_policy(config.temperature or 1.0), SearchConfig(config.simulations or DEFAULT_SIMULATIONS)
+    plans: list[list[Planned]] = [[] for _ in texts]
+    now, limits = [list(text) for text in texts], [len(text) + max_new_tokens for text in texts]
+    live = list(range(len(texts)))
+    while live:
+        length = max(len(now[row]) for row in live)
+        ids = torch.tensor([now[row] + [0] * (length - len(now[row])) for row in live], device=model.device)
+        lengths = torch.tensor([len(now[row]) for row in live], device=model.device)
+        state = world_model.encode(ids, torch.arange(length, device=model.device) < lengths[:, None])
+        room = torch.tensor([limits[row] for row in live], device=model.device) - lengths
+        found = plan(config.search or "gumbel", world_model, world_model.limited(state, room), policy, search)
+        if config.temperature > 0:
+            slots = draw(found.weights.log(), generator)
+            found = replace(found, actions=found.tokens.gather(1, slots[:, None])[:, 0])
+        for place, row in enumerate(live):
+            tree = tree_of(found, place)
+            written = line_of(tree, config.commit or 1) or [int(found.actions[place])]
+            ended = next((n for n, token in enumerate(written) if token in eos_token_ids), len(written) - 1)
+            written = written[: ended + 1]
+            plans[row].append(Planned(tuple(now[row]), tree, tuple(written), float(found.value[place])))
+            now[row] += written
+        live = [row for row in live if now[row][-1] not in eos_token_ids and len(now[row]) < limits[row]]
+    return plans
+
+
+def tree_lines(number: int, planned: Planned, writing: Writing) -> list[Text]:
+    """Return a tree as lines of text: visits, prior, Q, and the text that was imagined."""
+    rows: list[tuple[int, TreeNode, list[int]]] = []
+
+    def walk(nodes: Sequence[TreeNode], depth: int, before: list[int]) -> None:
+        for node in nodes:
+            rows.append((depth, node, [*before, node.token]))
+            walk(node.children, depth + 1, [*before, node.token])
+
+    walk(planned.tree, 0, [])
+    most = sorted((node.visits for _, node, _ in rows), reverse=True)[:_MOST_LINES]
+    shown = [row for row in rows if row[1].visits >= most[-1]][: 2 * _MOST_LINES]
+    head = Text.assemble(
+        (f"plan {number}", "bold"),
+        " after ",
+        writing.grown(planned.before, [], 60),
+        f", worth {planned.value:.3f}\n",
+        ("    visits  prior       Q  imagined", "bright_black"),
+    )
+    lines = [head]
+    for depth, node, path in shown:
+        mark = writing.marks.own if node.is_chosen else " "
+        text = "".join(map(writing.token, path))
+        line = f"  {mark} {node.visits:6d} {node.prior:6.1%} {node.q:7.3f}  {'  ' * depth}{text}"
+        lines.append(Text(line + (" end" if node.is_end else ""), "bold cyan" if node.is_chosen else ""))
+    if len(shown) < len(rows):
+        lines.append(Text(f"    and {len(rows) - len(shown)} nodes of fewer visits", "bright_black"))
+    return lines

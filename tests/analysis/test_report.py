@@ -43,6 +43,13 @@ class Page(HTMLParser):
         return " ".join("".join(self.words).split())
 
 
+def test_the_verdicts_stand_above_the_curves(full_run):
+    text = Page((full_run / "report.html").read_text(encoding="utf-8")).text
+    assert "May the heads be believed?" in text
+    assert text.index("Adequacy") < text.index("Coherence") < text.index("Certificate") < text.index("Exploitation")
+    assert "not measured" in text  # nothing was logged of errors
+
+
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory, make_artefact, marginal_heads):
     """A run directory with everything in it, and its report."""

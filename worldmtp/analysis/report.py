@@ -27,6 +27,7 @@ from worldmtp.analysis.reply_metrics import reply_totals
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import table_cells
+from worldmtp.analysis.verdicts import verdicts
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, bootstrap_interval
 from worldmtp.tracking.progress import format_seconds
@@ -64,6 +65,7 @@ def write_report(run_dir: Path) -> Path:
         name=run.run_dir.resolve().name,
         problems=run.problems,
         headline=_headline(run),
+        verdicts=_verdicts(run),
         learning=_picture(figures.learning_curves(run.metrics, run.warm_start)),
         depths=_depths(rooted),
         evaluations=[_evaluation(name, artefact, rooted[name]) for name, artefact in run.artefacts.items()],
@@ -88,6 +90,14 @@ def _headline(run: RunFiles) -> dict[str, Any] | None:
         "machine": run.summary.machine,
         "notes": run.summary.notes,
     }
+
+
+def _verdicts(run: RunFiles) -> list[list[str]]:
+    """Return the rows of the verdict table, of the last evaluation that the summary names; empty without one."""
+    names = [arm.artefact for arm in run.summary.arms if arm.artefact in run.artefacts] if run.summary else []
+    if not names:
+        return []
+    return [verdict.cells() for verdict in verdicts(run.artefacts[names[-1]], run.metrics)]
 
 
 def _depths(rooted: Mapping[str, RootedPredictions]) -> dict[str, Any] | None:

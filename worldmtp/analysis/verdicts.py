@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
 from worldmtp.analysis.metrics import RootedPredictions
 from worldmtp.analysis.return_agreement import known_roots, return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series
-from worldmtp.statistics import Interval, ratio_interval, sums_interval
+from worldmtp.statistics import Interval, paired_ratio_difference, ratio_interval
 
 CONSISTENT = 0.9
 """Least share of the paths' probability on which heads and trunk must agree."""
+_BEFORE = ("start", "warm_start")
 MAX_LOSS = 0.05
 """Acceptance that training may cost, and share of the returns' range that imagination may promise too much."""
 
@@ -67,9 +67,12 @@ def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Ve
 
 
 def untaught(run: RunFiles) -> frozenset[str]:
-    """Return the evaluations at which nothing had taught the reward head, so that its returns mean nothing."""
+    """Return the evaluations at which nothing had taught the reward head, so that its returns mean nothing.
+
+    Those before the first iteration, and of a run that has come to its end those that its summary gives no return of.
+    """
     arms = run.summary.arms if run.summary is not None else ()
-    return frozenset(arm.artefact for arm in arms if arm.imagined_return is None)
+    return frozenset(_BEFORE) | {arm.artefact for arm in arms if arm.imagined_return is None}
 
 
 def unmeasured(topic: str, number: str, rule: str) -> Verdict:
@@ -162,16 +165,10 @@ def shift(first: RootedPredictions, last: RootedPredictions) -> Verdict:
     before, after = (metrics.acceptance(rooted) for rooted in (first, last))
     if before.total.shape != after.total.shape:
         return unmeasured("shift", *_SHIFT)
-    columns = [before.total[:, -1], before.count[:, -1], after.total[:, -1], after.count[:, -1]]
-    sums = np.stack([column.astype(np.float64) for column in columns], axis=1)
-    if min((sums[:, 1] > 0).sum(), (sums[:, 3] > 0).sum()) < 2:
+    old, new = ((sums.total[:, -1], sums.count[:, -1]) for sums in (before, after))
+    if min((old[1] > 0).sum(), (new[1] > 0).sum()) < 2:
         return unmeasured("shift", *_SHIFT)
-
-    def change(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, " resample"]:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold no root; it then says nothing
-            return totals[:, 2] / totals[:, 3] - totals[:, 0] / totals[:, 1]
-
-    interval = sums_interval(sums, change, generator=0, num_resamples=2000, unit="prompt")
+    interval = paired_ratio_difference(new, old, generator=0, num_resamples=2000)
     sentence = "Acceptance also falls where the policy became less sure; the strata by entropy tell the two apart."
     return Verdict("shift", _above(interval, -MAX_LOSS), *_SHIFT, sentence, interval)
 

@@ -9,6 +9,7 @@ from worldmtp.statistics import (
     Interval,
     bootstrap_interval,
     paired_difference,
+    paired_ratio_difference,
     ratio_interval,
     sums_interval,
     wilson_interval,
@@ -175,3 +176,24 @@ def test_intervals_of_the_default_unit_cover_what_they_say():
             by_token += interval.low <= 0.5 <= interval.high
     assert by_sequence / 400 >= 0.87
     assert by_token / 50 < 0.6
+
+
+def test_a_paired_difference_of_ratios_is_that_of_means_where_all_weigh_one():
+    values = np.random.default_rng(3).normal(size=(2, 40))
+    ones = np.ones(40)
+    found = paired_ratio_difference((values[0], ones), (values[1], ones), generator=5)
+    expected = paired_difference(values[0], values[1], generator=5)
+    np.testing.assert_allclose(
+        (found.estimate, found.low, found.high), (expected.estimate, expected.low, expected.high), atol=1e-12
+    )
+    assert (found.unit, found.n) == ("prompt", 40)
+
+
+def test_a_paired_difference_of_ratios_weighs_by_count_and_leaves_out_what_counts_nothing():
+    # (1 + 3) / (1 + 3) - (0 + 1) / (1 + 1); the third unit holds nothing.
+    first = (np.array([1.0, 3.0, 9.0]), np.array([1, 3, 0]))
+    second = (np.array([0.0, 1.0, 9.0]), np.array([1, 1, 0]))
+    found = paired_ratio_difference(first, second, generator=0)
+    assert (found.estimate, found.n) == (0.5, 2)
+    with pytest.raises(ValueError, match=r"Got \[3, 3, 2, 2\] values; a paired comparison needs the same prompts"):
+        paired_ratio_difference(first, (np.ones(2), np.ones(2)), generator=0)

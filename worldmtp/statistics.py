@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float, Real
 
 Sample = Real[np.ndarray, " n"] | Bool[np.ndarray, " n"]
 """One number for each independent unit."""
+OtherSample = Real[np.ndarray, " n_second"] | Bool[np.ndarray, " n_second"]
+"""Another one, whose length is checked with a message of its own."""
 
 MIN_BOOTSTRAP_UNITS = 10
 _ELEMENTS_PER_CHUNK = 4_000_000
@@ -134,7 +136,7 @@ def sums_interval(
 
 def paired_difference(
     first: Sample,
-    second: Real[np.ndarray, " n_second"] | Bool[np.ndarray, " n_second"],
+    second: OtherSample,
     *,
     level: float = 0.9,
     num_resamples: int = 10_000,
@@ -153,6 +155,39 @@ def paired_difference(
         )
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return bootstrap_interval(difference, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
+
+
+def paired_ratio_difference(
+    first: tuple[Sample, Sample],
+    second: tuple[OtherSample, OtherSample],
+    *,
+    level: float = 0.9,
+    num_resamples: int = 10_000,
+    generator: np.random.Generator | int,
+    unit: str = "prompt",
+) -> Interval:
+    """Return the interval of sum(n1) / sum(d1) - sum(n2) / sum(d2), all four resampled together.
+
+    Each argument is numerators and denominators, entry i of all four of the same unit. Units whose denominators are
+    both zero are left out.
+
+    Raises:
+        ValueError: the four differ in length, fewer than two units are left, or a denominator sums to zero.
+    """
+    columns = [np.asarray(column, dtype=np.float64) for column in (*first, *second)]
+    if len({len(column) for column in columns}) != 1:
+        raise ValueError(
+            f"Got {[len(column) for column in columns]} values; a paired comparison needs the same {unit}s, in the "
+            "same order, in all of them."
+        )
+    sums = np.stack(columns, axis=1)
+    sums = sums[(sums[:, 1] > 0) | (sums[:, 3] > 0)]
+
+    def difference(totals: Float[np.ndarray, "resample moment"]) -> Float[np.ndarray, " resample"]:
+        with np.errstate(invalid="ignore", divide="ignore"):  # nothing counted in a resample says nothing
+            return totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
+
+    return sums_interval(sums, difference, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
 
 
 def wilson_interval(num_successes: int, n: int, *, level: float = 0.9, unit: str = "sequence") -> Interval:

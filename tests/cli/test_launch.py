@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
 
+from worldmtp.analysis.comparison import Comparison
 from worldmtp.cli import analyze, train
 from worldmtp.cli.train import flags_first
 from worldmtp.training import RunResult
@@ -378,3 +379,18 @@ def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
     assert rows[2] == ["0.0001", "-", "-", str(tmp_path / "seed0_a")]
     assert rows[3] == ["0.0003", "0.250 [0.125, 0.375]", "0.500 [0.375, 0.625]", str(tmp_path / "seed0_b")]
     assert not (tmp_path / "report.html").exists()
+
+
+def test_analyze_lays_two_runs_side_by_side(monkeypatch, capsys, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.yaml").write_text("seed: 0\n")
+    asked, found = [], Comparison(("one", "two"), 7, (), tmp_path / "page.html")
+    monkeypatch.setattr("worldmtp.cli.analyze.compare_runs", lambda *directories: asked.append(directories) or found)
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(tmp_path / "one"), str(tmp_path / "one")])
+    analyze.main()
+    assert asked == [(tmp_path / "one", tmp_path / "one")]
+    assert capsys.readouterr().out.splitlines()[-2:] == ["7 held-out prompts, paired", str(tmp_path / "page.html")]
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(tmp_path / "one"), str(tmp_path)])
+    with pytest.raises(SystemExit):
+        analyze.main()
+    assert "analyze one of its jobs" in capsys.readouterr().err

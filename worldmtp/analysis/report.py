@@ -8,19 +8,18 @@ The words and the layout are those of ``report.html.jinja``; this file fills in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from worldmtp.analysis import figures, metrics, reply_figures
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
 from worldmtp.analysis.conversations import Episode, chosen_episodes, episode_of, is_conversation, printable
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
+from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
 from worldmtp.analysis.reply_metrics import reply_totals
 from worldmtp.analysis.return_agreement import return_agreement
@@ -60,9 +59,8 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     rooted = {name: rooted_predictions(artefact) for name, artefact in run.artefacts.items()}
     judged = verdicts(run, rooted)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    page = template.render(
+    page = render_page(
+        _TEMPLATE,
         name=run.run_dir.resolve().name,
         problems=run.problems,
         verdicts=[_verdict(verdict) for verdict in judged],
@@ -80,7 +78,7 @@ def write_report(run_dir: Path) -> Path:
     )
     write_tables(run_dir, list(numbers(run, rooted)), judged)
     target = run_dir / REPORT_FILE
-    write_text(target, page.strip() + "\n")
+    write_text(target, page)
     return target
 
 
@@ -92,7 +90,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "number": verdict.number,
         "rule": verdict.rule,
         "interval": "-" if found is None else str(found),
-        "n": "" if found is None else f"{found.n} {found.unit}s",
+        "n": f"{found.n} {found.unit}s" if found is not None and found.n else "",
         "sentence": verdict.sentence,
     }
 

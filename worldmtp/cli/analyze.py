@@ -1,7 +1,8 @@
 """``worldmtp analyze <run dir>``: write the report of a run from what it saved; no model, no environment.
 
-Also the jobs of a sweep side by side: what tells them apart, and what each found. Jobs are known by their files alone,
-so that a sweep that was killed, or had jobs that failed, shows the others.
+With two directories, lay the runs side by side on the held-out prompts that both answered. Also the jobs of a sweep
+side by side: what tells them apart, and what each found. Jobs are known by their files alone, so that a sweep that was
+killed, or had jobs that failed, shows the others.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from worldmtp.analysis import write_report
+from worldmtp.analysis.comparison import Comparison, compare_runs
 from worldmtp.analysis.run_files import RUN_FILES
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
 from worldmtp.cli.errors import fail_cleanly
@@ -26,17 +28,32 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="worldmtp analyze", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run_dir", type=Path, help="directory of a run of worldmtp train")
+    parser.add_argument("other_dir", type=Path, nargs="?", help="that of another run, to be laid beside the first")
     arguments = parser.parse_args()
-    fail_cleanly(lambda: print(_report_of(arguments.run_dir)))
+    fail_cleanly(lambda: print(_found_of(arguments.run_dir, arguments.other_dir)))
+
+
+def _found_of(run_dir: Path, other_dir: Path | None) -> Path | Comparison:
+    """Write the report of a run, or how two differ; return what to tell.
+
+    Raises:
+        ValueError: a directory holds no run, or the two answered no prompt in common.
+        FileNotFoundError: there is no such directory.
+    """
+    if other_dir is None:
+        return _report_of(run_dir)
+    for directory in (run_dir, other_dir):
+        _check_run(directory)
+    return compare_runs(run_dir, other_dir)
 
 
 def _report_of(run_dir: Path) -> Path:
-    """Write the report and return its path.
+    _check_run(run_dir)
+    return write_report(run_dir)
 
-    Raises:
-        ValueError: the directory holds nothing of a run; the message names the jobs of a sweep that it holds.
-        FileNotFoundError: there is no such directory.
-    """
+
+def _check_run(run_dir: Path) -> None:
+    """Raise if a directory holds nothing of a run; the message names the jobs of a sweep that it holds."""
     if run_dir.is_dir() and not any((run_dir / name).exists() for name in RUN_FILES):
         jobs = jobs_of(run_dir)
         if jobs:
@@ -48,7 +65,6 @@ def _report_of(run_dir: Path) -> Path:
             f"{run_dir} holds no run: it has none of {', '.join(RUN_FILES)}. Pass the directory that worldmtp train "
             "printed."
         )
-    return write_report(run_dir)
 
 
 def jobs_of(sweep_dir: Path) -> list[Path]:

@@ -81,11 +81,12 @@ class TokenStrip:
 
 @dataclass(frozen=True)
 class StripCell:
-    """A token as it is shown; empty where nothing was predicted."""
+    """A token as it is shown; empty where nothing was predicted. ``is_changed`` is beside another strip."""
 
     text: str
     fill: Colour
     is_wrong: bool = False
+    is_changed: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class TrainerStage:
             self._tokenizer = copy.deepcopy(self._tokenizer)
             self._tokenizer.split_special_tokens = False
         self.args = self._make_args()
-        self._check_checkpoints()
+        self._save_between_batches()
 
     def saved_step(self) -> int:
         """Return the step of the last whole checkpoint, -1 before the first.
@@ -167,21 +167,12 @@ class TrainerStage:
             arguments["max_length"] = self._env.dataset.max_prompt + self._env.dataset.max_new
         return arguments
 
-    def _check_checkpoints(self) -> None:
-        """Raise where a checkpoint would stand inside a sampled batch, which TRL does not keep.
-
-        Raises:
-            ValueError: it would.
-        """
-        if self.name not in _SAMPLING:
-            return
-        args, every = self.args, self._config.checkpoint.every_iterations
-        served = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
-        if every % max(1, served):
-            raise ValueError(
-                f"checkpoint.every_iterations={every} must be a multiple of {served}, the optimiser steps that one "
-                "sampled batch serves: a checkpoint in the middle of a batch would resume with another one."
-            )
+    def _save_between_batches(self) -> None:
+        """Put checkpoints where a sampled batch is used up: TRL keeps none of it, and would go on with another one."""
+        if self.name in _SAMPLING:
+            args = self.args
+            served = max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
+            args.save_steps = -(-args.save_steps // served) * served
 
     # -----------------------------------------------------------------------------------------------------------------
     # Data

@@ -1,0 +1,219 @@
+"""Two runs on the same held-out prompts: paired differences, and answers side by side with what changed marked.
+
+Answers are paired by their prompts, and every difference is second - first. What is resampled is the prompt: the same
+prompt brings its answer of both runs, so what prompts have in common cancels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from worldmtp.analysis import metrics
+from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
+from worldmtp.analysis.pages import render_page
+from worldmtp.analysis.return_agreement import known_roots
+from worldmtp.analysis.run_files import RunFiles, read_run
+from worldmtp.analysis.verdicts import untaught
+from worldmtp.atomic_files import write_text
+from worldmtp.statistics import Interval, paired_ratio_difference
+from worldmtp.tracking.strips import StripBlock, TokenStrip, strip_blocks
+
+_STRIPS = 8
+_STRIP_CHARACTERS = 72
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A quantity in both runs, and the second less the first with its interval over prompts."""
+
+    quantity: str
+    first: float
+    second: float
+    difference: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Return which way it went, where the interval excludes 0."""
+        if self.difference.low > 0:
+            return "higher"
+        return "lower" if self.difference.high < 0 else "not told apart"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two runs have in common, and how they differ there."""
+
+    names: tuple[str, str]
+    num_prompts: int
+    differences: tuple[Difference, ...]
+    page: Path
+
+    def __str__(self) -> str:
+        rows = [("", *self.names, "second - first [90 %]", ""), *(_cells(one) for one in self.differences)]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, f"{self.num_prompts} held-out prompts, paired", str(self.page)])
+
+
+def _cells(one: Difference) -> tuple[str, ...]:
+    return one.quantity, f"{one.first:.3f}", f"{one.second:.3f}", str(one.difference), one.verdict
+
+
+def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
+    """Compare the last evaluations of two runs; the page goes into the directory of the second.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: a run has no evaluation, or fewer than two prompts are in both.
+    """
+    runs = read_run(first_dir), read_run(second_dir)
+    first, second = (_last(run) for run in runs)
+    pairs = paired_rows(first, second)
+    if len(pairs) < 2:
+        raise ValueError(
+            f"{first_dir} and {second_dir} have {len(pairs)} held-out prompts in common; compare runs of one task with "
+            "the same seed and eval.num_prompts, so that they answer the same prompts."
+        )
+    first, second = _select(first, pairs[:, 0]), _select(second, pairs[:, 1])
+    taught = all(list(run.artefacts)[-1] not in untaught(run) for run in runs)
+    names = _names(first_dir, second_dir)
+    found = tuple(differences(first, second, with_imagined=taught))
+    page = second_dir / f"comparison_with_{first_dir.resolve().name}.html"
+    content = render_page(
+        "comparison.html.jinja",
+        names=names,
+        num_prompts=len(pairs),
+        rows=[_cells(one) for one in found],
+        details=[asdict(one.difference) for one in found],
+        texts=[_text(first, second, row) for row in _most_changed(first, second)],
+        num_same=int(sum(_answer(first, row) == _answer(second, row) for row in range(len(first)))),
+    )
+    write_text(page, content)
+    return Comparison(names, len(pairs), found, page)
+
+
+def differences(first: EvalArtefact, second: EvalArtefact, *, with_imagined: bool) -> Iterator[Difference]:
+    """Yield the differences of two evaluations whose rows answer the same prompts.
+
+    ``with_imagined`` is False where one of them imagined with heads that had learnt nothing of returns.
+    """
+    ones = np.ones(len(first))
+    pairs = {
+        "exact match, sampled": [(one.exact.astype(np.float64), ones) for one in (first, second)],
+        "return": [(one.returns.astype(np.float64), ones) for one in (first, second)],
+        "tokens of the answer": [(one.action_mask.sum(axis=1), ones) for one in (first, second)],
+    }
+    rooted = [metrics.rooted_predictions(one) for one in (first, second)]
+    by_depth = {
+        "acceptance": metrics.acceptance,
+        "top-1": metrics.agreement,
+        "path consistency": metrics.path_consistency,
+    }
+    for name, sums_of in by_depth.items():
+        sums = [sums_of(one) for one in rooted]
+        for k in range(2, 1 + min(one.total.shape[1] for one in sums)):
+            pairs[f"{name}, depth {k}"] = [(one.total[:, k - 1], one.count[:, k - 1]) for one in sums]
+    if with_imagined:
+        pairs["imagined less realized return"] = [_bias(one) for one in (first, second)]
+    for name, (before, after) in pairs.items():
+        if min(before[1].sum(), after[1].sum()) == 0:
+            continue
+        interval = paired_ratio_difference(after, before, generator=0, num_resamples=2000)
+        first_mean, second_mean = (float(total.sum() / count.sum()) for total, count in (before, after))
+        yield Difference(name, first_mean, second_mean, interval)
+
+
+def paired_rows(first: EvalArtefact, second: EvalArtefact) -> Int[np.ndarray, "pair 2"]:
+    """Return rows of both that answer the same prompt, in the order of the first; a repeated prompt pairs in order."""
+    open_rows: dict[str, list[int]] = {}
+    for row in range(len(second)):
+        open_rows.setdefault(_prompt(second, row), []).append(row)
+    found = [
+        (row, open_rows[_prompt(first, row)].pop(0)) for row in range(len(first)) if open_rows.get(_prompt(first, row))
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def marked(strip: TokenStrip, other: TokenStrip, blocks: Sequence[StripBlock]) -> tuple[StripBlock, ...]:
+    """Return a strip's blocks with the cells marked whose token is another one in the other strip, or not there."""
+    rows = {"realized": other.tokens, **{row.label: row.tokens for row in other.rows}}
+    own = {"realized": strip.tokens, **{row.label: row.tokens for row in strip.rows}}
+    found, start = [], 0
+    for block in blocks:
+        lines = []
+        for label, cells in block.lines:
+            theirs, mine = rows.get(label, ()), own[label]
+            changed = [
+                mine[place] is not None and (place >= len(theirs) or theirs[place] != mine[place])
+                for place in range(start, start + len(cells))
+            ]
+            lines.append((label, tuple(replace(cell, is_changed=it) for cell, it in zip(cells, changed, strict=True))))
+        found.append(StripBlock(tuple(lines), block.widths))
+        start += len(block.widths)
+    return tuple(found)
+
+
+def _last(run: RunFiles) -> EvalArtefact:
+    if not run.artefacts:
+        raise ValueError(f"{run.run_dir} has no evaluation under artefacts/; compare runs that are done.")
+    return list(run.artefacts.values())[-1]
+
+
+def _select(artefact: EvalArtefact, rows: Int[np.ndarray, " pair"]) -> EvalArtefact:
+    arrays = {name: value[rows] for name, value in vars(artefact).items() if isinstance(value, np.ndarray)}
+    return replace(artefact, **arrays)
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """Return the last parts of two paths that tell them apart."""
+    ways = first.resolve().parts, second.resolve().parts
+    length = next((n for n in range(1, max(map(len, ways))) if ways[0][-n:] != ways[1][-n:]), 1)
+    return "/".join(ways[0][-length:]), "/".join(ways[1][-length:])
+
+
+def _texts(artefact: EvalArtefact, row: int, start: int, end: int) -> str:
+    return "".join(artefact.tokens_text[token] for token in artefact.input_ids[row, start:end])
+
+
+def _prompt(artefact: EvalArtefact, row: int) -> str:
+    return _texts(artefact, row, 0, int(artefact.prompt_length[row]))
+
+
+def _answer(artefact: EvalArtefact, row: int) -> str:
+    return _texts(artefact, row, int(artefact.prompt_length[row]), int(artefact.attention_mask[row].sum()))
+
+
+def _bias(artefact: EvalArtefact) -> tuple[np.ndarray, np.ndarray]:
+    known = known_roots(artefact)
+    gap = np.where(known, artefact.imagined_return - artefact.realized_return, 0.0)
+    return gap.sum(axis=1), known.sum(axis=1)
+
+
+def _most_changed(first: EvalArtefact, second: EvalArtefact) -> list[int]:
+    """Return prompts by how much their return changed, those whose answer changed at all before the others."""
+    change = np.abs(first.returns - second.returns)
+    order = sorted(range(len(first)), key=lambda row: (-change[row], _answer(first, row) == _answer(second, row), row))
+    return order[:_STRIPS]
+
+
+def _text(first: EvalArtefact, second: EvalArtefact, row: int) -> dict[str, object]:
+    """Return a prompt with both runs' strips, predicted and imagined."""
+    sides: list[dict[str, object]] = []
+    for own, other in ((first, second), (second, first)):
+        is_imagined = np.isfinite(own.imagined_token_prob[row]).any()
+        sides.append(
+            {
+                "total": f"{own.returns[row]:.3g}",
+                "exact": bool(own.exact[row]),
+                "predicted": _marked_blocks(token_strip(own, row), token_strip(other, row)),
+                "imagined": _marked_blocks(imagined_strip(own, row), imagined_strip(other, row)) if is_imagined else (),
+            }
+        )
+    return {"prompt": _prompt(first, row), "sides": sides, "same": _answer(first, row) == _answer(second, row)}
+
+
+def _marked_blocks(strip: TokenStrip, other: TokenStrip) -> tuple[StripBlock, ...]:
+    return marked(strip, other, strip_blocks(strip, _STRIP_CHARACTERS))

@@ -224,16 +224,9 @@ def test_imagined_replies_are_not_taught_as_observed(tiny_model: MakeModel) -> N
 
 
 def test_the_oracle_needs_a_world(tiny_model: MakeModel) -> None:
+    oracle, imagination = WorldModelConfig(backend="oracle"), ImaginationConfig(use="episodes")
     with pytest.raises(ValueError, match="give make_real"):
-        ImaginationTrainer(
-            tiny_model(),
-            doors_env(8),
-            ROLLOUT,
-            PPO,
-            WorldModelConfig(backend="oracle"),
-            ImaginationConfig(use="episodes"),
-            0,
-        )
+        ImaginationTrainer(tiny_model(), doors_env(8), ROLLOUT, PPO, oracle, imagination, 0)
 
 
 def test_a_back_end_that_this_use_does_not_know_is_refused(tiny_model: MakeModel) -> None:

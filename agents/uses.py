@@ -13,6 +13,7 @@ from typing import Any
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
+from worldmtp.envs.wrappers.action_mask import masks_around
 
 
 def check_use(
@@ -28,7 +29,9 @@ def check_use(
     compares = not (replies or masks or ppo.gamma < 1 or ppo.bootstrap_truncated)  # counterfactuals would start
     faults = []
     if fault := _unsuited(use, env, replies, masks):
-        others = ["imagination=episodes"] if replies else ["imagination=counterfactual"] if compares else []
+        others = ["imagination=counterfactual"] if compares else []
+        if replies and not _unsuited("episodes", env, replies, masks):
+            others = ["imagination=episodes"]
         if completions == "none" or not compares:
             others.append("imagination=off")
         use = others[0].removeprefix("imagination=")  # what else is said fits what is advised
@@ -57,6 +60,11 @@ def _unsuited(use: str, env: TextVectorEnv, replies: bool, masks: bool) -> str:
     """Return why this use is not for this environment; empty where it is."""
     if use == "episodes" and not replies:
         return "is for worlds that reply, and nobody replies in this environment"
+    if use == "episodes" and masks and not masks_around(env):
+        return (
+            "puts no wrapper but action_mask (VectorActionMask) around imagined rows, and another one masks actions "
+            "here, whose rule may be given to it"
+        )
     if use == "latent" and not env.eos_terminates:
         other = "a world replies in this environment" if replies else "this task may end a text before EOS"
         return f"is for answers without replies, which EOS ends, and {other}"

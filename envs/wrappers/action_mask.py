@@ -164,14 +164,19 @@ class VectorActionMask(TextVectorWrapper):
         return {"action_mask": allowed.astype(np.int8), "_action_mask": np.ones(self.num_envs, dtype=bool)}
 
 
-def same_masks(real: VectorEnv, rows: TextVectorEnv) -> TextVectorEnv:
-    """Return rows in the action masks that are around ``real``; its other wrappers are left out."""
+def masks_around(real: VectorEnv) -> list[VectorActionMask]:
+    """Return the action masks around rows, the outermost first."""
     masks = []
     while isinstance(real, VectorWrapper):
         if isinstance(real, VectorActionMask):
             masks.append(real)
         real = real.env
-    for mask in reversed(masks):
+    return masks
+
+
+def same_masks(real: VectorEnv, rows: TextVectorEnv) -> TextVectorEnv:
+    """Return rows in the action masks that are around ``real``; its other wrappers are left out."""
+    for mask in reversed(masks_around(real)):
         rows = mask.around(rows)
     return rows
 

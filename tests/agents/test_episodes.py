@@ -244,9 +244,11 @@ def test_a_back_end_that_this_use_does_not_know_is_refused(tiny_model: MakeModel
 class OwnMask(TextVectorWrapper):
     """A mask by other means than ``VectorActionMask``: "a" and "b" alone."""
 
+    at_start = True
+
     def reset(self, **kwargs: Any) -> Any:
         obs, infos = super().reset(**kwargs)
-        return obs, infos | self._mask()
+        return obs, infos | (self._mask() if self.at_start else {})
 
     def step(self, actions: np.ndarray) -> Any:
         *outcome, infos = super().step(actions)
@@ -262,8 +264,11 @@ def test_a_mask_that_cannot_be_put_around_imagined_rows_is_told(tiny_model: Make
     """Without the error the policy would learn in imagination from words that it may not say."""
     episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
     imagination = ImaginationConfig(use="episodes", episodes=episodes)
-    world_model = WorldModelConfig(replies=REPLIES)
-    trainer = ImaginationTrainer(tiny_model(), OwnMask(doors_env(8)), ROLLOUT, PPO, world_model, imagination, 0)
+    world_model, env = WorldModelConfig(replies=REPLIES), OwnMask(doors_env(8))
+    with pytest.raises(ValueError, match=r"puts no wrapper but action_mask .*; set imagination=off\.$"):
+        ImaginationTrainer(tiny_model(), env, ROLLOUT, PPO, world_model, imagination, 0)
+    env.at_start = False  # the first token may be any, and later ones not: seen when it has happened
+    trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPO, world_model, imagination, 0)
     with pytest.raises(ValueError, match="masks actions and imagined rows do not"):
         trainer.step()
 

@@ -4,16 +4,17 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.uses import check_use
-from worldmtp.envs import CharTokenizer, TextGenVectorEnv
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv, TextVectorEnv
 from worldmtp.envs.tasks.strings import Reverse
 from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.envs.wrappers.action_mask import VectorActionMask
 
 USES = ("off", "counterfactual", "baseline", "latent", "episodes")
 COMPLETIONS = ("none", "heads", "trunk")
@@ -36,18 +37,21 @@ class Echo:
 
 
 @pytest.fixture(scope="module")
-def environments() -> Mapping[str, TextGenVectorEnv]:
+def environments() -> Mapping[str, TextVectorEnv]:
     sizes = {"tokenizer": CharTokenizer("abcdefghijklmnopqrstuvwxyz="), "pool_size": 4}
-    answers = TextGenVectorEnv(2, task=Reverse(), max_prompt=9, max_new=9, **sizes)
-    world = TextGenVectorEnv(2, task=WorldTask(Echo, {}, num_seeds=40), max_prompt=3, max_new=6, max_turn=1, **sizes)
-    return {"answers": answers, "world": world}
+    answers, world = (
+        partial(TextGenVectorEnv, 2, task=Reverse(), max_prompt=9, max_new=9, **sizes),
+        partial(TextGenVectorEnv, 2, task=WorldTask(Echo, num_seeds=40), max_prompt=3, max_new=6, max_turn=1, **sizes),
+    )
+    masked = {"masked answers": VectorActionMask(answers()), "masked world": VectorActionMask(world())}
+    return {"answers": answers(), "world": world()} | masked
 
 
-def check(kind: str, environments: Mapping[str, TextGenVectorEnv], settings: Mapping[str, str]) -> None:
-    infos = {"action_mask": np.ones((2, 29), dtype=np.int8)} if kind.startswith("masked") else {}
+def check(kind: str, environments: Mapping[str, TextVectorEnv], settings: Mapping[str, str]) -> None:
+    env = environments[kind]
     check_use(
-        environments[kind.removeprefix("masked ")],
-        infos,
+        env,
+        env.reset(seed=0)[1],
         ImaginationConfig(use=settings["imagination"], completions=settings["imagination.completions"]),
         PPOConfig(gamma=float(settings["agent.ppo.gamma"])),
         settings["agent.rollout.draft"],
@@ -66,7 +70,7 @@ def starts(kind: str, settings: Mapping[str, str]) -> bool:
 @pytest.mark.parametrize("kind", SUIT)
 @pytest.mark.parametrize("gamma", ["1", "0.9"])
 def test_each_combination_starts_or_is_refused_once(
-    kind: str, gamma: str, environments: Mapping[str, TextGenVectorEnv]
+    kind: str, gamma: str, environments: Mapping[str, TextVectorEnv]
 ) -> None:
     """Who sets what the message says, each of its first advices or each of its last ones, is not refused again."""
     for use, completions, draft in itertools.product(USES, COMPLETIONS, DRAFTS):
@@ -91,7 +95,7 @@ def test_each_combination_starts_or_is_refused_once(
             check(kind, environments, mended)
 
 
-def test_a_masked_world_is_not_sent_to_what_it_cannot_have(environments: Mapping[str, TextGenVectorEnv]) -> None:
+def test_a_masked_world_is_not_sent_to_what_it_cannot_have(environments: Mapping[str, TextVectorEnv]) -> None:
     """All faults at once, and nothing of a discount, since no counterfactual is advised."""
     settings = {"imagination": "counterfactual", "imagination.completions": "trunk"}
     with pytest.raises(ValueError, match="masks actions") as refused:
@@ -104,7 +108,7 @@ def test_a_masked_world_is_not_sent_to_what_it_cannot_have(environments: Mapping
     )
 
 
-def test_values_that_go_on_are_refused_beside_whole_episodes(environments: Mapping[str, TextGenVectorEnv]) -> None:
+def test_values_that_go_on_are_refused_beside_whole_episodes(environments: Mapping[str, TextVectorEnv]) -> None:
     ppo, imagination = PPOConfig(bootstrap_truncated=True), ImaginationConfig(use="counterfactual")
     with pytest.raises(ValueError, match=r"set agent\.ppo\.bootstrap_truncated=false\.$"):
         check_use(environments["world"], {}, imagination, ppo, "none")

@@ -69,6 +69,9 @@ def test_certificate_by_hand():
     assert found.bound.estimate == pytest.approx(0.4)
     assert found.slack.estimate == pytest.approx(0.1)
     assert found.verdict == "undetermined"  # two sequences
+    gaps = np.array([[0.5, np.nan, 9.0], [0.1, 9.0, 0.1]])
+    kept = np.array([[0.8, 0.8, np.nan], [0.8, np.nan, 0.8]])
+    assert certificate(gaps, 0 * ones, kept, 2.0, generator=0).difference.estimate == pytest.approx(0.7 / 3)
     many = np.ones((40, 3))
     assert certificate(0.3 * many, 0 * many, 0.8 * many, 2.0, generator=0).verdict == "holds"
     assert certificate(0.5 * many, 0 * many, 0.8 * many, 2.0, generator=0).verdict == "violated"

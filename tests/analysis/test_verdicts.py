@@ -10,7 +10,7 @@ import pytest
 
 from worldmtp.analysis import save_artefact, verdicts, write_report
 from worldmtp.analysis.metrics import rooted_predictions
-from worldmtp.analysis.run_files import read_run
+from worldmtp.analysis.run_files import Series, read_run
 from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
 from worldmtp.statistics import wilson_interval
 
@@ -79,6 +79,41 @@ def test_exploitation_is_what_is_promised_beyond_what_comes(knows_all, promised,
     assert words in found.sentence
 
 
+def logged(depth, middle, low, high):
+    """As a run logs an error; its last value counts."""
+    values = {"": middle, "_lo90": low, "_hi90": high}
+    return {
+        f"world_model/depth_{depth}/error{end}": Series(np.array([0.0, 1.0]), np.array([9.0, value]))
+        for end, value in values.items()
+    }
+
+
+def test_errors_are_read_from_the_log_at_the_deepest_depth():
+    found = verdicts.split(logged(2, 0.2, 0.1, 0.3) | logged(3, 0.01, 0.0, 0.02), 3)
+    assert (found.number, found.outcome) == ("error of depth 3, nats per token", "pass")
+    assert str(found.interval) == "0.010 [0.000, 0.020]"
+    assert verdicts.split(logged(2, 0.2, 0.1, 0.3), 3).outcome == "fail"
+    assert verdicts.split(logged(2, 0.1, 0.0, 0.3), 3).outcome == "undetermined"
+    assert verdicts.split({}, 3).sentence == "Not measured in this run."
+
+
+def test_returns_of_the_law_are_certified_and_those_of_another_world_are_not(make_artefact, marginal_heads):
+    """Reward: the last token is 1. Roots 0..2 imagine it by A^3, A^2 and A."""
+    artefact = make_artefact(marginal_heads)
+    imagined, realized = artefact.imagined_return.copy(), artefact.realized_return.copy()
+    for root, k in enumerate([3, 2, 1]):
+        imagined[:, root] = marginal_heads[k - 1][artefact.input_ids[:, root], 1]
+        realized[:, root] = artefact.input_ids[:, 3]
+
+    def outcome(offset):
+        shifted = replace(artefact, imagined_return=imagined + offset, realized_return=realized)
+        return verdicts.certificate(shifted, rooted_predictions(shifted)).outcome
+
+    assert outcome(0.0) in ("pass", "undetermined")
+    assert (outcome(0.6), outcome(-0.6)) == ("fail", "fail")
+    assert verdicts.certificate(artefact, rooted_predictions(artefact)).sentence == "Not measured in this run."
+
+
 def test_an_interval_on_both_sides_of_a_rule_determines_nothing(make_artefact):
     # A depth 2 that knows only frequencies: its gain is 0 give or take.
     frequencies = make_artefact([TRUNK, np.full((2, 2), (0.66015625, 0.33984375))])
@@ -114,13 +149,13 @@ def test_a_report_opens_with_the_verdicts_and_says_what_was_not_measured(run_dir
         "adequacy": "pass",
         "coherence": "pass",
         "split": "undetermined",
-        "certificate": "undetermined",
+        "certificate": "pass",
         "shift": "pass",
         "exploitation": "pass",
         "mechanism": "undetermined",
     }
     unmeasured = [one["topic"] for one in content["verdicts"] if one["sentence"] == "Not measured in this run."]
-    assert unmeasured == ["split", "certificate"]
+    assert unmeasured == ["split"]
 
 
 def test_the_tables_hold_the_same_numbers(run_dir):

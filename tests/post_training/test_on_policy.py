@@ -145,7 +145,7 @@ def test_truncated_completions_are_no_targets_where_trl_masks_them(make_any, mak
     assert counts == [sum(map(len, ended))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "PPO"])
 def test_groups_without_a_spread_of_rewards_do_not_move_the_trunk(make_any, make_model, kind):
     model, before = make_model(), make_model()
     trainer = make_any(kind, model, beta=0.0, max_steps=2, optim="sgd", learning_rate=1.0)
@@ -211,6 +211,8 @@ def test_a_reward_that_is_none_a_number_or_infinite_is_said(make_any, make_model
         checked_reward(lambda: None, "nothing")()
     with pytest.raises(TypeError, match=r"returned 0\.5, expected one number"):
         checked_reward(lambda: 0.5, "one")()
+    with pytest.raises(TypeError, match=r"returned \{0: 1\.0, 1: 0\.0\}, expected one number"):
+        checked_reward(lambda: {0: 1.0, 1: 0.0}, "by_index")()  # its keys are numbers, too
     with pytest.raises(
         ValueError, match="the reward function 'big' returned inf for completion 1; rewards must be finite"
     ):

@@ -10,7 +10,8 @@ import torch
 WORKER = Path(__file__).with_name("two_process_training.py")
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 KINDS = ("SFT", "DPO", "KTO", "GRPO", "RLOO", "PPO")
-OTHERWISE = ("time", "runtime", "per_second", "total_flos")  # by the clock, and a guess that counts padding
+OTHERWISE = ("time", "runtime", "per_second", "total_flos", "gradient_cosine")
+"""By the clock, a guess that counts padding, and a mean over micro-batches, of which two processes have two."""
 
 
 def train(launcher, *arguments):

@@ -81,6 +81,17 @@ def test_two_simulations_by_hand(make_tables: type[Any]) -> None:
     assert found.tree.principal_variation().tolist() == [[0]]
 
 
+@pytest.mark.parametrize(("policy", "name"), [(gumbel_muzero_policy, "gumbel"), (muzero_policy, "noise")])
+def test_noise_has_a_row_for_each_root(
+    policy: Any, name: str, make_problem: Callable[[int], Any], make_tables: type[Any]
+) -> None:
+    """One row for three roots would be spread over them by itself."""
+    model = make_tables(make_problem(0))
+    width = make_problem(0).logits.shape[1]
+    with pytest.raises(ValueError, match=rf"{name} has shape \(1, {width}\); expected \(3, {width}\)"):
+        policy(model, model.roots, POLICY, SearchConfig(num_simulations=2), **{name: torch.zeros(1, width).double()})
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_rows_do_not_depend_on_each_other(
     seed: int, make_problem: Callable[[int], Any], make_tables: type[Any]

@@ -166,16 +166,19 @@ def certificate(
 
     For any reward of x_{t+1} .. x_{t+k} alone, |E_q R - E_p R| <= range * TV(q, p) = range * (1 - E min(1, q/p)) at
     each prefix, and so in the mean. ``kept`` is ``kept_paths``. What bootstraps on a value beyond the k tokens is no
-    such reward.
+    such reward. Roots where an entry is NaN are left out of all three.
 
     Raises:
-        ValueError: the range is not positive, or a realized return spans more.
+        ValueError: the range is not positive, realized returns span more, or fewer than two sequences have a root.
     """
     if not reward_range > 0:
         raise ValueError(f"reward_range={reward_range} must be positive: the largest return less the smallest.")
-    if float(np.ptp(realized)) > reward_range * (1 + 1e-9):
-        raise ValueError(f"realized returns span {float(np.ptp(realized))}, more than reward_range={reward_range}.")
-    sums = np.stack([np.ones_like(kept), imagined - realized, 1 - kept], axis=-1).sum(axis=1)
+    there = np.isfinite(imagined) & np.isfinite(realized) & np.isfinite(kept)
+    span = float(np.ptp(realized[there])) if there.any() else 0.0
+    if span > reward_range * (1 + 1e-9):
+        raise ValueError(f"realized returns span {span}, more than reward_range={reward_range}.")
+    entries = (there, np.where(there, imagined - realized, 0.0), np.where(there, 1 - kept, 0.0))
+    sums = np.stack([entry.sum(axis=1) for entry in entries], axis=-1).astype(np.float64)[there.any(axis=1)]
     generator = np.random.default_rng(generator)
 
     def difference(totals: np.ndarray) -> np.ndarray:

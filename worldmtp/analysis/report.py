@@ -92,7 +92,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "number": verdict.number,
         "rule": verdict.rule,
         "interval": "-" if found is None else str(found),
-        "n": "" if found is None else f"{found.n} {found.unit}s",
+        "n": f"{found.n} {found.unit}s" if found is not None and found.n else "",
         "sentence": verdict.sentence,
     }
 

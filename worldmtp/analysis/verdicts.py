@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from worldmtp.analysis import metrics
+from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
 from worldmtp.analysis.metrics import RootedPredictions
-from worldmtp.analysis.return_agreement import return_agreement
-from worldmtp.analysis.run_files import RunFiles
+from worldmtp.analysis.return_agreement import known_roots, return_agreement
+from worldmtp.analysis.run_files import RunFiles, Series
 from worldmtp.statistics import Interval, ratio_interval, sums_interval
 
 CONSISTENT = 0.9
@@ -25,9 +25,13 @@ MAX_LOSS = 0.05
 """Acceptance that training may cost, and share of the returns' range that imagination may promise too much."""
 
 
+MAX_ERROR = 0.05
+"""Nats per token of a head's own error."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the table; ``interval`` is of ``number``, None where nothing was measured."""
+    """One line of the table; ``interval`` is of ``number``, None where nothing was measured; its n is 0 if unknown."""
 
     topic: str
     outcome: str
@@ -43,13 +47,14 @@ def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Ve
     if not names:
         return ()
     last = names[-1]
+    is_taught = last not in untaught(run)
     return (
         adequacy(run.artefacts[last], rooted[last]),
         coherence(rooted[last]),
-        unmeasured("split", "head error, nats per token", "head error below noise and structural gap"),
-        unmeasured("certificate", "|imagined - real| return over its bound", "at most 1"),
+        split(run.metrics, rooted[last].valid.shape[2]),
+        certificate(run.artefacts[last], rooted[last]) if is_taught else unmeasured("certificate", *_CERTIFICATE),
         shift(rooted[names[0]], rooted[last]) if len(names) > 1 else unmeasured("shift", *_SHIFT),
-        exploitation(run.artefacts[last]) if last not in untaught(run) else unmeasured("exploitation", *_EXPLOITATION),
+        exploitation(run.artefacts[last]) if is_taught else unmeasured("exploitation", *_EXPLOITATION),
         Verdict(
             "mechanism",
             "undetermined",
@@ -106,6 +111,49 @@ def coherence(rooted: RootedPredictions) -> Verdict:
     return Verdict("coherence", _above(interval, CONSISTENT), number, rule, sentence, interval)
 
 
+def split(logged: Mapping[str, Series], num_depths: int) -> Verdict:
+    """Judge the error of the deepest head whose loss the run has split into noise, structural gap and error."""
+    rule = f"at most {MAX_ERROR} nats"
+    for depth in range(num_depths, 1, -1):
+        found = [logged.get(f"world_model/depth_{depth}/error{end}") for end in ("", "_lo90", "_hi90")]
+        ends = [float(series.values[-1]) for series in found if series is not None and len(series)]
+        if len(ends) < len(found):
+            continue
+        middle, low, high = ends
+        interval = Interval(middle, low, high, level=0.9, unit="sequence", method="bootstrap of both bounds", n=0)
+        outcome = _at_most(interval, MAX_ERROR)
+        sentence = (
+            "One place of each of up to 128 answers. Below 0 the head is told the tokens in between, and uses them."
+        )
+        return Verdict("split", outcome, f"error of depth {depth}, nats per token", rule, sentence, interval)
+    return unmeasured("split", "error of the deepest head, nats per token", rule)
+
+
+_CERTIFICATE = ("what |imagined - realized return| leaves of range (1 - consistency)", "not below 0")
+
+
+def certificate(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:
+    """Judge whether imagined returns are off by more than heads that mean another law of the tokens can explain."""
+    # Each root's whole window, as far as its text goes: a shorter path keeps no less.
+    depth_of_root = np.maximum(rooted.valid.sum(axis=2) - 1, 0)[..., None]
+    kept = np.take_along_axis(metrics.kept_path_probability(rooted), depth_of_root, axis=2)[..., 0]
+    there = rooted.valid.any(axis=2) & known_roots(artefact)
+    if there.any(axis=1).sum() < 2:
+        return unmeasured("certificate", *_CERTIFICATE)
+    imagined, realized, kept = (
+        np.where(there, values, np.nan).astype(np.float64)
+        for values in (artefact.imagined_return, artefact.realized_return, kept)
+    )
+    span = max(1.0, float(np.ptp(artefact.realized_return[there])))
+    found = consistency.certificate(imagined, realized, kept, span, generator=0)
+    outcome = {"holds": "pass", "violated": "fail"}.get(found.verdict, found.verdict)
+    sentence = (
+        f"Imagined less realized {found.difference}, bound {found.bound}. Strict for rewards of the heads' own tokens; "
+        "beyond them a value stands, so a failure is of the reward or the value head."
+    )
+    return Verdict("certificate", outcome, *_CERTIFICATE, sentence, found.slack)
+
+
 _SHIFT = ("acceptance of the deepest head, last less first evaluation", f"lost less than {MAX_LOSS}")
 
 
@@ -138,10 +186,17 @@ def exploitation(artefact: EvalArtefact) -> Verdict:
     if interval is None:
         return unmeasured("exploitation", *_EXPLOITATION)
     most = MAX_LOSS * float(known.max() - known.min())
-    outcome = {"pass": "fail", "fail": "pass"}.get(_above(interval, most), "undetermined")
+    outcome = _at_most(interval, most)
     neither = "neither surely too much nor surely too little"
     way = "too much" if interval.low > 0 else "too little" if interval.high < 0 else neither
     return Verdict("exploitation", outcome, *_EXPLOITATION, f"Imagination promises {way}.", interval)
+
+
+def _at_most(interval: Interval, most: float) -> str:
+    """Return the outcome of the rule that a number is at most this."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "undetermined"
+    return "pass" if interval.high <= most else "fail" if interval.low > most else "undetermined"
 
 
 def _above(interval: Interval, least: float) -> str:

@@ -35,6 +35,8 @@ class MTPConfigMixin(_Arguments):
             ``detach_embedding`` and ``detach_lm_head``, by which it moves the trunk too unless they say otherwise.
         mtp_max_grad_norm: bound on the heads' gradients, which are clipped apart from the trunk's; None is
             ``max_grad_norm``.
+        mtp_cosine_steps: each so many steps, where the heads' loss moves the trunk, the cosine between its gradient and
+            that of the trainer's own loss is logged, by the trunk's last layer; 0 never. Sharded weights have none.
         bf16: None is on with an accelerator (TRL's default) and off without.
         gradient_checkpointing: None is on with an accelerator (TRL's default) and off without.
         dataloader_pin_memory: None is on with an accelerator and off without.
@@ -59,6 +61,9 @@ class MTPConfigMixin(_Arguments):
     )
     mtp_max_grad_norm: float | None = field(
         default=None, metadata={"help": "Bound on the heads' gradients. None: max_grad_norm."}
+    )
+    mtp_cosine_steps: int = field(
+        default=10, metadata={"help": "Steps between two looks at the cosine of the losses' gradients; 0: never."}
     )
     gradient_checkpointing: bool | None = field(  # type: ignore[assignment] # None until the machine is known
         default=None, metadata={"help": "None: on with an accelerator, off without."}
@@ -126,6 +131,8 @@ class MTPConfigMixin(_Arguments):
                 f"mtp_max_grad_norm={bound} must be positive, beside a positive max_grad_norm (got "
                 f"{self.max_grad_norm}), without which Trainer clips nothing."
             )
+        if isinstance(self.mtp_cosine_steps, bool) or self.mtp_cosine_steps < 0:
+            raise ValueError(f"mtp_cosine_steps={self.mtp_cosine_steps!r} must be a number of steps, or 0 for never.")
         if self.label_smoothing_factor != 0:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor}: TRL then runs the fused forward, and the heads "

@@ -31,6 +31,7 @@ from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan
 from worldmtp.objective.plan import Progress, StepPlan, window_depths
 from worldmtp.post_training.compat import check_seams, check_trainer, trainer_seams
 from worldmtp.post_training.config import MTPConfigMixin
+from worldmtp.post_training.cosine import gradient_cosine, last_layer_weights
 from worldmtp.post_training.forward import HeadTask, MTPForward, add_mtp_forward
 from worldmtp.post_training.guards import (
     check_columns,
@@ -182,11 +183,29 @@ class MTPTrainerMixin(_Trainer):
         check_finite(terms, self.state.global_step, str(self.args.output_dir))
         self._add_depths(later, later.num_targets)
         if trains and task.trains and later.depths:
-            loss = loss + task.plan.coef * self._normalised(later.total, later.num_targets, num_items_in_batch)
+            added = task.plan.coef * self._normalised(later.total, later.num_targets, num_items_in_batch)
+            if self._measures_cosine():
+                self._log_cosine(loss, added)
+            loss = loss + added
         if trains and torch.is_grad_enabled() and not loss.requires_grad:
             # A frozen trunk in a step whose plan trains no depth: there is nothing to learn, and nothing to stop at.
             loss = loss.detach().requires_grad_()
         return (loss, result[1]) if return_outputs else loss
+
+    def _measures_cosine(self) -> bool:
+        """Return whether the heads' loss may reach the trunk, and this is a step to look where it pulls it."""
+        args, steps = self.args, self.args.mtp_cosine_steps
+        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")  # which allows one backward alone
+        is_joint = not (args.mtp_detach or self.mtp_forward.model.config.detach_trunk)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return bool(steps and is_joint and not reentrant and not sharded and self.state.global_step % steps == 0)
+
+    def _log_cosine(self, loss: Tensor, added: Tensor) -> None:
+        """Log the mean over processes of the cosine between a micro-batch's two gradients."""
+        cosine = gradient_cosine(loss, added, last_layer_weights(self.mtp_forward.model))
+        mean = self.accelerator.gather(cosine.detach()[None]).nanmean()
+        if bool(mean.isfinite()):
+            self._metrics["train"]["mtp/gradient_cosine"].append(float(mean))
 
     def release_model(self) -> MTPModel:
         """End the training and return the model with its class's forward, without anything of TRL or this trainer."""

@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,7 +253,7 @@ def checked_reward(function: Any, name: str) -> Any:
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> list[float | None]:
         rewards = function(*args, **kwargs)
-        if rewards is None or isinstance(rewards, (str, int, float)):
+        if rewards is None or isinstance(rewards, (str, int, float, Mapping)):
             raise TypeError(
                 f"the reward function {name!r} returned {rewards!r}, expected one number (or None) for each completion."
             )

@@ -20,8 +20,11 @@ from trl import SFTConfig, SFTTrainer
 from worldmtp.model import MTPModel
 from worldmtp.model.guards import TRAINS_HEADS
 from worldmtp.post_training.config import MTPConfigMixin
-from worldmtp.post_training.guards import check_has_target, named_sets
+from worldmtp.post_training.guards import check_columns, check_has_target, named_sets
 from worldmtp.post_training.mixin import MTPTrainerMixin
+
+TEXT_COLUMNS = (("input_ids",), ("messages",), ("conversations",), ("prompt", "completion"))
+"""From which TRL makes texts, beside ``dataset_text_field``."""
 
 
 @no_type_check
@@ -73,8 +76,9 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPSFTConfig.
-        ValueError: a dataset that is empty or has no label left, a tokenizer larger than the model's vocabulary, or an
-            objective that reaches beyond the model's depths or that sharded training cannot follow.
+        ValueError: a dataset that is empty, lacks the columns of a text or has no label left, a tokenizer larger than
+            the model's vocabulary, or an objective that reaches beyond the model's depths or that sharded training
+            cannot follow.
         IncompatibleTRLError: the installed TRL is not one this was built for.
     """
 
@@ -95,6 +99,10 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
+        if data_collator is None:  # another one may read other columns
+            columns = (*TEXT_COLUMNS, (args.dataset_text_field,))
+            for name, dataset in [("train_dataset", train_dataset), *named_sets("eval_dataset", eval_dataset)]:
+                check_columns(name, dataset, columns)
         super().__init__(
             model=model,
             args=args,

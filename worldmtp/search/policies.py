@@ -72,7 +72,7 @@ def gumbel_muzero_policy(
     root = read_root(world_model, state, policy, config, invalid)
     if gumbel is None:
         gumbel = gumbel_scale * _gumbel(root, generator) if gumbel_scale else torch.zeros_like(root.logits)
-    noise = gumbel
+    noise = _shaped(gumbel, root, "gumbel")
     table = halving_table(min(num_considered, root.tokens.shape[1]), config.num_simulations, root.tokens.device)
     tree = search(
         world_model,
@@ -124,7 +124,7 @@ def muzero_policy(
     if noise is None and dirichlet_fraction > 0:
         noise = _dirichlet(root, dirichlet_alpha, generator)
     if noise is not None:
-        root = _mixed(root, noise, dirichlet_fraction)
+        root = _mixed(root, _shaped(noise, root, "noise"), dirichlet_fraction)
     tree = search(
         world_model,
         state,
@@ -175,6 +175,20 @@ def plan(
             world_model, state, policy, config, invalid=invalid, gumbel_scale=0.0, num_considered=considered
         )
     return muzero_policy(world_model, state, policy, config, invalid=invalid, temperature=0.0, dirichlet_fraction=0.0)
+
+
+def _shaped(noise: Tensor, root: Reading, name: str) -> Tensor:
+    """Return noise that has a number for each candidate of each root.
+
+    Raises:
+        ValueError: it has not; a row too few would be the same for all roots.
+    """
+    if noise.shape != root.tokens.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(noise.shape)}; expected {tuple(root.tokens.shape)}, a number for each candidate "
+            "of each root."
+        )
+    return noise
 
 
 def _mixed(root: Reading, noise: Float[Tensor, "batch width"], fraction: float) -> Reading:

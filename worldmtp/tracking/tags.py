@@ -287,6 +287,11 @@ _SFT = _rows(
         "probability",
     ),
     ("mtp/coef", "lambda, the coefficient of depths 2 .. K, a mean over the steps", "1"),
+    (
+        "mtp/gradient_cosine",
+        "cosine between the gradients of the later depths' loss and of depth 1's by the trunk's last layer",
+        "1",
+    ),
     ("eval_mtp/loss_depth_{k}", "the same cross-entropy on held-out demonstrations", "nats/token"),
     ("eval_mtp/top1_depth_{k}", "the same share on held-out demonstrations", "share"),
     ("eval_mtp/acceptance_depth_{k}", "the same acceptance on held-out demonstrations", "probability"),

@@ -66,7 +66,6 @@ class TrainerStage:
             self._tokenizer = copy.deepcopy(self._tokenizer)
             self._tokenizer.split_special_tokens = False
         self.args = self._make_args()
-        self._save_between_batches()
 
     def saved_step(self) -> int:
         """Return the step of the last whole checkpoint, -1 before the first.
@@ -166,13 +165,6 @@ class TrainerStage:
         else:
             arguments["max_length"] = self._env.dataset.max_prompt + self._env.dataset.max_new
         return arguments
-
-    def _save_between_batches(self) -> None:
-        """Put checkpoints where a sampled batch is used up: TRL keeps none of it, and would go on with another one."""
-        if self.name in _SAMPLING:
-            args = self.args
-            served = max(1, args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps)
-            args.save_steps = -(-args.save_steps // served) * served
 
     # -----------------------------------------------------------------------------------------------------------------
     # Data

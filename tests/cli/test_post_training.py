@@ -61,6 +61,8 @@ def test_each_experiment_is_composed_and_its_trainer_accepts_it(compose, tmp_pat
         (["imagination=counterfactual"], "imagination=counterfactual is the agent's.* set imagination=off"),
         (["+post_training.options.los_type=grpo"], "'los_type' is unknown; did you mean 'loss_type'"),
         (["+post_training.options.max_steps=3"], r"post_training\.options\.max_steps has a key of its own"),
+        (["+post_training.options.save_only_model=true"], r"options\.save_only_model: a run saves, logs and evaluates"),
+        (["+post_training.options.eval_strategy=steps"], r"options\.eval_strategy: a run saves, logs and evaluates"),
         (
             ["post_training.group_size=3"],
             r"trainer=grpo: generation_batch_size \(4\) must be divisible by num_generations \(3\)",

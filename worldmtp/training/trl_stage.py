@@ -36,6 +36,11 @@ FOLDER = "post_training"
 ANSWERS_FILE = "answers.jsonl"
 _PREFERENCE, _SAMPLING = ("dpo", "kto"), ("grpo", "ppo", "rloo")
 _COMPLETION_ONLY = "completion_only_loss"
+_OF_THE_RUN = (
+    *("save_strategy", "save_only_model", "ignore_data_skip", "load_best_model_at_end"),
+    *("logging_strategy", "eval_strategy", "eval_on_start", "push_to_hub"),
+)
+"""A run saves, logs and evaluates by itself: with some of these it could not be resumed as the same run."""
 
 
 class TrainerStage:
@@ -146,6 +151,11 @@ class TrainerStage:
         known = [field.name for field in fields(config_class) if field.init]
         for name in given:
             check_choice("a key of post_training.options", str(name), known)
+            if name in _OF_THE_RUN:
+                raise ValueError(
+                    f"post_training.options.{name}: a run saves, logs and evaluates by itself, so that it can be "
+                    "resumed to the bit; leave it out, see checkpoint and eval in the config."
+                )
             if name in own:
                 raise ValueError(f"post_training.options.{name} has a key of its own; see post_training in the config.")
         try:

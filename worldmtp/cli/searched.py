@@ -1,6 +1,7 @@
 """``worldmtp generate --search``: tokens are planned in the model's own world model; the trees as text or as a page.
 
-Prompts are searched side by side, one tree each. Values, rewards and ends are what the model's world heads say.
+Prompts are searched side by side, one tree each, ``--batch-size`` at a time. Values, rewards and ends are what the
+model's world heads say.
 """
 
 import sys
@@ -42,7 +43,11 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
     input_ids, mask = encode_prompts(tokenizer, prompts)
     texts = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask, strict=True)]
     start = time.perf_counter()
-    plans = search_texts(model, texts, decoding.max_new_tokens(max(map(len, texts))), decoding.eos_token_ids, config)
+    most, generator = decoding.max_new_tokens(max(map(len, texts))), torch.Generator().manual_seed(config.seed)
+    plans: list[list[Planned]] = []
+    for first in range(0, len(texts), config.batch_size):
+        batch = texts[first : first + config.batch_size]
+        plans += search_texts(model, batch, most, decoding.eos_token_ids, config, generator)
     seconds = time.perf_counter() - start
     console = Console(highlight=False, emoji=False)
     writing = Writing(tokenizer, Marks.for_encoding(console.encoding))
@@ -59,7 +64,7 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
     num_plans, num_tokens = sum(map(len, plans)), sum(len(planned.written) for one in plans for planned in one)
     print(
         f"{num_tokens} tokens by {num_plans} plans of {config.simulations or DEFAULT_SIMULATIONS} simulations, "
-        f"{seconds:.3f} s not warmed up; {decoding.conditions(str(len(prompts)))}",
+        f"{seconds:.3f} s not warmed up; {decoding.conditions(str(min(len(prompts), config.batch_size)))}",
         file=sys.stderr,
     )
 
@@ -85,9 +90,9 @@ def search_texts(
     max_new_tokens: int,
     eos_token_ids: Sequence[int],
     config: GenerateConfig,
+    generator: torch.Generator,
 ) -> list[list[Planned]]:
-    """Return the plans of each text, one after another until it ends."""
-    generator = torch.Generator().manual_seed(config.seed)
+    """Return the plans of each text, one after another until it ends; all texts are searched at a time."""
     inner = make_world_model(config.dynamics or "mtp", model, generator)
     world_model = TurnWorldModel(inner, eos_token_ids, ends_episode=True)
     policy, search = acting_policy(config.temperature or 1.0), SearchConfig(config.simulations or DEFAULT_SIMULATIONS)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+import worldmtp.cli.searched
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 
@@ -82,6 +83,26 @@ def test_prompts_are_planned_as_if_alone(searched):
     _, both, _ = searched("ab=", "abcd=", *words)
     alone = [searched(prompt, *words)[1] for prompt in ("ab=", "abcd=")]
     assert both == "".join(alone)
+
+
+def test_so_many_prompts_are_searched_at_a_time_as_was_asked_for(searched, monkeypatch):
+    sizes = []
+    real = worldmtp.cli.searched.search_texts
+    monkeypatch.setattr(
+        worldmtp.cli.searched,
+        "search_texts",
+        lambda model, texts, *rest: sizes.append(len(texts)) or real(model, texts, *rest),
+    )
+    words = ("--search", "gumbel", "--simulations", "4", "--max-new-tokens", "6")
+    _, together, _ = searched("ab=", "cd=", "ab=", *words)
+    code, parted, err = searched("ab=", "cd=", "ab=", *words, "--batch-size", "2")
+    assert code == 0
+    assert parted == together
+    assert sizes == [3, 2, 1]
+    assert "batch size 2" in err
+    # Draws go on from batch to batch: the same prompt is not answered by the same ones again.
+    drawn = searched(*["ab="] * 6, *words, "--temperature", "3", "--batch-size", "1")[1].splitlines()
+    assert len(set(drawn)) > 1
 
 
 def test_draws_are_those_of_the_seed(searched):

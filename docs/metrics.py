@@ -10,7 +10,8 @@ _TITLES: dict[Kind, str] = {"scalar": "Scalars", "text": "Texts", "image": "Imag
 
 _HEAD = """# Metrics
 
-Made by `docs/metrics.py` from `worldmtp/tracking/tags.py`; a test keeps the two equal, and a tag that is not here cannot be logged.
+Made by `docs/metrics.py` from `worldmtp/tracking/tags.py`; a test keeps the two equal, and a tag that is not here
+cannot be logged.
 
 The x axis of every tag is environment tokens, or in a run with `post_training.trainer` optimiser steps; that of
 `sft/*`, the warm start before them, is optimiser steps, and it has a writer of its own in the folder `sft` of the run.

@@ -310,13 +310,7 @@ _TRL = _rows(
         "nats/token",
     ),
     ("mtp/top1_depth_{k}", "share of these targets that depth k predicts first", "share"),
-    (
-        "mtp/acceptance_depth_{k}",
-        "mean per target of sum_v min(p_v, q_v); where the objective compares them",
-        "probability",
-    ),
     ("mtp/accepted_depth_{k}", "share of the drafts made while sampling that were accepted up to depth k", "share"),
-    ("mtp/coef", "lambda, the coefficient of depths 2 .. K", "1"),
     ("{name}", "any other number that the trainer reports, by TRL's name", "see the trainer"),
     ("{group}/{name}", "the same, of a group", "see the trainer"),
     ("{group}/{of}/{name}", "the same, of a group of groups", "see the trainer"),

@@ -61,6 +61,21 @@ def test_what_prompts_have_in_common_cancels(knows_all):
     assert found.verdict == "higher"
 
 
+@pytest.mark.parametrize("num_prompts", [2, 5, 20])  # the jackknife's, and the bootstrap's
+def test_a_depth_that_one_answer_alone_reaches_is_left_out(make_artefact, num_prompts):
+    whole = make_artefact([TRUNK, None, None])
+    few = replace(
+        whole, **{name: value[:num_prompts] for name, value in vars(whole).items() if isinstance(value, np.ndarray)}
+    )
+    chosen = few.action_mask.copy()
+    chosen[1:, 3:] = False  # two tokens in all answers but the first
+    rewards = np.where(chosen, few.rewards, 0.0)
+    short = replace(few, action_mask=chosen, rewards=rewards, returns=rewards.sum(axis=1))
+    for pair in ((few, short), (short, few)):
+        depths = {one.quantity[-1] for one in differences(*pair, with_imagined=False) if "depth" in one.quantity}
+        assert depths == {"2"}
+
+
 def test_what_is_not_the_same_in_the_other_strip_is_marked():
     def strip(answer, said):
         return TokenStrip(("p", *answer), 1, (StripRow("depth 1", (None, *said), (0.0,) + (0.5,) * len(said)),))

@@ -69,6 +69,20 @@ def test_each_experiment_is_composed_and_its_trainer_accepts_it(compose, tmp_pat
         (["env.wrappers=[action_mask]"], "env.wrappers=.'action_mask'.: TRL's losses"),
         (["post_training.trainer=sft", "post_training.beta=0.1"], "post_training.beta=0.1: sft has no reference"),
         (["env=guess_number", "env.wrappers=[]", "post_training.trainer=rloo"], "rloo: .* is a conversation, which"),
+        (["post_training.trainer=kto", "post_training.batch_size=1"], "batch_size=1: kto estimates its KL from"),
+        (
+            ["post_training.num_prompts=1"],
+            r"there are 1 training prompts \(post_training.num_prompts=1\) and a sampled batch has 2",
+        ),
+        (  # more are asked for than the task has
+            [
+                "post_training.batch_size=128",
+                "post_training.group_size=1",
+                "post_training.num_prompts=4096",
+                "post_training.trainer=ppo",
+            ],
+            r"there are \d\d training prompts .*=4096\) and a sampled batch has 128",
+        ),
     ],
 )
 def test_what_a_trainer_cannot_do_is_refused_before_anything_is_trained(compose_tiny, tmp_path, overrides, message):

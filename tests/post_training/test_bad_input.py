@@ -24,6 +24,12 @@ def test_a_data_set_without_the_columns_is_refused_by_their_names(make_any, make
         make_any(kind, make_model(), train_dataset=rows)
 
 
+@pytest.mark.parametrize("kind", SAMPLING)
+def test_prompts_that_fill_no_sampled_batch_are_refused(make_any, make_model, kind):
+    with pytest.raises(ValueError, match=r"train_dataset has 1 prompts and a sampled batch .*, so no step would be"):
+        make_any(kind, make_model(), train_dataset=Dataset.from_list([{"prompt": "1+1="}]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_depth_1_has_no_heads_and_is_trained_as_trl_would(make_any, make_model, kind):
     model = make_model(depth=1)

@@ -62,6 +62,15 @@ def test_in_the_middle_of_a_sampled_batch_and_at_its_end(train, make_model, tmp_
     assert_same_run(resumed, whole)
 
 
+@pytest.mark.parametrize("max_steps", [3, 4])
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", *SAMPLING])
+def test_resumed_at_its_end_no_step_is_made(train, make_model, kind, max_steps):
+    whole = train(kind, "whole", max_steps=max_steps)
+    resumed = train(kind, "resumed", spoilt(make_model()), f"whole/checkpoint-{max_steps}", max_steps=max_steps)
+    assert resumed.state.global_step == max_steps
+    assert_same_run(resumed, whole)
+
+
 @pytest.mark.parametrize("kind", SAMPLING)
 def test_with_adapters_heads_and_a_value_head(train, make_model, kind):
     def adapted(seed):

@@ -1,6 +1,10 @@
 """The Imagination tab in headless Chromium, inside TensorBoard."""
 
+import shutil
+
 import pytest
+
+from worldmtp.tracking.scenes import SceneLog
 
 pytestmark = pytest.mark.browser
 
@@ -95,6 +99,32 @@ def test_the_keyboard_does_it_all(tab):
     tab.press("]")
     tab.wait(inside("#where") + '.textContent === "128 tokens (3 of 3)"')
     assert tab.errors == []
+
+
+def test_a_run_without_an_evaluation_is_shown_when_it_has_one(page, board, logdir, scene):
+    # What asks anew every 30 s is called by the test.
+    held = "if (window !== top) window.setInterval = (asks) => (window.asks = asks)"
+    page.send("Page.addScriptToEvaluateOnNewDocument", source=held)
+    run = logdir / "third"  # the last by name is opened
+    run.mkdir()
+    file = run / "imagination.jsonl"
+    try:
+        file.touch()
+        page.open(f"{board}/#imagination")
+        page.wait(inside("#run") + '.value === "third"')
+        notice = inside(".notice")
+        assert page.wait(f"!{notice}.hidden && {notice}.textContent").startswith("This run has no evaluation yet")
+        frame = 'document.querySelector("iframe").contentWindow'
+        page.evaluate(f"{frame}.asks()")
+        page.wait(f"!{notice}.hidden")  # it is said again
+        SceneLog(run).write([scene(0.25, False), scene(0.9, True)], 64)
+        page.evaluate(f"{frame}.asks()")
+        page.wait(inside("#where") + '.textContent === "64 tokens (1 of 1)"')
+        assert page.evaluate(inside("#prompt") + ".selectedIndex") == 0
+        assert page.evaluate(f"{notice}.hidden")
+        assert page.errors == []
+    finally:
+        shutil.rmtree(run)
 
 
 @pytest.mark.parametrize("width", [700, 1300])

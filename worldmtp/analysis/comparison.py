@@ -98,6 +98,7 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
 def differences(first: EvalArtefact, second: EvalArtefact, *, with_imagined: bool) -> Iterator[Difference]:
     """Yield the differences of two evaluations whose rows answer the same prompts.
 
+    Left out is what fewer than two prompts of a run have, as a depth that all other answers are too short for.
     ``with_imagined`` is False where one of them imagined with heads that had learnt nothing of returns.
     """
     ones = np.ones(len(first))
@@ -119,7 +120,7 @@ def differences(first: EvalArtefact, second: EvalArtefact, *, with_imagined: boo
     if with_imagined:
         pairs["imagined less realized return"] = [_bias(one) for one in (first, second)]
     for name, (before, after) in pairs.items():
-        if min(before[1].sum(), after[1].sum()) == 0:
+        if min((before[1] > 0).sum(), (after[1] > 0).sum()) < 2:
             continue
         interval = paired_ratio_difference(after, before, generator=0, num_resamples=2000)
         first_mean, second_mean = (float(total.sum() / count.sum()) for total, count in (before, after))

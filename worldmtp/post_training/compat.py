@@ -41,6 +41,7 @@ TRAINER_METHODS = {
     "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
     "log": ("self", "logs", "start_time"),
     "evaluate": ("self", "eval_dataset", "ignore_keys", "metric_key_prefix"),
+    "get_batch_samples": ("self", "epoch_iterator", "num_batches", "device"),
     "_get_num_items_in_batch": ("self", "batch_samples", "device"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_send_telemetry": ("self",),

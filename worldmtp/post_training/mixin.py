@@ -271,6 +271,17 @@ class MTPTrainerMixin(_Trainer):
         """Return why no token may have had a label; None where that is nothing to warn of."""
         return f"of the prompt or cut off by max_length={getattr(self.args, 'max_length', None)}"
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """Return the micro-batches of a step; none where all steps are made.
+
+        Trainer looks whether it has come to the end after a step alone: resumed there, it would make one more.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        samples: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Count the heads' targets of the step beside TRL's own."""
         local = self._count_window(batch_samples)

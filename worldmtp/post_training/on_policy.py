@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, no_type_check
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import prepare_deepspeed, prepare_fsdp
@@ -88,6 +89,20 @@ class OnPolicyMixin(MTPTrainerMixin):
     mtp_generation: DraftedGeneration
     mtp_drafts: dict[str, DraftMeans]
     _counted: tuple[Any, Tensor] | None = None
+
+    @classmethod
+    def check_arguments(
+        cls, model: Any, args: Any, processing_class: Any, train_dataset: Any, eval_dataset: Any = None
+    ) -> None:
+        """Refuse what every trainer refuses, and prompts that fill no sampled batch.
+
+        Raises:
+            ValueError: there are fewer prompts than a sampled batch has: TRL leaves out batches that are not full, all
+                of them, and ends without a step.
+        """
+        super().check_arguments(model, args, processing_class, train_dataset, eval_dataset)
+        if isinstance(train_dataset, Dataset):
+            check_fills_a_batch(len(train_dataset), args)
 
     def add_reference(self) -> None:
         """Make the reference that ``without_reference`` has left out: the trunk as it is, where KL is asked for."""
@@ -224,6 +239,20 @@ class OnPolicyMixin(MTPTrainerMixin):
         mode, prefix = ("train", "") if self.mtp_forward.model.training else ("eval", f"{self._eval_prefix}_")
         logs.update(self.mtp_drafts[mode].take(prefix))
         super().log(logs, start_time)
+
+
+def check_fills_a_batch(num_prompts: int, args: Any) -> None:
+    """Raise if there are fewer prompts than a sampled batch has.
+
+    Raises:
+        ValueError: there are.
+    """
+    number = args.generation_batch_size // args.num_generations
+    if num_prompts < number:
+        raise ValueError(
+            f"train_dataset has {num_prompts} prompts and a sampled batch {number}, so no step would be made; give it "
+            "more, or lower per_device_train_batch_size or steps_per_generation."
+        )
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -91,7 +91,6 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
-        _check_fills_a_batch(train_dataset, args)
         self.imagined_advantages = imagined_advantages
         self._read, self._scored = [], []
         with without_reference(args):
@@ -356,18 +355,3 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         mode = "train" if self.mtp_forward.model.training else "eval"
         for name, value in values.items():
             self._metrics[mode][name].append(value)
-
-
-def _check_fills_a_batch(dataset: Any, args: MTPPPOConfig) -> None:
-    """Raise if there are fewer prompts than a sampled batch has: TRL leaves out batches that are not full, all of them.
-
-    Raises:
-        ValueError: there are.
-    """
-    assert args.generation_batch_size is not None  # TRL's configuration has made it
-    number = args.generation_batch_size // args.num_generations
-    if isinstance(dataset, Dataset) and len(dataset) < number:
-        raise ValueError(
-            f"train_dataset has {len(dataset)} prompts and a sampled batch {number}, so no step would be made; give "
-            "it more, or lower per_device_train_batch_size or steps_per_generation."
-        )

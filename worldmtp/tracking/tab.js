@@ -41,16 +41,16 @@ async function refresh() {
 
 async function openRun(run, keepsPlace) {
   const overview = await ask("run", { run });
-  const grown = keepsPlace && state.overview && overview.steps.length === state.overview.steps.length;
-  if (grown && String(overview.steps) === String(state.overview.steps)) return;
+  if (keepsPlace && overview.steps.length && String(overview.steps) === String(state.overview?.steps)) return;
   const wasLast = !keepsPlace || !state.overview || state.at === state.overview.steps.length - 1;
   if (!keepsPlace) Object.assign(state, { prompt: 0, focus: null });
   Object.assign(state, { run, overview, scenes: new Map() });
   ui.run.value = run;
-  state.at = wasLast ? overview.steps.length - 1 : Math.min(state.at, overview.steps.length - 1);
-  state.prompt = Math.min(state.prompt, overview.prompts.length - 1);
+  const last = Math.max(0, overview.steps.length - 1);
+  state.at = wasLast ? last : Math.min(state.at, last);
+  state.prompt = Math.max(0, Math.min(state.prompt, overview.prompts.length - 1));
   fill(ui.prompt, overview.prompts.map((prompt, place) => `${place + 1}: ${clip(shown(prompt.text), 44)}`));
-  ui.step.max = overview.steps.length - 1;
+  ui.step.max = last;
   await show();
 }
 
@@ -133,6 +133,10 @@ function play() {
 
 async function show() {
   const { steps } = state.overview;
+  if (!steps.length) { // a run that was begun anew, or whose first line is still being written
+    for (const shownBefore of [ui.charts, ui.text, ui.grid, ui.details, ui.where]) shownBefore.replaceChildren();
+    throw new Error("This run has no evaluation yet; it will be shown when it is there.");
+  }
   const wanted = [state.run, state.at, state.prompt].join();
   const scene = await sceneNow();
   if (wanted !== [state.run, state.at, state.prompt].join()) return; // another one was asked for meanwhile

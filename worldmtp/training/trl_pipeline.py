@@ -27,6 +27,7 @@ class TRLPipeline(Pipeline):
         super().__init__(config, run_dir, writer, progress)
         self._can_imagine = False  # the heads of reward and end learn nothing here
         self._stage = TrainerStage(config, self._env, run_dir)
+        self._stage.check_prompts()
 
     def _saved_step(self) -> int:
         return self._stage.saved_step()

@@ -67,6 +67,22 @@ class TrainerStage:
             self._tokenizer.split_special_tokens = False
         self.args = self._make_args()
 
+    def check_prompts(self) -> None:
+        """Refuse a pool that fills no sampled batch, on which TRL would end without a step.
+
+        Raises:
+            ValueError: it has fewer prompts.
+        """
+        if self.name not in _SAMPLING:
+            return
+        found = len(pool_of(self._env, self._options.num_prompts))
+        number = self.args.generation_batch_size // self.args.num_generations
+        if found < number:
+            raise ValueError(
+                f"there are {found} training prompts (post_training.num_prompts={self._options.num_prompts}) and a "
+                f"sampled batch has {number}, so no step would be made; give more, or lower post_training.batch_size."
+            )
+
     def saved_step(self) -> int:
         """Return the step of the last whole checkpoint, -1 before the first.
 
@@ -106,6 +122,15 @@ class TrainerStage:
             raise ValueError(
                 f"env.wrappers={wrappers}: TRL's losses take their softmax over all tokens, whatever a mask allows; "
                 "leave action_mask out."
+            )
+        if (
+            self.name == "kto"
+            and self._options.batch_size < 2
+            and self._options.options.get("loss_type", "kto") == "kto"
+        ):
+            raise ValueError(
+                "post_training.batch_size=1: kto estimates its KL from the answers beside one another in a batch; set "
+                "at least 2."
             )
         if self.name == "sft" and self._options.beta is not None:
             raise ValueError(f"post_training.beta={self._options.beta}: sft has no reference; leave it out.")

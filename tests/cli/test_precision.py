@@ -75,12 +75,13 @@ def test_a_run_from_a_bfloat16_checkpoint(compute_dtype, compose_tiny, tiny_trun
         return model
 
     monkeypatch.setattr(pipeline, "make_model", hooked)
-    for name in ("warm_start", "reinforce", "evaluate_run"):
+    stages = ("warm_start", "reinforce", "evaluate_run", "measured_split")
+    for name in stages:
         noted(name, f"worldmtp.training.pipeline.{name}", getattr(pipeline, name))
     overrides = ("model=pretrained", f"model.path={tmp_path / 'trunk'}", f"model.compute_dtype={compute_dtype}")
     run(compose_tiny(*overrides), tmp_path / "run")
     dtype = getattr(torch, compute_dtype)
-    assert computed == {"warm_start": {dtype}, "reinforce": {dtype}, "evaluate_run": {dtype}}
+    assert computed == {name: {dtype} for name in stages}
     for directory in ("sft/model", "model"):
         weights = load_file(tmp_path / "run" / directory / "model.safetensors")
         assert {weight.dtype for weight in weights.values()} == {torch.float32}

@@ -161,11 +161,12 @@ def test_every_purpose_of_every_run_has_a_stream_of_its_own(compose_tiny, no_rep
     run(compose_tiny("seed=5", "agent.rollout.num_iterations=1", "world_model=shuffled"), tmp_path / "run")
     assert {seed for seed, _ in asked} == {5}
     purposes = {purpose for _, purpose in asked}
-    # What is drawn in a run: weights, batches, actions and updates, answers, a placebo's permutations, imagined tokens.
-    assert len(purposes) == 6
+    # What is drawn in a run: weights, batches, actions and updates, answers, a placebo's permutations, imagined tokens,
+    # futures that a head's loss is split by.
+    assert len(purposes) == 7
     seeds = {stream_seed(seed, purpose) for seed in range(100) for purpose in purposes}
-    assert len(seeds) == 600
-    assert len({seed % 2**32 for seed in seeds}) == 600  # as the warm start takes them
+    assert len(seeds) == 700
+    assert len({seed % 2**32 for seed in seeds}) == 700  # as the warm start takes them
     assert all(0 <= seed < 2**63 for seed in seeds)
     with pytest.raises(ValueError, match="seed=-1 must be at least 0"):
         stream_seed(-1, "model")

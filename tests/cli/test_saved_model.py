@@ -126,7 +126,8 @@ def test_a_run_closes_with_a_command_that_works(compose_tiny, tmp_path, monkeypa
 
 @pytest.mark.usefixtures("no_report")
 def test_a_run_whose_tokenizer_cannot_be_saved_promises_no_talk(compose_tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("worldmtp.training.pipeline.transformers_tokenizer", lambda tokenizer: None)
+    for user in ("pipeline", "closing"):
+        monkeypatch.setattr(f"worldmtp.training.{user}.transformers_tokenizer", lambda tokenizer: None)
     run(compose_tiny("agent.rollout.num_iterations=0"), tmp_path / "run")
     out = capsys.readouterr().out
     assert "tensorboard: " in out

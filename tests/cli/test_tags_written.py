@@ -61,8 +61,8 @@ ELSEWHERE = {
     **{
         f"trl/{name}": "post_training.trainer"
         for name in (
-            *("loss", "mtp/loss_depth_{k}", "mtp/top1_depth_{k}", "mtp/acceptance_depth_{k}", "mtp/accepted_depth_{k}"),
-            *("mtp/coef", "{name}", "{group}/{name}", "{group}/{of}/{name}"),
+            *("loss", "mtp/loss_depth_{k}", "mtp/top1_depth_{k}", "mtp/accepted_depth_{k}"),
+            *("{name}", "{group}/{name}", "{group}/{of}/{name}"),
         )
     },
     "sft/mtp/acceptance_depth_{k}": "objective.terms.kl=1, or an evaluation during SFT",

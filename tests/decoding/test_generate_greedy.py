@@ -147,9 +147,9 @@ def test_every_kind_of_draft(model_of, tiny_trunk, ragged, draft, settings):
 def test_penalties_read_the_branch_that_became_text(model_of, head):
     """Of a tree's drafts those that were accepted count as seen, wherever among their siblings they stood."""
     options = {"max_new_tokens": 40, "pad_token_id": PAD, "repetition_penalty": 1.5}
-    for seed in range(6):
+    for seed in range(2):
         model = model_of("llama", head, 4, seed=seed)
-        ids = torch.randint(2, 7, (3, 6), generator=torch.Generator().manual_seed(seed))
+        ids = torch.randint(2, 7, (9, 6), generator=torch.Generator().manual_seed(seed))
         plain = generate(model, ids, torch.ones_like(ids), draft="none", **options)
         found = generate(model, ids, torch.ones_like(ids), tree=(3, 3, 2), **options)
         assert torch.equal(found.sequences, plain.sequences)

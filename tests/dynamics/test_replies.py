@@ -1,5 +1,6 @@
 """The model of replies: its probabilities worked by hand, what it may see, what it draws, whom it is judged on."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -100,18 +101,14 @@ def test_a_reward_between_bins_costs_nothing_when_it_is_known() -> None:
 def test_probabilities_of_all_replies_add_up_to_one(history: bool, autoregressive: bool, seed: int) -> None:
     """Of the 13 replies of up to two tokens from three, times three rewards, times going on or ending."""
     model = make_model(history, seed, autoregressive=autoregressive)
-    turns = make_turns(seed, episodes=1)
     model.seen_tokens.fill_(True), model.seen_rewards.fill_(True), model.seen_ends.fill_(True)
-    every = [[N, N], *([a, N] for a in range(3)), *([a, b] for a in range(3) for b in range(3))]
-    last = int(turns.num_turns) - 1
-    total = torch.zeros(2, dtype=torch.float64)
-    for reply in every:
-        for reward in (-1.0, 0.0, 1.0):
-            for ended in (False, True):
-                turns.replies[0, last], turns.rewards[0, last] = torch.tensor(reply), reward
-                turns.ended[0, last] = ended
-                total += torch.exp(-model.nats(turns)[:, last])
-    torch.testing.assert_close(total, torch.ones(2, dtype=torch.float64))
+    replies = [[N, N], *([a, N] for a in range(3)), *([a, b] for a in range(3) for b in range(3))]
+    every = list(itertools.product(replies, (-1.0, 0.0, 1.0), (False, True)))
+    turns = make_turns(seed, episodes=1).select(torch.zeros(len(every), dtype=torch.int64))
+    for row, (reply, reward, ended) in enumerate(every):
+        turns.replies[row, -1], turns.rewards[row, -1], turns.ended[row, -1] = torch.tensor(reply), reward, ended
+    nats = model.nats(turns).unflatten(1, turns.mask.shape)[:, :, -1]
+    torch.testing.assert_close(torch.exp(-nats).sum(dim=1), torch.ones(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("history", [False, True])

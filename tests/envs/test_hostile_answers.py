@@ -171,7 +171,7 @@ def test_no_text_hangs_a_scorer(project_root: Path):
 
 
 def test_a_grammar_of_hostile_texts_earns_nothing(project_root: Path):
-    run_apart(project_root, 240, "score_grammar", sorted(EXPRESSION | LITERAL | {"complex_arithmetic"}), 60, 10_000)
+    run_apart(project_root, 240, "score_grammar", sorted(EXPRESSION | LITERAL | {"complex_arithmetic"}), 25, 10_000)
 
 
 @pytest.mark.slow

@@ -208,5 +208,5 @@ def test_a_root_without_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing is not a folder; pass one that holds Python files"):
         stdlib_files(tmp_path / "missing")
     _write(tmp_path / "a.py", b"")
-    with pytest.raises(ValueError, match=r"There are 1 Python files under .* and none to learn from"):
+    with pytest.raises(ValueError, match=r"No Python file under .* is one to learn from: there is none"):
         stdlib_files(tmp_path)

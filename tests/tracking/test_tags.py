@@ -1,9 +1,11 @@
 """The table of tags, and the document made from it."""
 
+import runpy
+
 import pytest
 
 from worldmtp.tracking.tag_table import TagRow, TagTable
-from worldmtp.tracking.tags import TAGS, metrics_markdown
+from worldmtp.tracking.tags import TAGS
 
 DOCUMENTED = """
 rollout/return_mean rollout/exact_mean rollout/length_mean rollout/truncated_fraction losses/policy
@@ -63,14 +65,19 @@ def test_rows_are_unique_and_complete():
     assert all(row.estimator and row.unit for row in TAGS.rows)
 
 
-def test_the_document_is_made_from_the_table(project_root):
-    document = project_root / "docs" / "metrics.md"
-    assert document.read_text(encoding="utf-8") == metrics_markdown(), "make it again as worldmtp/tracking/tags.py says"
+@pytest.fixture
+def page(project_root):
+    return runpy.run_path(str(project_root / "docs" / "metrics.py"))["page"]
 
 
-def test_the_document_has_a_line_per_row_and_escapes_bars():
+def test_the_document_is_made_from_the_table(page, project_root):
+    document = (project_root / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert document == page(), "make it again: python docs/metrics.py > docs/metrics.md"
+
+
+def test_the_document_has_a_line_per_row_and_escapes_bars(page):
     table = TagTable((TagRow("a/b", "KL(p|q)", "nats"), TagRow("a/c", "strip", "-", "image")))
-    document = metrics_markdown(table)
+    document = page(table)
     assert "| `a/b` | KL(p\\|q) | nats |" in document
     assert (
         document.index("## Scalars") < document.index("`a/b`") < document.index("## Images") < document.index("`a/c`")

@@ -71,7 +71,7 @@ def sums():
 def test_the_pool_gives_each_question_once(sums):
     drawn = sums.dataset.pool("train").examples
     sums.dataset._pools["train"] = sums.dataset.encode([*drawn, *drawn])
-    found = pool_of(sums, 32)
+    found = pool_of(sums, 64)
     assert [example.key for example in found] == list(dict.fromkeys(example.key for example in drawn))
     assert pool_of(sums, 3) == found[:3]
 

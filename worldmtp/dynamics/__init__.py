@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from worldmtp.dynamics.placebo import ShuffledWorldModel as ShuffledWorldModel
     from worldmtp.dynamics.protocol import LatentState as LatentState
     from worldmtp.dynamics.protocol import Prediction as Prediction
+    from worldmtp.dynamics.protocol import StorableState as StorableState
     from worldmtp.dynamics.protocol import WorldModel as WorldModel
     from worldmtp.dynamics.states import StateTable as StateTable
     from worldmtp.dynamics.trunk import OracleWorldModel as OracleWorldModel
@@ -42,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "parallel": "ParallelWorldModel",
         "placebo": "IdentityWorldModel ShuffledWorldModel",
-        "protocol": "LatentState Prediction WorldModel",
+        "protocol": "LatentState Prediction StorableState WorldModel",
         "states": "StateTable",
         "trunk": "OracleWorldModel",
     },

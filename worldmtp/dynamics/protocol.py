@@ -54,6 +54,11 @@ class LatentState(Protocol):
         """Return one batch of all states, whatever texts they come from and however many steps they have taken."""
         ...
 
+
+@runtime_checkable
+class StorableState(LatentState, Protocol):
+    """States that a search can keep in a table written in place."""
+
     def reserve(self: _Same, num_rows: int) -> _Same:
         """Return a batch with room for so many states that begins with a copy of these, for ``store`` to fill."""
         ...

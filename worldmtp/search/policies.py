@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldmtp.choices import check_choice
 from worldmtp.dynamics.imagination import Policy
-from worldmtp.dynamics.protocol import LatentState, WorldModel
+from worldmtp.dynamics.protocol import StorableState, WorldModel
 from worldmtp.model.categorical import draw
 from worldmtp.search.q_transforms import by_parent_and_siblings, completed_by_mixed_value
 from worldmtp.search.search import SearchConfig, read_root, search
@@ -47,7 +47,7 @@ class SearchedPolicy:
 @torch.no_grad()
 def gumbel_muzero_policy(
     world_model: WorldModel[Any],
-    state: LatentState,
+    state: StorableState,
     policy: Policy,
     config: SearchConfig,
     generator: torch.Generator | None = None,
@@ -98,7 +98,7 @@ def gumbel_muzero_policy(
 @torch.no_grad()
 def muzero_policy(
     world_model: WorldModel[Any],
-    state: LatentState,
+    state: StorableState,
     policy: Policy,
     config: SearchConfig,
     generator: torch.Generator | None = None,
@@ -153,7 +153,7 @@ RULES = ("gumbel", "puct")
 def plan(
     rule: str,
     world_model: WorldModel[Any],
-    state: LatentState,
+    state: StorableState,
     policy: Policy,
     config: SearchConfig,
     invalid: Bool[Tensor, "batch vocab"] | None = None,

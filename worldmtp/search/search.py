@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.dynamics.imagination import Policy, check_action_conditional
-from worldmtp.dynamics.protocol import LatentState, WorldModel
+from worldmtp.dynamics.protocol import StorableState, WorldModel
 from worldmtp.search.selection import Rule
 from worldmtp.search.tree import UNVISITED, Reading, SearchTree, check_finite
 
@@ -61,7 +61,7 @@ class SearchConfig:
 
 def read_root(
     world_model: WorldModel[Any],
-    state: LatentState,
+    state: StorableState,
     policy: Policy,
     config: SearchConfig,
     invalid: Bool[Tensor, "batch vocab"] | None = None,
@@ -92,7 +92,7 @@ def read_root(
 @torch.no_grad()
 def search(
     world_model: WorldModel[Any],
-    state: LatentState,
+    state: StorableState,
     root: Reading,
     policy: Policy,
     config: SearchConfig,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import LatentState
+from worldmtp.dynamics.protocol import StorableState
 
 UNVISITED = -1
 
@@ -57,7 +57,7 @@ class SearchTree:
     max_bytes: int
 
     @classmethod
-    def grow(cls, root: Reading, state: LatentState, num_simulations: int, max_bytes: int) -> "SearchTree":
+    def grow(cls, root: Reading, state: StorableState, num_simulations: int, max_bytes: int) -> "SearchTree":
         """Return trees that are a root each, with room for the simulations.
 
         Raises:
@@ -98,7 +98,7 @@ class SearchTree:
         self.values[rows, nodes] = reading.value
         self.visits[rows, nodes] += 1
 
-    def store(self, number: int, state: LatentState) -> None:
+    def store(self, number: int, state: StorableState) -> None:
         """Keep the world model's state of node ``number`` of each row, in its place.
 
         Raises:

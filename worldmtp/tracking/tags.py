@@ -3,7 +3,7 @@
 Writers refuse a tag that no row matches, and ``docs/metrics.md`` is made from these rows, so nothing is logged that is
 not documented. Make it again with
 
-    python -c "from worldmtp.tracking.tags import metrics_markdown as m; print(m(), end='')" > docs/metrics.md
+    python docs/metrics.py > docs/metrics.md
 
 What a row is, and the placeholders of its tag: ``tag_table``. Steps are environment tokens; those of ``sft/*`` are
 optimiser steps.
@@ -12,7 +12,7 @@ optimiser steps.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worldmtp.tracking.tag_table import Kind, TagRow, TagTable
+from worldmtp.tracking.tag_table import TagRow, TagTable
 
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
 """TensorBoard's custom scalars: category -> chart -> ["Multiline" or "Margin", [tag patterns]]."""
@@ -310,13 +310,7 @@ _TRL = _rows(
         "nats/token",
     ),
     ("mtp/top1_depth_{k}", "share of these targets that depth k predicts first", "share"),
-    (
-        "mtp/acceptance_depth_{k}",
-        "mean per target of sum_v min(p_v, q_v); where the objective compares them",
-        "probability",
-    ),
     ("mtp/accepted_depth_{k}", "share of the drafts made while sampling that were accepted up to depth k", "share"),
-    ("mtp/coef", "lambda, the coefficient of depths 2 .. K", "1"),
     ("{name}", "any other number that the trainer reports, by TRL's name", "see the trainer"),
     ("{group}/{name}", "the same, of a group", "see the trainer"),
     ("{group}/{of}/{name}", "the same, of a group of groups", "see the trainer"),
@@ -362,42 +356,3 @@ _CUSTOM = (
 TAGS = TagTable(
     _ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _TRL + _RECORDS + _CUSTOM
 )
-
-_TITLES: dict[Kind, str] = {"scalar": "Scalars", "text": "Texts", "image": "Images", "histogram": "Histograms"}
-
-_HEAD = """# Metrics
-
-Made from `worldmtp/tracking/tags.py`; a test keeps the two equal, and a tag that is not here cannot be logged.
-
-The x axis of every tag is environment tokens, or in a run with `post_training.trainer` optimiser steps; that of
-`sft/*`, the warm start before them, is optimiser steps, and it has a writer of its own in the folder `sft` of the run.
-With `post_training.trainer` the numbers that the agent logs too have the agent's tags, all others stand under `trl/`.
-`{k}` is a depth (head k at position t predicts token t + k;
-depth 1 is the trunk's own head), `{h}` a horizon in imagined steps, `{i}` a rung; any other placeholder is a word. p is
-the trunk's distribution that the tokens were drawn from, q_k the head's, both read at the realized token. A root is a
-position from which k action tokens follow.
-
-`metrics.jsonl` holds one object per step: `step`, `time_seconds`, the tags, and, if a value was NaN or infinite, `null`
-in its place and its tag in the list `nonfinite`.
-"""
-
-
-def metrics_markdown(table: TagTable = TAGS) -> str:
-    """Return ``docs/metrics.md``, with one markdown table per kind and group."""
-    parts = [_HEAD]
-    for kind, title in _TITLES.items():
-        rows = [row for row in table.rows if row.kind == kind]
-        parts.append(f"## {title}\n")
-        for group in dict.fromkeys(row.tag.split("/")[0] for row in rows):
-            lines = [f"### {group}\n", "| tag | estimator | unit |", "|---|---|---|"]
-            lines += [
-                f"| `{row.tag}` | {_cell(row.estimator)} | {_cell(row.unit)} |"
-                for row in rows
-                if row.tag.split("/")[0] == group
-            ]
-            parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
-from worldmtp.dynamics import make_world_model
+from worldmtp.dynamics import check_action_conditional, make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.world_heads import binned_mean
@@ -49,6 +49,17 @@ class Answering:
     def sampled(self) -> Answers:
         """Return one draw a prompt."""
         return self._by(TrunkPolicy(self.model, self.temperature), "sampled", self._generator())
+
+    def check_search(self, how: ActingSearch) -> None:
+        """Do nothing if the model can be searched so.
+
+        Raises:
+            TypeError: the heads are blind to actions.
+            ValueError: the search looks further ahead than they do.
+        """
+        world_model = make_world_model(how.dynamics, self.model, self._generator())
+        check_action_conditional(world_model)
+        how.config.depth(world_model)
 
     def searched(self, how: ActingSearch) -> Answers:
         """Return the best token of a search, token by token.

@@ -100,6 +100,10 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     code, out, err = worldmtp("eval", *words, "--simulations", "2")
     assert code != 0
     assert "--simulations belongs to a search" in err
+    code, out, err = worldmtp("eval", *words, *searched, "--depth", "99")
+    assert code != 0
+    assert out == ""  # refused before anything is answered
+    assert "max_depth=99 is beyond the world model" in err
     code, out, err = worldmtp("envs", "play", "worldmtp/Reverse-v0", "--model", tmp_path / "run")
     assert code == 0, err
     assert "\npolicy> " in out

@@ -327,11 +327,13 @@ def compare_answers(
 
     Raises:
         TypeError: a search over heads that are blind to actions.
-        ValueError: as ``evaluate_model``.
+        ValueError: as ``evaluate_model``, or a search looks further ahead than the heads.
     """
     rows, examples = _heldout_rows(model, env, num_prompts, seed)
     model.limit_tokens(rows.tokenizer.vocab_size)
     answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"))
+    for how in searches:
+        answering.check_search(how)
     yield answering.greedy()
     yield answering.sampled()
     for how in searches:

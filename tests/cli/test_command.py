@@ -104,6 +104,13 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     assert code != 0
     assert out == ""  # refused before anything is answered
     assert "max_depth=99 is beyond the world model" in err
+    blank = MTPModel.from_pretrained(tmp_path / "run" / "model")
+    for head in (blank.world_heads.value, blank.world_heads.reward):
+        torch.nn.init.zeros_(head[-1].weight)
+    blank.save_pretrained(tmp_path / "run" / "model")
+    code, out, err = worldmtp("eval", *words, *searched)
+    assert (code != 0, out) == (True, "")
+    assert "value and reward heads are as they were made" in err
     code, out, err = worldmtp("envs", "play", "worldmtp/Reverse-v0", "--model", tmp_path / "run")
     assert code == 0, err
     assert "\npolicy> " in out

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool
 
 from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
@@ -147,8 +148,7 @@ def certificate(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:
         np.where(there, values, np.nan).astype(np.float64)
         for values in (artefact.imagined_return, artefact.realized_return, kept)
     )
-    span = max(1.0, float(np.ptp(artefact.realized_return[there])))
-    found = consistency.certificate(imagined, realized, kept, span, generator=0)
+    found = consistency.certificate(imagined, realized, kept, _span(artefact, there), generator=0)
     outcome = {"holds": "pass", "violated": "fail"}.get(found.verdict, found.verdict)
     sentence = (
         f"Imagined less realized {found.difference}, bound {found.bound}. Strict for rewards of the heads' own tokens; "
@@ -173,20 +173,26 @@ def shift(first: RootedPredictions, last: RootedPredictions) -> Verdict:
     return Verdict("shift", _above(interval, -MAX_LOSS), *_SHIFT, sentence, interval)
 
 
-_EXPLOITATION = ("imagined less realized return", f"at most {MAX_LOSS} of the returns' range")
+_EXPLOITATION = (
+    "imagined less realized return",
+    f"at most {MAX_LOSS} of the returns' range, or of 1 where that is less",
+)
 
 
 def exploitation(artefact: EvalArtefact) -> Verdict:
     """Judge whether imagination promises the policy more than it gets."""
     interval = return_agreement(artefact, generator=0).bias
-    known = artefact.realized_return[np.isfinite(artefact.realized_return)]
     if interval is None:
         return unmeasured("exploitation", *_EXPLOITATION)
-    most = MAX_LOSS * float(known.max() - known.min())
-    outcome = _at_most(interval, most)
+    outcome = _at_most(interval, MAX_LOSS * _span(artefact, np.isfinite(artefact.realized_return)))
     neither = "neither surely too much nor surely too little"
     way = "too much" if interval.low > 0 else "too little" if interval.high < 0 else neither
     return Verdict("exploitation", outcome, *_EXPLOITATION, f"Imagination promises {way}.", interval)
+
+
+def _span(artefact: EvalArtefact, there: Bool[np.ndarray, "batch length"]) -> float:
+    """Return the range of the realized returns, at least 1: where all are alike, it is not known."""
+    return max(1.0, float(np.ptp(artefact.realized_return[there])))
 
 
 def _at_most(interval: Interval, most: float) -> str:

@@ -93,10 +93,13 @@ def _compare(
     arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, searches: list[tuple[str, str, int]]
 ) -> None:
     from worldmtp.agents.search_policy import ActingSearch
+    from worldmtp.cli.searched import check_values
     from worldmtp.search import SearchConfig
     from worldmtp.statistics import wilson_interval
     from worldmtp.training.evaluation import compare_answers
 
+    if searches:
+        check_values(model)
     hows = [
         ActingSearch(rule, dynamics, SearchConfig(number, arguments.depth, arguments.width or 16))
         for rule, dynamics, number in searches

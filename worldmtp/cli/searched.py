@@ -49,6 +49,7 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
         batch = texts[first : first + config.batch_size]
         plans += search_texts(model, batch, most, decoding.eos_token_ids, config, generator)
     seconds = time.perf_counter() - start
+    conditions = decoding.conditions(str(min(len(prompts), config.batch_size)))
     console = Console(highlight=False, emoji=False)
     writing = Writing(tokenizer, Marks.for_encoding(console.encoding))
     for prompt, text, one in zip(prompts, texts, plans, strict=True):
@@ -59,12 +60,12 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
                     console.print(line, soft_wrap=True)
         print_text(decoding, prompt, text, new, len(one))
     if config.tree_html is not None:
-        write_bytes(config.tree_html, tree_page(prompts, plans, tokenizer, decoding.conditions("1")).encode())
+        write_bytes(config.tree_html, tree_page(prompts, plans, tokenizer, conditions).encode())
         print(f"trees: {config.tree_html}", file=sys.stderr)
     num_plans, num_tokens = sum(map(len, plans)), sum(len(planned.written) for one in plans for planned in one)
     print(
         f"{num_tokens} tokens by {num_plans} plans of {config.simulations or DEFAULT_SIMULATIONS} simulations, "
-        f"{seconds:.3f} s not warmed up; {decoding.conditions(str(min(len(prompts), config.batch_size)))}",
+        f"{seconds:.3f} s not warmed up; {conditions}",
         file=sys.stderr,
     )
 

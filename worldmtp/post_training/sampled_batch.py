@@ -62,5 +62,8 @@ def num_uses(trainer: Any) -> int:
 
 
 def _layout(trainer: Any) -> dict[str, int]:
-    names = ("steps_per_generation", "num_iterations", "gradient_accumulation_steps", "per_device_train_batch_size")
+    names = (
+        *("steps_per_generation", "num_iterations", "num_generations"),
+        *("gradient_accumulation_steps", "per_device_train_batch_size"),
+    )
     return {name: getattr(trainer.args, name) for name in names} | {"num_processes": trainer.accelerator.num_processes}

@@ -247,6 +247,7 @@ def test_names_that_lead_nowhere(toy, tmp_path):
 
 
 def test_every_listed_study_is_there():
-    for name in STUDIES:
+    assert make_study("cross_modal", {}).arms()  # its arms are fixed
+    for name in set(STUDIES) - {"cross_modal"}:
         with pytest.raises(ValueError, match=f"study {name} lacks variants"):
             make_study(name, {})

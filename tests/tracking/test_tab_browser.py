@@ -37,7 +37,7 @@ def tab(page, board):
         run.value = "first/seed0";
         run.dispatchEvent(new Event("change"));
     }})()""")
-    page.wait(inside("#where") + '.textContent === "128 tokens (3 of 3)"')
+    page.wait(inside("#where") + '.textContent === "128 (3 of 3)"')
     return page
 
 
@@ -77,7 +77,7 @@ def test_scrubbing_changes_the_step(tab):
         step.value = 0;
         step.dispatchEvent(new Event("input"));
     }})()""")
-    tab.wait(inside("#where") + '.textContent === "0 tokens (1 of 3)"')
+    tab.wait(inside("#where") + '.textContent === "0 (1 of 3)"')
     assert tab.evaluate(cell) == "6\n≠ 75 %"
     assert tab.errors == []
 
@@ -92,12 +92,12 @@ def test_the_keyboard_does_it_all(tab):
     tab.press("ArrowRight")
     assert tab.evaluate(f"{focused}.innerText") == "7\n≠ 50 %"
     tab.press("[")
-    tab.wait(inside("#where") + '.textContent === "64 tokens (2 of 3)"')
+    tab.wait(inside("#where") + '.textContent === "64 (2 of 3)"')
     assert tab.evaluate(f"{focused}.dataset.kind") == "imagined"  # the place is kept
     tab.press(".")
     tab.wait(inside("#prompt") + ".selectedIndex === 1")
     tab.press("]")
-    tab.wait(inside("#where") + '.textContent === "128 tokens (3 of 3)"')
+    tab.wait(inside("#where") + '.textContent === "128 (3 of 3)"')
     assert tab.errors == []
 
 
@@ -119,7 +119,7 @@ def test_a_run_without_an_evaluation_is_shown_when_it_has_one(page, board, logdi
         page.wait(f"!{notice}.hidden")  # it is said again
         SceneLog(run).write([scene(0.25, False), scene(0.9, True)], 64)
         page.evaluate(f"{frame}.asks()")
-        page.wait(inside("#where") + '.textContent === "64 tokens (1 of 1)"')
+        page.wait(inside("#where") + '.textContent === "64 (1 of 1)"')
         assert page.evaluate(inside("#prompt") + ".selectedIndex") == 0
         assert page.evaluate(f"{notice}.hidden")
         assert page.errors == []

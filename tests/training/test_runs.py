@@ -290,8 +290,9 @@ def test_the_readme_trains_and_opens_its_run(tmp_path, monkeypatch, project_root
     for large, small in (("num_iterations=40", "num_iterations=0"), ("128", "16"), ("384", "32")):
         assert large in block
         block = block.replace(large, small)
-    sft = ", sft=SFTStageConfig(num_demonstrations=64, num_steps=1), eval=EvalConfig(num_prompts=4, num_imagined=1))"
-    block = block.replace("PPOConfig()),\n)", f"PPOConfig()){sft}")
+    quick = "sft=SFTStageConfig(num_demonstrations=64, num_steps=1), eval=EvalConfig(num_prompts=4, num_imagined=1),"
+    assert "    profile=" in block
+    block = block.replace("    profile=", f"    {quick}\n    profile=")
     block = block.replace("import AgentConfig", "import EvalConfig, SFTStageConfig, AgentConfig")
     scope = {}
     exec(compile(block, "README.md", "exec"), scope)
@@ -314,7 +315,13 @@ def test_a_run_keeps_scenes_at_every_evaluation_and_a_resumed_one_the_same(tmp_p
     config = replace(config, eval=replace(config.eval, every_iterations=1))
     run(config, tmp_path / "whole")
     whole = read_records(tmp_path / "whole" / "imagination.jsonl")
-    steps = [record["step"] for record in read_records(tmp_path / "whole" / "metrics.jsonl") if "eval/exact" in record]
+    log = read_records(tmp_path / "whole" / "metrics.jsonl")
+    # TensorBoard draws a margin only where the value and both of its ends have the same steps.
+    steps, *ends = (
+        [record["step"] for record in log if tag in record]
+        for tag in ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
+    )
+    assert ends == [steps, steps]
     assert [record["step"] for record in whole] == steps
     assert len(whole) == 4
     artefact = load_artefact(tmp_path / "whole" / "artefacts", "final")

@@ -1,8 +1,8 @@
-"""``worldmtp analyze <run dir>``: write the report of a run from what it saved; no model, no environment.
+"""Write the report of a run from what it saved, or lay two runs side by side; no model, no environment.
 
-With two directories, lay the runs side by side on the held-out prompts that both answered. Also the jobs of a sweep
-side by side: what tells them apart, and what each found. Jobs are known by their files alone, so that a sweep that was
-killed, or had jobs that failed, shows the others.
+``worldmtp analyze A B`` pairs the held-out prompts that both answered, and writes the page into B. Also the jobs of a
+sweep side by side: what tells them apart, and what each found. Jobs are known by their files alone, so that a sweep
+that was killed, or had jobs that failed, shows the others.
 """
 
 import argparse
@@ -28,7 +28,12 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="worldmtp analyze", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run_dir", type=Path, help="directory of a run of worldmtp train")
-    parser.add_argument("other_dir", type=Path, nargs="?", help="that of another run, to be laid beside the first")
+    parser.add_argument(
+        "other_dir",
+        type=Path,
+        nargs="?",
+        help="another run of the same task, seed and eval.num_prompts; the comparison is written into it",
+    )
     arguments = parser.parse_args()
     fail_cleanly(lambda: print(_found_of(arguments.run_dir, arguments.other_dir)))
 

@@ -116,7 +116,7 @@ def _compare(
         if number == 0:
             print(
                 f"{arguments.env}, {len(way.exact)} held-out prompts, seed {arguments.seed}, temperature "
-                f"{arguments.temperature:g}\n{'':44}exact match           score   trunk tokens   seconds   a prompt"
+                f"{arguments.temperature:g}\n{'':44}exact match           score   trunk tokens   seconds (a prompt)"
             )
         share = f"{exact.estimate:.3f} [{exact.low:.3f}, {exact.high:.3f}]"
         numbers_text = f"{float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}"

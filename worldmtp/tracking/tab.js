@@ -143,7 +143,7 @@ async function show() {
   ui.step.value = state.at;
   ui.step.setAttribute("aria-valuetext", `step ${steps[state.at]}`);
   ui.prompt.selectedIndex = state.prompt;
-  ui.where.textContent = `${steps[state.at].toLocaleString("en")} tokens (${state.at + 1} of ${steps.length})`;
+  ui.where.textContent = `${steps[state.at].toLocaleString("en")} (${state.at + 1} of ${steps.length})`;
   drawCharts();
   drawText(scene);
   drawGrid(scene);
@@ -189,7 +189,7 @@ function drawGrid(scene) {
   const known = scene.imagined_return.some((value) => value !== null);
   body.push(addRow("imagined", (place) => returnCell(scene, "imagined", place)));
   body.push(addRow("realized", (place) => returnCell(scene, "realized", place)));
-  if (!known) body.push(part("No return is imagined here: nothing has taught the reward head yet."));
+  if (!known) body.push(part("No return is imagined here: nothing has taught the reward head."));
   ui.grid.replaceChildren(make("tbody", {}, ...body));
   ui.scene = scene;
   const start = cellAt(state.focus) ?? ui.grid.querySelector('td[data-row="2"]') ?? ui.grid.querySelector("td[data-row]");

@@ -80,8 +80,7 @@ def evaluate_run(
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
     exact_sampled = wilson_interval(int(sampled.sum()), len(sampled), unit="prompt")
     agreement = return_agreement(artefact, generator=imagining.seed)
-    metrics = evaluation.metrics() | depth_scalars(artefact)
-    metrics |= dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
+    metrics = evaluation.metrics() | depth_scalars(artefact) | exact_scalars(evaluation)
     known = np.isfinite(artefact.realized_return)
     if np.isfinite(artefact.imagined_return).any():
         metrics["eval/return_imagined"] = float(artefact.imagined_return[known].mean())
@@ -293,6 +292,12 @@ def evaluate_model(
         length_mean=metrics["eval/length_mean"],
         truncated_fraction=metrics["eval/truncated_fraction"],
     )
+
+
+def exact_scalars(evaluation: Evaluation) -> dict[str, float]:
+    """Return the greedy exact match with its interval; TensorBoard's margins need all three at the same steps."""
+    exact = _share(evaluation.greedy)
+    return dict(zip(_EXACT, (exact.estimate, exact.low, exact.high), strict=True))
 
 
 def _share(rollout: Rollout) -> Interval:

@@ -50,6 +50,7 @@ from worldmtp.training.evaluation import (
     RunEvaluation,
     conversations,
     evaluate_run,
+    exact_scalars,
     summarize,
     watch,
     write_evaluation,
@@ -293,7 +294,7 @@ class Pipeline:
         start = time.perf_counter()
         found = self._evaluator.run(self._model)
         seconds = {"time/eval_seconds": time.perf_counter() - start}
-        self._writer.scalars(found.metrics() | seconds, step)
+        self._writer.scalars(found.metrics() | exact_scalars(found) | seconds, step)
         if isinstance(self._env.task, TurnTask):
             self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
         self._watch(found.sampled, step)

@@ -94,6 +94,7 @@ def test_errors_are_read_from_the_log_at_the_deepest_depth():
     assert str(found.interval) == "0.010 [0.000, 0.020]"
     assert verdicts.split(logged(2, 0.2, 0.1, 0.3), 3).outcome == "fail"
     assert verdicts.split(logged(2, 0.1, 0.0, 0.3), 3).outcome == "undetermined"
+    assert verdicts.split(logged(2, 0.04, 0.0, 0.3), 3).outcome == "undetermined"  # not by its middle
     assert verdicts.split({}, 3).sentence == "Not measured in this run."
 
 

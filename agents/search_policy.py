@@ -55,7 +55,7 @@ class SearchPolicy:
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         """Return one token a row; those of rows that have ended mean nothing and cost nothing."""
         tokens, lengths, dataset = obs["tokens"], obs["length"][:, 0], self._env.dataset
-        written = self._turns.observe(tokens, lengths)
+        written = self._turns.observe(tokens, lengths, infos.get("_reply"))
         room = dataset.max_new - (lengths - obs["prompt_length"][:, 0])
         if dataset.max_turn is not None:
             room = np.minimum(room, dataset.max_turn - written)
@@ -99,8 +99,11 @@ class _TurnLengths:
         self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._written = np.zeros(0, dtype=np.int64)
 
-    def observe(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Return the counts: one more where the last answer, and nothing else, was written and did not end the turn."""
+    def observe(self, tokens: np.ndarray, lengths: np.ndarray, replied: np.ndarray | None = None) -> np.ndarray:
+        """Return the counts: one more where the last answer, and nothing else, was written and did not end the turn.
+
+        ``replied`` says which rows have just heard a reply, which may be an empty text.
+        """
         if self._before is None or self._before[0].shape != tokens.shape:
             self._written = np.zeros_like(lengths)
             return self._written
@@ -108,6 +111,8 @@ class _TurnLengths:
         places = np.arange(tokens.shape[1])[None]
         is_same = ((tokens == old) | (places >= old_lengths[:, None])).all(axis=1)
         goes_on = is_same & (lengths == old_lengths + 1) & (answers != self._eos_id)
+        if replied is not None:
+            goes_on &= ~replied
         self._written = np.where(goes_on, self._written + 1, 0)
         return self._written
 

@@ -103,9 +103,9 @@ def test_the_length_of_a_turn_by_hand() -> None:
             tokens[row, : len(ids)] = ids
         return tokens, np.array([len(ids) for ids in rows])
 
-    def act(answers: list[int], *rows: list[int]) -> list[int]:
+    def act(answers: list[int], *rows: list[int], replied: list[bool] | None = None) -> list[int]:
         now = text(*rows)
-        written = turns.observe(*now).tolist()
+        written = turns.observe(*now, None if replied is None else np.array(replied)).tolist()
         turns.answer(*now, np.array(answers))
         return written
 
@@ -114,6 +114,8 @@ def test_the_length_of_a_turn_by_hand() -> None:
     assert act([1, 4], [2, 3, 4], [2, 5, 3, 4]) == [2, 0]
     assert act([3, 4], [2, 3, 4, 1], [2, 5, 3, 4, 4]) == [0, 1]
     assert act([3, 4], [2, 3, 4, 1, 3, 6], [2, 5, 3, 4, 4, 4]) == [0, 2]
+    # Both write a 3 or 4 more; row 1's turn was over with it, and its reply is an empty text.
+    assert act([3, 4], [2, 3, 4, 1, 3, 6, 3], [2, 5, 3, 4, 4, 4, 4], replied=[False, True]) == [1, 0]
 
 
 class TestWaysToAnswer:

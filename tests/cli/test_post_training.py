@@ -55,6 +55,12 @@ def test_each_experiment_is_composed_and_its_trainer_accepts_it(compose, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_device_that_a_trainer_would_not_take_is_refused(compose, tmp_path):
+    config = build(TrainConfig, compose("experiment=grpo_chain_sum", "profile=gpu", "profile.device=cuda:1"))
+    with pytest.raises(ValueError, match=r"device=cuda:1: .* set profile\.device=cuda and CUDA_VISIBLE"):
+        TrainerStage(config, make_env(config.env, 1), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -176,3 +176,20 @@ def make_any(make_config, char_tokenizer, demonstrations, pairs, prompts):
         )
 
     return make
+
+
+@pytest.fixture
+def batches_of():
+    """The batches that a trainer has sampled, by spying on it."""
+
+    def watch(trainer):
+        seen, sampled = [], trainer._generate_and_score_completions
+
+        def spied(rows):
+            seen.append(sampled(rows))
+            return seen[-1]
+
+        trainer._generate_and_score_completions = spied
+        return seen
+
+    return watch

@@ -24,24 +24,12 @@ def logged(trainer, name):
     return [record[name] for record in trainer.state.log_history if name in record]
 
 
-def batches_of(trainer):
-    """The batches a trainer has sampled, by spying on it."""
-    seen, sampled = [], trainer._generate_and_score_completions
-
-    def spied(rows):
-        seen.append(sampled(rows))
-        return seen[-1]
-
-    trainer._generate_and_score_completions = spied
-    return seen
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # It runs
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_one_completion_a_prompt_with_epochs_and_minibatches(make_any, make_model):
+def test_one_completion_a_prompt_with_epochs_and_minibatches(batches_of, make_any, make_model):
     options = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 8, "beta": 0.1, "entropy_coef": 0.01}
     trainer = make_any("PPO", make_model(), **ONE, **options)
     batches = batches_of(trainer)
@@ -146,7 +134,7 @@ def as_rollout(batch, returns, truncated):
 
 
 @pytest.mark.parametrize("bootstraps", [False, True])
-def test_one_batch_gives_the_agents_advantages_losses_and_gradients(make_any, make_model, bootstraps):
+def test_one_batch_gives_the_agents_advantages_losses_and_gradients(batches_of, make_any, make_model, bootstraps):
     model = make_model(value_range=(0.0, 1.0))
     source = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(model.world_heads.value[3].weight, std=0.3, generator=source)
@@ -214,7 +202,7 @@ def test_one_batch_gives_the_agents_advantages_losses_and_gradients(make_any, ma
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_completion_that_cannot_be_scored_teaches_nothing(make_any, make_model):
+def test_a_completion_that_cannot_be_scored_teaches_nothing(batches_of, make_any, make_model):
     def reward(completions, **_):
         return [None, math.nan, *[1.0] * (len(completions) - 2)]
 

@@ -21,18 +21,6 @@ def logged(trainer, name):
     return [record[name] for record in trainer.state.log_history if name in record]
 
 
-def batches_of(trainer):
-    """The batches a trainer has sampled, by spying on it."""
-    seen, sampled = [], trainer._generate_and_score_completions
-
-    def spied(rows):
-        seen.append(sampled(rows))
-        return seen[-1]
-
-    trainer._generate_and_score_completions = spied
-    return seen
-
-
 def replied(prompts, trainer):
     """A rollout: the policy's 2, a world's 3 4, the policy's 5 and EOS; the first and the last are paid."""
     number = len(prompts)
@@ -51,7 +39,7 @@ ROLLOUT = pytest.mark.filterwarnings("ignore:You are using 'rollout_func', which
 
 
 @ROLLOUT
-def test_a_rollouts_rewards_stand_at_their_tokens_beside_other_functions(make_any, make_model):
+def test_a_rollouts_rewards_stand_at_their_tokens_beside_other_functions(batches_of, make_any, make_model):
     """Values start at zero; with gamma 1/2 and lambda 1 advantages are discounted sums over the decisions."""
 
     def half(completions, **_):
@@ -133,7 +121,7 @@ def conversation(make_any, model, **options):
 
 
 @ROLLOUT
-def test_turns_of_a_conversation_are_paid_where_they_end(make_any, make_model):
+def test_turns_of_a_conversation_are_paid_where_they_end(batches_of, make_any, make_model):
     """With lambda and gamma 1 and a value head that says zero, an advantage is what is still to be paid."""
     options = {"gae_lambda": 1.0, "scale_advantages": False, "max_steps": 1, "per_device_train_batch_size": 4}
     trainer = conversation(make_any, make_model(), **options)
@@ -178,7 +166,7 @@ def test_a_reward_function_is_learnt(make_any, make_model, num_generations):
     assert sum(logged(trainer, "ppo/explained_variance")[-4:]) / 4 > -1
 
 
-def test_imagined_advantages_take_the_place_of_gae(make_any, make_model):
+def test_imagined_advantages_take_the_place_of_gae(batches_of, make_any, make_model):
     seen = []
 
     def imagined(batch):

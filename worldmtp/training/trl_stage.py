@@ -139,6 +139,11 @@ class TrainerStage:
             )
         if self.name == "sft" and self._options.beta is not None:
             raise ValueError(f"post_training.beta={self._options.beta}: sft has no reference; leave it out.")
+        if self._config.profile.device.startswith("cuda:"):
+            raise ValueError(
+                f"profile.device={self._config.profile.device}: Hugging Face's Trainer takes the first CUDA device it "
+                "sees; set profile.device=cuda and CUDA_VISIBLE_DEVICES."
+            )
         if self._config.imagination.use != "off":
             raise ValueError(
                 f"imagination={self._config.imagination.use} is the agent's, and post_training.trainer={self.name} "

@@ -1,6 +1,6 @@
 """Conversations with an imagined world: real openings, the policy's turns, and replies by a model of them.
 
-The rows, the turns and the ends follow the rules of the real environment (``envs.rewards.turn_rewards``): a turn is
+The rows, the turns and the ends follow the rules of the real environment (``envs.rewards.TurnRewards``): a turn is
 over with EOS or after ``max_turn`` tokens, the reply stands in the same row, a full row is truncated. What the world
 says, pays and ends comes from a ``RepliesModel``. So the same policies and the same loop collect the episodes.
 

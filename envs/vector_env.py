@@ -66,7 +66,7 @@ from worldmtp.envs.options import (
     parse_options,
     refusal_changes_nothing,
 )
-from worldmtp.envs.rewards import RewardRules, Rewards, StepResult
+from worldmtp.envs.rewards import AnswerRewards, RewardRules, StepResult, make_rewards
 from worldmtp.envs.rows import (
     Columns,
     Observation,
@@ -177,7 +177,7 @@ class TextGenVectorEnv(TextVectorEnv):
         """Consecutive rows that share a prompt."""
         return self._group_size
 
-    def new_rewards(self, num_rows: int) -> Rewards:
+    def new_rewards(self, num_rows: int) -> AnswerRewards:
         """Return what pays so many rows of other texts of this task, by the same scorer."""
         dataset = self._dataset
         rules = RewardRules(
@@ -188,7 +188,7 @@ class TextGenVectorEnv(TextVectorEnv):
             self.config.truncation_score,
             self.config.max_turn,
         )
-        return Rewards(dataset.task, rules, num_rows, dataset.max_prompt + dataset.max_new)
+        return make_rewards(dataset.task, rules, num_rows, dataset.max_prompt + dataset.max_new)
 
     def example_of(self, row: int) -> Example:
         """Return the question that a row answers."""

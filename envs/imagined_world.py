@@ -22,12 +22,12 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Int
 
 from worldmtp.dynamics.turns import NOTHING, RepliesModel, Turns
 from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.options import refusal_changes_nothing
-from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
+from worldmtp.envs.rows import TextRows, VectorReset, VectorStep, batch_infos, check_actions, observation_space
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
@@ -116,9 +116,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         """Return the ensemble's mean disagreement over these turns, in [0, 1]."""
         return float(self._doubt.sum() / max(1, self.num_turns))
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin a conversation in every row, with the option ``openings``: token ids, (row, opening), -1 for padding.
 
         Raises:
@@ -144,11 +142,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self._num_acted, self._paid, self._doubt = np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number)
         return rows.observation(), {}
 
-    def step(
-        self, actions: Int[np.ndarray, " env"]
-    ) -> tuple[
-        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
-    ]:
+    def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:
         """Append one token to every row that has not ended; where that ends a turn, the imagined reply as well.
 
         Raises:

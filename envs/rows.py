@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import Bool, Float64, Int, Int64, Shaped
 
 Observation = dict[str, np.ndarray]
+VectorReset = tuple[Observation, dict[str, Any]]
+"""Observations and infos of all rows."""
+VectorStep = tuple[
+    Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
+]
+"""Observations, rewards, which rows were terminated and which truncated, and infos."""
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 """Under each key one entry for each of some rows, in their order."""
 

@@ -58,19 +58,14 @@ from jaxtyping import Bool, Float64, Int, Int64
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.dataset import EncodedExamples, TextDataset
 from worldmtp.envs.fates import dice_of, loaded_examples, saved_examples, with_new_dice
-from worldmtp.envs.options import (
-    ResetOptions,
-    check_indices,
-    check_num_prompts,
-    count_groups,
-    parse_options,
-    refusal_changes_nothing,
-)
+from worldmtp.envs.options import ResetOptions, count_groups, parse_options, refusal_changes_nothing
 from worldmtp.envs.rewards import AnswerRewards, RewardRules, StepResult, make_rewards
 from worldmtp.envs.rows import (
     Columns,
     Observation,
     TextRows,
+    VectorReset,
+    VectorStep,
     batch_columns,
     batch_infos,
     check_actions,
@@ -195,9 +190,7 @@ class TextGenVectorEnv(TextVectorEnv):
         example: Example = self._examples[row]
         return example
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin new texts, in all rows or those of the mask.
 
         Raises:
@@ -217,11 +210,7 @@ class TextGenVectorEnv(TextVectorEnv):
         self._give_prompts(rows, choice)
         return self._rows.observation(self.copy), batch_columns(self._prompt_columns(rows), rows, self.num_envs)
 
-    def step(
-        self, actions: Int[np.ndarray, " env"]
-    ) -> tuple[
-        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
-    ]:
+    def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:
         """Append one token to every row that has not ended. A step that raises changes nothing.
 
         Raises:
@@ -355,9 +344,11 @@ class TextGenVectorEnv(TextVectorEnv):
         else:
             given = asked.indices
             indices = self.np_random.integers(len(pool), size=num_groups) if given is None else given
-            check_indices(indices, len(pool))
+            if indices.ndim != 1 or ((indices < 0) | (indices >= len(pool))).any():
+                raise ValueError(f"indices must be a list of indices of the pool, 0..{len(pool) - 1}, got {indices}.")
             chosen = pool.select(indices)
-        check_num_prompts(len(chosen), num_groups, size)
+        if len(chosen) != num_groups:
+            raise ValueError(f"{len(chosen)} prompts are named for {num_groups} groups of {size} rows.")
         repeats = np.repeat(np.arange(num_groups), size)
         repeated = chosen if size == 1 else chosen.select(repeats)
         if self._has_dice and asked.prompts is None:

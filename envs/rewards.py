@@ -103,7 +103,7 @@ def answer_rewards(
     """Pay the score when the answer is over: EOS terminates it, the budget truncates it."""
     terminated, truncated = rows.ends(live, actions, rules.tokenizer.eos_id, rules.max_steps)
     rewards = np.zeros(len(actions))
-    ended = np.flatnonzero(terminated | truncated)
+    ended = (terminated | truncated).nonzero()[0]
     if not len(ended):
         return StepResult(rewards, terminated, truncated)
     records = score_answers(rules, rows, ended, truncated, examples)
@@ -136,7 +136,7 @@ def progress_rewards(
         paid[row] = progress.value
         terminated[row] = progress.ended
     truncated &= ~terminated
-    ended = np.flatnonzero(terminated | truncated)
+    ended = (terminated | truncated).nonzero()[0]
     records: Columns = {}
     if len(ended):
         records = score_answers(rules, rows, ended, truncated, examples)
@@ -192,7 +192,7 @@ def turn_rewards(
     records = [
         _turn_record(rules, ledger, rows, row, bool(truncated[row]), told.get(row, {}))
         | replies.get(row, {"reply": "", "num_written": 0, "reply_info": {}})
-        for row in np.flatnonzero(terminated | truncated).tolist()
+        for row in (terminated | truncated).nonzero()[0].tolist()
     ]
     columns = {key: [record[key] for record in records] for key in records[0]} if records else {}
     return StepResult(rewards, terminated, truncated, columns, replies)

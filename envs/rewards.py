@@ -83,7 +83,7 @@ class AnswerRewards:
         """
         terminated, truncated = rows.ends(live, actions, self.rules.tokenizer.eos_id, self.rules.max_steps)
         rewards = np.zeros(len(actions))
-        ended = np.flatnonzero(terminated | truncated)
+        ended = (terminated | truncated).nonzero()[0]
         if not len(ended):
             return StepResult(rewards, terminated, truncated)
         records = score_answers(self.rules, rows, ended, truncated, examples)
@@ -125,7 +125,7 @@ class ProgressRewards(AnswerRewards):
             paid[row] = progress.value
             terminated[row] = progress.ended
         truncated &= ~terminated
-        ended = np.flatnonzero(terminated | truncated)
+        ended = (terminated | truncated).nonzero()[0]
         records: Columns = {}
         if len(ended):
             records = score_answers(rules, rows, ended, truncated, examples)
@@ -208,7 +208,7 @@ class TurnRewards(AnswerRewards):
         records = [
             self._record(rows, row, bool(truncated[row]), told.get(row, {}))
             | replies.get(row, {"reply": "", "num_written": 0, "reply_info": {}})
-            for row in np.flatnonzero(terminated | truncated).tolist()
+            for row in (terminated | truncated).nonzero()[0].tolist()
         ]
         columns = {key: [record[key] for record in records] for key in records[0]} if records else {}
         return StepResult(rewards, terminated, truncated, columns, replies)

@@ -110,6 +110,7 @@ class Autoreset(TextVectorWrapper):
 def _rows_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Return an object array with the observations of these rows, copied, and None elsewhere."""
     final = np.full(len(rows), None)
-    for row in np.flatnonzero(rows).tolist():
-        final[row] = {key: value[row].copy() for key, value in obs.items()}
+    taken = {key: value[rows] for key, value in obs.items()}
+    for index, row in enumerate(rows.nonzero()[0].tolist()):
+        final[row] = {key: value[index] for key, value in taken.items()}
     return final

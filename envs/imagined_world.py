@@ -25,10 +25,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Int
 
 from worldmtp.dynamics.turns import NOTHING, RepliesModel, Turns
-from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.rows import TextRows, VectorReset, VectorStep, batch_infos, check_actions, observation_space
-from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
 
@@ -75,8 +73,9 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self.num_envs, self.max_turns = num_envs, max_turns
         self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
         self.render_mode = None
-        self._real, self._model = real.kernel, model
-        self._generator, self._novelty = generator, novelty
+        self._model, self._generator, self._novelty = model, generator, novelty
+        # The questions, tokens and budgets are the real environment's; its scorer is never asked here.
+        self._dataset, self._scorer, self._eos_terminates = real.dataset, real.scorer, False
         self._max_turn = turn_limit(real)
         dataset, tokenizer = self.dataset, self.tokenizer
         width = dataset.max_prompt + dataset.max_new
@@ -85,21 +84,6 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rows: TextRows | None = None
-
-    @property
-    def dataset(self) -> TextDataset:
-        """The questions, tokens and budgets of the real environment."""
-        return self._real.dataset
-
-    @property
-    def scorer(self) -> Scorer:
-        """The real environment's, which is never asked here."""
-        return self._real.scorer
-
-    @property
-    def eos_terminates(self) -> bool:
-        """Whether EOS ends the text: never in a conversation."""
-        return False
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:

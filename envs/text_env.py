@@ -39,17 +39,17 @@ class KernelView:
     @property
     def dataset(self) -> TextDataset:
         """The questions, tokens and budgets."""
-        return self.kernel.dataset
+        return self.kernel._dataset
 
     @property
     def scorer(self) -> Scorer:
         """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self.kernel.scorer
+        return self.kernel._scorer
 
     @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        return self.kernel.eos_terminates
+        return self.kernel._eos_terminates
 
     @property
     def task(self) -> Task:
@@ -79,6 +79,11 @@ class KernelView:
 
 class TextVectorEnv(KernelView, VectorEnv):
     """Rows of text: ``TextGenVectorEnv``, and whatever wraps it and keeps this interface."""
+
+    _dataset: TextDataset
+    """Set by a kernel, as are the next two."""
+    _scorer: Scorer
+    _eos_terminates: bool
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin new texts; see ``TextGenVectorEnv`` for the options."""

@@ -136,6 +136,7 @@ class TextGenVectorEnv(TextVectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rows = TextRows(num_envs, width, self.tokenizer.pad_id)
         self._rewards = self.new_rewards(num_envs)
+        self._eos_terminates = self._rewards.eos_terminates
         self._split = self.config.split
         self._group_size = 1
         self._use(parse_options({"group_size": group_size}, num_envs))
@@ -147,21 +148,6 @@ class TextGenVectorEnv(TextVectorEnv):
         self._has_dice = bool(getattr(self._dataset.task, "has_dice", False))
         self._groups = np.full(num_envs, -1, dtype=np.int64)
         self._num_groups = 0
-
-    @property
-    def dataset(self) -> TextDataset:
-        """The questions, tokens and budgets."""
-        return self._dataset
-
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self._scorer
-
-    @property
-    def eos_terminates(self) -> bool:
-        """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        return self._rewards.eos_terminates
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:

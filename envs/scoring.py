@@ -27,7 +27,6 @@ from worldmtp.envs.scoring_workers import (
     ProcessPool,
     ScoringError,
     ScoringTimeout,
-    Workers,
     error_of,
 )
 from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TextWorld, TurnTask, WorldOfChance, opening_of
@@ -116,7 +115,7 @@ class Scorer:
         self.is_paid = paid or bool(getattr(task, "paid_scorer", False))
         target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
         self._together = task if timeout_seconds is None and isinstance(task, BatchScoringTask) else None
-        self._pool: Workers = InProcess(target)
+        self._pool: InProcess | ProcessPool = InProcess(target)
         if timeout_seconds is not None:
             number = num_scorers or (1 if isinstance(task, BatchScoringTask) else min(_MAX_SCORERS, _num_cores()))
             self._pool = ProcessPool(target, number, timeout_seconds, scorer_memory_gib)

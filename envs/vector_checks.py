@@ -4,6 +4,7 @@ It plays random tokens and checks every step from the observation before it. It 
 seen and what was expected, as ``gymnasium.utils.env_checker`` does.
 """
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Int64
 
+from worldmtp.envs.rows import Observation
 from worldmtp.envs.tokenizer import Tokenizer, written_text
 
 MakeVectorEnv = Callable[[int, AutoresetMode], VectorEnv]
-Observation = dict[str, np.ndarray]
 
 
 class EpisodeBook:
@@ -173,7 +174,7 @@ def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
     num_steps, eos_terminates = max(num_steps, 3 * length), getattr(envs, "eos_terminates", True)
     book = EpisodeBook(envs.tokenizer, envs.num_envs, length)
     kept = envs.reset(seed=11)
-    before, waiting = _copied(kept[0]), np.zeros(envs.num_envs, dtype=bool)
+    before, waiting = copy.deepcopy(kept[0]), np.zeros(envs.num_envs, dtype=bool)
     book.begin(kept[1], np.arange(envs.num_envs))
     num_terminated = num_truncated = 0
     for index in range(num_steps):
@@ -181,14 +182,14 @@ def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
             kept = envs.reset(options={"reset_mask": waiting.copy()})
             _check_masked_reset(before, kept[0], waiting)
             book.begin(kept[1], np.flatnonzero(waiting))
-            before, waiting = _copied(kept[0]), np.zeros(envs.num_envs, dtype=bool)
+            before, waiting = copy.deepcopy(kept[0]), np.zeros(envs.num_envs, dtype=bool)
         actions = _draw(envs, rng, eos_share=0.0 if index < num_steps // 2 else 0.2)
         returned = envs.step(actions.copy())
         assert not data_shares_objects(kept, (returned[0], returned[4])), (
             "two calls returned the same arrays; users keep what they were given, so every call must return new ones."
         )
         kept = (returned[0], returned[4])
-        step = _Step(before, waiting, actions, *(_copied(part) for part in returned))
+        step = _Step(before, waiting, actions, *(copy.deepcopy(part) for part in returned))
         book.act(before, np.flatnonzero(~waiting), step.rewards)
         _check_ends(step, envs.tokenizer.eos_id, eos_terminates)
         _check_waiting(step, mode)
@@ -295,15 +296,3 @@ def _questions(obs: Observation, infos: dict[str, Any]) -> list[Any]:
     if "example_key" in infos:
         return list(infos["example_key"])
     return [row.tobytes() for row in obs["tokens"]]
-
-
-def _copied(data: Any) -> Any:
-    """A deep copy of arrays in dicts and object arrays."""
-    if isinstance(data, dict):
-        return {key: _copied(value) for key, value in data.items()}
-    if isinstance(data, np.ndarray) and data.dtype == object:
-        copy = np.empty_like(data)
-        for index, value in enumerate(data):
-            copy[index] = _copied(value)
-        return copy
-    return data.copy() if isinstance(data, np.ndarray) else data

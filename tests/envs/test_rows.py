@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from worldmtp.envs import CharTokenizer, Example, Score, TextGenVectorEnv, WorldTask
+from worldmtp.envs.rewards import TurnRewards
 from worldmtp.envs.rows import TextRows
 
 
@@ -119,12 +120,13 @@ class Silent:
 
 
 def counted_steps(max_new, **changes):
-    """Elements touched by 32 steps of 8 rows that do not end, the arrays of the ledger included."""
+    """Elements touched by 32 steps of 8 rows that do not end, what is kept of conversations included."""
     arguments = {"task": Echo(), "max_prompt": 4, "pool_size": 8, "heldout_fraction": 0.0} | changes
     env = TextGenVectorEnv(8, copy=False, tokenizer=CharTokenizer("ab="), max_new=max_new, **arguments)
     env.reset(seed=0)
     env._rows.tokens = env._rows.tokens.view(Counted)
-    env._rewards._ledger.acted = env._rewards._ledger.acted.view(Counted)
+    if isinstance(env._rewards, TurnRewards):
+        env._rewards.acted = env._rewards.acted.view(Counted)
     Counted.num_elements = 0
     for step in range(32):
         env.step(np.full(8, 1 if changes and step % 4 == 3 else 2))

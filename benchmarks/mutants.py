@@ -31,12 +31,12 @@ run takes days; these are few and each one would be a wrong result in somebody's
 """
 
 import argparse
+import multiprocessing
 import os
 import queue
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,16 +44,21 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CATALOGUE = Path(__file__).resolve().with_suffix("")
 DEFAULT_SELECTION = "not slow and not gpu and not browser"
 MIN_CAUGHT = 0.95
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
-_running: set[subprocess.Popen[str]] = set()
+_PRELOADED = ["torch", "transformers", "trl", "peft", "datasets", "gymnasium", "reasoning_gym", "scipy.stats", "hydra"]
+_running: set[ForkServerProcess] = set()
 _NOT_COPIED = ("*.egg-info", ".*", "__pycache__", "build", "dist", "multirun", "outputs", "runs")
 
 
@@ -110,29 +115,55 @@ def staleness(mutant: Mutant, root: Path) -> str:
 
 
 def run_tests(tree: Path, tests: Sequence[str], timeout: float) -> tuple[int | None, str]:
-    """Run the default selection of some tests in a tree; pytest's exit code, None if time ran out, and its output."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", DEFAULT_SELECTION, "-p", "no:cacheprovider", *tests]
-    # Bytecode is kept (empty is unset): to compile the tree anew takes longer than most of the tests.
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=tree,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    _running.add(process)
+    """Run the default selection of some tests in a tree; pytest's exit code, None if time ran out, and its output.
+
+    It runs in a fork of a server that has imported the libraries, never the tree: to import them takes longer than most
+    of the tests.
+    """
+    with tempfile.NamedTemporaryFile(prefix="pytest-", suffix=".log") as log:
+        # Bytecode is kept (empty is unset): to compile the tree anew takes longer than most of the tests.
+        environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
+        process = _server().Process(target=_run_pytest, args=(tree, tests, environment, log.name))
+        process.start()
+        _running.add(process)
+        try:
+            process.join(timeout)
+            code = process.exitcode
+            if code is None:
+                _end(process)
+                process.join()
+        finally:
+            _running.discard(process)
+        return code, Path(log.name).read_text(encoding="utf-8", errors="replace")
+
+
+@cache
+def _server() -> ForkServerContext:
+    """Return the start method whose server imports what every test would."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _run_pytest(tree: Path, tests: Sequence[str], environment: dict[str, str], log: str) -> None:
+    """Be pytest in a process and a session of its own, with the output in a file; does not return."""
+    os.setsid()
+    os.chdir(tree)
+    output = os.open(log, os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    sys.dont_write_bytecode = False
+    sys.path[0] = str(tree)
+    code = int(pytest.ExitCode.INTERNAL_ERROR)
     try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        _end(process)
-        output, _ = process.communicate()
-        return None, output
+        early = "ignore:Module already imported"  # the libraries with a plugin for pytest
+        code = pytest.main(["-x", "-q", "-W", early, "-m", DEFAULT_SELECTION, "-p", "no:cacheprovider", *tests])
     finally:
-        _running.discard(process)
-    return process.returncode, output
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def try_mutant(mutant: Mutant, tree: Path, timeout: float) -> Outcome:
@@ -255,12 +286,11 @@ def _write(path: Path, source: str) -> None:
         compiled.unlink()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: ForkServerProcess) -> None:
     """Kill pytest and what its tests started."""
-    try:
+    with suppress(ProcessLookupError):  # it has just ended by itself, or has no session of its own yet
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # it has just ended by itself
-        return
+    process.kill()
 
 
 def _last_line(output: str) -> str:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from worldmtp.agents.evaluation import Evaluator
 from worldmtp.agents.rollout import state_index
-from worldmtp.cli.arguments import model_directory, run_config
-from worldmtp.cli.evaluate import environment_of, load_policy_model
+from worldmtp.cli.arguments import load_model, model_directory, run_config
+from worldmtp.cli.evaluate import environment_of
 from worldmtp.dynamics import acting_policy, make_world_model
 from worldmtp.search import SearchConfig, SearchedPolicy, TurnWorldModel, plan
 from worldmtp.training.make import make_env
@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(1)
     directory = model_directory(given.model, "--model")
     env = environment_of(run_config(given.model), directory, given.env, {})
-    model = load_policy_model(directory, "cpu")
+    model = load_model(directory, "cpu")
     ids, mask, rows, places, eos, max_new = greedy_states(model, env, given.num_prompts)
     names = ("oracle", "mtp", "shuffled", "identity")
     worlds = {name: make_world_model(name, model, torch.Generator().manual_seed(0)) for name in names}

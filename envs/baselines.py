@@ -59,16 +59,15 @@ def own_answers(tokenizer: Tokenizer) -> Writer:
 
 
 def play_examples(
-    envs: TextVectorEnv, writer: Writer, examples: Sequence[Example], rng: Generator, split: str = "heldout"
+    envs: TextVectorEnv, writer: Writer, examples: Sequence[Example], rng: Generator
 ) -> Float64[np.ndarray, " episode"]:
     """The return of one episode an example, which is its score.
 
     Args:
         envs: one row an example, ``autoreset_mode`` "disabled".
         writer: what is written.
-        examples: of the task.
+        examples: of the task, held out.
         rng: for the writer.
-        split: that the examples are of.
 
     Raises:
         ValueError: if rows and examples differ in number, or the environment resets rows by itself.
@@ -78,7 +77,7 @@ def play_examples(
             f"expected a row for each of {len(examples)} examples and autoreset_mode='disabled', got {envs.num_envs} "
             f"rows and {envs.metadata['autoreset_mode']}."
         )
-    obs, _ = envs.reset(options={"split": split, "group_size": 1, "prompts": list(examples)})
+    obs, _ = envs.reset(options={"split": "heldout", "group_size": 1, "prompts": list(examples)})
     eos_id = envs.tokenizer.eos_id
     returns, done = np.zeros(len(examples)), np.zeros(len(examples), dtype=bool)
     pending: list[list[int]] = [[] for _ in examples]
@@ -116,12 +115,7 @@ def play_baselines(make: Callable[[int], TextVectorEnv], num_episodes: int = 200
     """
     envs = make(num_episodes)
     dataset, tokenizer = envs.dataset, envs.tokenizer
-    train, heldout = (
-        draw_examples(
-            envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=dataset.heldout_fraction
-        )
-        for split in ("train", "heldout")
-    )
+    train, heldout = (dataset.draw(split, num_episodes, seed, "evaluation") for split in ("train", "heldout"))
     answers = [example.answer for example in train if example.answer is not None]
     if isinstance(envs.task, TurnTask) or any(example.answer is None for example in heldout):
         answers = []
@@ -154,22 +148,21 @@ class WorldEnds:
     optimum: Float64[np.ndarray, " episode"] | None
 
 
-def play_ends(
-    task: TurnTask, num_episodes: int = 200, seed: int = 0, *, split: str = "heldout", heldout_fraction: float = 0.2
-) -> WorldEnds:
+def play_ends(task: TurnTask, num_episodes: int = 200, seed: int = 0, *, heldout_fraction: float = 0.2) -> WorldEnds:
     """Play held-out episodes of a world by chance and by its own player, in the world itself: no token, no budget.
 
     Args:
         task: whose worlds; see ``worldmtp.envs.worlds.players`` for the methods they may have.
         num_episodes: of each, the same for both.
         seed: of the episodes and of the random moves.
-        split: that they are of.
         heldout_fraction: of the environment.
 
     Raises:
         ValueError: if the split cannot be filled.
     """
-    examples = draw_examples(task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=heldout_fraction)
+    examples = draw_examples(
+        task, "heldout", num_episodes, seed, purpose="evaluation", heldout_fraction=heldout_fraction
+    )
     world, rng = task.make_world(), np.random.default_rng([seed, num_episodes])
     seeds = [int(example.meta["seed"]) for example in examples]
     floor = ceiling = optimum = None

@@ -9,29 +9,22 @@ is never full before the world is done. A turn may be one token longer than it n
 import string
 from typing import Any
 
-from worldmtp.envs.registry import register_builtin, register_env, register_turn_env
+from worldmtp.envs.registry import WORLD_TASK, register_builtin, register_env, register_turn_env
 from worldmtp.envs.tokenizer import DEFAULT_ALPHABET
-
-_COPY = "worldmtp.envs.tasks.strings:Copy"
-_REVERSE = "worldmtp.envs.tasks.strings:Reverse"
-_PATH_STAR = "worldmtp.envs.tasks.path_star:PathStar"
-_RANDOM_DIGITS = "worldmtp.envs.tasks.strings:RandomDigits"
-_REWARD_MODEL = "worldmtp.envs.tasks.reward_model:RewardModelTask"
-_REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym:ReasoningGymTask"
-_BRACKETS = "worldmtp.envs.tasks.brackets:Brackets"
-_INCREASING_NUMBERS = "worldmtp.envs.tasks.increasing_numbers:IncreasingNumbers"
-_COUNTDOWN = "worldmtp.envs.tasks.countdown:Countdown"
-_CORPUS = "worldmtp.envs.tasks.corpus:CorpusTask"
-_DATA = "worldmtp.envs.tasks.data:DataTask"
-
-_WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
-_WORLDS = "worldmtp.envs.worlds"
 
 _CORPUS_ALPHABET = DEFAULT_ALPHABET + "\n"
 
 
-def _alphabet(characters: str) -> dict[str, str]:
-    return {"kind": "char", "alphabet": characters}
+def _task(
+    task: str, alphabet: str | None, task_kwargs: dict[str, Any] | None = None, *, max_prompt: int, max_new: int
+) -> tuple[str, dict[str, Any]]:
+    """A task of ``envs.tasks``; without an alphabet its texts are printable ASCII."""
+    return f"worldmtp.envs.tasks.{task}", {
+        **({"task_kwargs": task_kwargs} if task_kwargs else {}),
+        "tokenizer": "char" if alphabet is None else {"kind": "char", "alphabet": alphabet},
+        "max_prompt": max_prompt,
+        "max_new": max_new,
+    }
 
 
 def _world(
@@ -45,8 +38,8 @@ def _world(
     max_reply: int,
     **task_kwargs: Any,
 ) -> tuple[str, dict[str, Any]]:
-    return _WORLD_TASK, {
-        "task_kwargs": {"world": f"{_WORLDS}.{world}", "world_kwargs": world_kwargs, **task_kwargs},
+    return WORLD_TASK, {
+        "task_kwargs": {"world": f"worldmtp.envs.worlds.{world}", "world_kwargs": world_kwargs, **task_kwargs},
         "tokenizer": {"kind": "char", "alphabet": alphabet},
         "max_prompt": max_prompt,
         "max_turn": max_turn,
@@ -172,63 +165,46 @@ WORLD_MOVES = {
 """Name to the characters that are the moves of a world whose turn is one move."""
 
 BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Copy": (_COPY, {"tokenizer": _alphabet("abcdefghij="), "max_prompt": 9, "max_new": 9}),
-    "Reverse": (_REVERSE, {"tokenizer": _alphabet("abcdefghij="), "max_prompt": 9, "max_new": 9}),
-    "RandomDigits": (_RANDOM_DIGITS, {"tokenizer": _alphabet("0123456789="), "max_prompt": 5, "max_new": 9}),
-    "PathStar": (
-        _PATH_STAR,
-        {
-            "task_kwargs": {"degree": 2, "length": 5, "num_names": 9},
-            "tokenizer": _alphabet("abcdefghi="),
-            "max_prompt": 19,
-            "max_new": 5,
-        },
+    "Copy": _task("strings:Copy", "abcdefghij=", max_prompt=9, max_new=9),
+    "Reverse": _task("strings:Reverse", "abcdefghij=", max_prompt=9, max_new=9),
+    "RandomDigits": _task("strings:RandomDigits", "0123456789=", max_prompt=5, max_new=9),
+    "PathStar": _task(
+        "path_star:PathStar", "abcdefghi=", {"degree": 2, "length": 5, "num_names": 9}, max_prompt=19, max_new=5
     ),
-    "SpellBackward": (
-        _REASONING_GYM,
-        {
-            "task_kwargs": {"dataset": "spell_backward", "min_word_len": 3, "max_word_len": 6},
-            "tokenizer": _alphabet(string.ascii_letters + "="),
-            "max_prompt": 7,
-            "max_new": 7,
-        },
+    "SpellBackward": _task(
+        "reasoning_gym:ReasoningGymTask",
+        string.ascii_letters + "=",
+        {"dataset": "spell_backward", "min_word_len": 3, "max_word_len": 6},
+        max_prompt=7,
+        max_new=7,
     ),
-    "ChainSum": (
-        _REASONING_GYM,
-        {
-            "task_kwargs": {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "max_digits": 2, "drop": " "},
-            "tokenizer": _alphabet("0123456789+-="),
-            "max_prompt": 9,
-            "max_new": 5,
-        },
+    "ChainSum": _task(
+        "reasoning_gym:ReasoningGymTask",
+        "0123456789+-=",
+        {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "max_digits": 2, "drop": " "},
+        max_prompt=9,
+        max_new=5,
     ),
-    "CaesarCipher": (
-        _REASONING_GYM,
-        {
-            "task_kwargs": {"dataset": "caesar_cipher", "min_words": 1, "max_words": 2},
-            "tokenizer": _alphabet(string.ascii_uppercase + " ="),
-            "max_prompt": 24,
-            "max_new": 24,
-        },
+    "CaesarCipher": _task(
+        "reasoning_gym:ReasoningGymTask",
+        string.ascii_uppercase + " =",
+        {"dataset": "caesar_cipher", "min_words": 1, "max_words": 2},
+        max_prompt=24,
+        max_new=24,
     ),
-    "Brackets": (_BRACKETS, {"tokenizer": _alphabet("()[]45678="), "max_prompt": 8, "max_new": 16}),
-    "IncreasingNumbers": (
-        _INCREASING_NUMBERS,
-        {"tokenizer": _alphabet("0123456789 ="), "max_prompt": 9, "max_new": 15},
-    ),
-    "Countdown": (_COUNTDOWN, {"tokenizer": _alphabet("0123456789+-*(),:="), "max_prompt": 11, "max_new": 12}),
-    "Corpus": (
-        _CORPUS,
-        {
-            "task_kwargs": {"prompt_chars": 32, "answer_chars": 8, "alphabet": _CORPUS_ALPHABET},
-            "tokenizer": _alphabet(_CORPUS_ALPHABET),
-            "max_prompt": 32,
-            "max_new": 9,
-        },
+    "Brackets": _task("brackets:Brackets", "()[]45678=", max_prompt=8, max_new=16),
+    "IncreasingNumbers": _task("increasing_numbers:IncreasingNumbers", "0123456789 =", max_prompt=9, max_new=15),
+    "Countdown": _task("countdown:Countdown", "0123456789+-*(),:=", max_prompt=11, max_new=12),
+    "Corpus": _task(
+        "corpus:CorpusTask",
+        _CORPUS_ALPHABET,
+        {"prompt_chars": 32, "answer_chars": 8, "alphabet": _CORPUS_ALPHABET},
+        max_prompt=32,
+        max_new=9,
     ),
     # These two are nothing without task_kwargs; pass budgets to fit.
-    "Data": (_DATA, {"tokenizer": "char", "max_prompt": 256, "max_new": 64}),
-    "RewardModel": (_REWARD_MODEL, {"tokenizer": "char", "max_prompt": 256, "max_new": 64}),
+    "Data": _task("data:DataTask", None, max_prompt=256, max_new=64),
+    "RewardModel": _task("reward_model:RewardModelTask", None, max_prompt=256, max_new=64),
     **WORLD_TASKS,
 }
 """Name to (factory, environment kwargs)."""

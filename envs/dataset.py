@@ -14,6 +14,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -237,14 +238,7 @@ class TextDataset:
         drawn = [
             example
             for split in SPLITS[: 2 if self.heldout_fraction > 0 else 1]
-            for example in draw_examples(
-                self.task,
-                split,
-                _MEASURED,
-                self.pool_seed,
-                heldout_fraction=self.heldout_fraction,
-                fewer=True,
-            )
+            for example in self.draw(split, _MEASURED, self.pool_seed, fewer=True)
         ]
         if not drawn:
             raise ValueError(f"{type(self.task).__name__} has no example to measure; give max_prompt and max_new.")
@@ -269,16 +263,7 @@ class TextDataset:
     def pool(self, split: str) -> EncodedExamples:
         """Prompts of a split, made when first asked for."""
         if split not in self._pools:
-            drawn = draw_examples(
-                self.task,
-                split,
-                self.pool_size,
-                self.pool_seed,
-                purpose="pool",
-                heldout_fraction=self.heldout_fraction,
-                excluded=self._excluded,
-            )
-            self._pools[split] = self.encode(drawn)
+            self._pools[split] = self.encode(self.draw(split, self.pool_size, self.pool_seed, excluded=self._excluded))
         return self._pools[split]
 
     def choose_pools(self, seed: int, excluded: Iterable[str] = ()) -> None:
@@ -316,15 +301,12 @@ class TextDataset:
 
         With ``fewer`` a small task gives what it has; see ``draw_examples``.
         """
+        return self.draw(split, num_examples, seed, purpose, distinct=True, fewer=fewer)
+
+    def draw(self, split: str, num_examples: int, seed: int, purpose: str = "pool", **how: Any) -> list[Example]:
+        """Return ``draw_examples`` of the task, held out as here, as often as the task draws them by default."""
         return draw_examples(
-            self.task,
-            split,
-            num_examples,
-            seed,
-            purpose=purpose,
-            distinct=True,
-            heldout_fraction=self.heldout_fraction,
-            fewer=fewer,
+            self.task, split, num_examples, seed, purpose=purpose, heldout_fraction=self.heldout_fraction, **how
         )
 
     def overlap(self) -> float:

@@ -24,11 +24,11 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int, Int64
+from jaxtyping import Int, Int64
 
 from worldmtp.dynamics import LatentState, Prediction, WorldModel
 from worldmtp.envs.options import refusal_changes_nothing
-from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
+from worldmtp.envs.rows import TextRows, VectorReset, VectorStep, batch_infos, check_actions, observation_space
 
 Prefixes = Sequence[Sequence[int]] | Int64[np.ndarray, "env length"]
 
@@ -101,9 +101,7 @@ class ImaginedVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rows: TextRows | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Encode the prefixes; options ``prefix_ids`` and ``prompt_length`` give new ones, as many as there are rows.
 
         With them goes ``turn_room`` in a conversation.
@@ -134,11 +132,7 @@ class ImaginedVectorEnv(VectorEnv):
         return self._rows.observation(), self._infos(self._latent_rows, self._latent_rows, prediction)
 
     @torch.no_grad()
-    def step(
-        self, actions: Int[np.ndarray, " env"]
-    ) -> tuple[
-        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
-    ]:
+    def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:
         """One imagined token in every row that has not ended; the others ignore theirs, and earn 0.
 
         Raises:

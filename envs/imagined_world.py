@@ -1,6 +1,6 @@
 """Conversations with an imagined world: real openings, the policy's turns, and replies by a model of them.
 
-The rows, the turns and the ends follow the rules of the real environment (``envs.rewards.turn_rewards``): a turn is
+The rows, the turns and the ends follow the rules of the real environment (``envs.rewards.TurnRewards``): a turn is
 over with EOS or after ``max_turn`` tokens, the reply stands in the same row, a full row is truncated. What the world
 says, pays and ends comes from a ``RepliesModel``. So the same policies and the same loop collect the episodes.
 
@@ -22,13 +22,11 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Int
 
 from worldmtp.dynamics.turns import NOTHING, RepliesModel, Turns
-from worldmtp.envs.dataset import TextDataset
 from worldmtp.envs.options import refusal_changes_nothing
-from worldmtp.envs.rows import Observation, TextRows, batch_infos, check_actions, observation_space
-from worldmtp.envs.scoring import Scorer
+from worldmtp.envs.rows import TextRows, VectorReset, VectorStep, batch_infos, check_actions, observation_space
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
 
@@ -75,8 +73,9 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self.num_envs, self.max_turns = num_envs, max_turns
         self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
         self.render_mode = None
-        self._real, self._model = real.kernel, model
-        self._generator, self._novelty = generator, novelty
+        self._model, self._generator, self._novelty = model, generator, novelty
+        # The questions, tokens and budgets are the real environment's; its scorer is never asked here.
+        self._dataset, self._scorer, self._eos_terminates = real.dataset, real.scorer, False
         self._max_turn = turn_limit(real)
         dataset, tokenizer = self.dataset, self.tokenizer
         width = dataset.max_prompt + dataset.max_new
@@ -85,21 +84,6 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rows: TextRows | None = None
-
-    @property
-    def dataset(self) -> TextDataset:
-        """The questions, tokens and budgets of the real environment."""
-        return self._real.dataset
-
-    @property
-    def scorer(self) -> Scorer:
-        """The real environment's, which is never asked here."""
-        return self._real.scorer
-
-    @property
-    def eos_terminates(self) -> bool:
-        """Whether EOS ends the text: never in a conversation."""
-        return False
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
@@ -116,9 +100,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         """Return the ensemble's mean disagreement over these turns, in [0, 1]."""
         return float(self._doubt.sum() / max(1, self.num_turns))
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin a conversation in every row, with the option ``openings``: token ids, (row, opening), -1 for padding.
 
         Raises:
@@ -144,11 +126,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self._num_acted, self._paid, self._doubt = np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number)
         return rows.observation(), {}
 
-    def step(
-        self, actions: Int[np.ndarray, " env"]
-    ) -> tuple[
-        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
-    ]:
+    def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:
         """Append one token to every row that has not ended; where that ends a turn, the imagined reply as well.
 
         Raises:

@@ -16,8 +16,7 @@ from gymnasium.vector import AutoresetMode
 
 from worldmtp.choices import nearest
 from worldmtp.envs.config import TextEnvConfig
-from worldmtp.envs.dataset import draw_examples
-from worldmtp.envs.registry import ENTRY_POINT, VECTOR_ENTRY_POINT, task_keywords
+from worldmtp.envs.registry import ENTRY_POINT, FROM_GYMNASIUM, VECTOR_ENTRY_POINT, WORLD_TASK, task_keywords
 from worldmtp.envs.task import DenseTask, Task, TurnTask
 from worldmtp.envs.text_env import (
     TextVectorEnv,
@@ -31,8 +30,6 @@ from worldmtp.envs.tokenizer import Tokenizer
 from worldmtp.envs.vector_env import TextGenVectorEnv
 from worldmtp.envs.wrappers.autoreset import with_autoreset
 
-_WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
-_FROM_GYMNASIUM = "worldmtp.envs.worlds.adapters:from_gymnasium"
 _CONFIG_FIELDS = tuple(field.name for field in fields(TextEnvConfig))
 _REMEDY = (
     "Training needs a TextGenVectorEnv, which worldmtp.register_task makes of any task or world, or a gymnasium "
@@ -140,8 +137,8 @@ def _as_world(spec: EnvSpec, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of rows in which a gymnasium environment answers: what is not its own is the rows'."""
     config = {name: value for name, value in kwargs.items() if name in _CONFIG_FIELDS}
     own = {name: value for name, value in kwargs.items() if name not in _CONFIG_FIELDS}
-    world = {"world": _FROM_GYMNASIUM, "world_kwargs": {"env": spec.id, **own}}
-    return {"task": _WORLD_TASK, "task_kwargs": world, **config}
+    world = {"world": FROM_GYMNASIUM, "world_kwargs": {"env": spec.id, **own}}
+    return {"task": WORLD_TASK, "task_kwargs": world, **config}
 
 
 def _trainable(env_id: str, made: Any) -> TextVectorEnv:
@@ -237,9 +234,7 @@ def describe(env_id: str, num_examples: int = 24, seed: int = 0, **kwargs: Any) 
     """
     envs = make_text_vec(env_id, 1, **kwargs)
     dataset, task, tokenizer = envs.dataset, envs.task, envs.tokenizer
-    examples = draw_examples(
-        task, "train", num_examples, seed, purpose="evaluation", heldout_fraction=dataset.heldout_fraction
-    )
+    examples = dataset.draw("train", num_examples, seed, "evaluation")
     answers = [example.answer for example in examples if example.answer is not None]
     return Description(
         id=find_spec(env_id).id,

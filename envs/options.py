@@ -91,7 +91,7 @@ def token_id(action: Any, vocab_size: int) -> int:
         token = action
     else:
         array = np.asarray(action)
-        if array.shape != () or not np.issubdtype(array.dtype, np.integer):
+        if array.shape != () or array.dtype.kind not in "iu":
             raise ValueError(
                 f"action {action!r} is a {type(action).__name__} ({array.dtype}, shape {array.shape}); expected one "
                 "integer, the id of a token."
@@ -108,27 +108,9 @@ def count_groups(rows: Int64[np.ndarray, " row"], group_size: int) -> int:
     Raises:
         ValueError: if a group is not whole.
     """
+    if group_size == 1:
+        return len(rows)
     num_groups, rest = divmod(len(rows), group_size)
     if rest or (rows.reshape(-1, group_size) // group_size != rows.reshape(-1, group_size)[:, :1] // group_size).any():
         raise ValueError(f"reset_mask must cover whole groups of {group_size} rows, got rows {rows.tolist()}.")
     return num_groups
-
-
-def check_indices(indices: Int64[np.ndarray, " index"], pool_size: int) -> None:
-    """Raise if these are no indices of a pool.
-
-    Raises:
-        ValueError: if one is not.
-    """
-    if indices.ndim != 1 or ((indices < 0) | (indices >= pool_size)).any():
-        raise ValueError(f"indices must be a list of indices of the pool, 0..{pool_size - 1}, got {indices}.")
-
-
-def check_num_prompts(num_prompts: int, num_groups: int, group_size: int) -> None:
-    """Raise if there is not one prompt a group.
-
-    Raises:
-        ValueError: if there is not.
-    """
-    if num_prompts != num_groups:
-        raise ValueError(f"{num_prompts} prompts are named for {num_groups} groups of {group_size} rows.")

@@ -23,8 +23,8 @@ REASONING_GYM_PREFIX = "reasoning_gym:"
 ENTRY_POINT = "worldmtp.envs:TextGenEnv"
 VECTOR_ENTRY_POINT = "worldmtp.envs.make:make_rows"
 _FUNCTION_TASK = "worldmtp.envs.tasks.function:FunctionTask"
-_WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
-_FROM_GYMNASIUM = "worldmtp.envs.worlds.adapters:from_gymnasium"
+WORLD_TASK = "worldmtp.envs.worlds.task:WorldTask"
+FROM_GYMNASIUM = "worldmtp.envs.worlds.adapters:from_gymnasium"
 _REASONING_GYM = "worldmtp.envs.tasks.reasoning_gym"
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -210,8 +210,8 @@ def _function_task(source: Callable[..., Any], score: RewardSpec | None, probe_b
 def _world_task(source: type, probe_bound: float, **world_kwargs: Any) -> Task:
     """Return conversations with worlds of this class, or with gymnasium environments of it."""
     if issubclass(source, gymnasium.Env):
-        source, world_kwargs = pkgutil.resolve_name(_FROM_GYMNASIUM), {"env": source, **world_kwargs}
-    task: Task = pkgutil.resolve_name(_WORLD_TASK)(source, world_kwargs, probe_bound=probe_bound)
+        source, world_kwargs = pkgutil.resolve_name(FROM_GYMNASIUM), {"env": source, **world_kwargs}
+    task: Task = pkgutil.resolve_name(WORLD_TASK)(source, world_kwargs, probe_bound=probe_bound)
     return task
 
 

@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import Bool, Float64, Int, Int64, Shaped
 
 Observation = dict[str, np.ndarray]
+VectorReset = tuple[Observation, dict[str, Any]]
+"""Observations and infos of all rows."""
+VectorStep = tuple[
+    Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
+]
+"""Observations, rewards, which rows were terminated and which truncated, and infos."""
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 """Under each key one entry for each of some rows, in their order."""
 
@@ -109,7 +115,7 @@ def check_actions(
         ValueError: if there is not one integer a row, or one of a live row is outside the vocabulary.
     """
     actions = np.asarray(actions)
-    if actions.shape != live.shape or not np.issubdtype(actions.dtype, np.integer):
+    if actions.shape != live.shape or actions.dtype.kind not in "iu":
         raise ValueError(
             f"actions must be {len(live)} integers, got {actions.dtype} of shape {actions.shape}; "
             "one token id for each row."
@@ -148,21 +154,31 @@ def batch_columns(columns: Columns, rows: Int64[np.ndarray, " record"], num_rows
     mask[rows] = True
     infos: dict[str, Any] = {}
     for key, values in columns.items():
-        kinds = {type(value) for value in values}
-        if kinds == {dict}:
-            infos[key] = batch_infos(values, rows, num_rows)  # type: ignore[arg-type]  # a column of dicts
-        elif kinds == {np.ndarray} and len({(value.shape, value.dtype) for value in values}) == 1:
-            infos[key] = np.zeros((num_rows, *values[0].shape), dtype=values[0].dtype)
-            infos[key][rows] = np.stack(list(values))
-        elif kinds <= {int, float} or (len(kinds) == 1 and issubclass(next(iter(kinds)), (bool, np.number))):
-            infos[key] = np.zeros(num_rows, dtype=float if kinds == {int, float} else kinds.pop())
-            infos[key][rows] = values
-        else:
-            infos[key] = np.full(num_rows, None)
-            for row, value in zip(rows.tolist(), values, strict=True):  # one by one: numpy would unpack sequences
-                infos[key][row] = value
+        infos[key] = _spread(values, rows, num_rows)
         infos[f"_{key}"] = mask.copy()
     return infos
+
+
+def _spread(values: Sequence[Any] | np.ndarray, rows: Int64[np.ndarray, " record"], num_rows: int) -> Any:
+    """Return one column of the infos of all rows, by what these rows have in it."""
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        spread = np.zeros((num_rows, *values.shape[1:]), dtype=values.dtype)
+        spread[rows] = values
+        return spread
+    kinds = set(map(type, values))
+    if kinds == {dict}:
+        return batch_infos(values, rows, num_rows)  # type: ignore[arg-type]  # a column of dicts
+    if kinds == {np.ndarray} and len({(value.shape, value.dtype) for value in values}) == 1:
+        return _spread(np.stack(list(values)), rows, num_rows)
+    if kinds <= {int, float} or (len(kinds) == 1 and issubclass(next(iter(kinds)), (bool, np.number))):
+        return _spread(np.array(values, dtype=float if kinds == {int, float} else kinds.pop()), rows, num_rows)
+    spread = np.empty(num_rows, dtype=object)
+    if kinds == {str}:
+        spread[rows] = values
+        return spread
+    for row, value in zip(rows.tolist(), values, strict=True):  # one by one: numpy would unpack sequences
+        spread[row] = value
+    return spread
 
 
 def row_info(infos: Mapping[str, Any], row: int) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from worldmtp.envs.scoring_workers import (
     ProcessPool,
     ScoringError,
     ScoringTimeout,
-    Workers,
     error_of,
 )
 from worldmtp.envs.task import Example, Progress, Reply, Score, Task, TextWorld, TurnTask, WorldOfChance, opening_of
@@ -76,7 +75,7 @@ class Scorer:
         task: whose methods are called, on stripped text.
         timeout_seconds: limit for one call; None scores in this process, without a limit.
         on_error: "zero" pays 0 with reason "error" or "timeout", counts it, and warns once for each kind of failure;
-            "raise" raises.
+            "raise" raises whatever the task raised, or TimeoutError.
         num_scorers: how many processes score at once where there is a limit. None is one for each core and at most 4,
             and a single one for a ``BatchScoringTask``, whose network uses all cores by itself.
         scorer_memory_gib: memory that each of these processes may take beyond its task; None is no limit, which a task
@@ -116,7 +115,7 @@ class Scorer:
         self.is_paid = paid or bool(getattr(task, "paid_scorer", False))
         target: Any = WorldReplay(task) if isinstance(task, TurnTask) else task
         self._together = task if timeout_seconds is None and isinstance(task, BatchScoringTask) else None
-        self._pool: Workers = InProcess(target)
+        self._pool: InProcess | ProcessPool = InProcess(target)
         if timeout_seconds is not None:
             number = num_scorers or (1 if isinstance(task, BatchScoringTask) else min(_MAX_SCORERS, _num_cores()))
             self._pool = ProcessPool(target, number, timeout_seconds, scorer_memory_gib)
@@ -151,35 +150,19 @@ class Scorer:
             self.counters, self._components = counted, components
 
     def score(self, example: Example, text: str, ids: Int64[np.ndarray, " tokens"]) -> Score:
-        """Return what the text is worth; see the class for what failures do.
-
-        Raises:
-            Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
-        """
+        """Return what the text is worth; see the class for what failures do."""
         return self.score_batch([(example, text, ids)])[0]
 
     def score_batch(self, answers: Sequence[Answer]) -> list[Score]:
-        """Return the scores of (example, text, ids), in order.
-
-        Raises:
-            Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
-        """
+        """Return the scores of (example, text, ids), in order."""
         return self._answers("score", answers, self._score_batch)
 
     def progress_batch(self, answers: Sequence[Answer]) -> list[Progress | Failure]:
-        """Return how far each text has come, of a dense task.
-
-        Raises:
-            Exception: whatever the task raised, or TimeoutError, with ``on_error="raise"``.
-        """
+        """Return how far each text has come, of a dense task."""
         return self._answers("progress", answers, lambda asked: self._ask(_jobs("progress", asked), Progress, asked))
 
     def turn_batch(self, turns: Sequence[Turn]) -> list[Reply | Failure]:
-        """Return what the world of each row replies to the last text of all that was said to it in this episode.
-
-        Raises:
-            Exception: whatever the world raised, or TimeoutError, with ``on_error="raise"``.
-        """
+        """Return what the world of each row replies to the last text of all that was said to it in this episode."""
         jobs = []
         for row, example, said in turns:  # a world that was killed is told all again, which takes as many turns' time
             tell = Call("tell", (row, example, tuple(said[:-1])), patience=len(said))

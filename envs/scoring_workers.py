@@ -15,12 +15,12 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 _READY = "ready"  # the kind of the first message of a process: its target is loaded
 _STARTUP_SECONDS = 120.0  # a fresh interpreter that imports the task's modules
@@ -79,16 +79,6 @@ class Outcome:
 
     result: Any = None
     error: Exception | None = None
-
-
-class Workers(Protocol):
-    """Those who do jobs, wherever they do them."""
-
-    def run(self, jobs: Sequence[Job]) -> Iterable[Outcome]:
-        """Do the jobs; outcomes come in their order."""
-
-    def close(self) -> None:
-        """End what has been started; a later call starts it again."""
 
 
 class InProcess:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 
 from worldmtp.choices import check_choice
 from worldmtp.envs.dataset import TextDataset
-from worldmtp.envs.rows import Observation
+from worldmtp.envs.rows import Observation, VectorReset, VectorStep
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import Example, Task
 from worldmtp.envs.tokenizer import Tokenizer
@@ -39,17 +39,17 @@ class KernelView:
     @property
     def dataset(self) -> TextDataset:
         """The questions, tokens and budgets."""
-        return self.kernel.dataset
+        return self.kernel._dataset
 
     @property
     def scorer(self) -> Scorer:
         """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self.kernel.scorer
+        return self.kernel._scorer
 
     @property
     def eos_terminates(self) -> bool:
         """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        return self.kernel.eos_terminates
+        return self.kernel._eos_terminates
 
     @property
     def task(self) -> Task:
@@ -80,9 +80,12 @@ class KernelView:
 class TextVectorEnv(KernelView, VectorEnv):
     """Rows of text: ``TextGenVectorEnv``, and whatever wraps it and keeps this interface."""
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    _dataset: TextDataset
+    """Set by a kernel, as are the next two."""
+    _scorer: Scorer
+    _eos_terminates: bool
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin new texts; see ``TextGenVectorEnv`` for the options."""
         return super().reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium asks for a dict
 
@@ -127,8 +130,9 @@ class TextVectorEnv(KernelView, VectorEnv):
 class TextVectorWrapper(TextVectorEnv, VectorWrapper):
     """A vector wrapper that shows what agents ask of a ``TextGenVectorEnv`` beyond gymnasium's interface.
 
-    A wrapper that follows episodes says in ``own_state`` and ``load_own_state`` what a snapshot needs of it. It sees
-    rows that stand still when they end; ``Autoreset`` goes over it.
+    A wrapper that shows something else says so in ``shown``. One that follows episodes says in ``own_state`` and
+    ``load_own_state`` what a snapshot needs of it; it sees rows that stand still when they end, and ``Autoreset`` goes
+    over it.
 
     Raises:
         TypeError: if what is wrapped is no vector text env, or a wrapper between has taken the observations apart.
@@ -151,6 +155,20 @@ class TextVectorWrapper(TextVectorEnv, VectorWrapper):
                 f"rows of {env} reset themselves ({mode}), so {type(self).__name__} would not see their ends; put it "
                 "under the autoreset: gymnasium.make_vec(id, text_wrappers=[...]), or Autoreset(wrapped, mode)."
             )
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
+        """Reset the env, and show what it shows as this wrapper does."""
+        return self.shown(*super().reset(seed=seed, options=options))
+
+    def step(self, actions: np.ndarray) -> VectorStep:
+        """Step the env, and show what it shows as this wrapper does."""
+        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        obs, infos = self.shown(obs, infos)
+        return obs, rewards, terminated, truncated, infos
+
+    def shown(self, obs: Observation, infos: dict[str, Any]) -> VectorReset:
+        """Return the observations and infos of this wrapper where the env has these: the same."""
+        return obs, infos
 
     def state(self) -> dict[str, Any]:
         """Return a snapshot of the env and of this wrapper.
@@ -175,7 +193,7 @@ class TextVectorWrapper(TextVectorEnv, VectorWrapper):
 
     def load_own_state(self, state: Mapping[str, Any], obs: Observation) -> Observation:
         """Go on from there, where the env shows ``obs``; returns what this wrapper shows."""
-        return obs
+        return self.shown(obs, {})[0]
 
     def _inner(self) -> Any:
         if not hasattr(self.env, "load_state"):
@@ -197,11 +215,7 @@ class UnsavedVectorWrapper(TextVectorWrapper):
         return {"env": self.kernel.state(), "unsaved": unsaved_wrappers(self.env)}
 
     def load_state(self, state: Mapping[str, Any]) -> Observation:
-        """Refuse.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuse with a ValueError."""
         raise ValueError(
             f"the wrappers {unsaved_wrappers(self.env)} keep no snapshots, so that a run in {self.env} cannot go on "
             "where it stopped; start a new run, or give the wrappers state() and load_state(state)."

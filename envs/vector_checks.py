@@ -31,11 +31,7 @@ class EpisodeBook:
         self._acted = np.zeros((num_envs, length), dtype=bool)
 
     def begin(self, infos: dict[str, Any], rows: np.ndarray) -> None:
-        """These rows show a new prompt, told of in infos.
-
-        Raises:
-            AssertionError: if a question is told of another row or not told of one of these.
-        """
+        """These rows show a new prompt, told of in infos."""
         for key in ("prompt_text", "example_key", "group"):
             if key in infos:
                 told = infos.get(f"_{key}", np.zeros(len(self.returns), dtype=bool))
@@ -56,11 +52,7 @@ class EpisodeBook:
         self.returns[rows] += rewards[rows]
 
     def end(self, row: int, final: Observation, told: dict[str, Any]) -> None:
-        """See that what is told of an episode that ended is so.
-
-        Raises:
-            AssertionError: what is told, and what was seen.
-        """
+        """See that what is told of an episode that ended is so."""
         info = {
             key: column[row] for key, column in told.items() if not key.startswith("_") and not isinstance(column, dict)
         }
@@ -81,11 +73,7 @@ class EpisodeBook:
             assert (info["acted"] == self._acted[row]).all(), f"row {row}: final_info's acted is not what was acted."
 
     def reply(self, row: int, written: np.ndarray, reply: str, is_full: bool) -> None:
-        """See that a reply is what stands in the row, as far as there was room for it.
-
-        Raises:
-            AssertionError: what is told, and what stands there.
-        """
+        """See that a reply is what stands in the row, as far as there was room for it."""
         told, seen = self._tokenizer.encode(reply), written.tolist()
         fits = told[: len(seen)] == seen and (is_full or len(told) == len(seen))
         assert fits, f"row {row}: infos say the reply {reply!r}, the row holds {self._tokenizer.decode(seen)!r}."
@@ -137,11 +125,7 @@ def check_vector_env(make: MakeVectorEnv, num_envs: int = 6, num_steps: int = 12
 
 
 def check_seeding(envs: VectorEnv) -> None:
-    """Raise unless one seed gives the same prompts, another seed others, and no row is its neighbour's shifted copy.
-
-    Raises:
-        AssertionError: what was seen and what was expected.
-    """
+    """Raise unless one seed gives the same prompts, another seed others, and no row is its neighbour's shifted copy."""
     first, again, other = (_questions(*envs.reset(seed=seed)) for seed in (7, 7, 8))
     assert first == again, "reset with the same seed must give the same prompts."
     assert len({*first, *other}) > 1, (
@@ -160,11 +144,7 @@ def check_seeding(envs: VectorEnv) -> None:
 
 
 def check_making(envs: VectorEnv, again: VectorEnv) -> None:
-    """Raise unless an environment that is made once more asks the same questions.
-
-    Raises:
-        AssertionError: what was seen and what to do.
-    """
+    """Raise unless an environment that is made once more asks the same questions."""
     first, second = (_questions(*each.reset(seed=7)) for each in (envs, again))
     again.close()
     assert first == second, (
@@ -174,11 +154,7 @@ def check_making(envs: VectorEnv, again: VectorEnv) -> None:
 
 
 def check_replay(envs: Any) -> None:
-    """The same seed and tokens give the same episodes, those after an autoreset included.
-
-    Raises:
-        AssertionError: at the first step that differs.
-    """
+    """The same seed and tokens give the same episodes, those after an autoreset included."""
     vocab_size, num_steps = envs.single_action_space.n, 2 * envs.single_observation_space["tokens"].shape[0]
     actions = np.random.default_rng(1).integers(vocab_size, size=(min(num_steps, 200), envs.num_envs))
     plays = []
@@ -191,11 +167,7 @@ def check_replay(envs: Any) -> None:
 
 
 def check_steps(envs: Any, mode: AutoresetMode, num_steps: int) -> None:
-    """Check every step of random play.
-
-    Raises:
-        AssertionError: what was seen and what was expected.
-    """
+    """Check every step of random play."""
     rng = np.random.default_rng(3)
     length = envs.single_observation_space["tokens"].shape[0]
     num_steps, eos_terminates = max(num_steps, 3 * length), getattr(envs, "eos_terminates", True)

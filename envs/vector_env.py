@@ -58,19 +58,14 @@ from jaxtyping import Bool, Float64, Int, Int64
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.dataset import EncodedExamples, TextDataset
 from worldmtp.envs.fates import dice_of, loaded_examples, saved_examples, with_new_dice
-from worldmtp.envs.options import (
-    ResetOptions,
-    check_indices,
-    check_num_prompts,
-    count_groups,
-    parse_options,
-    refusal_changes_nothing,
-)
-from worldmtp.envs.rewards import RewardRules, Rewards, StepResult
+from worldmtp.envs.options import ResetOptions, count_groups, parse_options, refusal_changes_nothing
+from worldmtp.envs.rewards import AnswerRewards, RewardRules, StepResult, make_rewards
 from worldmtp.envs.rows import (
     Columns,
     Observation,
     TextRows,
+    VectorReset,
+    VectorStep,
     batch_columns,
     batch_infos,
     check_actions,
@@ -141,6 +136,7 @@ class TextGenVectorEnv(TextVectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rows = TextRows(num_envs, width, self.tokenizer.pad_id)
         self._rewards = self.new_rewards(num_envs)
+        self._eos_terminates = self._rewards.eos_terminates
         self._split = self.config.split
         self._group_size = 1
         self._use(parse_options({"group_size": group_size}, num_envs))
@@ -148,24 +144,10 @@ class TextGenVectorEnv(TextVectorEnv):
         """Whether there has been a reset."""
         self._examples, self._keys, self._prompts, self._splits = (np.full(num_envs, None) for _ in range(4))
         self._indices = np.full(num_envs, -1, dtype=np.int64)
+        self._is_world = isinstance(self._dataset.task, TurnTask)  # asked once: of a protocol it takes 15 us
         self._has_dice = bool(getattr(self._dataset.task, "has_dice", False))
         self._groups = np.full(num_envs, -1, dtype=np.int64)
         self._num_groups = 0
-
-    @property
-    def dataset(self) -> TextDataset:
-        """The questions, tokens and budgets."""
-        return self._dataset
-
-    @property
-    def scorer(self) -> Scorer:
-        """With ``counters`` of scored answers, errors, time-outs and seconds."""
-        return self._scorer
-
-    @property
-    def eos_terminates(self) -> bool:
-        """Whether EOS ends the text and nothing else but the budget does: not where worlds reply or tasks end texts."""
-        return self._rewards.eos_terminates
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
@@ -177,7 +159,7 @@ class TextGenVectorEnv(TextVectorEnv):
         """Consecutive rows that share a prompt."""
         return self._group_size
 
-    def new_rewards(self, num_rows: int) -> Rewards:
+    def new_rewards(self, num_rows: int) -> AnswerRewards:
         """Return what pays so many rows of other texts of this task, by the same scorer."""
         dataset = self._dataset
         rules = RewardRules(
@@ -188,16 +170,14 @@ class TextGenVectorEnv(TextVectorEnv):
             self.config.truncation_score,
             self.config.max_turn,
         )
-        return Rewards(dataset.task, rules, num_rows, dataset.max_prompt + dataset.max_new)
+        return make_rewards(dataset.task, rules, num_rows, dataset.max_prompt + dataset.max_new)
 
     def example_of(self, row: int) -> Example:
         """Return the question that a row answers."""
         example: Example = self._examples[row]
         return example
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin new texts, in all rows or those of the mask.
 
         Raises:
@@ -209,7 +189,7 @@ class TextGenVectorEnv(TextVectorEnv):
             if not self.is_begun and asked.reset_mask is not None and not asked.reset_mask.all():
                 raise ResetNeeded("the first reset must be of all rows; call reset without a reset_mask.")
             mask = np.ones(self.num_envs, dtype=bool) if asked.reset_mask is None else asked.reset_mask
-            rows = np.flatnonzero(mask)
+            rows = mask.nonzero()[0]
             self._use(asked)
             choice = self._choose(rows, asked)
         if seed is not None and mask.all():
@@ -217,11 +197,7 @@ class TextGenVectorEnv(TextVectorEnv):
         self._give_prompts(rows, choice)
         return self._rows.observation(self.copy), batch_columns(self._prompt_columns(rows), rows, self.num_envs)
 
-    def step(
-        self, actions: Int[np.ndarray, " env"]
-    ) -> tuple[
-        Observation, Float64[np.ndarray, " env"], Bool[np.ndarray, " env"], Bool[np.ndarray, " env"], dict[str, Any]
-    ]:
+    def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:
         """Append one token to every row that has not ended. A step that raises changes nothing.
 
         Raises:
@@ -232,7 +208,7 @@ class TextGenVectorEnv(TextVectorEnv):
             raise ResetNeeded("call reset before step.")
         live = ~self._rows.done
         actions = check_actions(actions, live, self.tokenizer.vocab_size)
-        acting = np.flatnonzero(live)
+        acting = live.nonzero()[0]
         self._rows.append(acting, actions[acting])
         try:
             result = self._rewards.step(self._rows, live, actions, self._examples)
@@ -355,9 +331,11 @@ class TextGenVectorEnv(TextVectorEnv):
         else:
             given = asked.indices
             indices = self.np_random.integers(len(pool), size=num_groups) if given is None else given
-            check_indices(indices, len(pool))
+            if indices.ndim != 1 or ((indices < 0) | (indices >= len(pool))).any():
+                raise ValueError(f"indices must be a list of indices of the pool, 0..{len(pool) - 1}, got {indices}.")
             chosen = pool.select(indices)
-        check_num_prompts(len(chosen), num_groups, size)
+        if len(chosen) != num_groups:
+            raise ValueError(f"{len(chosen)} prompts are named for {num_groups} groups of {size} rows.")
         repeats = np.repeat(np.arange(num_groups), size)
         repeated = chosen if size == 1 else chosen.select(repeats)
         if self._has_dice and asked.prompts is None:
@@ -383,7 +361,7 @@ class TextGenVectorEnv(TextVectorEnv):
         if result.records:
             ended = result.terminated | result.truncated
             self._rows.done |= ended
-            rows = np.flatnonzero(ended)
+            rows = ended.nonzero()[0]
             infos["final_info"] = batch_columns({**result.records, **self._prompt_columns(rows)}, rows, self.num_envs)
             infos["_final_info"] = ended
         return infos
@@ -392,8 +370,8 @@ class TextGenVectorEnv(TextVectorEnv):
         columns = {
             "prompt_text": self._prompts[rows],
             "example_key": self._keys[rows],
-            "group": self._groups[rows].tolist(),
+            "group": self._groups[rows],
         }
-        if isinstance(self.task, TurnTask):
+        if self._is_world:
             columns["world"] = [dict(example.info) for example in self._examples[rows]]
         return columns

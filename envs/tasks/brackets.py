@@ -1,12 +1,11 @@
 """Brackets: complete a word of balanced brackets. Every token is rewarded, and the first wrong one ends the text.
 
 Words that balance brackets of several kinds are the Dyck languages; to close them takes a stack (Chomsky and
-Schützenberger 1963, "The algebraic theory of context-free languages"). A prompt has many right answers, all of them
-known: ``num_answers`` counts them, and a text is right exactly if it completes the word.
+Schützenberger 1963, "The algebraic theory of context-free languages"). A prompt has many right answers: a text is right
+exactly if it completes the word.
 """
 
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 from jaxtyping import Int64
@@ -108,17 +107,6 @@ class Brackets:
         components = {"right": walk.num_right / num_needed, "still_open": float(len(walk.owed))}
         value = self.progress(example, text, ids).value
         return Score(value=value, components=components, reason=walk.reason, exact=exact)
-
-    def num_answers(self, example: Example) -> int:
-        """How many texts complete the word: k^r (C(2r + d, r) - C(2r + d, r - 1)).
-
-        k kinds, r pairs still to be opened, d brackets still to be closed; the difference counts the walks from height
-        d to 0 with r steps up that stay at or above 0 (the ballot numbers), and each step up has a kind.
-        """
-        num_pairs, start = self._start(example)
-        rest, depth = num_pairs - (start.num_right + len(start.owed)) // 2, len(start.owed)
-        walks = comb(2 * rest + depth, rest) - (comb(2 * rest + depth, rest - 1) if rest else 0)
-        return int(len(self._closing) ** rest * walks)
 
     def _start(self, example: Example) -> tuple[int, _Walk]:
         body = example.prompt.removesuffix(self.separator)

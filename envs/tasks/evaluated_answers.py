@@ -24,7 +24,6 @@ import cmath
 import math
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -114,18 +113,15 @@ def _probability(text: str, entry: dict[str, Any]) -> Verdict:
 
 
 def _countdown(text: str, entry: dict[str, Any]) -> Verdict:
+    """Right with exactly these numbers and the target, which of puzzle24 is 24.
+
+    The library's scorer of puzzle24 looks at the value alone, cut to a whole number: 1*2*3*4 would answer every
+    question.
+    """
     expression = parse(text, _NUMBERS)
     if sorted(expression.numbers) != sorted(entry["metadata"]["numbers"]):
         return 0.0, "wrong_numbers"
-    return (1.0, "ok") if evaluate(expression) == entry["metadata"]["target"] else (0.0, "wrong_value")
-
-
-def _puzzle24(text: str, entry: dict[str, Any]) -> Verdict:
-    """The library's scorer looks at the value alone, cut to a whole number: 1*2*3*4 would answer every question."""
-    expression = parse(text, _NUMBERS)
-    if Counter(expression.numbers) != Counter(entry["metadata"]["numbers"]):
-        return 0.0, "wrong_numbers"
-    return (1.0, "ok") if evaluate(expression) == 24 else (0.0, "wrong_value")
+    return (1.0, "ok") if evaluate(expression) == entry["metadata"].get("target", 24) else (0.0, "wrong_value")
 
 
 def _product(text: str, entry: dict[str, Any]) -> Verdict:
@@ -171,7 +167,7 @@ def _equal(left: Number, right: Number) -> bool:
 
 _DECIDE: dict[str, Callable[[str, dict[str, Any]], Verdict]] = {
     "countdown": _countdown,
-    "puzzle24": _puzzle24,
+    "puzzle24": _countdown,
     "polynomial_multiplication": _product,
     "intermediate_integration": _integral,
     "simple_integration": _integral,

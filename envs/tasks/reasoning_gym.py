@@ -275,25 +275,22 @@ def _credit(score_answer: Callable[[str, dict[str, Any]], float], text: str, ent
 
 def _leaves_unread(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:
     """Return whether the scorer pays in full for an oracle with other text before or behind it, on any item."""
-    for entry in entries:
-        if not entry["answer"]:
-            continue
-        for joint in (" ", ", ", "\n"):
-            for text in (f"{entry['answer']}{joint}zz", f"zz{joint}{entry['answer']}"):
-                if is_full_return(_credit(score_answer, text, entry)):
-                    return True
-    return False
+    return any(
+        is_full_return(_credit(score_answer, text, entry))
+        for entry in entries
+        if entry["answer"]
+        for joint in (" ", ", ", "\n")
+        for text in (f"{entry['answer']}{joint}zz", f"zz{joint}{entry['answer']}")
+    )
 
 
 def _pays_hidden(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> bool:
     """Return whether the scorer finds an oracle among other text on any item."""
-    for entry in entries:
-        if entry["answer"] is None:
-            continue
-        hidden = _credit(score_answer, f"zz {entry['answer']} zz", entry)
-        if hidden > max(_credit(score_answer, "zz", entry), 0.0):
-            return True
-    return False
+    return any(
+        _credit(score_answer, f"zz {entry['answer']} zz", entry) > max(_credit(score_answer, "zz", entry), 0.0)
+        for entry in entries
+        if entry["answer"] is not None
+    )
 
 
 def _constant_credit(score_answer: Callable[[str, dict[str, Any]], float], entries: list[dict[str, Any]]) -> float:

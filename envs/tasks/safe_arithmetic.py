@@ -21,6 +21,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import add, mul, sub, truediv
+from typing import Any
 
 Number = Fraction | float | complex
 
@@ -37,6 +39,7 @@ _TOKEN = re.compile(
 )
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": truediv}
 _SIGNS = {ast.UAdd: "positive", ast.USub: "negative"}
 
 _REAL_AND_COMPLEX: dict[str, tuple[Callable[[float], float], Callable[[complex], complex]]] = {
@@ -58,8 +61,6 @@ _REAL_AND_COMPLEX: dict[str, tuple[Callable[[float], float], Callable[[complex],
     "sqrt": (math.sqrt, cmath.sqrt),
     "Abs": (abs, abs),
 }
-FUNCTIONS = frozenset(_REAL_AND_COMPLEX)
-"""Functions that a grammar may allow, by sympy's names."""
 
 
 class TooLarge(ValueError):
@@ -72,7 +73,8 @@ class Grammar:
 
     Args:
         names: variables and constants; whoever evaluates gives their values.
-        functions: names of ``FUNCTIONS`` that may be called; with them come exponents that are no whole numbers.
+        functions: names that ``is_function`` knows and that may be called; with them come exponents that are no whole
+            numbers.
         signs: before numbers and brackets.
         powers: ``**``.
         decimals: numbers with a point or a decimal exponent.
@@ -190,20 +192,10 @@ def apply(operator: str, left: Number, right: Number, has_roots: bool = False) -
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         if _num_bits(left) + _num_bits(right) > MAX_BITS:
             raise TooLarge(f"a result of {operator!r} may have more than {MAX_BITS} bits.")
-        exact: dict[str, Callable[[], Fraction]] = {
-            "+": lambda: left + right,
-            "-": lambda: left - right,
-            "*": lambda: left * right,
-            "/": lambda: left / right,
-        }
-        return exact[operator]()
+        exact: Fraction = _ARITHMETIC[operator](left, right)
+        return exact
     try:
-        first, second = _as_float(left), _as_float(right)
-        if operator == "+":
-            return _finite(first + second)
-        if operator == "-":
-            return _finite(first - second)
-        return _finite(first * second if operator == "*" else first / second)
+        return _finite(_ARITHMETIC[operator](_as_float(left), _as_float(right)))
     except OverflowError as error:
         raise TooLarge(f"a result of {operator!r} exceeds the range of floats.") from error
 
@@ -248,7 +240,7 @@ def is_function(name: str) -> bool:
 
 
 def call(name: str, argument: Number) -> Number:
-    """Return the value of a function of ``FUNCTIONS``.
+    """Return the value of a function, by sympy's name; see ``is_function``.
 
     Raises:
         TooLarge: if the argument exceeds 10,000, or the value the range of floats.

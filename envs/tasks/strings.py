@@ -18,11 +18,7 @@ REWARDS = ("score", "exact")
 
 
 def check_reward(reward: str) -> None:
-    """Raise if there is no such reward.
-
-    Raises:
-        ValueError: it is neither "score" nor "exact".
-    """
+    """Raise ValueError unless the reward is "score" or "exact"."""
     check_choice("reward", reward, REWARDS)
 
 

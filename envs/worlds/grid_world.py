@@ -8,8 +8,8 @@ and the answer looks as before. The move onto the goal is answered with "G" alon
 """
 
 from collections import deque
-from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,28 @@ MOVES = {"n": (-1, 0), "e": (0, 1), "s": (1, 0), "w": (0, -1)}
 WALL, FREE, START, GOAL, MALFORMED = "#", ".", "S", "G", "?"
 
 
+Place = TypeVar("Place", bound=Hashable)
+
+
+def shortest_way(
+    start: Place, is_goal: Callable[[Place], bool], steps: Callable[[Place], Iterable[tuple[str, Place]]]
+) -> str | None:
+    """Return the moves of the first shortest way to a goal, breadth first; None if there is none.
+
+    ``steps`` gives the moves from a place and where they lead, those first that come first in ways as short.
+    """
+    frontier, ways = deque([start]), {start: ""}
+    while frontier:
+        here = frontier.popleft()
+        if is_goal(here):
+            return ways[here]
+        for move, there in steps(here):
+            if there not in ways:
+                ways[there] = ways[here] + move
+                frontier.append(there)
+    return None
+
+
 def shortest_path(grid: Sequence[str]) -> str | None:
     """The first shortest way from S to G in the order n, e, s, w, by breadth-first search; None if there is none.
 
@@ -26,27 +48,15 @@ def shortest_path(grid: Sequence[str]) -> str | None:
         ValueError: if the grid has not one S and one G, rows of other lengths, or other characters than S, G, "#", ".".
     """
     check_grid(grid)
-    start = _find(grid, START)
-    frontier: deque[tuple[int, int]] = deque([start])
-    ways = {start: ""}
-    while frontier:
-        position = frontier.popleft()
-        if _field(grid, *position) == GOAL:
-            return ways[position]
-        for move, (down, right) in MOVES.items():
-            row, column = position[0] + down, position[1] + right
-            if (row, column) not in ways and _field(grid, row, column) != WALL:
-                ways[row, column] = ways[position] + move
-                frontier.append((row, column))
-    return None
+    return shortest_way(
+        _find(grid, START),
+        lambda place: field_at(grid, *place) == GOAL,
+        lambda place: (step for step in _steps(place) if field_at(grid, *step[1]) != WALL),
+    )
 
 
 def check_grid(grid: Sequence[str]) -> None:
-    """Do nothing if the rows are a grid.
-
-    Raises:
-        ValueError: if they are not.
-    """
+    """Raise ValueError unless the rows are a grid."""
     text = "".join(grid)
     if (
         isinstance(grid, str)
@@ -116,8 +126,8 @@ class GridWorld:
         is_last = self.turn >= self.max_turns
         if move not in MOVES:
             return MALFORMED, 0.0, False, is_last, {"is_success": False, "reason": "malformed"}
-        row, column = (here + there for here, there in zip(self.position, MOVES[move], strict=True))
-        field = _field(self.grid, row, column)
+        row, column = dict(_steps(self.position))[move]
+        field = field_at(self.grid, row, column)
         if field != WALL:
             self.position = (row, column)
         if field == GOAL:
@@ -126,8 +136,7 @@ class GridWorld:
 
     def view(self) -> str:
         """The fields to the north, east, south and west; the start looks like any free field."""
-        row, column = self.position
-        fields = [_field(self.grid, row + down, column + right) for down, right in MOVES.values()]
+        fields = [field_at(self.grid, *place) for _, place in _steps(self.position)]
         return "".join(FREE if field == START else field for field in fields)
 
     def moves(self) -> Sequence[str]:
@@ -144,9 +153,9 @@ class GridWorld:
         def say(view: str) -> str:
             nonlocal here
             visited.add(here)
-            seen.update(zip(_around(here), view, strict=True))
+            seen.update((place, field) for (_, place), field in zip(_steps(here), view, strict=True))
             move = _way_to_the_nearest(here, seen, visited)[0]
-            here = _around(here)[tuple(MOVES).index(move)]
+            here = dict(_steps(here))[move]
             return move
 
         return say
@@ -165,8 +174,8 @@ class GridWorld:
                 return grid
 
 
-def _around(place: tuple[int, int]) -> list[tuple[int, int]]:
-    return [(place[0] + down, place[1] + right) for down, right in MOVES.values()]
+def _steps(place: tuple[int, int]) -> list[tuple[str, tuple[int, int]]]:
+    return [(move, (place[0] + down, place[1] + right)) for move, (down, right) in MOVES.items()]
 
 
 def _way_to_the_nearest(
@@ -178,19 +187,18 @@ def _way_to_the_nearest(
         ValueError: if all that can be reached was visited, and no goal is there.
     """
     wanted = [place for place, field in seen.items() if field == GOAL]
-    frontier, ways = deque([here]), {here: ""}
-    while frontier:
-        place = frontier.popleft()
-        if place in wanted or (not wanted and place not in visited):
-            return ways[place]
-        for move, there in zip(MOVES, _around(place), strict=True):
-            if there not in ways and seen.get(there, WALL) != WALL:
-                ways[there] = ways[place] + move
-                frontier.append(there)
-    raise ValueError("no field is left to visit, and the goal was not found.")
+    way = shortest_way(
+        here,
+        lambda place: place in wanted or (not wanted and place not in visited),
+        lambda place: (step for step in _steps(place) if seen.get(step[1], WALL) != WALL),
+    )
+    if way is None:
+        raise ValueError("no field is left to visit, and the goal was not found.")
+    return way
 
 
-def _field(grid: Sequence[str], row: int, column: int) -> str:
+def field_at(grid: Sequence[str], row: int, column: int) -> str:
+    """Return the character of a field; beyond the edge are walls."""
     is_inside = 0 <= row < len(grid) and 0 <= column < len(grid[0])
     return grid[row][column] if is_inside else WALL
 

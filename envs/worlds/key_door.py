@@ -8,13 +8,12 @@ ends with "G"::
 A move into a wall, over the edge, or into the door without the key leaves one where one is.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from worldmtp.envs.worlds.grid_world import FREE, GOAL, MALFORMED, MOVES, WALL
+from worldmtp.envs.worlds.grid_world import FREE, GOAL, MALFORMED, MOVES, WALL, field_at, shortest_way
 from worldmtp.envs.worlds.players import Player
 
 KEY, DOOR, HELD, EMPTY = "K", "D", "k", "."
@@ -79,7 +78,7 @@ class KeyDoor:
         if move not in MOVES:
             return MALFORMED, 0.0, False, is_last, {"is_success": False, "reason": "malformed"}
         self.state = self.after(self.state, move)
-        if self._field(*self.state[:2]) == GOAL:
+        if field_at(self.grid, *self.state[:2]) == GOAL:
             return self.view()[:2] + GOAL, self.worth(self.turn), True, False, {"is_success": True}
         return self.view(), 0.0, False, is_last, {"is_success": False}
 
@@ -110,25 +109,18 @@ class KeyDoor:
         """The state that a move leads to."""
         row, column, has_key = state
         to = row + MOVES[move][0], column + MOVES[move][1]
-        field = self._field(*to)
+        field = field_at(self.grid, *to)
         if field == WALL or (field == DOOR and not has_key):
             return state
         return (*to, has_key or field == KEY)
 
     def shortest_path(self, state: State) -> str | None:
         """The first shortest way to the goal in the order n, e, s, w, breadth first; None if there is none."""
-        frontier: deque[State] = deque([state])
-        ways = {state: ""}
-        while frontier:
-            here = frontier.popleft()
-            if self._field(*here[:2]) == GOAL:
-                return ways[here]
-            for move in MOVES:
-                there = self.after(here, move)
-                if there not in ways:
-                    ways[there] = ways[here] + move
-                    frontier.append(there)
-        return None
+        return shortest_way(
+            state,
+            lambda here: field_at(self.grid, *here[:2]) == GOAL,
+            lambda here: ((move, self.after(here, move)) for move in MOVES),
+        )
 
     def _starts(self) -> list[tuple[int, int]]:
         """Return the free fields that can be reached from the key while the door is shut, in reading order."""
@@ -138,11 +130,7 @@ class KeyDoor:
             row, column = frontier.pop()
             for down, right in MOVES.values():
                 to = row + down, column + right
-                if to not in seen and self._field(*to) in (FREE, GOAL):
+                if to not in seen and field_at(self.grid, *to) in (FREE, GOAL):
                     seen.add(to)
                     frontier.append(to)
-        return sorted(place for place in seen if self._field(*place) == FREE)
-
-    def _field(self, row: int, column: int) -> str:
-        is_inside = 0 <= row < len(self.grid) and 0 <= column < len(self.grid[0])
-        return self.grid[row][column] if is_inside else WALL
+        return sorted(place for place in seen if field_at(self.grid, *place) == FREE)

@@ -134,8 +134,3 @@ def read_hand(text: str) -> tuple[Hand, int]:
     mark = "a" if "a" in text else ":"
     total, _, dealer = text.partition(mark)
     return (int(total), mark == "a"), int(dealer)
-
-
-def lake_start(desc: Any) -> int:
-    """Return the state of the first S of a lake."""
-    return int(np.flatnonzero(np.asarray(desc).astype(str).ravel() == "S")[0])

@@ -38,7 +38,7 @@ from gymnasium.envs.toy_text.frozen_lake import generate_random_map
 from worldmtp.choices import check_choice
 from worldmtp.envs.worlds.adapters import Returns, RewardScaling
 from worldmtp.envs.worlds.players import Player
-from worldmtp.envs.worlds.toy_players import BestHand, best_play, lake_start, read_hand
+from worldmtp.envs.worlds.toy_players import BestHand, best_play, read_hand
 
 _MAP_STREAM = 1  # of the seeds of random maps
 MALFORMED = "?"
@@ -83,10 +83,6 @@ def _throw(env: Any, seed: int) -> None:
         env.fickle_step = env.np_random.random() < env.fickle_probability
 
 
-def _num_starts(env: Any) -> int:
-    return int(np.count_nonzero(env.initial_state_distrib))
-
-
 def _place(row: int, column: int) -> str:
     return _DIGITS[row] + _DIGITS[column]
 
@@ -121,7 +117,7 @@ def _cliff_text(env: Any, *_: Any) -> str:
 
 def _lake_state(env: Any, text: str) -> int:
     if "S" in text:  # the map
-        return lake_start(env.desc)
+        return int(np.flatnonzero(env.desc.astype(str).ravel() == "S")[0])
     return int(_DIGITS.index(text[0]) * env.ncol + _DIGITS.index(text[1]))
 
 
@@ -201,7 +197,7 @@ class ToyText:
         self._has_dice = not is_deterministic(self._env)
         opens_in_one_way = game == "FrozenLake" and tells_map
         self._is_told = self._random_map is not None or (
-            is_deterministic(self._env) and not opens_in_one_way and _num_starts(self._env) > 1
+            not self._has_dice and not opens_in_one_way and np.count_nonzero(self._env.initial_state_distrib) > 1
         )
 
     @property
@@ -292,7 +288,7 @@ class ToyText:
         return {"optimal_value": float(values[0, self._game.state(self.env, opening)])}
 
     def _plan(self, env: Any) -> tuple[np.ndarray, np.ndarray]:
-        desc = "/".join("".join(row) for row in env.desc.astype(str).tolist()) if hasattr(env, "ncol") else ""
+        desc = _lake_opening(env) if hasattr(env, "ncol") else ""
         made_with = json.dumps({name: value for name, value in self._kwargs.items() if name != "desc"}, sort_keys=True)
         return _plan_of(self._name, made_with, desc, self.max_turns, (self._scaling.low, self._scaling.high))
 

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from jaxtyping import Bool, Int
 
-from worldmtp.envs.dataset import TextDataset
+from worldmtp.envs.rows import Observation, VectorReset, VectorStep
 from worldmtp.envs.text_env import TextVectorEnv, TextVectorWrapper
 from worldmtp.envs.tokenizer import Tokenizer
 
@@ -21,90 +21,11 @@ ActionRule = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Batched observations to a mask (N, V), of booleans or of 0 and 1; non-zero is allowed."""
 
 
-class TokenRules:
-    """All rules that were asked for, at once: a token is allowed where each of them allows it.
-
-    Args:
-        dataset: whose tokens they are.
-        rule: the user's.
-        forbid_pad: whether padding may not be written.
-        min_new: EOS is allowed only behind as many tokens after the prompt.
-        alphabet: characters; only tokens whose text is of these, and EOS.
-        forbid_eos: whether EOS may never be written, as where a turn is one token.
-
-    Raises:
-        ValueError: if nothing is forbidden, ``min_new`` leaves no room for EOS, the alphabet leaves no token, or EOS is
-            forbidden where nothing else ends a turn.
-    """
-
-    def __init__(
-        self,
-        dataset: TextDataset,
-        rule: ActionRule | None,
-        forbid_pad: bool,
-        min_new: int,
-        alphabet: str | None,
-        forbid_eos: bool,
-    ) -> None:
-        if not 0 <= min_new < dataset.max_steps:
-            raise ValueError(
-                f"min_new={min_new} must be in 0..{dataset.max_steps - 1}: EOS is one of the max_new tokens."
-            )
-        if rule is None and not forbid_pad and min_new == 0 and alphabet is None and not forbid_eos:
-            raise ValueError("this mask allows everything; give a rule, min_new or an alphabet, or leave it out.")
-        if forbid_eos and dataset.max_turn is None:
-            raise ValueError(
-                "forbid_eos=True needs max_turn (env.kwargs.max_turn), the tokens of a turn: without either of them no "
-                "turn would end, and nothing would be answered."
-            )
-        tokenizer = dataset.tokenizer
-        self._rule, self._min_new, self._eos_id = rule, min_new, tokenizer.eos_id
-        self._everywhere = np.ones(tokenizer.vocab_size, dtype=bool)
-        if alphabet is not None:
-            characters = set(alphabet)
-            texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-            self._everywhere = np.array([text != "" and set(text) <= characters for text in texts])
-            if not self._everywhere.any():
-                raise ValueError(f"alphabet={alphabet!r} leaves no token of {type(tokenizer).__name__} but EOS.")
-            self._everywhere[self._eos_id] = True
-        if forbid_pad and tokenizer.pad_id != self._eos_id:
-            self._everywhere[tokenizer.pad_id] = False
-        if forbid_eos:
-            self._everywhere[self._eos_id] = False
-
-    def allowed(
-        self, obs: Mapping[str, np.ndarray], waiting: Bool[np.ndarray, " row"]
-    ) -> Bool[np.ndarray, "row vocab"]:
-        """What may be written next in each row: anything in rows that wait for their reset and will ignore it.
-
-        Raises:
-            ValueError: if the user's rule returns no such mask, or nothing is allowed in a row.
-        """
-        written = (obs["length"] - obs["prompt_length"])[:, 0]
-        mask = np.tile(self._everywhere, (len(written), 1))
-        mask[written < self._min_new, self._eos_id] = False
-        if self._rule is not None:
-            mask &= self._checked(self._rule(obs), mask.shape)
-        mask[waiting] = True
-        stuck = np.flatnonzero(~mask.any(axis=1))
-        if len(stuck):
-            raise ValueError(f"the rules allow no token in rows {stuck.tolist()}; let them allow one, at least.")
-        return mask
-
-    def _checked(self, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
-        mask = np.asarray(mask)
-        if mask.shape != shape or mask.dtype not in (np.bool_, np.int8):
-            raise ValueError(
-                f"the rule returned {mask.dtype} of shape {mask.shape}; expected bool or int8 of shape {shape}, "
-                "one entry a row and token."
-            )
-        return mask.astype(bool)
-
-
 class VectorActionMask(TextVectorWrapper):
     """Adds ``infos["action_mask"]``, (N, V) int8; ``action_space.sample(tuple(mask))`` draws by it.
 
-    Rows that have ended and wait for their reset ignore their action, so that all is allowed there.
+    A token is allowed where each of the rules that were asked for allows it. Rows that have ended and wait for their
+    reset ignore their action, so that all is allowed there.
 
     Args:
         env: a ``TextGenVectorEnv``.
@@ -115,7 +36,8 @@ class VectorActionMask(TextVectorWrapper):
         forbid_eos: whether EOS may never be written, as where a turn is one token (``max_turn=1``).
 
     Raises:
-        ValueError: if the rules are impossible; see ``TokenRules``.
+        ValueError: if nothing is forbidden, ``min_new`` leaves no room for EOS, the alphabet leaves no token, or EOS is
+            forbidden where nothing else ends a turn.
     """
 
     def __init__(
@@ -129,7 +51,29 @@ class VectorActionMask(TextVectorWrapper):
         forbid_eos: bool = False,
     ) -> None:
         super().__init__(env)
-        self._rules = TokenRules(self.dataset, rule, forbid_pad, min_new, alphabet, forbid_eos)
+        max_steps, tokenizer = self.dataset.max_steps, self.tokenizer
+        if not 0 <= min_new < max_steps:
+            raise ValueError(f"min_new={min_new} must be in 0..{max_steps - 1}: EOS is one of the max_new tokens.")
+        if rule is None and not forbid_pad and min_new == 0 and alphabet is None and not forbid_eos:
+            raise ValueError("this mask allows everything; give a rule, min_new or an alphabet, or leave it out.")
+        if forbid_eos and self.dataset.max_turn is None:
+            raise ValueError(
+                "forbid_eos=True needs max_turn (env.kwargs.max_turn), the tokens of a turn: without either of them no "
+                "turn would end, and nothing would be answered."
+            )
+        self._rule, self._min_new, eos_id = rule, min_new, tokenizer.eos_id
+        self._everywhere = np.ones(tokenizer.vocab_size, dtype=bool)
+        if alphabet is not None:
+            characters = set(alphabet)
+            texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+            self._everywhere = np.array([text != "" and set(text) <= characters for text in texts])
+            if not self._everywhere.any():
+                raise ValueError(f"alphabet={alphabet!r} leaves no token of {type(tokenizer).__name__} but EOS.")
+            self._everywhere[eos_id] = True
+        if forbid_pad and tokenizer.pad_id != eos_id:
+            self._everywhere[tokenizer.pad_id] = False
+        if forbid_eos:
+            self._everywhere[eos_id] = False
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
     def around(self, env: TextVectorEnv) -> "VectorActionMask":
@@ -138,12 +82,7 @@ class VectorActionMask(TextVectorWrapper):
         other.env, other._allowed = env, None
         return other
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the env; the infos have the masks of the first tokens."""
-        obs, infos = super().reset(seed=seed, options=options)
-        return obs, infos | self._masked(obs)
-
-    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> VectorStep:
         """Step the env; the infos have the masks of the next tokens.
 
         Raises:
@@ -151,17 +90,39 @@ class VectorActionMask(TextVectorWrapper):
         """
         if self._allowed is not None and np.shape(actions) == (self.num_envs,):
             check_allowed(self._allowed, np.asarray(actions), self.done, self.tokenizer)
-        obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        return obs, rewards, terminated, truncated, infos | self._masked(obs)
+        return super().step(actions)
 
-    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Go on with the masks of ``obs``."""
-        self._masked(obs)
-        return obs
+    def shown(self, obs: Observation, infos: dict[str, Any]) -> VectorReset:
+        """Return the infos with the masks of the next tokens.
 
-    def _masked(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._allowed = allowed = self._rules.allowed(obs, self.done)
-        return {"action_mask": allowed.astype(np.int8), "_action_mask": np.ones(self.num_envs, dtype=bool)}
+        Raises:
+            ValueError: if the user's rule returns no mask, or nothing is allowed in a row.
+        """
+        self._allowed = allowed = self._masks(obs)
+        every_row = np.ones(self.num_envs, dtype=bool)
+        return obs, infos | {"action_mask": allowed.astype(np.int8), "_action_mask": every_row}
+
+    def _masks(self, obs: Observation) -> Bool[np.ndarray, "row vocab"]:
+        written = (obs["length"] - obs["prompt_length"])[:, 0]
+        mask = np.tile(self._everywhere, (len(written), 1))
+        mask[written < self._min_new, self.tokenizer.eos_id] = False
+        if self._rule is not None:
+            mask &= _checked(self._rule(obs), mask.shape)
+        mask[self.done] = True
+        stuck = np.flatnonzero(~mask.any(axis=1))
+        if len(stuck):
+            raise ValueError(f"the rules allow no token in rows {stuck.tolist()}; let them allow one, at least.")
+        return mask
+
+
+def _checked(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.shape != shape or mask.dtype not in (np.bool_, np.int8):
+        raise ValueError(
+            f"the rule returned {mask.dtype} of shape {mask.shape}; expected bool or int8 of shape {shape}, one entry "
+            "a row and token."
+        )
+    return mask.astype(bool)
 
 
 def masks_around(real: VectorEnv) -> list[VectorActionMask]:
@@ -187,11 +148,7 @@ def check_allowed(
     waiting: Bool[np.ndarray, " row"],
     tokenizer: Tokenizer,
 ) -> None:
-    """Raise if an action of a row that runs is forbidden; what is outside the vocabulary is the env's to refuse.
-
-    Raises:
-        ValueError: if one is.
-    """
+    """Raise ValueError if an action of a row that runs is forbidden; what is no token is the env's to refuse."""
     for row in np.flatnonzero(~waiting).tolist():
         action = int(actions[row])
         if 0 <= action < allowed.shape[1] and not allowed[row, action]:

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from worldmtp.choices import did_you_mean
+from worldmtp.envs.rows import Observation, VectorReset, VectorStep
 from worldmtp.envs.text_env import TextVectorWrapper
 
 
@@ -59,9 +60,7 @@ class Autoreset(TextVectorWrapper):
         self.metadata = {**env.metadata, "autoreset_mode": self._mode}
         self._check_group_size(getattr(self.kernel, "group_size", 1))
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin new texts, as the env does.
 
         Raises:
@@ -70,9 +69,7 @@ class Autoreset(TextVectorWrapper):
         self._check_group_size((options or {}).get("group_size") or 1)
         return super().reset(seed=seed, options=options)
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> VectorStep:
         """Step the env and reset the rows that have ended, now or before."""
         waiting = self.done
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
@@ -89,7 +86,7 @@ class Autoreset(TextVectorWrapper):
         """Return the mode."""
         return {"autoreset_mode": self._mode.value}
 
-    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def load_own_state(self, state: Mapping[str, Any], obs: Observation) -> Observation:
         """Go on in the same mode.
 
         Raises:
@@ -113,6 +110,7 @@ class Autoreset(TextVectorWrapper):
 def _rows_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Return an object array with the observations of these rows, copied, and None elsewhere."""
     final = np.full(len(rows), None)
-    for row in np.flatnonzero(rows).tolist():
-        final[row] = {key: value[row].copy() for key, value in obs.items()}
+    taken = {key: value[rows] for key, value in obs.items()}
+    for index, row in enumerate(rows.nonzero()[0].tolist()):
+        final[row] = {key: value[index] for key, value in taken.items()}
     return final

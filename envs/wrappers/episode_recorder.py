@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from worldmtp.envs.dataset import split_of
-from worldmtp.envs.rows import row_info
+from worldmtp.envs.rows import Observation, VectorReset, VectorStep, row_info
 from worldmtp.envs.text_env import TextVectorWrapper
 
 _FROM_INFO = ("text", "score", "exact", "components", "reason", "num_tokens")
@@ -91,9 +91,6 @@ class VectorEpisodeRecorder(TextVectorWrapper):
         env: a ``TextGenVectorEnv``.
         path: of the file; folders are made. One recorder at a time may write to it: a run records its training
             alone, and not its evaluations. What it repeats after a kill is recorded again.
-
-    Raises:
-        TypeError: if what is wrapped is no vector text env.
     """
 
     writes_a_file = True
@@ -103,9 +100,7 @@ class VectorEpisodeRecorder(TextVectorWrapper):
         self._log = EpisodeLog(path)
         self._seed: int | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """As of the env."""
         mask = (options or {}).get("reset_mask")
         is_of_all = mask is None or bool(np.all(mask))
@@ -114,11 +109,9 @@ class VectorEpisodeRecorder(TextVectorWrapper):
             self._seed = seed if is_of_all else None  # groups are counted from a seeded reset of all rows only
         return obs, infos
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> VectorStep:
         """As of the env; ends are written down."""
-        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        obs, rewards, terminated, truncated, infos = super().step(actions)
         for row in np.flatnonzero(terminated | truncated).tolist():
             info = row_info(infos["final_info"], row)
             spec = self.env.spec
@@ -132,7 +125,7 @@ class VectorEpisodeRecorder(TextVectorWrapper):
         """Return the seed."""
         return {"seed": self._seed}
 
-    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def load_own_state(self, state: Mapping[str, Any], obs: Observation) -> Observation:
         """Go on from there; what the file has is left as it is."""
         self._seed = state["seed"]
         return obs

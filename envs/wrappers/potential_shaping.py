@@ -23,6 +23,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from worldmtp.choices import check_choice
+from worldmtp.envs.rows import Observation, VectorReset, VectorStep
 from worldmtp.envs.task import Example
 from worldmtp.envs.text_env import TextVectorWrapper
 
@@ -49,18 +50,6 @@ def prefix_match(example: Example, text: str) -> float:
 _POTENTIALS: dict[str, Potential] = {"prefix_match": prefix_match}
 
 
-def make_potential(potential: str | Potential) -> Potential:
-    """Return the potential of that name; a function is its own.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
-    if not isinstance(potential, str):
-        return potential
-    check_choice("potential", potential, _POTENTIALS)
-    return _POTENTIALS[potential]
-
-
 class VectorPotentialShaping(TextVectorWrapper):
     """Adds F to the rewards of a ``TextGenVectorEnv``, and tells it as ``infos["shaping"]`` of rows that ran.
 
@@ -80,13 +69,14 @@ class VectorPotentialShaping(TextVectorWrapper):
         super().__init__(env)
         if not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma={gamma} must be in (0, 1]; it is the agent's.")
-        self._potential = make_potential(potential)
+        if isinstance(potential, str):
+            check_choice("potential", potential, _POTENTIALS)
+            potential = _POTENTIALS[potential]
+        self._potential = potential
         self._gamma, self._bootstrap_truncated = gamma, bootstrap_truncated
         self._potentials = np.zeros(env.num_envs)
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Reset the env; rows that begin have the potential of their prompt."""
         mask = (options or {}).get("reset_mask")  # read first: wrappers below may take it
         begun = np.ones(self.num_envs, dtype=bool) if mask is None else np.array(mask, dtype=bool)
@@ -95,12 +85,10 @@ class VectorPotentialShaping(TextVectorWrapper):
             self._potentials[row] = self._of(row, obs)
         return obs, infos
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> VectorStep:
         """Step the env; F is added to the rewards of the rows that ran."""
         ran = ~self.done
-        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        obs, rewards, terminated, truncated, infos = super().step(actions)
         shaping = np.zeros(self.num_envs)
         for row in np.flatnonzero(ran).tolist():
             is_last = terminated[row] or (truncated[row] and not self._bootstrap_truncated)
@@ -113,7 +101,7 @@ class VectorPotentialShaping(TextVectorWrapper):
         """Return the potentials."""
         return {"potentials": self._potentials.tolist()}
 
-    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def load_own_state(self, state: Mapping[str, Any], obs: Observation) -> Observation:
         """Go on from there."""
         self._potentials = np.array(state["potentials"], dtype=np.float64)
         return obs

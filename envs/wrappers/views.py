@@ -9,6 +9,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Int8, Int64
 
+from worldmtp.envs.rows import Observation, VectorReset
 from worldmtp.envs.text_env import TextVectorWrapper
 
 
@@ -21,9 +22,6 @@ class VectorAttentionMask(TextVectorWrapper):
     """Adds ``attention_mask``, (N, L) int8, to the observations of a ``TextGenVectorEnv``.
 
     It is for models that expect one, and says no more than ``length`` does.
-
-    Raises:
-        TypeError: if what is wrapped is no vector text env.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -34,23 +32,9 @@ class VectorAttentionMask(TextVectorWrapper):
         self.single_observation_space = spaces.Dict({**space.spaces, "attention_mask": spaces.MultiBinary(width)})
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Reset the env; the observation has masks."""
-        obs, infos = super().reset(seed=seed, options=options)
-        return _with_mask(obs), infos
-
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step the env; the observation has masks."""
-        obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        return _with_mask(obs), rewards, terminated, truncated, infos
-
-    def load_own_state(self, state: Mapping[str, Any], obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def shown(self, obs: Observation, infos: dict[str, Any]) -> VectorReset:
         """Return the observation with masks."""
-        return _with_mask(obs)
+        return {**obs, "attention_mask": attention_mask(obs["length"], obs["tokens"].shape[-1])}, infos
 
 
 class VectorNumericInfos(TextVectorWrapper):
@@ -58,26 +42,13 @@ class VectorNumericInfos(TextVectorWrapper):
 
     It goes under wrappers that turn all they see into tensors, such as gymnasium's NumpyToTorch, and over
     ``Autoreset``: ``final_obs`` becomes a dict of arrays (N, ...), zero where ``_final_obs`` is false.
-
-    Raises:
-        TypeError: if what is wrapped is no vector text env.
     """
 
     follows_episodes = False
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the env; the infos have no texts."""
-        obs, infos = super().reset(seed=seed, options=options)
+    def shown(self, obs: Observation, infos: dict[str, Any]) -> VectorReset:
+        """Return the infos without texts."""
         return obs, _numeric(infos)
-
-    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step the env; the infos have no texts."""
-        obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        return obs, rewards, terminated, truncated, _numeric(infos)
-
-
-def _with_mask(obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {**obs, "attention_mask": attention_mask(obs["length"], obs["tokens"].shape[-1])}
 
 
 def _numeric(infos: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def test_behind_a_shut_gate_one_batch_is_imagined_and_none_trained_on(
     assert metrics["imagination/batches_trained"] == 0
     assert metrics["imagination/imagined_turns"] > 0
     again, _ = trainer.step()
-    assert "imagination/optimism_gap" in again
+    promised, came = again["imagination/return_imagined"], again["imagination/return_realized"]
+    assert promised != came
+    assert again["imagination/optimism_gap"] == pytest.approx(promised - came)  # the first one: the mean of itself
 
 
 def test_an_open_gate_lets_batches_through(tiny_model: MakeModel) -> None:

@@ -59,7 +59,9 @@ def test_a_reply_that_may_have_been_cut_teaches_nothing(
     The row is wider, since other prompts are longer than this one.
     """
     row = {"prompt": [2], "actions": [EOS, EOS], "wrote": [[7], [8]], "rewards": [0.0, 0.0], "end": end}
-    assert int(turns_of(hand_rollout([row], steps=2, length=9), EOS, None, max_new).num_turns) == num_turns
+    turns = turns_of(hand_rollout([row], steps=2, length=9), EOS, None, max_new)
+    assert int(turns.num_turns) == num_turns
+    assert turns.ended[0].tolist() == [False, end == "terminated"][:num_turns]  # a cut is not the world's end
 
 
 def test_an_episode_without_a_whole_turn_has_none(hand_rollout: MakeRollout) -> None:

@@ -14,7 +14,6 @@ import torch
 from worldmtp.decoding.acceptance import (
     Tree,
     accept_equal,
-    accept_greedy,
     accept_sampled,
     accept_tree,
     acceptance_probability,
@@ -138,7 +137,7 @@ def chosen_round(tables: Tables, tree: Tree, tokens_of: Callable[[Prefix], list[
         rows = tokens.expand(len(drawn), -1)
         if as_chain:
             logits = torch.nn.functional.one_hot(drawn, tables.vocab).double()
-            verdict = accept_greedy(rows[:, 1:], torch.full((len(drawn),), tokens.shape[1] - 1), logits)
+            verdict = accept_equal(rows[:, 1:], torch.full((len(drawn),), tokens.shape[1] - 1), logits.argmax(dim=-1))
             kept = rows[:, 1:]
         else:
             verdict = accept_tree(tree, rows, drawn)
@@ -246,14 +245,14 @@ def test_equal_laws_never_give_nan():
 def test_drafts_a_row_does_not_mean_are_not_accepted():
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 3]] * 3), 5).float()
     drafts = torch.tensor([[1, 2], [1, 2], [1, 4]])
-    verdict = accept_greedy(drafts, torch.tensor([2, 1, 2]), logits)
+    verdict = accept_equal(drafts, torch.tensor([2, 1, 2]), logits.argmax(dim=-1))
     assert verdict.num_accepted.tolist() == [2, 1, 1]
     assert verdict.next_tokens.tolist() == [3, 2, 2]
 
 
 def test_nothing_after_a_refusal_is_accepted():
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 3, 0]]), 5).float()
-    verdict = accept_greedy(torch.tensor([[1, 0, 3]]), torch.tensor([3]), logits)
+    verdict = accept_equal(torch.tensor([[1, 0, 3]]), torch.tensor([3]), logits.argmax(dim=-1))
     assert (verdict.num_accepted.tolist(), verdict.next_tokens.tolist()) == ([1], [2])
 
 

@@ -158,9 +158,10 @@ def test_members_have_nothing_in_common() -> None:
     assert model.network.said.table.grad[0].abs().max() > 0
 
 
-def test_the_placebo_sees_no_words() -> None:
+@pytest.mark.parametrize("history", [False, True])
+def test_the_placebo_sees_no_words(history: bool) -> None:
     blind = ReplyModel(
-        SIZES, ReplyModelConfig(), True, torch.tensor([-1.0, 0.0, 1.0]), torch.Generator().manual_seed(0), blind=True
+        SIZES, ReplyModelConfig(), history, torch.tensor([-1.0, 0.0, 1.0]), torch.Generator().manual_seed(0), blind=True
     )
     turns = make_turns()
     other = replace(turns, said=(turns.said + 1) % 3)
@@ -247,6 +248,27 @@ def test_the_largest_disagreement_of_the_places_counts_but_not_behind_the_end() 
         logits[:, 0, 0, 0], logits[:, 0, 0, 3] = 0.0, 50.0  # both end at once: the second place is never reached
     drawn = model.imagine(turns, turns.num_turns - 1, torch.Generator().manual_seed(0))
     assert float(drawn.disagreement.max()) < 1e-6
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_row_that_has_ended_keeps_its_disagreement_while_others_go_on(at: int) -> None:
+    """Members that differ on whether a reply ends at once: every row has that; on the second token: those with one."""
+    model = make_model(autoregressive=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        logits = model.network.parallel.bias.view(2, 1, 2, 4)
+        if at == 0:
+            logits[0, 0, 0, 0] = logits[1, 0, 0, 3] = logits[:, 0, 1, 1] = 50.0
+        else:
+            logits[:, 0, 0, 0] = logits[:, 0, 0, 3] = logits[0, 0, 1, 1] = logits[1, 0, 1, 2] = 50.0
+    model.seen_tokens.fill_(True), model.seen_rewards.fill_(True), model.seen_ends.fill_(True)
+    turns = make_turns(episodes=64)
+    drawn = model.imagine(turns, turns.num_turns - 1, torch.Generator().manual_seed(0))
+    goes_on = drawn.replies[:, 0] != N
+    assert 0 < goes_on.sum() < 64
+    expected = torch.full((64,), 0.5, dtype=torch.float64) if at == 0 else 0.5 * goes_on.double()
+    torch.testing.assert_close(drawn.disagreement, expected)
 
 
 def test_members_that_disagree_on_the_reward_alone_disagree() -> None:

@@ -133,14 +133,15 @@ def test_rewarded_conversations_are_drawn_more_often_while_they_are_rare(num_pai
     assert found == pytest.approx(0.28 if share else 0.4, abs=0.03)
 
 
-def test_success_of_long_ago_does_not_count_as_rare_now() -> None:
-    """The recent hundred are all paid, so that nothing is over-sampled, whatever was before."""
-    turns = conversations(last_word, 200)
-    rewards = torch.zeros(200, 3)
-    rewards[100:, 0] = 1.0
+@pytest.mark.parametrize("paid", [slice(400, None), slice(0, 100)])
+def test_only_recent_success_counts_as_rare(paid: slice) -> None:
+    """A fifth is paid, less than the asked quarter: all of the recent hundred, so not rare, or none of them."""
+    turns = conversations(last_word, 500)
+    rewards = torch.zeros(500, 3)
+    rewards[paid, 0] = 1.0
     config = replace(CONFIG, batch_size_episodes=4000, recent_episodes=100)
     drawn = draw_episodes(replay_of(replace(turns, rewards=rewards)), config, 0.0, torch.Generator().manual_seed(0))
-    assert float((drawn >= 100).float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(rewards[drawn, 0].mean()) == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,11 @@ def test_prompts_are_the_beginnings_of_words_and_all_of_them():
 
 
 @pytest.mark.parametrize("prompt", ["3(=", "3([=", "3()=", "3(()=", "3()[]=", "3([])=", "2[=", "3((["])
-def test_answers_are_counted_and_told_from_all_other_texts(prompt):
+def test_answers_are_told_from_all_other_texts(prompt):
     task = Brackets(min_pairs=2, max_pairs=4, max_prefix=3)
     example = Example(prompt)
     num_pairs, prefix = int(prompt[0]), prompt[1:].removesuffix("=")
     right = {word[len(prefix) :] for word in WORDS[num_pairs] if word.startswith(prefix)}
-    assert task.num_answers(example) == len(right)
     texts = ["".join(text) for length in range(6) for text in product("()[]", repeat=length)]
     assert {text for text in texts if task.score(example, text, NO_IDS).exact} == right
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig
 
-from worldmtp.heads.eagle import BranchAttention, EagleHead, GatedMLP
+from worldmtp.heads.eagle import BranchAttention, EagleHead
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 
@@ -34,16 +34,6 @@ def test_attention_by_hand():
     still = torch.ones((1, 2, 2), dtype=torch.float64), torch.zeros((1, 2, 2), dtype=torch.float64)
     result = attention(inputs, still, torch.tensor([[[[True, False], [True, True]]]]), None)
     torch.testing.assert_close(result, torch.tensor([[[4.0, 2], [2, 4]]], dtype=torch.float64), **EXACT)
-
-
-def test_the_gated_mlp_by_hand():
-    # gate 1, up 3: SiLU(1) * 3 * 2 = 6 / (1 + e^-1).
-    mlp = GatedMLP(1, 1).double()
-    with torch.no_grad():
-        for layer, value in ((mlp.gate_proj, 1.0), (mlp.up_proj, 3.0), (mlp.down_proj, 2.0)):
-            layer.weight.fill_(value)
-    expected = torch.tensor([6 / (1 + 2.718281828459045**-1)], dtype=torch.float64)
-    torch.testing.assert_close(mlp(torch.ones(1, dtype=torch.float64)), expected, **EXACT)
 
 
 def rms_norm(hidden, norm):

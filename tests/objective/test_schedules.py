@@ -6,6 +6,7 @@ from statistics import NormalDist
 import pytest
 import torch
 
+from worldmtp.objective import MTPObjective
 from worldmtp.objective.loss import position_mask
 from worldmtp.objective.plan import (
     DEPTH_WEIGHTINGS,
@@ -15,7 +16,6 @@ from worldmtp.objective.plan import (
     Progress,
     StepPlan,
     active_depths,
-    plan_step,
 )
 
 
@@ -31,15 +31,13 @@ def plan(
     frequency=None,
     tokens=0,
 ):
-    return plan_step(
+    objective = MTPObjective(
         depth_weighting=weighting,
         coef=coef or CoefSchedule(),
         window=window or DepthWindow(),
         frequency=frequency or Frequency(),
-        num_depths=num_depths,
-        progress=Progress(step, max_steps, tokens),
-        seed=seed,
     )
+    return objective.plan(num_depths, Progress(step, max_steps, tokens), seed)
 
 
 # Lambda

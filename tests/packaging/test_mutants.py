@@ -1,7 +1,6 @@
 """The catalogue of planted faults is not stale, and the program that plants them tells caught from survived."""
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -12,13 +11,10 @@ FEWEST = 300
 
 @pytest.fixture
 def mutants(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``benchmarks/mutants.py``, which belongs to no package."""
-    spec = importlib.util.spec_from_file_location("planted_mutants", project_root / "benchmarks" / "mutants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    """``benchmarks/mutants.py``, under the name by which the processes that it starts find it."""
+    monkeypatch.syspath_prepend(project_root / "benchmarks")
+    module = importlib.import_module("mutants")
+    monkeypatch.setattr(module, "_PRELOADED", [])  # the toys need nothing
     return module
 
 

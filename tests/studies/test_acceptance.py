@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmtp.objective import MTPObjective
-from worldmtp.studies.acceptance import Acceptance, greedy_acceptance, sampled_acceptance, write_texts
+from worldmtp.studies.acceptance import greedy_acceptance, sampled_acceptance, write_texts
 from worldmtp.studies.training import Batch, TrainingConfig, train
 
 PROMPTS = torch.randint(4, (3, 3), generator=torch.Generator().manual_seed(5))
@@ -44,9 +44,9 @@ def test_greedy_acceptance_is_that_of_drafting_and_verifying(make_model, head):
     found = [[num_accepted(model, row[: t + 1]) for t in range(2, 15 - 4)] for row in texts.tolist()]
     expected = [[sum(n >= depth for n in row) / len(row) for depth in (1, 2, 3)] for row in found]
     acceptance = greedy_acceptance(model, texts, 3)
-    torch.testing.assert_close(acceptance.cumulative, torch.tensor(expected))
+    torch.testing.assert_close(acceptance, torch.tensor(expected))
     # Some drafts are accepted and some not, or the comparison would say little.
-    assert 0.05 < float(acceptance.mean[2]) < float(acceptance.mean[0]) < 0.95
+    assert 0.05 < float(acceptance.mean(dim=0)[2]) < float(acceptance.mean(dim=0)[0]) < 0.95
 
 
 def test_greedy_texts_are_the_trunks(make_model):
@@ -94,7 +94,7 @@ def test_sampled_acceptance_is_that_of_the_speculative_process(make_model, head)
     texts = torch.tensor([prefix + list(written) for written in itertools.product(range(3), repeat=3)])
     logprobs = model.trunk(texts).logits.log_softmax(dim=-1)[:, 3:-1]
     weights = logprobs.gather(2, texts[:, 4:, None]).sum(dim=(1, 2)).exp()
-    found = (weights[:, None] * sampled_acceptance(model, texts, 4).cumulative).sum(dim=0)
+    found = (weights[:, None] * sampled_acceptance(model, texts, 4)).sum(dim=0)
     expected = speculative(model, prefix, [])
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     # What was accepted is not distributed as p: without the weights the second depth would differ.
@@ -104,23 +104,10 @@ def test_sampled_acceptance_is_that_of_the_speculative_process(make_model, head)
     assert abs(float((weights * overlap).sum()) * expected[0] - expected[1]) > 1e-3
 
 
-def test_conventions_by_hand():
-    acceptance = Acceptance(torch.tensor([[0.8, 0.4], [0.6, 0.2]]))
-    torch.testing.assert_close(acceptance.mean, torch.tensor([0.7, 0.3]))
-    torch.testing.assert_close(acceptance.conditional, torch.tensor([0.7, 3 / 7]))
-    torch.testing.assert_close(acceptance.tokens_per_forward, torch.tensor([2.2, 1.8]))
-
-
-def test_nothing_accepted_is_zero_and_not_a_nan():
-    acceptance = Acceptance(torch.zeros(2, 3))
-    assert acceptance.conditional.tolist() == [0.0, 0.0, 0.0]
-    assert acceptance.tokens_per_forward.tolist() == [1.0, 1.0]
-
-
 @pytest.mark.parametrize("measure", [greedy_acceptance, sampled_acceptance])
 def test_what_cannot_be_measured(make_model, measure):
     texts = torch.zeros((1, 8), dtype=torch.long)
-    assert measure(make_model(), texts, 4).cumulative.shape == (1, 3)  # t = 3 alone has four tokens after it
+    assert measure(make_model(), texts, 4).shape == (1, 3)  # t = 3 alone has four tokens after it
     with pytest.raises(ValueError, match=r"texts of 8 tokens with prompts of 5 leave no .*write more"):
         measure(make_model(), texts, 5)
     with pytest.raises(ValueError, match="depth=1 and stride=1: acceptance is of the tokens 2, 3"):

@@ -1,6 +1,4 @@
-"""The tokenizer: lossless, the same at every call, learnt as byte-pair encoding is by hand, kept on disk."""
-
-from pathlib import Path
+"""The tokenizer: lossless, the same at every call, and learnt as byte-pair encoding is by hand."""
 
 import pytest
 
@@ -64,29 +62,6 @@ def test_documents_encoded_together_are_as_encoded_alone() -> None:
     assert len(together) == 140
     for ids, text in zip(together, TEXTS * 20, strict=True):
         assert ids.tolist() == [*tokenizer.encode(text), 0]
-
-
-def test_cache_is_read_back_and_belongs_to_its_documents(tmp_path: Path) -> None:
-    cache_dir = tmp_path / "not" / "yet"
-    learnt = train_tokenizer(DOCUMENTS, vocab_size=280, cache_dir=cache_dir)
-    (written,) = cache_dir.iterdir()
-    assert train_tokenizer(DOCUMENTS, vocab_size=280, cache_dir=cache_dir).get_vocab() == learnt.get_vocab()
-    # That it is read, not learnt again: what stands in the file comes back.
-    other = train_tokenizer(["zzzz zzzz zz"], vocab_size=258).backend_tokenizer.to_str()
-    written.write_text(other, encoding="utf-8")
-    assert len(train_tokenizer(DOCUMENTS, vocab_size=280, cache_dir=cache_dir)) == 258
-    # Other documents, even the same text cut elsewhere, or another size: another file.
-    train_tokenizer([*DOCUMENTS[:-2], DOCUMENTS[-2] + DOCUMENTS[-1]], vocab_size=280, cache_dir=cache_dir)
-    train_tokenizer(DOCUMENTS, vocab_size=281, cache_dir=cache_dir)
-    assert len(list(cache_dir.iterdir())) == 3
-
-
-def test_spoilt_cache_is_refused(tmp_path: Path) -> None:
-    train_tokenizer(DOCUMENTS, vocab_size=280, cache_dir=tmp_path)
-    (written,) = tmp_path.iterdir()
-    written.write_text(written.read_text(encoding="utf-8")[:100], encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"{written.name} is not a tokenizer's JSON .*; delete it"):
-        train_tokenizer(DOCUMENTS, vocab_size=280, cache_dir=tmp_path)
 
 
 def test_wrong_arguments_are_refused() -> None:

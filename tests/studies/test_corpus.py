@@ -99,8 +99,6 @@ def test_corpus_is_the_files_text_and_nothing_else(tree: Path) -> None:
     corpus = load(tree)
     train, held_out = documents_of(corpus, "train"), documents_of(corpus, "held_out")
     assert sorted(train + held_out) == sorted(SOURCES)
-    assert corpus.train_bytes == sum(len(text.encode()) for text in train)
-    assert corpus.held_out_bytes == sum(len(text.encode()) for text in held_out)
     assert corpus.vocab_size == VOCAB_SIZE == len(corpus.tokenizer)
     assert corpus.train_tokens.dtype == torch.int64
     assert int(corpus.train_tokens.max()) < VOCAB_SIZE
@@ -120,7 +118,7 @@ def test_held_out_text_does_not_reach_the_tokenizer(tree: Path) -> None:
     after = load(tree)
     assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
     assert torch.equal(after.train_tokens, before.train_tokens)
-    assert after.held_out_bytes > before.held_out_bytes
+    assert len(after.held_out_tokens) > len(before.held_out_tokens)
 
 
 def test_same_call_gives_the_same_corpus(tree: Path) -> None:
@@ -149,45 +147,10 @@ def test_max_files_takes_some_of_them(tree: Path) -> None:
     assert set(texts) < set(SOURCES)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 30, 100])
-def test_max_tokens_cuts_tokens_starts_and_bytes(tree: Path, max_tokens: int) -> None:
-    whole, cut = load(tree), load(tree, max_tokens=max_tokens)
-    for side in ("train", "held_out"):
-        tokens = getattr(cut, f"{side}_tokens")
-        assert torch.equal(tokens, getattr(whole, f"{side}_tokens")[:max_tokens])
-        starts = [start for start in getattr(whole, f"{side}_starts").tolist() if start < max_tokens]
-        assert getattr(cut, f"{side}_starts").tolist() == starts
-        # A cut inside a character decodes to replacement marks, so bytes are bounded by the characters around it.
-        text = cut.tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")
-        assert 0 <= getattr(cut, f"{side}_bytes") - len(text.encode()) < 4
-
-
-def test_bytes_of_a_cut_text_are_those_of_its_characters(tree: Path) -> None:
-    # Cut where the text decodes, up to the first character of four bytes: its own bytes are what was counted.
-    whole = load(tree)
-    ids = whole.train_tokens
-    for length in range(1, 120):
-        text = whole.tokenizer.decode(ids[:length])
-        if "\ufffd" not in text and END_OF_DOCUMENT not in text:
-            assert load(tree, max_tokens=length).train_bytes == len(text.encode())
-            if "🙂" in text:
-                return
-    pytest.fail("no cut after a character of four bytes was tried")
-
-
-def test_a_cut_between_two_documents_keeps_the_first_whole(tree: Path) -> None:
-    whole = load(tree)
-    cut = load(tree, max_tokens=int(whole.train_starts[1]))
-    assert cut.train_starts.tolist() == [0]
-    assert documents_of(cut, "train") == documents_of(whole, "train")[:1]
-    assert cut.train_bytes == len(documents_of(whole, "train")[0].encode())
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_files": 0}, r"max_files=0 must be at least 1, or None"),
-        ({"max_tokens": -1}, r"max_tokens=-1 must be at least 1"),
         ({"held_out_fraction": 1.0}, r"held_out_fraction=1.0 must lie inside \(0, 1\)"),
         ({"held_out_fraction": 0.0}, r"held_out_fraction=0.0 must lie inside \(0, 1\)"),
         ({"held_out_fraction": 1e-9}, r"12 are to train on and 0 held out, and both must be there"),

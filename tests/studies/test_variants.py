@@ -1,13 +1,16 @@
 """What is wrong in a variant is told before anything is trained."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from worldmtp.studies.protocol import Arm
-from worldmtp.studies.variants import arms_of, check_variants
+from worldmtp.studies.variants import VariantStudy, check_variants
 
 
 def test_all_variants_of_a_seed_come_before_the_next_seed():
-    assert arms_of({"a": {}, "b": {}}, [3, 1]) == [Arm("a", 3), Arm("b", 3), Arm("a", 1), Arm("b", 1)]
+    study = VariantStudy(SimpleNamespace(variants={"a": {}, "b": {}}, seeds=[3, 1]))
+    assert study.arms() == [Arm("a", 3), Arm("b", 3), Arm("a", 1), Arm("b", 1)]
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,11 @@ def _found_of(run_dir: Path, other_dir: Path | None) -> Path | Comparison:
         ValueError: a directory holds no run, or the two answered no prompt in common.
         FileNotFoundError: there is no such directory.
     """
-    if other_dir is None:
-        return _report_of(run_dir)
-    for directory in (run_dir, other_dir):
-        _check_run(directory)
-    return compare_runs(run_dir, other_dir)
-
-
-def _report_of(run_dir: Path) -> Path:
     _check_run(run_dir)
-    return write_report(run_dir)
+    if other_dir is None:
+        return write_report(run_dir)
+    _check_run(other_dir)
+    return compare_runs(run_dir, other_dir)
 
 
 def _check_run(run_dir: Path) -> None:

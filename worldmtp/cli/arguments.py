@@ -4,11 +4,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, final_model, is_done, read_config
+
+if TYPE_CHECKING:
+    from worldmtp.model import MTPModel
 
 _HUGGING_FACE_CONFIG = "config.json"
 _META_CONFIG = "params.json"
@@ -95,6 +98,52 @@ def import_run_modules(config: TrainConfig | None, imports: Sequence[str] = ()) 
     if config is not None:
         import_user_modules(config.imports, option="the run's config has imports=")
     import_user_modules(imports, option="--import ")
+
+
+def add_kwargs(parser: argparse.ArgumentParser) -> None:
+    """Let a command take what an environment is made with; see ``parse_kwargs``."""
+    parser.add_argument(
+        "--kwargs",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the environment is made with: key=value, dots for nesting, or a JSON object",
+    )
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Let a command take modules of the user's, as ``imports``."""
+    parser.add_argument(
+        "--import",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="modules and ./files.py to import first, which register environments",
+    )
+
+
+def load_model(directory: Path, device: str | None) -> "MTPModel":
+    """Return the model of a directory, in evaluation mode, on a device; by default CUDA where there is one.
+
+    Raises:
+        ValueError: it cannot be read, or there is no such device.
+    """
+    import torch
+    import transformers
+
+    from worldmtp.decoding.trunk import as_mtp_model
+    from worldmtp.training.make import checked_device
+    from worldmtp.training.saved_model import load_any_model
+
+    transformers.utils.logging.disable_progress_bar()
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = checked_device(name, "--device", "--device cpu")
+    model = as_mtp_model(load_any_model(directory))
+    torch.nn.Module.to(model, place)
+    return model.eval()
 
 
 def model_directory(path: Path, option: str) -> Path:

@@ -14,7 +14,10 @@ import argparse
 from pathlib import Path
 
 from worldmtp.cli.arguments import (
+    add_imports,
+    add_kwargs,
     import_run_modules,
+    load_model,
     model_directory,
     parse_kwargs,
     positive,
@@ -52,13 +55,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
         player = None
         if arguments.model is not None:
-            from worldmtp.cli.evaluate import environment_of, load_policy_model
+            from worldmtp.cli.evaluate import environment_of
 
             directory = model_directory(arguments.model, "--model")
             trained = run_config(arguments.model)
             import_run_modules(trained)
             env = environment_of(trained, directory, env.id, env.kwargs)
-            player = load_policy_model(directory, "cpu")
+            player = load_model(directory, "cpu")
         play_env(env, arguments.split, arguments.episodes, arguments.seed, player)
 
 
@@ -106,23 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument("--split", default="train", choices=("train", "heldout"))
     for command in (check, play):
         command.add_argument("id", help=_ID)
-        command.add_argument(
-            "--kwargs",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="KEY=VALUE",
-            help="what the environment is made with: key=value, dots for nesting, or a JSON object",
-        )
+        add_kwargs(command)
         command.add_argument("--seed", type=whole_seed, default=0, metavar="N", help="by default 0")
     for command in (listing, check, play):
-        command.add_argument(
-            "--import",
-            nargs="+",
-            action="extend",
-            default=[],
-            dest="imports",
-            metavar="MODULE",
-            help="modules and ./files.py to import first, which register environments",
-        )
+        add_imports(command)
     return parser

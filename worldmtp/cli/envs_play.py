@@ -1,13 +1,12 @@
 """``worldmtp envs play <id>``: a person is the policy, a line of the terminal an answer or a turn."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.envs import TextVectorEnv
-from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import Example, TurnTask
 from worldmtp.model import MTPModel
 from worldmtp.training.config import EnvConfig
@@ -27,16 +26,12 @@ def play_env(env: EnvConfig, split: str, num_episodes: int, seed: int, model: MT
     if model is not None:
         check_fits(model.config, envs)
         model.limit_tokens(envs.tokenizer.vocab_size)
-    examples = draw_examples(
-        envs.task, split, num_episodes, seed, purpose="evaluation", heldout_fraction=envs.dataset.heldout_fraction
-    )
+    examples = envs.dataset.draw(split, num_episodes, seed, "evaluation")
     scores = []
     for number, example in enumerate(examples, start=1):
         print(f"--- episode {number} of {num_episodes}, {split}, seed {seed}")
-        watched = None if model is None else TrunkPolicy(model, temperature=1.0)
-        final = (
-            _play_episode(envs, example, split) if watched is None else _watch_episode(envs, example, split, watched)
-        )
+        policy = None if model is None else TrunkPolicy(model, temperature=1.0)
+        final = _play_episode(envs, example, split, policy)
         if final is None:
             print("\nthe input has ended.")
             break
@@ -46,80 +41,49 @@ def play_env(env: EnvConfig, split: str, num_episodes: int, seed: int, model: MT
         print(f"--- mean score {np.mean(scores):.3f} of {len(scores)} episodes")
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """What came of a line; ``reply`` is None where nothing was written behind it, ``final`` until the text ends."""
+def _play_episode(
+    envs: TextVectorEnv, example: Example, split: str, policy: TrunkPolicy | None
+) -> dict[str, Any] | None:
+    """Return what the environment said of the ended text; None where the input ended first.
 
-    reward: float
-    reply: str | None
-    truncated: bool
-    final: dict[str, Any] | None
-
-
-def _play_episode(envs: TextVectorEnv, example: Example, split: str) -> dict[str, Any] | None:
-    """Return what the environment said of the ended text; None where the input ended first."""
-    obs, _ = envs.reset(options={"split": split, "group_size": 1, "prompts": [example]})
-    print(example.prompt)
-    length = int(obs["length"][0, 0])
-    while (ids := _read_ids(envs)) is not None:
-        turn, length = _take_turn(envs, [*ids, envs.tokenizer.eos_id], length)
-        if turn.reply is not None:
-            print(turn.reply)
-        if turn.final is None or isinstance(envs.task, TurnTask):
-            print(f"    reward {turn.reward:.3f}")
-        if turn.truncated:
-            print("    truncated: the room of the episode is used up")
-        if turn.final is not None:
-            return turn.final
-    return None
-
-
-def _watch_episode(envs: TextVectorEnv, example: Example, split: str, policy: TrunkPolicy) -> dict[str, Any] | None:
-    """Return what the environment said of the text that the policy ended."""
+    A turn is over when a person's line is written, or the environment writes, or the text ends.
+    """
     obs, infos = envs.reset(options={"split": split, "group_size": 1, "prompts": [example]})
     print(example.prompt)
-    written: list[int] = []
-    length, reward = int(obs["length"][0, 0]), 0.0
+    eos_id, length = envs.tokenizer.eos_id, int(obs["length"][0, 0])
+    line, written, reward = list[int](), list[int](), 0.0
     while True:
-        token = int(policy.act(obs, infos, None).actions[0])
+        if policy is not None:
+            token = int(policy.act(obs, infos, None).actions[0])
+        else:
+            typed = [] if line else _read_ids(envs)
+            if typed is None:
+                return None
+            line = line or [*typed, eos_id]
+            token = line.pop(0)
         obs, rewards, _, is_truncated, infos = envs.step(np.array([token]))
         written, reward = [*written, token], reward + float(rewards[0])
         before, length = length, int(obs["length"][0, 0])
-        ended = "final_info" in infos
-        if length <= before + 1 and not ended:
+        has_reply, ended = length > before + 1, "final_info" in infos
+        if not has_reply and not ended and (line or policy is not None):
             continue
-        text = envs.tokenizer.decode([one for one in written if one != envs.tokenizer.eos_id])
-        print(f"policy> {text}")
-        if length > before + 1:
-            print(f"world > {envs.tokenizer.decode(obs['tokens'][0, before + 1 : length].tolist())}")
-        if isinstance(envs.task, TurnTask):
+        if policy is not None:
+            print(f"policy> {envs.tokenizer.decode([one for one in written if one != eos_id])}")
+        if has_reply:
+            reply = envs.tokenizer.decode(obs["tokens"][0, before + 1 : length].tolist())
+            print(reply if policy is None else f"world > {reply}")
+        if isinstance(envs.task, TurnTask) or (policy is None and not ended):
             print(f"    reward {reward:.3f}")
         if bool(is_truncated[0]):
             print("    truncated: the room of the episode is used up")
         if ended:
             return _final_of(infos)
-        written, reward = [], 0.0
+        line, written, reward = [], [], 0.0
 
 
 def _final_of(infos: dict[str, Any]) -> dict[str, Any]:
     """Return the only row of the account of an ended text."""
     return {key: value if isinstance(value, dict) else value[0] for key, value in infos["final_info"].items()}
-
-
-def _take_turn(envs: TextVectorEnv, ids: list[int], length: int) -> tuple[_Turn, int]:
-    """Write tokens until they are all written, the environment writes, or the text ends; and the row's length then."""
-    reward, reply, final, truncated = 0.0, None, None, False
-    for token in ids:
-        obs, rewards, _, is_truncated, infos = envs.step(np.array([token]))
-        before, length = length, int(obs["length"][0, 0])
-        reward, truncated = reward + float(rewards[0]), bool(is_truncated[0])
-        if length > before + 1:
-            reply = envs.tokenizer.decode(obs["tokens"][0, before + 1 : length].tolist())
-        if "final_info" in infos:
-            final = _final_of(infos)
-        if reply is not None or final is not None:
-            break
-    return _Turn(reward, reply, truncated, final), length
 
 
 def _read_ids(envs: TextVectorEnv) -> list[int] | None:

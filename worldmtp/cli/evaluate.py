@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldmtp.cli.arguments import (
+    add_imports,
+    add_kwargs,
     import_run_modules,
+    load_model,
     model_directory,
     parse_kwargs,
     positive,
@@ -47,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from worldmtp.training.evaluation import evaluate_model
 
     searches = _searches(arguments)
-    model = load_policy_model(directory, arguments.device)
+    model = load_model(directory, arguments.device)
     if searches or arguments.best_of or arguments.beam:
         _compare(arguments, model, env, searches)
         return
@@ -131,26 +134,6 @@ def _compare(
         print(f"  {way.way:<42}{share}  {numbers_text}", flush=True)
 
 
-def load_policy_model(directory: Path, device: str | None) -> "MTPModel":
-    """Return the model of a directory, in evaluation mode, on a device; by default CUDA where there is one.
-
-    Raises:
-        ValueError: it cannot be read, or there is no such device.
-    """
-    import torch
-    import transformers
-
-    from worldmtp.decoding.trunk import as_mtp_model
-    from worldmtp.training.make import checked_device
-    from worldmtp.training.saved_model import load_any_model
-
-    transformers.utils.logging.disable_progress_bar()
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = as_mtp_model(load_any_model(directory))
-    torch.nn.Module.to(model, checked_device(name, "--device", "--device cpu"))
-    return model.eval()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="worldmtp eval",
@@ -172,6 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
     add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")
     add("--beam", type=positive, nargs="+", default=[], metavar="N", help="a beam search that keeps N texts as well")
-    add("--kwargs", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="what the environment takes")
-    add("--import", nargs="+", action="extend", default=[], dest="imports", metavar="MODULE", help="to import first")
+    add_kwargs(parser)
+    add_imports(parser)
     return parser

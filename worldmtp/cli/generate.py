@@ -16,6 +16,7 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
@@ -45,33 +46,9 @@ def _run(arguments: argparse.Namespace) -> None:
     draft = arguments.draft
     if draft is None:  # what belongs to one kind of draft says which is meant
         draft = "tree" if arguments.tree is not None else "model" if arguments.draft_model is not None else None
-    config = GenerateConfig(
-        draft=draft,
-        draft_model=arguments.draft_model and model_directory(arguments.draft_model, "--draft-model"),
-        num_draft=arguments.num_draft,
-        tree=arguments.tree,
-        three_phase=arguments.three_phase,
-        beam=arguments.beam,
-        widths=arguments.widths,
-        search=arguments.search,
-        simulations=arguments.simulations,
-        dynamics=arguments.dynamics,
-        depth=arguments.depth,
-        width=arguments.width,
-        commit=arguments.commit,
-        tree_html=arguments.tree_html,
-        max_new_tokens=arguments.max_new_tokens,
-        stop=tuple(arguments.stop),
-        batch_size=arguments.batch_size,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        repetition_penalty=arguments.repetition_penalty,
-        seed=arguments.seed,
-        explain=arguments.explain,
-        json=arguments.json,
-        device=arguments.device,
-    )
+    given = {field.name: getattr(arguments, field.name) for field in fields(GenerateConfig)}
+    drafting = arguments.draft_model and model_directory(arguments.draft_model, "--draft-model")
+    config = GenerateConfig(**given | {"draft": draft, "draft_model": drafting, "stop": tuple(arguments.stop)})
     if arguments.model is None:
         directory, remark = newest_model(RUNS), f", of the newest finished run under ./{RUNS}"
     else:
@@ -83,10 +60,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if config.search is not None:
         from worldmtp.cli.searched import write_searched
 
-        prompts = arguments.prompts or list(filter(None, sys.stdin.read().splitlines()))
-        write_searched(config, directory, prompts)
+        write_searched(config, directory, arguments.prompts or _all_lines())
     elif config.explain:
-        explain_prompt(config, directory, arguments.prompts or list(filter(None, sys.stdin.read().splitlines())))
+        explain_prompt(config, directory, arguments.prompts or _all_lines())
     elif arguments.prompts:
         starts = range(0, len(arguments.prompts), config.batch_size)
         write_texts(config, directory, [arguments.prompts[start : start + config.batch_size] for start in starts])
@@ -122,6 +98,10 @@ def line_batches(stream: TextIO, size: int) -> Iterator[list[str]]:
         else:
             yield lines[:size]
             del lines[:size]
+
+
+def _all_lines() -> list[str]:
+    return list(filter(None, sys.stdin.read().splitlines()))
 
 
 def _num_draft(text: str) -> int | str:

@@ -94,15 +94,10 @@ class GenerateConfig:
             raise ValueError("--widths are candidates of a beam; say how many texts it keeps, --beam N.")
         if self.beam < 1:
             raise ValueError(f"--beam {self.beam} must keep at least 1 text.")
-        options = {
-            "--draft": self.draft is not None,
-            "--num-draft": self.num_draft is not None,
-            "--three-phase": self.three_phase,
-            "--stop": bool(self.stop),
-            "--temperature": self.temperature > 0,
-            "--repetition-penalty": self.repetition_penalty != 1,
-        }
-        _refuse("--beam searches for likely texts by the trunk's own probabilities", options)
+        self._refuse(
+            "--beam searches for likely texts by the trunk's own probabilities",
+            *("--draft", "--num-draft", "--three-phase", "--stop", "--temperature", "--repetition-penalty"),
+        )
 
     def _check_search(self) -> None:
         given = {
@@ -125,36 +120,35 @@ class GenerateConfig:
             value = given[name]
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1.")
-        options = {
-            "--draft": self.draft is not None,
-            "--num-draft": self.num_draft is not None,
-            "--beam": self.beam is not None,
-            "--three-phase": self.three_phase,
-            "--stop": bool(self.stop),
-            "--top-k or --top-p": (self.top_k, self.top_p) != (0, 1.0),
-            "--repetition-penalty": self.repetition_penalty != 1,
-            "--explain beside --json": self.explain and self.json,
-        }
-        _refuse("--search plans every token by the model's own values", options)
+        self._refuse(
+            "--search plans every token by the model's own values",
+            *("--draft", "--num-draft", "--beam", "--three-phase", "--stop", "--top-k or --top-p"),
+            *("--repetition-penalty", "--explain beside --json"),
+        )
 
     def _check_explain(self) -> None:
         if self.num_draft == AUTO:
             raise ValueError("--explain shows a draft's steps, and --num-draft auto times rounds; give a number.")
         if self.draft == "none":
             raise ValueError("--explain shows drafts and what became of them, and --draft none makes none.")
-        options = {
-            "--json": self.json,
-            "--stop": bool(self.stop),
+        self._refuse("--explain shows the rounds of one prompt", "--json", "--stop", "--beam", "--three-phase")
+
+    def _refuse(self, purpose: str, *names: str) -> None:
+        """Raise if options were given that the purpose has no use for."""
+        is_given = {
+            "--draft": self.draft is not None,
+            "--num-draft": self.num_draft is not None,
             "--beam": self.beam is not None,
             "--three-phase": self.three_phase,
+            "--stop": bool(self.stop),
+            "--temperature": self.temperature > 0,
+            "--top-k or --top-p": (self.top_k, self.top_p) != (0, 1.0),
+            "--repetition-penalty": self.repetition_penalty != 1,
+            "--json": self.json,
+            "--explain beside --json": self.explain and self.json,
         }
-        _refuse("--explain shows the rounds of one prompt", options)
-
-
-def _refuse(purpose: str, options: dict[str, bool]) -> None:
-    """Raise if options were given that the purpose has no use for."""
-    given = [name for name, is_given in options.items() if is_given]
-    if given:
-        raise ValueError(
-            f"{purpose}, and has no use for {', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out."
-        )
+        given = [name for name in names if is_given[name]]
+        if given:
+            raise ValueError(
+                f"{purpose}, and has no use for {', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out."
+            )

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from worldmtp.cli.arguments import load_model
 from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
 from worldmtp.cli.generate_config import AUTO, GenerateConfig
 from worldmtp.cli.prompts import decode_text, encode_prompts
@@ -26,10 +27,8 @@ from worldmtp.decoding.drafts import Drafter, make_drafter
 from worldmtp.decoding.explain import Explanation, explain
 from worldmtp.decoding.head_drafts import can_draft
 from worldmtp.decoding.limits import cache_size
-from worldmtp.decoding.trunk import as_mtp_model
 from worldmtp.model import MTPModel
-from worldmtp.training.make import checked_device
-from worldmtp.training.saved_model import has_tokenizer, load_any_model, load_tokenizer
+from worldmtp.training.saved_model import has_tokenizer, load_tokenizer
 
 DEFAULT_NEW_TOKENS = 64
 _WIDEST_FIRST = 3
@@ -282,10 +281,7 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenizerBase) -> _Decoding:
     """Load the models and choose what the config leaves open."""
-    device = checked_device(
-        config.device or ("cuda" if torch.cuda.is_available() else "cpu"), "--device", "--device cpu"
-    )
-    model = _model_of(directory, tokenizer, device)
+    model = _model_of(directory, tokenizer, config.device)
     depth, draft = model.config.depth, _draft(config, model)
     chooser, num_draft = length_chooser(config.num_draft, can_choose=True)
     tree = config.tree
@@ -295,7 +291,7 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
         drafter = make_drafter(model, "mtp" if draft == "tree" else draft, num_draft, tree)
     else:
         own = load_tokenizer(config.draft_model) if has_tokenizer(config.draft_model) else tokenizer
-        drafting = _model_of(config.draft_model, own, model.device)
+        drafting = _model_of(config.draft_model, own, str(model.device))
         drafter = make_drafter(model, drafting, num_draft, None)
     length = AUTO if chooser else drafter.max_drafts
     method = f"draft {draft}, K={depth}, "
@@ -322,16 +318,15 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
     )
 
 
-def _model_of(directory: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> MTPModel:
+def _model_of(directory: Path, tokenizer: PreTrainedTokenizerBase, device: str | None) -> MTPModel:
     """Load a model that writes no id that its tokenizer has no text for: embeddings are often padded beyond them.
 
     A tokenizer may have more ids than the model; prompts that have none of those can be gone on from.
     """
-    model = as_mtp_model(load_any_model(directory))
+    model = load_model(directory, device)
     known = 1 + max(tokenizer.get_vocab().values())
     if known < model.num_tokens:
         model.limit_tokens(known)
-    torch.nn.Module.to(model, device)
     return model
 
 

@@ -71,11 +71,7 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
 
 
 def check_values(model: MTPModel) -> None:
-    """Raise if the model's world heads are as they were made.
-
-    Raises:
-        ValueError: they say the same of every text.
-    """
+    """Raise ValueError if the model's world heads are as they were made, and say the same of every text."""
     heads = model.world_heads
     if not any(bool(list(head.parameters())[-2].any()) for head in (heads.value, heads.reward)):  # the last weight
         raise ValueError(

@@ -102,13 +102,6 @@ class Verdict:
     path: Int[Tensor, "row step"] | None = None
 
 
-def accept_greedy(
-    drafts: Int[Tensor, "row draft"], num_drafts: Int[Tensor, " row"], logits: Float[Tensor, "row place vocab"]
-) -> Verdict:
-    """Accept the drafts that are the most likely tokens."""
-    return accept_equal(drafts, num_drafts, logits.argmax(dim=-1))
-
-
 def accept_equal(
     drafts: Int[Tensor, "row draft"], num_drafts: Int[Tensor, " row"], targets: Int[Tensor, "row place"]
 ) -> Verdict:

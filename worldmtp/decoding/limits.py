@@ -115,10 +115,9 @@ def check_prompts(
 def check_cache(
     model: MTPModel, num_rows: int, capacity: int, max_cache_bytes: int | None, copied_bytes: int = 0
 ) -> None:
-    """Raise if the trunk's cache does not fit, beside ``copied_bytes`` of weights where free memory is the bound.
+    """Raise MemoryError, with the sum, if the trunk's cache does not fit.
 
-    Raises:
-        MemoryError: it does not fit; the message does the sum.
+    ``copied_bytes`` of weights are beside it where free memory is the bound.
     """
     size = cache_size(model.trunk.config, num_rows, capacity, model.dtype)
     if max_cache_bytes is not None:

@@ -28,7 +28,6 @@ from worldmtp.decoding.acceptance import (
     LossyRule,
     Verdict,
     accept_equal,
-    accept_greedy,
     accept_lossy_tree,
     accept_run,
     accept_sampled,
@@ -202,7 +201,8 @@ class DecodingSession:
         if draft.tree is not None:
             raise ValueError("three-phase decoding is of chains; draft without tree widths.")
         processed = self._policy.processed(logits, self.texts)
-        num_accepted = accept_greedy(draft.tokens, draft.num_drafts, processed).num_accepted.cpu().numpy()
+        verdict = accept_equal(draft.tokens, draft.num_drafts, processed.argmax(dim=-1))
+        num_accepted = verdict.num_accepted.cpu().numpy()
         later = self._policy.log_probs(processed)[:, :-1]
         # The last accepted token is the newest: it is read again with the next prediction, as in the paper.
         self._accept(features, None, num_accepted)

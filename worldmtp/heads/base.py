@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from worldmtp.heads.block import make_norm
+from worldmtp.heads.block import copy_last_layer, make_norm
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures, final_norm
 
@@ -115,9 +115,8 @@ class OutputLayers(nn.Module):
         return layer
 
     @torch.no_grad()
-    def initialize_from(self, trunk: nn.Module) -> None:
+    def initialize_from(self, trunk: PreTrainedModel) -> None:
         """Copy the LM head into own unembeddings, where the family's start so."""
-        assert isinstance(trunk, PreTrainedModel)
         lm_head = trunk.get_output_embeddings()
         for layer in self.unembeddings if self._copies_lm_head else ():
             for ours, theirs in zip(layer.parameters(), lm_head.parameters(), strict=True):
@@ -151,6 +150,7 @@ class Head(nn.Module, ABC):
         """Sets of weights: one for each depth, or one for all."""
         self.drawn = config.head_init == "random"
         """Whether all weights are drawn, those that the family would start at zero or as copies too."""
+        self.copies_trunk = config.head_init == "copy_trunk"
         self.output: OutputLayers
 
     @classmethod
@@ -180,11 +180,7 @@ class Head(nn.Module, ABC):
         return sets[(depth - 2) % len(sets)]
 
     def check_depth(self, depth: int) -> None:
-        """Raise if there is no head of this depth.
-
-        Raises:
-            ValueError: there is none; depth 1 is the trunk.
-        """
+        """Raise ValueError if there is no head of this depth; depth 1 is the trunk."""
         if depth not in self.depths:
             raise ValueError(
                 f"depth={depth} is not one of these heads' depths {self.depths.start} .. {self.depths.stop - 1}; "
@@ -193,7 +189,14 @@ class Head(nn.Module, ABC):
 
     def initialize_from(self, trunk: nn.Module) -> None:
         """Copy into fresh heads what starts as a copy of the trunk's weights; random ones are drawn before."""
+        assert isinstance(trunk, PreTrainedModel)
         self.output.initialize_from(trunk)
+        for layer in self.trunk_layers() if self.copies_trunk else ():
+            copy_last_layer(trunk, layer)
+
+    def trunk_layers(self) -> list[nn.Module]:
+        """Return the layers of the trunk's form, where the family ``has_trunk_layers``."""
+        return []
 
 
 class ActionConditionalHead(Head):

@@ -10,8 +10,9 @@ import copy
 import inspect
 from dataclasses import dataclass
 
-from torch import nn
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from worldmtp.model.trunk import final_norm, layer_list
@@ -67,6 +68,26 @@ def make_block_spec(head_block: str, trunk: PreTrainedModel) -> BlockSpec:
     return spec
 
 
+def run_layer(
+    layer: nn.Module,
+    hidden: Float[Tensor, "batch query hidden"],
+    attention_bias: Float[Tensor, "mask_batch 1 query key"],
+    position_ids: Int[Tensor, "batch query"],
+    position_embeddings: tuple[Tensor, Tensor],
+    cache: Cache | None,
+) -> Float[Tensor, "batch query hidden"]:
+    """Return a decoder layer's output; new keys are appended to ``cache``."""
+    output = layer(
+        hidden,
+        attention_mask=attention_bias,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        position_embeddings=position_embeddings,
+    )
+    return output[0] if isinstance(output, tuple) else output
+
+
 def make_norm(head_block: str, trunk: PreTrainedModel) -> nn.Module:
     """Return a norm of the trunk's class: some trunks' are centred on zero, and checkpoints carry their weights.
 
@@ -98,12 +119,14 @@ def copy_last_layer(trunk: PreTrainedModel, layer: nn.Module) -> None:
     )
 
 
-def check_one_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
-    """Raise if heads are told to read layers of the trunk and its last hidden state before the norm.
+def inner_width(trunk_config: PreTrainedConfig) -> int:
+    """Return the inner width of the trunk's MLPs, four times its own where the config has no name for it."""
+    given = getattr(trunk_config, "intermediate_size", None) or getattr(trunk_config, "n_inner", None)
+    return given or 4 * trunk_config.hidden_size
 
-    Raises:
-        ValueError: they are.
-    """
+
+def check_one_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
+    """Raise ValueError if heads are to read layers of the trunk and its last hidden state before the norm."""
     if feature_layers and hidden_stage == "pre_norm":
         raise ValueError(
             f"hidden_stage='pre_norm' with feature_layers={list(feature_layers)}: the heads read the outputs of those "
@@ -154,11 +177,10 @@ def _llama_config(trunk_config: PreTrainedConfig) -> LlamaConfig:
             f"head_block='llama' needs an even number of channels per attention head, and hidden_size={hidden_size} "
             f"over num_attention_heads={num_heads} gives {hidden_size / num_heads:g}; choose another trunk."
         )
-    inner_size = getattr(trunk_config, "intermediate_size", None) or getattr(trunk_config, "n_inner", None)
     return LlamaConfig(
         vocab_size=trunk_config.vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=inner_size or 4 * hidden_size,
+        intermediate_size=inner_width(trunk_config),
         num_hidden_layers=1,
         num_attention_heads=num_heads,
         max_position_embeddings=trunk_config.max_position_embeddings,

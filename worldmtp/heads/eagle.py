@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, OutputLayers, needed
-from worldmtp.heads.block import check_one_source, make_norm
+from worldmtp.heads.block import check_one_source, inner_width, make_norm
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures
 
@@ -68,20 +68,6 @@ class BranchAttention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
-class GatedMLP(nn.Module):
-    """SiLU(gate) * up, then down."""
-
-    def __init__(self, hidden_size: int, width: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, hidden_size, bias=False)
-
-    def forward(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        """Return the layer's output."""
-        return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-
-
 class EagleLayer(nn.Module):
     """g^k from g^{k-1} and the embeddings."""
 
@@ -92,7 +78,7 @@ class EagleLayer(nn.Module):
         self.hidden_norm = make_norm(config.head_block, trunk)
         self.attention = BranchAttention(sizes)
         self.mlp_norm = make_norm(config.head_block, trunk)
-        self.mlp = GatedMLP(sizes.hidden_size, sizes.intermediate_size)
+        self.mlp = LlamaMLP(sizes)
 
     def forward(
         self,
@@ -142,7 +128,7 @@ class EagleHead(ActionConditionalHead):
             recycle_stage="pre_norm",
             output_norm="own",
             feature_layers=_three_layers(trunk_config.num_hidden_layers),
-            head_width=_inner_width(trunk_config),
+            head_width=inner_width(trunk_config),
         )
 
     def begin(self, features: TrunkFeatures) -> Float[Tensor, "batch time hidden"]:
@@ -174,11 +160,6 @@ def _three_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({0, num_layers // 2, num_layers - 1}))
 
 
-def _inner_width(trunk_config: PreTrainedConfig) -> int:
-    given = getattr(trunk_config, "intermediate_size", None) or getattr(trunk_config, "n_inner", None)
-    return given or 4 * trunk_config.hidden_size
-
-
 def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConfig:
     """Return heads, groups and rotation as the trunk's where it has them, in the names of a Llama config."""
     num_heads = trunk_config.num_attention_heads
@@ -191,7 +172,7 @@ def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConf
     rope = getattr(trunk_config, "rope_parameters", None) or {}
     return LlamaConfig(
         hidden_size=trunk_config.hidden_size,
-        intermediate_size=config.head_width or _inner_width(trunk_config),
+        intermediate_size=config.head_width or inner_width(trunk_config),
         num_attention_heads=num_heads,
         num_key_value_heads=getattr(trunk_config, "num_key_value_heads", None) or num_heads,
         head_dim=head_dim,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.base import FamilyDefaults, OutputLayers, ParallelHead, needed
-from worldmtp.heads.block import check_one_source, copy_last_layer, make_block_spec
+from worldmtp.heads.block import check_one_source, make_block_spec, run_layer
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures, additive_mask
 
@@ -44,7 +44,6 @@ class GloeckleHead(ParallelHead):
             )
         # The trunk alone reads nothing.
         self.feature_layers = feature_layers if len(self.depths) else ()
-        self.copies_trunk = config.head_init == "copy_trunk"
         block = make_block_spec(config.head_block, trunk)
         self.blocks = nn.ModuleList(block.make_layer() for _ in self.depths)
         self.output = OutputLayers(config, trunk, self.copies_lm_head)
@@ -69,19 +68,10 @@ class GloeckleHead(ParallelHead):
     ) -> Float[Tensor, "batch query hidden"]:
         """Return latents of one depth."""
         self.check_depth(depth)
-        hidden = self.blocks[depth - 2](
-            trunk_hidden,
-            attention_mask=additive_mask(attention_mask, trunk_hidden.dtype),
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            position_embeddings=self.rotary_emb(trunk_hidden, position_ids),
-        )
-        return self.output.norm(depth, hidden[0] if isinstance(hidden, tuple) else hidden)
+        bias, rotation = additive_mask(attention_mask, trunk_hidden.dtype), self.rotary_emb(trunk_hidden, position_ids)
+        hidden = run_layer(self.blocks[depth - 2], trunk_hidden, bias, position_ids, rotation, cache)
+        return self.output.norm(depth, hidden)
 
-    def initialize_from(self, trunk: nn.Module) -> None:
-        """Make blocks copies of the trunk's last layer, where asked for."""
-        super().initialize_from(trunk)
-        assert isinstance(trunk, PreTrainedModel)
-        for block in self.blocks if self.copies_trunk else ():
-            copy_last_layer(trunk, block)
+    def trunk_layers(self) -> list[nn.Module]:
+        """Return the depths' decoder layers."""
+        return [*self.blocks]

@@ -48,11 +48,7 @@ def register_head(name: str, entry_point: str) -> None:
 
 
 def check_head(name: str) -> None:
-    """Raise if there is no such family.
-
-    Raises:
-        ValueError: there is none; the nearest name is suggested.
-    """
+    """Raise ValueError if there is no such family; the nearest name is suggested."""
     check_choice("head", name, available_heads())
 
 

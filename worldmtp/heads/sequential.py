@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, OutputLayers, needed
-from worldmtp.heads.block import BlockSpec, copy_last_layer, make_block_spec, make_norm
+from worldmtp.heads.block import BlockSpec, make_block_spec, make_norm, run_layer
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import additive_mask
 
@@ -49,15 +49,8 @@ class SequentialLayer(nn.Module):
         halves = [self.embedding_norm(token_embeds), self.hidden_norm(previous_latent)]
         if self.concat_order == "hidden_first":
             halves.reverse()
-        hidden = self.block(
-            self.projection(torch.cat(halves, dim=-1)),
-            attention_mask=attention_bias,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            position_embeddings=position_embeddings,
-        )
-        return hidden[0] if isinstance(hidden, tuple) else hidden
+        hidden = self.projection(torch.cat(halves, dim=-1))
+        return run_layer(self.block, hidden, attention_bias, position_ids, position_embeddings, cache)
 
 
 class SequentialHead(ActionConditionalHead):
@@ -71,7 +64,6 @@ class SequentialHead(ActionConditionalHead):
 
     def __init__(self, config: MTPConfig, trunk: PreTrainedModel) -> None:
         super().__init__(config)
-        self.copies_trunk = config.head_init == "copy_trunk"
         block = make_block_spec(config.head_block, trunk)
         self.layers = nn.ModuleList(SequentialLayer(config, trunk, block) for _ in range(self.num_sets))
         self.output = OutputLayers(config, trunk, self.copies_lm_head)
@@ -102,10 +94,6 @@ class SequentialHead(ActionConditionalHead):
         )
         return self.carry_of(depth, hidden)
 
-    def initialize_from(self, trunk: nn.Module) -> None:
-        """Make blocks copies of the trunk's last layer, where asked for."""
-        super().initialize_from(trunk)
-        assert isinstance(trunk, PreTrainedModel)
-        for layer in self.layers if self.copies_trunk else ():
-            assert isinstance(layer, SequentialLayer)
-            copy_last_layer(trunk, layer.block)
+    def trunk_layers(self) -> list[nn.Module]:
+        """Return the depths' decoder layers."""
+        return [layer.get_submodule("block") for layer in self.layers]

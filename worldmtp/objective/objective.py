@@ -15,6 +15,7 @@ rewards (advantage-weighted heads), which belong to reinforcement.
 """
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,7 +28,9 @@ from worldmtp.objective.plan import (
     Frequency,
     Progress,
     StepPlan,
-    plan_step,
+    active_depths,
+    depth_weights,
+    window_depths,
 )
 
 LATENT_TARGETS = ("trunk", "ema")
@@ -149,15 +152,36 @@ class MTPObjective:
         return self.latent_target == "ema"
 
     def plan(self, num_depths: int, progress: Progress, seed: int) -> StepPlan:
-        """Return the ``plan_step`` of this objective, for a model of K = ``num_depths``."""
-        return plan_step(
-            depth_weighting=self.depth_weighting,
-            coef=self.coef,
-            window=self.window,
-            frequency=self.frequency,
-            num_depths=num_depths,
-            progress=progress,
-            seed=seed,
+        """Return the plan of the step that follows ``progress``, on a model of K = ``num_depths``.
+
+        A depth's weight is that of its window, whether or not a curriculum trains the other depths yet: under ``mean``
+        each of M depths counts 1/M from its first step on. A window that ends at j on a deeper model gives depths
+        2 .. j the weights they have on a model of K = j.
+
+        Raises:
+            ValueError: the window reaches beyond K, or a schedule needs ``max_steps``.
+        """
+        window, frequency = self.window, self.frequency
+        in_window = window_depths(window, num_depths)
+        weights = depth_weights(self.depth_weighting, len(in_window), window.first)
+        weight_of = dict(zip(in_window, weights, strict=True))
+        depths = tuple(active_depths(window, num_depths, progress))
+        generator = random.Random(f"{seed}:{progress.step}")
+        position_seed = generator.getrandbits(63)  # drawn first: the same positions whether or not a depth is drawn
+        if progress.step % frequency.every_steps != 0:
+            depths = ()
+        rescale = 1.0
+        if frequency.one_random_depth and depths:
+            rescale = float(len(depths))
+            depths = (generator.choice(depths),)
+        return StepPlan(
+            coef=self.coef.value(progress),
+            weights=tuple(rescale * weight_of[k] if k in depths else 0.0 for k in range(2, num_depths + 1)),
+            depths=depths,
+            position_fraction=frequency.position_fraction,
+            position_stride=frequency.position_stride,
+            position_seed=position_seed,
+            answers_only=frequency.answers_only,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,6 @@ Left out: coefficients chosen from measurements during training (OCC, arXiv 2605
 """
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -307,44 +306,3 @@ class StepPlan:
         number kept, which varies with the draw.
         """
         return self.position_stride / self.position_fraction
-
-
-def plan_step(
-    *,
-    depth_weighting: str,
-    coef: CoefSchedule,
-    window: DepthWindow,
-    frequency: Frequency,
-    num_depths: int,
-    progress: Progress,
-    seed: int,
-) -> StepPlan:
-    """Return the plan of the step that follows ``progress``, on a model of K = ``num_depths``.
-
-    A depth's weight is that of its window, whether or not a curriculum trains the other depths yet: under ``mean`` each
-    of M depths counts 1/M from its first step on. A window that ends at j on a deeper model gives depths 2 .. j the
-    weights they have on a model of K = j.
-
-    Raises:
-        ValueError: a name is unknown, the window reaches beyond K, or a schedule needs ``max_steps``.
-    """
-    in_window = window_depths(window, num_depths)
-    weight_of = dict(zip(in_window, depth_weights(depth_weighting, len(in_window), window.first), strict=True))
-    depths = tuple(active_depths(window, num_depths, progress))
-    generator = random.Random(f"{seed}:{progress.step}")
-    position_seed = generator.getrandbits(63)  # drawn first: the same positions whether or not a depth is drawn
-    if progress.step % frequency.every_steps != 0:
-        depths = ()
-    rescale = 1.0
-    if frequency.one_random_depth and depths:
-        rescale = float(len(depths))
-        depths = (generator.choice(depths),)
-    return StepPlan(
-        coef=coef.value(progress),
-        weights=tuple(rescale * weight_of[k] if k in depths else 0.0 for k in range(2, num_depths + 1)),
-        depths=depths,
-        position_fraction=frequency.position_fraction,
-        position_stride=frequency.position_stride,
-        position_seed=position_seed,
-        answers_only=frequency.answers_only,
-    )

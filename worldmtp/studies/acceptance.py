@@ -11,37 +11,12 @@ has been accepted so far is distributed as min(p, q), not as p; on p's own sampl
     a_k = E_{x ~ p} [ prod_{j<k} min(1, q_j(x_j) / p_j(x_j)) * sum_v min(p_k, q_k) ]
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmtp.decoding.generate import generate
 from worldmtp.model import MTPModel
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """The cumulative acceptance of depths 2 .. K, for each text its mean over positions."""
-
-    cumulative: Float[Tensor, "text later_depth"]
-
-    @property
-    def mean(self) -> Float[Tensor, " later_depth"]:
-        """Return the means over texts."""
-        return self.cumulative.mean(dim=0)
-
-    @property
-    def conditional(self) -> Float[Tensor, " later_depth"]:
-        """Return the acceptance given that the depth before was accepted; the first depth's as it is."""
-        before = torch.cat([self.mean.new_ones(1), self.mean[:-1]])
-        return self.mean / before.clamp_min(1e-12)
-
-    @property
-    def tokens_per_forward(self) -> Float[Tensor, " text"]:
-        """Return tau per text; the trunk's own next token always counts one."""
-        return 1 + self.cumulative.sum(dim=1)
 
 
 @torch.no_grad()
@@ -61,8 +36,12 @@ def write_texts(
 
 
 @torch.no_grad()
-def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
-    """Return the acceptance on greedy texts, at the positions whose drafts all lie in what the trunk wrote.
+def greedy_acceptance(
+    model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int
+) -> Float[Tensor, "text later_depth"]:
+    """Return the cumulative acceptance on greedy texts, for each the mean over positions.
+
+    Those are the positions whose drafts all lie in what the trunk wrote.
 
     Raises:
         ValueError: the model has no drafts, or drafts with gaps; no position has as many written tokens after it.
@@ -75,11 +54,13 @@ def greedy_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_l
         drafts = model.logits_of(latents[k - 1][:, roots], k).argmax(dim=-1)
         accepted = accepted & (drafts == texts[:, roots + k])
         per_depth.append(accepted.float().mean(dim=1))
-    return Acceptance(torch.stack(per_depth, dim=1))
+    return torch.stack(per_depth, dim=1)
 
 
 @torch.no_grad()
-def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int) -> Acceptance:
+def sampled_acceptance(
+    model: MTPModel, texts: Int[Tensor, "text time"], prompt_length: int
+) -> Float[Tensor, "text later_depth"]:
     """Return the expected acceptance at temperature 1 on the trunk's own samples; see the equation above.
 
     Raises:
@@ -96,7 +77,7 @@ def sampled_acceptance(model: MTPModel, texts: Int[Tensor, "text time"], prompt_
         per_depth.append((accepted * torch.minimum(draft, true).sum(dim=-1)).mean(dim=1))
         written = texts[:, roots + k, None]
         accepted = accepted * (draft.gather(2, written) / true.gather(2, written)).clamp_max(1.0)[..., 0]
-    return Acceptance(torch.stack(per_depth, dim=1))
+    return torch.stack(per_depth, dim=1)
 
 
 def _num_drafted(model: MTPModel) -> int:

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,7 +43,6 @@ END_OF_DOCUMENT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257
 """256 bytes and the end of a document."""
 
-_RECIPE = 1  # part of a cached file's name: raise it where the steps below change what is learnt
 _DOCUMENTS_AT_ONCE = 64  # enough for every core; an encoding holds far more than its ids
 
 
@@ -52,16 +50,14 @@ _DOCUMENTS_AT_ONCE = 64  # enough for every core; an encoding holds far more tha
 class Corpus:
     """Tokens to learn from and tokens held out, each a chain of documents closed by the tokenizer's end token.
 
-    ``*_starts`` are the positions of the documents' first tokens; ``*_bytes`` count the text behind the tokens, for
-    losses in bits per byte. ``fingerprint`` is what a result states: which text, how split, how shortened.
+    ``*_starts`` are the positions of the documents' first tokens. ``fingerprint`` is what a result states: which text,
+    and how it was split.
     """
 
     train_tokens: Int[Tensor, " train_tokens"]
     held_out_tokens: Int[Tensor, " held_out_tokens"]
     train_starts: Int[Tensor, " train_documents"]
     held_out_starts: Int[Tensor, " held_out_documents"]
-    train_bytes: int
-    held_out_bytes: int
     vocab_size: int
     tokenizer: PreTrainedTokenizerFast
     fingerprint: str
@@ -74,21 +70,16 @@ def load_corpus(
     seed: int = 0,
     root: Path | None = None,
     max_files: int | None = None,
-    max_tokens: int | None = None,
-    cache_dir: Path | None = None,
 ) -> Corpus:
     """Return the Python files under ``root``, the standard library's if None, as tokens learnt from the training part.
 
-    ``max_files`` takes that many of them, before the split. ``max_tokens`` cuts train and held-out tokens to that
-    length each, after the tokenizer was learnt; a document that is cut has no end token. ``cache_dir`` keeps the
-    tokenizer.
+    ``max_files`` takes that many of them, before the split.
 
     Raises:
         ValueError: a limit below 1, no file at all, or none left on one side of the split.
     """
-    for name, limit in (("max_files", max_files), ("max_tokens", max_tokens)):
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name}={limit} must be at least 1, or None for no limit.")
+    if max_files is not None and max_files < 1:
+        raise ValueError(f"max_files={max_files} must be at least 1, or None for no limit.")
     root = stdlib_root() if root is None else root
     paths = sorted(stdlib_files(root), key=lambda path: (_unit_hash("order", path, seed), path.as_posix()))
     contents = {path: (root / path).read_bytes() for path in paths[:max_files]}
@@ -98,17 +89,15 @@ def load_corpus(
             f"Of {len(contents)} files under {root}, {len(train)} are to train on and {len(held_out)} held out, and "
             "both must be there; take more files, or another held_out_fraction or seed."
         )
-    texts = {path: content.decode() for path, content in contents.items()}
-    tokenizer = train_tokenizer([texts[path] for path in train], vocab_size=vocab_size, cache_dir=cache_dir)
-    train_tokens, train_starts, train_bytes = _chain(tokenizer, [texts[path] for path in train], max_tokens)
-    held_out_tokens, held_out_starts, held_out_bytes = _chain(tokenizer, [texts[path] for path in held_out], max_tokens)
+    train_texts, held_out_texts = ([contents[path].decode() for path in side] for side in (train, held_out))
+    tokenizer = train_tokenizer(train_texts, vocab_size=vocab_size)
+    train_tokens, train_starts = _chain(tokenizer, train_texts)
+    held_out_tokens, held_out_starts = _chain(tokenizer, held_out_texts)
     return Corpus(
         train_tokens=train_tokens,
         held_out_tokens=held_out_tokens,
         train_starts=train_starts,
         held_out_starts=held_out_starts,
-        train_bytes=train_bytes,
-        held_out_bytes=held_out_bytes,
         vocab_size=vocab_size,
         tokenizer=tokenizer,
         fingerprint=(
@@ -167,27 +156,31 @@ def corpus_fingerprint(directory: Path) -> str:
     return str(json.loads((directory / CORPUS_FILE).read_text(encoding="utf-8"))["fingerprint"])
 
 
-def train_tokenizer(
-    documents: Sequence[str], *, vocab_size: int, cache_dir: Path | None = None
-) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of ``vocab_size`` tokens learnt from ``documents``, or the same one from ``cache_dir``.
-
-    A cached file is named by a hash of everything it was learnt from, so two corpora cannot share one.
+def train_tokenizer(documents: Sequence[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of ``vocab_size`` tokens learnt from ``documents``.
 
     Raises:
-        ValueError: ``vocab_size`` below 257; too little text to learn that many tokens from; or a cached file that
-            is not JSON.
+        ValueError: ``vocab_size`` below 257, or too little text to learn that many tokens from.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}: 256 bytes and {END_OF_DOCUMENT}.")
-    cached = None if cache_dir is None else cache_dir / _file_name(documents, vocab_size)
-    if cached is not None and cached.exists():
-        return _wrapped(_read(cached))
-    learnt = _learn(documents, vocab_size)
-    if cached is not None:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cached, learnt.to_str())
-    return _wrapped(learnt)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    found = tokenizer.get_vocab_size()
+    if found != vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size}, but the {len(documents)} documents give {found} tokens; lower it to {found} or "
+            "pass more text."
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT)
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str]) -> list[Int[Tensor, " tokens"]]:
@@ -218,27 +211,12 @@ def _unit_hash(purpose: str, path: Path, seed: int) -> float:
 
 
 def _chain(
-    tokenizer: PreTrainedTokenizerFast, documents: list[str], max_tokens: int | None
-) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " documents"], int]:
-    """Return the documents' tokens in a chain, where each starts, and the bytes of text they stand for."""
+    tokenizer: PreTrainedTokenizerFast, documents: list[str]
+) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " documents"]]:
+    """Return the documents' tokens in a chain, and where each starts."""
     encoded = encode_documents(tokenizer, documents)
     lengths = torch.tensor([len(ids) for ids in encoded])
-    starts = lengths.cumsum(dim=0) - lengths
-    tokens = torch.cat(encoded)
-    num_bytes = sum(len(document.encode()) for document in documents)
-    if max_tokens is not None and max_tokens < len(tokens):
-        tokens = tokens[:max_tokens].clone()  # not a view: it would keep the rest alive
-        starts = starts[starts < max_tokens]
-        last = int(starts[-1])
-        whole = sum(len(document.encode()) for document in documents[: len(starts) - 1])
-        num_bytes = whole + _num_bytes(tokenizer, tokens[last:].tolist())
-    return tokens, starts, num_bytes
-
-
-def _num_bytes(tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> int:
-    """Return the bytes of a document's first tokens: a byte-level token has one character for each byte."""
-    spelt = tokenizer.convert_ids_to_tokens(token_ids)
-    return sum(len(token) for token in spelt if token != tokenizer.eos_token)
+    return torch.cat(encoded), lengths.cumsum(dim=0) - lengths
 
 
 def _digest(contents: dict[Path, bytes]) -> str:
@@ -248,45 +226,3 @@ def _digest(contents: dict[Path, bytes]) -> str:
         digest.update(content)
     total = sum(len(content) for content in contents.values())
     return f"files={len(contents)} bytes={total} sha256={digest.hexdigest()[:16]}"
-
-
-def _learn(documents: Sequence[str], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    found = tokenizer.get_vocab_size()
-    if found != vocab_size:
-        raise ValueError(
-            f"vocab_size={vocab_size}, but the {len(documents)} documents give {found} tokens; lower it to {found} or "
-            "pass more text."
-        )
-    return tokenizer
-
-
-def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT)
-
-
-def _file_name(documents: Sequence[str], vocab_size: int) -> str:
-    digest = hashlib.sha256(f"{_RECIPE} {tokenizers.__version__}".encode())
-    for document in documents:
-        content = document.encode()
-        digest.update(f"\n{len(content)}\n".encode())
-        digest.update(content)
-    return f"byte_pair-{vocab_size}-{digest.hexdigest()[:16]}.json"
-
-
-def _read(path: Path) -> Tokenizer:
-    text = path.read_text(encoding="utf-8")
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a tokenizer's JSON ({error}); delete it, it is made anew.") from error
-    return Tokenizer.from_str(text)

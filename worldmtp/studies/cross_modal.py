@@ -34,7 +34,7 @@ from worldmtp.studies.probes import explained_share, linear_readout
 from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.report import Results, by_variant, over_seeds, table
 from worldmtp.studies.training import Batch, TrainingConfig
-from worldmtp.studies.variants import fresh_llama, train_arm
+from worldmtp.studies.variants import VariantStudy, fresh_llama, train_arm
 
 ARMS = ("both", "first", "first_twice", "first_alone")
 _BURN_IN = 4
@@ -104,20 +104,15 @@ class HeldOut:
     beliefs: Float[Tensor, "sequence moment state"]
 
 
-class CrossModal:
-    """The study of two senses; a ``worldmtp.studies.protocol.Study``."""
+class CrossModal(VariantStudy):
+    """The study of two senses."""
 
     config_class: ClassVar[type] = CrossModalConfig
-
-    def __init__(self, config: CrossModalConfig) -> None:
-        self.config = config
+    config: CrossModalConfig
 
     def arms(self) -> list[Arm]:
         """Return every arm with every seed, a seed's arms together."""
         return [Arm(name, seed) for seed in self.config.seeds for name in ARMS]
-
-    def prepare(self, directory: Path, report: Report) -> None:
-        """Prepare nothing: sequences are drawn as they are needed."""
 
     def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
         """Train one trunk and measure loss, belief and return."""
@@ -203,13 +198,13 @@ def summarize_cross_modal(results: Results) -> StudySummary:
     groups = by_variant(results)
     rows, differences = [], []
     for name, group in groups.items():
-        shown = [_mean([result[key] for result in group]) for key in _RESULTS]
+        shown = [over_seeds([result[key] for result in group]) for key in _RESULTS]
         best = [f"{np.mean([result[f'best_{key}'] for result in group]):.3f}" for key in _RESULTS[1:]]
         rows.append([name, *shown, *best])
         if name != "both" and "both" in groups:
             pairs = zip(groups["both"], group, strict=True)
             paired = [[mine[key] - other[key] for key in _RESULTS] for mine, other in pairs]
-            differences.append([f"both - {name}", *(_mean([row[place] for row in paired]) for place in range(4))])
+            differences.append([f"both - {name}", *(over_seeds([row[place] for row in paired]) for place in range(4))])
     names = ["loss of a over the exact filter's", "loss of a", "belief R2", "return"]
     lines = [
         "Means over seeds [90 %]; the last three columns are those of the exact filter of what the arm reads.",
@@ -224,10 +219,6 @@ def summarize_cross_modal(results: Results) -> StudySummary:
 
 def _read(held_out: HeldOut, alone: bool) -> Int[Tensor, "sequence token"]:
     return held_out.tokens[:, 0::2] if alone else held_out.tokens
-
-
-def _mean(values: list[float]) -> str:
-    return over_seeds(values) if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def _mixed(shown: Float[Tensor, "row symbol"], clarity: float) -> Float[Tensor, "row symbol"]:

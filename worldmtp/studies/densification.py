@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.model import MTPModel
 from worldmtp.objective.loss import next_token_loss
 from worldmtp.objective.targets import DepthTargets
@@ -36,7 +37,7 @@ from worldmtp.studies.probes import (
 from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.report import Results, by_variant, over_seeds, png, table
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig
-from worldmtp.studies.variants import arms_of, check_variants, fresh_llama, heads_of, objective_of, train_arm
+from worldmtp.studies.variants import VariantStudy, check_variants, fresh_llama, heads_of, objective_of, train_arm
 
 MIN_POINTS = 5
 """Of a curve, at least."""
@@ -91,17 +92,11 @@ class DensificationConfig:
             )
 
 
-class Densification:
-    """The study of denser supervision; a ``worldmtp.studies.protocol.Study``."""
+class Densification(VariantStudy):
+    """The study of denser supervision."""
 
     config_class: ClassVar[type] = DensificationConfig
-
-    def __init__(self, config: DensificationConfig) -> None:
-        self.config = config
-
-    def arms(self) -> list[Arm]:
-        """Return every variant with every seed."""
-        return arms_of(self.config.variants, self.config.seeds)
+    config: DensificationConfig
 
     def prepare(self, directory: Path, report: Report) -> None:
         """Write the corpus as tokens."""
@@ -192,10 +187,8 @@ def _stream_of(seed: int, step: int) -> int:
 @torch.no_grad()
 def held_out(model: MTPModel, windows: torch.Tensor) -> dict[str, float]:
     """Return loss and accuracy of the next token per target."""
-    was_training = model.training
-    model.eval()
-    _, sums = next_token_loss(model, model.trunk_features(windows), windows, windows)
-    model.train(was_training)
+    with evaluation_mode(model):
+        _, sums = next_token_loss(model, model.trunk_features(windows), windows, windows)
     count = int(sums.counts[0])
     return {"loss": float(sums.ce[0]) / count, "accuracy": int(sums.top1_hits[0]) / count}
 

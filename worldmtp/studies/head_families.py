@@ -35,7 +35,7 @@ from worldmtp.studies.corpus import corpus_fingerprint, load_tokens, save_tokens
 from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.report import Results, by_variant, png, table
 from worldmtp.studies.training import Batch, TrainingConfig
-from worldmtp.studies.variants import arms_of, check_variants, fresh_llama, heads_of, objective_of, train_arm
+from worldmtp.studies.variants import VariantStudy, check_variants, fresh_llama, heads_of, objective_of, train_arm
 
 _DETACHED = {"detach_trunk": True, "detach_embedding": True, "detach_lm_head": True}
 _TEXTS = {
@@ -88,17 +88,11 @@ class HeadFamiliesConfig:
                 )
 
 
-class HeadFamilies:
-    """The comparison of heads; a ``worldmtp.studies.protocol.Study``."""
+class HeadFamilies(VariantStudy):
+    """The comparison of heads."""
 
     config_class: ClassVar[type] = HeadFamiliesConfig
-
-    def __init__(self, config: HeadFamiliesConfig) -> None:
-        self.config = config
-
-    def arms(self) -> list[Arm]:
-        """Return every variant with every seed."""
-        return arms_of(self.config.variants, self.config.seeds)
+    config: HeadFamiliesConfig
 
     def prepare(self, directory: Path, report: Report) -> None:
         """Write the corpus, the trunk, and the texts it writes."""
@@ -160,7 +154,7 @@ class HeadFamilies:
             "num_parameters": sum(parameter.numel() for parameter in model.heads.parameters()),
             "seconds_per_step": seconds / config.head_steps,
             "files": texts["files"].tolist(),
-            "acceptance": {name: acceptance.cumulative.tolist() for name, acceptance in measured.items()},
+            "acceptance": {name: acceptance.tolist() for name, acceptance in measured.items()},
         }
 
     def summarize(self, results: list[dict[str, Any]]) -> StudySummary:

@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.studies.protocol import Arm, Report, StudySummary
 from worldmtp.studies.report import Results, by_variant, over_seeds, png, table
 from worldmtp.studies.training import Batch, StepLosses, TrainingConfig
-from worldmtp.studies.variants import arms_of, check_variants, heads_of, objective_of, train_arm
+from worldmtp.studies.variants import VariantStudy, check_variants, heads_of, objective_of, train_arm
 
 
 @dataclass(frozen=True)
@@ -107,28 +108,17 @@ def draw_graphs(num_graphs: int, degree: int, length: int, num_names: int, gener
 @torch.no_grad()
 def right_nodes(model: MTPModel, graphs: Graphs) -> Bool[Tensor, "graph node"]:
     """Return where the trunk's greedy choice is the answer's node, given the true ones before."""
-    was_training = model.training
-    model.eval()
-    logits = model(graphs.input_ids, compute_depth_logits=False).logits
-    model.train(was_training)
+    with evaluation_mode(model):
+        logits = model(graphs.input_ids, compute_depth_logits=False).logits
     answers = graphs.input_ids[:, graphs.prompt_length :]
     return logits[:, graphs.prompt_length - 1 : -1].argmax(dim=-1) == answers
 
 
-class PathStarStudy:
-    """The study of path-star graphs; a ``worldmtp.studies.protocol.Study``."""
+class PathStarStudy(VariantStudy):
+    """The study of path-star graphs."""
 
     config_class: ClassVar[type] = PathStarConfig
-
-    def __init__(self, config: PathStarConfig) -> None:
-        self.config = config
-
-    def arms(self) -> list[Arm]:
-        """Return every variant with every seed."""
-        return arms_of(self.config.variants, self.config.seeds)
-
-    def prepare(self, directory: Path, report: Report) -> None:
-        """Prepare nothing: graphs are drawn as they are needed."""
+    config: PathStarConfig
 
     def run_arm(self, arm: Arm, directory: Path, report: Report) -> dict[str, Any]:
         """Train one trunk with its heads and measure exact match and first node on fresh graphs along the way."""
@@ -207,8 +197,7 @@ def summarize_path_star(results: Results) -> StudySummary:
         exact = [float(np.mean(result["exact"])) for result in group]
         first = np.mean([np.mean(result["first"]) for result in group])
         means.append(float(np.mean(exact)))
-        shown = over_seeds(exact) if len(exact) > 1 else f"{exact[0]:.3f}"
-        rows.append([name, shown, " ".join(f"{value:.3f}" for value in exact), f"{first:.3f}"])
+        rows.append([name, over_seeds(exact), " ".join(f"{value:.3f}" for value in exact), f"{first:.3f}"])
     lines = [
         f"Exact match on {len(results[0]['exact'])} fresh graphs; guessing the arm gives {chance:.3f}.",
         "",

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.model import MTPModel
 
 MIN_SPACING = 4
@@ -58,10 +59,8 @@ def probe_offsets(
     for offset in range(1, num_offsets + 1):
         states = (train_states[:, :-offset] - mean).flatten(0, 1)
         labels = train_ids[:, offset:].flatten()
-        gram = states.T @ states / len(states)
-        gram.diagonal().add_(ridge * gram.diagonal().mean())
         sums = torch.zeros(vocab_size, states.shape[1], dtype=states.dtype).index_add_(0, labels, states)
-        weights = torch.linalg.solve(gram, sums.T / len(states))
+        weights = _ridge_weights(states, sums.T, ridge)
         base = torch.bincount(labels, minlength=vocab_size) / len(labels)  # the mean of the one-hot targets
         scores = (test_states[:, :-offset] - mean) @ weights + base.to(states.dtype)
         right = scores.argmax(dim=-1) == test_ids[:, offset:]
@@ -131,10 +130,8 @@ def rarest_tokens(
 @torch.no_grad()
 def induction_accuracy(model: MTPModel, texts: InductionTexts) -> float:
     """Return how often the trunk's greedy next token is the pair's second, where it is asked for."""
-    was_training = model.training
-    model.eval()
-    logits = model(texts.input_ids, compute_depth_logits=False).logits
-    model.train(was_training)
+    with evaluation_mode(model):
+        logits = model(texts.input_ids, compute_depth_logits=False).logits
     right = logits[:, :-1].argmax(dim=-1) == texts.input_ids[:, 1:]
     return float(right[texts.asked[:, :-1]].float().mean())
 
@@ -151,15 +148,22 @@ def linear_readout(
     """
     mean, base = train_states.mean(dim=0), train_targets.mean(dim=0)
     states = train_states - mean
-    gram = states.T @ states / len(states)
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    weights = torch.linalg.solve(gram, states.T @ (train_targets - base) / len(states))
+    weights = _ridge_weights(states, states.T @ (train_targets - base), ridge)
     return (test_states - mean) @ weights + base
 
 
 def explained_share(targets: Float[Tensor, "test target"], read: Float[Tensor, "test target"]) -> float:
     """Return R2 over all targets together: 1 - squared error / squared deviation from the targets' mean."""
     return 1 - float((targets - read).square().sum() / (targets - targets.mean(dim=0)).square().sum())
+
+
+def _ridge_weights(
+    states: Float[Tensor, "row hidden"], products: Float[Tensor, "hidden target"], ridge: float
+) -> Float[Tensor, "hidden target"]:
+    """Return W of (S'S / N + ridge * mean variance * I) W = S'Y / N, given S and S'Y."""
+    gram = states.T @ states / len(states)
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    return torch.linalg.solve(gram, products / len(states))
 
 
 def _check_offsets(num_offsets: int, train_ids: Tensor, test_ids: Tensor) -> None:

@@ -27,8 +27,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def over_seeds(values: Sequence[float]) -> str:
-    """Return the mean of one number per seed with its interval."""
-    return str(bootstrap_interval(np.asarray(values), generator=0, unit="seed"))
+    """Return the mean of one number per seed with its interval; of a single seed the number."""
+    return (
+        f"{values[0]:.3f}"
+        if len(values) == 1
+        else str(bootstrap_interval(np.asarray(values), generator=0, unit="seed"))
+    )
 
 
 def png(figure: Figure) -> bytes:

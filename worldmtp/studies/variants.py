@@ -6,6 +6,7 @@ a misspelt field and keep it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,9 +53,21 @@ def check_variants(variants: Mapping[str, Any], seeds: Sequence[int], depth: int
         objective.plan(num_depths, Progress(0, max_steps=1), seed=0)
 
 
-def arms_of(variants: Mapping[str, Any], seeds: Sequence[int]) -> list[Arm]:
-    """Return every variant with every seed; all variants of a seed come first, so a study cut short compares some."""
-    return [Arm(name, seed) for seed in seeds for name in variants]
+class VariantStudy:
+    """What studies of variants share; a subclass is a ``worldmtp.studies.protocol.Study``."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def arms(self) -> list[Arm]:
+        """Return every variant with every seed; all variants of a seed come first, so a study cut short compares some.
+
+        Those are the config's ``variants`` and ``seeds``.
+        """
+        return [Arm(name, seed) for seed in self.config.seeds for name in self.config.variants]
+
+    def prepare(self, directory: Path, report: Report) -> None:
+        """Prepare nothing: what is trained on is drawn as it is needed."""
 
 
 def heads_of(variant: Mapping[str, Any], depth: int | None = None, **defaults: Any) -> MTPConfig:

@@ -20,7 +20,7 @@ from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
 from worldmtp.decoding import parallel_beam
-from worldmtp.dynamics import check_action_conditional, make_world_model
+from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.world_heads import binned_mean
@@ -66,13 +66,13 @@ class Answering:
         check_action_conditional(world_model)
         how.config.depth(world_model)
 
-    def searched(self, how: ActingSearch) -> Answers:
-        """Return the best token of a search, token by token.
+    def searched(self, how: ActingSearch, world_model: WorldModel[Any] | None = None) -> Answers:
+        """Return the best token of a search, token by token; ``world_model`` comes in place of the one that is named.
 
         Raises:
             TypeError: the heads are blind to actions.
         """
-        world_model = make_world_model(how.dynamics, self.model, self._generator())
+        world_model = world_model or make_world_model(how.dynamics, self.model, self._generator())
         policy = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device)
         way = f"{how.rule} over {how.dynamics}, {how.config.num_simulations} simulations"
         return self._by(policy, way, None, how.config.num_simulations if how.dynamics == "oracle" else 0)

@@ -2,20 +2,25 @@
 
 **Trunk tokens** are what a trunk with a cache reads: a text's tokens once each, a prompt once for all its answers, and
 a token for each simulation of a search over the trunk. Simulations over heads are none; ``seconds`` counts everything.
+A beam of N texts is N texts as long as the one that is found, so that it costs about what the best of N draws does.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
+from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
-from worldmtp.dynamics import check_action_conditional, make_world_model
+from worldmtp.decoding import parallel_beam
+from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.world_heads import binned_mean
@@ -61,16 +66,60 @@ class Answering:
         check_action_conditional(world_model)
         how.config.depth(world_model)
 
-    def searched(self, how: ActingSearch) -> Answers:
-        """Return the best token of a search, token by token.
+    def searched(self, how: ActingSearch, world_model: WorldModel[Any] | None = None) -> Answers:
+        """Return the best token of a search, token by token; ``world_model`` comes in place of the one that is named.
 
         Raises:
             TypeError: the heads are blind to actions.
         """
-        world_model = make_world_model(how.dynamics, self.model, self._generator())
+        world_model = world_model or make_world_model(how.dynamics, self.model, self._generator())
         policy = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device)
         way = f"{how.rule} over {how.dynamics}, {how.config.num_simulations} simulations"
         return self._by(policy, way, None, how.config.num_simulations if how.dynamics == "oracle" else 0)
+
+    def check_beam(self, number: int) -> None:
+        """Do nothing if answers can be searched for by their log-probability.
+
+        Raises:
+            ValueError: no text is to be kept; or a world replies, so that no answer is written at once.
+        """
+        if number < 1:
+            raise ValueError(f"a beam of {number} must keep at least 1 text.")
+        if not self.env.eos_terminates:
+            raise ValueError(
+                f"a beam of {number} writes whole answers, and in this environment EOS does not end the text: a world "
+                "replies, or the task may end it before. Leave the beam out."
+            )
+
+    def beam(self, number: int) -> Answers:
+        """Return the likeliest answers of a beam search that keeps ``number`` texts; nothing is drawn.
+
+        Raises:
+            ValueError: as ``check_beam``.
+        """
+        self.check_beam(number)
+        obs, infos = self.env.reset(options=self._options)
+        if "action_mask" in infos:
+            raise ValueError(f"a beam of {number} knows no action masks, and this environment has some.")
+        start = time.perf_counter()
+        lengths = obs["length"][:, 0]
+        ids = torch.from_numpy(obs["tokens"][:, : int(lengths.max())].copy()).to(self.model.device)
+        mask = torch.arange(ids.shape[1]) < torch.from_numpy(lengths.copy())[:, None]
+        found = parallel_beam(
+            self.model,
+            ids,
+            mask.to(ids.device),
+            widths=(min(number, self.env.tokenizer.vocab_size),),
+            num_beams=number,
+            max_new_tokens=self.env.dataset.max_new,
+            eos_token_id=self.env.tokenizer.eos_id,
+        )
+        written = found.sequences[:, ids.shape[1] :].cpu()
+        seconds = (time.perf_counter() - start) / len(written)
+        rollout = self._rollout(_Written(written), None)
+        tokens = float(rollout.prompt_length.sum() + number * rollout.num_tokens) / len(rollout)
+        scores = episode_returns(rollout).cpu()
+        return Answers(f"beam of {number}", rollout.exact.cpu(), scores, tokens, seconds)
 
     def best_of(self, number: int) -> tuple[Answers, Answers]:
         """Return the best of so many draws, by the task's own scorer, and by the rewards that the model foresees.
@@ -105,11 +154,26 @@ class Answering:
         return Answers(way, rollout.exact.cpu(), episode_returns(rollout).cpu(), tokens / len(rollout), seconds)
 
     def _rollout(self, policy: ActingPolicy, generator: torch.Generator | None) -> Rollout:
-        options = {"split": "heldout", "prompts": list(self.examples)}
-        return collect_rollout(self.env, policy, generator, options).to(self.model.device)
+        return collect_rollout(self.env, policy, generator, self._options).to(self.model.device)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"split": "heldout", "prompts": list(self.examples)}
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(device=self.model.device).manual_seed(self.seed)
+
+
+class _Written:
+    """An ``ActingPolicy`` of answers that were written before: it says their tokens, one after another."""
+
+    def __init__(self, answers: Int[Tensor, "row token"]) -> None:
+        self._answers = answers
+
+    def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
+        """Return the next token of each row; rows that have ended get their last."""
+        place = torch.from_numpy((obs["length"] - obs["prompt_length"])[:, 0]).clamp_max(self._answers.shape[1] - 1)
+        return ActedStep(self._answers.gather(1, place[:, None])[:, 0], torch.zeros(len(place)))
 
 
 @torch.no_grad()

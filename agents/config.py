@@ -7,6 +7,7 @@ them, and ``--help`` and a misspelt option are answered without loading a librar
 import math
 from dataclasses import dataclass, field
 
+from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 
 MIN_GAP_BATCHES = 4
@@ -135,6 +136,23 @@ class PPOConfig:
             not self.bootstrap_truncated,
             f"agent.ppo.bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and "
             f"bootstraps nothing; set agent.ppo.bootstrap_truncated=false{instead}.",
+        )
+
+    def check_searched(self) -> None:
+        """Raise if these returns are not those of a search, in which a text ends for good with its tokens.
+
+        Raises:
+            ValueError: truncated episodes are to go on in value, or nothing that follows a token counts.
+        """
+        _require(
+            not self.bootstrap_truncated,
+            "agent.ppo.bootstrap_truncated=True with imagination=search: a text that is searched ends for good where "
+            "its tokens are used up; set agent.ppo.bootstrap_truncated=false.",
+        )
+        _require(
+            self.gamma > 0,
+            "agent.ppo.gamma=0.0 with imagination=search: nothing that follows a token would count; set "
+            "agent.ppo.gamma=1.",
         )
 
 
@@ -293,7 +311,8 @@ class ImaginationConfig:
 
     ``off``: plain PPO. ``counterfactual``: an all-action policy term, doubly robust. ``baseline``: imagined value
     expansion as a state-only baseline. ``latent``: PPO on tokens imagined in the heads' latents beside the real ones.
-    ``episodes``: PPO on imagined conversations beside the real ones. Each is explained in the file of that name in
+    ``episodes``: PPO on imagined conversations beside the real ones. ``search``: a policy improved by search, to learn
+    beside PPO. Each is explained in the file of that name in
     ``agents/imagination``.
     """
 
@@ -335,16 +354,19 @@ class ImaginationConfig:
     """States stepped at once: bounds memory, changes nothing."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
+    search: SearchTargetConfig = field(default_factory=SearchTargetConfig)
 
     @property
     def reads_latents(self) -> bool:
         """Whether the policy's own heads are what imagines, and so are trained."""
-        return self.use in ("counterfactual", "baseline", "latent")
+        searches = self.use == "search" and self.search.searches
+        return searches or self.use in ("counterfactual", "baseline", "latent")
 
     def __post_init__(self) -> None:
         _require(
-            self.use in ("off", "counterfactual", "baseline", "latent", "episodes"),
-            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline', 'latent' or 'episodes'.",
+            self.use in ("off", "counterfactual", "baseline", "latent", "episodes", "search"),
+            f"use={self.use!r} is unknown; choose 'off', 'counterfactual', 'baseline', 'latent', 'episodes' or "
+            "'search'.",
         )
         _require_at_least(self, 1, "horizon")
         _require(self.max_live >= 1, f"max_live={self.max_live} must be at least 1.")

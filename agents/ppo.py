@@ -32,6 +32,7 @@ from worldmtp.model.world_heads import binned_mean, two_hot_cross_entropy
 from worldmtp.objective.policy_losses import (
     all_action_loss_per_token,
     explained_variance,
+    improved_kl_per_token,
     masked_mean,
     ppo_loss,
     ppo_terms,
@@ -73,6 +74,9 @@ class AdvantagePlan(TensorBatch):
 
     ``live`` is empty in plain PPO. ``live_logprobs`` are log pi_old, and minus infinity at padding. Where ``live_ids``
     end with ``TAIL``, the last place is that of all tokens but the live ones.
+
+    ``improved``, a policy to be learnt beside, is empty unless somebody has searched for one. Its ids end with
+    ``TAIL``, its log-probabilities are minus infinity at padding; ``improved_weight`` is what a state counts.
     """
 
     advantages: Float[Tensor, "batch step"]
@@ -80,6 +84,24 @@ class AdvantagePlan(TensorBatch):
     live_ids: Int[Tensor, "batch step live"]
     live_logprobs: Float[Tensor, "batch step live"]
     live_advantages: Float[Tensor, "batch step live"]
+    improved_ids: Int[Tensor, "batch step improved"] | None = None
+    improved_logprobs: Float[Tensor, "batch step improved"] | None = None
+    improved_weight: Float[Tensor, "batch step"] | None = None
+
+    def __post_init__(self) -> None:
+        nothing = self.advantages.new_zeros((*self.advantages.shape, 0))
+        given = {"improved_ids": nothing.long(), "improved_logprobs": nothing}
+        for name, value in (given | {"improved_weight": torch.zeros_like(self.advantages)}).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def improved(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Ids, log-probabilities and weights of the improved policy; None where there is none."""
+        ids, logprobs, weight = self.improved_ids, self.improved_logprobs, self.improved_weight
+        if ids is None or logprobs is None or weight is None or ids.shape[-1] == 0:
+            return None
+        return ids, logprobs, weight
 
 
 # The forward pass
@@ -296,6 +318,10 @@ class PPOAgent:
             live = live_logprobs(log_policy, plan.live_ids, plan.live_logprobs)
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
             terms["losses/counterfactual"] = masked_mean(others, mask, num_actions)
+        if plan.improved is not None:
+            ids, improved, weight = plan.improved
+            from_improved = improved_kl_per_token(live_logprobs(log_policy, ids, improved), improved)
+            terms["losses/search"] = masked_mean(weight * from_improved, mask, num_actions)
         loss = ppo_loss(terms, config.vf_coef, config.kl_coef, config.ent_coef)
         if config.observation_coef:
             terms["losses/observation"] = foreseen = observation_loss(self.model, hidden, rollout, num_replied)

@@ -40,6 +40,7 @@ from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages,
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
 from worldmtp.agents.imagination.latent import LatentImagination
+from worldmtp.agents.imagination.search import SearchAdvantages
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
@@ -117,14 +118,15 @@ class ImaginationTrainer:
         if imagination.use == "counterfactual":
             assert self._world_model is not None
             self._completions = completions_of(env, model, self._world_model, self._acting, imagination, imagining)
+        eos_id = env.tokenizer.eos_id
         self._estimator = make_estimator(
-            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions
+            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions, eos_id
         )
         self._latent: LatentImagination | None = None
         if imagination.use == "latent":
             assert self._world_model is not None
             self._latent = LatentImagination(
-                self.agent, self._world_model, self._acting, env.tokenizer.eos_id, imagination, ppo, imagining
+                self.agent, self._world_model, self._acting, eos_id, imagination, ppo, imagining
             )
         self.episodes: EpisodeImagination | None = None
         """What imagines whole episodes, where ``imagination=episodes``."""
@@ -367,12 +369,14 @@ def make_estimator(
     imagination: ImaginationConfig,
     ppo: PPOConfig,
     generator: torch.Generator,
-    completions: ScoredCompletions | None = None,
+    completions: ScoredCompletions | None,
+    eos_id: int,
 ) -> AdvantageEstimator:
     """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
-    if imagination.use not in ("counterfactual", "baseline"):
+    if world_model is None or imagination.use == "latent":
         return PlainAdvantages(ppo)
-    assert world_model is not None
+    if imagination.use == "search":
+        return SearchAdvantages(world_model, acting, eos_id, imagination, ppo, generator)
     if imagination.use == "counterfactual":
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it

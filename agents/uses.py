@@ -1,7 +1,7 @@
 """Which use of imagination suits which environment. What does not is refused once, with all that is to be changed.
 
-    answers                  off, counterfactual (with completions), baseline, latent; drafts
-    a world that replies     off, episodes, counterfactual and baseline without completions; drafts
+    answers                  off, counterfactual (with completions), baseline, latent, search; drafts
+    a world that replies     off, episodes, search, counterfactual and baseline without completions; drafts
     where actions are masked off, and episodes in a world
 
 Masks are known of places that an observation has shown, so that whatever chooses tokens further ahead has none.
@@ -42,11 +42,13 @@ def check_use(
             why = "scores imagined answers, and what a world would reply to one is not known"
         instead = ", or imagination=counterfactual" if compares and not faults else ""
         faults.append(f"imagination.completions={completions} {why}; set imagination.completions=none{instead}.")
-    if use == "counterfactual":
-        try:
+    try:
+        if use == "counterfactual":
             ppo.check_whole_episodes("imagination=counterfactual")
-        except ValueError as error:
-            faults.append(str(error))
+        elif use == "search":
+            ppo.check_searched()
+    except ValueError as error:
+        faults.append(str(error))
     if draft != "none" and masks:
         faults.append(f"agent.rollout.draft={draft} {_BLIND}; set agent.rollout.draft=none.")
     if faults:

@@ -53,6 +53,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "baseline": ("imagination=baseline",),
     "latent": ("imagination=latent",),
     "latent, shuffled": ("imagination=latent", "world_model=shuffled", "imagination.latent.gated=false"),
+    "search": ("imagination=search",),
+    "search, corrected": ("imagination=search", "imagination.search.corrected=true"),
+    "search, shuffled": ("imagination=search", "world_model=shuffled", "imagination.search.gated=false"),
 }
 """Name to overrides. Rung 0 of the critic imagines nothing: it reads the surprisals of the real forward."""
 ON_DEMAND = ("counterfactual, scored by heads", "off, four times the answers")

@@ -1,6 +1,7 @@
 """Acting by search in a text environment, and the ways to answer that it is compared with."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -171,3 +172,41 @@ class TestWaysToAnswer:
     def test_no_answer_is_not_the_best(self, text_env: MakeEnv, model: MTPModel) -> None:
         with pytest.raises(ValueError, match="best of 0"):
             answering(text_env(1), model).best_of(0)
+
+    def test_a_beam_of_one_is_greedy_and_a_wide_one_finds_the_likeliest_answer(
+        self, text_env: MakeEnv, model: MTPModel
+    ) -> None:
+        """Of all answers of three tokens at most, EOS (1) the last of those that are shorter, by the trunk itself."""
+        env = text_env(4)
+        ways, written = answering(env, model), []
+        collect = ways._rollout
+        object.__setattr__(
+            ways, "_rollout", lambda policy, generator: (written.append(collect(policy, generator)), written[-1])[1]
+        )
+        greedy, beam = ways.greedy(), ways.beam(1)
+        assert torch.equal(written[0].input_ids, written[1].input_ids)
+        assert torch.equal(greedy.score, beam.score)
+        assert beam.trunk_tokens == greedy.trunk_tokens
+        wide = ways.beam(49)
+        vocab = range(7)
+        answers = [[1], *([a, 1] for a in vocab if a != 1)]
+        answers += [[a, b, c] for a in vocab for b in vocab for c in vocab if 1 not in (a, b)]
+        for row in range(4):
+            prompt = written[2].input_ids[row, :3].tolist()
+            scores = []
+            for answer in answers:
+                with torch.no_grad():
+                    logits = model.trunk(torch.tensor([prompt + answer])).logits[0, 2:-1].double().log_softmax(-1)
+                scores.append(float(logits.gather(1, torch.tensor(answer)[:, None]).sum()))
+            best = answers[scores.index(max(scores))]
+            taken = written[2].actions[row][written[2].step_mask[row]].tolist()
+            assert taken == best
+        assert wide.trunk_tokens == 3 + 49 * float(written[2].step_mask.sum()) / 4
+
+    def test_a_beam_is_refused_where_an_answer_is_not_a_whole_text(self, text_env: MakeEnv, model: MTPModel) -> None:
+        ways = answering(text_env(1), model)
+        with pytest.raises(ValueError, match="a beam of 0 must keep at least 1 text"):
+            ways.beam(0)
+        object.__setattr__(ways, "env", SimpleNamespace(eos_terminates=False))
+        with pytest.raises(ValueError, match="a world replies"):
+            ways.check_beam(2)

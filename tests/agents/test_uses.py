@@ -16,12 +16,12 @@ from worldmtp.envs.tasks.strings import Reverse
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.envs.wrappers.action_mask import VectorActionMask
 
-USES = ("off", "counterfactual", "baseline", "latent", "episodes")
+USES = ("off", "counterfactual", "baseline", "latent", "episodes", "search")
 COMPLETIONS = ("none", "heads", "trunk")
 DRAFTS = ("none", "mtp")
 SUIT = {
-    "answers": ("off", "counterfactual", "baseline", "latent"),
-    "world": ("off", "counterfactual", "baseline", "episodes"),
+    "answers": ("off", "counterfactual", "baseline", "latent", "search"),
+    "world": ("off", "counterfactual", "baseline", "episodes", "search"),
     "masked answers": ("off",),
     "masked world": ("off", "episodes"),
 }
@@ -113,3 +113,11 @@ def test_values_that_go_on_are_refused_beside_whole_episodes(environments: Mappi
     with pytest.raises(ValueError, match=r"set agent\.ppo\.bootstrap_truncated=false\.$"):
         check_use(environments["world"], {}, imagination, ppo, "none")
     check_use(environments["world"], {}, replace(imagination, use="baseline"), ppo, "none")
+
+
+def test_returns_that_a_search_cannot_follow_are_refused(environments: Mapping[str, TextVectorEnv]) -> None:
+    imagination = ImaginationConfig(use="search")
+    with pytest.raises(ValueError, match=r"set agent\.ppo\.bootstrap_truncated=false\.$"):
+        check_use(environments["answers"], {}, imagination, PPOConfig(bootstrap_truncated=True), "none")
+    with pytest.raises(ValueError, match=r"set agent\.ppo\.gamma=1\.$"):
+        check_use(environments["answers"], {}, imagination, PPOConfig(gamma=0.0), "none")

@@ -83,6 +83,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     assert code == 0, err
     assert f"exact match, greedy             {trained.exact}" in out
     searched = ("--search", "puct", "--simulations", "2", "--dynamics", "mtp", "oracle", "--best-of", "2")
+    searched = (*searched, "--beam", "1")
     code, out, err = worldmtp("eval", *words, "--device", "cpu", "--json", *searched)
     assert code == 0, err
     ways = {record["way"]: record for record in map(json.loads, out.splitlines())}
@@ -91,9 +92,11 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     assert list(ways)[2:] == [
         "puct over mtp, 2 simulations",
         "puct over oracle, 2 simulations",
+        "beam of 1",
         "best of 2, by the task's scorer",
         "best of 2, by the model's own rewards",
     ]
+    assert {**ways["beam of 1"], "way": "greedy", "seconds": 0} == {**ways["greedy"], "seconds": 0}
     code, out, err = worldmtp("eval", *words, *searched)
     assert code == 0, err
     assert out.count("\n") == 2 + len(ways)

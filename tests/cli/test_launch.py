@@ -60,7 +60,7 @@ def test_help_names_groups_and_the_way_to_resume(command_line):
     code, out, _ = command_line("--help")
     assert code == 0
     assert "worldmtp train resume=<run directory>" in out
-    assert "imagination: baseline, counterfactual, episodes, latent, off" in out
+    assert "imagination: baseline, counterfactual, episodes, latent, off, search" in out
     assert "head: blockwise, eagle" in out
 
 

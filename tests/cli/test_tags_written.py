@@ -32,6 +32,9 @@ ELSEWHERE = {
     "imagination/action_skill": "imagination=latent",
     "imagination/path_weight": "imagination=latent",
     "imagination/return_range": "imagination=latent",
+    "imagination/search_skill": "imagination=search",
+    "imagination/search_kl": "imagination=search",
+    "losses/search": "imagination=search, behind an open gate",
     "imagination/optimism_gap": "imagination=episodes",
     "imagination/disagreement": "imagination=episodes",
     "imagination/batches_trained": "imagination=episodes",
@@ -131,6 +134,15 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
                 *(f"imagination/{name}" for name in ("action_skill", "path_weight", "return_range", "gate_open")),
                 *(f"imagination/losses/{name}" for name in ("policy", "value", "kl_reference", "approx_kl", "entropy")),
             ],
+        ),
+        (
+            [
+                "imagination=search",
+                "imagination.search.gated=false",
+                "imagination.search.gate_batches=2",
+                "agent.rollout.num_iterations=3",
+            ],
+            ["imagination/search_skill", "imagination/search_kl", "imagination/gate_open", "losses/search"],
         ),
         (
             [

@@ -8,6 +8,7 @@ import pytest
 from worldmtp import MTPModel
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.config import EpisodesConfig, LatentConfig
+from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import TextVectorEnv
 
@@ -78,6 +79,20 @@ CASES: dict[str, dict[str, Any]] = {
         "use": "latent",
         "world": {"backend": "shuffled"},
         "imagination": {"latent": LatentConfig(num_starts=8, gated=False, gate_batches=2)},
+    },
+    "search": {
+        "use": "search",
+        "imagination": {"search": SearchTargetConfig(num_simulations=8, num_states=12, gated=False, gate_batches=2)},
+    },
+    "search_corrected_shuffled": {
+        "use": "search",
+        "world": {"backend": "shuffled"},
+        "imagination": {"search": SearchTargetConfig(width=3, gated=False, gate_batches=2, corrected=True)},
+    },
+    "search_conversation": {
+        "use": "search",
+        "env": "conversation",
+        "imagination": {"search": SearchTargetConfig(num_simulations=4, gated=False, gate_batches=2)},
     },
     "baseline": {"use": "baseline"},
     "baseline_oracle": {"use": "baseline", "world": {"backend": "oracle"}},

@@ -2,9 +2,10 @@
 
     worldmtp eval --model runs/quickstart/2026-01-31_12-00-00_seed0 --env worldmtp/SpellBackward-v0
     worldmtp eval --model path/to/checkpoint --env worldmtp/ChainSum-v0 --num-prompts 128 --json
-    worldmtp eval --model RUN --env ID --search gumbel --simulations 4 16 --dynamics mtp oracle --best-of 5 17
+    worldmtp eval --model RUN --env ID --search gumbel --simulations 4 16 --dynamics mtp oracle --best-of 5 17 --beam 5
 
-The last one acts by search, and by the best of several answers, beside greedy and sampled, each with what it costs.
+The last one acts by search, by beam search and by the best of several answers, beside greedy and sampled, each with
+what it costs.
 
 The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
 """
@@ -50,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     searches = _searches(arguments)
     model = load_model(directory, arguments.device)
-    if searches or arguments.best_of:
+    if searches or arguments.best_of or arguments.beam:
         _compare(arguments, model, env, searches)
         return
     found = evaluate_model(model, env, arguments.num_prompts, arguments.temperature, arguments.seed)
@@ -108,7 +109,14 @@ def _compare(
         for rule, dynamics, number in searches
     ]
     ways = compare_answers(
-        model, env, arguments.num_prompts, arguments.temperature, arguments.seed, hows, arguments.best_of
+        model,
+        env,
+        arguments.num_prompts,
+        arguments.temperature,
+        arguments.seed,
+        hows,
+        arguments.best_of,
+        arguments.beam,
     )
     for number, way in enumerate(ways):
         exact = wilson_interval(int(way.exact.sum()), len(way.exact), unit="prompt")
@@ -146,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--depth", type=positive, metavar="N", help="tokens a search looks ahead; by default all that the heads have")
     add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
     add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")
+    add("--beam", type=positive, nargs="+", default=[], metavar="N", help="a beam search that keeps N texts as well")
     add_kwargs(parser)
     add_imports(parser)
     return parser

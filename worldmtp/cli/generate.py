@@ -190,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     searching(
         "--dynamics", metavar="KIND", help=f"what is searched: heads or the trunk, {', '.join(SEARCHED_DYNAMICS)}; mtp"
     )
+    searching("--depth", type=int, metavar="N", help="tokens a plan looks ahead; by default all that the heads have")
+    searching("--width", type=int, metavar="N", help="likeliest tokens of a node that a plan knows; by default 16")
     searching("--commit", type=int, metavar="N", help="tokens that a plan writes, by default 1")
     searching("--tree-html", type=Path, metavar="FILE", help="write the trees of a search as one page, opened offline")
     sampling = parser.add_argument_group("sampling").add_argument

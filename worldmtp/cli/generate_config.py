@@ -9,6 +9,7 @@ AUTO = "auto"
 DRAFTS = ("none", "mtp", "tree", "lookup", "model")
 DEFAULT_BATCH_SIZE = 32
 DEFAULT_SIMULATIONS = 32
+DEFAULT_WIDTH = 16
 SEARCHES = ("gumbel", "puct")
 SEARCHED_DYNAMICS = ("mtp", "oracle")
 
@@ -31,6 +32,8 @@ class GenerateConfig:
     search: str | None = None
     simulations: int | None = None
     dynamics: str | None = None
+    depth: int | None = None
+    width: int | None = None
     commit: int | None = None
     tree_html: Path | None = None
     max_new_tokens: int | None = None
@@ -100,6 +103,8 @@ class GenerateConfig:
         given = {
             "--simulations": self.simulations,
             "--dynamics": self.dynamics,
+            "--depth": self.depth,
+            "--width": self.width,
             "--commit": self.commit,
             "--tree-html": self.tree_html,
         }
@@ -111,7 +116,7 @@ class GenerateConfig:
         check_choice("--search", self.search, SEARCHES)
         if self.dynamics is not None:
             check_choice("--dynamics", self.dynamics, SEARCHED_DYNAMICS)
-        for name in ("--simulations", "--commit"):
+        for name in ("--simulations", "--depth", "--width", "--commit"):
             value = given[name]
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1.")

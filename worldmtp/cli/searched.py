@@ -16,7 +16,7 @@ from rich.text import Text
 
 from worldmtp.atomic_files import write_bytes
 from worldmtp.cli.explained import Marks, Writing
-from worldmtp.cli.generate_config import DEFAULT_SIMULATIONS, GenerateConfig
+from worldmtp.cli.generate_config import DEFAULT_SIMULATIONS, DEFAULT_WIDTH, GenerateConfig
 from worldmtp.cli.generation import load_searched, print_text
 from worldmtp.cli.prompts import encode_prompts
 from worldmtp.cli.tree_page import tree_page
@@ -92,7 +92,9 @@ def search_texts(
     """Return the plans of each text, one after another until it ends; all texts are searched at a time."""
     inner = make_world_model(config.dynamics or "mtp", model, generator)
     world_model = TurnWorldModel(inner, eos_token_ids, ends_episode=True)
-    policy, search = acting_policy(config.temperature or 1.0), SearchConfig(config.simulations or DEFAULT_SIMULATIONS)
+    policy = acting_policy(config.temperature or 1.0)
+    search = SearchConfig(config.simulations or DEFAULT_SIMULATIONS, config.depth, config.width or DEFAULT_WIDTH)
+    search.depth(world_model)  # refused before anything is planned
     plans: list[list[Planned]] = [[] for _ in texts]
     now, limits = [list(text) for text in texts], [len(text) + max_new_tokens for text in texts]
     live = list(range(len(texts)))

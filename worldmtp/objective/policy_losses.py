@@ -46,6 +46,21 @@ def all_action_loss_per_token(
     return -(weights * clipped_objective(ratio, advantages, clip_coef)).sum(dim=-1)
 
 
+def improved_kl_per_token(
+    logprobs: Float[Tensor, "batch step improved"], improved_logprobs: Float[Tensor, "batch step improved"]
+) -> Float[Tensor, "batch step"]:
+    """Return KL(pi' || pi) to an improved policy pi', which takes no gradient.
+
+    Danihelka et al. 2022, "Policy improvement by planning with Gumbel", section 4, the loss of completed Q values.
+    Actions of pi' = 0, padding among them, add nothing whatever pi is there. At pi = pi_old its gradient is
+    -sum_a (pi'(a) - pi_old(a)) grad log pi(a): that of an all-action term with advantages pi' / pi_old - 1.
+    """
+    probs = improved_logprobs.exp()
+    counts = probs > 0
+    difference = torch.where(counts, improved_logprobs, 0.0) - torch.where(counts, logprobs, 0.0)
+    return (probs * difference).sum(dim=-1)
+
+
 def kl_penalty_per_token(
     logprobs: Float[Tensor, "batch step"], ref_logprobs: Float[Tensor, "batch step"]
 ) -> Float[Tensor, "batch step"]:
@@ -111,13 +126,15 @@ def ppo_terms(
 def ppo_loss(
     terms: dict[str, Float[Tensor, ""]], vf_coef: float, kl_coef: float = 0.0, ent_coef: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Return policy + vf_coef value + kl_coef KL - ent_coef entropy, and ``losses/counterfactual`` where there is one.
+    """Return policy + vf_coef value + kl_coef KL - ent_coef entropy, and the terms of imagination where there are any.
 
-    Terms of coefficient zero take no part in it, so that they may be infinite.
+    ``losses/counterfactual`` and ``losses/search`` bring their weights. Terms of coefficient zero take no part in it,
+    so that they may be infinite.
     """
     loss = terms["losses/policy"] + vf_coef * terms["losses/value"]
-    if "losses/counterfactual" in terms:
-        loss = loss + terms["losses/counterfactual"]
+    for name in ("losses/counterfactual", "losses/search"):
+        if name in terms:
+            loss = loss + terms[name]
     if kl_coef:
         loss = loss + kl_coef * terms["losses/kl_reference"]
     if ent_coef:

@@ -62,6 +62,7 @@ _LOSSES = _rows(
         "nats/token",
     ),
     ("counterfactual", "all-action policy term over the live tokens, before its coefficient", "1"),
+    ("search", "KL to the policy that a search improved, times its coefficient; with imagination=search", "nats"),
     ("total", "the weighted sum that was differentiated", "1"),
 )
 
@@ -194,6 +195,14 @@ _IMAGINATION = _rows(
         "each depth; on the fresh batch, before anything trains on it; with imagination=latent",
         "1",
     ),
+    (
+        "search_skill",
+        "Pearson correlation of A^(s, a) with G - V(s) over the searched states: a is the real token, A^ what the "
+        "search says of it beyond its mean under the policy; on the fresh batch, before anything trains on it; with "
+        "imagination=search",
+        "1",
+    ),
+    ("search_kl", "mean KL(pi' || pi_old) of the policy that the search improved; with imagination=search", "nats"),
     (
         "path_weight",
         "mean weight of an imagined token, its chance of being alive included; 1 = trunk and heads agree, and no end",

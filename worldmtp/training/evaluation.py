@@ -325,23 +325,30 @@ def compare_answers(
     seed: int = 0,
     searches: Sequence[ActingSearch] = (),
     best_of: Sequence[int] = (),
+    beams: Sequence[int] = (),
 ) -> Iterator[Answers]:
-    """Answer the prompts of ``evaluate_model`` in several ways: greedily, by a draw, by searches, by the best of draws.
+    """Answer the prompts of ``evaluate_model`` in several ways.
+
+    Greedily, by a draw, by searches, by beam searches that keep so many texts, by the best of so many draws.
 
     They come one by one, as the later ones take a while.
 
     Raises:
         TypeError: a search over heads that are blind to actions.
-        ValueError: as ``evaluate_model``, or a search looks further ahead than the heads.
+        ValueError: as ``evaluate_model``, or a search looks further ahead than the heads, or a beam where worlds reply.
     """
     rows, examples = _heldout_rows(model, env, num_prompts, seed)
     model.limit_tokens(rows.tokenizer.vocab_size)
     answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"))
     for how in searches:
         answering.check_search(how)
+    for number in beams:
+        answering.check_beam(number)
     yield answering.greedy()
     yield answering.sampled()
     for how in searches:
         yield answering.searched(how)
+    for number in beams:
+        yield answering.beam(number)
     for number in best_of:
         yield from answering.best_of(number)

@@ -252,7 +252,8 @@ def _check_imagination(model: MTPModel, backend: str, imagination: ImaginationCo
     horizon = imagination.horizon
     try:
         world_model = make_world_model(backend, model, torch.Generator())
-        if imagination.use == "latent" or (imagination.use == "counterfactual" and imagination.max_rung > 0):
+        asks = imagination.use == "counterfactual" and imagination.max_rung > 0
+        if asks or imagination.use in ("latent", "search"):
             check_action_conditional(world_model)
     except TypeError as error:
         raise ValueError(f"world_model={backend} with imagination={imagination.use}: {error}") from error

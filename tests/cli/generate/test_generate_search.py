@@ -78,6 +78,32 @@ def test_plans_of_several_tokens_are_fewer(searched):
         assert second["rounds"] < len(second["tokens"]) or len(second["tokens"]) == 1
 
 
+def test_a_plan_looks_as_far_and_knows_as_many_tokens_as_was_asked_for(searched):
+    words = (
+        "ab=",
+        "--search",
+        "puct",
+        "--simulations",
+        "20",
+        "--max-new-tokens",
+        "4",
+        "--explain",
+        "--dynamics",
+        "oracle",
+    )
+    for depth, width in ((1, 3), (2, 2)):
+        code, out, err = searched(*words, "--depth", str(depth), "--width", str(width))
+        assert code == 0, err
+        for plan in out.split("plan ")[1:]:
+            # Two more spaces a level; of the first line's tokens no more than the width have been looked at.
+            levels = [
+                len(found) // 2 for found in re.findall(r"^  [→ ] +\d+ +[\d.]+% +-?[\d.]+  ( *)", plan, re.MULTILINE)
+            ]
+            assert max(levels) < depth
+            assert 1 <= levels.count(0) <= width
+    assert width == levels.count(0)
+
+
 def test_prompts_are_planned_as_if_alone(searched):
     words = ("--search", "gumbel", "--simulations", "6", "--max-new-tokens", "3", "--dynamics", "mtp")
     _, both, _ = searched("ab=", "abcd=", *words)
@@ -117,6 +143,10 @@ def test_draws_are_those_of_the_seed(searched):
     [
         (["--simulations", "4"], "--simulations 4 belongs to a search; add --search gumbel or --search puct"),
         (["--search", "gumble"], "--search='gumble' is unknown; did you mean 'gumbel'"),
+        (["--depth", "2"], "--depth 2 belongs to a search"),
+        (["--width", "2"], "--width 2 belongs to a search"),
+        (["--search", "puct", "--depth", "0"], "--depth 0 must be at least 1"),
+        (["--search", "puct", "--depth", "99"], "max_depth=99 is beyond the world model"),
         (["--search", "puct", "--simulations", "0"], "--simulations 0 must be at least 1"),
         (["--search", "puct", "--dynamics", "orakel"], "--dynamics='orakel' is unknown; did you mean 'oracle'"),
         (["--search", "puct", "--beam", "2", "--stop", "a"], "--search plans .* no use for --beam, --stop; leave them"),

@@ -96,7 +96,7 @@ def _checked_once(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def _with_plain_check(target: Any, typechecker: Callable[..., Any]) -> Any:
-    """Check a function's types; a hint in quotes whose name is not there yet, or never, is anything, as in jaxtyping."""
+    """Check a function's types; a hint in quotes whose name is not known yet is anything, as in jaxtyping."""
     hints = target.__annotations__
     if not any(isinstance(hint, str) for hint in hints.values()):
         return typechecker(target)

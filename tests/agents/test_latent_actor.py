@@ -7,7 +7,7 @@ weighted sum *is* the expectation, and its gradient can be compared with the enu
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -305,6 +305,19 @@ def test_skill_is_positive_for_the_true_worth_and_negative_for_its_opposite() ->
     worth = torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert skill_of(KnownWorld(worth), lambda actions: worth[actions], horizon=1) == pytest.approx(0.707, abs=0.03)
     assert skill_of(KnownWorld(-worth), lambda actions: worth[actions], horizon=1) < -0.6
+
+
+class PayingWorld(KnownWorld):
+    """The same worth, paid at once, after which nothing is worth anything."""
+
+    def predict(self, state: LastToken, with_logits: bool = True) -> Prediction:
+        said = super().predict(state, with_logits)
+        return replace(said, reward=said.value, value=torch.zeros_like(said.value))
+
+
+def test_skill_counts_what_is_paid_as_well_as_what_is_foreseen() -> None:
+    worth = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    assert skill_of(PayingWorld(worth), lambda actions: worth[actions], horizon=1) == pytest.approx(0.707, abs=0.03)
 
 
 class KnownState(KnownWorld):

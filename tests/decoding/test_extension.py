@@ -144,6 +144,15 @@ def test_an_extended_session_is_one_filled_anew(name, model_of, ragged):
         play(model, model_of(seed=1), spec, seed, ragged)
 
 
+def test_a_model_that_drafts_reads_what_replaced_the_end_of_a_text(model_of):
+    """One row, cut by three tokens and given three others: it is as long as before, and not what was read."""
+    model, small = model_of(head="latent"), model_of(seed=1)
+    session, fresh = (open_session(model, small, DRAFTS["a model"]) for _ in range(2))
+    fill(session, [[2, 3, 4, 5, 6, 2]])
+    session.extend(torch.tensor([[6, 4, 6]]), np.array([3]), session.texts.num_cached + 1 - 3)
+    assert_next_round_is_that_of_a_fresh_one(session, fresh, None)
+
+
 class Calls:
     """A runner whose calls are counted by the number of tokens a row."""
 

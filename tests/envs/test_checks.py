@@ -337,6 +337,7 @@ class Stepping:
             r"Stepping\.step returned \('a', 1\.0, True\); expected \(text, reward, terminated, truncated",
         ),
         (("a", "won", True, False, {}), r"Stepping\.step said 'a' and paid 'won'; expected a str and a finite number"),
+        (("a", "1", True, False, {}), r"Stepping\.step said 'a' and paid '1'; expected a str and a finite number"),
         (("a", None, True, False, {}), r"Stepping\.step said 'a' and paid None; expected a str and a finite number"),
         ((7, 1.0, True, False, {}), r"Stepping\.step said 7 and paid 1\.0; expected a str and a finite number"),
     ],

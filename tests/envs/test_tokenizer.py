@@ -72,10 +72,14 @@ def test_a_special_token_that_the_policy_writes_is_no_text(byte_pairs):
 
 def test_a_tokenizer_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
     """Without a word to any hub, whose retries take most of a minute where there is no network."""
+    from transformers import AutoTokenizer
 
     def asked(*args, **kwargs):
         raise AssertionError("the network is asked")
 
+    # The variables of these tests keep transformers off the network in any case: what it is told is looked at as well.
+    told, read = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *names, **how: told.append(how) or read(*names, **how))
     monkeypatch.setattr(socket.socket, "connect", asked)
     monkeypatch.setattr(socket, "getaddrinfo", asked)
     with pytest.raises(ValueError, match=r"no tokenizer at 'nothere': .*hf download nothere --local-dir checkpoint\.$"):
@@ -83,6 +87,7 @@ def test_a_tokenizer_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match=r"the tokenizer at '.*' cannot be read: (.|\n)* tokenizer\.save_pretrained w"):
         TransformersTokenizer(str(tmp_path))
+    assert [how.get("local_files_only") for how in told] == [True, True]
 
 
 def test_a_vocabulary_that_has_a_special_token_as_a_word_refuses_it(tmp_path):

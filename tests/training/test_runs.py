@@ -1,6 +1,7 @@
 """A run from a dataclass: to its report, in a directory that is opened again; a failed start leaves nothing there."""
 
 import errno
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -336,6 +337,8 @@ def test_a_run_keeps_scenes_at_every_evaluation_and_a_resumed_one_the_same(tmp_p
 
     stops = replace(config, checkpoint=replace(config.checkpoint, stop_after=2))
     run(stops, tmp_path / "cut")
+    with (tmp_path / "cut" / "imagination.jsonl").open("a") as file:  # killed while it wrote, after its last checkpoint
+        file.write(json.dumps(whole[-1] | {"scenes": []}) + '\n{"step": 3, "sce')
     run(config, tmp_path / "cut", resumes=True)
     assert read_records(tmp_path / "cut" / "imagination.jsonl") == whole
 

@@ -12,7 +12,7 @@ tokens where the trunk is asked at all.
 it, and only texts that go on have the model's value. It shows what the value and reward heads cost a search. Like the
 best of N by the scorer it asks the scorer, which no other way does.
 
-Intervals are Student's t over the seeds of training, 90 %, and so are those of the differences from greedy, paired by
+Intervals are over the seeds of training, 90 %, Student's t for fewer than ten; differences from greedy are paired by
 seed. A run that is done is not trained again, and an answer that is in ``answers.jsonl`` is not given again.
 """
 
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from worldmtp.agents.answers import Answering, Answers
@@ -42,6 +41,7 @@ from worldmtp.dynamics.states import StateTable
 from worldmtp.envs import TextVectorEnv
 from worldmtp.random import stream_seed
 from worldmtp.search import SearchConfig
+from worldmtp.statistics import bootstrap_interval
 from worldmtp.training.make import make_env
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -183,10 +183,11 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the half-width of Student's t at 90 %; NaN for one value."""
-    number = len(values)
-    width = stats.t.ppf(0.95, number - 1) * np.std(values, ddof=1) / number**0.5 if number > 1 else np.nan
-    return float(np.mean(values)), float(width)
+    """Return the mean and the half-width of its interval over seeds; NaN for one value."""
+    if len(values) == 1:
+        return values[0], np.nan
+    found = bootstrap_interval(np.asarray(values), generator=0, unit="seed")
+    return found.estimate, (found.high - found.low) / 2
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

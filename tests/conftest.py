@@ -13,7 +13,6 @@ import shutil
 import socket
 import sys
 import typing
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import is_dataclass
@@ -48,10 +47,7 @@ codemain.getrandbits = random.Random(0).getrandbits
 if sys.version_info < (3, 12):  # which keeps them itself; before, each check against a protocol gathers them anew
     typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
-FIRST_CALLS, STRIDE = 64, 16
 _jaxtyped = jaxtyping.jaxtyped
-_num_calls: Counter[Callable[..., Any]] = Counter()
-"""In the test that runs."""
 
 
 def _checked_once(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -59,9 +55,7 @@ def _checked_once(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 
     That one makes two functions of each, binds each call's arguments to names twice, and looks at the arguments again
     when it looks at the result. Here each is looked at once, axes agree within a call as before, and a function whose
-    annotations name no axes gets the plain type check. One whose annotations do is checked in its first 64 calls of
-    each test and in every 16th after them: a loop that steps calls it with the same shapes again. Left to jaxtyping:
-    generators.
+    annotations name no axes gets the plain type check. Left to jaxtyping: generators.
     """
 
     def decorate(target: Any) -> Any:
@@ -78,9 +72,6 @@ def _checked_once(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 
         @functools.wraps(target)
         def in_a_scope_of_axes(*args: Any, **kwargs: Any) -> Any:
-            _num_calls[target] = number = _num_calls[target] + 1
-            if number > FIRST_CALLS and number % STRIDE:
-                return target(*args, **kwargs)
             axes = push_shape_memo({})
             try:
                 return checked(*args, **kwargs)
@@ -107,12 +98,6 @@ def _with_plain_check(target: Any, typechecker: Callable[..., Any]) -> Any:
 
 
 jaxtyping.jaxtyped = _checked_once
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Count calls anew."""
-    _num_calls.clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

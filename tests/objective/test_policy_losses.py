@@ -27,8 +27,8 @@ def test_terms_are_means_over_the_steps_of_the_whole_by_hand():
     loss = ppo_loss(terms, vf_coef=0.5, kl_coef=0.1, ent_coef=0.01)
     by_hand = -1.7 / 4 + 0.5 * 1.5 + 0.1 * (0.5) / 4 - 0.01 * 1.0
     assert loss.item() == pytest.approx(by_hand, abs=1e-6)
-    other = ppo_loss(terms | {"losses/counterfactual": torch.tensor(7.0)}, vf_coef=0.5)
-    assert other.item() == pytest.approx(7 - 1.7 / 4 + 0.75, abs=1e-6)
+    imagined = {"losses/counterfactual": torch.tensor(7.0), "losses/search": torch.tensor(5.0)}
+    assert ppo_loss(terms | imagined, vf_coef=0.5).item() == pytest.approx(7 + 5 - 1.7 / 4 + 0.75, abs=1e-6)
 
 
 def test_a_term_of_coefficient_zero_may_be_infinite():

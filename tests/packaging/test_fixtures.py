@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,28 @@ def test_axes_agree_within_a_call_and_are_forgotten_after_it() -> None:
         repeated(torch.ones(3, dtype=torch.long))
     with pytest.raises(BeartypeCallHintParamViolation, match="repeats"):
         repeated(torch.ones(3), repeats=1.0)
+
+
+def test_dataclasses_and_hints_in_quotes_are_checked() -> None:
+    """Axes agree between the fields of one object; a name that is not known yet is anything, and others count."""
+
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    @dataclass(frozen=True)
+    class Pair:
+        left: Float[Tensor, " row"]
+        right: Float[Tensor, " row"]
+
+    @jaxtyping.jaxtyped(typechecker=beartype)
+    def first(pair: "NotKnownHere", repeats: "int") -> Float[Tensor, " row"]:  # noqa: F821
+        return pair.left.repeat(repeats)
+
+    assert first(Pair(torch.ones(2), torch.ones(2)), 2).tolist() == [1.0] * 4
+    with pytest.raises(BeartypeCallHintParamViolation, match="right"):
+        Pair(torch.ones(2), torch.ones(3))
+    with pytest.raises(BeartypeCallHintParamViolation, match="left"):
+        replace(Pair(torch.ones(2), torch.ones(2)), left=torch.ones(2, 1))
+    with pytest.raises(BeartypeCallHintParamViolation, match="repeats"):
+        first(Pair(torch.ones(2), torch.ones(2)), 2.0)
 
 
 def test_the_products_functions_are_checked() -> None:

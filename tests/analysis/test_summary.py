@@ -70,7 +70,7 @@ def test_damage_is_named(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"summary.json is not a summary \(KeyError: 'arms'\)"):
         read_summary(path)
-    path.write_text('{"arms": [{"arm": "x", "exact": {"estimate": 1}, "acceptance": []}]}')
+    path.write_text('{"arms": [{"arm": "x", "exact": {"estimate": 1.0}, "acceptance": []}]}')
     with pytest.raises(ValueError, match=r"is not a summary \(TypeError: .*'low'"):
         read_summary(path)
 

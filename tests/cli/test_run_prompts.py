@@ -109,6 +109,22 @@ def test_a_task_without_answers_has_no_warm_start(config_of):
     )
 
 
+def test_an_empty_answer_is_left_out_of_the_warm_start_and_said(config_of, tmp_path):
+    """It has no token to learn; whether a run meets one is a matter of its seed."""
+    path = tmp_path / "vowels.jsonl"
+    rows = [{"prompt": f"q{i}=", "answer": "" if i % 4 else "a"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = (f"env.kwargs.task_kwargs.path={path}", "+env.kwargs.task_kwargs.reward=worldmtp.envs:exact_match")
+    config = config_of("env=data", *task, "sft.share_prompts=true")
+    env, prompts, _, notes = prompts_of(config)
+    train = [row for row in rows if split_of(Example(row["prompt"]).key) == "train"]
+    assert {example.answer for example in prompts.demonstrations} == {"a"}
+    assert len(prompts.demonstrations) == sum(row["answer"] == "a" for row in train)
+    assert len(keys(env.dataset.pool("train").examples)) == len(train)  # reinforcement asks them all
+    left = len(train) - len(prompts.demonstrations)
+    assert f"{left} of {len(train)} prompts have no answer, or an empty one, and are left out." in notes[1]
+
+
 @pytest.fixture
 def words(tmp_path):
     """A file of questions, of which those of cat and cow are held out."""

@@ -60,7 +60,7 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
     drawn = env.examples("train", asked, config.seed, "demonstrations", fewer=True)
     if not drawn:
         raise _no_prompt(env, config, f"training prompt, and sft.num_demonstrations={asked}", "lower")
-    shown = [example for example in drawn if example.answer is not None]
+    shown = [example for example in drawn if example.answer]
     if not shown:
         notes.append(
             f"sft.num_steps={config.sft.num_steps}: no prompt of {config.env.id} comes with an answer to imitate, so "
@@ -68,8 +68,8 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
         )
     elif len(shown) < len(drawn):
         notes.append(
-            f"sft.num_demonstrations={asked}: {len(drawn) - len(shown)} of {len(drawn)} prompts have no answer and are "
-            "left out."
+            f"sft.num_demonstrations={asked}: {len(drawn) - len(shown)} of {len(drawn)} prompts have no answer, or an "
+            "empty one, and are left out."
         )
     is_small = len(drawn) < asked or not _leaves_room(env, _keys(shown), _pool_seed(config))
     if len(shown) > 1 and not config.sft.share_prompts and is_small:  # a single one is shared, as choose_pool says

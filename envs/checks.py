@@ -79,7 +79,7 @@ def check_hack_probes(task: Task, examples: list[Example], more: Sequence[str] =
             mean = float(np.mean([score.value for score in scores]))
             assert mean <= bound + slack, (
                 f"{probe!r}, which answers nothing, earns {mean:.3f} on average; the task's probe_bound is {bound}. "
-                "Harden the score; or, if partial credit is meant, state how much: probe_bound=... of register_task, of a "
+                "Harden the score; or, if partial credit is meant, state how much: probe_bound=... of register_task, a "
                 "task class or in task_kwargs."
             )
             largest = max(largest, mean)

@@ -47,7 +47,7 @@ def double_letters(rng):
     Route(
         "Data",
         "worldmtp envs check worldmtp/Data-v0 --kwargs task_kwargs.path=questions.jsonl "
-        "task_kwargs.reward=my_rewards:share_right",
+        "task_kwargs.reward=my_rewards:share_right task_kwargs.probe_bound=0.2",
         "worldmtp train env=data env.kwargs.task_kwargs.path=questions.jsonl "
         "+env.kwargs.task_kwargs.reward=my_rewards:share_right",
         "my_rewards.py",

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from worldmtp.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from worldmtp.agents.batch_imagination import BatchImagination as BatchImagination
+    from worldmtp.agents.batch_imagination import SampledTexts as SampledTexts
     from worldmtp.agents.config import ImaginationConfig as ImaginationConfig
     from worldmtp.agents.config import PPOConfig as PPOConfig
     from worldmtp.agents.config import RolloutConfig as RolloutConfig
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "batch_imagination": "BatchImagination SampledTexts",
         "config": "ImaginationConfig PPOConfig RolloutConfig WorldModelConfig",
         "evaluation": "Evaluation Evaluator",
         "policies": "LatentPolicy TrunkPolicy",

@@ -120,22 +120,24 @@ class PPOConfig:
         if self.advantage == "group":
             self.check_whole_episodes("advantage='group'")
 
-    def check_whole_episodes(self, name: str) -> None:
+    def check_whole_episodes(self, name: str, prefix: str = "agent.ppo.") -> None:
         """Raise if these settings cannot be followed by what compares the undiscounted returns of whole episodes.
+
+        ``prefix`` stands before the names of settings in the message.
 
         Raises:
             ValueError: gamma is below 1, or truncated episodes are to go on in value.
         """
-        instead = "" if self.advantage == "gae" else ", or agent.ppo.advantage=gae"
+        instead = "" if self.advantage == "gae" else f", or {prefix}advantage=gae"
         _require(
             self.gamma == 1,
-            f"agent.ppo.gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts "
-            f"nothing; set agent.ppo.gamma=1{instead}.",
+            f"{prefix}gamma={self.gamma} with {name}: it compares whole episodes, one advantage each, and discounts "
+            f"nothing; set {prefix}gamma=1{instead}.",
         )
         _require(
             not self.bootstrap_truncated,
-            f"agent.ppo.bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and "
-            f"bootstraps nothing; set agent.ppo.bootstrap_truncated=false{instead}.",
+            f"{prefix}bootstrap_truncated=True with {name}: it compares what whole episodes were paid, and "
+            f"bootstraps nothing; set {prefix}bootstrap_truncated=false{instead}.",
         )
 
     def check_searched(self) -> None:

@@ -136,6 +136,25 @@ def trimmed(rollout: Rollout) -> Rollout:
     return replace(rollout, **on_time, **on_step)
 
 
+def padded(rollout: Rollout, num_tokens: int, num_steps: int) -> Rollout:
+    """Return the rollout with axes of at least these lengths: rollouts of unequal ones concatenate when padded alike.
+
+    What is added holds no text and no step.
+    """
+    time, step = rollout.input_ids.shape[1], rollout.actions.shape[1]
+    if time >= num_tokens and step >= num_steps:
+        return rollout
+
+    def lengthened(values: Tensor, length: int, fill: Any) -> Tensor:
+        added = max(0, length - values.shape[1])
+        return torch.cat([values, values.new_full((len(values), added, *values.shape[2:]), fill)], dim=1)
+
+    on_time = {name: lengthened(getattr(rollout, name), num_tokens, 0) for name in ("input_ids", "attention_mask")}
+    on_step = {name: lengthened(getattr(rollout, name), num_steps, 0) for name in _STEP_COLUMNS}
+    assert rollout.allowed is not None  # __post_init__ saw to it
+    return replace(rollout, **on_time, **on_step, allowed=lengthened(rollout.allowed, num_steps, True))
+
+
 class PhaseClock:
     """Adds up wall-clock seconds per named phase; phases may nest, and each counts its own whole time."""
 

@@ -24,23 +24,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from worldmtp.agents.advantages import (
-    AdvantageEstimator,
-    PlainAdvantages,
-    correlation,
-    monte_carlo_returns,
-    same_return_fraction,
-)
+from worldmtp.agents.advantages import same_return_fraction
 from worldmtp.agents.alarm import AcceptanceAlarm
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.flat_returns import FlatReturns
-from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.completions import ScoredCompletions, completions_of
-from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages, control_plan
+from worldmtp.agents.imagination.counterfactual import control_plan
 from worldmtp.agents.imagination.episodes import EpisodeImagination
-from worldmtp.agents.imagination.imagined_returns import Acting, acted_states, imagined_root_returns
+from worldmtp.agents.imagination.estimators import make_estimator, random_streams, root_agreement
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.imagination.latent import LatentImagination
-from worldmtp.agents.imagination.search import SearchAdvantages
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
@@ -49,12 +42,10 @@ from worldmtp.agents.uses import check_use
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
-from worldmtp.dynamics import LatentState, WorldModel, check_horizon, make_world_model
+from worldmtp.dynamics import WorldModel, check_horizon, make_world_model
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
-
-_STREAMS = ("acting", "update", "world_model", "imagination", "placebo")
 
 
 class ImaginationTrainer:
@@ -100,10 +91,7 @@ class ImaginationTrainer:
         self._config = rollout
         self._ppo = ppo
         self._imagination = imagination
-        sequence = torch.Generator().manual_seed(seed)
-        self._generators = {
-            name: torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=sequence))) for name in _STREAMS
-        }
+        self._generators = random_streams(seed)
         self.agent = PPOAgent(model, ppo, rollout.temperature)
         self._learner = WorldModelLearner(model, world_model, ppo, rollout.temperature)
         # Without imagination there need be none: these heads may not have the back-end of the config.
@@ -233,8 +221,12 @@ class ImaginationTrainer:
                 assert states is not None
                 metrics |= self._latent.observe(rollout, stats, states)
             if states is not None:
-                metrics |= self._root_agreement(rollout, stats, states)
-                metrics["imagination/imagined_tokens"] += len(rollout) * self._imagination.horizon
+                assert self._world_model is not None  # who has states has one
+                horizon, imagining = self._imagination.horizon, self._generators["imagination"]
+                metrics |= root_agreement(
+                    self._world_model, self._acting, rollout, states, stats.values, horizon, self._ppo, imagining
+                )
+                metrics["imagination/imagined_tokens"] += len(rollout) * horizon
         if self.reads_latents:
             with clock.phase("world_model"):
                 metrics |= self._learner.measure(rollout, self._generators["world_model"], features)
@@ -250,26 +242,6 @@ class ImaginationTrainer:
             if control == 0:  # all returns are equal
                 return {}
             return {"imagination/gradient_norm_ratio": self.agent.squared_gradient_norm(rollout, plan) / control}
-
-    def _root_agreement(self, rollout: Rollout, stats: PolicyStats, states: LatentState) -> dict[str, float]:
-        """Return what the world model imagines at each episode's first state, beside what the episode brought."""
-        assert self._world_model is not None  # who imagines has one
-        imagined = imagined_root_returns(
-            self._world_model,
-            self._acting,
-            rollout,
-            states,
-            self._imagination.horizon,
-            self._ppo.gamma,
-            self._generators["imagination"],
-        )
-        realized = monte_carlo_returns(rollout, self._ppo, stats.values)[:, 0]
-        return {
-            "imagination/return_imagined": float(imagined.mean()),
-            "imagination/return_realized": float(realized.mean()),
-            "imagination/return_bias": float((imagined - realized).mean()),
-            "imagination/return_corr": correlation(imagined, realized),
-        }
 
     def _bookkeeping(self, rollout: Rollout, metrics: dict[str, float]) -> dict[str, float]:
         seconds = self.clock.take()
@@ -360,28 +332,3 @@ def check_returns(rollout: Rollout, value_range: tuple[float, float]) -> None:
             f"an episode's return of {float(returns.min())} .. {float(returns.max())} lies outside the model's "
             f"value_range ({low}, {high}), so its value bins cannot hold it; scale the task's score."
         )
-
-
-def make_estimator(
-    model: MTPModel,
-    world_model: WorldModel[Any] | None,
-    acting: Acting,
-    imagination: ImaginationConfig,
-    ppo: PPOConfig,
-    generator: torch.Generator,
-    completions: ScoredCompletions | None,
-    eos_id: int,
-) -> AdvantageEstimator:
-    """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
-    if world_model is None or imagination.use == "latent":
-        return PlainAdvantages(ppo)
-    if imagination.use == "search":
-        return SearchAdvantages(world_model, acting, eos_id, imagination, ppo, generator)
-    if imagination.use == "counterfactual":
-        hidden_size = model.config.hidden_size
-        assert hidden_size is not None  # a config bound to a trunk has it
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-        return CounterfactualAdvantages(
-            world_model, acting, hidden_size, imagination, ppo, generator, model.device, dtype, completions
-        )
-    return ExpansionAdvantages(world_model, acting, imagination, ppo, generator)

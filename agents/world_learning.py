@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
 from worldmtp.agents.ppo import check_eval_mode, clipped_step
-from worldmtp.agents.rollout import Rollout, action_mask, state_index
+from worldmtp.agents.rollout import Rollout, action_mask, padded, state_index
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
 from worldmtp.model.trunk import TrunkFeatures
@@ -86,7 +86,10 @@ def state_targets(rollout: Rollout, config: PPOConfig) -> StateTargets:
 
 
 class EpisodeReplay:
-    """The last ``capacity`` rollouts, on the host; sampling is uniform over episodes. O(time) ids per episode."""
+    """The last ``capacity`` rollouts, on the host; sampling is uniform over episodes. O(time) ids per episode.
+
+    Rollouts may differ in length: what is sampled is as long as the longest of those it comes from.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._rollouts: deque[Rollout] = deque(maxlen=capacity)
@@ -113,7 +116,9 @@ class EpisodeReplay:
             if len(inside):
                 parts.append(rollout.select(inside))
             start += len(rollout)
-        return Rollout.cat(parts)
+        num_tokens = max(part.input_ids.shape[1] for part in parts)
+        num_steps = max(part.actions.shape[1] for part in parts)
+        return Rollout.cat([padded(part, num_tokens, num_steps) for part in parts])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""

@@ -59,3 +59,17 @@ def test_a_restored_replay_draws_the_same(hand_rollout: MakeRollout) -> None:
 def test_an_empty_replay_says_so() -> None:
     with pytest.raises(ValueError, match="the replay is empty; add a rollout"):
         EpisodeReplay(2).sample(1, torch.Generator())
+
+
+def test_rollouts_of_unequal_lengths_are_sampled_together(hand_rollout: MakeRollout) -> None:
+    rows = [{"prompt": [2], "actions": [3, 4], "rewards": [0, 1], "end": "truncated", "group": 5}]
+    replay = EpisodeReplay(2)
+    replay.add(numbered(hand_rollout, 0, 1))  # one step, two tokens
+    replay.add(hand_rollout(rows, steps=3, length=4))
+    drawn = replay.sample(32, torch.Generator().manual_seed(0))
+    assert (drawn.input_ids.shape, drawn.actions.shape) == ((32, 4), (32, 3))
+    short = drawn.group < 5
+    assert 0 < int(short.sum()) < 32
+    assert not drawn.attention_mask[short, 2:].any()
+    assert not drawn.step_mask[short, 1:].any()
+    assert drawn.actions[~short].unique(dim=0).tolist() == [[3, 4, 0]]

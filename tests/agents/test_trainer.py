@@ -12,13 +12,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from worldmtp.agents.advantages import PlainAdvantages
 from worldmtp.agents.alarm import AcceptanceDropWarning
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.imagination.imagined_returns import acted_states
+from worldmtp.agents.imagination.estimators import root_agreement
+from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.policies import TrunkPolicy
-from worldmtp.agents.ppo import PolicyStats, policy_stats
+from worldmtp.agents.ppo import policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.trainer import ImaginationTrainer, check_returns
 from worldmtp.checkpoint import load_checkpoint, save_checkpoint
-from worldmtp.dynamics import ExactWorldModel, TokenMDP
+from worldmtp.dynamics import ExactWorldModel, TokenMDP, acting_policy
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
@@ -356,7 +357,7 @@ def test_rewards_that_add_up_to_one_are_no_more(hand_rollout: Any) -> None:
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_a_perfect_model_has_no_bias(gamma: float, text_env: MakeEnv, tiny_model: MakeModel) -> None:
+def test_a_perfect_model_has_no_bias(gamma: float) -> None:
     """Every text of four tokens is paid 1 at its end: gamma^3 from the start, imagined and realized."""
     rewards = torch.zeros(1 + 2 + 4 + 8, 2)
     rewards[7:] = 1.0
@@ -369,11 +370,11 @@ def test_a_perfect_model_has_no_bias(gamma: float, text_env: MakeEnv, tiny_model
     paid = end.float()
     group, length = torch.arange(2), torch.zeros(2, dtype=torch.long)
     rollout = Rollout(ids, whole, length, index, ids, whole, paid - 1, paid, end, no, group, no[:, 0])
-    trainer = make_trainer(text_env, tiny_model(), "baseline", ppo=PPOConfig(gamma=gamma))
-    trainer._world_model = ExactWorldModel(mdp, torch.zeros(mdp.num_prefixes, 2))
-    trainer._imagination = ImaginationConfig(use="baseline", horizon=4)
-    stats = PolicyStats(torch.zeros(2, 5), paid)
-    metrics = trainer._root_agreement(rollout, stats, acted_states(trainer._world_model, rollout))
+    world_model = ExactWorldModel(mdp, torch.zeros(mdp.num_prefixes, 2))
+    states, values = acted_states(world_model, rollout), torch.zeros(2, 5)
+    acting = Acting(acting_policy(1.0), (0.0, 1.0))
+    given = (values, 4, PPOConfig(gamma=gamma), torch.Generator().manual_seed(0))
+    metrics = root_agreement(world_model, acting, rollout, states, *given)
     assert metrics["imagination/return_realized"] == pytest.approx(gamma**3)
     assert metrics["imagination/return_bias"] == pytest.approx(0.0, abs=1e-6)
 

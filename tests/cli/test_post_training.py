@@ -64,7 +64,22 @@ def test_a_device_that_a_trainer_would_not_take_is_refused(compose, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["imagination=counterfactual"], "imagination=counterfactual is the agent's.* set imagination=off"),
+        (
+            ["imagination=counterfactual"],
+            "counterfactual makes advantages .*=grpo has none of; set imagination=off, or post_training.trainer=ppo",
+        ),
+        (
+            ["post_training.trainer=ppo", "imagination=search"],
+            "trainer=ppo: imagination=search acts in the agent's own loop; set imagination=counterfactual or baseline",
+        ),
+        (
+            ["post_training.trainer=ppo", "imagination=counterfactual", "+post_training.options.gamma=0.9"],
+            r"trainer=ppo: gamma=0\.9 with imagination=counterfactual: .*; set gamma=1",
+        ),
+        (
+            ["post_training.trainer=ppo", "imagination=counterfactual", "imagination.completions=trunk"],
+            "trainer=ppo: imagination.completions=trunk asks .* set imagination.completions=none",
+        ),
         (["+post_training.options.los_type=grpo"], "'los_type' is unknown; did you mean 'loss_type'"),
         (["+post_training.options.max_steps=3"], r"post_training\.options\.max_steps has a key of its own"),
         (["+post_training.options.save_only_model=true"], r"options\.save_only_model: a run saves, logs and evaluates"),
@@ -176,6 +191,22 @@ def test_a_run_logs_evaluates_saves_and_opens(compose_tiny, tmp_path, capsys):
     assert (last["eval/score"], last["eval/score_sampled"]) == (measured.score, measured.score_sampled)
     with pytest.raises(ValueError, match=r"this run is done; read its report\.html"):
         resumed_config(tmp_path, [])
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("use", ["counterfactual", "baseline"])
+def test_ppo_on_trl_imagines_and_logs_as_the_agent(compose_tiny, tmp_path, use):
+    overrides = (*SMALL, "post_training.trainer=ppo", "post_training.num_steps=2", f"imagination={use}")
+    config = build(TrainConfig, compose_tiny(*overrides, "imagination.horizon=1", "post_training.mtp.coef=0.5"))
+    result = run_config(config, tmp_path)
+    assert [arm.arm for arm in result.summary.arms] == ["SFT", f"PPO, TRL, {use}, heads' lambda 0.5"]
+    assert result.summary.arms[1].imagined_return is not None
+    steps = [record for record in records(tmp_path) if "trl/loss" in record]
+    assert [record["imagination/gate_open"] for record in steps] == [0.0, 0.0]
+    own = "imagination/tail_taken_fraction" if use == "counterfactual" else "imagination/weight_h0"
+    assert {"imagination/r2", "imagination/rung_0/r2"} & steps[0].keys()
+    assert {own, "imagination/return_corr", "losses/policy"} <= steps[0].keys()
+    assert ["world_model/loss" in record for record in steps] == [False, True]
 
 
 @pytest.mark.usefixtures("no_report")

@@ -21,7 +21,7 @@ def page(project_root):
 def test_every_block_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     names = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/post_training.md, block {number}", "exec"), names)

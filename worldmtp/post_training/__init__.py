@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from worldmtp.post_training.dpo import MTPDPOTrainer as MTPDPOTrainer
     from worldmtp.post_training.grpo import MTPGRPOConfig as MTPGRPOConfig
     from worldmtp.post_training.grpo import MTPGRPOTrainer as MTPGRPOTrainer
+    from worldmtp.post_training.imagined import PPOImagination as PPOImagination
     from worldmtp.post_training.kto import MTPKTOConfig as MTPKTOConfig
     from worldmtp.post_training.kto import MTPKTOTrainer as MTPKTOTrainer
     from worldmtp.post_training.metrics import MetricWriterCallback as MetricWriterCallback
@@ -38,6 +39,7 @@ _load, __dir__, __all__ = lazy_exports(
         "dpo": "MTPDPOConfig MTPDPOTrainer",
         "grpo": "MTPGRPOConfig MTPGRPOTrainer",
         "rloo": "MTPRLOOConfig MTPRLOOTrainer",
+        "imagined": "PPOImagination",
         "kto": "MTPKTOConfig MTPKTOTrainer",
         "metrics": "MetricWriterCallback",
         "ppo": "MTPPPOTrainer",

@@ -10,6 +10,7 @@ Epochs over a sampled batch are TRL's ``num_iterations``; its minibatches are ``
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from worldmtp.model import MTPModel
@@ -26,12 +28,17 @@ from worldmtp.model.world_heads import binned_mean, two_hot_cross_entropy
 from worldmtp.objective.policy_losses import explained_variance, ppo_loss, ppo_terms, value_moves
 from worldmtp.post_training.compat import IncompatibleTRLError
 from worldmtp.post_training.decisions import Decisions, padded_token_rewards, token_plan
+from worldmtp.post_training.imagined import PPOImagination
 from worldmtp.post_training.on_policy import OnPolicyMixin, without_reference
 from worldmtp.post_training.ppo_config import MTPPPOConfig
 from worldmtp.returns import scale_of
 
 ImaginedAdvantages = Callable[[Mapping[str, Any]], Float[Tensor, "batch time"]]
-"""(sampled batch, with ``values``, ``value_targets`` and GAE as ``advantages``) -> advantages in the place of GAE."""
+"""(sampled batch) -> advantages in the place of GAE.
+
+The batch has ``values``, ``value_targets``, GAE as ``advantages``, and the ``rewards`` of the decisions, at their
+tokens; ``truncated`` and ``group`` are of each completion.
+"""
 
 
 class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
@@ -53,7 +60,8 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         rollout_func: passed through; ``TextGenRollout`` is one.
         tools: passed through.
         environment_factory: passed through.
-        imagined_advantages: advantages in the place of GAE; they are scaled as GAE would be.
+        imagined_advantages: advantages in the place of GAE, scaled as GAE would be; or a ``PPOImagination``, whose
+            advantages have a scale of their own.
         callbacks: passed through.
         optimizers: optimizer and schedule; None is the one of ``args``.
 
@@ -86,7 +94,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         rollout_func: Any = None,
         tools: Any = None,
         environment_factory: Any = None,
-        imagined_advantages: ImaginedAdvantages | None = None,
+        imagined_advantages: ImaginedAdvantages | PPOImagination | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
@@ -111,6 +119,8 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         self.add_reference()
         self.add_heads(args)
         self.mtp_forward.reader = self._read_values
+        if isinstance(imagined_advantages, PPOImagination):
+            imagined_advantages.check_trainer(self)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The value head, inside the model's forward
@@ -163,6 +173,8 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Add to TRL's batch what PPO learns from, in the place of GRPO's advantages."""
         self._scored, self._read = [], []
+        if self._imagination is not None and self.mtp_forward.model.training:
+            self._imagination.learn()
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if not self._scored:
             raise IncompatibleTRLError("TRL sampled a batch without _calculate_rewards; report this version of TRL.")
@@ -176,18 +188,19 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         decisions = Decisions(chosen & scored[:, None], written.sum(dim=1))
         rewards = self._step_rewards(rows, scores, decisions, values[:, :-1])
         args = self.args
-        plan = token_plan(
-            decisions, rewards, values, self._truncated(rows, ids, written), args.gamma, args.gae_lambda,
-            args.bootstrap_truncated,
-        )  # fmt: skip
+        truncated = self._truncated(rows, ids, written)
+        plan = token_plan(decisions, rewards, values, truncated, args.gamma, args.gae_lambda, args.bootstrap_truncated)
         batch |= {"decision_mask": decisions.mask, "values": values[:, :-1], "value_targets": plan.value_targets}
         batch["num_items_in_batch"] = self.accelerator.gather(decisions.mask.sum()[None]).sum()
         batch["advantages"] = plan.advantages
+        scale = None
         if self.imagined_advantages is not None:
-            batch["advantages"] = self._imagined(batch)
+            batch["advantages"] = self._imagined(batch, decisions.to_tokens(rewards), truncated)
+            scale = None if self._imagination is None else self._imagination.scale
         self._log_batch(batch)
         if args.scale_advantages:
-            batch["advantages"] = batch["advantages"] / self._scale(batch["advantages"], decisions.mask)
+            scale = self._scale(batch["advantages"], decisions.mask) if scale is None else scale
+            batch["advantages"] = batch["advantages"] / scale
         return batch
 
     @torch.no_grad()
@@ -233,15 +246,25 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         last = ids.gather(1, (written.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
         return ~torch.isin(last, ends)
 
-    def _imagined(self, batch: dict[str, Any]) -> Float[Tensor, "batch time"]:
+    @property
+    def _imagination(self) -> PPOImagination | None:
+        return self.imagined_advantages if isinstance(self.imagined_advantages, PPOImagination) else None
+
+    def _imagined(self, batch: dict[str, Any], rewards: Tensor, truncated: Tensor) -> Float[Tensor, "batch time"]:
         assert self.imagined_advantages is not None
-        imagined, expected = self.imagined_advantages(batch), tuple(batch["advantages"].shape)
+        # TRL repeats a prompt as often as it is answered, one after another.
+        size = self.num_generations if self.mtp_forward.model.training else self.num_generations_eval
+        group = torch.arange(len(rewards), device=rewards.device) // int(size or 1)
+        shown = batch | {"rewards": rewards, "truncated": truncated, "group": group}
+        imagined, expected = self.imagined_advantages(shown), tuple(batch["advantages"].shape)
         if not isinstance(imagined, Tensor) or tuple(imagined.shape) != expected:
             got = tuple(imagined.shape) if isinstance(imagined, Tensor) else type(imagined).__name__
             raise ValueError(f"imagined_advantages returned {got}, expected a tensor of {expected}: (batch, time).")
         chosen = torch.where(batch["decision_mask"], imagined.detach(), 0.0)
         if not bool(chosen.isfinite().all()):
             raise ValueError("imagined_advantages returned a number that is not finite for a decision of the policy.")
+        if self._imagination is not None:
+            self._add_metrics(self._imagination.take_metrics())
         return chosen
 
     def _scale(self, advantages: Tensor, mask: Tensor) -> float:
@@ -278,6 +301,17 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
                 "ppo/returns_outside_bins": outside,
             }
         )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._imagination is not None and self.args.should_save:  # first, as in OnPolicyMixin
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._imagination.save(Path(self._get_output_dir(trial)) / name)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._imagination is not None and checkpoint is not None:
+            self._imagination.load(Path(checkpoint))
 
     # -----------------------------------------------------------------------------------------------------------------
     # The loss

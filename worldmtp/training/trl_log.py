@@ -35,6 +35,8 @@ _OF_AGENT = {
     "env/scorer_errors": "env/scorer_errors",
     "env/scorer_timeouts": "env/scorer_timeouts",
 }
+_BY_AGENTS_NAMES = ("imagination/", "world_model/")
+"""What the agent's own code has measured."""
 _OF_THIS_PROCESS = ("num_tokens", "step_time")
 """Counted from the trainer's last start on, or by the clock: a resumed run would state them wrongly."""
 
@@ -42,7 +44,7 @@ _OF_THIS_PROCESS = ("num_tokens", "step_time")
 def tagged(logs: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of one log record by tag."""
     return {
-        _OF_AGENT.get(name, f"trl/{name}"): float(value)
+        name if name.startswith(_BY_AGENTS_NAMES) else _OF_AGENT.get(name, f"trl/{name}"): float(value)
         for name, value in logs.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in _OF_THIS_PROCESS
     }

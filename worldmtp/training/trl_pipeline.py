@@ -25,7 +25,8 @@ class TRLPipeline(Pipeline):
 
     def __init__(self, config: TrainConfig, run_dir: Path, writer: MultiWriter, progress: ProgressReporter) -> None:
         super().__init__(config, run_dir, writer, progress)
-        self._can_imagine = False  # the heads of reward and end learn nothing here
+        # Without imagination the heads of reward and end learn nothing here.
+        self._can_imagine = self._can_imagine and config.imagination.reads_latents
         self._stage = TrainerStage(config, self._env, run_dir)
         self._stage.check_prompts()
 
@@ -58,5 +59,6 @@ class TRLPipeline(Pipeline):
 
     def _method(self) -> tuple[str, str]:
         heads = self._stage.args.build_objective().coef.start
-        name = self._stage.name.upper()
-        return name, f"{name}, TRL, heads' lambda {heads:g}"
+        name, use = self._stage.name.upper(), self._config.imagination.use
+        imagines = "" if use == "off" else f", {use}"
+        return name, f"{name}, TRL{imagines}, heads' lambda {heads:g}"

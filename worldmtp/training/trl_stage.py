@@ -11,12 +11,14 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 import worldmtp.post_training
+from worldmtp.agents.imagination.imagined_returns import Acting
 from worldmtp.choices import check_choice
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import unrecorded
 from worldmtp.model import MTPModel
-from worldmtp.post_training import TextGenReward, TextGenRollout, env_reward
+from worldmtp.post_training import PPOImagination, TextGenReward, TextGenRollout, env_reward
+from worldmtp.post_training.imagined import check_imagination_fits
 from worldmtp.random import stream_seed
 from worldmtp.training.config import PostTrainingConfig, TrainConfig
 from worldmtp.training.make import make_env
@@ -106,6 +108,8 @@ class TrainerStage:
         transformers.utils.logging.disable_progress_bar()
         trainer_class = getattr(worldmtp.post_training, f"MTP{self.name.upper()}Trainer")
         given: dict[str, Any] = {"args": self.args, "processing_class": self._tokenizer}
+        if self._imagines:
+            given["imagined_advantages"] = self._imagination(model)
         trainer = trainer_class(model, **given, **self._data(model), callbacks=[callback])
         trainer.remove_callback(PrinterCallback)
         last = last_whole_checkpoint(self._checkpoints)
@@ -144,10 +148,10 @@ class TrainerStage:
                 f"profile.device={self._config.profile.device}: Hugging Face's Trainer takes the first CUDA device it "
                 "sees; set profile.device=cuda and CUDA_VISIBLE_DEVICES."
             )
-        if self._config.imagination.use != "off":
+        if self._imagines and self.name != "ppo":
             raise ValueError(
-                f"imagination={self._config.imagination.use} is the agent's, and post_training.trainer={self.name} "
-                "takes its place; set imagination=off."
+                f"imagination={self._config.imagination.use} makes advantages of tokens, which "
+                f"post_training.trainer={self.name} has none of; set imagination=off, or post_training.trainer=ppo."
             )
 
     def _make_args(self) -> Any:
@@ -164,9 +168,12 @@ class TrainerStage:
             if name in own:
                 raise ValueError(f"post_training.options.{name} has a key of its own; see post_training in the config.")
         try:
-            return config_class(**own, **given)
+            args = config_class(**own, **given)
+            if self._imagines:
+                check_imagination_fits(self._config.imagination, args)
         except (TypeError, ValueError) as error:
             raise ValueError(f"post_training.trainer={self.name}: {error}") from error
+        return args
 
     def _own_arguments(self) -> dict[str, Any]:
         config, options = self._config, self._options
@@ -234,6 +241,17 @@ class TrainerStage:
         rows = reward.rows_of(examples)
         reward.check_tokenizer(self._tokenizer)
         return {"train_dataset": Dataset.from_list(rows), "reward_funcs": reward}
+
+    @property
+    def _imagines(self) -> bool:
+        return self._config.imagination.use != "off"
+
+    def _imagination(self, model: MTPModel) -> PPOImagination:
+        """Return what imagines, which knows the rules that end a turn of the environment."""
+        config = self._config
+        acting = Acting.of(self._env, config.agent.rollout.temperature, model.config.value_range)
+        seed = stream_seed(config.seed, "imagination of post-training")
+        return PPOImagination(model, self.args, config.imagination, config.world_model, seed, acting.turns)
 
     @property
     def _rollout_seed(self) -> int:

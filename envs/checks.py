@@ -4,10 +4,11 @@ Worlds are decided by their seed and by what is said to them, and by nothing els
 was seen and what was expected, as ``gymnasium.utils.env_checker`` does.
 """
 
+import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,11 @@ from gymnasium.utils.env_checker import check_env
 
 from worldmtp.envs.scoring import Scorer, checked_reply
 from worldmtp.envs.task import Example, Task, TextWorld, TurnTask, opening_of
+from worldmtp.envs.tasks.function import FunctionTask
 from worldmtp.envs.text_env import OBSERVATION_KEYS
 from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.worlds.players import WorldWithMoves
+from worldmtp.envs.worlds.task import WorldTask
 
 _CONTENT_FREE = (
     "",
@@ -37,6 +41,7 @@ _CONTENT_FREE = (
     "{}[]()\\\"'%s",
     "answer",
 )
+_MOST_TURNS = 50
 
 
 @dataclass(frozen=True)
@@ -56,40 +61,54 @@ def hack_probes(answer: str | None = None) -> tuple[str, ...]:
     return (f"{answer} zz", f"zz {answer}", f"{answer}\n{answer} zz", "".join(_CONTENT_FREE[4:6]) + answer + "zz" * 50)
 
 
-def check_hack_probes(task: Task, examples: list[Example], more: Sequence[str] = ()) -> tuple[float, int]:
+def check_hack_probes(
+    task: Task, examples: list[Example], more: Sequence[str] = (), moves: Collection[str] = ()
+) -> tuple[float, int]:
     """The largest mean value of a content-free text, or one of ``more``, over the examples; how many scorings raised.
 
     Texts in ``more`` may mean something, as single letters do in many worlds, and the best of many is picked: they are
-    held to the bound with Hoeffding's margin, for one false alarm in 1000 checks.
+    held to the bound with Hoeffding's margin, for one false alarm in 1000 checks. What is among ``moves``, a world's
+    legal ones, is an answer, however short, and no probe.
 
     Raises:
         AssertionError: if that value is above the task's ``probe_bound``, or an answer hidden among other text gets a
             full score, or a value is outside [0, 1].
     """
-    scorer = Scorer(task)
-    no_ids = np.zeros(0, dtype=np.int64)
+    scorer, no_ids = Scorer(task), np.zeros(0, dtype=np.int64)
     bound = float(getattr(task, "probe_bound", 0.0))
-    largest = 0.0
+    means: dict[str, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         margin = math.sqrt(math.log(1000 * max(1, len(more))) / (2 * len(examples)))
-        for probe, slack in [*((probe, 0.0) for probe in hack_probes()), *((probe, margin) for probe in more)]:
+        slack = dict.fromkeys(more, margin) | dict.fromkeys(hack_probes(), 0.0)
+        for probe in [one for one in slack if one not in moves]:
             scores = scorer.score_batch([(example, probe, no_ids) for example in examples])
             assert all(0.0 <= score.value <= 1.0 for score in scores), f"{probe!r} is scored outside [0, 1]."
-            mean = float(np.mean([score.value for score in scores]))
-            assert mean <= bound + slack, (
-                f"{probe!r}, which answers nothing, earns {mean:.3f} on average; the task's probe_bound is {bound}. "
-                "Harden the score; or, if partial credit is meant, state how much: probe_bound=... of register_task, a "
-                "task class or in task_kwargs."
-            )
-            largest = max(largest, mean)
+            means[probe] = float(np.mean([score.value for score in scores]))
+        worst = max(means, key=lambda probe: means[probe] - slack[probe])
+        needed = means[worst] - slack[worst]
+        assert needed <= bound, (
+            f"{worst!r}, which answers nothing, earns {means[worst]:.3f} on average; the task's probe_bound is {bound}."
+            f" Harden the score; or, if partial credit is meant, state how much: {_bound_setting(task, needed)}."
+            + (f" If {worst!r} is a move of the world, its moves() can say so." if isinstance(task, TurnTask) else "")
+        )
         for example in examples:
             for probe in hack_probes(example.answer) if example.answer else ():
                 score = scorer.score(example, probe, no_ids)
                 assert max(score.value, float(score.exact)) < 1.0, (
                     f"{probe!r} gets the full score for {example.prompt!r}: the answer is only hidden in it."
                 )
-    return largest, scorer.counters.errors
+    return max(means.values()), scorer.counters.errors
+
+
+def _bound_setting(task: Task, needed: float) -> str:
+    """Return how a task is told what content-free text may earn."""
+    bound = math.ceil(100 * needed) / 100
+    if isinstance(task, (FunctionTask, WorldTask)):
+        return f"probe_bound={bound} of register_task, or --kwargs task_kwargs.probe_bound={bound}"
+    if "probe_bound" in inspect.signature(type(task)).parameters:
+        return f"--kwargs task_kwargs.probe_bound={bound}"
+    return f"probe_bound = {bound} in the class {type(task).__name__}"
 
 
 def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, **env_kwargs: Any) -> TextEnvReport:
@@ -116,8 +135,10 @@ def check_text_env(env: str | gymnasium.Env[Any, Any], num_examples: int = 64, *
     no_ids = np.zeros(0, dtype=np.int64)
     oracle = [made.task.score(example, example.answer, no_ids) for example in train if example.answer is not None]
     assert all(score.exact for score in oracle), "an example's own answer is not scored as exact."
-    constants = words_of(made.tokenizer) if isinstance(made.task, TurnTask) else ()
-    probe_value, errors = check_hack_probes(made.task, train, constants)
+    constants, moves = list[str](), frozenset[str]()
+    if isinstance(made.task, TurnTask):
+        constants, moves = words_of(made.tokenizer), legal_moves(made.task, train)
+    probe_value, errors = check_hack_probes(made.task, train, constants, moves)
     made.close()
     return TextEnvReport(
         probe_value=probe_value,
@@ -208,7 +229,7 @@ def check_worlds(task: TurnTask, examples: list[Example], words: Sequence[str]) 
     rng = np.random.default_rng(0)
     played, beside = task.make_world(), task.make_world()
     for example, other in zip(examples, [*examples[1:], *examples[:1]], strict=True):
-        said = [words[index] for index in rng.integers(len(words), size=50)]
+        said = [words[index] for index in rng.integers(len(words), size=_MOST_TURNS)]
         seed, name = example.meta["seed"], type(played).__name__
         story = list(_story(task.make_world(), seed, said))
         assert story[0] == example.prompt, f"the world opens with {story[0]!r}, the example says {example.prompt!r}."
@@ -233,6 +254,26 @@ def _difference(story: list[Any], other: list[Any]) -> str:
         (turn, pair) for turn, pair in enumerate(itertools.zip_longest(story, other)) if pair[0] != pair[1]
     )
     return f"in turn {turn} it says {two} and not {one}."
+
+
+def legal_moves(task: TurnTask, examples: Sequence[Example]) -> frozenset[str]:
+    """Return what the worlds of a task call legal moves, in episodes that are played by chance.
+
+    Worlds without ``moves()`` call nothing so.
+    """
+    world, rng = task.make_world(), np.random.default_rng(0)
+    if not isinstance(world, WorldWithMoves):
+        return frozenset()
+    legal: set[str] = set()
+    for example in examples:
+        opening_of(world, example.meta["seed"])
+        for _ in range(_MOST_TURNS):
+            moves = world.moves()
+            legal.update(moves)
+            reply = checked_reply(world.step(moves[int(rng.integers(len(moves)))]), world)
+            if reply.terminated or reply.truncated:
+                break
+    return frozenset(legal)
 
 
 def words_of(tokenizer: Tokenizer) -> list[str]:

@@ -24,7 +24,8 @@ class TextEnvConfig:
             measures the longest answer of a draw, where the task has answers.
         max_turn: tokens after which a turn of a conversation is over without EOS; None is no such limit.
         split: where prompts come from until ``reset(options={"split": ...})`` says otherwise.
-        heldout_fraction: share of all prompts that is held out, by hash.
+        heldout_fraction: share of all prompts that is held out, by hash; of the few of a task that states its
+            ``universe_size``, the nearest that leaves some in each split.
         pool_size: prompts drawn per split, before its first episode; they come as often as the task draws them.
         pool_seed: of these prompts. The seed of ``reset`` only chooses among them; a training run sets its own seed by
             ``choose_pools``.

@@ -24,7 +24,7 @@ from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.registry import make_task
 from worldmtp.envs.rows import object_column
 from worldmtp.envs.task import Example, Task, TurnTask
-from worldmtp.envs.tokenizer import Tokenizer, make_tokenizer
+from worldmtp.envs.tokenizer import Tokenizer, alphabet_error, make_tokenizer
 
 SPLITS = ("train", "heldout")
 PURPOSES = ("pool", "demonstrations", "evaluation")
@@ -32,6 +32,7 @@ PURPOSES = ("pool", "demonstrations", "evaluation")
 _BUCKETS = 1000
 _DRAWS_PER_QUESTION = 20
 _MOST_MISSES = 1_000_000
+_FEW = 64  # questions, all of which are in one split of .2 and .8 once in 1.6 million tasks (.8 ** 64)
 _MEASURED = 256  # examples of each split by which budgets that are left out are measured
 
 _logger = logging.getLogger(__name__)
@@ -54,6 +55,23 @@ def check_split(split: str) -> str:
 def split_of(key: str, heldout_fraction: float = 0.2) -> str:
     """The split of the prompt with this key: its hash modulo 1000 is below 1000 times the fraction, or not."""
     return "heldout" if int(key, 16) % _BUCKETS < round(_BUCKETS * heldout_fraction) else "train"
+
+
+def splitting_share(keys: Iterable[str], heldout_fraction: float) -> float:
+    """Return the share that is held out of so few prompts: as given, or the nearest at which no split is empty.
+
+    Zero holds none out on purpose and stays; so does any share where all prompts fall into one bucket of the hash.
+
+    Args:
+        keys: of all prompts that there are.
+        heldout_fraction: as given.
+    """
+    buckets = sorted({int(key, 16) % _BUCKETS for key in keys})
+    if heldout_fraction == 0.0 or len(buckets) < 2:
+        return heldout_fraction
+    limit = round(_BUCKETS * heldout_fraction)
+    nearest = min(max(limit, buckets[0] + 1), buckets[-1])
+    return heldout_fraction if nearest == limit else nearest / _BUCKETS
 
 
 def draw_examples(
@@ -175,6 +193,7 @@ def encode_examples(
     Raises:
         ValueError: if a prompt is empty or longer than ``max_prompt`` tokens, or an answer and EOS than ``max_new``.
     """
+    _check_alphabet(examples, tokenizer)
     encoded = [tokenizer.encode(example.prompt) for example in examples]
     longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
     if len(encoded[longest]) > max_prompt:
@@ -203,10 +222,17 @@ def encode_examples(
     )
 
 
+def _check_alphabet(examples: Iterable[Example], tokenizer: Tokenizer) -> None:
+    error = alphabet_error(tokenizer, (text for one in examples for text in (one.prompt, one.answer or "")))
+    if error is not None:
+        raise error
+
+
 class TextDataset:
     """A task made ready to be asked: its tokenizer, its budgets, and its prompts by split.
 
     ``max_prompt`` and ``max_new`` are those of the config, or measured; ``max_steps`` is what a policy may write.
+    ``heldout_fraction`` is that of the config, unless all of a few questions would then be in one split.
 
     Raises:
         ValueError: if the split is unknown, ``max_turn`` does not fit the task, or a budget cannot be measured.
@@ -216,7 +242,7 @@ class TextDataset:
         self.config = config
         self.task = make_task(config.task, config.task_kwargs)
         self.tokenizer = make_tokenizer(config.tokenizer)
-        self.max_turn, self.heldout_fraction = config.max_turn, config.heldout_fraction
+        self.max_turn = config.max_turn
         self.pool_size, self.pool_seed = config.pool_size, config.pool_seed
         check_split(config.split)
         if config.max_turn is not None and (config.max_turn < 1 or not isinstance(self.task, TurnTask)):
@@ -224,11 +250,26 @@ class TextDataset:
                 f"max_turn={config.max_turn} must be at least 1, and limits turns of a task with worlds (make_world), "
                 f"which {type(self.task).__name__} {'is' if isinstance(self.task, TurnTask) else 'is not'}."
             )
+        self.heldout_fraction = self._share()
         self._excluded: frozenset[str] = frozenset()
         self._pools: dict[str, EncodedExamples] = {}
         self._num_measured = 0
         self.max_prompt, self.max_new = self._budgets()
         self.max_steps = min(self.max_new, config.max_episode_steps or self.max_new)
+
+    def _share(self) -> float:
+        """Return the share that is held out; few questions, by the task's own word, are looked at."""
+        given, size = self.config.heldout_fraction, getattr(self.task, "universe_size", None)
+        return given if size is None or size > _FEW else self.splitting_share(given, size)
+
+    def splitting_share(self, heldout_fraction: float, num_questions: int = _FEW) -> float:
+        """Return ``splitting_share`` of the questions found by draws that are the same in every run."""
+        rng, keys = np.random.default_rng(0), set[str]()
+        for _ in range(_DRAWS_PER_QUESTION * num_questions):
+            keys.update(self.task.sample(rng, split).key for split in SPLITS)
+            if len(keys) >= num_questions:
+                break
+        return splitting_share(keys, heldout_fraction)
 
     def _budgets(self) -> tuple[int, int]:
         """Return the budgets of the config; those that are left out are the longest of a draw."""
@@ -242,6 +283,7 @@ class TextDataset:
         ]
         if not drawn:
             raise ValueError(f"{type(self.task).__name__} has no example to measure; give max_prompt and max_new.")
+        _check_alphabet(drawn, self.tokenizer)
         max_prompt = config.max_prompt or max(len(self.tokenizer.encode(example.prompt)) for example in drawn)
         answers = [example.answer for example in drawn if example.answer is not None]
         if config.max_new is None and len(answers) < len(drawn):

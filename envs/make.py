@@ -26,7 +26,7 @@ from worldmtp.envs.text_env import (
     unsaved_wrappers,
     wrap,
 )
-from worldmtp.envs.tokenizer import Tokenizer
+from worldmtp.envs.tokenizer import Tokenizer, alphabet_error
 from worldmtp.envs.vector_env import TextGenVectorEnv
 from worldmtp.envs.wrappers.autoreset import with_autoreset
 
@@ -275,5 +275,8 @@ def subject_of(task: Task) -> str:
 
 
 def _lengths(texts: list[str], tokenizer: Tokenizer) -> Lengths:
+    error = alphabet_error(tokenizer, texts)
+    if error is not None:
+        raise error
     counts = [len(tokenizer.encode(text)) for text in texts]
     return Lengths(median(counts), max(counts))

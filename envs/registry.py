@@ -67,7 +67,8 @@ def register_task(
         score: ``(example, text) -> value`` or a rubric, for a function; see ``load_reward``. Without it the value is 1
             for exactly the answer, else 0.
         probe_bound: the largest mean value content-free text may earn from ``score``, or by saying it in every turn of
-            a world; 0 by default. A Task class has its own, as a class attribute.
+            a world; 0 by default, and ``task_kwargs={"probe_bound": ...}`` of a check replaces it. A Task class has
+            its own, as a class attribute.
         task_kwargs: what the class is constructed with.
         **env_kwargs: further defaults of the environment, such as ``heldout_fraction`` or ``max_turn``.
 
@@ -202,16 +203,21 @@ def _is_world(source: type) -> bool:
     return all(hasattr(source, name) for name in ("reset", "step")) and not hasattr(source, "score")
 
 
-def _function_task(source: Callable[..., Any], score: RewardSpec | None, probe_bound: float) -> Task:
-    task: Task = pkgutil.resolve_name(_FUNCTION_TASK)(source, score, probe_bound)
+def _function_task(
+    source: Callable[..., Any], score: RewardSpec | None, registered: float, /, probe_bound: float | None = None
+) -> Task:
+    bound = registered if probe_bound is None else probe_bound
+    task: Task = pkgutil.resolve_name(_FUNCTION_TASK)(source, score, bound)
     return task
 
 
-def _world_task(source: type, probe_bound: float, **world_kwargs: Any) -> Task:
+def _world_task(source: type, registered: float, /, probe_bound: float | None = None, **world_kwargs: Any) -> Task:
     """Return conversations with worlds of this class, or with gymnasium environments of it."""
     if issubclass(source, gymnasium.Env):
         source, world_kwargs = pkgutil.resolve_name(FROM_GYMNASIUM), {"env": source, **world_kwargs}
-    task: Task = pkgutil.resolve_name(WORLD_TASK)(source, world_kwargs, probe_bound=probe_bound)
+    task: Task = pkgutil.resolve_name(WORLD_TASK)(
+        source, world_kwargs, probe_bound=registered if probe_bound is None else probe_bound
+    )
     return task
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from worldmtp.envs.rows import Columns, TextRows
 from worldmtp.envs.scoring import Failure, Scorer
 from worldmtp.envs.task import DenseTask, Example, Reply, Score, Task, TurnTask, clamp_return, is_full_return
-from worldmtp.envs.tokenizer import NO_TEXT, Tokenizer, written_text
+from worldmtp.envs.tokenizer import NO_TEXT, Tokenizer, alphabet_error, written_text
 
 Examples = Shaped[np.ndarray, " row"]
 """The question of each row."""
@@ -249,7 +249,8 @@ class TurnRewards(AnswerRewards):
             try:
                 answers.append((said[-1], (reply, tokenizer.encode(reply.text))))
             except ValueError as error:
-                answers.append((said[-1], scorer.reject(error, example, said[-1])))
+                cause = alphabet_error(tokenizer, [reply.text]) or error  # with what to do
+                answers.append((said[-1], scorer.reject(cause, example, said[-1])))
         return answers
 
     def _record(self, rows: TextRows, row: int, truncated: bool, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-from worldmtp.choices import did_you_mean
+from worldmtp.choices import did_you_mean, env_settings
 
 DEFAULT_ALPHABET = string.digits + string.ascii_lowercase + string.ascii_uppercase + " " + string.punctuation
 """Printable ASCII without control characters: 95 characters, a vocabulary of 97."""
@@ -20,6 +20,8 @@ NO_TEXT = "\ufffd"
 """What a special token other than EOS is read as, Unicode's replacement character, which no answer holds."""
 
 _KINDS = ("char", "transformers")
+_MOST_ADDED = 200
+"""Characters that an error message adds to an alphabet; texts with more are better written in tokens of several."""
 
 
 @runtime_checkable
@@ -96,10 +98,10 @@ class CharTokenizer:
         """
         try:
             return [self._id_of[character] for character in text]
-        except KeyError as error:
+        except KeyError:
+            lacking = "".join(sorted(set(text) - set(self.alphabet)))
             raise ValueError(
-                f"character {error.args[0]!r} of {text!r} is not in the alphabet {self.alphabet!r}; "
-                "give the tokenizer an alphabet that has it."
+                f"the alphabet {self.alphabet!r} of the tokenizer lacks {lacking!r}, as in {text!r}."
             ) from None
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
@@ -139,6 +141,31 @@ class CharTokenizer:
         )
 
 
+def read_tokenizer(path: str) -> Any:
+    """Return the tokenizer of transformers in a folder, or of a name of the hub whose files are in its cache here.
+
+    Raises:
+        ValueError: there is none, since nothing is downloaded. Of a model's config alone transformers would make a
+            tokenizer without a vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    directory, cure = Path(path), "Put the files there that tokenizer.save_pretrained writes."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if directory.is_dir():
+            raise ValueError(f"the tokenizer at {path!r} cannot be read: {error} {cure}") from error
+        raise ValueError(
+            f"there is no tokenizer at {path!r}: no such directory, and no such name in the cache of the hub. "
+            f"Nothing is downloaded here: fetch it first, as by hf download {path} --local-dir checkpoint."
+        ) from error
+    needed = sorted(set(tokenizer.vocab_files_names.values()))
+    if directory.is_dir() and not any((directory / name).is_file() for name in needed):
+        raise ValueError(f"there is no tokenizer at {path!r}: none of {needed} is in that directory. {cure}")
+    return tokenizer
+
+
 class TransformersTokenizer:
     """A Hugging Face tokenizer from a folder, or by a name of the hub whose files are in its cache here.
 
@@ -147,21 +174,8 @@ class TransformersTokenizer:
     """
 
     def __init__(self, path: str) -> None:
-        from transformers import AutoTokenizer
-
         self.path = str(path)
-        try:
-            self.backend = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            if Path(self.path).is_dir():
-                raise ValueError(
-                    f"the tokenizer at {self.path!r} cannot be read: {error} Put the files there that "
-                    "tokenizer.save_pretrained writes."
-                ) from error
-            raise ValueError(
-                f"there is no tokenizer at {self.path!r}: no such directory, and no such name in the cache of the hub. "
-                f"Nothing is downloaded here: fetch it first, as by hf download {self.path} --local-dir checkpoint."
-            ) from error
+        self.backend = read_tokenizer(self.path)
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(self.backend, name) is None:
                 raise ValueError(f"the tokenizer at {self.path!r} has no {name}; set one and save it again.")
@@ -220,6 +234,28 @@ class TransformersTokenizer:
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""
         return {"kind": "transformers", "path": self.path}
+
+
+def alphabet_error(tokenizer: Tokenizer, texts: Iterable[str]) -> ValueError | None:
+    """Return the error of all characters of the texts that are outside a ``CharTokenizer``'s alphabet, if any are.
+
+    Its message ends with the setting of a tokenizer that is enough for these texts.
+    """
+    if not isinstance(tokenizer, CharTokenizer):
+        return None
+    known, foreign = frozenset(tokenizer.alphabet), dict[str, str]()  # to the first text that has it
+    for text in texts:
+        foreign = dict.fromkeys(set(text) - known, text) | foreign
+    if not foreign:
+        return None
+    lacking, text = "".join(sorted(foreign)), foreign[min(foreign)]
+    wider = f"char:{tokenizer.alphabet}{lacking}"
+    if len(lacking) > _MOST_ADDED:
+        wider, lacking = "transformers:<directory of a tokenizer>", f"{lacking[:9]}..."
+    return ValueError(
+        f"the alphabet of the tokenizer lacks {lacking!r}, as in {text!r}; leave that out of the texts, or give a "
+        f"tokenizer that has it: {env_settings({'tokenizer': wider})}."
+    )
 
 
 def written_text(tokenizer: Tokenizer, ids: Iterable[SupportsIndex]) -> str:

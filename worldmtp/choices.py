@@ -1,5 +1,8 @@
 """What a user writes, checked: names from a closed set, and plain values that become a config's dataclass."""
 
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
@@ -74,3 +77,42 @@ def _converted(kind: Any, value: Any, path: str) -> Any:
     names = " or ".join("null" if item is NoneType else item.__name__ for item in allowed)
     hint = "; YAML reads a number with an exponent only with a point and a sign, as 1.0e+13" if float in allowed else ""
     raise TypeError(f"{path}={value!r} is a {type(value).__name__}; it must be {names}{hint}.")
+
+
+def env_settings(options: Mapping[str, Any]) -> str:
+    """Return how commands set options of an environment, whole and quoted for a shell, to end an error message with.
+
+    Hydra adds a key or replaces it where it is told ``++``, whichever the composed config asks.
+
+    Args:
+        options: by name, dotted where it is nested, as "task_kwargs.path"; texts, numbers, true or false, or None.
+    """
+    overrides = [shlex.quote(f"++env.kwargs.{name}={_hydra_value(value)}") for name, value in options.items()]
+    kwargs = [shlex.quote(f"{name}={_plain_value(value)}") for name, value in options.items()]
+    return f"{' '.join(overrides)} (worldmtp train), --kwargs {' '.join(kwargs)} (worldmtp envs, eval)"
+
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:-]*", re.ASCII)
+_NO_TEXTS = ("null", "true", "false", "nan", "inf")
+
+
+def _hydra_value(value: Any) -> str:
+    """Return a value as Hydra's grammar reads it; in quotes, backslashes count where a quote or a ${ follows."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN_TEXT.fullmatch(value) and value.lower() not in _NO_TEXTS:
+        return value
+    escaped = re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", value)
+    closed = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], escaped)
+    return f'"{closed}"'
+
+
+def _plain_value(value: Any) -> str:
+    """Return a value as ``--kwargs`` reads it: JSON, or else text."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        json.loads(value)
+    except ValueError:
+        return value
+    return json.dumps(value)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.dataset import SPLITS, check_split, split_of
+from worldmtp.envs.dataset import SPLITS, check_split, split_of, splitting_share
 from worldmtp.envs.rubric import load_reward, reward_score
 from worldmtp.envs.task import Example, RewardSpec, Score
 from worldmtp.envs.tasks.strings import position_match
@@ -78,7 +78,7 @@ def read_sides(files: tuple[NamedFile, ...], width: int, heldout_fraction: float
     Raises:
         ValueError: if a file is not UTF-8, or a split has no file.
     """
-    sides: dict[str, tuple[list[str], list[str]]] = {split: ([], []) for split in SPLITS}
+    read: list[tuple[str, str, str]] = []
     for name, path in files:
         content = path.read_bytes()
         try:
@@ -88,19 +88,19 @@ def read_sides(files: tuple[NamedFile, ...], width: int, heldout_fraction: float
         if len(text) >= width:
             # the prefix keeps this hash apart from that of a prompt
             key = hashlib.blake2b(b"corpus file\0" + content, digest_size=8).hexdigest()
-            names, texts = sides[split_of(key, heldout_fraction)]
-            names.append(name)
-            texts.append(text)
-    for split, (names, _) in sides.items():
-        if not names:
+            read.append((key, name, text))
+    share = splitting_share([key for key, _, _ in read], heldout_fraction)
+    sides: dict[str, Side] = {}
+    for split in SPLITS:
+        chosen = [(name, text) for key, name, text in read if split_of(key, share) == split]
+        if not chosen:
             raise ValueError(
-                f"none of {len(files)} files with {width} characters or more is in {split!r}: give more files, shorter "
-                f"windows, or another heldout_files than {heldout_fraction}."
+                f"{len(read)} of {len(files)} files have {width} characters or more, and heldout_files="
+                f"{heldout_fraction} leaves none in {split!r}: give more files, shorter windows, or a share above zero."
             )
-    return {
-        split: Side(names, texts, np.cumsum([len(text) - width + 1 for text in texts], dtype=np.int64))
-        for split, (names, texts) in sides.items()
-    }
+        ends = np.cumsum([len(text) - width + 1 for _, text in chosen], dtype=np.int64)
+        sides[split] = Side([name for name, _ in chosen], [text for _, text in chosen], ends)
+    return sides
 
 
 _MAX_TRIES = 10_000
@@ -119,7 +119,7 @@ class CorpusTask:
         reward: "<module>:<function>", or a function: ``(example, text) -> float | Score``. Without one a text is worth
             the share of positions at which it has the right character.
         alphabet: characters that a window may have; None allows all. A tokenizer's alphabet, where it has one.
-        heldout_files: share of the files that is held out.
+        heldout_files: share of the files that is held out; of few, the nearest that leaves some on either side.
         probe_bound: the largest mean value that content-free text may earn.
 
     Raises:

@@ -14,7 +14,7 @@ import decimal
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.choices import did_you_mean
+from worldmtp.choices import did_you_mean, env_settings, nearest
 from worldmtp.envs.rubric import exact_match, load_reward, reward_score
 from worldmtp.envs.task import Example, RewardSpec, Score
 
@@ -236,9 +236,7 @@ class DataTask:
         self._reward = exact_match if reward is None else load_reward(reward)
         rows = read_rows(path, part, subset)
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        _check_column("prompt", prompt, columns, self.path)
-        if answer is not None:
-            _check_column("answer", answer, columns, self.path)
+        _check_columns({"prompt": prompt, "answer": answer}, columns, self.path)
         self._examples = [
             self._example(index, row, prompt, answer, separator) for index, row in enumerate(rows, start=1)
         ]
@@ -281,11 +279,17 @@ class DataTask:
         return Example(prompt=question + separator, answer=texts[1], meta=meta)
 
 
-def _check_column(argument: str, column: str, columns: Sequence[str], path: str) -> None:
-    if column in columns:
+def _check_columns(named: Mapping[str, str | None], columns: Sequence[str], path: str) -> None:
+    """Raise if columns are not there, of all of them at once: ``named`` is what each argument names, None is none."""
+    missing = {argument: column for argument, column in named.items() if column is not None and column not in columns}
+    if not missing:
         return
-    raise ValueError(
-        f"{path!r} has no column {column!r}{did_you_mean(column, columns)} "
-        f"Its columns: {list(columns)}; name the right one with {argument}=..."
-        + (", or answer=None and a reward." if argument == "answer" else ".")
-    )
+    told = " and ".join(f"no column {column!r} ({argument}=)" for argument, column in missing.items())
+    unused = [column for column in columns if column not in named.values()]
+    near = {argument: nearest(column, unused) for argument, column in missing.items()}
+    others = iter([column for column in unused if column not in near.values()])
+    meant = {f"task_kwargs.{argument}": column or next(others, None) for argument, column in near.items()}
+    cure = f"name the right one, as by {env_settings({name: column for name, column in meant.items() if column})}"
+    if "answer" in missing:
+        cure += "; or, without answers, answer=None (null on the command line) and a reward"
+    raise ValueError(f"{path!r} has {told}. Its columns: {list(columns)}; {cure}.")

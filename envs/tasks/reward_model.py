@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from worldmtp.choices import did_you_mean
 from worldmtp.envs.registry import make_task
 from worldmtp.envs.task import Example, Score, Task
-from worldmtp.envs.tokenizer import NO_TEXT
+from worldmtp.envs.tokenizer import NO_TEXT, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +45,8 @@ class RewardModelTask:
         probe_bound: the largest mean value that content-free text may earn; a judge promises nothing by itself.
 
     Raises:
-        ValueError: if there is no checkpoint, the label is missing or unknown, or an argument is out of range.
+        ValueError: if there is no checkpoint, it cannot be read or lacks weights, the label is missing or unknown, or
+            an argument is out of range.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class RewardModelTask:
         self.exact_from, self.show_answers, self.probe_bound = exact_from, show_answers, probe_bound
         self.batch_size, self.max_length = batch_size, max_length
         self._label, self._is_exclusive = _read_label(self.checkpoint, label)
+        read_tokenizer(self.checkpoint)
+        _read_classifier(self.checkpoint, device_map="meta")  # names and shapes: a score that raises would pay 0
         self._prompts = make_task(prompts, prompts_kwargs)
         self.universe_size = getattr(self._prompts, "universe_size", None)
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
@@ -144,15 +147,32 @@ class RewardModelTask:
 
     def _load(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         if self._loaded is None:
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-            model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint).to(self.device).eval()
+            model = _read_classifier(self.checkpoint).to(self.device).eval()
+            tokenizer = read_tokenizer(self.checkpoint)
             # Decoders find the last token of a row by its padding, which must be theirs and on the right.
             tokenizer.padding_side = "right"
             model.config.pad_token_id = tokenizer.pad_token_id
             self._loaded = (model, tokenizer)
         return self._loaded
+
+
+def _read_classifier(checkpoint: str, **how: Any) -> Any:
+    """Return the model, all of whose weights are the checkpoint's: a head drawn at random would judge at random."""
+    from transformers import AutoModelForSequenceClassification
+
+    from worldmtp.model.guards import check_weights_loaded  # torch, which a task of another kind does without
+
+    how |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(checkpoint, **how)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the reward model in {checkpoint!r} cannot be read: {error} Put the files there that "
+            "model.save_pretrained writes, of a model for sequence classification."
+        ) from error
+    model, info = loaded
+    check_weights_loaded(model, info, checkpoint)
+    return model
 
 
 def _read_label(checkpoint: str, label: str | int | None) -> tuple[int, bool]:
@@ -164,7 +184,7 @@ def _read_label(checkpoint: str, label: str | int | None) -> tuple[int, bool]:
         )
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     if len(names) == 1 and label in (None, 0, names[0]):
         return 0, False

@@ -189,6 +189,10 @@ class ForeignWorld:
             if not callable(getattr(self.game, method, None)):
                 raise TypeError(f"{self._name} has no method {method}; expected reset(seed) and step(text).")
         self._takes_keyword = _takes_seed_by_name(self.game.reset, self._name)
+        for method in ("moves", "player"):  # a game may show how it is played, as any world may
+            shown = getattr(getattr(self.game, "unwrapped", self.game), method, None)
+            if callable(shown):
+                setattr(self, method, shown)
 
     def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
         """The opening text and info.

@@ -53,7 +53,7 @@ REFUSED = [
     (r"imports='no_such_module' cannot be imported: .*no_such_", "imports=[no_such_module]"),
     (r"imports='./no_such_file.py' cannot be imported: .*no_such_", "imports=[./no_such_file.py]"),
     (
-        r"has no held-out prompt, and eval\.num_prompts=8 asks for some; .* env\.kwargs\.heldout_fraction=0\.0",
+        r"has no held-out prompt, and eval\.num_prompts=8 asks for some; .* \+\+env\.kwargs\.heldout_fraction=0\.2 ",
         "+env.kwargs.heldout_fraction=0.0",
     ),
     ("imagination=latent is for answers without replies", "env=pig", "imagination=latent"),
@@ -257,14 +257,40 @@ def test_a_saved_model_keeps_its_heads(compose_tiny, tiny_trunk, tmp_path, capsy
     assert MTPModel.from_pretrained(tmp_path / "warm" / "sft" / "model").config.depth == 3
 
 
-def test_a_checkpoints_own_tokenizer_is_not_passed_over_in_silence(compose_tiny, tiny_trunk, tmp_path, capsys):
-    heads = MTPConfig(head="parallel", depth=3)
-    model = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=13), heads)
-    save_model(model, tmp_path / "saved", transformers_tokenizer(CharTokenizer("abcdefghij=")))
-    chosen = ("model=pretrained", f"model.path={tmp_path / 'saved'}", "imagination=off", "sft.num_steps=0")
+@pytest.fixture
+def saved(tiny_trunk, tmp_path):
+    """Make a saved model of 13 ids, with the tokenizer of an alphabet beside it."""
+
+    def make(alphabet):
+        model = MTPModel.from_trunk(tiny_trunk("llama", vocab_size=13), MTPConfig(head="parallel", depth=3))
+        save_model(model, tmp_path / "saved", transformers_tokenizer(CharTokenizer(alphabet)))
+        return tmp_path / "saved"
+
+    return make
+
+
+@pytest.mark.parametrize("option", ["model.path", "sft.load"])
+def test_a_checkpoint_that_reads_other_texts_than_the_environment_writes_is_refused(refused, saved, option):
+    """Reverse writes in abcdefghij=, whose first two letters have changed places here, after pad and EOS."""
+    path = saved("bacdefghij=")
+    message = (
+        rf"^{option}=.*saved has a tokenizer of its own, in which 2 of the environment's 11 tokens are others: id 2 is "
+        rf"'b' there and 'a' in the environment\. .*: \+\+env\.kwargs\.tokenizer=transformers:{path} \(worldmtp train\)"
+    )
+    refused(message, *(["model=pretrained"] if option == "model.path" else []), f"{option}={path}")
+
+
+@pytest.mark.parametrize("how", ["same", "more", "pasted", "none"])
+def test_a_checkpoint_of_compatible_tokens_is_taken(compose_tiny, saved, tmp_path, how):
+    """The same tokens, or some behind them, or its own by the setting that the refusal gives, or nothing that says."""
+    path = saved({"same": "abcdefghij=", "more": "abcdefghij=x"}.get(how, "=abcdefghij"))
+    if how == "none":
+        (path / "tokenizer_config.json").unlink()
+    chosen = ["model=pretrained", f"model.path={path}", "imagination=off", "sft.num_steps=0"]
+    if how == "pasted":
+        chosen.append(f"++env.kwargs.tokenizer=transformers:{path}")
     run(compose_tiny(*chosen, "agent.rollout.num_iterations=0"), tmp_path / "run")
-    note = r"note: model\.path=.*saved has a tokenizer of its own, .* another, of 13 ids, .*tokenizer=transformers:"
-    assert re.search(note, capsys.readouterr().err)
+    assert (tmp_path / "run" / "DONE").is_file()
 
 
 SIZES = {

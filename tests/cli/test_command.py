@@ -12,6 +12,7 @@ from worldmtp.cli.arguments import run_config
 from worldmtp.cli.envs_play import play_env
 from worldmtp.cli.evaluate import environment_of
 from worldmtp.cli.train import run
+from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.training.config import EnvConfig
@@ -135,6 +136,15 @@ def test_an_environment_is_made_as_the_run_made_it(tmp_path):
     assert (other.kwargs, other.wrappers) == (spec, [])
     assert run_config(tmp_path / "elsewhere") is None
     assert environment_of(None, model, "worldmtp/Pig-v0", {}) == EnvConfig("worldmtp/Pig-v0", spec)
+
+
+def test_an_environment_in_whose_tokens_the_checkpoint_reads_other_texts_is_refused(tmp_path):
+    CharTokenizer("abc=").to_transformers().save_pretrained(tmp_path)
+    for tokenizer in ("char:abc=", "char:ab", {"kind": "transformers", "path": str(tmp_path)}):
+        given = {"tokenizer": tokenizer}
+        assert environment_of(None, tmp_path, "worldmtp/Reverse-v0", given).kwargs == given
+    with pytest.raises(ValueError, match=r"^--model=.* in which 3 of the environment's 5 tokens are .*: id 3 is 'b'"):
+        environment_of(None, tmp_path, "worldmtp/Reverse-v0", {"tokenizer": "char:acb=d"})
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_play_ends_with_the_input(command_line):
 def test_play_asks_again_for_what_cannot_be_written(command_line):
     code, out, _ = command_line("play", "worldmtp/Reverse-v0", typed="XYZ\n\n")
     assert code == 0
-    assert "character 'X' of 'XYZ' is not in the alphabet" in out
+    assert "of the tokenizer lacks 'XYZ', as in 'XYZ'." in out
     assert "score 0.000, not solved" in out
 
 

@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
-from worldmtp.envs import Example, split_of
+from worldmtp.envs import Example, register_task, split_of
 from worldmtp.random import stream_seed
 from worldmtp.tracking import JsonlWriter, MultiWriter, ProgressReporter
 from worldmtp.training.config import TrainConfig
@@ -151,19 +152,39 @@ def test_a_file_of_two_rows_is_enough_where_one_is_held_out(config_of, words):
     assert "evaluation takes the 1 that were found" in notes[0]
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (("dog", "hen"), r"has no held-out prompt, and eval\.num_prompts=512 asks for some; .* or raise the share"),
-        (
-            ("cat", "cow"),
-            r"has no training prompt, and sft\.num_demonstrations=4000 asks for some; .* or lower the share",
-        ),
-    ],
-)
-def test_an_empty_split_is_refused_and_what_would_fill_it_named(config_of, words, names, message):
-    with pytest.raises(ValueError, match=message + r" of prompts that is held out, env\.kwargs\.heldout_fraction=0\.2"):
-        prompts_of(config_of(*words(*names)))
+@pytest.mark.parametrize("names", [("dog", "hen"), ("cat", "cow")])
+def test_a_file_of_two_rows_is_enough_where_the_hash_puts_both_into_one_split(config_of, words, names):
+    env, prompts, _, notes = prompts_of(config_of(*words(*names)))
+    asked = [{example.prompt for example in examples} for examples in (prompts.held_out, prompts.demonstrations)]
+    assert sorted(map(len, asked)) == [1, 1]
+    assert set.union(*asked) == {f"{name}=" for name in names}
+    assert {example.prompt for example in env.dataset.pool("train").examples} == asked[1]
+    share = env.dataset.heldout_fraction
+    assert notes[0] == (
+        "env.kwargs.heldout_fraction=0.2: by it one split of so few prompts would be empty; the share that is held out "
+        f"is {share:g} instead."
+    )
+
+
+def test_one_row_is_refused_since_no_share_could_fill_both_splits(config_of, words):
+    with pytest.raises(ValueError, match=r"DataTask has no held-out prompt, .*; give it more questions\.$"):
+        prompts_of(config_of(*words("dog")))
+
+
+@pytest.mark.parametrize(("names", "empty"), [(("dog=", "hen="), "held-out"), (("cat=", "cow="), "training")])
+def test_a_function_of_two_questions_is_refused_with_a_share_that_works(config_of, names, empty):
+    """Nothing says that there are no more, so that the split of all others' questions stays as it is."""
+
+    @register_task("TwoWords", max_prompt=4, max_new=4)
+    def two_words(rng):
+        return Example(str(rng.choice(names)), "a")
+
+    config = ("env=custom", "env.id=worldmtp/TwoWords-v0")
+    with pytest.raises(ValueError, match=f"FunctionTask has no {empty} prompt") as caught:
+        prompts_of(config_of(*config))
+    (pasted,) = re.findall(r"by (\S+) \(worldmtp train\)", str(caught.value))
+    _, prompts, _, _ = prompts_of(config_of(*config, pasted))
+    assert (len(prompts.held_out), len(prompts.demonstrations)) == (1, 1)
 
 
 def test_every_purpose_of_every_run_has_a_stream_of_its_own(compose_tiny, no_report, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from worldmtp.envs.global_rng import GlobalStream, seeded_global_rng
 from worldmtp.envs.worlds.adapters import from_gem, from_text_object, from_textarena
+from worldmtp.envs.worlds.players import PlayedWorld, WorldWithMoves, demonstrate
 from worldmtp.envs.worlds.task import WorldTask
 
 OVER, OPEN = True, False
@@ -363,3 +364,18 @@ class Shows(TextArenaLike):
 def test_of_a_history_what_is_new_is_said_and_all_of_a_snapshot(observations, said):
     world = from_textarena(Shows(*observations))
     assert [world.reset(0)[0], *(world.step("x")[0] for _ in observations[1:])] == said
+
+
+def test_a_game_that_shows_how_it_is_played_is_a_world_that_does():
+    class Shown(GemLike):
+        def moves(self):
+            return ["end"]
+
+        def player(self):
+            return lambda reply: "end"
+
+    plain, shown = from_text_object(GemLike()), from_text_object(Shown())
+    assert not isinstance(plain, (WorldWithMoves, PlayedWorld))
+    assert isinstance(shown, WorldWithMoves)
+    assert isinstance(shown, PlayedWorld)
+    assert (list(shown.moves()), demonstrate(shown, 3)) == (["end"], ["end"])

@@ -16,8 +16,7 @@ from worldmtp.envs import (
     check_vector_env,
     hack_probes,
 )
-from worldmtp.envs.checks import check_hack_probes, check_worlds
-from worldmtp.envs.tasks.reasoning_gym import ReasoningGymTask
+from worldmtp.envs.checks import check_worlds
 from worldmtp.envs.text_env import TextVectorView
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.envs.wrappers.autoreset import with_autoreset
@@ -188,50 +187,6 @@ def test_gymnasiums_own_vectorisation_of_the_single_env_differs_only_in_where_in
 
     with pytest.raises(AssertionError, match="final_info is there for"):
         check_vector_env(make)
-
-
-class PaysForLength:
-    probe_bound = 0.0
-
-    def sample(self, rng, split):
-        return Example(f"{rng.integers(1000)}=", "7")
-
-    def score(self, example, text, ids):
-        return Score(min(len(text), 10) / 10, exact=text == "7")
-
-
-class FindsTheAnswer(PaysForLength):
-    def score(self, example, text, ids):
-        return Score(float("777" in text or text == "7"), exact="7" in text)
-
-
-class PaysTooMuch(PaysForLength):
-    def score(self, example, text, ids):
-        return Score(2.0)
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        (PaysForLength(), "which answers nothing, earns"),
-        (FindsTheAnswer(), "earns|hidden in it"),
-        (PaysTooMuch(), r"outside \[0, 1\]"),
-    ],
-)
-def test_scores_that_can_be_hacked_are_caught(task, message):
-    rng = np.random.default_rng(0)
-    with pytest.raises(AssertionError, match=message):
-        check_hack_probes(task, [task.sample(rng, "train") for _ in range(8)])
-
-
-@pytest.mark.parametrize(
-    "name", ["prime_factorization", "power_function", "complex_arithmetic", "gcd", "letter_counting"]
-)
-def test_reasoning_gym_scorers_are_hardened(name):
-    """Unhardened, "NaN" earns 1 at complex_arithmetic, all digits 0.1 at gcd, and prime_factorization raises."""
-    task = ReasoningGymTask(name, calibration_items=16)
-    rng = np.random.default_rng(0)
-    check_hack_probes(task, [task.sample(rng, "train") for _ in range(16)])
 
 
 class Unfaithful(TextGenEnv):

@@ -56,10 +56,22 @@ def test_every_place_of_every_file_is_as_likely(tmp_path):
 
 def test_a_split_without_a_file_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("abcde")
+    (tmp_path / "b.txt").write_text("ab")
     with pytest.raises(
-        ValueError, match=r"none of 1 files with 3 characters or more is in '(train|heldout)': give more"
+        ValueError, match=r"1 of 2 files have 3 characters or more, and .* leaves none in '(train|heldout)': give more"
     ):
-        CorpusTask(str(tmp_path / "a.txt"), 2, 1).sample(np.random.default_rng(0), "train")
+        CorpusTask(str(tmp_path / "*.txt"), 2, 1).sample(np.random.default_rng(0), "train")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_two_files_are_enough_one_a_split(tmp_path, number):
+    """By their hashes both would be on one side of .2 in .68 of all pairs, in none of four once in 100 times."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}{number}" * 9)
+    task, rng = CorpusTask(str(tmp_path / "*.txt"), 2, 1), np.random.default_rng(0)
+    read = [{task.sample(rng, split).meta["file"] for _ in range(20)} for split in ("train", "heldout")]
+    assert list(map(len, read)) == [1, 1]
+    assert len(set.union(*read)) == 2
 
 
 def test_splits_share_no_file_no_copy_of_one_and_no_prompt(texts):

@@ -173,12 +173,12 @@ def test_the_real_hub_offline(tmp_path, monkeypatch):
         ("a.jsonl", "", {}, "has no rows"),
         ("a.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt"', {}, r"line 2: Expecting .* each line must be"),
         ("a.jsonl", '["a", "b"]', {}, "line 1: a JSON list; each line must be an object"),
-        ("a.jsonl", '{"promt": "a", "answer": "b"}', {}, "has no column 'prompt'; did you mean 'promt'"),
+        ("a.jsonl", '{"promt": "a", "answer": "b"}', {}, r"has no column 'prompt' \(prompt=\)\. Its"),
         (
             "a.jsonl",
             '{"prompt": "a", "x": "b"}',
             {},
-            r"no column 'answer'\. .*answer=\.\.\., or answer=None and a reward",
+            r"no column 'answer' \(answer=\)\. Its .*task_kwargs\.answer=x .*or, without answers, answer=None .*reward",
         ),
         (
             "a.jsonl",
@@ -333,3 +333,19 @@ def test_a_prompt_of_several_questions_is_not_looked_up(tmp_path, my_rewards, ro
         return
     with pytest.raises(ValueError, match=r"the prompt 'a=' is that of 2 questions of the pool of 'train'"):
         env.reset(options=options)
+
+
+def test_all_wrong_columns_are_told_at_once_with_a_line_that_mends_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,Answers,question\n1,b,a\n")
+    with pytest.raises(ValueError, match="has no column") as caught:
+        DataTask(path, answer="answers")
+    # The nearest in spelling for the one, and the first that nobody has named for the other.
+    assert str(caught.value) == (
+        f"{str(path)!r} has no column 'prompt' (prompt=) and no column 'answers' (answer=). Its columns: ['id', "
+        "'Answers', 'question']; name the right one, as by ++env.kwargs.task_kwargs.prompt=id "
+        "++env.kwargs.task_kwargs.answer=Answers (worldmtp train), --kwargs task_kwargs.prompt=id "
+        "task_kwargs.answer=Answers (worldmtp envs, eval); or, without answers, answer=None (null on the command line) "
+        "and a reward."
+    )
+    assert DataTask(path, prompt="question", answer="Answers").sample(np.random.default_rng(0), "train").answer == "b"

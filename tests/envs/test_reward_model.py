@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from worldmtp.envs import Example, Scorer
 from worldmtp.envs.scoring import BatchScoringTask
@@ -125,6 +125,34 @@ def test_what_is_missing_is_told(checkpoint, tmp_path):
         RewardModelTask(path, Copy(), label=1, template="{prompt}")
     with pytest.raises(ValueError, match="batch_size=0 and max_length=None must be positive"):
         RewardModelTask(path, Copy(), label=1, batch_size=0)
+
+
+def test_a_checkpoint_without_a_head_or_a_tokenizer_is_refused_before_anything_is_judged(checkpoint, tmp_path):
+    """A head that transformers draws at random would judge at random, and a score that raises pays 0."""
+    path = checkpoint(["reward"])
+    AutoModelForSequenceClassification.from_pretrained(path).base_model.save_pretrained(path)
+    with pytest.raises(ValueError, match=r"missing weights: classifier\.bias, classifier\.weight"):
+        RewardModelTask(path, Copy())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / path / name).unlink()
+    with pytest.raises(ValueError, match=r"there is no tokenizer at .*: none of .* tokenizer\.save_pretrained writes"):
+        RewardModelTask(path, Copy())
+
+
+def test_nothing_is_fetched_for_a_reward_model(checkpoint, monkeypatch):
+    path = checkpoint(["reward"])
+    asked = []
+    for cls in (AutoConfig, AutoTokenizer, AutoModelForSequenceClassification):
+        read = cls.from_pretrained
+
+        def recorded(*args, read=read, **kwargs):
+            asked.append(kwargs.get("local_files_only"))
+            return read(*args, **kwargs)
+
+        monkeypatch.setattr(cls, "from_pretrained", recorded)
+    RewardModelTask(path, Copy()).score(EXAMPLES[0], "abc", NO_IDS)
+    assert len(asked) >= 5
+    assert set(asked) == {True}
 
 
 def test_batches_need_a_padding_token(checkpoint):

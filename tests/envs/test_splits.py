@@ -5,8 +5,11 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from worldmtp.envs import Example, draw_examples, make_task, prompt_overlap, split_of
+from worldmtp.envs import Example, TextGenVectorEnv, draw_examples, make_task, prompt_overlap, register_task, split_of
+from worldmtp.envs.dataset import splitting_share
 from worldmtp.envs.tasks.strings import Copy
 
 
@@ -134,3 +137,43 @@ def test_items_that_draw_from_global_generators_repeat():
     first = draw_examples(task, "train", 20, seed=0)
     random.random()
     assert draw_examples(task, "train", 20, seed=0) == first
+
+
+def test_of_few_prompts_the_nearest_share_fills_both_splits():
+    # Buckets are the keys modulo 1000. Of 500 and 700 none is below 200: from 501 on one is held out.
+    assert splitting_share([f"{500:x}", f"{1700:x}"], 0.2) == 0.501
+    # Of 100 and 150 none trains: at 150 the second one does.
+    assert splitting_share([f"{100:x}", f"{150:x}"], 0.2) == 0.15
+    assert splitting_share([f"{100:x}", f"{700:x}"], 0.2) == 0.2  # both are filled as it is
+    assert splitting_share([f"{500:x}"], 0.2) == 0.2  # no share puts one prompt on both sides
+    assert splitting_share([f"{500:x}", f"{700:x}"], 0.0) == 0.0  # none held out, as asked
+
+
+@given(st.sets(st.integers(0, 5000), min_size=1, max_size=6), st.integers(1, 999))
+def test_no_split_is_empty_where_one_share_fills_both_and_a_share_that_does_stays(numbers, thousandths):
+    keys, given_share = [f"{number:x}" for number in numbers], thousandths / 1000
+    share = splitting_share(keys, given_share)
+    if {split_of(key, given_share) for key in keys} == {"train", "heldout"}:
+        assert share == given_share
+    elif len({number % 1000 for number in numbers}) > 1:
+        assert {split_of(key, share) for key in keys} == {"train", "heldout"}
+
+
+@pytest.mark.parametrize("names", [("dog=", "hen="), ("cat=", "cow=")])
+def test_a_task_of_two_questions_has_one_in_each_split_whatever_the_seed(names):
+    """By .2 both of the first pair would train, and both of the second be held out."""
+    assert len({split_of(Example(name).key) for name in names}) == 1
+
+    class Two(Copy):
+        universe_size = 2
+
+        def sample(self, rng, split):
+            return Example(names[int(rng.integers(2))], "a")
+
+    register_task("Two", max_prompt=4, max_new=4)(Two)
+    for seed in (0, 1):
+        envs = TextGenVectorEnv(1, task="Two", max_prompt=4, max_new=4, pool_size=4, pool_seed=seed)
+        pools = [{example.prompt for example in envs.dataset.pool(split).examples} for split in ("train", "heldout")]
+        assert sorted(map(len, pools)) == [1, 1]
+        assert set.union(*pools) == set(names)
+        assert envs.dataset.overlap() == 0.0

@@ -1,11 +1,16 @@
 """Characters to ids and back, and the Hugging Face tokenizer of the same ids."""
 
+import shlex
 import socket
 
+import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer, make_tokenizer
-from worldmtp.envs.tokenizer import written_text
+from worldmtp.envs import CharTokenizer, Example, TextGenVectorEnv, Tokenizer, TransformersTokenizer, make_tokenizer
+from worldmtp.envs.tasks.strings import Copy
+from worldmtp.envs.tokenizer import alphabet_error, written_text
+from worldmtp.envs.worlds.task import WorldTask
 
 
 def test_ids_are_pad_eos_then_the_alphabet():
@@ -24,7 +29,7 @@ def test_default_alphabet_is_printable_ascii():
 
 
 def test_unknown_character_is_named():
-    with pytest.raises(ValueError, match=r"character 'c' of 'abc' is not in the alphabet 'ab='"):
+    with pytest.raises(ValueError, match=r"the alphabet 'ab=' of the tokenizer lacks 'c', as in 'abc'\.$"):
         CharTokenizer("ab=").encode("abc")
 
 
@@ -87,7 +92,11 @@ def test_a_tokenizer_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match=r"the tokenizer at '.*' cannot be read: (.|\n)* tokenizer\.save_pretrained w"):
         TransformersTokenizer(str(tmp_path))
-    assert [how.get("local_files_only") for how in told] == [True, True]
+    # Of this config alone transformers makes a tokenizer that writes every text with no token at all.
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"there is no tokenizer at '.*': none of \['merges\.txt', .*\] is in"):
+        TransformersTokenizer(str(tmp_path))
+    assert [how.get("local_files_only") for how in told] == [True, True, True]
 
 
 def test_a_vocabulary_that_has_a_special_token_as_a_word_refuses_it(tmp_path):
@@ -153,3 +162,44 @@ def test_transformers_tokenizer_has_the_same_ids_and_survives_saving(tmp_path):
         assert loaded.encode(text) == ids
         assert loaded.decode([*ids, 1, 0, 0]) == text
     assert make_tokenizer(loaded.spec()).encode("abc") == tokenizer.encode("abc")
+
+
+def test_characters_outside_an_alphabet_are_told_at_once_with_a_tokenizer_that_has_them():
+    tokenizer = make_tokenizer('char:ab= "$')
+    assert alphabet_error(tokenizer, ["ab", ""]) is None
+    message = str(alphabet_error(tokenizer, ["ab=", "bä=", "☃ö", "ä"]))
+    assert message.startswith(
+        "the alphabet of the tokenizer lacks 'äö☃', as in 'bä='; leave that out of the texts, or "
+    )
+    pasted = message.partition("has it: ")[2].partition(" (worldmtp train)")[0]
+    (override,) = OverridesParser.create().parse_overrides(shlex.split(pasted))
+    assert override.key_or_group == "env.kwargs.tokenizer"
+    assert make_tokenizer(override.value()).spec() == {"kind": "char", "alphabet": 'ab= "$äö☃'}
+    many = "".join(map(chr, range(0x4E00, 0x4F00)))
+    message = str(alphabet_error(tokenizer, [many]))
+    assert "lacks '一丁丂七丄丅丆万丈...'," in message  # 256 of them, which no alphabet should hold
+    assert "transformers:<directory of a tokenizer>" in message
+
+
+@pytest.mark.parametrize("budgets", [{}, {"max_prompt": 9, "max_new": 9}])
+def test_a_task_in_other_letters_is_refused_once_with_all_of_them(budgets):
+    class Words(Copy):
+        def sample(self, rng, split):
+            return Example(str(rng.choice(["é=", "ü=", "a="])) + str(rng.integers(99)), str(rng.choice(["ñ", "b"])))
+
+    with pytest.raises(ValueError, match="lacks 'éñü', as in"):
+        TextGenVectorEnv(1, task=Words(), pool_size=256, **budgets).dataset.pool("train")
+
+
+def test_a_reply_in_other_letters_is_told_with_a_tokenizer_that_has_them():
+    class Speaks:
+        def reset(self, seed):
+            return "?", {"hidden": seed}
+
+        def step(self, text):
+            return "já", 0.5, False, False, {}
+
+    envs = TextGenVectorEnv(1, task=WorldTask(Speaks), tokenizer="char:j?", max_prompt=1, max_new=9, pool_size=4)
+    envs.reset(seed=0)
+    with pytest.warns(RuntimeWarning, match=r"the alphabet of the tokenizer lacks 'á'.*tokenizer=.*char:j\?á"):
+        envs.step(np.array([envs.tokenizer.eos_id]))

@@ -76,9 +76,17 @@ def environment_of(trained: TrainConfig | None, directory: Path, env_id: str, gi
 
     It is made with the tokenizer beside the model, then with what the run was trained with where it had this
     environment, its wrappers included, then with what was given.
+
+    Raises:
+        ValueError: a tokenizer was given, and the checkpoint's own gives another meaning to its ids.
     """
+    from worldmtp.envs.tokenizer import make_tokenizer
+    from worldmtp.training.saved_model import check_vocabulary
+
     same = trained.env if trained is not None and trained.env.id == env_id else EnvConfig(env_id)
     kwargs = {"tokenizer": f"transformers:{directory}"} | same.kwargs | given
+    if kwargs["tokenizer"] != f"transformers:{directory}":
+        check_vocabulary(directory, make_tokenizer(kwargs["tokenizer"]), "--model")
     return EnvConfig(env_id, kwargs, same.wrappers)
 
 

@@ -293,6 +293,13 @@ def _load(config: GenerateConfig, directory: Path, tokenizer: PreTrainedTokenize
         own = load_tokenizer(config.draft_model) if has_tokenizer(config.draft_model) else tokenizer
         drafting = _model_of(config.draft_model, own, str(model.device))
         drafter = make_drafter(model, drafting, num_draft, None)
+        differing = own.get_vocab().items() ^ tokenizer.get_vocab().items()
+        if differing:
+            raise ValueError(
+                f"--draft-model {config.draft_model} writes in other tokens than the model, such as "
+                f"{min(differing, key=str)[0]!r}, so that none of its drafts would mean what it says; give a model of "
+                "the same tokenizer, or --draft lookup."
+            )
     length = AUTO if chooser else drafter.max_drafts
     method = f"draft {draft}, K={depth}, "
     method += f"num_draft={length}" if tree is None else f"tree={','.join(map(str, tree))}"

@@ -38,6 +38,7 @@ from worldmtp.tracking import MetricWriter, render_strip
 from worldmtp.tracking.scenes import Scene
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.make import check_fits, make_env
+from worldmtp.training.run_prompts import no_prompt
 
 NUM_TOP = 5
 """Likeliest tokens that a scene keeps of each thing said."""
@@ -313,7 +314,7 @@ def _heldout_rows(
     check_fits(model.config, probe)
     examples = probe.examples("heldout", num_prompts, seed, "evaluation", fewer=True)
     if not examples:
-        raise ValueError(f"{env.id} has no held-out prompt; give it more questions, or raise heldout_fraction.")
+        raise no_prompt(probe, "held-out prompt")
     return make_env(env, len(examples)), examples
 
 

@@ -21,7 +21,6 @@ from worldmtp.envs.make import MakingError, make_text_vec
 from worldmtp.envs.scoring import Scorer
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import unrecorded
-from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.global_draws import global_draws_from
@@ -29,7 +28,7 @@ from worldmtp.objective import MTPObjective
 from worldmtp.objective.plan import Progress
 from worldmtp.training.config import EnvConfig, ModelConfig, ProfileConfig, TrainConfig
 from worldmtp.training.saved_model import (
-    has_tokenizer,
+    check_vocabulary,
     holds_heads,
     holds_mtp_model,
     load_causal_lm,
@@ -115,8 +114,10 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
 
     Raises:
         ValueError: no such family of heads (the nearest is suggested), or one that cannot be had that way; or a saved
-            model cannot be read.
+            model cannot be read, or its tokenizer gives other meanings to the environment's ids.
     """
+    if config.architecture is None and config.path is not None:
+        check_vocabulary(Path(config.path), env.tokenizer, "model.path")
     generator = torch.Generator().manual_seed(seed)
     if brings_heads(config):
         return load_with_heads(Path(str(config.path)), generator, f"Give another model.path than {config.path!r}.")
@@ -131,21 +132,13 @@ def make_model(config: ModelConfig, env: TextVectorEnv, seed: int) -> MTPModel:
         raise ValueError(f"model.head={config.head} with model.head_spec={spec}: {error}") from error
 
 
-def model_notes(config: ModelConfig, env: TextVectorEnv, model: MTPModel, is_warm: bool) -> list[str]:
-    """Return what a user should know of a checkpoint: a tokenizer that is not the environment's, heads of its own."""
-    notes, path = [], config.path
-    if path is not None and has_tokenizer(Path(path)) and not isinstance(env.tokenizer, TransformersTokenizer):
-        notes.append(
-            f"model.path={path} has a tokenizer of its own, and the environment writes with another, of "
-            f"{env.tokenizer.vocab_size} ids, which mean nothing to the checkpoint; to use its own, say "
-            f"+env.kwargs.tokenizer=transformers:{path}."
-        )
+def model_notes(config: ModelConfig, model: MTPModel, is_warm: bool) -> list[str]:
+    """Return what a user should know of a checkpoint: that it brings heads of its own."""
     if is_warm or not brings_heads(config):
-        return notes
-    heads = model.config
+        return []
+    path, heads = config.path, model.config
     kind = "a saved MTPModel" if holds_mtp_model(Path(str(path))) else "a published checkpoint"
     return [
-        *notes,
         f"model.path={path}: {kind}, taken with its own heads (head={heads.head}, depth={heads.depth}); model.head, "
         "model.depth, model.head_spec and model.num_value_bins say nothing here.",
     ]

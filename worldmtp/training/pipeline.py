@@ -79,6 +79,7 @@ from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, rei
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
 from worldmtp.training.saved_model import (
+    check_vocabulary,
     load_model,
     save_model,
     transformers_tokenizer,
@@ -156,7 +157,7 @@ class Pipeline:
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
         check_completions(self._model, self._env, config)
-        self.notes = (*model_notes(config.model, self._env, self._model, self._is_warm), *prompts.notes, *notes)
+        self.notes = (*model_notes(config.model, self._model, self._is_warm), *prompts.notes, *notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
@@ -217,6 +218,7 @@ class Pipeline:
             done = Path(config.sft.load)
             if not done.is_dir():
                 raise ValueError(f"sft.load={config.sft.load!r} is not a directory; give the sft/model of a run.")
+            check_vocabulary(done, self._env.tokenizer, "sft.load")
         if done.is_dir():
             return True, on_device(load_model(done), config.profile)
         seed = stream_seed(config.seed, "model")

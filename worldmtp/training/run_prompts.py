@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worldmtp.atomic_files import write_text
+from worldmtp.choices import env_settings
 from worldmtp.envs import Example, TextVectorEnv, draw_examples
+from worldmtp.envs.config import TextEnvConfig
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.make import make_env
 
@@ -38,9 +40,14 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
         ValueError: a split has no prompt at all; the message says what widens it.
     """
     held_out = env.examples("heldout", config.eval.num_prompts, config.seed, "evaluation", fewer=True)
-    notes = []
+    notes, share, given = [], env.dataset.heldout_fraction, env.dataset.config.heldout_fraction
+    if share != given:
+        notes.append(
+            f"env.kwargs.heldout_fraction={given:g}: by it one split of so few prompts would be empty; the share that "
+            f"is held out is {share:g} instead."
+        )
     if not held_out:
-        raise _no_prompt(env, config, f"held-out prompt, and eval.num_prompts={config.eval.num_prompts}", "raise")
+        raise no_prompt(env, f"held-out prompt, and eval.num_prompts={config.eval.num_prompts} asks for some")
     if len(held_out) < config.eval.num_prompts:
         notes.append(
             f"eval.num_prompts={config.eval.num_prompts}: the task has few held-out prompts; evaluation takes the "
@@ -59,7 +66,7 @@ def draw_run_prompts(env: TextVectorEnv, config: TrainConfig) -> RunPrompts:
     asked = config.sft.num_demonstrations
     drawn = env.examples("train", asked, config.seed, "demonstrations", fewer=True)
     if not drawn:
-        raise _no_prompt(env, config, f"training prompt, and sft.num_demonstrations={asked}", "lower")
+        raise no_prompt(env, f"training prompt, and sft.num_demonstrations={asked} asks for some")
     shown = [example for example in drawn if example.answer]
     if not shown:
         notes.append(
@@ -125,11 +132,12 @@ def _keys(examples: Iterable[Example]) -> frozenset[str]:
     return frozenset(example.key for example in examples)
 
 
-def _no_prompt(env: TextVectorEnv, config: TrainConfig, asked: str, change: str) -> ValueError:
-    return ValueError(
-        f"{config.env.id} has no {asked} asks for some; give it more questions, or {change} the share of prompts that "
-        f"is held out, env.kwargs.heldout_fraction={env.dataset.heldout_fraction}."
-    )
+def no_prompt(env: TextVectorEnv, what: str) -> ValueError:
+    """Return the error of a split without prompts, with the share that would leave some in both."""
+    given = env.dataset.config.heldout_fraction
+    share = env.dataset.splitting_share(given or TextEnvConfig.heldout_fraction)
+    cure = "; or hold out another share, by " + env_settings({"heldout_fraction": share}) if share != given else ""
+    return ValueError(f"the task {type(env.task).__name__} has no {what}; give it more questions{cure}.")
 
 
 def _pool_seed(config: TrainConfig) -> int:

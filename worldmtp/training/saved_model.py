@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from worldmtp.atomic_files import remove_partial, replacing
+from worldmtp.choices import env_settings
 from worldmtp.envs import CharTokenizer, Tokenizer, TransformersTokenizer
 from worldmtp.interchange.importing import import_checkpoint, layout_with_heads
 from worldmtp.model import MTPModel
@@ -123,6 +124,40 @@ def load_causal_lm(path: str | Path, **kwargs: Any) -> PreTrainedModel:
 def has_tokenizer(directory: Path) -> bool:
     """Return whether a tokenizer of transformers was saved in the directory."""
     return (directory / _TOKENIZER_CONFIG).is_file()
+
+
+def check_vocabulary(directory: Path, tokenizer: Tokenizer, option: str) -> None:
+    """Raise if a model directory brings a tokenizer to whose ids an environment's gives another meaning.
+
+    An environment may have fewer ids than the checkpoint, and without a tokenizer nothing says what its ids mean.
+
+    Args:
+        directory: of the checkpoint.
+        tokenizer: the environment's.
+        option: what named the directory, for the message.
+
+    Raises:
+        ValueError: the checkpoint would read other texts than are written; the message has the setting that mends it.
+    """
+    if not has_tokenizer(directory):
+        return
+    other = load_tokenizer(directory)
+    theirs: dict[int, str] = {index: token for token, index in other.get_vocab().items()}
+    if isinstance(tokenizer, TransformersTokenizer):
+        ours = {index: token for token, index in tokenizer.backend.get_vocab().items()}
+    else:  # texts, since nothing is known of how it writes its tokens
+        ordinary = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in (tokenizer.pad_id, tokenizer.eos_id)]
+        ours = {id_: tokenizer.decode([id_]) for id_ in ordinary}
+        theirs = {id_: str(other.decode([id_])) for id_ in ordinary if id_ in theirs}
+    differing = [id_ for id_ in sorted(ours) if theirs.get(id_) != ours[id_]]
+    if differing:
+        first, own = differing[0], env_settings({"tokenizer": f"transformers:{directory}"})
+        raise ValueError(
+            f"{option}={directory} has a tokenizer of its own, in which {len(differing)} of the environment's "
+            f"{len(ours)} tokens are others: id {first} is {theirs.get(first)!r} there and {ours[first]!r} in the "
+            f"environment. Give the environment the checkpoint's: {own}. To train its weights on other tokens all the "
+            f"same, give a copy of the directory without {_TOKENIZER_CONFIG}."
+        )
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -91,6 +91,12 @@ def test_a_drafting_model_of_another_vocabulary(command_line, save, model_of, ti
     assert_refused(outcome, "the drafting model has 9 tokens and the model 7")
 
 
+def test_a_drafting_model_of_other_letters(command_line, save, model_of):
+    path = save(model_of(), "other", CharTokenizer("bacd="))
+    outcome = command_line("--model", save(model_of()), "a", "--draft-model", path)
+    assert_refused(outcome, "writes in other tokens than the model, such as 'a', so that none of its drafts would mean")
+
+
 def test_a_cache_that_does_not_fit(command_line, save, model_of, monkeypatch):
     monkeypatch.setattr("worldmtp.decoding.limits.free_memory", lambda device: 0)
     assert_refused(

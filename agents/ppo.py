@@ -9,7 +9,7 @@ reply tokens in ``observation.py``. Left out: value clipping (Andrychowicz et al
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.observation import observation_loss
 from worldmtp.agents.rollout import Rollout, TensorBatch, reply_mask, state_index
-from worldmtp.agents.tail import live_logprobs, tail_logprob
+from worldmtp.agents.tail import ends_with_tail, live_logprobs, tail_logprob
 from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
@@ -37,6 +37,7 @@ from worldmtp.objective.policy_losses import (
     ppo_loss,
     ppo_terms,
 )
+from worldmtp.tracking.late_numbers import LateNumbers
 
 # What an update is given besides the rollout
 
@@ -218,22 +219,27 @@ class PPOAgent:
         is proportional to. ``num_epochs`` replaces the config's.
 
         Raises:
-            FloatingPointError: a loss is not finite; the model is left as it was before that step.
+            FloatingPointError: a loss is not finite; its step was not applied (``clipped_step``).
             ValueError: the model is in training mode.
         """
         check_eval_mode(self.model)
-        sums: dict[str, float] = {}
-        num_steps, largest_ratio = 0, 0.0
+        late, read = LateNumbers(check_finite), list[dict[str, float]]()
+        has_tail = ends_with_tail(plan.live_ids)
+        num_steps, rates = 0, 0.0
         for minibatch in self._minibatches(len(rollout), num_epochs or self.config.num_epochs, generator):
-            learning_rate = self._set_learning_rate(remaining)
-            metrics = self._step(rollout.select(minibatch), stats.ref_logprobs[minibatch], plan.select(minibatch))
-            largest_ratio = max(largest_ratio, metrics.pop("losses/ratio_max"))
-            for name, value in (metrics | {"losses/learning_rate": learning_rate}).items():
-                sums[name] = sums.get(name, 0.0) + value
+            rows = minibatch.to(rollout.input_ids.device, non_blocking=True)
+            rates += self._set_learning_rate(remaining)
+            self._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), has_tail, late)
             num_steps += 1
             self.num_updates += 1
-            if self.config.target_kl is not None and metrics["losses/approx_kl"] > self.config.target_kl:
-                break
+            if self.config.target_kl is not None:  # which the host has to wait for
+                ours = late.take()
+                read += ours
+                if sum(numbers.get("losses/approx_kl", 0.0) for numbers in ours) > self.config.target_kl:
+                    break
+        read += late.take()
+        largest_ratio = max(numbers.pop("losses/ratio_max", 0.0) for numbers in read)
+        sums = summed(read) | {"losses/learning_rate": rates}
         means = {name: value / num_steps for name, value in sums.items()}
         targets = plan.value_targets[rollout.step_mask]
         errors = targets - stats.values[:, :-1][rollout.step_mask]
@@ -248,10 +254,11 @@ class PPOAgent:
         """Return |g|^2 of the plan's policy terms alone, over the whole rollout, as it was acted; no step is taken."""
         check_eval_mode(self.model)
         size = self.config.micro_batch_size or -(-len(rollout) // self.config.num_minibatches)
+        has_tail = ends_with_tail(plan.live_ids)
         self.optimizer.zero_grad(set_to_none=True)
         for rows in torch.arange(len(rollout)).split(size):
             part = rollout.select(rows)
-            _, terms = self._loss(part, part.logprobs, plan.select(rows), rollout)
+            _, terms = self._loss(part, part.logprobs, plan.select(rows), rollout, has_tail)
             policy = [terms[name] for name in ("losses/policy", "losses/counterfactual") if name in terms]
             torch.stack(policy).sum().backward()
         norm = sum(float(weight.grad.square().sum()) for weight in self._parameters if weight.grad is not None)
@@ -272,26 +279,20 @@ class PPOAgent:
         self.optimizer.param_groups[0]["lr"] = learning_rate
         return learning_rate
 
-    def _step(self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan) -> dict[str, float]:
+    def _step(
+        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, has_tail: bool, late: LateNumbers
+    ) -> None:
         """Take one gradient step on a minibatch, whose gradient is added up over its micro-batches."""
-        sums: dict[str, float] = {}
-        largest_ratio = 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        for rows in torch.arange(len(rollout)).split(self.config.micro_batch_size or len(rollout)):
-            loss, terms = self._loss(rollout.select(rows), ref_logprobs[rows], plan.select(rows), rollout)
-            values = {name: float(term.detach()) for name, term in terms.items()}
-            broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-            if broken:
-                raise FloatingPointError(f"{', '.join(broken)}; the update was not applied.")
+        places = torch.arange(len(rollout), device=rollout.input_ids.device)
+        for rows in places.split(self.config.micro_batch_size or len(rollout)):
+            loss, terms = self._loss(rollout.select(rows), ref_logprobs[rows], plan.select(rows), rollout, has_tail)
+            late.add(terms | {"losses/total": loss})
             loss.backward()
-            largest_ratio = max(largest_ratio, values.pop("losses/ratio_max"))
-            for name, value in (values | {"losses/total": float(loss.detach())}).items():
-                sums[name] = sums.get(name, 0.0) + value
-        norm = clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm")
-        return sums | {"losses/grad_norm": norm, "losses/ratio_max": largest_ratio}
+        clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm", late)
 
     def _loss(
-        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, whole: Rollout
+        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, whole: Rollout, has_tail: bool
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return a micro-batch's part of the loss of the ``whole`` minibatch, whose tokens count, and its terms."""
         config, mask = self.config, rollout.step_mask
@@ -315,12 +316,12 @@ class PPOAgent:
             config.clip_coef,
         )
         if plan.live_ids.shape[-1] > 0:
-            live = live_logprobs(log_policy, plan.live_ids, plan.live_logprobs)
+            live = live_logprobs(log_policy, plan.live_ids, plan.live_logprobs, has_tail)
             others = all_action_loss_per_token(live, plan.live_logprobs, plan.live_advantages, config.clip_coef)
             terms["losses/counterfactual"] = masked_mean(others, mask, num_actions)
         if plan.improved is not None:
             ids, improved, weight = plan.improved
-            from_improved = improved_kl_per_token(live_logprobs(log_policy, ids, improved), improved)
+            from_improved = improved_kl_per_token(live_logprobs(log_policy, ids, improved, True), improved)
             terms["losses/search"] = masked_mean(weight * from_improved, mask, num_actions)
         loss = ppo_loss(terms, config.vf_coef, config.kl_coef, config.ent_coef)
         if config.observation_coef:
@@ -338,15 +339,41 @@ class PPOAgent:
         self.num_updates = int(state["num_updates"])
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: str) -> float:
-    """Take a step with the gradient clipped by its norm; return the norm before clipping.
+def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: str, late: LateNumbers) -> None:
+    """Take a step with the gradient clipped by its norm, which is added to ``late`` under ``tag``.
+
+    A gradient that is not finite is never applied. Where the host knows of it in time, as on a CPU, no weight changes;
+    else the step has a gradient of zero, by which a momentum moves on, and the error comes with a later number.
 
     Raises:
-        FloatingPointError: the norm is not finite; no weight was changed.
+        FloatingPointError: a number of ``late`` that has arrived is not finite; no weight was changed.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm))
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"{tag} is {norm}; the update was not applied.")
+    norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    late.add({tag: norm})
+    if late.is_coming:
+        is_broken = ~torch.isfinite(norm)
+        for weight in weights:
+            if weight.grad is not None:
+                weight.grad.masked_fill_(is_broken, 0.0)
     optimizer.step()
-    return norm
+
+
+def check_finite(numbers: dict[str, float], _: int = 0) -> None:
+    """Raise if a number of a step is not finite.
+
+    Raises:
+        FloatingPointError: one is.
+    """
+    broken = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(f"{', '.join(broken)}; the update was not applied.")
+
+
+def summed(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sum of each number over the records that have it."""
+    sums: dict[str, float] = {}
+    for record in records:
+        for name, value in record.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums

@@ -47,11 +47,14 @@ class TensorBatch:
 
     def select(self: _Batch, rows: Tensor) -> _Batch:
         """Return these rows of every field, in the order asked for."""
+        rows = rows.to(next(iter(vars(self).values())).device, non_blocking=True)
         return type(self)(**{name: values[rows] for name, values in vars(self).items()})
 
     def to(self: _Batch, device: torch.device | str) -> _Batch:
         """Return the same batch on another device."""
-        return type(self)(**{name: values.to(device) for name, values in vars(self).items()})
+        # To the device the host need not wait; from it, it would read what has not arrived.
+        goes_on = torch.device(device).type == "cuda"
+        return type(self)(**{name: values.to(device, non_blocking=goes_on) for name, values in vars(self).items()})
 
     @classmethod
     def cat(cls: type[_Batch], parts: Sequence[_Batch]) -> _Batch:

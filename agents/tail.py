@@ -26,16 +26,22 @@ def tail_logprob(
     return rest.logsumexp(dim=-1).masked_fill(empty, float("-inf"))
 
 
+def ends_with_tail(ids: Int[Tensor, "batch step live"]) -> bool:
+    """Return whether the tail stands at the last place of all states; the host waits for it."""
+    return ids.shape[-1] > 0 and bool((ids[..., -1] == TAIL).all())
+
+
 def live_logprobs(
     log_policy: Float[Tensor, "batch step vocab"],
     ids: Int[Tensor, "batch step live"],
     old_logprobs: Float[Tensor, "batch step live"],
+    has_tail: bool,
 ) -> Float[Tensor, "batch step live"]:
-    """Return log pi of the live tokens, and of the tail where ``ids`` end with it.
+    """Return log pi of the live tokens, and of the tail where ``ids`` end with it: where ``ends_with_tail``.
 
     The tail is what was outside the live set when that was chosen: ``old_logprobs`` are finite for live tokens alone.
     """
-    if not bool((ids[..., -1] == TAIL).all()):
+    if not has_tail:
         return log_policy.gather(2, ids)
     tokens = ids[..., :-1]
     tail = tail_logprob(log_policy, tokens, torch.isfinite(old_logprobs[..., :-1]))

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.ppo import check_eval_mode, clipped_step
+from worldmtp.agents.ppo import check_eval_mode, check_finite, clipped_step, summed
 from worldmtp.agents.rollout import Rollout, action_mask, padded, state_index
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision
@@ -36,6 +36,7 @@ from worldmtp.objective import MTPObjective
 from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan, multi_token_loss
 from worldmtp.objective.objective import LossTerms
 from worldmtp.objective.policy_losses import masked_mean
+from worldmtp.tracking.late_numbers import LateNumbers
 
 _MEASURED_EPISODES = 64
 _CHUNK_TOKENS = 1024
@@ -157,6 +158,7 @@ class WorldModelLearner:
         self.optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in rates])
         learns = bool(config.ce_coef or config.kl_coef)
         self._tokens_coef = float(learns)
+        self._num_updates = 0
         terms = LossTerms(ce=config.ce_coef, kl=config.kl_coef) if learns else LossTerms()
         self._objective = MTPObjective(terms=terms)
 
@@ -164,34 +166,31 @@ class WorldModelLearner:
         """Add a rollout to the replay and train; return the metrics' means over the updates.
 
         Raises:
-            FloatingPointError: a loss or its gradient is not finite; the model is left as it was before that step.
+            FloatingPointError: a loss or its gradient is not finite; its step was not applied (``clipped_step``).
             ValueError: the model is in training mode.
         """
         check_eval_mode(self._model)
         self._replay.add(rollout)
-        config = self._config
-        sums: dict[str, float] = {}
+        config, late = self._config, LateNumbers(check_finite)
         for _ in range(config.num_updates):
             self._set_learning_rate()
             episodes = self._replay.sample(config.batch_size_episodes, generator).to(self._model.device)
             with frozen(self._model.trunk):
                 loss, metrics = self.losses(episodes)
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"world_model/loss is not finite ({metrics}); the update was not applied.")
+            late.add(metrics)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = clipped_step(self.optimizer, config.max_grad_norm, "world_model/grad_norm")
-            for name, value in (metrics | {"world_model/grad_norm": norm}).items():
-                sums[name] = sums.get(name, 0.0) + value
-        return {name: value / config.num_updates for name, value in sums.items()}
+            clipped_step(self.optimizer, config.max_grad_norm, "world_model/grad_norm", late)
+            self._num_updates += 1
+        return {name: value / config.num_updates for name, value in summed(late.take()).items()}
 
     def _set_learning_rate(self) -> None:
-        """Set the rate of the next step, by the steps that Adam has counted."""
-        done = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+        """Set the rate of the next step, by the steps that were taken."""
+        done = self._num_updates
         warmth = min(1.0, (done + 1) / self._config.warmup_updates) if self._config.warmup_updates else 1.0
         self.optimizer.param_groups[0]["lr"] = self._config.learning_rate * warmth
 
-    def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def losses(self, rollout: Rollout) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Return the world model's loss on episodes, and its parts."""
         config = self._config
         latents = self._latents(rollout)
@@ -209,8 +208,8 @@ class WorldModelLearner:
             + config.continuation_coef * means["continuation"]
             + config.value_coef * means["value"]
         )
-        metrics = {"world_model/loss": float(loss.detach())}
-        metrics |= {f"world_model/{name}_loss": float(value.detach()) for name, value in means.items()}
+        metrics = {"world_model/loss": loss.detach()}
+        metrics |= {f"world_model/{name}_loss": value.detach() for name, value in means.items()}
         metrics |= _per_target("ce", next_tokens, next_tokens.sums.ce)
         if config.kl_coef:
             metrics |= _per_target("kl_trunk", next_tokens, next_tokens.sums.kl)
@@ -247,7 +246,7 @@ class WorldModelLearner:
         asked = {
             f"world_model/depth_{k}/agreement" for k, n in zip(greedy.depths, greedy.sums.counts, strict=True) if n
         }
-        return {"world_model/action_shuffle_loss_ratio": ratio} | {tag: agreement[tag] for tag in sorted(asked)}
+        return {"world_model/action_shuffle_loss_ratio": ratio} | {tag: float(agreement[tag]) for tag in sorted(asked)}
 
     def _greedy_tokens(self, hidden: Tensor, rollout: Rollout) -> Tensor:
         """Return the trunk's likeliest token wherever the policy wrote one, and the text elsewhere."""
@@ -311,6 +310,7 @@ class WorldModelLearner:
                 "param_groups": [group | {"params": [*islice(places, len(each["params"]))]} for each in own]
             }
         self.optimizer.load_state_dict(saved)
+        self._num_updates = max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
         self._replay.load_state_dict(state["replay"])
 
 
@@ -327,9 +327,9 @@ def frozen(trunk: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _per_target(name: str, loss: MultiTokenLoss, sums: Tensor) -> dict[str, float]:
+def _per_target(name: str, loss: MultiTokenLoss, sums: Tensor) -> dict[str, Float[Tensor, ""]]:
     """Return each depth's mean; zero where it has no target."""
-    means = (sums / loss.sums.counts.clamp(min=1)).tolist()
+    means = sums / loss.sums.counts.clamp(min=1)
     return {f"world_model/depth_{k}/{name}": mean for k, mean in zip(loss.depths, means, strict=True)}
 
 

@@ -251,3 +251,59 @@ def project_copy(project_root: Path, tmp_path: Path) -> Path:
     written = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist")
     left_out = shutil.ignore_patterns(*written, "runs", "outputs", "multirun")
     return shutil.copytree(project_root, tmp_path / "project", symlinks=True, ignore=left_out)
+
+
+@pytest.fixture
+def host_reads() -> Callable[..., AbstractContextManager[list[str]]]:
+    """A context that lists where code of some packages makes the host wait, as module.function: call.
+
+    On a CPU nobody waits, so calls are watched in place of time: whatever gives Python a number, or a shape that only
+    the data knows. ``HostCopy`` tells meanwhile that nothing has arrived, as an accelerator's would. Left out: torch's
+    optimisers, whose counters of steps lie on the host.
+    """
+    return _host_reads
+
+
+@contextmanager
+def _host_reads(packages: tuple[str, ...] = ("worldmtp",)) -> Iterator[list[str]]:
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    reads = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__contains__")
+    methods = {getattr(torch.Tensor, name): name for name in reads}
+    operations = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal")
+    ours, found = ("torch", "jaxtyping", "beartype", "contextlib", "functools"), list[str]()
+
+    def notice(what: str) -> None:
+        frame = sys._getframe(2)
+        while frame is not None:
+            module, code = frame.f_globals.get("__name__", ""), frame.f_code
+            if module.startswith("torch.optim"):
+                return
+            if code.co_filename != __file__ and module.partition(".")[0] not in ours:
+                if module.partition(".")[0] in packages:
+                    found.append(f"{module}.{code.co_name}: {what}")
+                return
+            frame = frame.f_back
+
+    class Methods(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in methods:
+                notice(methods[function])
+            return function(*args, **(kwargs or {}))
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.overloadpacket.__name__
+            by_mask = name == "index" and any(place is not None and place.dtype == torch.bool for place in args[1])
+            by_counts = name == "repeat_interleave" and "output_size" not in (kwargs or {})
+            if name in operations or by_mask or by_counts:
+                notice(name)
+            return function(*args, **(kwargs or {}))
+
+    from worldmtp.tracking.late_numbers import HostCopy
+
+    with pytest.MonkeyPatch.context() as patch, Methods(), Operations():
+        patch.setattr(HostCopy, "has_arrived", False)
+        yield found

@@ -21,7 +21,7 @@ from worldmtp.agents.imagination.critic import LiveTokens, RungCritic, live_toke
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.ppo import likely_tokens
 from worldmtp.agents.rollout import Rollout
-from worldmtp.agents.tail import live_logprobs
+from worldmtp.agents.tail import ends_with_tail, live_logprobs
 from worldmtp.dynamics import ExactWorldModel, TokenMDP, acting_policy
 from worldmtp.objective.policy_losses import all_action_loss_per_token, policy_loss_per_token
 
@@ -67,7 +67,8 @@ class Enumerated:
 
     def all_action_term(self, live: LiveTokens, advantages: Tensor) -> Tensor:
         old = live.logprobs.masked_fill(~live.mask, float("-inf"))
-        return all_action_loss_per_token(live_logprobs(self.log_policy, live.ids, old), old, advantages, CLIP)
+        logprobs = live_logprobs(self.log_policy, live.ids, old, ends_with_tail(live.ids))
+        return all_action_loss_per_token(logprobs, old, advantages, CLIP)
 
     def counterfactual_gradient(
         self,

@@ -260,7 +260,7 @@ def test_at_the_acting_policy_the_leash_pulls_nowhere(tiny_model: MakeModel, tex
     acted = replace(rollout, logprobs=now[..., 0].detach())
     plan = replace(imagined.plan, advantages=torch.zeros_like(imagined.plan.advantages))
     agent.optimizer.zero_grad()
-    loss, terms = agent._loss(acted, acted.logprobs, plan, acted)
+    loss, terms = agent._loss(acted, acted.logprobs, plan, acted, has_tail=False)
     loss.backward()
     assert float(terms["losses/kl_reference"].detach()) == pytest.approx(0, abs=1e-12)
     assert max(float(weight.grad.abs().max()) for weight in model.trunk.parameters() if weight.grad is not None) < 1e-10

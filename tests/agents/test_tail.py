@@ -62,7 +62,7 @@ def test_a_tail_below_rounding_keeps_its_mass_and_its_gradient(logprob: float, d
     log_policy = logits.log_softmax(dim=-1)
     likely = likely_tokens(log_policy.detach(), 2)
     live = live_tokens(likely, STEP, 0.0, tail=True)
-    found = live_logprobs(log_policy, live.ids, live.logprobs)
+    found = live_logprobs(log_policy, live.ids, live.logprobs, True)
     normaliser = math.log(2 + 2 * math.exp(logprob))
     expected = [-normaliser, -normaliser, logprob + math.log(2) - normaliser]
     assert found[0, 0].tolist() == pytest.approx(expected, rel=1e-6)
@@ -92,7 +92,7 @@ def test_forbidden_tokens_are_in_no_tail() -> None:
     assert live.ids.tolist() == [[[3, TAIL], [3, TAIL]]]
     assert live.mask.tolist() == [[[True, True], [True, False]]]
     assert live.logprobs.exp()[0].tolist() == [pytest.approx([weight / (weight + 2), 2 / (weight + 2)]), [1.0, 0.0]]
-    found = live_logprobs(log_policy, live.ids, live.logprobs)
+    found = live_logprobs(log_policy, live.ids, live.logprobs, True)
     assert found.exp()[0].tolist() == [pytest.approx([weight / (weight + 2), 2 / (weight + 2)]), [1.0, 0.0]]
 
 

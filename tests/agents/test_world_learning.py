@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_is_not_applied(hand_rollout: MakeRollout, tin
         model.world_heads.reward[-1].bias.fill_(float("nan"))
     before = [parameter.clone() for parameter in model.heads.parameters()]
     with pytest.raises(
-        FloatingPointError, match=r"world_model/loss is not finite .*reward_loss.: nan.*; the update was not applied"
+        FloatingPointError, match=r"world_model/loss is nan, world_model/reward_loss is nan; the update was not applied"
     ):
         learner.learn(rollout, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(before, model.heads.parameters(), strict=True))

@@ -103,18 +103,26 @@ def test_the_best_model_may_be_that_of_one_set(make_trainer, make_model, ragged)
 
 
 def test_sums_and_counts_by_hand():
-    means = DepthMeans()
-    means.add((2, 3), [[6.0, 1.0], [2.0, 0.0], [1.5, 0.0], [3.0, 1.0]], num_targets=4, accepts=True)
-    means.add((2,), [[2.0], [0.0], [0.0], [1.0]], num_targets=1, accepts=False)  # acceptance not measured
-    means.add((), [[], [], [], []], num_targets=2, accepts=True)
-    assert (means.num_batches, means.num_targets) == (3, 7)
-    assert means.take("eval_") == {
-        "eval_mtp/loss_depth_2": 2.0,
-        "eval_mtp/top1_depth_2": 0.5,
-        "eval_mtp/acceptance_depth_2": 0.5,
-        "eval_mtp/loss_depth_3": 1.0,
-        "eval_mtp/top1_depth_3": 0.0,
-        "eval_mtp/acceptance_depth_3": 0.0,
-    }
-    assert means.take("eval_") == {}
-    assert (means.num_batches, means.num_targets) == (0, 0)
+    means = DepthMeans(num_depths=4)
+
+    def add(depths, rows, counts, num_targets, accepts):
+        sums = torch.tensor(rows, dtype=torch.float64).reshape(3, len(depths))
+        means.add(depths, sums, torch.tensor(counts), torch.tensor(num_targets), accepts)
+
+    add((2, 3), [[6.0, 1.0], [2.0, 0.0], [1.5, 0.0]], [3, 1], 4, accepts=True)
+    add((2,), [[2.0], [0.0], [0.5]], [1], 1, accepts=False)  # acceptance not measured
+    add((), [[], [], []], [], 2, accepts=True)
+    assert means.num_batches == 3
+    assert means.take("eval_", lambda sums: sums) == (
+        {
+            "eval_mtp/loss_depth_2": 2.0,
+            "eval_mtp/top1_depth_2": 0.5,
+            "eval_mtp/acceptance_depth_2": 0.5,
+            "eval_mtp/loss_depth_3": 1.0,
+            "eval_mtp/top1_depth_3": 0.0,
+            "eval_mtp/acceptance_depth_3": 0.0,
+        },
+        7,
+    )
+    assert means.take("eval_", lambda sums: sums) == ({}, 0)
+    assert means.num_batches == 0

@@ -7,7 +7,7 @@ import torch
 
 from worldmtp.post_training.guards import check_finite, check_finite_weights
 
-NAN, INF, ONE = torch.tensor(float("nan")), torch.tensor(float("inf")), torch.tensor(1.0)
+NAN, INF, ONE = float("nan"), float("inf"), 1.0
 
 
 def test_finite_terms_pass():

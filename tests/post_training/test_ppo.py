@@ -185,7 +185,7 @@ def test_one_batch_gives_the_agents_advantages_losses_and_gradients(batches_of, 
     # TRL's fused head is float32 in all it returns.
     references = batch["ref_per_token_logps"][:, :steps][mask].double()
     torch.testing.assert_close(references, stats.ref_logprobs[mask], **close)
-    loss, terms = agent._loss(rollout, stats.ref_logprobs, plan, rollout)
+    loss, terms = agent._loss(rollout, stats.ref_logprobs, plan, rollout, has_tail=False)
     loss.backward()
     assert logged(trainer, "loss")[0] == pytest.approx(loss.item(), abs=1e-6)
     for ours, theirs in {"ppo/policy_loss": "policy", "ppo/value_loss": "value", "kl": "kl_reference"}.items():

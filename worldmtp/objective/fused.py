@@ -104,9 +104,10 @@ def summed_depth_losses(
             teacher = None
     layers = [*output_layers] if teacher is None else [*output_layers, teacher.output_layer]
     parameters = {id(layer): _parameters(layer) for layer in layers}  # once: a parametrised weight is new at each look
+    rows = _valid_rows(mask, None if teacher is None else teacher.offsets)
     depths = [
         SweptDepth(
-            rows=_valid_rows(mask[:, :, k], None if teacher is None else teacher.offsets[k]),
+            rows=rows[k],
             labels=targets[:, :, k].reshape(-1),
             unembedding=parameters[id(layer)],
             detach_output=detach_output[k],
@@ -194,15 +195,29 @@ def _constant(weight: float | Tensor) -> float | Tensor:
     return weight
 
 
-def _valid_rows(valid: Tensor, offset: int | None) -> Tensor | int:
-    length = valid.shape[1]
-    if offset is not None and bool(valid[:, max(length - offset + 1, 0) :].any()):
-        raise ValueError(
-            f"a valid target of the depth with offset={offset} has its teacher at a position beyond the {length} there "
-            "are; mask the targets that lie after the end."
-        )
-    rows = valid.reshape(-1).nonzero().squeeze(-1)
-    return len(rows) if len(rows) == valid.numel() else rows
+def _valid_rows(mask: Tensor, offsets: Sequence[int] | None) -> list[Tensor | int]:
+    """Return each depth's valid positions of batch times time, or how many if all are.
+
+    A chunk is as large as what is valid of it, so the host has to know how much is: it reads that once for all depths.
+    """
+    num_rows, length, num_depths = mask.shape
+    counts = mask.sum(dim=(0, 1))
+    if offsets is not None:
+        beyond = [mask[:, max(length - offset + 1, 0) :, k].sum() for k, offset in enumerate(offsets)]
+        counts = torch.cat([counts, torch.stack(beyond)])
+    known: list[int] = counts.tolist()
+    for k, offset in enumerate(offsets or ()):
+        if known[num_depths + k]:
+            raise ValueError(
+                f"a valid target of the depth with offset={offset} has its teacher at a position beyond the {length} "
+                "there are; mask the targets that lie after the end."
+            )
+    return [
+        size
+        if (size := known[k]) == num_rows * length
+        else torch.nonzero_static(mask[:, :, k].reshape(-1), size=size).squeeze(-1)
+        for k in range(num_depths)
+    ]
 
 
 def _product_dtype(latents: Sequence[Tensor], depths: Sequence[SweptDepth], teacher: Teacher | None) -> torch.dtype:

@@ -24,6 +24,7 @@ from worldmtp.objective.objective import LossTerms, MTPObjective
 from worldmtp.objective.plan import StepPlan
 from worldmtp.objective.sweep import Transform
 from worldmtp.objective.targets import DepthTargets
+from worldmtp.objective.token_losses import precise_dtype
 
 
 @runtime_checkable
@@ -105,9 +106,10 @@ def multi_token_loss(
     if plan.answers_only:
         mask = mask & targets.mask[..., :1]
     mask = position_mask(plan, mask)
-    weights = [plan.weights[depth - 2] * plan.position_scale for depth in depths]
+    weights: list[float | Tensor] = [plan.weights[depth - 2] * plan.position_scale for depth in depths]
     if per_target:
-        weights = [weight / max(count, 1) for weight, count in zip(weights, mask.sum(dim=(0, 1)).tolist(), strict=True)]
+        counts = mask.sum(dim=(0, 1)).clamp(min=1).to(precise_dtype(features.post_norm.dtype))
+        weights = [weight / count for weight, count in zip(weights, counts, strict=True)]
     lm_head = model.get_output_embeddings()
     layers = [model.output_layer(depth) for depth in depths]
     teacher = None

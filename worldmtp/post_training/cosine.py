@@ -5,6 +5,7 @@ Taken by the weights of the trunk's last layer: a backward pass to there is shor
 goes through it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,4 +38,20 @@ def gradient_cosine(
     dot = torch.stack([(a * b).sum() for a, b in pairs]).sum()
     norms = [torch.stack([part.square().sum() for part in parts]).sum().sqrt() for parts in zip(*pairs, strict=True)]
     length = norms[0] * norms[1]
-    return dot / length if bool(length > 0) else undefined
+    return torch.where(length > 0, dot / length, undefined)
+
+
+class GradientCosines:
+    """The cosines of some micro-batches, on the device until they are taken."""
+
+    def __init__(self) -> None:
+        self._cosines: list[Tensor] = []
+
+    def add(self, of_processes: Float[Tensor, " process"]) -> None:
+        """Keep the mean over the processes that have one."""
+        self._cosines.append(of_processes.nanmean())
+
+    def take(self) -> list[float]:
+        """Return those that are defined since the last take."""
+        cosines, self._cosines = self._cosines, []
+        return [cosine for cosine in torch.stack(cosines).tolist() if math.isfinite(cosine)] if cosines else []

@@ -4,6 +4,7 @@ A step stops at the first loss or weight that is not finite. The Trainer's own `
 loss in the log and trains on.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -129,13 +129,13 @@ def check_has_target(
     )
 
 
-def check_finite(terms: Mapping[str, Shaped[Tensor, ""]], step: int, output_dir: str) -> None:
+def check_finite(terms: Mapping[str, float], step: int, output_dir: str) -> None:
     """Raise if a term of the loss is NaN or infinite.
 
     Raises:
         FloatingPointError: names the step, every such term with its value, and the last good checkpoint.
     """
-    broken = {name: value.item() for name, value in terms.items() if not torch.isfinite(value)}
+    broken = {name: value for name, value in terms.items() if not math.isfinite(value)}
     if broken:
         listed = ", ".join(f"{name}={value}" for name, value in broken.items())
         raise FloatingPointError(

@@ -4,56 +4,81 @@ Sums and counts are kept, not means, so that the size of a micro-batch does not 
 weighs little. The same holds for evaluation, where ``metric_for_best_model`` may be one of these means.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from worldmtp.tracking import MetricWriter
 
+_KINDS = ("loss", "top1", "acceptance")
 
-@dataclass
+
 class DepthMeans:
     """Keep sums of cross-entropy, first guesses and acceptance by depth since the last log, and their targets.
 
-    ``num_batches`` and ``num_targets`` (of depth 1) count what was seen, with heads run or not.
+    All of it is one tensor on the device, which is read when it is taken; a micro-batch only adds to it.
+
+    Args:
+        num_depths: of the model.
     """
 
-    num_batches: int = 0
-    num_targets: int = 0
-    _sums: dict[int, list[float]] = field(default_factory=dict)
-    _counts: dict[int, list[float]] = field(default_factory=dict)
+    def __init__(self, num_depths: int) -> None:
+        self._num_depths = num_depths
+        self._start()
 
-    def add(self, depths: Sequence[int], rows: Sequence[Sequence[float]], num_targets: int, accepts: bool) -> None:
-        """Add one micro-batch.
+    def _start(self) -> None:
+        self.num_batches = 0
+        """Micro-batches that were seen, with heads run or not."""
+        self._state: Tensor | None = None
+        """A row for each of the kinds, then the counts of each, and the targets of depth 1; a column for each depth."""
+
+    def add(
+        self,
+        depths: Sequence[int],
+        sums: Float[Tensor, "kind depth"],
+        counts: Shaped[Tensor, " depth"],
+        num_targets: Int[Tensor, ""],
+        accepts: bool,
+    ) -> None:
+        """Add one micro-batch of this process.
 
         Args:
             depths: that ran.
-            rows: their sums of cross-entropy, first guesses and acceptance, and their counts, one entry a depth.
+            sums: of cross-entropy, first guesses and acceptance, by depth.
+            counts: targets of each depth.
             num_targets: of depth 1.
             accepts: the acceptance was measured.
         """
         self.num_batches += 1
-        self.num_targets += num_targets
-        for k, ce, hits, accepted, count in zip(depths, *rows, strict=True):
-            measured = (count, count, count if accepts else 0.0)
-            sums, counts = self._sums.setdefault(k, [0.0] * 3), self._counts.setdefault(k, [0.0] * 3)
-            for i, (value, weight) in enumerate(zip((ce, hits, accepted), measured, strict=True)):
-                sums[i] += value if weight else 0.0
-                counts[i] += weight
+        if self._state is None:
+            self._state = torch.zeros(7, self._num_depths, dtype=torch.float64, device=num_targets.device)
+        self._state[6, 0] += num_targets
+        measured = len(_KINDS) if accepts else len(_KINDS) - 1
+        for column, depth in enumerate(depths):
+            self._state[:measured, depth - 1] += sums[:measured, column]
+            self._state[3 : 3 + measured, depth - 1] += counts[column]
 
-    def take(self, prefix: str) -> dict[str, float]:
-        """Return the means of what has a target by tag, with ``prefix`` in front, and start again from zero."""
+    def take(self, prefix: str, over_processes: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], int]:
+        """Return the means of what has a target by tag, with ``prefix`` in front, and the targets of depth 1.
+
+        Starts again from zero. ``over_processes`` adds a tensor up over all of them.
+        """
+        if self._state is None:
+            return {}, 0
+        *sums, seen = over_processes(self._state).tolist()
         means = {
-            f"{prefix}mtp/{name}_depth_{k}": self._sums[k][i] / self._counts[k][i]
-            for k in sorted(self._sums)
-            for i, name in enumerate(("loss", "top1", "acceptance"))
-            if self._counts[k][i]
+            f"{prefix}mtp/{name}_depth_{k}": sums[kind][k - 1] / sums[len(_KINDS) + kind][k - 1]
+            for k in range(1, self._num_depths + 1)
+            for kind, name in enumerate(_KINDS)
+            if sums[len(_KINDS) + kind][k - 1]
         }
-        self.num_batches = self.num_targets = 0
-        self._sums, self._counts = {}, {}
-        return means
+        self._start()
+        return means, int(seen[0])
 
 
 @dataclass

@@ -27,12 +27,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.ema import EMATrunk
 from worldmtp.model.lora import has_lora, load_lora_weights, save_lora
-from worldmtp.objective.loss import MultiTokenLoss, evaluation_plan
+from worldmtp.objective.loss import evaluation_plan
 from worldmtp.objective.plan import Progress, StepPlan, window_depths
 from worldmtp.post_training.compat import check_seams, check_trainer, trainer_seams
 from worldmtp.post_training.config import MTPConfigMixin
-from worldmtp.post_training.cosine import gradient_cosine, last_layer_weights
-from worldmtp.post_training.forward import HeadTask, MTPForward, add_mtp_forward
+from worldmtp.post_training.cosine import GradientCosines, gradient_cosine, last_layer_weights
+from worldmtp.post_training.forward import HeadLoss, HeadTask, MTPForward, add_mtp_forward
 from worldmtp.post_training.guards import (
     check_columns,
     check_config,
@@ -46,6 +46,7 @@ from worldmtp.post_training.guards import (
 )
 from worldmtp.post_training.metrics import DepthMeans
 from worldmtp.post_training.token_sets import TokenChoice, num_targets
+from worldmtp.tracking.late_numbers import LateNumbers
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -89,6 +90,8 @@ class MTPTrainerMixin(_Trainer):
     _planned: tuple[int, StepPlan] | None = None
     _eval_prefix = "eval"
     _window_targets: Tensor | None = None
+    _late: LateNumbers
+    _cosines: GradientCosines
 
     # -----------------------------------------------------------------------------------------------------------------
     # Construction
@@ -147,7 +150,9 @@ class MTPTrainerMixin(_Trainer):
                 )
             self.mtp_ema = EMATrunk(model.base_model, objective.ema_decay)
             self.add_callback(EMACallback(self.mtp_ema, model.base_model))
-        self.mtp_means = {"train": DepthMeans(), "eval": DepthMeans()}
+        self.mtp_means = {mode: DepthMeans(model.config.depth) for mode in ("train", "eval")}
+        self._late = LateNumbers(lambda terms, step: check_finite(terms, step, str(self.args.output_dir)))
+        self._cosines = GradientCosines()
         self.mtp_forward = add_mtp_forward(model, objective)
         self.mtp_forward.task = None  # heads run in compute_loss alone
 
@@ -168,7 +173,7 @@ class MTPTrainerMixin(_Trainer):
         logged beside it.
 
         Raises:
-            FloatingPointError: a term is NaN or infinite.
+            FloatingPointError: a term is NaN or infinite, of this micro-batch or, on an accelerator, of one before.
         """
         trains = self.mtp_forward.model.training
         task = self._task(inputs, self._plan() if trains else None)
@@ -180,12 +185,13 @@ class MTPTrainerMixin(_Trainer):
         loss = result[0] if return_outputs else result
         terms = {"loss": loss, "mtp/loss": later.total}
         terms |= {f"mtp/loss_depth_{k}": ce for k, ce in zip(later.depths, later.sums.ce, strict=True)}
-        check_finite(terms, self.state.global_step, str(self.args.output_dir))
-        self._add_depths(later, later.num_targets)
+        self._late.add(terms, self.state.global_step)
+        self._add_depths(later)
         if trains and task.trains and later.depths:
             added = task.plan.coef * self._normalised(later.total, later.num_targets, num_items_in_batch)
             if self._measures_cosine():
-                self._log_cosine(loss, added)
+                cosine = gradient_cosine(loss, added, last_layer_weights(self.mtp_forward.model))
+                self._cosines.add(self.accelerator.gather(cosine.detach()[None]))
             loss = loss + added
         if trains and torch.is_grad_enabled() and not loss.requires_grad:
             # A frozen trunk in a step whose plan trains no depth: there is nothing to learn, and nothing to stop at.
@@ -199,13 +205,6 @@ class MTPTrainerMixin(_Trainer):
         is_joint = not (args.mtp_detach or self.mtp_forward.model.config.detach_trunk)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         return bool(steps and is_joint and not reentrant and not sharded and self.state.global_step % steps == 0)
-
-    def _log_cosine(self, loss: Tensor, added: Tensor) -> None:
-        """Log the mean over processes of the cosine between a micro-batch's two gradients."""
-        cosine = gradient_cosine(loss, added, last_layer_weights(self.mtp_forward.model))
-        mean = self.accelerator.gather(cosine.detach()[None]).nanmean()
-        if bool(mean.isfinite()):
-            self._metrics["train"]["mtp/gradient_cosine"].append(float(mean))
 
     def release_model(self) -> MTPModel:
         """End the training and return the model with its class's forward, without anything of TRL or this trainer."""
@@ -254,7 +253,7 @@ class MTPTrainerMixin(_Trainer):
     def _count_window(self, batches: list[Any]) -> Tensor | None:
         """Return this process's number of targets in the micro-batches of one optimiser step."""
         counts = [num_targets(self._token_choice(batch).labels(**self._texts(batch))) for batch in batches]
-        return torch.stack([count.cpu() for count in counts]).sum() if counts else None
+        return torch.stack(counts).sum() if counts else None
 
     def _normalised(self, total: Tensor, num_targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Return a micro-batch's share of the mean over tokens, of which ``total`` is the sum.
@@ -310,29 +309,31 @@ class MTPTrainerMixin(_Trainer):
         Warns where none of the texts since then had a target: nothing was learnt or measured.
         """
         mode, prefix = ("train", "") if self.mtp_forward.model.training else ("eval", f"{self._eval_prefix}_")
+        self._late.take()
         means, hint = self.mtp_means[mode], self._no_targets_hint()
-        if means.num_batches and not means.num_targets and hint is not None:
+        num_batches = means.num_batches
+        by_tag, num_targets = means.take(prefix, lambda sums: self.accelerator.gather(sums[None]).sum(dim=0))
+        if num_batches and not num_targets and hint is not None:
             warnings.warn(
-                f"no token had a label in {means.num_batches} micro-batch(es) of {prefix or 'train_'}dataset up to "
+                f"no token had a label in {num_batches} micro-batch(es) of {prefix or 'train_'}dataset up to "
                 f"step {self.state.global_step}: every label is {IGNORE_INDEX}, {hint}.",
                 stacklevel=2,
             )
-        logs.update(means.take(prefix))
+        logs.update(by_tag)
+        if cosines := self._cosines.take():
+            self._metrics["train"]["mtp/gradient_cosine"] += cosines
         super().log(logs, start_time)
 
-    def _add_depths(self, later: MultiTokenLoss, num_targets: Tensor) -> None:
-        """Count one micro-batch of all processes."""
-        sums, num_depths = later.sums, len(later.depths)
-        rows = (sums.ce, sums.top1_hits, sums.accepted, sums.counts, num_targets[None])
-        local = torch.cat([row.double() for row in rows])
-        *flat, all_targets = self.accelerator.gather(local[None]).sum(dim=0).tolist()
-        trains = self.mtp_forward.model.training
+    def _add_depths(self, later: HeadLoss) -> None:
+        """Count one micro-batch of this process."""
+        sums, trains = later.sums, self.mtp_forward.model.training
         if trains:
             self._metrics["train"]["mtp/coef"].append(self._plan().coef)
         self.mtp_means["train" if trains else "eval"].add(
             later.depths,
-            [flat[i * num_depths : (i + 1) * num_depths] for i in range(4)],
-            num_targets=int(all_targets),
+            torch.stack([row.double() for row in (sums.ce, sums.top1_hits, sums.accepted)]),
+            sums.counts,
+            later.num_targets,
             accepts=not trains or self.mtp_forward.objective.terms.on_teacher_logits,
         )
 
@@ -341,6 +342,7 @@ class MTPTrainerMixin(_Trainer):
 
         Sharded training clips all weights together: its norms are its engine's business.
         """
+        self._late.poll()  # before a step is made of them
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return super()._clip_grad_norm(model)
         heads = list(self.mtp_forward.model.heads.parameters())
@@ -352,6 +354,7 @@ class MTPTrainerMixin(_Trainer):
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._late.take()
         weights = self.mtp_forward.model.named_parameters()
         check_finite_weights(weights, self.state.global_step, str(self.args.output_dir))
         if self.mtp_ema is not None and self.args.should_save:

@@ -40,6 +40,16 @@ The batch has ``values``, ``value_targets``, GAE as ``advantages``, and the ``re
 tokens; ``truncated`` and ``group`` are of each completion.
 """
 
+_TERMS = {
+    "policy": "ppo/policy_loss",
+    "value": "ppo/value_loss",
+    "entropy": "entropy",
+    "kl_reference": "kl",
+    "approx_kl": "ppo/approx_kl",
+    "clip_fraction": "ppo/clip_fraction",
+}
+"""Tags of the terms of PPO's loss."""
+
 
 class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
     """PPO for an ``MTPModel``, whose ``world_heads.value`` is the critic.
@@ -78,6 +88,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
 
     _completion_length: int | None = None
     _read: list[Tensor]
+    _kept_terms: dict[str, list[Tensor]]
     _scored: list[tuple[Sequence[Mapping[str, Any]], Tensor]]
     _said_outside = False
 
@@ -100,7 +111,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
     ) -> None:
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
         self.imagined_advantages = imagined_advantages
-        self._read, self._scored = [], []
+        self._read, self._scored, self._kept_terms = [], [], {"train": [], "eval": []}
         with without_reference(args):
             super().__init__(
                 model=model,
@@ -339,7 +350,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
             self._num_decisions(inputs),
             self.args.epsilon,
         )
-        self._log_terms(terms, inputs)
+        self._keep_terms(terms, inputs)
         return ppo_loss(terms, self.args.vf_coef, self.beta, self.args.entropy_coef)
 
     def _value_loss(self, logits: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
@@ -362,28 +373,29 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
             return number
         return number * self.current_gradient_accumulation_steps / self.args.steps_per_generation
 
-    def _log_terms(self, terms: dict[str, Tensor], inputs: dict[str, Any]) -> None:
-        """Log a micro-batch's means over its own decisions, of all processes."""
-        names = ("policy", "value", "entropy", "kl_reference", "approx_kl", "clip_fraction")
+    def _keep_terms(self, terms: dict[str, Tensor], inputs: dict[str, Any]) -> None:
+        """Keep a micro-batch's terms, as sums over its own decisions, for the next log."""
         part = self._num_decisions(inputs)
-        sums = [terms[f"losses/{name}"].detach() * part for name in names]
-        local = torch.stack([*sums, inputs["decision_mask"].sum().to(sums[0].dtype)])
-        *totals, count = self.accelerator.reduce(local, reduction="sum").tolist()
-        if not count:
-            return
-        means = dict(zip(names, (total / count for total in totals), strict=True))
-        largest = self.accelerator.gather(terms["losses/ratio_max"].detach()[None]).max()
-        self._add_metrics(
-            {
-                "ppo/policy_loss": means["policy"],
-                "ppo/value_loss": means["value"],
-                "entropy": means["entropy"],
-                "ppo/approx_kl": means["approx_kl"],
-                "ppo/clip_fraction": means["clip_fraction"],
-                "ppo/ratio_max": float(largest),
-            }
-            | ({"kl": means["kl_reference"]} if self.beta else {})
-        )
+        sums = [terms[f"losses/{name}"].detach() * part for name in _TERMS]
+        mode = "train" if self.mtp_forward.model.training else "eval"
+        row = [*sums, inputs["decision_mask"].sum().to(sums[0].dtype), terms["losses/ratio_max"].detach()]
+        self._kept_terms[mode].append(torch.stack(row))  # read at the next log, not at each step
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add PPO's terms, of all processes, as means over decisions: one of each micro-batch, which TRL averages."""
+        mode = "train" if self.mtp_forward.model.training else "eval"
+        kept, self._kept_terms[mode] = self._kept_terms[mode], []
+        if kept:
+            rows = torch.stack(kept)
+            largest = self.accelerator.gather(rows[None, :, -1]).amax(dim=0).tolist()
+            summed = self.accelerator.reduce(rows[:, :-1].clone(), reduction="sum").tolist()
+            for (*totals, count), ratio in zip(summed, largest, strict=True):
+                if count:
+                    means = {tag: total / count for tag, total in zip(_TERMS.values(), totals, strict=True)}
+                    if not self.beta:
+                        del means["kl"]
+                    self._add_metrics(means | {"ppo/ratio_max": ratio})
+        super().log(logs, start_time)
 
     def _add_metrics(self, values: Mapping[str, float]) -> None:
         mode = "train" if self.mtp_forward.model.training else "eval"

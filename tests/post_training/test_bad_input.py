@@ -55,7 +55,7 @@ def test_a_tokenizer_whose_pad_is_its_eos_teaches_where_a_text_ends(make_any, ma
         return run(task, features, inputs)
 
     trainer.mtp_forward._run = spied
-    trainer._add_depths = lambda later, number: counts.append(int(number)) or add(later, number)
+    trainer._add_depths = lambda later: counts.append(int(later.num_targets)) or add(later)
     trainer.train()
     (labels,) = learnt
     assert counts == [int((labels[:, 1:] != -100).sum())]

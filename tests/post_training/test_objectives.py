@@ -190,12 +190,12 @@ def test_thinned_positions_count_for_those_left_out(make_trainer, make_model, fr
     trainer = make_trainer(make_model(), mtp_objective={"frequency": frequency, "coef": {"start": 0.3}}, **ONE_BATCH)
     seen = []
     log = trainer._add_depths
-    trainer._add_depths = lambda later, num_targets: (seen.append(later), log(later, num_targets))
+    trainer._add_depths = lambda later: (seen.append(later), log(later))
     trainer.train()
     (later,) = seen
     whole = make_trainer(make_model(), mtp_objective={"coef": {"start": 0.3}}, **ONE_BATCH)
     all_targets = []
-    whole._add_depths = lambda later, _: all_targets.append(later.sums.counts[0].item())
+    whole._add_depths = lambda later: all_targets.append(later.sums.counts[0].item())
     whole.train()
     kept = later.sums.counts[0].item()
     # Binomial for the fraction: five standard deviations are a false alarm in 10^6. With a stride each row keeps a

@@ -138,7 +138,7 @@ def test_truncated_completions_are_no_targets_where_trl_masks_them(make_any, mak
     trainer = make_any("GRPO", make_model(), mask_truncated_completions=True, max_steps=1)
     texts, counts = generated(trainer), []
     add = trainer._add_depths
-    trainer._add_depths = lambda later, num: counts.append(int(num)) or add(later, num)
+    trainer._add_depths = lambda later: counts.append(int(later.num_targets)) or add(later)
     trainer.train()
     ended = [ids for ids in texts if ids[-1] == EOS]
     assert 0 < len(ended) < len(texts)
@@ -273,7 +273,7 @@ def test_a_tokenizer_that_pads_with_its_eos_loses_no_eos(make_any, make_model, c
     trainer = make_any("GRPO", make_model(), max_steps=1)
     texts, counts = generated(trainer), []
     add = trainer._add_depths
-    trainer._add_depths = lambda later, num: counts.append(int(num)) or add(later, num)
+    trainer._add_depths = lambda later: counts.append(int(later.num_targets)) or add(later)
     trainer.train()
     assert any(ids[-1] == EOS for ids in texts)
     assert counts == [sum(map(len, texts))]

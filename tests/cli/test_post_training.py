@@ -92,6 +92,10 @@ def test_a_device_that_a_trainer_would_not_take_is_refused(compose, tmp_path):
         (["env.wrappers=[action_mask]"], "env.wrappers=.'action_mask'.: TRL's losses"),
         (["post_training.trainer=sft", "post_training.beta=0.1"], "post_training.beta=0.1: sft has no reference"),
         (["env=guess_number", "env.wrappers=[]", "post_training.trainer=rloo"], "rloo: .* is a conversation, which"),
+        (
+            ["post_training.trainer=dpo", "post_training.group_size=1"],
+            "group_size=1: dpo pairs .* set at least 2, or post_training.trainer=kto",
+        ),
         (["post_training.trainer=kto", "post_training.batch_size=1"], "batch_size=1: kto estimates its KL from"),
         (
             ["post_training.num_prompts=1"],

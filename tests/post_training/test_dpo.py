@@ -90,3 +90,19 @@ def test_what_is_refused(make_any, make_model, make_config, pairs):
         make_config(MTPDPOConfig, sync_ref_model=True)
     with pytest.raises(ValueError, match="mtp_tokens='observation': the batches of MTPDPOConfig do not say"):
         make_config(MTPDPOConfig, mtp_tokens="observation")
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_pairs_that_prefer_nothing_are_refused(make_any, make_model, pairs, kind):
+    alike = pairs.map(lambda row: {"rejected": row["chosen"]})
+    with pytest.raises(ValueError, match=r"16 of the 16 pairs of train_dataset have equal answers, .* row 0: nothing"):
+        make_any(kind, make_model(), train_dataset=alike)
+    alone = pairs.map(lambda row, index: {"rejected": None if index in (3, 5) else "0"}, with_indices=True)
+    with pytest.raises(ValueError, match=r"2 rows with one answer alone, the first is row 3: .* MTPKTOTrainer"):
+        make_any(kind, make_model(), train_dataset=alone)
+
+
+def test_some_equal_pairs_are_said(make_any, make_model, pairs):
+    some = pairs.map(lambda row, index: {"rejected": row["chosen"] if index == 9 else ""}, with_indices=True)
+    with pytest.warns(UserWarning, match=r"1 of the 16 pairs of train_dataset have equal answers, .* row 9, .*filter"):
+        make_any("DPO", make_model(), train_dataset=some)

@@ -39,6 +39,27 @@ def test_one_trunk_pass_with_gradients_a_micro_batch_and_heads_in_no_other(make_
     assert heads == [(2, True), (3, True)] * 6
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_run_inside_the_models_forward_alone(make_any, make_model, kind):
+    """FSDP2 gathers a root's own weights, among them those of heads, around its forward: outside they are in shards."""
+    options = {"mtp_draft": "trl", "beta": 0.1} if kind in SAMPLING else {}  # as sharded training samples
+    trainer = make_any(kind, make_model(head="parallel"), max_steps=2, mtp_detach=True, **options)
+    model, depth, runs = trainer.mtp_forward.model, [0], []
+    model.register_forward_pre_hook(lambda *_: depth.append(depth.pop() + 1))
+    model.register_forward_hook(lambda *_: depth.append(depth.pop() - 1), always_call=True)
+    heads = {f"heads.{name}": part for name, part in model.heads.named_modules() if name}
+    heads |= {f"world_heads.{name}": part for name, part in model.world_heads.named_modules() if name}
+    for name, part in heads.items():
+        part.register_forward_hook(lambda *_, name=name: runs.append((name, depth[0])))
+    forward = model.heads.forward_depth
+    model.heads.forward_depth = lambda *args, **kwargs: runs.append(("depth", depth[0])) or forward(*args, **kwargs)
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    ran = {name.split(".")[0] for name, _ in runs}
+    assert ran == ({"depth", "heads", "world_heads"} if kind == "PPO" else {"depth", "heads"})
+    assert [run for run in runs if run[1] != 1] == []
+
+
 def differing(trunk, expected):
     ours, theirs = trunk.state_dict(), expected.state_dict()
     assert ours.keys() == theirs.keys()

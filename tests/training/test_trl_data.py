@@ -40,6 +40,12 @@ def test_answers_of_one_score_have_nothing_to_prefer():
         labelled_answers([])
 
 
+def test_one_answer_or_one_text_makes_no_pair():
+    lucky = [ScoredAnswer("1+1=", "3", 0.0), ScoredAnswer("1+1=", "3", 1.0), ScoredAnswer("2+2=", "4", 1.0)]
+    with pytest.raises(ValueError, match="no prompt has answers of different scores"):
+        preference_pairs(lucky)
+
+
 def test_answers_come_back_from_their_file(tmp_path):
     answers = [ScoredAnswer("1+1=", "2", 1.0), ScoredAnswer("a\n", "", -0.5)]
     keep_answers(tmp_path / "post_training" / "answers.jsonl", answers)

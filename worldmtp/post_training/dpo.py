@@ -47,7 +47,8 @@ class MTPDPOTrainer(PreferenceMixin, DPOTrainer):
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPDPOConfig.
-        ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
+        ValueError: a dataset that is empty or lacks a column, or whose pairs prefer nothing; or an objective beyond
+            the model's depths.
         IncompatibleTRLError: the installed TRL is not one this was built for.
     """
 

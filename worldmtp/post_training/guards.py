@@ -95,6 +95,37 @@ def check_columns(name: str, dataset: Any, required: Sequence[Sequence[str]]) ->
     )
 
 
+def check_pairs(name: str, dataset: Any) -> None:
+    """Raise if no pair of a dataset prefers one answer to another; warn of those that do not.
+
+    Equal answers cancel out in every loss of pairs, without a word. A dataset whose rows are not known, or that has no
+    pairs, is let through.
+
+    Raises:
+        ValueError: a row has one answer alone, or all pairs are of equal answers.
+    """
+    if not (isinstance(dataset, Dataset) and {"chosen", "rejected"} <= set(dataset.column_names)):
+        return
+    pairs = list(zip(dataset["chosen"], dataset["rejected"], strict=True))
+    single = [row for row, pair in enumerate(pairs) if None in pair]
+    if single:
+        raise ValueError(
+            f"{name} has {len(single)} rows with one answer alone, the first is row {single[0]}: a preference needs a "
+            "chosen and a rejected one. Leave them out, or train on single answers with MTPKTOTrainer (label) or "
+            "MTPSFTTrainer."
+        )
+    equal = [row for row, (chosen, rejected) in enumerate(pairs) if chosen == rejected]
+    if not equal:
+        return
+    found = f"{len(equal)} of the {len(pairs)} pairs of {name} have equal answers, the first is row {equal[0]}"
+    cure = 'leave them out: dataset.filter(lambda row: row["chosen"] != row["rejected"])'
+    if len(equal) == len(pairs):
+        raise ValueError(
+            f"{found}: nothing is preferred to anything, so nothing would be learnt; make the rejected ones anew."
+        )
+    warnings.warn(f"{found}, which teach no preference; {cure}.", stacklevel=4)
+
+
 def named_sets(name: str, datasets: Any) -> list[tuple[str, Any]]:
     """Return pairs of name and dataset: one for a dataset, ``name['key']`` for each of a dict, none for None."""
     if isinstance(datasets, Mapping):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.post_training.config import MTPConfigMixin
+from worldmtp.post_training.guards import check_pairs
 from worldmtp.post_training.mixin import MTPTrainerMixin
 from worldmtp.post_training.reference import frozen_reference
 
@@ -30,6 +31,7 @@ class PreferenceMixin(MTPTrainerMixin):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
+        check_pairs("train_dataset", train_dataset)
         passed: dict[str, Any] = {"model": model, "args": args, "data_collator": data_collator}
         if ref_model is None and not passed["args"].precompute_ref_log_probs:  # which the untrained model does itself
             ref_model = frozen_reference(model)

@@ -94,7 +94,7 @@ def preference_pairs(answers: Sequence[ScoredAnswer]) -> list[dict[str, str]]:
     pairs = []
     for prompt, group in by_prompt.items():
         best, worst = max(group, key=lambda one: one.score), min(group, key=lambda one: one.score)
-        if best.score > worst.score:
+        if best.score > worst.score and best.text != worst.text:  # a score may have luck in it
             pairs.append({"prompt": prompt, "chosen": best.text, "rejected": worst.text})
     if not pairs:
         raise ValueError(_alike(answers, "no prompt has answers of different scores"))

@@ -141,6 +141,11 @@ class TrainerStage:
                 "post_training.batch_size=1: kto estimates its KL from the answers beside one another in a batch; set "
                 "at least 2."
             )
+        if self.name == "dpo" and self._options.group_size < 2:
+            raise ValueError(
+                f"post_training.group_size={self._options.group_size}: dpo pairs the best and the worst answer to a "
+                "prompt; set at least 2, or post_training.trainer=kto, which takes single answers."
+            )
         if self.name == "sft" and self._options.beta is not None:
             raise ValueError(f"post_training.beta={self._options.beta}: sft has no reference; leave it out.")
         if self._config.profile.device.startswith("cuda:"):

@@ -14,12 +14,13 @@ Made by `docs/metrics.py` from `worldmtp/tracking/tags.py`; a test keeps the two
 cannot be logged.
 
 The x axis of every tag is environment tokens, or in a run with `post_training.trainer` optimiser steps; that of
-`sft/*`, the warm start before them, is optimiser steps, and it has a writer of its own in the folder `sft` of the run.
+`sft/*`, the warm start before them, is optimiser steps, and it has a writer of its own in the folder `sft` of the run,
+where with `sft.eval_steps` evaluations stand under the tags that they have in the run.
 With `post_training.trainer` the numbers that the agent logs too have the agent's tags, all others stand under `trl/`.
 `{k}` is a depth (head k at position t predicts token t + k;
-depth 1 is the trunk's own head), `{h}` a horizon in imagined steps, `{i}` a rung; any other placeholder is a word. p is
-the trunk's distribution that the tokens were drawn from, q_k the head's, both read at the realized token. A root is a
-position from which k action tokens follow.
+depth 1 is the trunk's own head), behind `layer_` a layer, `{h}` a horizon in imagined steps, `{i}` a rung; any other
+placeholder is a word. p is the trunk's distribution that the tokens were drawn from, q_k the head's, both read at the
+realized token. A root is a position from which k action tokens follow.
 
 `metrics.jsonl` holds one object per step: `step`, `time_seconds`, the tags, and, if a value was NaN or infinite, `null`
 in its place and its tag in the list `nonfinite`.

@@ -3,9 +3,12 @@
     python docs/pictures.py runs/quickstart/2026-01-31_12-00-00_seed0 --for readme
     python docs/pictures.py runs/sort/2026-01-31_12-00-00_seed0 --for tutorial
     python docs/pictures.py runs/quickstart/2026-01-31_12-00-00_seed0 --for tensorboard
+    python docs/pictures.py runs/quickstart/2026-01-31_12-00-00_seed0 --for attention
+    python docs/pictures.py runs/answers runs/conversation --for evolution
 
-Nothing is drawn by hand: token strips and figures are those of the run's own report, from what the run saved. The
-Imagination tab is photographed in TensorBoard by headless Chromium.
+Those of attention and evolution are of runs that were evaluated during their warm start, too (sft.eval_steps); the
+second run of an evolution is a conversation. Nothing is drawn by hand: token strips and figures are those of the run's
+own report, from what the run saved. The Imagination tab is photographed in TensorBoard by headless Chromium.
 """
 
 import argparse
@@ -21,8 +24,10 @@ from PIL import Image
 
 from worldmtp.analysis import figures
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
+from worldmtp.analysis.attention_figures import gallery, pattern_curves
+from worldmtp.analysis.evolution import evolution_figure
 from worldmtp.analysis.metrics import rooted_predictions
-from worldmtp.analysis.run_files import read_run
+from worldmtp.analysis.run_files import RunFiles, read_run
 from worldmtp.tracking.strips import render_strip
 from worldmtp.tracking.tensorboard_tab import ImaginationPlugin
 
@@ -46,6 +51,8 @@ def draw(run_dir: Path, page: str, folder: Path = FOLDER) -> list[Path]:
     """
     if page == "tensorboard":
         return [_save(_tab(run_dir), folder / "tab.png")]
+    if page == "attention":
+        return _attention(read_run(run_dir), folder)
     run = read_run(run_dir)
     if not run.artefacts:
         raise ValueError(f"{run_dir} has no evaluation under artefacts/; give a run that is done.")
@@ -61,6 +68,32 @@ def draw(run_dir: Path, page: str, folder: Path = FOLDER) -> list[Path]:
         }
         pictures |= {f"{page}_{name}": _image(figure) for name, figure in drawn.items() if figure is not None}
     return [_save(image, folder / f"{name}.png") for name, image in pictures.items()]
+
+
+def draw_evolution(answers: Path, conversation: Path, folder: Path = FOLDER) -> Path:
+    """Draw a run of single answers and one of a conversation, from warm start to end, and return the path.
+
+    Raises:
+        ValueError: one of them was not evaluated twice, or the picture is too large to be committed.
+    """
+    titles = ("Single answers: words spelled backward", "A conversation: guess a digit, hear higher or lower")
+    runs = {title: read_run(path) for title, path in zip(titles, (answers, conversation), strict=True)}
+    short = [str(run.run_dir) for run in runs.values() if evolution_figure({"": run}) is None]
+    figure = evolution_figure(runs)
+    if short or figure is None:
+        raise ValueError(f"{short} were not evaluated twice; lower eval.every_iterations.")
+    return _save(_image(figure), folder / "evolution.png")
+
+
+def _attention(run: RunFiles, folder: Path) -> list[Path]:
+    """Draw the patterns of every head over training, and maps of one prompt."""
+    drawn = {"patterns": pattern_curves(run.attention), "maps": gallery(run.attention)}
+    missing = [name for name, figure in drawn.items() if figure is None]
+    if missing:
+        raise ValueError(f"{run.run_dir} holds no attention to draw {missing} of; give a run with eval.num_attention.")
+    return [
+        _save(_image(figure), folder / f"attention_{name}.png") for name, figure in drawn.items() if figure is not None
+    ]
 
 
 def _tab(run_dir: Path) -> Image.Image:
@@ -141,10 +174,15 @@ def _save(image: Image.Image, path: Path) -> Path:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--for", dest="page", choices=("readme", "tutorial", "tensorboard"), required=True)
+    parser.add_argument("run_dirs", type=Path, nargs="+")
+    pages = ("readme", "tutorial", "tensorboard", "attention", "evolution")
+    parser.add_argument("--for", dest="page", choices=pages, required=True)
     parsed = parser.parse_args()
-    for path in draw(parsed.run_dir, parsed.page):
+    expected = 2 if parsed.page == "evolution" else 1
+    if len(parsed.run_dirs) != expected:
+        parser.error(f"--for {parsed.page} takes {expected} run directories, and there are {len(parsed.run_dirs)}.")
+    found = draw_evolution(*parsed.run_dirs) if expected == 2 else None
+    for path in [found] if found is not None else draw(parsed.run_dirs[0], parsed.page):
         print(f"{path} {path.stat().st_size} bytes")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from worldmtp.analysis import attention_files
 from worldmtp.analysis.artefacts import ArtefactError
-from worldmtp.analysis.attention_figures import gallery, head_table, joined_axis, pattern_curves, training_places
+from worldmtp.analysis.attention_figures import gallery, head_table, pattern_curves, training_places
 from worldmtp.analysis.attention_files import (
     AttentionHistory,
     AttentionMaps,
@@ -23,6 +23,7 @@ from worldmtp.analysis.attention_patterns import (
     pattern_sums,
     uniform_scores,
 )
+from worldmtp.analysis.joined_axis import JoinedAxis
 
 LETTERS = ("a", "b", "$", "\n")
 
@@ -116,8 +117,10 @@ def test_strongest_head_by_hand(make_record):
 
 def test_warm_start_has_the_left_of_the_axis():
     # .35 of it: steps 0, 50 and 100 of the warm start, then 0 and 200 tokens of the run.
-    np.testing.assert_allclose(joined_axis([0, 50, 100], [0, 200]), [0, 0.175, 0.35, 0.35, 1.0])
-    np.testing.assert_allclose(joined_axis([], [0, 50, 200]), [0, 0.25, 1.0])
+    axis = JoinedAxis(100.0, 200.0)
+    np.testing.assert_allclose(axis.of_warm_start([0, 50, 100]), [0, 0.175, 0.35])
+    np.testing.assert_allclose(axis.of_run([0, 200]), [0.35, 1.0])
+    np.testing.assert_allclose(JoinedAxis(0.0, 200.0).of_run([0, 50, 200]), [0, 0.25, 1.0])
 
 
 def test_curves_show_each_pattern_that_texts_have(make_record):

@@ -129,7 +129,7 @@ def test_a_filler_counts_for_nothing():
     np.testing.assert_array_equal(found.total, whole.total)
     np.testing.assert_array_equal(found.count, whole.count)
     attention = uniform_attention(padded)
-    attention[:, :, :, 2, 0] = 1.0  # what a probe gives of a filler
+    attention[:, :, :, 2, :2] = 0.5  # what a probe gives of a filler
     np.testing.assert_array_equal(pattern_sums(attention, padded).total, whole.total)
 
 

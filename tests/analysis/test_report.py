@@ -13,6 +13,7 @@ import pytest
 
 from worldmtp.analysis import save_artefact, write_report
 from worldmtp.analysis.artefacts import token_strip
+from worldmtp.analysis.figures import learning_curves
 from worldmtp.analysis.report import stage_seconds
 from worldmtp.analysis.run_files import Series, read_run
 from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
@@ -226,6 +227,17 @@ def test_series_keep_steps_and_mark_what_was_not_finite(full_run):
     assert metrics["rollout/return_mean"].steps.tolist() == [100, 2000]
     assert np.isnan(metrics["rollout/exact_mean"].values).all()
     assert "text" not in metrics
+
+
+def test_evaluations_of_the_warm_start_are_no_points_of_the_run():
+    def series(*values):
+        return Series(steps=np.arange(len(values), dtype=float), values=np.array(values))
+
+    run = {"eval/exact": series(0.5, 0.75)}
+    figure = learning_curves(run, {"sft/loss": series(2.0, 1.0), "eval/exact": series(0.0, 0.1, 0.2)})
+    assert figure is not None
+    loss, exact = (ax.get_lines()[0].get_ydata().tolist() for ax in figure.axes)
+    assert (loss, exact) == ([2.0, 1.0], [0.5, 0.75])
 
 
 def test_stage_seconds_are_sums_without_the_total():

@@ -93,13 +93,16 @@ def _results_of(run_dir: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     found: dict[str, Any] = {name: _records(run_dir / name) for name in ("metrics.jsonl", "sft/metrics.jsonl")}
-    for path in sorted((run_dir / "artefacts").glob("*.npz")):
-        with np.load(path) as arrays:
-            found[path.name] = {key: arrays[key].tobytes() for key in sorted(arrays.files)}
+    for folder in ("artefacts", "attention", "sft/attention"):
+        for path in sorted((run_dir / folder).glob("*.npz")):
+            with np.load(path) as arrays:
+                found[f"{folder}/{path.name}"] = {key: arrays[key].tobytes() for key in sorted(arrays.files)}
     for name in ("sft/model", "model"):
         weights = load_file(run_dir / name / "model.safetensors")
         found[name] = {key: weights[key].numpy().tobytes() for key in sorted(weights)}
-    assert len(found) == 6  # two logs, the artefacts of warm start and end, two models
+    # Two logs, the artefacts of warm start and end, two models.
+    assert len([name for name in found if "attention/" not in name]) == 6
+    assert any(name.startswith("attention/") for name in found)
     return found
 
 

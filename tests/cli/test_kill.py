@@ -16,6 +16,7 @@ RUN = (
     "sft.num_steps=60",
     "sft.log_steps=2",
     "sft.save_steps=4",
+    "sft.eval_steps=8",
     "agent.rollout.num_iterations=6",
     "eval.every_iterations=2",
 )

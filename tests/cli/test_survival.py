@@ -14,10 +14,13 @@ import worldmtp.objective.policy_losses
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.cli.resume import resumed_config
 from worldmtp.cli.train import run
+from worldmtp.tracking import JsonlWriter
 from worldmtp.training import pipeline, warm_start
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
+RUN = ("agent.rollout.num_iterations=3", "sft.eval_steps=1")
+"""Evaluated during its warm start, too."""
 COLD = ("sft.num_steps=0",)
 """Without a warm start, where it is not what is tested."""
 
@@ -32,7 +35,7 @@ def whole_run(tmp_path_factory):
 def reference(whole_run, compose_tiny, results_of, no_report):
     """What the uninterrupted run of three iterations found."""
     if not whole_run.exists():
-        run(compose_tiny("agent.rollout.num_iterations=3"), whole_run)
+        run(compose_tiny(*RUN), whole_run)
     return results_of(whole_run)
 
 
@@ -51,7 +54,7 @@ def found_equal(found, expected):
 def test_stopped_at_each_iteration(reference, compose_tiny, results_of, tmp_path, capsys):
     for iteration in (0, 2):
         run_dir = tmp_path / str(iteration)
-        config = compose_tiny("agent.rollout.num_iterations=3", f"checkpoint.stop_after={iteration}")
+        config = compose_tiny(*RUN, f"checkpoint.stop_after={iteration}")
         assert math.isnan(run(config, run_dir))
         assert f"stopped after iteration {iteration}; go on with resume={run_dir}" in capsys.readouterr().out
         resume(run_dir)
@@ -69,7 +72,7 @@ def test_killed_during_the_warm_start(reference, compose_tiny, results_of, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.ProgressReporter, "update", dies)
         with pytest.raises(MemoryError):
-            run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
+            run(compose_tiny(*RUN), tmp_path)
     # Step 2 was saved and step 3 not, and a kill in the middle of saving leaves a directory without its state.
     trainer = tmp_path / "sft" / "trainer"
     assert [path.name for path in trainer.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -88,7 +91,7 @@ def test_killed_after_the_last_iteration(reference, compose_tiny, results_of, tm
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, moment, dies)
         with pytest.raises(MemoryError):
-            run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
+            run(compose_tiny(*RUN), tmp_path)
     assert not (tmp_path / "DONE").exists()
     resume(tmp_path)
     assert (tmp_path / "DONE").exists()
@@ -99,7 +102,7 @@ def test_started_once_more_with_the_same_config_goes_on(reference, compose_tiny,
     def dies(*args, **kwargs):
         raise MemoryError("killed")
 
-    config = compose_tiny("agent.rollout.num_iterations=3")
+    config = compose_tiny(*RUN)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "write_report", dies)
         with pytest.raises(MemoryError):
@@ -140,7 +143,7 @@ def test_full_disk(reference, compose_tiny, results_of, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(worldmtp.checkpoint, "_write", full)
         with pytest.raises(CheckpointError) as caught:
-            run(compose_tiny("agent.rollout.num_iterations=3"), tmp_path)
+            run(compose_tiny(*RUN), tmp_path)
     assert "Could not write the checkpoint of step 2" in str(caught.value)
     assert "No space left on device" in str(caught.value)
     assert "The newest intact checkpoint is" in str(caught.value)
@@ -154,14 +157,14 @@ def test_full_disk_of_the_log(compose_tiny, tmp_path, monkeypatch):
     def full(self, values, step):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pipeline.JsonlWriter, "scalars", full)
+    monkeypatch.setattr(JsonlWriter, "scalars", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         run(compose_tiny(), tmp_path)
     assert caught.value.__notes__ == [f"What is saved stays; go on with resume={tmp_path}"]
 
 
 def test_corrupt_checkpoint(reference, compose_tiny, results_of, tmp_path):
-    run(compose_tiny("agent.rollout.num_iterations=3", "checkpoint.stop_after=2"), tmp_path)
+    run(compose_tiny(*RUN, "checkpoint.stop_after=2"), tmp_path)
     first, last = sorted((tmp_path / "checkpoints").iterdir())
     damaged = bytearray(last.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -187,7 +190,7 @@ def test_missing_checkpoints(compose_tiny, tmp_path):
 
 def test_stopped_before_the_first_checkpoint(reference, compose_tiny, results_of, tmp_path, monkeypatch):
     """More frequent checkpoints are asked for when it is taken up: there never was one, so nothing is missing."""
-    every = ("agent.rollout.num_iterations=3", "checkpoint.every_iterations=10")
+    every = (*RUN, "checkpoint.every_iterations=10")
     run(compose_tiny(*every, "checkpoint.stop_after=2"), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 

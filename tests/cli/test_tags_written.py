@@ -11,6 +11,9 @@ from worldmtp.training import TrainConfig, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+REPLIES = ("layer_{k}/reply", "layer_{k}/reply_strongest", "reply_uniform")
+SHARED = ("norm", "stable_rank", "drift")
+
 # What this run does not write, and what does.
 ELSEWHERE = {
     "rollout/tokens_per_forward": "agent.rollout.draft=mtp",
@@ -60,6 +63,8 @@ ELSEWHERE = {
     "imagination/heldout_{name}_imagined": "an evaluation with imagination=episodes",
     "imagination/replies_{i}": "an evaluation with imagination=episodes",
     "samples/imagined": "an evaluation with imagination=episodes",
+    **{f"attention/{name}": "an environment whose worlds reply, such as env=pig" for name in REPLIES},
+    **{f"heads/shared/{name}": "heads that share weights, such as head=eagle" for name in SHARED},
     "custom/{name}": "a user's own writer calls",
     **{
         f"trl/{name}": "post_training.trainer"
@@ -107,6 +112,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (["head=eagle", "imagination=off"], [f"heads/shared/{name}" for name in SHARED]),
         (["imagination=baseline"], ["imagination/corr", "imagination/weight_h0", "imagination/skill_h1"]),
         (["agent.rollout.draft=mtp"], ["rollout/tokens_per_forward"]),
         (
@@ -158,6 +164,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
                 "imagination/imagined_turns",
                 "imagination/losses/policy",
                 *(f"world_model/reply_{name}" for name in ("nats", "nats_before", "updates", "history")),
+                *("attention/layer_1/reply", "attention/layer_1/reply_strongest", "attention/reply_uniform"),
                 "world_model/reply_action_ratio",
                 *(f"world_model/reply_depth_1/{name}" for name in ("top1", "accept", "survival", "ce", "ece")),
                 *(f"world_model/reply_{name}" for name in ("whole", "top1", "accept", "ece", "end_ece")),

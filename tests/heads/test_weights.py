@@ -51,6 +51,9 @@ def test_moving_one_depth_moves_its_numbers_alone(make_model, head):
     after = weight_scalars(heads, start)
     assert after["heads/depth_3/drift"] == pytest.approx(0.5, rel=1e-12)
     assert after["heads/depth_3/norm"] == pytest.approx(1.5 * before["heads/depth_3/norm"], rel=1e-12)
+    for weight in weights_by_depth(heads)["depth_3"].values():
+        weight.mul_(-1)  # |-1.5 W - W| / |W| = 5/2, of the same norm
+    assert weight_scalars(heads, start)["heads/depth_3/drift"] == pytest.approx(2.5, rel=1e-12)
     moved = {tag for tag in after if after[tag] != pytest.approx(before[tag], rel=1e-9, nan_ok=True)}
     assert moved == {"heads/depth_3/drift", "heads/depth_3/norm"}
 

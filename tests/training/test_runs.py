@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import worldmtp
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig
@@ -48,11 +49,28 @@ CONFIG = TrainConfig(
     profile=ProfileConfig(num_threads=1),
     logger=LoggerConfig(tensorboard=False, num_strips=0),
 )
+NO_ITERATION = replace(CONFIG.agent.rollout, num_iterations=0)
 
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     monkeypatch.setattr("worldmtp.training.pipeline.write_report", lambda run_dir: run_dir / "report.html")
+
+
+def test_evaluating_the_warm_start_changes_no_weight(tmp_path):
+    config = replace(CONFIG, sft=replace(CONFIG.sft, num_steps=3), agent=replace(CONFIG.agent, rollout=NO_ITERATION))
+    run(config, tmp_path / "plain")
+    run(replace(config, sft=replace(config.sft, eval_steps=2)), tmp_path / "watched")
+    plain, watched = (load_file(tmp_path / name / "sft/model/model.safetensors") for name in ("plain", "watched"))
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    records = read_records(tmp_path / "watched" / "sft" / "metrics.jsonl")
+    expected = ("eval/exact", "world_model/depth_4/wci", "attention/layer_1/goal", "heads/depth_3/drift")
+    assert all([record["step"] for record in records if tag in record] == [0, 2] for tag in expected)
+    drift = [record["heads/depth_3/drift"] for record in records if "heads/depth_3/drift" in record]
+    assert drift[0] == 0.0
+    assert drift[1] > 0.0
+    entropies = [record["step"] for record in records if "eval/entropy" in record.get("histogram", {})]
+    assert entropies == [0, 2]
 
 
 def test_a_run_from_a_dataclass_is_done_and_opened_again(tmp_path, monkeypatch):

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 
 from worldmtp.analysis.attention_files import AttentionHistory, AttentionMaps, AttentionRecord
 from worldmtp.analysis.attention_patterns import MASSES, PATTERNS
+from worldmtp.analysis.joined_axis import JoinedAxis
 from worldmtp.analysis.panels import GRID, INK, MUTED, REFERENCE, depth_colour, name_axes
 
-WARM_START_SHARE = 0.35
-"""Share of the x axis that evaluations during the warm start have."""
 _COLOUR_MAP = "Blues"
 _MAX_CELLS_WITH_NUMBERS = 64
 _MAX_LABELS = 24
@@ -30,31 +29,17 @@ _TITLES = {
 }
 
 
+def axis_of(history: AttentionHistory) -> JoinedAxis:
+    """Return the axis that the evaluations of a run stand on."""
+    ends = [max((record.step for record in records), default=0) for records in (history.warm_start, history.run)]
+    return JoinedAxis(float(ends[0]), float(ends[1]))
+
+
 def training_places(history: AttentionHistory) -> Float[np.ndarray, " record"]:
-    """Return where each evaluation stands on an axis from 0 to 1: the warm start to the left of ``WARM_START_SHARE``.
-
-    A run without evaluations during its warm start has the whole axis.
-    """
-    return joined_axis([record.step for record in history.warm_start], [record.step for record in history.run])
-
-
-def joined_axis(warm_start: Sequence[int | float], run: Sequence[int | float]) -> Float[np.ndarray, " point"]:
-    """Return the places, from 0 to 1, of a warm start's steps followed by those of a run, which count differently."""
-    border = WARM_START_SHARE if len(warm_start) else 0.0
-    first = np.asarray(warm_start, dtype=np.float64) / max([1.0, *warm_start]) * border
-    second = border + np.asarray(run, dtype=np.float64) / max([1.0, *run]) * (1 - border)
-    return np.concatenate([first, second])
-
-
-def mark_border(ax: Axes, has_warm_start: bool, names: tuple[str, str] = ("SFT", "RL")) -> None:
-    """Draw the line between warm start and run on a joined axis, and name both sides."""
-    ax.set_xlim(-0.02, 1.02)
-    if not has_warm_start:
-        ax.set_xticks([0, 1], ["start", "end"])
-        return
-    ax.axvline(WARM_START_SHARE, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-    ax.set_xticks([WARM_START_SHARE / 2, (1 + WARM_START_SHARE) / 2], names)
-    ax.tick_params(axis="x", length=0)
+    """Return where each evaluation stands on that axis, in order."""
+    axis = axis_of(history)
+    warm = axis.of_warm_start([record.step for record in history.warm_start])
+    return np.concatenate([warm, axis.of_run([record.step for record in history.run])])
 
 
 def pattern_curves(history: AttentionHistory) -> Figure | None:
@@ -77,7 +62,7 @@ def pattern_curves(history: AttentionHistory) -> Figure | None:
         )
         if PATTERNS[number] in MASSES:
             ax.set_ylim(-0.02, 1.02)
-        mark_border(ax, bool(history.warm_start))
+        axis_of(history).mark(ax)
         name_axes(ax, _TITLES[PATTERNS[number]], "", "nats" if PATTERNS[number] == "entropy" else "mass")
     handles, labels = axes[0].get_legend_handles_labels()
     few = len(labels) if num_layers <= 6 else 0

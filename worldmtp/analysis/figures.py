@@ -65,7 +65,8 @@ def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Serie
             {"rollout/exact_mean": "training, sampled", "eval/exact": "held out, greedy"},
         ),
     ]
-    recorded = {**series, **warm_start}
+    # Evaluations of the warm start have the run's tags, and steps of their own.
+    recorded = {**series, **{tag: curve for tag, curve in warm_start.items() if tag.startswith("sft/")}}
     panels = [panel for panel in panels if any(tag in recorded for tag in panel[3])]
     if not panels:
         return None

@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from worldmtp.analysis import figures, metrics, reply_figures
+from worldmtp.analysis import attention_figures, figures, metrics, reply_figures
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
+from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.conversations import Episode, chosen_episodes, episode_of, is_conversation, printable
+from worldmtp.analysis.evolution import evolution_figure
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
@@ -66,11 +68,13 @@ def write_report(run_dir: Path) -> Path:
         verdicts=[_verdict(verdict) for verdict in judged],
         headline=_headline(run),
         learning=_picture(figures.learning_curves(run.metrics, run.warm_start)),
+        evolution=_picture(evolution_figure({"": run})),
         depths=_depths(rooted),
         evaluations=[
             _evaluation(name, artefact, rooted[name], name not in untaught(run))
             for name, artefact in run.artefacts.items()
         ],
+        attention=_attention(run.attention),
         imagined=_imagined(run, rooted),
         time=_time(run.metrics),
         command=tensorboard_command(run.run_dir),
@@ -245,6 +249,18 @@ def _chosen(rooted: RootedPredictions) -> list[tuple[int, str]]:
             (-2, "second highest"), (-1, "highest"),
         ]
     ]  # fmt: skip
+
+
+def _attention(history: AttentionHistory) -> dict[str, Any] | None:
+    if not history.records:
+        return None
+    return {
+        "curves": _picture(attention_figures.pattern_curves(history)),
+        "heads": _picture(attention_figures.head_table(history.records[-1])),
+        "gallery": _picture(attention_figures.gallery(history)),
+        "num_texts": int((history.records[-1].sums.count[-1] > 0).sum()),
+        "num_queries": int(history.records[-1].sums.count[-1].sum()),
+    }
 
 
 def _time(series: Mapping[str, Series]) -> dict[str, Any] | None:

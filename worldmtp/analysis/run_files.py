@@ -3,6 +3,7 @@
     <run>/metrics.jsonl       the run's record
     <run>/sft/metrics.jsonl   that of its warm start
     <run>/artefacts/          evaluations, a pair of npz and json each
+    <run>/attention/          patterns of attention, an npz an evaluation; <run>/sft/attention/ of the warm start
     <run>/replies/            imagined episodes, where the run had any
     <run>/summary.json        the closing table
     <run>/config.yaml         the resolved configuration
@@ -19,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact
+from worldmtp.analysis.attention_files import AttentionHistory, load_history
 from worldmtp.analysis.replies import ReplyArtefact, load_replies
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
 from worldmtp.tracking.writers import METRICS_FILE, read_records
@@ -52,13 +54,27 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A logged distribution over steps: its quantiles 0, .1, .5, .9 and 1."""
+
+    steps: Float[np.ndarray, " point"]
+    quantiles: Float[np.ndarray, "point 5"]
+
+
+@dataclass(frozen=True)
 class RunFiles:
-    """The readable part of a run directory; ``problems`` names the rest, a sentence each."""
+    """The readable part of a run directory; ``problems`` names the rest, a sentence each.
+
+    ``spreads`` and ``warm_start_spreads`` are the histograms of the run and of its warm start.
+    """
 
     run_dir: Path
     metrics: dict[str, Series]
     warm_start: dict[str, Series]
+    spreads: dict[str, Spread]
+    warm_start_spreads: dict[str, Spread]
     artefacts: dict[str, EvalArtefact]
+    attention: AttentionHistory
     replies: ReplyArtefact | None
     summary: RunSummary | None
     config: str | None
@@ -82,16 +98,20 @@ def read_run(run_dir: Path) -> RunFiles:
         problems.append(f"{CONFIG_FILE} is missing: the configuration cannot be shown.")
     summary = _summary(run_dir / SUMMARY_FILE, problems)
     artefacts = _artefacts(run_dir / ARTEFACT_DIRECTORY, problems)
-    warm_start: dict[str, Series] = {}
+    logged = _records(run_dir / METRICS_FILE, problems, "there are no learning curves and no time breakdown")
+    warm: list[dict[str, Any]] = []
     if _NO_WARM_START not in artefacts:
-        warm_start = _metrics(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown")
+        warm = _records(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown")
     # In the order of the headline table; what it does not name comes after.
     in_table = [arm.artefact for arm in summary.arms if arm.artefact in artefacts] if summary is not None else []
     return RunFiles(
         run_dir=run_dir,
-        metrics=_metrics(run_dir / METRICS_FILE, problems, "there are no learning curves and no time breakdown"),
-        warm_start=warm_start,
+        metrics=series_by_tag(logged),
+        warm_start=series_by_tag(warm),
+        spreads=spreads_by_tag(logged),
+        warm_start_spreads=spreads_by_tag(warm),
         artefacts={name: artefacts[name] for name in [*in_table, *artefacts]},
+        attention=load_history(run_dir, WARM_START_DIRECTORY, problems),
         replies=_replies(run_dir, problems),
         summary=summary,
         config=config,
@@ -110,6 +130,19 @@ def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:
     return {
         tag: Series(steps=np.array([step for step, _ in pairs]), values=np.array([value for _, value in pairs]))
         for tag, pairs in points.items()
+    }
+
+
+def spreads_by_tag(records: list[dict[str, Any]]) -> dict[str, Spread]:
+    """Return the histograms of a metrics file by tag; those without a finite value are left out."""
+    points: dict[str, list[tuple[float, list[float]]]] = {}
+    for record in records:
+        for tag, histogram in record.get("histogram", {}).items():
+            if histogram["quantiles"]:
+                points.setdefault(tag, []).append((float(record["step"]), histogram["quantiles"]))
+    return {
+        tag: Spread(np.array([step for step, _ in found]), np.array([quantiles for _, quantiles in found]))
+        for tag, found in points.items()
     }
 
 
@@ -135,16 +168,16 @@ def time_breakdown(records: Sequence[Mapping[str, Any]]) -> TimeBreakdown | None
     return TimeBreakdown(total, {phase: seconds / total for phase, seconds in means.items()})
 
 
-def _metrics(path: Path, problems: list[str], consequence: str) -> dict[str, Series]:
+def _records(path: Path, problems: list[str], consequence: str) -> list[dict[str, Any]]:
     name = path.relative_to(path.parents[1]) if path.parent.name == WARM_START_DIRECTORY else path.name
     if not path.is_file():
         problems.append(f"{name} is missing: {consequence}.")
-        return {}
+        return []
     try:
-        return series_by_tag(read_records(path))
+        return read_records(path)
     except ValueError as error:
         problems.append(f"{name} cannot be read: {error}")
-        return {}
+        return []
 
 
 def _artefacts(directory: Path, problems: list[str]) -> dict[str, EvalArtefact]:

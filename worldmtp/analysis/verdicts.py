@@ -61,8 +61,8 @@ def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Ve
             "undetermined",
             "-",
             "-",
-            "What a run writes says what the heads predict, not by what they do so: that needs attention patterns, or "
-            "a belief that is ablated.",
+            "Attention patterns, below, say where heads look, not what they are good for: that needs one that is "
+            "ablated.",
         ),
     )
 

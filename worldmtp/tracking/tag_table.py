@@ -31,6 +31,11 @@ class TagRow:
         return kind == self.kind and _pattern(self.tag).fullmatch(tag) is not None
 
 
+def scalar_rows(prefix: str, *rows: tuple[str, str, str]) -> tuple[TagRow, ...]:
+    """Return rows of scalars below one prefix, each given as tag, estimator and unit."""
+    return tuple(TagRow(f"{prefix}/{tag}", estimator, unit) for tag, estimator, unit in rows)
+
+
 @dataclass(frozen=True)
 class TagTable:
     """Rows that tags are checked against."""

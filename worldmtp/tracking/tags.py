@@ -12,17 +12,14 @@ optimiser steps.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worldmtp.tracking.tag_table import TagRow, TagTable
+from worldmtp.tracking.inside_tags import ATTENTION_TAGS, HEAD_TAGS
+from worldmtp.tracking.tag_table import TagRow, TagTable, scalar_rows
 
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
 """TensorBoard's custom scalars: category -> chart -> ["Multiline" or "Margin", [tag patterns]]."""
 
 
-def _rows(prefix: str, *rows: tuple[str, str, str]) -> tuple[TagRow, ...]:
-    return tuple(TagRow(f"{prefix}/{tag}", estimator, unit) for tag, estimator, unit in rows)
-
-
-_ROLLOUT = _rows(
+_ROLLOUT = scalar_rows(
     "rollout",
     ("return_mean", "mean over episodes of the undiscounted sum of real rewards", "reward"),
     ("return_std", "standard deviation over episodes of the undiscounted sum of real rewards", "reward"),
@@ -40,7 +37,7 @@ _ROLLOUT = _rows(
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
 )
 
-_LOSSES = _rows(
+_LOSSES = scalar_rows(
     "losses",
     ("policy", "clipped surrogate, averaged over action tokens", "1"),
     ("value", "value loss, averaged over action tokens", "see the value distribution"),
@@ -66,7 +63,7 @@ _LOSSES = _rows(
     ("total", "the weighted sum that was differentiated", "1"),
 )
 
-_WORLD_MODEL = _rows(
+_WORLD_MODEL = scalar_rows(
     "world_model",
     ("loss", "sum of the world model's weighted losses on replayed real trajectories", "nats"),
     ("reward_loss", "cross-entropy of the binned reward head", "nats"),
@@ -148,7 +145,7 @@ _WORLD_MODEL = _rows(
     ("h_eff", "sum over depths of the survival: expected accepted tokens per root", "tokens"),
 )
 
-_IMAGINATION = _rows(
+_IMAGINATION = scalar_rows(
     "imagination",
     ("slope", "eta: slope of return - baseline on the critic's correction S, over past batches; what is used", "1"),
     ("r2", "1 - Var(G - b - eta S) / Var(G - b) on the fresh batch, before anything trains on it", "1"),
@@ -238,7 +235,7 @@ _IMAGINATION = _rows(
     ("skill_h{h}", "1 - mean squared error at horizon h / mean squared error of the critic alone", "1"),
 )
 
-_EVAL = _rows(
+_EVAL = scalar_rows(
     "eval",
     ("exact", "share of held-out prompts answered exactly right, greedy decoding", "share"),
     ("exact_lo90", "lower end of its 90 % interval over prompts", "share"),
@@ -258,7 +255,7 @@ _EVAL = _rows(
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
 )
 
-_TIME = _rows(
+_TIME = scalar_rows(
     "time",
     ("rollout_seconds", "wall clock of acting, decoding included", "s"),
     ("scoring_seconds", "wall clock of the task's scorer, as it counts it; within env_seconds", "s"),
@@ -274,7 +271,7 @@ _TIME = _rows(
     ("tokens_per_second", "real tokens generated / rollout_seconds", "tokens/s"),
 )
 
-_ENV = _rows(
+_ENV = scalar_rows(
     "env",
     ("episodes", "episodes finished since the start", "episodes"),
     ("tokens", "tokens the policy has written since the start", "tokens"),
@@ -284,7 +281,7 @@ _ENV = _rows(
     ("scorer_timeouts", "scorer calls that were cut off, since the start", "calls"),
 )
 
-_SFT = _rows(
+_SFT = scalar_rows(
     "sft",
     ("loss", "training loss of the warm start", "nats/token"),
     ("mtp/loss_depth_{k}", "cross-entropy of depth k on the demonstrations, a mean per target", "nats/token"),
@@ -310,7 +307,7 @@ _SFT = _rows(
     ("{name}", "any other number that the trainer reports", "see the trainer"),
 )
 
-_TRL = _rows(
+_TRL = scalar_rows(
     "trl",
     ("loss", "training loss of a trainer of TRL's, the heads' included; with post_training.trainer", "see the trainer"),
     (
@@ -363,5 +360,8 @@ _CUSTOM = (
 )
 
 TAGS = TagTable(
-    _ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + _TIME + _ENV + _SFT + _TRL + _RECORDS + _CUSTOM
+    (
+        *(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + ATTENTION_TAGS + HEAD_TAGS),
+        *(_TIME + _ENV + _SFT + _TRL + _RECORDS + _CUSTOM),
+    )
 )

@@ -163,6 +163,14 @@ def default_layout() -> Layout:
             "entropy": ["Multiline", ["losses/entropy"]],
             "clip fraction": ["Multiline", ["losses/clip_fraction"]],
         },
+        "Inside the model": {
+            "attention on the prompt": [
+                "Multiline",
+                [r"attention/layer_\d+/prompt_strongest", "attention/prompt_uniform"],
+            ],
+            "attention on the goal": ["Multiline", [r"attention/layer_\d+/goal_strongest", "attention/goal_uniform"]],
+            "drift of the heads": ["Multiline", [r"heads/depth_\d+/drift"]],
+        },
         "Time": {"seconds": ["Multiline", [r"time/[a-z_]+_seconds"]]},
     }
 

@@ -202,6 +202,13 @@ class MultiWriter:
             (JsonlWriter(run_dir, tags), TensorBoardWriter(run_dir, tags)) if writers is None else tuple(writers)
         )
 
+    @classmethod
+    def of_run(cls, run_dir: Path, tensorboard: bool, hparams: Mapping[str, int | float | str]) -> "MultiWriter":
+        """Return the writers of a run, TensorBoard's among them if it is wanted; the directory is made."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        boards = [TensorBoardWriter(run_dir, hparams=hparams)] if tensorboard else []
+        return cls(run_dir, [JsonlWriter(run_dir), *boards])
+
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Forward to each writer."""
         for writer in self._writers:

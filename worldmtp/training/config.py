@@ -126,6 +126,8 @@ class SFTStageConfig:
     """Steps a logged mean is over."""
     save_steps: int = 100
     """Steps between two checkpoints; a multiple of ``log_steps``, so that no mean is cut by a resumption."""
+    eval_steps: int | None = None
+    """Optimiser steps between two held-out evaluations of the warm start, the first before any; None makes none."""
     load: str | None = None
     """The ``sft/model`` of another run, or any saved ``MTPModel``: its model replaces the warm start."""
     share_prompts: bool = False
@@ -134,6 +136,7 @@ class SFTStageConfig:
     def __post_init__(self) -> None:
         _at_least(0, num_steps=self.num_steps, warmup_steps=self.warmup_steps)
         _at_least(1, num_demonstrations=self.num_demonstrations, batch_size=self.batch_size, log_steps=self.log_steps)
+        _at_least(1, eval_steps=1 if self.eval_steps is None else self.eval_steps)
         _positive(learning_rate=self.learning_rate)
         if self.save_steps < 1 or self.save_steps % self.log_steps:
             raise ValueError(
@@ -152,8 +155,11 @@ class EvalConfig:
     """Iterations of reinforcement between two evaluations."""
     num_imagined: int = 8
     """Imagined rollouts a root, in the comparison with what was realized."""
+    num_attention: int = 64
+    """Sampled answers whose attention is read; 0 reads none."""
 
     def __post_init__(self) -> None:
+        _at_least(0, num_attention=self.num_attention)
         _at_least(2, num_prompts=self.num_prompts)
         _at_least(1, every_iterations=self.every_iterations, num_imagined=self.num_imagined)
 

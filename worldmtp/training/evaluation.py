@@ -31,6 +31,7 @@ from worldmtp.analysis.scenes import TopTokens, scene_of
 from worldmtp.analysis.summary import ArmSummary
 from worldmtp.dynamics import WorldModel
 from worldmtp.envs import Example, TextVectorEnv
+from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
 from worldmtp.statistics import Interval, wilson_interval
@@ -89,6 +90,28 @@ def evaluate_run(
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
     return RunEvaluation(evaluation, artefact, exact, exact_sampled, metrics)
+
+
+def evaluate_between(
+    model: MTPModel,
+    evaluator: Evaluator,
+    env: TextVectorEnv,
+    tokens_text: Sequence[str],
+    writer: MetricWriter,
+    step: int,
+) -> tuple[Evaluation, dict[str, float]]:
+    """Answer, and read the answers with all depths, without imagining; write entropies and conversations.
+
+    Returns:
+        The evaluation, and its numbers by tag.
+    """
+    found = evaluator.run(model)
+    nothing = Imagining(None, 1, 1, seed=0)
+    artefact, _ = read_answers(model, evaluator, found.sampled, nothing, PPOConfig(), tokens_text)
+    writer.histogram("eval/entropy", artefact.chain_entropy[artefact.action_mask], step)
+    if isinstance(env.task, TurnTask):
+        writer.text("samples/heldout", conversations(found.sampled, tokens_text), step)
+    return found, found.metrics() | exact_scalars(found) | depth_scalars(artefact)
 
 
 def read_answers(

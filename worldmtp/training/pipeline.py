@@ -26,6 +26,7 @@ from worldmtp.analysis import write_report
 from worldmtp.analysis.summary import RunSummary, write_summary
 from worldmtp.checkpoint import CheckpointError
 from worldmtp.decoding.drafts import make_drafter
+from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.dynamics import make_world_model
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
@@ -33,12 +34,10 @@ from worldmtp.model.precision import computing_in
 from worldmtp.random import stream_seed
 from worldmtp.tracking import (
     METRICS_FILE,
-    JsonlWriter,
     MetricWriter,
     MultiWriter,
     ProgressReporter,
     Stage,
-    TensorBoardWriter,
     default_layout,
     read_records,
 )
@@ -48,9 +47,8 @@ from worldmtp.training.config import TrainConfig, hyperparameters
 from worldmtp.training.evaluation import (
     Imagining,
     RunEvaluation,
-    conversations,
+    evaluate_between,
     evaluate_run,
-    exact_scalars,
     summarize,
     watch,
     write_evaluation,
@@ -63,6 +61,7 @@ from worldmtp.training.imagined_episodes import (
     write_imagined_episodes,
 )
 from worldmtp.training.imports import import_user_modules
+from worldmtp.training.inside import InsideLog
 from worldmtp.training.make import (
     check_completions,
     check_fits,
@@ -118,11 +117,7 @@ def execute(
 
 
 def _writer(directory: Path, config: TrainConfig) -> MultiWriter:
-    directory.mkdir(parents=True, exist_ok=True)
-    writers: list[MetricWriter] = [JsonlWriter(directory)]
-    if config.logger.tensorboard:
-        writers.append(TensorBoardWriter(directory, hparams=hyperparameters(config)))
-    return MultiWriter(directory, writers)
+    return MultiWriter.of_run(directory, config.logger.tensorboard, hyperparameters(config))
 
 
 class Pipeline:
@@ -157,13 +152,15 @@ class Pipeline:
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
         check_completions(self._model, self._env, config)
-        self.notes = (*model_notes(config.model, self._model, self._is_warm), *prompts.notes, *notes)
+        self._tokens_text = vocabulary(self._env)
+        self._inside = InsideLog(self._model, run_dir, config.eval, self._tokens_text, self._computing)
+        told = model_notes(config.model, self._model, self._is_warm)
+        self.notes = (*told, *prompts.notes, *notes, *self._inside.notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
         self._prompt = held_out[0].prompt
         self._env.dataset.encode([*held_out, *self._examples])
-        self._tokens_text = vocabulary(self._env)
         self._after: RunEvaluation | None = None
         self._flat: str | None = None
         self.closing = ""
@@ -175,6 +172,7 @@ class Pipeline:
         (self._run_dir / DONE_FILE).unlink(missing_ok=True)
         for log in (self._writer, self._scenes):
             log.resume_at(step)
+        self._inside.remember_start()
         self._warm_start()
         before = self._evaluate_held_out()
         if step < 0:
@@ -246,6 +244,7 @@ class Pipeline:
                 writer,
                 lambda fraction, note: self._report("warm start", fraction, note),
                 config.model.compute_dtype,
+                lambda step: self._log_between(writer, directory, step),
             )
         on_device(self._model, config.profile)
 
@@ -261,6 +260,7 @@ class Pipeline:
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
+        self._inside.write(before.evaluation.sampled, self._writer, self._run_dir, 0)
         self._log_split(before, 0)
         self._watch(before.evaluation.sampled, 0)
 
@@ -292,14 +292,18 @@ class Pipeline:
             self._show_imagined(trainer, self._log_held_out(step).sampled, step, is_last=False)
 
     def _log_held_out(self, step: int) -> Evaluation:
-        """Evaluate between the first and the last time: answers alone, without what the heads say of them."""
-        start = time.perf_counter()
-        found = self._evaluator.run(self._model)
-        seconds = {"time/eval_seconds": time.perf_counter() - start}
-        self._writer.scalars(found.metrics() | exact_scalars(found) | seconds, step)
-        if isinstance(self._env.task, TurnTask):
-            self._writer.text("samples/heldout", conversations(found.sampled, self._tokens_text), step)
+        """Evaluate between the first and the last time."""
+        found = self._log_between(self._writer, self._run_dir, step)
         self._watch(found.sampled, step)
+        return found
+
+    def _log_between(self, writer: MetricWriter, directory: Path, step: int) -> Evaluation:
+        """Evaluate into one log: answers, what the heads say of them, and what is inside the model."""
+        start = time.perf_counter()
+        with evaluation_mode(self._model), self._computing():
+            found, metrics = evaluate_between(self._model, self._evaluator, self._env, self._tokens_text, writer, step)
+            self._inside.write(found.sampled, writer, directory, step)
+        writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
         return found
 
     def _show_imagined(self, trainer: ImaginationTrainer, held_out: Rollout, step: int, is_last: bool) -> None:
@@ -318,6 +322,7 @@ class Pipeline:
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
+        self._inside.write(after.evaluation.sampled, self._writer, self._run_dir, step)
         self._log_split(after, step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
         self._watch(after.evaluation.sampled, step)

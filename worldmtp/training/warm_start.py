@@ -35,6 +35,23 @@ class _ProgressCallback(TrainerCallback):
         self._report(state.global_step / state.max_steps, f"step {state.global_step}/{state.max_steps}")
 
 
+class _EvaluateCallback(TrainerCallback):
+    """Evaluates before the first step and every so many, before the checkpoint: a resumed log holds each once."""
+
+    def __init__(self, evaluate: Callable[[int], object], every_steps: int) -> None:
+        self._evaluate, self._every_steps = evaluate, every_steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            self._evaluate(0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self._every_steps == 0:
+            self._evaluate(state.global_step)
+
+
 class _LogCallback(MetricWriterCallback):
     """Leaves out what the trainer counts from its last start on, which a resumed run would state wrongly."""
 
@@ -65,8 +82,9 @@ def warm_start(
     writer: MetricWriter,
     report: Callable[[float, str], None],
     compute_dtype: str,
+    evaluate: Callable[[int], object],
 ) -> None:
-    """Train ``model`` in place and leave it in ``directory/model``.
+    """Train ``model`` in place and leave it in ``directory/model``; ``evaluate`` is told the steps done.
 
     A run that was killed goes on from the trainer's last whole checkpoint, to the bit.
     """
@@ -101,6 +119,8 @@ def warm_start(
         processing_class=processing_class,
         callbacks=[_LogCallback(writer, prefix="sft/"), _ProgressCallback(report)],
     )
+    if config.eval_steps is not None:
+        trainer.add_callback(_EvaluateCallback(evaluate, config.eval_steps))
     trainer.remove_callback(PrinterCallback)
     last = last_whole_checkpoint(checkpoints)
     writer.resume_at(-1 if last is None else step_of(last))

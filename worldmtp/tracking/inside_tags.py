@@ -1,0 +1,45 @@
+"""Tags of what is inside a model: attention's patterns (``worldmtp.analysis.attention_patterns``), the heads' weights.
+
+Rows of the table in ``worldmtp.tracking.tags``.
+"""
+
+from worldmtp.tracking.tag_table import scalar_rows
+
+_LOOKS_AT = {
+    "sink": "the first token",
+    "previous": "the token before",
+    "induction": "what followed earlier occurrences of the token",
+    "prompt": "the prompt but for its first token",
+    "goal": "places of the prompt that hold the token that comes next",
+    "reply": "what a world has replied",
+}
+
+ATTENTION_TAGS = scalar_rows(
+    "attention",
+    *(
+        row
+        for name, keys in _LOOKS_AT.items()
+        for row in (
+            (f"layer_{{k}}/{name}", f"weight on {keys}, a mean over heads and held-out answers' queries", "share"),
+            (f"layer_{{k}}/{name}_strongest", f"the same of layer k's head with the most weight on {keys}", "share"),
+            (f"{name}_uniform", f"floor: the weight on {keys} of a head that looks at all tokens alike", "share"),
+        )
+    ),
+    ("layer_{k}/entropy", "entropy of a query's weights, a mean over queries and heads", "nats"),
+    ("layer_{k}/entropy_strongest", "the same of the head of layer k that chooses most: the lowest", "nats"),
+    ("entropy_uniform", "ceiling: entropy of a head that looks at all tokens alike", "nats"),
+)
+
+HEAD_TAGS = scalar_rows(
+    "heads",
+    *(
+        (f"{group}/{name}", f"{meaning} of {of}", unit)
+        for group, of in (("depth_{k}", "depth k's own weights"), ("shared", "weights that all depths share"))
+        for name, meaning, unit in (
+            ("norm", "Frobenius norm", "1"),
+            ("stable_rank", "mean of squared Frobenius over squared spectral norm, over the matrices,", "directions"),
+            ("drift", "norm of the change since the run began over the norm then,", "1"),
+        )
+    ),
+    ("depth_{k}/cosine", "cosine between the matrices of depth k and of depth k - 1, as one vector each", "1"),
+)

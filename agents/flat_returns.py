@@ -17,8 +17,8 @@ NUM_FLAT_ITERATIONS = 10
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 _TRY_IN_A_WORLD = (
     "a mask of legal moves (env.wrappers with action_mask and a rule of your own), shorter episodes or turns "
-    "(env.kwargs.max_new and max_turn), more exploration (agent.rollout.temperature, agent.ppo.ent_coef, more episodes "
-    "an iteration), or demonstrations to start from (sft)"
+    "(++env.kwargs.max_new=... ++env.kwargs.max_turn=...), more exploration (agent.rollout.temperature, "
+    "agent.ppo.ent_coef, more episodes an iteration), or demonstrations to start from (sft)"
 )
 _TRY_IN_A_TASK = (
     "easier questions, a score that pays for parts of an answer, more answers to a prompt (agent.rollout.group_size), "

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from worldmtp.envs.config import TextEnvConfig as TextEnvConfig
     from worldmtp.envs.dataset import draw_examples as draw_examples
     from worldmtp.envs.dataset import prompt_overlap as prompt_overlap
-    from worldmtp.envs.dataset import split_of as split_of
     from worldmtp.envs.imagined import ImaginedVectorEnv as ImaginedVectorEnv
     from worldmtp.envs.make import make_text_vec as make_text_vec
     from worldmtp.envs.registry import env_id as env_id
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from worldmtp.envs.rubric import exact_match as exact_match
     from worldmtp.envs.scoring import Scorer as Scorer
     from worldmtp.envs.single_env import TextGenEnv as TextGenEnv
+    from worldmtp.envs.splits import split_of as split_of
     from worldmtp.envs.task import Example as Example
     from worldmtp.envs.task import Score as Score
     from worldmtp.envs.task import Task as Task

@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from worldmtp.choices import check_choice
+from worldmtp.choices import check_choice, env_settings
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.registry import make_task
 from worldmtp.envs.rows import object_column
+from worldmtp.envs.splits import SPLITS, check_split, split_of, splitting_share
 from worldmtp.envs.task import Example, Task, TurnTask
 from worldmtp.envs.tokenizer import Tokenizer, alphabet_error, make_tokenizer
 
-SPLITS = ("train", "heldout")
 PURPOSES = ("pool", "demonstrations", "evaluation")
 """What examples are drawn for; a stream each. Their order is part of every stream."""
-_BUCKETS = 1000
 _DRAWS_PER_QUESTION = 20
 _MOST_MISSES = 1_000_000
 _FEW = 64  # questions, all of which are in one split of .2 and .8 once in 1.6 million tasks (.8 ** 64)
@@ -40,38 +39,6 @@ _logger = logging.getLogger(__name__)
 
 class SplitError(ValueError):
     """A task has fewer questions of a split than were asked for."""
-
-
-def check_split(split: str) -> str:
-    """The split itself.
-
-    Raises:
-        ValueError: if there is no such split.
-    """
-    check_choice("split", split, SPLITS)
-    return split
-
-
-def split_of(key: str, heldout_fraction: float = 0.2) -> str:
-    """The split of the prompt with this key: its hash modulo 1000 is below 1000 times the fraction, or not."""
-    return "heldout" if int(key, 16) % _BUCKETS < round(_BUCKETS * heldout_fraction) else "train"
-
-
-def splitting_share(keys: Iterable[str], heldout_fraction: float) -> float:
-    """Return the share that is held out of so few prompts: as given, or the nearest at which no split is empty.
-
-    Zero holds none out on purpose and stays; so does any share where all prompts fall into one bucket of the hash.
-
-    Args:
-        keys: of all prompts that there are.
-        heldout_fraction: as given.
-    """
-    buckets = sorted({int(key, 16) % _BUCKETS for key in keys})
-    if heldout_fraction == 0.0 or len(buckets) < 2:
-        return heldout_fraction
-    limit = round(_BUCKETS * heldout_fraction)
-    nearest = min(max(limit, buckets[0] + 1), buckets[-1])
-    return heldout_fraction if nearest == limit else nearest / _BUCKETS
 
 
 def draw_examples(
@@ -195,20 +162,10 @@ def encode_examples(
     """
     _check_alphabet(examples, tokenizer)
     encoded = [tokenizer.encode(example.prompt) for example in examples]
-    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
-    if len(encoded[longest]) > max_prompt:
-        raise ValueError(
-            f"the prompt {examples[longest].prompt!r} takes {len(encoded[longest])} tokens, the longest of "
-            f"{len(examples)}, but max_prompt={max_prompt}; raise max_prompt or make the task's prompts shorter."
-        )
     for example, ids in zip(examples, encoded, strict=True):
         if not ids:
             raise ValueError(f"the prompt {example.prompt!r} has no tokens; a policy needs at least one to answer to.")
-        if example.answer is not None and len(tokenizer.encode(example.answer)) + 1 > max_new:
-            raise ValueError(
-                f"the answer {example.answer!r} to {example.prompt!r} takes {len(tokenizer.encode(example.answer))} "
-                f"tokens and EOS, but max_new={max_new}; raise max_new or make the task's answers shorter."
-            )
+    _check_budgets(examples, encoded, tokenizer, max_prompt, max_new)
     tokens = np.full((len(encoded), max_prompt), tokenizer.pad_id, dtype=np.int64)
     for row, ids in enumerate(encoded):
         tokens[row, : len(ids)] = ids
@@ -226,6 +183,25 @@ def _check_alphabet(examples: Iterable[Example], tokenizer: Tokenizer) -> None:
     error = alphabet_error(tokenizer, (text for one in examples for text in (one.prompt, one.answer or "")))
     if error is not None:
         raise error
+
+
+def _check_budgets(
+    examples: Sequence[Example], encoded: Sequence[Sequence[int]], tokenizer: Tokenizer, max_prompt: int, max_new: int
+) -> None:
+    """Raise if prompts or answers do not fit, with budgets in which all of these do."""
+    prompts = [len(ids) for ids in encoded]
+    answers = [0 if one.answer is None else 1 + len(tokenizer.encode(one.answer)) for one in examples]
+    told, needed = [], {}
+    for name, lengths, budget in (("prompt", prompts, max_prompt), ("answer", answers, max_new)):
+        longest = max(lengths)
+        if longest > budget:
+            one, option = examples[lengths.index(longest)], "max_prompt" if name == "prompt" else "max_new"
+            text = repr(one.prompt) if name == "prompt" else f"{one.answer!r} to {one.prompt!r}"
+            counted = f"{longest} tokens" if name == "prompt" else f"{longest - 1} tokens and EOS"
+            told.append(f"the {name} {text} takes {counted}, the longest of {len(examples)}, but {option}={budget}")
+            needed[option] = longest
+    if needed:
+        raise ValueError(f"{'; '.join(told)}; make the task's texts shorter, or give {env_settings(needed)}.")
 
 
 class TextDataset:
@@ -328,12 +304,12 @@ class TextDataset:
             return encode_examples(examples, self.tokenizer, self.max_prompt, self.max_new)
         except ValueError as error:
             budgets = {"max_prompt": self.config.max_prompt, "max_new": self.config.max_new}
-            left_out = [name for name, given in budgets.items() if given is None and f"{name}=" in str(error)]
+            left_out = [name for name, given in budgets.items() if given is None and f"but {name}=" in str(error)]
             if not left_out:
                 raise
             raise ValueError(
-                f"{error} {left_out[0]} was left out, and measured on {self._num_measured} examples, which had none as "
-                f"long; give {left_out[0]}."
+                f"{error} {' and '.join(left_out)} was left out, and measured on {self._num_measured} examples, which "
+                "had none as long."
             ) from error
 
     def examples(

@@ -14,7 +14,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.vector import AutoresetMode
 
-from worldmtp.choices import nearest
+from worldmtp.choices import env_settings, nearest
 from worldmtp.envs.config import TextEnvConfig
 from worldmtp.envs.registry import ENTRY_POINT, FROM_GYMNASIUM, VECTOR_ENTRY_POINT, WORLD_TASK, task_keywords
 from worldmtp.envs.task import DenseTask, Task, TurnTask
@@ -177,7 +177,10 @@ def _cure(error: TypeError, spec: EnvSpec, kwargs: Mapping[str, Any]) -> str:
     known = {name: f"task_kwargs.{name}" for name in (task_keywords(task) if isinstance(task, str) else ())}
     known |= {name: name for name in _CONFIG_FIELDS}
     found = nearest(unknown[1], known)
-    return f" Did you mean {known[found]!r}?" if found else ""
+    if found is None:
+        return ""
+    value = kwargs[unknown[1]] if unknown[1] in kwargs else (task_kwargs or {})[unknown[1]]
+    return f" Did you mean {known[found]!r}? In its place give {env_settings({known[found]: value})}."
 
 
 def _nearest(name: str) -> str:

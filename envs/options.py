@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Int64
 
 from worldmtp.choices import check_choice
-from worldmtp.envs.dataset import check_split
+from worldmtp.envs.splits import check_split
 from worldmtp.envs.task import Example
 
 OPTION_NAMES = ("split", "group_size", "indices", "prompts", "reset_mask")

@@ -48,14 +48,18 @@ def test_settings_of_an_environment_are_printed_as_commands_take_them():
 VALUES = st.text(st.sampled_from("\\\"$'{}a =,é:[]1\n"), max_size=8) | st.sampled_from(["null", "True", "1e3", "nan"])
 
 
-@given(VALUES | st.integers() | st.booleans() | st.none())
+PLAIN = VALUES | st.integers() | st.booleans() | st.none()
+NAMES = st.sampled_from(["kind", "alphabet"])
+
+
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner), max_leaves=4))
 def test_a_pasted_setting_gives_back_its_value_in_both_commands(value):
     """A shell, Hydra's grammar and OmegaConf's interpolation read the one; a shell and JSON, or text, the other."""
     override, _, rest = env_settings({"tokenizer": value}).partition(" (worldmtp train), --kwargs ")
     parsed = OverridesParser.create().parse_override(*shlex.split(override))
     assert (parsed.key_or_group, parsed.is_force_add()) == ("env.kwargs.tokenizer", True)
     for read in (
-        OmegaConf.create({"it": parsed.value()}).it,
+        OmegaConf.to_container(OmegaConf.create({"it": parsed.value()}), resolve=True)["it"],
         parse_kwargs(shlex.split(rest.removesuffix(" (worldmtp envs, eval)")))["tokenizer"],
     ):
         assert (read, type(read)) == (value, type(value))

@@ -85,7 +85,7 @@ def env_settings(options: Mapping[str, Any]) -> str:
     Hydra adds a key or replaces it where it is told ``++``, whichever the composed config asks.
 
     Args:
-        options: by name, dotted where it is nested, as "task_kwargs.path"; texts, numbers, true or false, or None.
+        options: by name, dotted where it is nested, as "task_kwargs.path"; values as JSON has them.
     """
     overrides = [shlex.quote(f"++env.kwargs.{name}={_hydra_value(value)}") for name, value in options.items()]
     kwargs = [shlex.quote(f"{name}={_plain_value(value)}") for name, value in options.items()]
@@ -98,6 +98,10 @@ _NO_TEXTS = ("null", "true", "false", "nan", "inf")
 
 def _hydra_value(value: Any) -> str:
     """Return a value as Hydra's grammar reads it; in quotes, backslashes count where a quote or a ${ follows."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_hydra_value(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_hydra_value, value)) + "]"
     if not isinstance(value, str):
         return json.dumps(value)
     if _PLAIN_TEXT.fullmatch(value) and value.lower() not in _NO_TEXTS:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.envs.dataset import SPLITS, check_split, split_of, splitting_share
 from worldmtp.envs.rubric import load_reward, reward_score
+from worldmtp.envs.splits import SPLITS, check_split, split_of, splitting_share
 from worldmtp.envs.task import Example, RewardSpec, Score
 from worldmtp.envs.tasks.strings import position_match
 from worldmtp.stdlib_sources import stdlib_files, stdlib_root

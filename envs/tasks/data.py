@@ -228,9 +228,12 @@ class DataTask:
         probe_bound: float = 0.0,
     ) -> None:
         if path is None:
-            raise ValueError('a task from data needs a file: task_kwargs={"path": "questions.jsonl"}.')
+            raise ValueError(f"a task from data needs a file: {env_settings({'task_kwargs.path': 'questions.jsonl'})}.")
         if reward is None and answer is None:
-            raise ValueError("without answers there is nothing to match; give a reward, '<module>:<function>'.")
+            raise ValueError(
+                "without answers there is nothing to match; give a reward, '<module>:<function>': "
+                f"{env_settings({'task_kwargs.reward': 'my_rewards:score'})}."
+            )
         self.path, self.probe_bound = str(path), probe_bound
         self._needs_answers = reward is None
         self._reward = exact_match if reward is None else load_reward(reward)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64
 
-from worldmtp.choices import did_you_mean
+from worldmtp.choices import did_you_mean, env_settings
 from worldmtp.envs.registry import make_task
 from worldmtp.envs.task import Example, Score, Task
 from worldmtp.envs.tokenizer import NO_TEXT, read_tokenizer
@@ -65,7 +65,8 @@ class RewardModelTask:
         probe_bound: float = 1.0,
     ) -> None:
         if checkpoint is None or prompts is None:
-            raise ValueError('a reward model needs task_kwargs={"checkpoint": "<directory>", "prompts": "<task>"}.')
+            needed = {"task_kwargs.checkpoint": "path/to/model", "task_kwargs.prompts": "<task>"}
+            raise ValueError(f"a reward model needs a checkpoint and the task of its prompts: {env_settings(needed)}.")
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be positive.")
         if {name for _, name, _, _ in string.Formatter().parse(template) if name is not None} != {"prompt", "text"}:

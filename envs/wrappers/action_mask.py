@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from jaxtyping import Bool, Int
 
+from worldmtp.choices import env_settings
 from worldmtp.envs.rows import Observation, VectorReset, VectorStep
 from worldmtp.envs.text_env import TextVectorEnv, TextVectorWrapper
 from worldmtp.envs.tokenizer import Tokenizer
@@ -58,8 +59,8 @@ class VectorActionMask(TextVectorWrapper):
             raise ValueError("this mask allows everything; give a rule, min_new or an alphabet, or leave it out.")
         if forbid_eos and self.dataset.max_turn is None:
             raise ValueError(
-                "forbid_eos=True needs max_turn (env.kwargs.max_turn), the tokens of a turn: without either of them no "
-                "turn would end, and nothing would be answered."
+                "forbid_eos=True needs max_turn, the tokens of a turn: without either of them no turn would end, and "
+                f"nothing would be answered. Turns of one token: {env_settings({'max_turn': 1})}."
             )
         self._rule, self._min_new, eos_id = rule, min_new, tokenizer.eos_id
         self._everywhere = np.ones(tokenizer.vocab_size, dtype=bool)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from worldmtp.envs.dataset import split_of
 from worldmtp.envs.rows import Observation, VectorReset, VectorStep, row_info
+from worldmtp.envs.splits import split_of
 from worldmtp.envs.text_env import TextVectorWrapper
 
 _FROM_INFO = ("text", "score", "exact", "components", "reason", "num_tokens")

@@ -88,9 +88,12 @@ REFUSED = [
         "imagination.completions=trunk",
     ),
     ("draft='mpt' is unknown; did you mean 'mtp'", "agent.rollout.draft=mpt"),
-    (r"takes 9 tokens, the longest of .*, but max_prompt=5; raise max_prompt", "+env.kwargs.max_prompt=5"),
-    (r"tokens and EOS, but max_new=5; raise max_new", "+env.kwargs.max_new=5"),
-    (r"'[d-j]'", "+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}"),
+    (
+        r"takes 9 tokens, .*, but max_prompt=5; .* \+\+env\.kwargs\.max_prompt=9 ",
+        "+env.kwargs.max_prompt=5",
+    ),
+    (r"tokens and EOS, .* but max_new=5; .* \+\+env\.kwargs\.max_new=9 ", "+env.kwargs.max_new=5"),
+    ("the alphabet of the tokenizer lacks 'defghij', as in ", "+env.kwargs.tokenizer={kind: char, alphabet: 'abc='}"),
     ("model.architecture='qwn3' is no causal LM of transformers; did you mean 'qwen3'", "model.architecture=qwn3"),
     ("config.hiden_size is no field of Qwen3Config; did you mean 'hidden_size'", "+model.config.hiden_size=8"),
     # The trunk of the tests has 2 heads of keys and values.
@@ -235,7 +238,8 @@ def test_tokenizer_larger_than_the_vocabulary_of_a_loaded_warm_start(refused, ti
 def test_texts_longer_than_the_context(refused, tiny_trunk, tmp_path):
     tiny_trunk("llama", vocab_size=13).save_pretrained(tmp_path / "short")  # a context of 128
     refused(
-        "texts have up to 209 tokens and the model a context of 128; lower env.kwargs.max_prompt or max_new",
+        r"up to 209 tokens, max_prompt=9 and max_new=200, and the model a context of 128; lower max_new, as by "
+        r"\+\+env\.kwargs\.max_new=119 ",
         "model=pretrained",
         f"model.path={tmp_path / 'short'}",
         "+env.kwargs.max_new=200",  # beside prompts of up to 9

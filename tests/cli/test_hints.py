@@ -66,7 +66,9 @@ def test_what_belongs_to_the_task_is_looked_for_there(compose):
     typed = ("env=data", "env.kwargs.path=questions.jsonl")
     with pytest.raises(HydraException) as caught:
         compose(*typed)
-    assert explain(caught.value, typed, known_keys(typed)).endswith("\nDid you mean 'env.kwargs.task_kwargs.path'?")
+    assert explain(caught.value, typed, known_keys(typed)).endswith(
+        "\nDid you mean 'env.kwargs.task_kwargs.path=questions.jsonl'?"
+    )
 
 
 @pytest.mark.parametrize("world", ["frozen_lake", "guess_number"])  # settings of the registry, and of a file

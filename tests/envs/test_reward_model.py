@@ -119,7 +119,7 @@ def test_what_is_missing_is_told(checkpoint, tmp_path):
             RewardModelTask(path, Copy(), label=label)
     with pytest.raises(ValueError, match=r"is no directory with a config\.json; save one with model\.save_pretrained"):
         RewardModelTask(tmp_path / "none", Copy())
-    with pytest.raises(ValueError, match="a reward model needs task_kwargs="):
+    with pytest.raises(ValueError, match=r"a reward model needs a checkpoint .*task_kwargs\.prompts="):
         RewardModelTask(path)
     with pytest.raises(ValueError, match=r"template='\{prompt\}' must name \{prompt\} and \{text\}"):
         RewardModelTask(path, Copy(), label=1, template="{prompt}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldmtp.envs import Example, TextGenVectorEnv, draw_examples, make_task, prompt_overlap, register_task, split_of
-from worldmtp.envs.dataset import splitting_share
+from worldmtp.envs.splits import splitting_share
 from worldmtp.envs.tasks.strings import Copy
 
 

@@ -119,7 +119,8 @@ def nearest_hint(message: str, overrides: Sequence[str], known_keys: Iterable[st
     for key in [*_KEY_IN_FILE.findall(message), *(key for key in typed if key and f"'{key}'" in message)]:
         node, _, name = key.rpartition(".")
         if node in _OPEN_NODES and f"{node}.task_kwargs.{name}" in keys:
-            return f"Did you mean '{node}.task_kwargs.{name}'?"
+            value = next((one.partition("=")[2] for one in overrides if one.startswith(f"{key}=")), "...")
+            return f"Did you mean '{node}.task_kwargs.{name}={value}'?"
         if key not in keys and node not in _OPEN_NODES:
             return _nearest(key, keys)
     return None

@@ -53,7 +53,8 @@ def build(frozen: type[Config], node: DictConfig) -> Config:
     missing = sorted(str(name) for name in OmegaConf.missing_keys(node))
     if missing:
         raise ValueError(
-            f"the config lacks {', '.join(missing)}; give a value on the command line, as {missing[0]}=..."
+            f"the config lacks {', '.join(missing)}; give a value on the command line, as "
+            f"{' '.join(f'{name}=...' for name in missing)}"
         )
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)  # of a mapping

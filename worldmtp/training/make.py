@@ -14,7 +14,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.completions import completions_of
 from worldmtp.agents.imagination.episodes import WORLDS, check_real_observations
 from worldmtp.agents.imagination.imagined_returns import Acting
-from worldmtp.choices import check_choice, did_you_mean
+from worldmtp.choices import check_choice, did_you_mean, env_settings
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import Example, TextVectorEnv, Tokenizer
 from worldmtp.envs.make import MakingError, make_text_vec
@@ -170,14 +170,16 @@ def check_fits(config: MTPConfig, env: TextVectorEnv) -> None:
         raise ValueError(
             f"the environment's tokenizer has {env.tokenizer.vocab_size} ids and the model a vocabulary of "
             f"{text_config.vocab_size}; resize the model's embeddings or give the environment the model's own "
-            "tokenizer (env.kwargs.tokenizer)."
+            f"tokenizer: {env_settings({'tokenizer': 'transformers:<directory of the model>'})}."
         )
     context = env.dataset.max_prompt + env.dataset.max_new
     limit = getattr(text_config, "max_position_embeddings", None)
     if limit is not None and context > limit:
+        room = limit - env.dataset.max_prompt
+        told = f"max_new, as by {env_settings({'max_new': room})}" if room > 1 else "max_prompt, with shorter prompts"
         raise ValueError(
-            f"the environment's texts have up to {context} tokens and the model a context of {limit}; lower "
-            "env.kwargs.max_prompt or max_new."
+            f"the environment's texts have up to {context} tokens, max_prompt={env.dataset.max_prompt} and max_new="
+            f"{env.dataset.max_new}, and the model a context of {limit}; lower {told}."
         )
 
 

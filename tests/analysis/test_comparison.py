@@ -1,13 +1,21 @@
 """Two runs on the same prompts: what is paired, how it differs, and what is marked."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from worldmtp.analysis import save_artefact
 from worldmtp.analysis.artefacts import token_strip
-from worldmtp.analysis.comparison import compare_runs, differences, marked, paired_rows
+from worldmtp.analysis.comparison import (
+    Comparison,
+    compare_runs,
+    differences,
+    differing_settings,
+    marked,
+    paired_rows,
+)
 from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
 from worldmtp.statistics import wilson_interval
 from worldmtp.tracking.strips import StripRow, TokenStrip, strip_blocks
@@ -92,12 +100,23 @@ def test_what_is_not_the_same_in_the_other_strip_is_marked():
 def test_a_page_with_both_runs(knows_all, make_artefact, tmp_path):
     first = save(knows_all, tmp_path / "one" / "seed0")
     second = save(make_artefact([TRUNK, UNIFORM], tokens_text=("a", "b")), tmp_path / "two" / "seed0")
+    (first / "config.yaml").write_text("seed: 0\nimagination: {use: 'off', horizon: 3}\nenv: {kwargs: {}}\n")
+    (second / "config.yaml").write_text(
+        "seed: 0\nimagination: {use: latent, horizon: 3}\nenv: {kwargs: {max_new: 9}}\n"
+    )
     found = compare_runs(first, second)
     assert found.names == ("one/seed0", "two/seed0")
     assert found.page == second / "comparison_with_seed0.html"
+    assert found.settings == (
+        ("imagination.use", "off", "latent"),
+        ("env.kwargs", "{}", "-"),
+        ("env.kwargs.max_new", "-", "9"),
+    )
+    assert str(found).startswith("imagination.use: off in one/seed0, latent in two/seed0\nenv.kwargs: {} in one/seed0")
     assert "128 held-out prompts, paired" in str(found)
     page = found.page.read_text(encoding="utf-8")
     assert "Answers side by side" in page
+    assert "imagination.use" in page
     assert "128 of 128 sampled answers are the same" in page
     assert "0.840" in page
     assert "<script" not in page
@@ -122,3 +141,15 @@ def test_runs_without_a_prompt_in_common_are_refused(knows_all, tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match=r"c has no evaluation under artefacts/"):
         compare_runs(first, tmp_path / "c")
+
+
+def test_settings_that_many_keys_tell_apart_are_cut_short_and_a_damaged_config_has_none():
+    first = "".join(f"key{number}: 0\n" for number in range(10))
+    settings = differing_settings(first, first.replace(": 0", ": 1"))
+    assert settings == tuple((f"key{number}", "0", "1") for number in range(10))
+    shown = str(Comparison(("a", "b"), settings, 2, (), Path("page.html"))).splitlines()
+    assert shown[:2] == ["key0: 0 in a, 1 in b", "key1: 0 in a, 1 in b"]
+    assert shown[8] == "and 2 more settings differ, which the page has"
+    assert str(Comparison(("a", "b"), (), 2, (), Path("page.html"))).startswith("no setting is known to differ\n")
+    assert differing_settings("a: [", None) == ()
+    assert differing_settings("a: 1", "a: [") == (("a", "1", "-"),)

@@ -361,7 +361,7 @@ def test_analyze_refuses_a_directory_without_a_run(monkeypatch, capsys, tmp_path
 
 def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
     """Two jobs by hand: one that found something, one that was killed before it did."""
-    for name, rate in (("seed0_a", "1e-4"), ("seed0_b", "3e-4")):
+    for name, rate in (("seed0_a", "0.0001"), ("seed0_b", "0.0003")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(f"seed: 0\nagent:\n  ppo:\n    learning_rate: {rate}\n")
     exact = [{"estimate": x, "low": x - 0.125, "high": x + 0.125, "level": 0.9, "unit": "prompt"} for x in (0.25, 0.5)]
@@ -384,7 +384,7 @@ def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
 def test_analyze_lays_two_runs_side_by_side(monkeypatch, capsys, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.yaml").write_text("seed: 0\n")
-    asked, found = [], Comparison(("one", "two"), 7, (), tmp_path / "page.html")
+    asked, found = [], Comparison(("one", "two"), (), 7, (), tmp_path / "page.html")
     monkeypatch.setattr("worldmtp.cli.analyze.compare_runs", lambda *directories: asked.append(directories) or found)
     monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(tmp_path / "one"), str(tmp_path / "one")])
     analyze.main()

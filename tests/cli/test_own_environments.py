@@ -45,6 +45,26 @@ def double_letters(rng):
 ''',
     ),
     Route(
+        "A score of your own",
+        "worldmtp envs check worldmtp/NearSum-v0 --import ./my_scores.py",
+        "worldmtp train imports=[./my_scores.py] env=custom env.id=worldmtp/NearSum-v0",
+        "my_scores.py",
+        '''\
+import worldmtp
+
+
+def nearness(example, text):
+    """Return 1 for the right sum, less for one further off, and 0 for what is no number."""
+    return 1 / (1 + abs(int(example.answer) - int(text))) if text.isdecimal() and text.isascii() else 0.0
+
+
+@worldmtp.register_task("NearSum", tokenizer="char:0123456789+=", score=nearness, probe_bound=0.01)
+def near_sum(rng):
+    one, other = rng.integers(10, 99, size=2).tolist()
+    return worldmtp.envs.Example(prompt=f"{one}+{other}=", answer=str(one + other))
+''',
+    ),
+    Route(
         "Data",
         "worldmtp envs check worldmtp/Data-v0 --kwargs task_kwargs.path=questions.jsonl "
         "task_kwargs.reward=my_rewards:share_right task_kwargs.probe_bound=0.2",
@@ -174,7 +194,7 @@ def test_route_takes_ten_lines(heading):
 
 def test_the_page_has_these_texts(project_root):
     page = (project_root / "docs" / "own_environments.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE))
+    sections = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^## |^### |\Z)", page, flags=re.DOTALL | re.MULTILINE))
     assert tuple(sections) == HEADINGS
     for heading, section in sections.items():
         route = BY_HEADING[heading]

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 from jaxtyping import Int
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.return_agreement import known_roots
-from worldmtp.analysis.run_files import RunFiles, read_run
+from worldmtp.analysis.run_files import RunFiles, config_values, read_run
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, paired_ratio_difference
@@ -23,6 +24,9 @@ from worldmtp.tracking.strips import StripBlock, TokenStrip, strip_blocks
 
 _STRIPS = 8
 _STRIP_CHARACTERS = 72
+_SETTINGS = 8
+"""Differing settings that the command line shows."""
+_NOT_THERE = "-"
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs have in common, and how they differ there."""
+    """What two runs have in common, and how they differ there.
+
+    Attributes:
+        names: of the runs, as short as tells them apart.
+        settings: what their configs do not have in common, a key with its value in either.
+        num_prompts: held-out prompts that both answered.
+        differences: paired by these.
+        page: with all of it.
+    """
 
     names: tuple[str, str]
+    settings: tuple[tuple[str, str, str], ...]
     num_prompts: int
     differences: tuple[Difference, ...]
     page: Path
@@ -55,7 +68,12 @@ class Comparison:
         rows = [("", *self.names, "second - first [90 %]", ""), *(_cells(one) for one in self.differences)]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, f"{self.num_prompts} held-out prompts, paired", str(self.page)])
+        one, other = self.names
+        told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
+        if len(told) > _SETTINGS:
+            told = [*told[:_SETTINGS], f"and {len(told) - _SETTINGS} more settings differ, which the page has"]
+        told = told or ["no setting is known to differ"]
+        return "\n".join([*told, *lines, f"{self.num_prompts} held-out prompts, paired", str(self.page)])
 
 
 def _cells(one: Difference) -> tuple[str, ...]:
@@ -80,11 +98,13 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
     first, second = _select(first, pairs[:, 0]), _select(second, pairs[:, 1])
     taught = all(list(run.artefacts)[-1] not in untaught(run) for run in runs)
     names = _names(first_dir, second_dir)
+    settings = differing_settings(*(run.config for run in runs))
     found = tuple(differences(first, second, with_imagined=taught))
     page = second_dir / f"comparison_with_{first_dir.resolve().name}.html"
     content = render_page(
         "comparison.html.jinja",
         names=names,
+        settings=settings,
         num_prompts=len(pairs),
         rows=[_cells(one) for one in found],
         details=[asdict(one.difference) for one in found],
@@ -92,7 +112,26 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
         num_same=int(sum(_answer(first, row) == _answer(second, row) for row in range(len(first)))),
     )
     write_text(page, content)
-    return Comparison(names, len(pairs), found, page)
+    return Comparison(names, settings, len(pairs), found, page)
+
+
+def differing_settings(first: str | None, second: str | None) -> tuple[tuple[str, str, str], ...]:
+    """Return the keys of two configs, YAML, whose values are not the same, with both: what the runs are, beside a date.
+
+    A run without a config has no settings, and neither has one whose config is damaged.
+    """
+    values = []
+    for config in (first, second):
+        try:
+            values.append(config_values(config))
+        except yaml.YAMLError:
+            values.append({})
+    one, other = values
+    return tuple(
+        (key, one.get(key, _NOT_THERE), other.get(key, _NOT_THERE))
+        for key in dict.fromkeys([*one, *other])
+        if one.get(key) != other.get(key)
+    )
 
 
 def differences(first: EvalArtefact, second: EvalArtefact, *, with_imagined: bool) -> Iterator[Difference]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from jaxtyping import Float
 
 from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact
@@ -210,3 +211,22 @@ def _summary(path: Path, problems: list[str]) -> RunSummary | None:
     except ValueError as error:
         problems.append(str(error))
         return None
+
+
+def config_values(config: str | None) -> dict[str, str]:
+    """Return every value of a run's config, YAML, as text by its dotted key; none of a config that is not there.
+
+    Raises:
+        yaml.YAMLError: it is damaged.
+    """
+    return _flat(yaml.safe_load(config) or {}) if config is not None else {}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    values: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = str(value)
+    return values

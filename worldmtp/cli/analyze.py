@@ -6,16 +6,14 @@ that was killed, or had jobs that failed, shows the others.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from worldmtp.analysis import write_report
 from worldmtp.analysis.comparison import Comparison, compare_runs
-from worldmtp.analysis.run_files import RUN_FILES
+from worldmtp.analysis.run_files import RUN_FILES, config_values
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
 from worldmtp.cli.errors import fail_cleanly
 from worldmtp.training.run_dir import CONFIG_FILE
@@ -78,7 +76,7 @@ def sweep_table(sweep_dir: Path) -> str:
     "-" stands for what a job has not found, or not yet.
     """
     jobs = jobs_of(sweep_dir)
-    configs = [_flat(_read(job / CONFIG_FILE)) for job in jobs]
+    configs = [_read(job / CONFIG_FILE) for job in jobs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     differing = [key for key in keys if len({config.get(key, _NONE) for config in configs}) > 1]
     header = [*(differing or ["seed"]), "greedy before", "greedy after", "directory"]
@@ -89,24 +87,11 @@ def sweep_table(sweep_dir: Path) -> str:
     return _aligned([header, *rows])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, str]:
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        return config_values(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):  # the other jobs are shown all the same
         return {CONFIG_FILE: _DAMAGED}
-    assert isinstance(config, dict)  # a run writes a mapping
-    return {str(key): value for key, value in config.items()}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return every value of a config as text, by its dotted key."""
-    values: dict[str, str] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = str(value)
-    return values
 
 
 def _found(job: Path) -> tuple[str, str]:

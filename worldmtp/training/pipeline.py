@@ -143,6 +143,7 @@ class Pipeline:
         make_drafter(self._model, rollout.draft, rollout.num_draft, None)
         self._prompts = prompts = draw_run_prompts(self._env, config)
         held_out, self._examples = prompts.held_out, prompts.demonstrations
+        self._env.dataset.encode([*held_out, *self._examples])  # that they fit is seen before anything reads them
         if not self._is_warm:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
@@ -160,7 +161,6 @@ class Pipeline:
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
         self._prompt = held_out[0].prompt
-        self._env.dataset.encode([*held_out, *self._examples])
         self._after: RunEvaluation | None = None
         self._flat: str | None = None
         self.closing = ""

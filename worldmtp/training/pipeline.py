@@ -155,8 +155,12 @@ class Pipeline:
         check_completions(self._model, self._env, config)
         self._tokens_text = vocabulary(self._env)
         self._inside = InsideLog(self._model, run_dir, config.eval, self._tokens_text, self._computing)
-        told = model_notes(config.model, self._model, self._is_warm)
-        self.notes = (*told, *prompts.notes, *notes, *self._inside.notes)
+        self.notes = (
+            *model_notes(config.model, self._model, self._is_warm),
+            *prompts.notes,
+            *notes,
+            *self._inside.notes,
+        )
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )

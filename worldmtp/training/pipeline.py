@@ -155,16 +155,11 @@ class Pipeline:
         check_completions(self._model, self._env, config)
         self._tokens_text = vocabulary(self._env)
         self._inside = InsideLog(self._model, run_dir, config.eval, self._tokens_text, self._computing)
-        self.notes = (
-            *model_notes(config.model, self._model, self._is_warm),
-            *prompts.notes,
-            *notes,
-            *self._inside.notes,
-        )
+        told = model_notes(config.model, self._model, self._is_warm)
+        self.notes = (*told, *prompts.notes, *notes, *self._inside.notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
-        self._prompt = held_out[0].prompt
         self._after: RunEvaluation | None = None
         self._flat: str | None = None
         self.closing = ""
@@ -401,5 +396,5 @@ class Pipeline:
         report = write_report(self._run_dir)
         (self._run_dir / DONE_FILE).touch()
         self._progress.update("report", 1.0)
-        talk = talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompt)
+        talk = talk_command(self._model, self._env, config.env.id, self._run_dir, self._prompts.held_out[0].prompt)
         self.closing = closing_text(summary, self._run_dir, report, talk)

@@ -252,6 +252,9 @@ class EpisodesConfig:
     """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
     novelty_bonus: float = 0.5
     """Of a novel reply, in reward; 0 explores nothing."""
+    novelty_ent_coef: float = 0.1
+    """Coefficient of the entropy while imagination explores, where larger than ``agent.ppo.ent_coef``: a policy that
+    is sure of its way comes by nothing new, in imagination neither."""
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 
@@ -260,6 +263,7 @@ class EpisodesConfig:
         _require_at_least(self, MIN_GAP_BATCHES, "gap_batches")
         _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus", "least_gap")
         _require_at_least(self, 0, "explores_again_after")
+        _require_coefficients(self, "novelty_ent_coef")
         _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2.")
         _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
 

@@ -211,12 +211,13 @@ class PPOAgent:
         generator: torch.Generator,
         remaining: float = 1.0,
         num_epochs: int | None = None,
+        ent_coef: float | None = None,
     ) -> dict[str, float]:
         """Train for some epochs of minibatches on one rollout; return the metrics' means over the minibatches.
 
         With ``target_kl`` the minibatch whose approximate KL exceeds it is the last one. At the first minibatch the
         ratio is 1 and approx_kl 0. ``remaining`` is the share of the run that is left, which an annealed learning rate
-        is proportional to. ``num_epochs`` replaces the config's.
+        is proportional to. ``num_epochs`` and ``ent_coef`` replace the config's.
 
         Raises:
             FloatingPointError: a loss is not finite; its step was not applied (``clipped_step``).
@@ -229,7 +230,7 @@ class PPOAgent:
         for minibatch in self._minibatches(len(rollout), num_epochs or self.config.num_epochs, generator):
             rows = minibatch.to(rollout.input_ids.device, non_blocking=True)
             rates += self._set_learning_rate(remaining)
-            self._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), has_tail, late)
+            self._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), has_tail, late, ent_coef)
             num_steps += 1
             self.num_updates += 1
             if self.config.target_kl is not None:  # which the host has to wait for
@@ -280,19 +281,32 @@ class PPOAgent:
         return learning_rate
 
     def _step(
-        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, has_tail: bool, late: LateNumbers
+        self,
+        rollout: Rollout,
+        ref_logprobs: Tensor,
+        plan: AdvantagePlan,
+        has_tail: bool,
+        late: LateNumbers,
+        ent_coef: float | None = None,
     ) -> None:
         """Take one gradient step on a minibatch, whose gradient is added up over its micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         places = torch.arange(len(rollout), device=rollout.input_ids.device)
         for rows in places.split(self.config.micro_batch_size or len(rollout)):
-            loss, terms = self._loss(rollout.select(rows), ref_logprobs[rows], plan.select(rows), rollout, has_tail)
+            part = (rollout.select(rows), ref_logprobs[rows], plan.select(rows))
+            loss, terms = self._loss(*part, rollout, has_tail, ent_coef)
             late.add(terms | {"losses/total": loss})
             loss.backward()
         clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm", late)
 
     def _loss(
-        self, rollout: Rollout, ref_logprobs: Tensor, plan: AdvantagePlan, whole: Rollout, has_tail: bool
+        self,
+        rollout: Rollout,
+        ref_logprobs: Tensor,
+        plan: AdvantagePlan,
+        whole: Rollout,
+        has_tail: bool,
+        ent_coef: float | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return a micro-batch's part of the loss of the ``whole`` minibatch, whose tokens count, and its terms."""
         config, mask = self.config, rollout.step_mask
@@ -323,7 +337,7 @@ class PPOAgent:
             ids, improved, weight = plan.improved
             from_improved = improved_kl_per_token(live_logprobs(log_policy, ids, improved, True), improved)
             terms["losses/search"] = masked_mean(weight * from_improved, mask, num_actions)
-        loss = ppo_loss(terms, config.vf_coef, config.kl_coef, config.ent_coef)
+        loss = ppo_loss(terms, config.vf_coef, config.kl_coef, config.ent_coef if ent_coef is None else ent_coef)
         if config.observation_coef:
             terms["losses/observation"] = foreseen = observation_loss(self.model, hidden, rollout, num_replied)
             loss = loss + config.observation_coef * foreseen

@@ -297,7 +297,8 @@ class EpisodeImagination:
             self._agent.model, self._reference, imagined, self._rollout.temperature, micro_batch_size=micro
         )
         plan, _ = self._estimator.estimate(imagined, stats)
-        metrics = self._agent.update(imagined, stats, plan, generator, remaining, self._config.num_epochs)
+        ent_coef = max(self._ppo.ent_coef, self._config.novelty_ent_coef) if self.explores else None
+        metrics = self._agent.update(imagined, stats, plan, generator, remaining, self._config.num_epochs, ent_coef)
         return {
             "imagination/losses/policy": metrics["losses/policy"],
             "imagination/losses/entropy": metrics["losses/entropy"],

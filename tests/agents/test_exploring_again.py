@@ -75,6 +75,29 @@ def test_a_run_that_goes_on_remembers_how_long_the_reward_is_lost(tiny_model: An
     assert explores(other, [0.0]) == [1]
 
 
+def entropies(trainer: ImaginationTrainer, pays: list[float]) -> list[float | None]:
+    """Run an iteration for each; return the coefficient of the entropy that its imagined batch was trained with."""
+    update, given = trainer.agent.update, list[float | None]()
+
+    def spied(*args: Any) -> dict[str, float]:
+        if len(args[0]) == 4:  # an imagined batch; a real one has eight episodes
+            given.append(args[6])
+        return update(*args)
+
+    trainer.agent.update = spied  # type: ignore[method-assign]
+    explores(trainer, pays)
+    return given
+
+
+def test_while_it_explores_the_policy_is_kept_unsure(tiny_model: Any) -> None:
+    """By the larger of two coefficients; where there is a reward, PPO's own holds."""
+    assert entropies(make_trainer(tiny_model, novelty_ent_coef=0.3), [0.0, 0.0]) == [0.3, 0.3]
+    assert entropies(make_trainer(tiny_model, novelty_ent_coef=0.0), [0.0]) == [PPO.ent_coef]
+    trainer = make_trainer(tiny_model, novelty_ent_coef=0.3, least_gap=0.0)
+    explores(trainer, [0.0, 1.0])
+    assert entropies(trainer, [1.0, 0.0, 1.0]) == [None] * 3
+
+
 def test_nothing_is_told_of_what_was_not_imagined(tiny_model: Any) -> None:
     """No reward and no bonus: no batch is imagined, and none has a return or a doubt."""
     Purse.holds = 0.0

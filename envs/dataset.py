@@ -265,7 +265,8 @@ class TextDataset:
         if config.max_new is None and len(answers) < len(drawn):
             raise ValueError(
                 f"max_new cannot be measured, since {type(self.task).__name__} has no answers to show; give max_new, "
-                "the tokens of an answer with EOS, or of all turns and replies of a conversation."
+                "the tokens of an answer with EOS, or of all turns and replies of a conversation, such as "
+                f"{env_settings({'max_new': 64})}."
             )
         self._num_measured = len(drawn)
         max_new = config.max_new or 1 + max(1, *(len(self.tokenizer.encode(answer)) for answer in answers))

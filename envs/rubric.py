@@ -93,6 +93,8 @@ def reward_score(function: RewardFunction, example: Example, text: str) -> Score
     if isinstance(result, Score):
         return result
     try:
+        if isinstance(result, (str, bytes)):  # float would read "0.5", and a text is no value
+            raise TypeError
         value = float(result)
     except (TypeError, ValueError) as error:
         raise TypeError(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _READY = "ready"  # the kind of the first message of a process: its target is loaded
+_GUARD = 'put what the script does under if __name__ == "__main__":, or score without timeout_seconds.'
 _STARTUP_SECONDS = 120.0  # a fresh interpreter that imports the task's modules
 _EXIT_CODE_SECONDS = 0.5  # a process that has closed its pipe is about to exit; a longer wait would be the scorer's
 _BEFORE_DAEMONS = 10  # multiprocessing's own priority at exit: before it joins the processes that are left
@@ -143,9 +144,14 @@ class ProcessPool:
         num_processes: how many calls run at once.
         timeout_seconds: what one call may take, not counting the start of a process.
         memory_gib: what the calls of one process may take of memory, as ``_Process`` says.
+
+    Raises:
+        RuntimeError: such a process imports the script that started it, which would run all over again in each.
     """
 
     def __init__(self, target: Any, num_processes: int, timeout_seconds: float, memory_gib: float | None) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+            raise RuntimeError("a scoring process imports the script that started it; " + _GUARD)
         self._arguments = target, num_processes, timeout_seconds, memory_gib
         self._open()
 
@@ -298,7 +304,10 @@ class _Process:
         except (EOFError, OSError) as error:
             self._process.join(_EXIT_CODE_SECONDS)
             code = self._process.exitcode
-            raise ScoringError(f"the scoring process died without an answer, exit code {code}.", "died") from error
+            cure = f" If a script has started it: {_GUARD}" if code == 1 else ""  # of an import that fails
+            raise ScoringError(
+                f"the scoring process died without an answer, exit code {code}.{cure}", "died"
+            ) from error
         try:
             kind, content, is_spent = pickle.loads(message)
             return kind, pickle.loads(content), is_spent

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -278,3 +279,19 @@ def test_an_environment_has_one_scorer_that_counts_and_is_closed(wild):
     assert all(map(is_alive, pids))
     envs.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_script_without_a_main_guard_runs_once_and_is_told_of_it(wild, tmp_path):
+    """Each scoring process imports the script, which would run again in each, and in those that these start."""
+    begun, _, body = TRAINER.partition('if __name__ == "__main__":\n')
+    script = tmp_path / "trainer.py"
+    script.write_text(begun + 'print("begun", flush=True)\n' + textwrap.dedent(body))
+    words = [sys.executable, str(script), str(tmp_path), "end"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    # The process of each of the two answers gets as far as to make its scorer, and makes no process of its own.
+    assert done.stdout.splitlines().count("begun") == 3
+    assert "RuntimeError: a scoring process imports the script that started it; put what the script does" in done.stderr
+    assert "died without an answer, exit code 1. If a script has started it: put what the script does under if" in (
+        done.stderr
+    )

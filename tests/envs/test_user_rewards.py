@@ -60,6 +60,8 @@ def test_a_reward_that_cannot_be_called_is_told_at_once(tmp_path, function, sign
     [
         (None, TypeError, "<lambda> returned None of type NoneType; expected a number, or a Score"),
         ("yes", TypeError, "<lambda> returned 'yes' of type str; expected a number, or a Score"),
+        ("0.5", TypeError, "<lambda> returned '0.5' of type str; expected a number, or a Score"),
+        (b"1", TypeError, "<lambda> returned b'1' of type bytes; expected a number, or a Score"),
         (float("nan"), ValueError, r"<lambda> returned nan; give a failed answer a finite number, such as 0\.0"),
         (float("inf"), ValueError, "<lambda> returned inf; give a failed answer a finite number"),
     ],

@@ -145,8 +145,9 @@ def _draw_map(ax: Axes, maps: AttentionMaps, row: int, layer: int, head: int) ->
 
 
 def _shown(token: str) -> str:
-    """Return a token as an axis can show it: dollars would be read as formulas."""
-    return "".join(c if c.isprintable() and c not in "$\\" and ord(c) < 0x2FF else "·" for c in token[:6]) or "·"
+    """Return a token as an axis can show it: short, and without dollars, which would be read as formulas."""
+    plain = "".join(c if c.isprintable() and c not in "$\\" and ord(c) < 0x2FF else "·" for c in token) or "·"
+    return plain if len(plain) <= 3 else f"{plain[:2]}…"
 
 
 def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:

@@ -41,14 +41,14 @@ def constant(completions: list[str], **columns: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def make_trainer(opened: Any, draft: str, prompts: list[str], temperature: float, directory: str) -> MTPGRPOTrainer:
+def make_trainer(opened: Any, draft: str, prompts: list[str], options: argparse.Namespace, directory: str) -> Any:
     """Return a trainer of a copy of the model, which samples by ``draft``."""
     args = MTPGRPOConfig(
         directory,
         per_device_train_batch_size=2,
         num_generations=2,
-        max_completion_length=opened.environment.max_new,
-        temperature=temperature,
+        max_completion_length=options.new_tokens or opened.environment.max_new,
+        temperature=options.temperature,
         mtp_draft=draft,
         beta=0.0,
         use_cpu=True,
@@ -67,7 +67,7 @@ def relative_speed(sums: np.ndarray) -> np.ndarray:
     return (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3])
 
 
-def measure(trainers: dict[str, MTPGRPOTrainer], batches: list[list[str]]) -> list[str]:
+def measure(trainers: dict[str, Any], batches: list[list[str]]) -> list[str]:
     """Return the table's rows for batches of one size, of which the first is warm-up."""
     seconds, tokens = defaultdict(list), defaultdict(list)
     for repeat, prompts in enumerate(batches):
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--repeats", type=int, nargs="+", default=[60, 30, 20], help="of each batch size")
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--new-tokens", type=int, default=0, help="of an answer at most; 0: the environment's")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if len(options.repeats) != len(options.batches):
@@ -107,17 +108,16 @@ def main() -> None:
     sizes = dict(zip(options.batches, options.repeats, strict=True))
     examples = opened.environment.examples("heldout", max(size * (1 + n) for size, n in sizes.items()), seed=0)
     prompts = [example.prompt for example in examples]
-    config = opened.model.trunk.config
+    config, longest = opened.model.trunk.config, options.new_tokens or opened.environment.max_new
     print(
         f"{config.num_hidden_layers} layers x {config.hidden_size}, head {opened.model.config.head}, "
         f"K={opened.model.config.depth}, {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads; "
-        f"{opened.config.env.id}, answers of {opened.environment.max_new} tokens at most, temperature "
-        f"{options.temperature:g}\n"
+        f"{opened.config.env.id}, answers of {longest} tokens at most, temperature {options.temperature:g}\n"
     )
     columns = ("batch", "arm", "ms a phase", "ms a token", "speed-up over trl", "tokens a forward of a row")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {arm: make_trainer(opened, arm, prompts, options.temperature, folder) for arm in ARMS}
+        trainers = {arm: make_trainer(opened, arm, prompts, options, folder) for arm in ARMS}
         for size, repeats in sizes.items():
             batches = [prompts[size * i : size * (i + 1)] for i in range(1 + repeats)]
             print("\n".join(measure(trainers, batches)), flush=True)

@@ -147,6 +147,7 @@ def killed_after(monkeypatch, step):
             "ppo",
             ("+post_training.options={num_iterations: 2, steps_per_generation: 2}", "checkpoint.every_iterations=1"),
         ),
+        ("ppo", ("imagination=counterfactual", "imagination.horizon=1")),
     ],
 )
 def test_a_killed_run_ends_as_one_that_was_not(compose_tiny, results_of, tmp_path, monkeypatch, trainer, more):

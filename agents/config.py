@@ -253,8 +253,7 @@ class EpisodesConfig:
     novelty_bonus: float = 0.5
     """Of a novel reply, in reward; 0 explores nothing."""
     novelty_ent_coef: float = 0.1
-    """Coefficient of the entropy while imagination explores, where larger than ``agent.ppo.ent_coef``: a policy that
-    is sure of its way comes by nothing new, in imagination neither."""
+    """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 
@@ -262,8 +261,7 @@ class EpisodesConfig:
         _require_at_least(self, 1, "batch_size", "num_epochs")
         _require_at_least(self, MIN_GAP_BATCHES, "gap_batches")
         _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus", "least_gap")
-        _require_at_least(self, 0, "explores_again_after")
-        _require_coefficients(self, "novelty_ent_coef")
+        _require_at_least(self, 0, "explores_again_after", "novelty_ent_coef")
         _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2.")
         _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
 

@@ -94,7 +94,7 @@ def test_epochs_end_with_the_minibatch_that_strayed_too_far(
     """Of four epochs of one minibatch: .06 is more than the .05 that was allowed, .05 is not."""
     agent = PPOAgent(tiny_model(), PPOConfig(target_kl=0.05, **(ONE_STEP | {"num_epochs": 4})), 1.0)
     numbers = ({"losses/approx_kl": torch.tensor(kl, dtype=torch.float64)} for kl in divergences)
-    monkeypatch.setattr(agent, "_step", lambda *given: given[-1].add(next(numbers)))
+    monkeypatch.setattr(agent, "_step", lambda *given: given[4].add(next(numbers)))
     metrics = update(agent, acted_at(agent.model, hand_rollout, 1.0), 0.75, 1.0)
     assert metrics["losses/num_updates"] == num_steps
     assert metrics["losses/approx_kl"] == pytest.approx(sum(divergences[:num_steps]) / num_steps)

@@ -6,9 +6,10 @@ weighs little. The same holds for evaluation, where ``metric_for_best_model`` ma
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -79,6 +80,45 @@ class DepthMeans:
         }
         self._start()
         return means, int(seen[0])
+
+
+class TermMeans:
+    """Keep the terms of PPO's loss since the last log, a row a micro-batch, which are read when they are taken."""
+
+    tags: ClassVar[dict[str, str]] = {
+        "policy": "ppo/policy_loss",
+        "value": "ppo/value_loss",
+        "entropy": "entropy",
+        "kl_reference": "kl",
+        "approx_kl": "ppo/approx_kl",
+        "clip_fraction": "ppo/clip_fraction",
+    }
+
+    def __init__(self) -> None:
+        self._kept: list[Float[Tensor, " number"]] = []
+
+    def add(self, terms: Mapping[str, Tensor], share: Tensor, num_decisions: Tensor) -> None:
+        """Add a micro-batch of this process: its terms times ``share`` are sums over its ``num_decisions``."""
+        sums = [terms[f"losses/{name}"].detach() * share for name in self.tags]
+        self._kept.append(torch.stack([*sums, num_decisions.to(sums[0].dtype), terms["losses/ratio_max"].detach()]))
+
+    def take(self, accelerator: Accelerator) -> list[dict[str, float]]:
+        """Return each micro-batch's means over the decisions of all processes, by tag; those without one are left out.
+
+        Starts again with none.
+        """
+        kept, self._kept = self._kept, []
+        if not kept:
+            return []
+        rows = torch.stack(kept)
+        largest = accelerator.gather(rows[None, :, -1]).amax(dim=0).tolist()
+        summed = accelerator.reduce(rows[:, :-1].clone(), reduction="sum").tolist()
+        return [
+            {tag: total / count for tag, total in zip(self.tags.values(), totals, strict=True)}
+            | {"ppo/ratio_max": ratio}
+            for (*totals, count), ratio in zip(summed, largest, strict=True)
+            if count
+        ]
 
 
 @dataclass

@@ -29,6 +29,7 @@ from worldmtp.objective.policy_losses import explained_variance, ppo_loss, ppo_t
 from worldmtp.post_training.compat import IncompatibleTRLError
 from worldmtp.post_training.decisions import Decisions, padded_token_rewards, token_plan
 from worldmtp.post_training.imagined import PPOImagination
+from worldmtp.post_training.metrics import TermMeans
 from worldmtp.post_training.on_policy import OnPolicyMixin, without_reference
 from worldmtp.post_training.ppo_config import MTPPPOConfig
 from worldmtp.returns import scale_of
@@ -39,16 +40,6 @@ ImaginedAdvantages = Callable[[Mapping[str, Any]], Float[Tensor, "batch time"]]
 The batch has ``values``, ``value_targets``, GAE as ``advantages``, and the ``rewards`` of the decisions, at their
 tokens; ``truncated`` and ``group`` are of each completion.
 """
-
-_TERMS = {
-    "policy": "ppo/policy_loss",
-    "value": "ppo/value_loss",
-    "entropy": "entropy",
-    "kl_reference": "kl",
-    "approx_kl": "ppo/approx_kl",
-    "clip_fraction": "ppo/clip_fraction",
-}
-"""Tags of the terms of PPO's loss."""
 
 
 class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
@@ -88,7 +79,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
 
     _completion_length: int | None = None
     _read: list[Tensor]
-    _kept_terms: dict[str, list[Tensor]]
+    _terms: dict[str, TermMeans]
     _scored: list[tuple[Sequence[Mapping[str, Any]], Tensor]]
     _said_outside = False
 
@@ -111,7 +102,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
     ) -> None:
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
         self.imagined_advantages = imagined_advantages
-        self._read, self._scored, self._kept_terms = [], [], {"train": [], "eval": []}
+        self._read, self._scored, self._terms = [], [], {mode: TermMeans() for mode in ("train", "eval")}
         with without_reference(args):
             super().__init__(
                 model=model,
@@ -350,7 +341,8 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
             self._num_decisions(inputs),
             self.args.epsilon,
         )
-        self._keep_terms(terms, inputs)
+        kept = self._terms["train" if self.mtp_forward.model.training else "eval"]
+        kept.add(terms, self._num_decisions(inputs), mask.sum())
         return ppo_loss(terms, self.args.vf_coef, self.beta, self.args.entropy_coef)
 
     def _value_loss(self, logits: Tensor, old_values: Tensor, targets: Tensor) -> Tensor:
@@ -373,28 +365,10 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
             return number
         return number * self.current_gradient_accumulation_steps / self.args.steps_per_generation
 
-    def _keep_terms(self, terms: dict[str, Tensor], inputs: dict[str, Any]) -> None:
-        """Keep a micro-batch's terms, as sums over its own decisions, for the next log."""
-        part = self._num_decisions(inputs)
-        sums = [terms[f"losses/{name}"].detach() * part for name in _TERMS]
-        mode = "train" if self.mtp_forward.model.training else "eval"
-        row = [*sums, inputs["decision_mask"].sum().to(sums[0].dtype), terms["losses/ratio_max"].detach()]
-        self._kept_terms[mode].append(torch.stack(row))  # read at the next log, not at each step
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add PPO's terms, of all processes, as means over decisions: one of each micro-batch, which TRL averages."""
-        mode = "train" if self.mtp_forward.model.training else "eval"
-        kept, self._kept_terms[mode] = self._kept_terms[mode], []
-        if kept:
-            rows = torch.stack(kept)
-            largest = self.accelerator.gather(rows[None, :, -1]).amax(dim=0).tolist()
-            summed = self.accelerator.reduce(rows[:, :-1].clone(), reduction="sum").tolist()
-            for (*totals, count), ratio in zip(summed, largest, strict=True):
-                if count:
-                    means = {tag: total / count for tag, total in zip(_TERMS.values(), totals, strict=True)}
-                    if not self.beta:
-                        del means["kl"]
-                    self._add_metrics(means | {"ppo/ratio_max": ratio})
+        for means in self._terms["train" if self.mtp_forward.model.training else "eval"].take(self.accelerator):
+            self._add_metrics(means if self.beta else {tag: mean for tag, mean in means.items() if tag != "kl"})
         super().log(logs, start_time)
 
     def _add_metrics(self, values: Mapping[str, float]) -> None:

@@ -89,7 +89,7 @@ def reward_score(function: RewardFunction, example: Example, text: str) -> Score
         TypeError: it says neither.
         ValueError: the number is not finite.
     """
-    result = function(example, text)
+    result: Any = function(example, text)  # whatever its hint says
     if isinstance(result, Score):
         return result
     try:

@@ -28,6 +28,7 @@ from worldmtp.returns import (
     lambda_returns,
     scale_of,
 )
+from worldmtp.statistics import noise_ceiling
 
 
 @runtime_checkable
@@ -257,6 +258,20 @@ def same_return_fraction(returns: Float[Tensor, " episode"], group: Int[Tensor, 
     """Return the share of groups whose episodes all have one return: they teach a group baseline nothing."""
     same = [bool((returns[group == index] == returns[group == index][0]).all()) for index in group.unique()]
     return sum(same) / len(same)
+
+
+def return_ceiling(returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]) -> dict[str, float]:
+    """Return the best correlation possible with these returns by tag, each one draw of its group's distribution.
+
+    Empty where groups are of one episode or of unequal sizes, and where nothing varies.
+    """
+    sizes = group.bincount(minlength=int(group.max()) + 1)
+    size = int(sizes.max())
+    if size < 2 or bool(((sizes > 0) & (sizes != size)).any()) or len(returns) < 2 * size:
+        return {}
+    draws = returns[group.argsort(stable=True)].double().cpu().numpy().reshape(-1, size)
+    found = noise_ceiling(draws, generator=0, num_resamples=1)
+    return {} if found is None else {"imagination/return_ceiling": found.estimate}
 
 
 def update_kappa(slope: RunningSlope, returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]) -> None:

@@ -209,6 +209,8 @@ class WorldModelConfig:
     detach_world_heads: bool = True
     """Reward, continuation and value train the world heads alone, not the layers that foresee tokens."""
     max_grad_norm: float = 1.0
+    measure_every: int = 8
+    """Iterations from one measurement of what the heads know of a fresh batch to the next; nothing learns from it."""
     replies: ReplyModelConfig = field(default_factory=ReplyModelConfig)
 
     def __post_init__(self) -> None:
@@ -217,7 +219,7 @@ class WorldModelConfig:
         _require(self.warmup_updates >= 0, f"warmup_updates={self.warmup_updates} cannot be negative.")
         _require(self.max_grad_norm > 0, f"max_grad_norm={self.max_grad_norm} must be positive.")
         _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
-        _require_at_least(self, 1, "replay_iterations")
+        _require_at_least(self, 1, "replay_iterations", "measure_every")
         _require(self.batch_size_episodes >= 1, f"batch_size_episodes={self.batch_size_episodes} must be positive.")
 
 

@@ -158,6 +158,24 @@ def padded(rollout: Rollout, num_tokens: int, num_steps: int) -> Rollout:
     return replace(rollout, **on_time, **on_step, allowed=lengthened(rollout.allowed, num_steps, True))
 
 
+class Stopwatch:
+    """Adds up the wall-clock seconds spent inside it."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds += time.perf_counter() - self._start
+
+    def take(self) -> float:
+        """Return the sum so far and start over."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
 class PhaseClock:
     """Adds up wall-clock seconds per named phase; phases may nest, and each counts its own whole time."""
 

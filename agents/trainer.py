@@ -131,6 +131,8 @@ class ImaginationTrainer:
                 self.reference,
             )
         self.clock = PhaseClock()
+        self.analysis_seconds = 0.0
+        """Of the last step: what it measured for its numbers alone."""
         self._alarm = AcceptanceAlarm(model)
         self.flat_returns = FlatReturns(top=high, replies=isinstance(env.task, TurnTask))
         self.iteration = 0
@@ -223,13 +225,14 @@ class ImaginationTrainer:
             if states is not None:
                 assert self._world_model is not None  # who has states has one
                 horizon, imagining = self._imagination.horizon, self._generators["imagination"]
-                metrics |= root_agreement(
-                    self._world_model, self._acting, rollout, states, stats.values, horizon, self._ppo, imagining
-                )
+                with clock.phase("analysis"):
+                    metrics |= root_agreement(
+                        self._world_model, self._acting, rollout, states, stats.values, horizon, self._ppo, imagining
+                    )
                 metrics["imagination/imagined_tokens"] += len(rollout) * horizon
         if self.reads_latents:
-            with clock.phase("world_model"):
-                metrics |= self._learner.measure(rollout, self._generators["world_model"], features)
+            with clock.phase("world_model"), clock.phase("analysis"):
+                metrics |= self._learner.measure(rollout, self._generators["world_model"], features, self.iteration)
         return stats, plan, metrics
 
     def _gradient_norms(self, rollout: Rollout, plan: AdvantagePlan) -> dict[str, float]:
@@ -237,7 +240,7 @@ class ImaginationTrainer:
         every, use = self._imagination.gradient_norm_every, self._imagination.use
         if use != "counterfactual" or not every or self.iteration % every:
             return {}
-        with self.clock.phase("imagination"):
+        with self.clock.phase("imagination"), self.clock.phase("analysis"):
             control = self.agent.squared_gradient_norm(rollout, control_plan(plan, rollout))
             if control == 0:  # all returns are equal
                 return {}
@@ -250,6 +253,7 @@ class ImaginationTrainer:
         self.totals["imagination/imagined_tokens_total"] += metrics.get("imagination/imagined_tokens", 0.0)
         counters = self._env.scorer.counters
         total, acting = seconds["total"], seconds.get("policy", 0.0)
+        self.analysis_seconds = seconds.get("analysis", 0.0)
         returns = episode_returns(rollout)
         self.flat_returns.observe(self.iteration, returns, rollout.exact)
         return {

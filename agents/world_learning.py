@@ -217,9 +217,11 @@ class WorldModelLearner:
 
     @torch.no_grad()
     def measure(
-        self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None
+        self, rollout: Rollout, generator: torch.Generator, features: TrunkFeatures | None = None, iteration: int = 0
     ) -> dict[str, float]:
-        """Return what the heads know of a rollout that they have not learnt from; nothing, where there are none.
+        """Return what the heads know of a rollout that they have not learnt from.
+
+        Nothing where there are no heads, or the iteration is none of those that measure, every ``measure_every``-th.
 
         ``depth_{k}/agreement`` is the share of the policy's tokens, k ahead, of which head and trunk have the same
         greedy choice. ``action_shuffle_loss_ratio`` is the next-token loss with the texts of other rows over the loss
@@ -229,6 +231,9 @@ class WorldModelLearner:
         if self._model.config.depth == 1:
             return {}
         rollout = rollout.select(torch.arange(min(len(rollout), _MEASURED_EPISODES)))
+        others = torch.randperm(len(rollout), generator=generator)  # drawn always: measuring moves no draw of learning
+        if iteration % self._config.measure_every:
+            return {}
         if features is None:
             features = self._model.trunk_features(rollout.input_ids, rollout.attention_mask)
         features = features.map(lambda hidden: hidden[: len(rollout)])
@@ -238,7 +243,7 @@ class WorldModelLearner:
 
         # The trunk reads the real text; only the heads get other actions.
         latents = latents_with(rollout.input_ids)
-        shuffled = latents_with(rollout.input_ids[torch.randperm(len(rollout), generator=generator)])
+        shuffled = latents_with(rollout.input_ids[others])
         real, wrong = (self._next_tokens(each, rollout, MTPObjective()).total for each in (latents, shuffled))
         ratio = float(wrong / real.clamp_min(1e-8))
         greedy = self._next_tokens(latents, rollout, MTPObjective(), self._greedy_tokens(latents[0], rollout))

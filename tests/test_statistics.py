@@ -8,6 +8,7 @@ import pytest
 from worldmtp.statistics import (
     Interval,
     bootstrap_interval,
+    noise_ceiling,
     paired_difference,
     paired_ratio_difference,
     ratio_interval,
@@ -197,3 +198,46 @@ def test_a_paired_difference_of_ratios_weighs_by_count_and_leaves_out_what_count
     assert (found.estimate, found.n) == (0.5, 2)
     with pytest.raises(ValueError, match=r"Got \[3, 3, 2, 2\] values; a paired comparison needs the same prompts"):
         paired_ratio_difference(first, (np.ones(2), np.ones(2)), generator=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Noise ceiling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_noise_ceiling_by_hand():
+    """Means 0, 2, 4 and within each two draws 1 off the mean: MSB = 2 * 4, MSW = 2, so rho = (8 - 2) / (8 + 2)."""
+    draws = np.array([[-1.0, 1.0], [1.0, 3.0], [3.0, 5.0]])
+    found = noise_ceiling(draws, generator=0)
+    assert found is not None
+    assert found.estimate == pytest.approx(math.sqrt(0.6))
+    assert (found.n, found.unit) == (3, "prompt")
+    shifted = noise_ceiling(draws + 1e6, generator=0)
+    assert shifted is not None
+    assert shifted.estimate == pytest.approx(found.estimate)
+
+
+def test_who_knows_all_means_correlates_as_the_ceiling_says():
+    """Beta(2, 2) chances of a single payment: Var V = 1/20 and E Var(G|s) = 1/5, so sqrt(1/5) with one draw."""
+    generator = np.random.default_rng(0)
+    value = generator.beta(2, 2, size=4000)
+    draws = (generator.random((4000, 4)) < value[:, None]).astype(float)
+    found = noise_ceiling(draws, generator=0)
+    assert found is not None
+    assert found.low < math.sqrt(0.2) < found.high  # seen once; false with a tenth
+    assert found.high - found.low < 0.05
+    assert np.corrcoef(value, draws[:, 0])[0, 1] == pytest.approx(math.sqrt(0.2), abs=0.04)
+
+
+def test_a_noise_ceiling_without_noise_or_without_means():
+    alike = np.repeat(np.array([[0.0], [1.0], [5.0]]), 3, axis=1)
+    found = noise_ceiling(alike, generator=0)
+    assert found is not None
+    assert found.estimate == pytest.approx(1)
+    # The units' means are equal, and less spread than draws of one law would make them: there is nothing to know.
+    nothing = noise_ceiling(np.array([[-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]), generator=0)
+    assert nothing is not None
+    assert nothing.estimate == 0
+    assert noise_ceiling(np.ones((4, 2)), generator=0) is None
+    with pytest.raises(ValueError, match=r"4 prompt\(s\) with 1 draw\(s\) each; a reliability needs 2 of both"):
+        noise_ceiling(np.ones((4, 1)), generator=0)

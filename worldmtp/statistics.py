@@ -190,6 +190,50 @@ def paired_ratio_difference(
     return sums_interval(sums, difference, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
 
 
+def noise_ceiling(
+    repeats: Float[np.ndarray, "unit repeat"],
+    *,
+    level: float = 0.9,
+    num_resamples: int = 2000,
+    generator: np.random.Generator | int,
+    unit: str = "prompt",
+) -> Interval | None:
+    """Return the largest correlation with one draw of each unit that anybody can have, from repeated draws.
+
+    A draw is the unit's mean and noise, so who knows all means correlates sqrt(rho) with single draws, where rho is
+    their reliability, the share of the draws' variance that is the units' own. By one-way analysis of variance with R
+    draws a unit (Shrout & Fleiss 1979, ICC(1,1), https://doi.org/10.1037/0033-2909.86.2.420):
+
+        rho = (MSB - MSW) / (MSB + (R - 1) MSW),     0 where that is negative
+
+    None where all draws are alike, be it only with one unit left out.
+
+    Raises:
+        ValueError: fewer than two units or draws, or a value that is not finite.
+    """
+    _check_finite("repeats", repeats)
+    num_units, num_repeats = repeats.shape
+    if num_units < 2 or num_repeats < 2:
+        raise ValueError(f"{num_units} {unit}(s) with {num_repeats} draw(s) each; a reliability needs 2 of both.")
+    values = np.asarray(repeats, dtype=np.float64) - np.mean(repeats)
+    mean = values.mean(axis=1)
+    within = ((values - mean[:, None]) ** 2).sum(axis=1)
+    sums = np.stack([np.ones(num_units), mean, mean**2, within], axis=1)
+
+    def ceiling(totals: Float[np.ndarray, "resample 4"]) -> Float[np.ndarray, " resample"]:
+        n, first, second, inside = totals.T
+        between = num_repeats * (second - first**2 / n) / (n - 1)
+        noise = inside / (n * (num_repeats - 1))
+        spread = between + (num_repeats - 1) * noise
+        rho = np.divide(between - noise, spread, out=np.full_like(spread, np.nan), where=spread > 1e-18)
+        return np.sqrt(np.maximum(rho, 0.0))
+
+    left_out = sums.sum(axis=0) - sums
+    if num_units < 3 or not np.isfinite(ceiling(np.concatenate([sums.sum(axis=0, keepdims=True), left_out]))).all():
+        return None
+    return sums_interval(sums, ceiling, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
+
+
 def wilson_interval(num_successes: int, n: int, *, level: float = 0.9, unit: str = "sequence") -> Interval:
     """Return the score interval of a proportion; sensible at 0 and at n successes, where a bootstrap has no width.
 

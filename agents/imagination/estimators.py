@@ -9,7 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.agents.advantages import AdvantageEstimator, PlainAdvantages, correlation, monte_carlo_returns
+from worldmtp.agents.advantages import (
+    AdvantageEstimator,
+    PlainAdvantages,
+    correlation,
+    monte_carlo_returns,
+    return_ceiling,
+)
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.baseline import ExpansionAdvantages
 from worldmtp.agents.imagination.completions import ScoredCompletions
@@ -75,4 +81,5 @@ def root_agreement(
         "imagination/return_realized": float(realized.mean()),
         "imagination/return_bias": float((imagined - realized).mean()),
         "imagination/return_corr": correlation(imagined, realized),
+        **return_ceiling(realized, rollout.group),
     }

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmtp.agents.advantages import PlainAdvantages, advantage_scale, gae_of, monte_carlo_returns, per_step
+from worldmtp.agents.advantages import (
+    PlainAdvantages,
+    advantage_scale,
+    gae_of,
+    monte_carlo_returns,
+    per_step,
+    return_ceiling,
+)
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.ppo import PolicyStats
 from worldmtp.agents.queues import ActedStep
@@ -123,3 +130,12 @@ def test_shift_canaries(pay: Callable[[list[int], int], float], reply: list[int]
 
 def _at(values: Tensor, places: Tensor, rollout: Rollout) -> Tensor:
     return torch.where(rollout.step_mask, values.gather(1, places.clamp_min(0)), 0.0)
+
+
+def test_the_noise_ceiling_of_a_batch_by_hand() -> None:
+    """Groups mixed up: 7 has -1 and 1, 2 has 1 and 3, 5 has 3 and 5. MSB = 8, MSW = 2, so rho = 6 / 10."""
+    returns, group = torch.tensor([1.0, -1.0, 3.0, 3.0, 1.0, 5.0]), torch.tensor([2, 7, 5, 2, 7, 5])
+    assert return_ceiling(returns, group) == {"imagination/return_ceiling": pytest.approx(0.6**0.5)}
+    assert return_ceiling(returns, torch.arange(6)) == {}
+    assert return_ceiling(returns, torch.tensor([0, 0, 1, 1, 1, 2])) == {}
+    assert return_ceiling(torch.ones(6), group) == {}

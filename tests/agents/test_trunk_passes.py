@@ -203,7 +203,7 @@ def test_sampled_answers_are_read_once_when_they_are_judged(text_env: MakeEnv) -
         lambda module, args, inputs: None if inputs.get("use_cache") else read.append(inputs["input_ids"]),
         with_kwargs=True,
     )
-    names = [str(token) for token in range(7)]
-    judged = evaluate_run(model, evaluator, Imagining(MTPWorldModel(model), 2, 2, seed=0), PPOConfig(), names)
+    names, imagining = [str(token) for token in range(7)], Imagining(MTPWorldModel(model), 2, 2, seed=0)
+    judged = evaluate_run(model, evaluator, evaluator.run(model), imagining, PPOConfig(), names)
     assert len(read) == 1
     assert torch.equal(read[0], judged.evaluation.sampled.input_ids)

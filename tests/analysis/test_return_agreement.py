@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmtp.analysis.return_agreement import known_roots, return_agreement, spearman
+from worldmtp.analysis.return_agreement import kendall, known_roots, return_agreement, spearman
 
 
 def with_returns(make_artefact, imagined, realized):
@@ -22,6 +22,8 @@ def test_bias_slope_and_correlation_by_hand(make_artefact):
     assert result.pearson.estimate == pytest.approx(10 / np.sqrt(5 * 24))
     # Ranks 1 2 3 4 and 1.5 1.5 3 4: Sxy = 4.5, Sxx = 5, Syy = 4.5.
     assert result.spearman == pytest.approx(4.5 / np.sqrt(5 * 4.5))
+    # Of six pairs five are in one order and one is a tie of y: tau-b = 5 / sqrt(6 * 5).
+    assert result.kendall == pytest.approx(5 / np.sqrt(6 * 5))
     assert (result.num_roots, result.num_sequences) == (4, 4)
     assert result.bias.method == "jackknife t"
 
@@ -55,6 +57,7 @@ def test_what_does_not_vary_has_no_slope(make_artefact):
     assert constant.slope is None
     assert constant.pearson is None
     assert constant.spearman is None
+    assert constant.kendall is None
     assert constant.bias.estimate == pytest.approx(0.3 - 2 / 3)
     # With one of them left out nothing varies any more, so an interval cannot be told.
     barely = return_agreement(with_returns(make_artefact, [0.3, 0.3, 0.4], [0.0, 1.0, 1.0]), generator=0)
@@ -73,3 +76,19 @@ def test_spearman_sees_monotone_relations():
     assert spearman(x, np.exp(x)) == pytest.approx(1.0)
     assert spearman(x, -(x**3)) == pytest.approx(-1.0)
     assert spearman(x[:1], x[:1]) is None
+
+
+def test_kendall_counts_pairs():
+    """Pair by pair, with ties in both."""
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 6, size=(2, 60)).astype(np.float64)
+    agree = disagree = untied_x = untied_y = 0
+    for i in range(60):
+        for j in range(i):
+            order = np.sign(x[i] - x[j]) * np.sign(y[i] - y[j])
+            agree, disagree = agree + (order > 0), disagree + (order < 0)
+            untied_x, untied_y = untied_x + (x[i] != x[j]), untied_y + (y[i] != y[j])
+    assert kendall(x, y) == pytest.approx((agree - disagree) / np.sqrt(untied_x * untied_y))
+    assert kendall(x, x) == pytest.approx(1)
+    assert kendall(x, -x) == pytest.approx(-1)
+    assert kendall(x[:1], y[:1]) is None

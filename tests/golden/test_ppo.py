@@ -112,7 +112,10 @@ def run_ppo(model: MTPModel, env: TextVectorEnv, case: dict[str, Any]) -> dict[s
         env,
         RolloutConfig(num_iterations=ITERATIONS, num_prompts=4, group_size=4, **case.get("rollout", {})),
         PPOConfig(**{"learning_rate": 3e-3} | case.get("ppo", {})),
-        WorldModelConfig(**{"num_updates": 2, "batch_size_episodes": 12, "warmup_updates": 3} | case.get("world", {})),
+        WorldModelConfig(
+            **{"num_updates": 2, "measure_every": 1, "batch_size_episodes": 12, "warmup_updates": 3}
+            | case.get("world", {})
+        ),
         ImaginationConfig(
             **{"use": case["use"], "horizon": 2, "num_rollouts": 2, "min_batches": 1, "max_live": 4, "tail": False}
             | {"critic_updates": 10, "critic_learning_rate": 0.02}

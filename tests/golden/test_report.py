@@ -49,7 +49,8 @@ def evaluated(model: MTPModel, env: TextVectorEnv, backend: str | None) -> RunEv
     world_model = make_world_model(backend, model, torch.Generator().manual_seed(0)) if backend else None
     evaluator = Evaluator(env, examples, temperature=0.9, seed=1)
     tokens = ("<pad>", "<eos>", *"abcd=")
-    return evaluate_run(model, evaluator, Imagining(world_model, HORIZON, 3, seed=2), PPOConfig(), tokens)
+    imagining = Imagining(world_model, HORIZON, 3, seed=2)
+    return evaluate_run(model, evaluator, evaluator.run(model), imagining, PPOConfig(), tokens)
 
 
 def numbers_of(artefact: EvalArtefact) -> dict[str, Any]:

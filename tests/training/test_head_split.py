@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from worldmtp.analysis import EvalArtefact
+from worldmtp.analysis.open_loop import open_loop_split
+from worldmtp.dynamics import OracleWorldModel
+from worldmtp.dynamics.parallel import ParallelWorldModel
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.training import head_split
-from worldmtp.training.head_split import measured_split, split_scalars
+from worldmtp.training.head_split import measured_open_loop, measured_split, open_loop_scalars, split_scalars
 
 VOCAB, PROMPT, ANSWER, TEXTS, EOS = 4, 2, 4, 40, 3
 
@@ -129,3 +132,32 @@ def test_nothing_is_said_of_answers_that_are_not_there(model, artefact):
     split = measured_split(model, replace(artefact, action_mask=last), 1.0, EOS, 5)
     assert split.num_sequences(1) == TEXTS
     assert split_scalars(split, 0) == {}
+
+
+def test_the_trunk_rolled_along_is_the_trunk_that_reads_anew(model, artefact):
+    """Its exposure is 1, and its context what nobody knows: the open loop of 64 paths is near the true marginal."""
+    losses = measured_open_loop(OracleWorldModel(model), artefact, 1.0, EOS, torch.device("cpu"), 5, num_paths=64)
+    known = np.isfinite(losses.full)
+    assert known.any()
+    assert np.allclose(losses.rolling[known], losses.full[known], atol=1e-6)
+    assert np.allclose(losses.open_loop[:, :, 0][known[:, :, 0]], losses.full[:, :, 0][known[:, :, 0]], atol=5e-3)
+    split = open_loop_split(losses, 2, generator=0)
+    assert split.exposure.estimate == pytest.approx(1, abs=1e-6)
+    assert split.context.low <= split.product.estimate <= split.context.high
+
+
+def test_heads_that_are_blind_to_tokens_say_the_same_along_any(model, artefact):
+    losses = measured_open_loop(ParallelWorldModel(model), artefact, 1.0, EOS, torch.device("cpu"), 5)
+    scalars = open_loop_scalars(losses, 5)
+    assert [scalars[f"world_model/depth_2/context{end}"] for end in ("", "_lo90", "_hi90")] == [1.0] * 3
+    assert scalars["world_model/depth_2/exposure"] == scalars["world_model/depth_2/open_loop"]
+    rows, _ = np.nonzero(np.isfinite(losses.rolling[:, :, 1]))
+    assert len(rows) > 2
+    # What the artefact says of the same heads, teacher-forced: at the one root of each text that was chosen.
+    said = -artefact.head_logprob[rows, PROMPT:, 1]
+    assert all(np.isclose(said[i], losses.rolling[row, 0, 1]).any() for i, row in enumerate(rows))
+
+
+def test_nothing_is_rolled_without_a_world_model(artefact):
+    assert measured_open_loop(None, artefact, 1.0, EOS, torch.device("cpu"), 5) is None
+    assert open_loop_scalars(None, 5) == {}

@@ -71,7 +71,7 @@ def write_report(run_dir: Path) -> Path:
         evolution=_picture(evolution_figure({"": run})),
         depths=_depths(rooted),
         evaluations=[
-            _evaluation(name, artefact, rooted[name], name not in untaught(run))
+            _evaluation(name, artefact, rooted[name], name not in untaught(run), run.metrics)
             for name, artefact in run.artefacts.items()
         ],
         attention=_attention(run.attention),
@@ -134,7 +134,9 @@ def _depth_row(name: str, rooted: RootedPredictions) -> list[str]:
     ]
 
 
-def _evaluation(name: str, artefact: EvalArtefact, rooted: RootedPredictions, is_taught: bool) -> dict[str, Any]:
+def _evaluation(
+    name: str, artefact: EvalArtefact, rooted: RootedPredictions, is_taught: bool, logged: Mapping[str, Series]
+) -> dict[str, Any]:
     num_prefixes = int(rooted.valid[:, :, 0].sum())
     if num_prefixes == 0:
         return {"name": name, "num_prefixes": 0}
@@ -146,24 +148,32 @@ def _evaluation(name: str, artefact: EvalArtefact, rooted: RootedPredictions, is
         "strata": _picture(figures.entropy_strata(rooted)),
         "calibration": _picture(figures.reliability_diagrams(rooted)),
         "is_taught": is_taught,
-        "returns": _returns(artefact) if is_taught else None,
+        "returns": _returns(artefact, logged) if is_taught else None,
         "conversations": _conversations(artefact),
         "strips": [_strip(artefact, row, rank) for row, rank in _chosen(rooted)],
     }
 
 
-def _returns(artefact: EvalArtefact) -> dict[str, Any] | None:
+def _returns(artefact: EvalArtefact, logged: Mapping[str, Series]) -> dict[str, Any] | None:
     figure = figures.return_scatter(artefact)
     if figure is None:
         return None
     agreement = return_agreement(artefact, generator=0)
-    rank = "undefined" if agreement.spearman is None else f"{agreement.spearman:.3f}"
+    ranks = ["undefined" if rank is None else f"{rank:.3f}" for rank in (agreement.spearman, agreement.kendall)]
     return {
         "figure": _picture(figure),
         "num_roots": agreement.num_roots,
         "num_sequences": agreement.num_sequences,
-        "row": [_interval(agreement.bias), _interval(agreement.slope), _interval(agreement.pearson), rank],
+        "row": [_interval(agreement.bias), _interval(agreement.slope), _interval(agreement.pearson), *ranks],
+        "ceiling": _ceiling(logged),
     }
+
+
+def _ceiling(logged: Mapping[str, Series]) -> str | None:
+    """Return the median of the last noise ceilings of training batches; None where there is none."""
+    series = logged.get("imagination/return_ceiling")
+    known = [] if series is None else [value for value in series.values if np.isfinite(value)]
+    return f"{float(np.median(known[-8:])):.2f}" if known else None
 
 
 def _conversations(artefact: EvalArtefact) -> list[dict[str, Any]]:

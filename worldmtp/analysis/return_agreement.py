@@ -19,13 +19,15 @@ class ReturnAgreement:
     """How imagined and realized returns go together; an entry is None where it is undefined (nothing varies).
 
     ``bias`` is the mean of imagined - realized, ``slope`` that of the regression of realized on imagined, intervals
-    resample sequences. ``spearman`` gives tied values their mean rank.
+    resample sequences. ``bias`` is the optimism; a sequence is a held-out prompt. ``spearman`` gives tied values their
+    mean rank; ``kendall`` is tau-b, of pairs in one order less those in the other.
     """
 
     bias: Interval | None
     slope: Interval | None
     pearson: Interval | None
     spearman: float | None
+    kendall: float | None
     num_roots: int
     num_sequences: int
 
@@ -50,13 +52,15 @@ def return_agreement(
             return None
         return sums_interval(sums, statistic, generator=generator, level=level, num_resamples=num_resamples)
 
+    imagined, realized = (
+        returns[known].astype(np.float64) for returns in (artefact.imagined_return, artefact.realized_return)
+    )
     return ReturnAgreement(
         bias=interval(_bias),
         slope=interval(_slope),
         pearson=interval(_pearson),
-        spearman=spearman(
-            artefact.imagined_return[known].astype(np.float64), artefact.realized_return[known].astype(np.float64)
-        ),
+        spearman=spearman(imagined, realized),
+        kendall=kendall(imagined, realized),
         num_roots=int(known.sum()),
         num_sequences=num_sequences,
     )
@@ -74,6 +78,15 @@ def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) ->
     from scipy.stats import spearmanr  # here: its import takes a second
 
     return float(spearmanr(first, second).statistic)
+
+
+def kendall(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float | None:
+    """Return Kendall's tau-b (Kendall 1945, https://doi.org/10.1093/biomet/33.3.239); None where one does not vary."""
+    if len(np.unique(first)) < 2 or len(np.unique(second)) < 2:
+        return None
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(first, second, variant="b").statistic)
 
 
 def _moments(artefact: EvalArtefact, known: Bool[np.ndarray, "batch length"]) -> Float[np.ndarray, "sequence 8"]:

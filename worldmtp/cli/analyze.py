@@ -1,18 +1,20 @@
 """Write the report of a run from what it saved, or lay two runs side by side; no model, no environment.
 
 ``worldmtp analyze A B`` pairs the held-out prompts that both answered, and writes the page into B. Also the jobs of a
-sweep side by side: what tells them apart, and what each found. Jobs are known by their files alone, so that a sweep
-that was killed, or had jobs that failed, shows the others.
+sweep side by side: what tells them apart, what each found, and the interquartile means of arms with several seeds. Jobs
+are known by their files alone, so that a sweep that was killed, or had jobs that failed, shows the others.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from worldmtp.analysis import write_report
 from worldmtp.analysis.comparison import Comparison, compare_runs
+from worldmtp.analysis.over_seeds import interquartile_mean, probability_of_improvement
 from worldmtp.analysis.run_files import RUN_FILES, config_values
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
 from worldmtp.cli.errors import fail_cleanly
@@ -84,7 +86,35 @@ def sweep_table(sweep_dir: Path) -> str:
         [*(config.get(key, _NONE) for key in header[:-3]), *_found(job), str(job)]
         for job, config in zip(jobs, configs, strict=True)
     ]
-    return _aligned([header, *rows])
+    return "\n\n".join([_aligned([header, *rows]), *_over_seeds(jobs, configs, differing)])
+
+
+def _over_seeds(jobs: Sequence[Path], configs: Sequence[Mapping[str, str]], differing: Sequence[str]) -> list[str]:
+    """Return a table of greedy exact match over seeds, an arm a row, if an arm was run with two of them.
+
+    An arm is what differs but for the seed and the environment, whose ids are the tasks.
+    """
+    keys = [key for key in differing if key not in ("seed", "env.id")]
+    arms: dict[str, dict[str, list[float]]] = {}
+    for job, config in zip(jobs, configs, strict=True):
+        path = job / SUMMARY_FILE
+        if not path.is_file() or _found(job)[1] == _DAMAGED:
+            continue
+        name = " ".join(f"{key}={config.get(key, _NONE)}" for key in keys) or "all jobs"
+        tasks = arms.setdefault(name, {})
+        tasks.setdefault(config.get("env.id", _NONE), []).append(read_summary(path).arms[-1].exact.estimate)
+    if not any(len(scores) > 1 for tasks in arms.values() for scores in tasks.values()):
+        return []
+    scored = {name: {task: np.array(scores) for task, scores in tasks.items()} for name, tasks in arms.items()}
+    first = next(iter(scored))
+    rows = [["over seeds, greedy after", "seeds", "interquartile mean [90 %]", f"better than {first} [90 %]"]]
+    for name, scores in scored.items():
+        better = _NONE
+        if name != first and set(scores) == set(scored[first]):
+            better = str(probability_of_improvement(scored[first], scores, generator=0))
+        seeds = str(sum(map(len, scores.values())))
+        rows.append([name, seeds, str(interquartile_mean(scores, generator=0)), better])
+    return [_aligned(rows)]
 
 
 def _read(path: Path) -> dict[str, str]:

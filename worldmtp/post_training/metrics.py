@@ -4,7 +4,9 @@ Sums and counts are kept, not means, so that the size of a micro-batch does not 
 weighs little. The same holds for evaluation, where ``metric_for_best_model`` may be one of these means.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +16,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from worldmtp.post_training.cosine import GradientCosines
+from worldmtp.post_training.forward import HeadLoss
 from worldmtp.tracking import MetricWriter
+from worldmtp.tracking.late_numbers import Check, LateNumbers
 
 _KINDS = ("loss", "top1", "acceptance")
 
@@ -119,6 +124,54 @@ class TermMeans:
             for (*totals, count), ratio in zip(summed, largest, strict=True)
             if count
         ]
+
+
+class StepNumbers:
+    """What the heads' losses say between two logs, and the seconds of the host that went into it.
+
+    Args:
+        num_depths: of the model.
+        check: called with the terms of each micro-batch and its step when they have arrived.
+    """
+
+    def __init__(self, num_depths: int, check: Check) -> None:
+        self.means = {mode: DepthMeans(num_depths) for mode in ("train", "eval")}
+        self.late = LateNumbers(check)
+        self.cosines = GradientCosines()
+        self._seconds = 0.0
+
+    def add_terms(self, loss: Float[Tensor, ""], later: HeadLoss, step: int) -> None:
+        """Have a micro-batch's loss, and those of its depths, checked when they arrive."""
+        with self._timed():
+            terms = {"loss": loss, "mtp/loss": later.total}
+            terms |= {f"mtp/loss_depth_{k}": ce for k, ce in zip(later.depths, later.sums.ce, strict=True)}
+            self.late.add(terms, step)
+
+    def add_depths(self, mode: str, later: HeadLoss, accepts: bool) -> None:
+        """Add a micro-batch's sums, of ``train`` or ``eval``."""
+        with self._timed():
+            sums = later.sums
+            rows = torch.stack([row.double() for row in (sums.ce, sums.top1_hits, sums.accepted)])
+            self.means[mode].add(later.depths, rows, sums.counts, later.num_targets, accepts)
+
+    def take(self, mode: str, prefix: str, over_processes: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], int]:
+        """Check what has not arrived, and return what ``DepthMeans.take`` does."""
+        with self._timed():
+            self.late.take()
+            return self.means[mode].take(prefix, over_processes)
+
+    def take_seconds(self) -> float:
+        """Return the seconds since the last time."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - start
 
 
 @dataclass

@@ -31,7 +31,7 @@ from worldmtp.objective.loss import evaluation_plan
 from worldmtp.objective.plan import Progress, StepPlan, window_depths
 from worldmtp.post_training.compat import check_seams, check_trainer, trainer_seams
 from worldmtp.post_training.config import MTPConfigMixin
-from worldmtp.post_training.cosine import GradientCosines, gradient_cosine, last_layer_weights
+from worldmtp.post_training.cosine import gradient_cosine, last_layer_weights
 from worldmtp.post_training.forward import HeadLoss, HeadTask, MTPForward, add_mtp_forward
 from worldmtp.post_training.guards import (
     check_columns,
@@ -44,9 +44,8 @@ from worldmtp.post_training.guards import (
     named_sets,
     warn_of_half_precision,
 )
-from worldmtp.post_training.metrics import DepthMeans
+from worldmtp.post_training.metrics import StepNumbers
 from worldmtp.post_training.token_sets import TokenChoice, num_targets
-from worldmtp.tracking.late_numbers import LateNumbers
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -86,12 +85,10 @@ class MTPTrainerMixin(_Trainer):
     _metrics: Any
     mtp_forward: MTPForward
     mtp_ema: EMATrunk | None = None
-    mtp_means: dict[str, DepthMeans]
+    mtp_numbers: StepNumbers
     _planned: tuple[int, StepPlan] | None = None
     _eval_prefix = "eval"
     _window_targets: Tensor | None = None
-    _late: LateNumbers
-    _cosines: GradientCosines
 
     # -----------------------------------------------------------------------------------------------------------------
     # Construction
@@ -150,9 +147,9 @@ class MTPTrainerMixin(_Trainer):
                 )
             self.mtp_ema = EMATrunk(model.base_model, objective.ema_decay)
             self.add_callback(EMACallback(self.mtp_ema, model.base_model))
-        self.mtp_means = {mode: DepthMeans(model.config.depth) for mode in ("train", "eval")}
-        self._late = LateNumbers(lambda terms, step: check_finite(terms, step, str(self.args.output_dir)))
-        self._cosines = GradientCosines()
+        self.mtp_numbers = StepNumbers(
+            model.config.depth, lambda terms, step: check_finite(terms, step, str(self.args.output_dir))
+        )
         self.mtp_forward = add_mtp_forward(model, objective)
         self.mtp_forward.task = None  # heads run in compute_loss alone
 
@@ -183,15 +180,13 @@ class MTPTrainerMixin(_Trainer):
             )
             later = self.mtp_forward.take()
         loss = result[0] if return_outputs else result
-        terms = {"loss": loss, "mtp/loss": later.total}
-        terms |= {f"mtp/loss_depth_{k}": ce for k, ce in zip(later.depths, later.sums.ce, strict=True)}
-        self._late.add(terms, self.state.global_step)
+        self.mtp_numbers.add_terms(loss, later, self.state.global_step)
         self._add_depths(later)
         if trains and task.trains and later.depths:
             added = task.plan.coef * self._normalised(later.total, later.num_targets, num_items_in_batch)
             if self._measures_cosine():
                 cosine = gradient_cosine(loss, added, last_layer_weights(self.mtp_forward.model))
-                self._cosines.add(self.accelerator.gather(cosine.detach()[None]))
+                self.mtp_numbers.cosines.add(self.accelerator.gather(cosine.detach()[None]))
             loss = loss + added
         if trains and torch.is_grad_enabled() and not loss.requires_grad:
             # A frozen trunk in a step whose plan trains no depth: there is nothing to learn, and nothing to stop at.
@@ -309,10 +304,10 @@ class MTPTrainerMixin(_Trainer):
         Warns where none of the texts since then had a target: nothing was learnt or measured.
         """
         mode, prefix = ("train", "") if self.mtp_forward.model.training else ("eval", f"{self._eval_prefix}_")
-        self._late.take()
-        means, hint = self.mtp_means[mode], self._no_targets_hint()
-        num_batches = means.num_batches
-        by_tag, num_targets = means.take(prefix, lambda sums: self.accelerator.gather(sums[None]).sum(dim=0))
+        num_batches, hint = self.mtp_numbers.means[mode].num_batches, self._no_targets_hint()
+        by_tag, num_targets = self.mtp_numbers.take(
+            mode, prefix, lambda sums: self.accelerator.gather(sums[None]).sum(dim=0)
+        )
         if num_batches and not num_targets and hint is not None:
             warnings.warn(
                 f"no token had a label in {num_batches} micro-batch(es) of {prefix or 'train_'}dataset up to "
@@ -320,29 +315,24 @@ class MTPTrainerMixin(_Trainer):
                 stacklevel=2,
             )
         logs.update(by_tag)
-        if cosines := self._cosines.take():
+        if cosines := self.mtp_numbers.cosines.take():
             self._metrics["train"]["mtp/gradient_cosine"] += cosines
         super().log(logs, start_time)
 
     def _add_depths(self, later: HeadLoss) -> None:
         """Count one micro-batch of this process."""
-        sums, trains = later.sums, self.mtp_forward.model.training
+        trains = self.mtp_forward.model.training
         if trains:
             self._metrics["train"]["mtp/coef"].append(self._plan().coef)
-        self.mtp_means["train" if trains else "eval"].add(
-            later.depths,
-            torch.stack([row.double() for row in (sums.ce, sums.top1_hits, sums.accepted)]),
-            sums.counts,
-            later.num_targets,
-            accepts=not trains or self.mtp_forward.objective.terms.on_teacher_logits,
-        )
+        accepts = not trains or self.mtp_forward.objective.terms.on_teacher_logits
+        self.mtp_numbers.add_depths("train" if trains else "eval", later, accepts)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the trunk, as it would be clipped without heads, and the heads; return the trunk's norm.
 
         Sharded training clips all weights together: its norms are its engine's business.
         """
-        self._late.poll()  # before a step is made of them
+        self.mtp_numbers.late.poll()  # before a step is made of them
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             return super()._clip_grad_norm(model)
         heads = list(self.mtp_forward.model.heads.parameters())
@@ -354,7 +344,7 @@ class MTPTrainerMixin(_Trainer):
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._late.take()
+        self.mtp_numbers.late.take()
         weights = self.mtp_forward.model.named_parameters()
         check_finite_weights(weights, self.state.global_step, str(self.args.output_dir))
         if self.mtp_ema is not None and self.args.should_save:

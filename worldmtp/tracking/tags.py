@@ -124,6 +124,15 @@ _WORLD_MODEL = scalar_rows(
         )
         for end, of in (("", "middle of two bounds"), ("_lo90", "low end of the lower's"), ("_hi90", "of the upper's"))
     ),
+    *(
+        (f"depth_{{k}}/{ratio}{end}", f"{meaning}; {of}", "1")
+        for ratio, meaning in (
+            ("exposure", "loss rolled along the real tokens over that of the trunk that reads all anew, held-out"),
+            ("context", "loss rolled along tokens of its own over that along the real ones, on held-out answers"),
+            ("open_loop", "their product: loss along tokens of its own over that of the trunk"),
+        )
+        for end, of in (("", "over sequences"), ("_lo90", "low end"), ("_hi90", "high end"))
+    ),
     ("depth_{k}/top1", "share of positions whose most probable predicted token is the realized one", "share"),
     ("depth_{k}/accept", "mean of min(1, q_k / p) at the realized token, an estimate of 1 - E[TV]", "probability"),
     ("depth_{k}/survival", "mean of prod_{j<=k} min(1, q_j / p): probability that k drafts survive", "probability"),
@@ -171,6 +180,7 @@ _IMAGINATION = scalar_rows(
     ("return_realized", "mean realized return from the same roots, discounted as the imagined one is", "reward"),
     ("return_bias", "mean of imagined - realized return; positive = optimism", "reward"),
     ("return_corr", "Pearson correlation of imagined and realized return over episodes", "1"),
+    ("return_ceiling", "best return_corr possible, as a realized return is one draw: from the groups' spread", "1"),
     (
         "turn_border_fraction",
         "share of imagined rollouts that stop before the horizon because the policy's turn is over; where worlds reply",
@@ -251,6 +261,10 @@ _EVAL = scalar_rows(
     ("return_imagined", "mean over states of held-out answers of the imagined return-to-go", "reward"),
     ("return_realized", "mean over the same states of the realized return-to-go", "reward"),
     ("return_corr", "Pearson correlation of the two over states", "1"),
+    ("return_kendall", "Kendall's tau-b of the two over states", "1"),
+    ("return_optimism", "mean of imagined - realized return-to-go over states", "reward"),
+    ("return_optimism_lo90", "lower end of its 90 % interval over prompts", "reward"),
+    ("return_optimism_hi90", "upper end of its 90 % interval over prompts", "reward"),
     ("length_mean", "mean tokens of the answer", "tokens"),
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
 )
@@ -268,6 +282,12 @@ _TIME = scalar_rows(
     ("total_seconds", "wall clock of the whole iteration", "s"),
     ("env_seconds", "wall clock inside the environment, its scorer included", "s"),
     ("env_fraction", "share of the iteration spent inside the environment, its scorer included", "share"),
+    (
+        "analysis_fraction",
+        "share of a step that went into numbers nothing learns from, the analysis in its held-out evaluation included; "
+        "of a trainer of TRL's, into those of its heads",
+        "share",
+    ),
     ("tokens_per_second", "real tokens generated / rollout_seconds", "tokens/s"),
 )
 

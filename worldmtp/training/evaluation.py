@@ -43,6 +43,7 @@ from worldmtp.training.run_prompts import no_prompt
 
 NUM_TOP = 5
 """Likeliest tokens that a scene keeps of each thing said."""
+_OPTIMISM = ("eval/return_optimism", "eval/return_optimism_lo90", "eval/return_optimism_hi90")
 _EXACT = ("eval/exact", "eval/exact_lo90", "eval/exact_hi90")
 
 
@@ -70,12 +71,12 @@ class Imagining:
 def evaluate_run(
     model: MTPModel,
     evaluator: Evaluator,
+    evaluation: Evaluation,
     imagining: Imagining,
     ppo: PPOConfig,
     tokens_text: Sequence[str],
 ) -> RunEvaluation:
-    """Answer, read with all depths, imagine, and count; nothing here consumes a stream of the training."""
-    evaluation = evaluator.run(model)
+    """Read the answers with all depths, imagine, and count; nothing here consumes a stream of the training."""
     artefact, _ = read_answers(model, evaluator, evaluation.sampled, imagining, ppo, tokens_text)
     greedy = evaluation.greedy.exact
     sampled = evaluation.sampled.exact
@@ -89,6 +90,10 @@ def evaluate_run(
     metrics["eval/return_realized"] = float(artefact.realized_return[known].mean())
     if agreement.pearson is not None:
         metrics["eval/return_corr"] = agreement.pearson.estimate
+    if agreement.kendall is not None:
+        metrics["eval/return_kendall"] = agreement.kendall
+    if (bias := agreement.bias) is not None:
+        metrics |= dict(zip(_OPTIMISM, (bias.estimate, bias.low, bias.high), strict=True))
     return RunEvaluation(evaluation, artefact, exact, exact_sampled, metrics)
 
 

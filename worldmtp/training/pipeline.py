@@ -19,7 +19,7 @@ import transformers
 
 from worldmtp.agents.evaluation import Evaluation, Evaluator
 from worldmtp.agents.observation import check_replies
-from worldmtp.agents.rollout import Rollout
+from worldmtp.agents.rollout import Rollout, Stopwatch
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.agents.uses import check_use
 from worldmtp.analysis import write_report
@@ -54,7 +54,7 @@ from worldmtp.training.evaluation import (
     write_evaluation,
     write_strips,
 )
-from worldmtp.training.head_split import measured_split, split_scalars
+from worldmtp.training.head_split import measured_open_loop, measured_split, open_loop_scalars, split_scalars
 from worldmtp.training.imagined_episodes import (
     imagined_episodes,
     log_imagined_episodes,
@@ -161,6 +161,7 @@ class Pipeline:
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
         self._after: RunEvaluation | None = None
+        self._analysis = Stopwatch()
         self._flat: str | None = None
         self.closing = ""
         self.summary: RunSummary | None = None
@@ -280,8 +281,8 @@ class Pipeline:
             lambda num_rows: rows_of_run(num_rows, self._prompts, config),
         )
 
-    def _evaluate(self, trainer: ImaginationTrainer, step: int) -> None:
-        """Evaluate after an iteration and before its checkpoint, so that a resumed log holds it once."""
+    def _evaluate(self, trainer: ImaginationTrainer, step: int) -> float:
+        """Evaluate before a checkpoint, so that a resumed log holds it once; return the seconds of analysis."""
         config = self._config
         if trainer.iteration == config.agent.rollout.num_iterations:
             self._after = self._evaluate_held_out()
@@ -289,6 +290,7 @@ class Pipeline:
             self._show_imagined(trainer, self._after.evaluation.sampled, step, is_last=True)
         elif trainer.iteration % config.eval.every_iterations == 0:
             self._show_imagined(trainer, self._log_held_out(step).sampled, step, is_last=False)
+        return self._analysis.take()
 
     def _log_held_out(self, step: int) -> Evaluation:
         """Evaluate between the first and the last time."""
@@ -309,7 +311,7 @@ class Pipeline:
         """Log imagined episodes beside held-out ones, and keep the last for the report."""
         if trainer.episodes is None:
             return
-        with self._computing():
+        with self._computing(), self._analysis:
             seed = stream_seed(self._config.seed, "imagined episodes in evaluation")
             found = imagined_episodes(trainer.episodes, held_out, self._tokens_text, seed)
         if found is None:
@@ -339,8 +341,10 @@ class Pipeline:
 
     def _evaluate_held_out(self) -> RunEvaluation:
         with self._computing():
-            imagining, ppo = self._imagining(), self._config.agent.ppo
-            return evaluate_run(self._model, self._evaluator, imagining, ppo, self._tokens_text)
+            found = self._evaluator.run(self._model)
+            with self._analysis:
+                how = self._imagining(), self._config.agent.ppo, self._tokens_text
+                return evaluate_run(self._model, self._evaluator, found, *how)
 
     def _log_split(self, found: RunEvaluation, step: int) -> None:
         """Log what the heads' loss is made of; of states that are drawn no action mask is known."""
@@ -348,9 +352,11 @@ class Pipeline:
             return
         seed = stream_seed(self._config.seed, "futures in evaluation")
         temperature, eos_id = self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
-        with self._computing():
+        with self._computing(), self._analysis:
             split = measured_split(self._model, found.artefact, temperature, eos_id, seed)
-        self._writer.scalars(split_scalars(split, seed), step)
+            rolled = self._imagining().world_model, found.artefact, temperature, eos_id, self._model.device, seed
+            losses = measured_open_loop(*rolled)
+        self._writer.scalars(split_scalars(split, seed) | open_loop_scalars(losses, seed), step)
 
     def _watch(self, sampled: Rollout, step: int) -> None:
         """Keep the first held-out answers for the Imagination tab."""
@@ -358,7 +364,7 @@ class Pipeline:
         # Before the first iteration the world heads know nothing, and without imagination they never learn.
         learns = step > 0 and config.imagination.reads_latents
         how = (self._imagining(), config.agent.ppo, self._tokens_text, config.logger.num_strips, learns)
-        with self._computing():
+        with self._computing(), self._analysis:
             self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
 
     def _method(self) -> tuple[str, str]:

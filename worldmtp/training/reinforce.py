@@ -90,13 +90,13 @@ def reinforce(
     run_dir: Path,
     config: CheckpointConfig,
     writer: MetricWriter,
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], float],
     report: Callable[[float, str], None],
 ) -> None:
     """Run to ``num_iterations`` from where ``trainer`` is.
 
     The x axis is environment tokens. A checkpoint of iteration n is written when n iterations are done and logged, and
-    before anything later is, so that metrics after it can be dropped.
+    before anything later is, so that metrics after it can be dropped. ``evaluate`` returns the seconds of analysis.
 
     Raises:
         FloatingPointError: a loss or a weight is not finite; the message names the iteration, the term and the last
@@ -120,7 +120,9 @@ def reinforce(
         writer.scalars(metrics, step)
         writer.histogram("rollout/return", episode_returns(rollout).cpu().numpy(), step)
         writer.histogram("rollout/length", rollout.step_mask.sum(dim=1).cpu().numpy(), step)
-        evaluate(step)
+        analysing = evaluate(step)
+        seconds = metrics["time/total_seconds"] + analysing
+        writer.scalars({"time/analysis_fraction": (trainer.analysis_seconds + analysing) / seconds}, step)
         if trainer.iteration % config.every_iterations == 0 or trainer.iteration == num_iterations:
             writer.flush()
             payload = {"trainer": trainer.state_dict(), "step": step}

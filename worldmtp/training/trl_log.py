@@ -4,6 +4,7 @@ Numbers that the agent logs, too, have the agent's tags, so that reports and Ten
 have ``trl/`` before TRL's own name.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,21 +57,26 @@ class StepCallback(TrainerCallback):
     Args:
         writer: where the numbers go, at the optimiser step.
         report: is told the fraction done and a note.
-        evaluate: is called with the steps done.
+        evaluate: is called with the steps done; returns the seconds that went into analysis.
         stop_after: a step at which to stop, as if killed.
         run_dir: for the message of that.
+
+    ``seconds_of_numbers`` is set when there is a trainer: it returns the seconds that its numbers took since the last
+    call.
     """
 
     def __init__(
         self,
         writer: MetricWriter,
         report: Callable[[float, str], None],
-        evaluate: Callable[[int], None],
+        evaluate: Callable[[int], float],
         stop_after: int | None,
         run_dir: Path,
     ) -> None:
         self._writer, self._report, self._evaluate = writer, report, evaluate
         self._stop_after, self._run_dir = stop_after, run_dir
+        self._start = 0.0
+        self.seconds_of_numbers: Callable[[], float] = lambda: 0.0
 
     def on_log(
         self,
@@ -90,10 +96,13 @@ class StepCallback(TrainerCallback):
         """Stop where that was asked for."""
         if self._stop_after is not None and state.global_step >= self._stop_after:
             raise StoppedEarly(f"stopped after step {state.global_step}; go on with resume={self._run_dir}")
+        self._start = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate and report."""
-        self._evaluate(state.global_step)
+        """Evaluate, log what share of the step went into analysis, and report."""
+        seconds, analysing = time.perf_counter() - self._start, self._evaluate(state.global_step)
+        share = (self.seconds_of_numbers() + analysing) / (seconds + analysing)
+        self._writer.scalars({"time/analysis_fraction": share}, state.global_step)
         self._report(state.global_step / state.max_steps, f"step {state.global_step}/{state.max_steps}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -44,11 +44,14 @@ class TRLPipeline(Pipeline):
         self._stage.train(self._model, callback)
         on_device(self._model, self._config.profile)
 
-    def _evaluate_after(self, step: int) -> None:
-        """Evaluate after a step and before its checkpoint, so that a resumed log holds it once."""
+    def _evaluate_after(self, step: int) -> float:
+        """Evaluate after a step and before its checkpoint, so that a resumed log holds it once.
+
+        Returns the seconds that went into analysis.
+        """
         is_last = step == self._config.post_training.num_steps
         if not is_last and step % self._config.eval.every_iterations:
-            return
+            return 0.0
         with evaluation_mode(self._model):
             if is_last:
                 self._after = self._evaluate_held_out()
@@ -56,6 +59,7 @@ class TRLPipeline(Pipeline):
             else:
                 with self._computing():
                     self._log_held_out(step)
+        return self._analysis.take()
 
     def _method(self) -> tuple[str, str]:
         heads = self._stage.args.build_objective().coef.start

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import transformers
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 import worldmtp.post_training
 from worldmtp.agents.imagination.imagined_returns import Acting
@@ -32,6 +32,7 @@ from worldmtp.training.trl_data import (
     sample_answers,
     texts,
 )
+from worldmtp.training.trl_log import StepCallback
 from worldmtp.training.warm_start import last_whole_checkpoint, step_of, tokenizer_of
 
 FOLDER = "post_training"
@@ -102,7 +103,7 @@ class TrainerStage:
         check_none_is_lost(self._directory, self._checkpoints)
         return -1
 
-    def train(self, model: MTPModel, callback: TrainerCallback) -> None:
+    def train(self, model: MTPModel, callback: StepCallback) -> None:
         """Train ``model`` in place, from the last whole checkpoint on."""
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
@@ -112,6 +113,7 @@ class TrainerStage:
             given["imagined_advantages"] = self._imagination(model)
         trainer = trainer_class(model, **given, **self._data(model), callbacks=[callback])
         trainer.remove_callback(PrinterCallback)
+        callback.seconds_of_numbers = trainer.mtp_numbers.take_seconds
         last = last_whole_checkpoint(self._checkpoints)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         trainer.release_model()

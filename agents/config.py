@@ -11,10 +11,7 @@ from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 
 MIN_GAP_BATCHES = 4
-"""Batches after a change of the number of imagined ones before it may change again: fewer have no error worth its name.
-
-A window shorter than this would never decide.
-"""
+"""Batches from one change of the number of imagined ones to the next: fewer have no error worth its name."""
 
 
 def _require(condition: bool, message: str) -> None:

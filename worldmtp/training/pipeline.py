@@ -55,11 +55,7 @@ from worldmtp.training.evaluation import (
     write_strips,
 )
 from worldmtp.training.head_split import measured_open_loop, measured_split, open_loop_scalars, split_scalars
-from worldmtp.training.imagined_episodes import (
-    imagined_episodes,
-    log_imagined_episodes,
-    write_imagined_episodes,
-)
+from worldmtp.training.imagined_episodes import imagined_episodes, log_imagined_episodes, write_imagined_episodes
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.inside import InsideLog
 from worldmtp.training.make import (
@@ -314,11 +310,9 @@ class Pipeline:
         with self._computing(), self._analysis:
             seed = stream_seed(self._config.seed, "imagined episodes in evaluation")
             found = imagined_episodes(trainer.episodes, held_out, self._tokens_text, seed)
-        if found is None:
-            return
-        if is_last:
+        if found is not None and is_last:
             write_imagined_episodes(found, self._run_dir, self._writer, step, self._config.logger.num_strips)
-        else:
+        elif found is not None:
             log_imagined_episodes(found, self._writer, step)
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
@@ -351,11 +345,10 @@ class Pipeline:
         if found.evaluation.sampled.is_masked:
             return
         seed = stream_seed(self._config.seed, "futures in evaluation")
-        temperature, eos_id = self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
+        how = found.artefact, self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
         with self._computing(), self._analysis:
-            split = measured_split(self._model, found.artefact, temperature, eos_id, seed)
-            rolled = self._imagining().world_model, found.artefact, temperature, eos_id, self._model.device, seed
-            losses = measured_open_loop(*rolled)
+            split = measured_split(self._model, *how, seed)
+            losses = measured_open_loop(self._imagining().world_model, *how, self._model.device, seed)
         self._writer.scalars(split_scalars(split, seed) | open_loop_scalars(losses, seed), step)
 
     def _watch(self, sampled: Rollout, step: int) -> None:

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "imagination/r2": "a gate that is open",
     "imagination/slope": "a gate that is open",
     "eval/return_corr": "imagined returns that differ, after some training",
+    "imagination/return_ceiling": "returns that differ in a batch of groups",
     "eval/return_kendall": "imagined returns that differ, after some training",
     "imagination/corr": "imagination=baseline",
     "imagination/weight_h{h}": "imagination=baseline",

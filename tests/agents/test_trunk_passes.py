@@ -177,7 +177,7 @@ def test_the_shared_pass_is_the_passes_it_replaces(
     sensitivity, estimate = learner.measure, estimator.estimate
     monkeypatch.setattr(trainer_module, "policy_stats", lambda *args: stats(*args[:5]))
     monkeypatch.setattr(trainer_module, "acted_states", lambda world, rollout, features: acted_states(world, rollout))
-    monkeypatch.setattr(learner, "measure", lambda rollout, generator, features: sensitivity(rollout, generator))
+    monkeypatch.setattr(learner, "measure", lambda rollout, draws, _, now: sensitivity(rollout, draws, None, now))
     monkeypatch.setattr(estimator, "estimate", lambda rollout, stats, states: estimate(rollout, stats))
     read: list[Tensor] = []
     alone.model.base_model.register_forward_pre_hook(

@@ -167,7 +167,8 @@ def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
     assert all((run / "DONE").exists() for run in runs)
     assert out.count("exact match") == 2
     # Side by side at the end: what tells the jobs apart, and what the summary of each says.
-    lines = out.splitlines()[-4:]
+    jobs, arms = out.rstrip().split("\n\n")[-2:]
+    lines = jobs.splitlines()
     assert lines[0].split("  ")[0] == "seed"
     assert [word for word in lines[0].split("  ") if word.strip()][-1].strip() == "directory"
     for seed, line in enumerate(lines[2:]):
@@ -175,12 +176,15 @@ def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
         first, last = (arm["exact"] for arm in json.loads((run / "summary.json").read_text())["arms"])
         numbers = [f"{exact['estimate']:.3f} [{exact['low']:.3f}, {exact['high']:.3f}]" for exact in (first, last)]
         assert re.split(r"  +", line) == [str(seed), *numbers, f"sweep/{run.name}"]
+    header, _, arm = arms.splitlines()  # two seeds of one arm, too few for an interval
+    assert header.startswith("over seeds, greedy after")
+    assert re.split(r"  +", arm)[:2] == ["all jobs", "2"]
     # Started once more, in another order of values and of keys, a sweep that is done trains nothing.
     code, out, err = command_line("-m", *reversed(tiny_overrides), "seed=1,0", "hydra.sweep.dir=sweep", *QUIET)
     assert code == 0, err
     assert out.count("is done already; this is what it found.\narm ") == 2
     assert out.count("exact match") == 2
-    assert out.splitlines()[-4:] == lines
+    assert out.rstrip().split("\n\n")[-2:] == [jobs, arms]
 
 
 def files_of(directory):

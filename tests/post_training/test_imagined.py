@@ -138,12 +138,29 @@ def test_without_it_the_run_is_as_it_was_to_the_bit(make_any, make_model, batche
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
 
+def test_answers_to_one_prompt_on_two_processes_are_of_one_group(make_any, make_model):
+    """Three rows a process and two answers a prompt: the second process begins with the second answer to prompt 1."""
+    seen = []
+    hook = {"imagined_advantages": lambda batch: seen.append(batch["group"].tolist()) or batch["advantages"]}
+    trainer = make_any("PPO", make_model(), num_generations=2, per_device_train_batch_size=4, extra=hook)
+    nothing, batch = torch.zeros(3, 2), {"decision_mask": torch.ones(3, 2, dtype=torch.bool)}
+    for process in (0, 1):
+        trainer.accelerator = SimpleNamespace(process_index=process)
+        trainer._imagined(batch | {"advantages": nothing}, nothing, torch.zeros(3, dtype=torch.bool))
+    assert seen == [[0, 0, 1], [1, 2, 2]]
+
+
 @pytest.mark.parametrize(
     ("use", "options", "message"),
     [
         ("counterfactual", {"gamma": 0.9}, r"^gamma=0\.9 with imagination=counterfactual: .* set gamma=1"),
         ("counterfactual", {"bootstrap_truncated": True}, r"^bootstrap_truncated=True with imagination=counterf"),
         ("baseline", {"top_p": 0.9}, r"top_p=0\.9 with imagination=baseline: .* leave top_p out"),
+        (
+            "baseline",
+            {"generation_kwargs": {"top_k": 2}},
+            r"generation_kwargs=\{'top_k': 2\} with imagination=baseline",
+        ),
         ("search", {}, "imagination=search acts in the agent's own loop"),
     ],
 )

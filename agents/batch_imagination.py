@@ -167,6 +167,7 @@ class BatchImagination:
             model, self._world_model, self._acting, imagination, unscaled, imagining, None, _NO_EOS
         )
         self._fresh: Rollout | None = None
+        self._num_batches = 0
 
     @torch.no_grad()
     def imagined_advantages(self, texts: SampledTexts) -> tuple[Float[Tensor, "batch time"], dict[str, float]]:
@@ -187,6 +188,7 @@ class BatchImagination:
         with evaluation_mode(self.model):
             plan, metrics = self._read(rollout)
         self._fresh = rollout
+        self._num_batches += 1
         # The scale is that of the plan without its critic, as the agent's is: a skilled critic shrinks the advantages.
         plain = control_plan(plan, rollout).advantages
         self.scale = (
@@ -212,7 +214,7 @@ class BatchImagination:
         imagined = metrics.get("imagination/imagined_tokens", 0.0) + len(rollout) * horizon
         metrics["imagination/imagined_tokens"] = imagined
         metrics["imagination/imagined_to_real_ratio"] = imagined / rollout.num_tokens
-        metrics |= self._learner.measure(rollout, self._generators["world_model"], features)
+        metrics |= self._learner.measure(rollout, self._generators["world_model"], features, self._num_batches)
         return plan, {name: value for name, value in metrics.items() if not name.startswith("losses/")}
 
     def learn(self) -> dict[str, float]:
@@ -242,6 +244,7 @@ class BatchImagination:
             "estimator": self._estimator.state_dict(),
             "learner": self._learner.state_dict(),
             "generators": capture_rng(self._generators),
+            "num_batches": self._num_batches,
             "fresh": None if self._fresh is None else dict(vars(self._fresh)),
         }
 
@@ -254,6 +257,7 @@ class BatchImagination:
         self._estimator.load_state_dict(state["estimator"])
         self._learner.load_state_dict(state["learner"])
         restore_rng(self._generators, state["generators"])
+        self._num_batches = int(state["num_batches"])
         self._fresh = None if state["fresh"] is None else Rollout(**state["fresh"]).to(self.model.device)
 
 

@@ -37,7 +37,7 @@ from worldmtp.objective.policy_losses import (
     ppo_loss,
     ppo_terms,
 )
-from worldmtp.tracking.late_numbers import LateNumbers
+from worldmtp.tracking.late_numbers import LateNumbers, zero_unless_finite
 
 # What an update is given besides the rollout
 
@@ -366,10 +366,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: st
     norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
     late.add({tag: norm})
     if late.is_coming:
-        is_broken = ~torch.isfinite(norm)
-        for weight in weights:
-            if weight.grad is not None:
-                weight.grad.masked_fill_(is_broken, 0.0)
+        zero_unless_finite(weights, norm)
     optimizer.step()
 
 

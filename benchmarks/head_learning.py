@@ -92,7 +92,7 @@ def beside_ppo(opened: OpenedRun, arm: str, updates: int, batch: int, num_iterat
         opened.environment,
         replace(config.agent.rollout, num_iterations=num_iterations),
         config.agent.ppo,
-        WorldModelConfig(num_updates=updates, batch_size_episodes=batch, **ARMS[arm]),
+        WorldModelConfig(num_updates=updates, batch_size_episodes=batch, measure_every=1, **ARMS[arm]),
         ImaginationConfig(gradient_norm_every=2),
         seed,
     )

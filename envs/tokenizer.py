@@ -160,8 +160,8 @@ def read_tokenizer(path: str) -> Any:
             f"there is no tokenizer at {path!r}: no such directory, and no such name in the cache of the hub. "
             f"Nothing is downloaded here: fetch it first, as by hf download {path} --local-dir checkpoint."
         ) from error
-    needed = sorted(set(tokenizer.vocab_files_names.values()))
-    if directory.is_dir() and not any((directory / name).is_file() for name in needed):
+    needed = sorted(set(tokenizer.vocab_files_names.values()))  # none, where tokens are bytes or code points
+    if directory.is_dir() and needed and not any((directory / name).is_file() for name in needed):
         raise ValueError(f"there is no tokenizer at {path!r}: none of {needed} is in that directory. {cure}")
     return tokenizer
 

@@ -153,3 +153,4 @@ def test_settings_that_many_keys_tell_apart_are_cut_short_and_a_damaged_config_h
     assert str(Comparison(("a", "b"), (), 2, (), Path("page.html"))).startswith("no setting is known to differ\n")
     assert differing_settings("a: [", None) == ()
     assert differing_settings("a: 1", "a: [") == (("a", "1", "-"),)
+    assert differing_settings("a: 1", "cut sho") == (("a", "1", "-"),)

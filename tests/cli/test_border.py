@@ -284,10 +284,10 @@ def test_a_checkpoint_that_reads_other_texts_than_the_environment_writes_is_refu
     refused(message, *(["model=pretrained"] if option == "model.path" else []), f"{option}={path}")
 
 
-@pytest.mark.parametrize("how", ["same", "more", "pasted", "none"])
+@pytest.mark.parametrize("how", ["same", "more", "fewer", "pasted", "none"])
 def test_a_checkpoint_of_compatible_tokens_is_taken(compose_tiny, saved, tmp_path, how):
-    """The same tokens, or some behind them, or its own by the setting that the refusal gives, or nothing that says."""
-    path = saved({"same": "abcdefghij=", "more": "abcdefghij=x"}.get(how, "=abcdefghij"))
+    """The same tokens, some behind them or one less, its own by the setting that the refusal gives, or none told."""
+    path = saved({"same": "abcdefghij=", "more": "abcdefghij=x", "fewer": "abcdefghij"}.get(how, "=abcdefghij"))
     if how == "none":
         (path / "tokenizer_config.json").unlink()
     chosen = ["model=pretrained", f"model.path={path}", "imagination=off", "sft.num_steps=0"]

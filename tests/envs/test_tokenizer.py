@@ -67,6 +67,16 @@ def test_text_cannot_spell_a_special_token(byte_pairs, text):
     assert byte_pairs.decode([*ids, 1, 0]) == text
 
 
+def test_a_tokenizer_whose_tokens_are_bytes_needs_no_vocabulary_file(tmp_path):
+    """Padding 0, the end 1 and one unknown come first, so that "a", byte 97, is 100."""
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    tokenizer = TransformersTokenizer(str(tmp_path))
+    assert tokenizer.encode("aé") == [100, 3 + 0xC3, 3 + 0xA9]
+    assert tokenizer.decode([100, 3 + 0xC3, 3 + 0xA9, 1, 0]) == "aé"
+
+
 def test_a_special_token_that_the_policy_writes_is_no_text(byte_pairs):
     (a,), (b,) = byte_pairs.encode("a"), byte_pairs.encode("b")
     assert byte_pairs.special_ids == {0, 1, 2}

@@ -1,6 +1,9 @@
 """No training step makes the host wait for what the heads add: what they log is read at the next log."""
 
 import pytest
+import trl
+
+from worldmtp.tracking.late_numbers import HostCopy
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -29,3 +32,21 @@ def test_a_training_step_reads_what_trl_reads(make_any, make_model, host_reads, 
     trainer.train()
     assert len(found) == 4
     assert {read for reads in found for read in reads} <= BY_DESIGN | (OF_ROWS if kind == "DPO" else set())
+
+
+def test_a_loss_that_is_known_too_late_reaches_no_weight(make_any, make_model, monkeypatch):
+    """As on an accelerator, the second step's is read at the log after the third."""
+    monkeypatch.setattr(HostCopy, "has_arrived", False)
+    compute, losses = trl.SFTTrainer.compute_loss, []
+
+    def broken(self, *args, **kwargs):
+        result = compute(self, *args, **kwargs)
+        losses.append(result)
+        return result * float("nan") if len(losses) == 2 else result
+
+    trainer = make_any("SFT", make_model(), max_steps=3, logging_steps=3, gradient_accumulation_steps=1)
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", broken)
+    with pytest.raises(FloatingPointError, match=r"Non-finite loss at step 2: term loss=nan"):
+        trainer.train()
+    assert len(losses) == 3
+    assert [name for name, weight in trainer.model.named_parameters() if not bool(weight.isfinite().all())] == []

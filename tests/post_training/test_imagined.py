@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 ONE = {"num_generations": 1}
 USES = ("counterfactual", "baseline")
-WORLD = WorldModelConfig(num_updates=2, batch_size_episodes=8, world_heads_learning_rate=1e-2)
+WORLD = WorldModelConfig(num_updates=2, batch_size_episodes=8, world_heads_learning_rate=1e-2, measure_every=2)
 
 
 def settings(use, **changes):
@@ -49,7 +49,8 @@ def test_it_trains_and_is_logged_by_the_agents_tags(make_imagining, make_model, 
     assert len(logged(trainer, "imagination/gate_open")) == 4
     assert set(logged(trainer, "imagination/gate_open")) <= {0.0, 1.0}
     assert len(logged(trainer, "world_model/loss")) == 3
-    tags = {"imagination/return_corr", "imagination/imagined_tokens", "world_model/action_shuffle_loss_ratio"}
+    assert len(logged(trainer, "world_model/action_shuffle_loss_ratio")) == 2  # the first and the third
+    tags = {"imagination/return_corr", "imagination/imagined_tokens"}
     tags |= {"counterfactual": {"imagination/rung_0/r2", "imagination/tail_taken_fraction", "imagination/kappa"}}.get(
         use, {"imagination/r2", "imagination/skill_h1", "imagination/weight_h0"}
     )
@@ -106,7 +107,7 @@ def test_a_resumed_run_is_one_that_was_not_stopped(make_imagining, make_model, t
     resumed.train(resume_from_checkpoint=str(checkpoint))
     expected = whole.model.state_dict()
     assert [n for n, w in resumed.model.state_dict().items() if not torch.equal(w, expected[n])] == []
-    for name in ("loss", "imagination/return_corr", "world_model/loss"):
+    for name in ("loss", "imagination/return_corr", "world_model/loss", "world_model/action_shuffle_loss_ratio"):
         assert logged(resumed, name) == logged(whole, name), name
     (checkpoint / "imagination.pt").unlink()
     again = make_imagining(use, output_dir=tmp_path / "again", **options)
@@ -138,12 +139,29 @@ def test_without_it_the_run_is_as_it_was_to_the_bit(make_any, make_model, batche
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
 
+def test_answers_to_one_prompt_on_two_processes_are_of_one_group(make_any, make_model):
+    """Three rows a process and two answers a prompt: the second process begins with the second answer to prompt 1."""
+    seen = []
+    hook = {"imagined_advantages": lambda batch: seen.append(batch["group"].tolist()) or batch["advantages"]}
+    trainer = make_any("PPO", make_model(), num_generations=2, per_device_train_batch_size=4, extra=hook)
+    nothing, batch = torch.zeros(3, 2), {"decision_mask": torch.ones(3, 2, dtype=torch.bool)}
+    for process in (0, 1):
+        trainer.accelerator = SimpleNamespace(process_index=process)
+        trainer._imagined(batch | {"advantages": nothing}, nothing, torch.zeros(3, dtype=torch.bool))
+    assert seen == [[0, 0, 1], [1, 2, 2]]
+
+
 @pytest.mark.parametrize(
     ("use", "options", "message"),
     [
         ("counterfactual", {"gamma": 0.9}, r"^gamma=0\.9 with imagination=counterfactual: .* set gamma=1"),
         ("counterfactual", {"bootstrap_truncated": True}, r"^bootstrap_truncated=True with imagination=counterf"),
         ("baseline", {"top_p": 0.9}, r"top_p=0\.9 with imagination=baseline: .* leave top_p out"),
+        (
+            "baseline",
+            {"generation_kwargs": {"top_k": 2}},
+            r"generation_kwargs=\{'top_k': 2\} with imagination=baseline",
+        ),
         ("search", {}, "imagination=search acts in the agent's own loop"),
     ],
 )

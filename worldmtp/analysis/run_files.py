@@ -217,9 +217,12 @@ def config_values(config: str | None) -> dict[str, str]:
     """Return every value of a run's config, YAML, as text by its dotted key; none of a config that is not there.
 
     Raises:
-        yaml.YAMLError: it is damaged.
+        yaml.YAMLError: it is damaged, or no mapping, as a file that was cut short may be.
     """
-    return _flat(yaml.safe_load(config) or {}) if config is not None else {}
+    values = {} if config is None else yaml.safe_load(config) or {}
+    if not isinstance(values, dict):
+        raise yaml.YAMLError(f"a config is a mapping of keys to values, and this one is {values!r}.")
+    return _flat(values)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

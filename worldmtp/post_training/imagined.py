@@ -25,6 +25,7 @@ _WHOLE_POLICY: dict[str, tuple[Any, ...]] = {
     "top_k": (None, 0),
     "min_p": (None, 0.0),
     "repetition_penalty": (None, 1.0),
+    "generation_kwargs": (None, {}),
 }
 
 

@@ -46,6 +46,7 @@ from worldmtp.post_training.guards import (
 )
 from worldmtp.post_training.metrics import StepNumbers
 from worldmtp.post_training.token_sets import TokenChoice, num_targets
+from worldmtp.tracking.late_numbers import zero_unless_finite
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -330,7 +331,8 @@ class MTPTrainerMixin(_Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the trunk, as it would be clipped without heads, and the heads; return the trunk's norm.
 
-        Sharded training clips all weights together: its norms are its engine's business.
+        A loss that is not finite may be known too late, on an accelerator: its gradients become zeros. Sharded
+        training clips all weights together: its norms are its engine's business.
         """
         self.mtp_numbers.late.poll()  # before a step is made of them
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -339,8 +341,13 @@ class MTPTrainerMixin(_Trainer):
         in_heads = {id(parameter) for parameter in heads}
         trunk = [parameter for parameter in model.parameters() if id(parameter) not in in_heads]
         norm = self.accelerator.clip_grad_norm_(trunk, self.args.max_grad_norm)  # unscales all gradients in fp16
+        norms = [(trunk, norm)]
         if heads:
-            torch.nn.utils.clip_grad_norm_(heads, self.args.mtp_max_grad_norm or self.args.max_grad_norm)
+            limit = self.args.mtp_max_grad_norm or self.args.max_grad_norm
+            norms.append((heads, torch.nn.utils.clip_grad_norm_(heads, limit)))
+        if self.mtp_numbers.late.is_coming:
+            for weights, length in norms:
+                zero_unless_finite(weights, length)
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -254,9 +254,10 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
 
     def _imagined(self, batch: dict[str, Any], rewards: Tensor, truncated: Tensor) -> Float[Tensor, "batch time"]:
         assert self.imagined_advantages is not None
-        # TRL repeats a prompt as often as it is answered, one after another.
+        # TRL repeats a prompt as often as it is answered, one after another, and may part its answers among processes.
         size = self.num_generations if self.mtp_forward.model.training else self.num_generations_eval
-        group = torch.arange(len(rewards), device=rewards.device) // int(size or 1)
+        first = self.accelerator.process_index * len(rewards)
+        group = torch.arange(first, first + len(rewards), device=rewards.device) // int(size or 1)
         shown = batch | {"rewards": rewards, "truncated": truncated, "group": group}
         imagined, expected = self.imagined_advantages(shown), tuple(batch["advantages"].shape)
         if not isinstance(imagined, Tensor) or tuple(imagined.shape) != expected:

@@ -9,7 +9,7 @@ Left out: sums on the device. A step's numbers are a few hundred bytes, and summ
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from jaxtyping import Shaped
@@ -86,3 +86,11 @@ class LateNumbers:
         numbers = dict(zip(names, copy.read(), strict=True))
         self._check(numbers, step)
         self._read.append(numbers)
+
+
+def zero_unless_finite(weights: Iterable[Tensor], norm: Shaped[Tensor, ""]) -> None:
+    """Make the weights' gradients zeros if their ``norm`` is not finite, on the device, without asking the host."""
+    is_broken = ~torch.isfinite(norm)
+    for weight in weights:
+        if weight.grad is not None:
+            weight.grad.masked_fill_(is_broken, 0.0)

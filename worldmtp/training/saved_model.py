@@ -129,7 +129,8 @@ def has_tokenizer(directory: Path) -> bool:
 def check_vocabulary(directory: Path, tokenizer: Tokenizer, option: str) -> None:
     """Raise if a model directory brings a tokenizer to whose ids an environment's gives another meaning.
 
-    An environment may have fewer ids than the checkpoint, and without a tokenizer nothing says what its ids mean.
+    An environment may have fewer ids than the checkpoint, or more, such as an added padding token: whether the model
+    has room for these is ``check_fits``'s question. Without a tokenizer nothing says what a checkpoint's ids mean.
 
     Args:
         directory: of the checkpoint.
@@ -149,12 +150,12 @@ def check_vocabulary(directory: Path, tokenizer: Tokenizer, option: str) -> None
         ordinary = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in (tokenizer.pad_id, tokenizer.eos_id)]
         ours = {id_: tokenizer.decode([id_]) for id_ in ordinary}
         theirs = {id_: str(other.decode([id_])) for id_ in ordinary if id_ in theirs}
-    differing = [id_ for id_ in sorted(ours) if theirs.get(id_) != ours[id_]]
+    differing = [id_ for id_ in sorted(ours) if id_ in theirs and theirs[id_] != ours[id_]]
     if differing:
         first, own = differing[0], env_settings({"tokenizer": f"transformers:{directory}"})
         raise ValueError(
             f"{option}={directory} has a tokenizer of its own, in which {len(differing)} of the environment's "
-            f"{len(ours)} tokens are others: id {first} is {theirs.get(first)!r} there and {ours[first]!r} in the "
+            f"{len(ours)} tokens are others: id {first} is {theirs[first]!r} there and {ours[first]!r} in the "
             f"environment. Give the environment the checkpoint's: {own}. To train its weights on other tokens all the "
             f"same, give a copy of the directory without {_TOKENIZER_CONFIG}."
         )

@@ -28,7 +28,7 @@ from worldmtp.returns import (
     lambda_returns,
     scale_of,
 )
-from worldmtp.statistics import noise_ceiling
+from worldmtp.statistics import noise_ceiling_estimate
 
 
 @runtime_checkable
@@ -270,8 +270,8 @@ def return_ceiling(returns: Float[Tensor, " episode"], group: Int[Tensor, " epis
     if size < 2 or bool(((sizes > 0) & (sizes != size)).any()) or len(returns) < 2 * size:
         return {}
     draws = returns[group.argsort(stable=True)].double().cpu().numpy().reshape(-1, size)
-    found = noise_ceiling(draws, generator=0, num_resamples=1)
-    return {} if found is None else {"imagination/return_ceiling": found.estimate}
+    found = noise_ceiling_estimate(draws)
+    return {} if found is None else {"imagination/return_ceiling": found}
 
 
 def update_kappa(slope: RunningSlope, returns: Float[Tensor, " episode"], group: Int[Tensor, " episode"]) -> None:

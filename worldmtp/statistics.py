@@ -211,14 +211,36 @@ def noise_ceiling(
     Raises:
         ValueError: fewer than two units or draws, or a value that is not finite.
     """
+    if noise_ceiling_estimate(repeats, unit=unit) is None:
+        return None
+    sums, ceiling = _ceiling_of(repeats)
+    return sums_interval(sums, ceiling, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
+
+
+def noise_ceiling_estimate(repeats: Float[np.ndarray, "unit repeat"], *, unit: str = "prompt") -> float | None:
+    """Return the estimate of ``noise_ceiling`` alone, which resamples nothing.
+
+    Raises:
+        ValueError: as there.
+    """
     _check_finite("repeats", repeats)
     num_units, num_repeats = repeats.shape
     if num_units < 2 or num_repeats < 2:
         raise ValueError(f"{num_units} {unit}(s) with {num_repeats} draw(s) each; a reliability needs 2 of both.")
+    sums, ceiling = _ceiling_of(repeats)
+    whole = sums.sum(axis=0, keepdims=True)
+    found = ceiling(np.concatenate([whole, whole - sums])) if num_units > 2 else np.array([np.nan])
+    return float(found[0]) if np.isfinite(found).all() else None
+
+
+def _ceiling_of(
+    repeats: Float[np.ndarray, "unit repeat"],
+) -> tuple[Float[np.ndarray, "unit 4"], Callable[[Float[np.ndarray, "resample 4"]], Float[np.ndarray, " resample"]]]:
+    """Return sums of each unit, and the ceiling as a function of their totals."""
+    num_units, num_repeats = repeats.shape
     values = np.asarray(repeats, dtype=np.float64) - np.mean(repeats)
     mean = values.mean(axis=1)
     within = ((values - mean[:, None]) ** 2).sum(axis=1)
-    sums = np.stack([np.ones(num_units), mean, mean**2, within], axis=1)
 
     def ceiling(totals: Float[np.ndarray, "resample 4"]) -> Float[np.ndarray, " resample"]:
         n, first, second, inside = totals.T
@@ -228,10 +250,7 @@ def noise_ceiling(
         rho = np.divide(between - noise, spread, out=np.full_like(spread, np.nan), where=spread > 1e-18)
         return np.sqrt(np.maximum(rho, 0.0))
 
-    left_out = sums.sum(axis=0) - sums
-    if num_units < 3 or not np.isfinite(ceiling(np.concatenate([sums.sum(axis=0, keepdims=True), left_out]))).all():
-        return None
-    return sums_interval(sums, ceiling, level=level, num_resamples=num_resamples, generator=generator, unit=unit)
+    return np.stack([np.ones(num_units), mean, mean**2, within], axis=1), ceiling
 
 
 def wilson_interval(num_successes: int, n: int, *, level: float = 0.9, unit: str = "sequence") -> Interval:

@@ -63,6 +63,15 @@ def test_a_later_change_of_a_tensor_does_not_reach_what_was_added(monkeypatch):
     assert late.take() == [{"a": 1.0}]
 
 
+def test_what_is_only_checked_is_not_kept():
+    """A trainer that never logs would collect a dictionary a micro-batch."""
+    seen = []
+    late = LateNumbers(lambda numbers, step: seen.append((numbers, step)), keeps=False)
+    add(late, 3, a=1.0)
+    assert seen == [({"a": 1.0}, 3)]
+    assert late.take() == []
+
+
 @pytest.mark.gpu
 def test_a_copy_from_the_device_arrives():
     values = torch.arange(3.0, device="cuda") * 2

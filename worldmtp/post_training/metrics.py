@@ -136,7 +136,7 @@ class StepNumbers:
 
     def __init__(self, num_depths: int, check: Check) -> None:
         self.means = {mode: DepthMeans(num_depths) for mode in ("train", "eval")}
-        self.late = LateNumbers(check)
+        self.late = LateNumbers(check, keeps=False)
         self.cosines = GradientCosines()
         self._seconds = 0.0
 

@@ -46,14 +46,15 @@ class HostCopy:
 
 
 class LateNumbers:
-    """The numbers of many steps, checked in their order as they arrive and kept until they are taken.
+    """The numbers of many steps, checked in their order as they arrive.
 
     Args:
         check: called with the numbers of each step.
+        keeps: numbers are kept until they are taken; False where they are only to be checked.
     """
 
-    def __init__(self, check: Check) -> None:
-        self._check = check
+    def __init__(self, check: Check, keeps: bool = True) -> None:
+        self._check, self._keeps = check, keeps
         self._coming: deque[tuple[tuple[str, ...], int, HostCopy]] = deque()
         self._read: list[Numbers] = []
 
@@ -85,7 +86,8 @@ class LateNumbers:
         names, step, copy = self._coming.popleft()
         numbers = dict(zip(names, copy.read(), strict=True))
         self._check(numbers, step)
-        self._read.append(numbers)
+        if self._keeps:
+            self._read.append(numbers)
 
 
 def zero_unless_finite(weights: Iterable[Tensor], norm: Shaped[Tensor, ""]) -> None:

@@ -11,7 +11,6 @@ from worldmtp.model.config import MTPConfig
 from worldmtp.model.lora import add_lora, has_lora, merge_lora
 
 # PEFT 0.21 still asks transformers 5 by the old name, wherever it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 TARGETS = {
     "llama": ["q_proj", "down_proj"],

@@ -10,7 +10,6 @@ KINDS = ("SFT", "DPO", "KTO", "GRPO", "RLOO", "PPO")
 SAMPLING = ("GRPO", "RLOO", "PPO")
 EOS = 1
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def logged(trainer, name):

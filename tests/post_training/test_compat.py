@@ -1,13 +1,14 @@
 """The seam check fails loudly, naming the version and what is missing."""
 
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 import trl
 
-from worldmtp.post_training import check_seams
+from worldmtp.post_training import check_seams, compat
 from worldmtp.post_training.compat import OWN_ATTRIBUTES, OWN_METHODS, IncompatibleTRLError, Seam, trainer_seams
 
 
@@ -66,3 +67,13 @@ def test_ppo_checks_the_seams_of_the_trainer_it_is_built_on(make_any, make_model
     monkeypatch.setitem(OWN_METHODS, "PPOTrainer", {"_gone": ("self",)})
     with pytest.raises(IncompatibleTRLError, match=r"does not fit trl .*: GRPOTrainer\._gone is gone\. Install"):
         make_any("PPO", make_model())
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_name_that_only_trl_can_change_is_not_warned_of(make_model, recwarn):
+    assert not make_model().is_gradient_checkpointing
+    assert [warning.category for warning in recwarn] == [FutureWarning]  # the fault is there
+    recwarn.clear()
+    runpy.run_path(compat.__file__)  # a copy, whose filter is what is left of it
+    assert not make_model().is_gradient_checkpointing
+    assert not recwarn.list

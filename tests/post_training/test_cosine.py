@@ -8,7 +8,6 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from worldmtp.post_training.cosine import gradient_cosine
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TAG = "mtp/gradient_cosine"
 
 

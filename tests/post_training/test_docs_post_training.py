@@ -8,7 +8,6 @@ import worldmtp.post_training
 from worldmtp.post_training.compat import OWN_METHODS, TRAINER_METHODS
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:You are using 'rollout_func', which is an experimental feature",
 )
 

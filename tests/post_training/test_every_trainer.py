@@ -4,7 +4,6 @@ import pytest
 import torch
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 OF_TRL = ("SFT", "DPO", "KTO", "GRPO", "RLOO")
 KINDS = (*OF_TRL, "PPO")

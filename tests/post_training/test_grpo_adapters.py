@@ -13,8 +13,6 @@ from worldmtp.model.lora import add_lora, has_lora
 from worldmtp.post_training import TextGenRollout, env_reward
 
 pytestmark = [
-    # TRL 1.16 still asks transformers 5 by the old name, in every training step.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:You are using 'rollout_func', which is an experimental feature"),
     pytest.mark.filterwarnings("ignore:this trainer .* trains the trunk alone"),
 ]

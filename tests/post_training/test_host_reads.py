@@ -5,8 +5,6 @@ import trl
 
 from worldmtp.tracking.late_numbers import HostCopy
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 # How many targets there are at which losses are computed, once for all depths, and which rows have any; and the few
 # labels that may be a first guess, not on CUDA.
 BY_DESIGN = {

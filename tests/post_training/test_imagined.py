@@ -10,7 +10,6 @@ from worldmtp.agents.config import ImaginationConfig, WorldModelConfig
 from worldmtp.post_training import MTPPPOConfig, PPOImagination
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 ONE = {"num_generations": 1}
 USES = ("counterfactual", "baseline")

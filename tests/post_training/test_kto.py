@@ -5,7 +5,6 @@ import torch
 from datasets import Dataset
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 ONE_STEP = {"per_device_train_batch_size": 4, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
 ROWS = [

@@ -92,7 +92,6 @@ def test_a_plain_checkpoint_is_no_beginning_for_adapters(make_trainer, make_mode
         make_trainer(make_adapted(), max_steps=2).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_value_head_is_trained_and_saved_beside_adapters(make_any, make_adapted, make_trunk, tmp_path):
     model, untouched = make_adapted(), make_adapted()
     trainer = make_any("PPO", model, max_steps=2, num_generations=1, save_strategy="steps", save_steps=2)

@@ -17,7 +17,6 @@ from worldmtp.post_training.guards import check_model
 from worldmtp.post_training.on_policy import checked_reward
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 KINDS = ("GRPO", "RLOO")
 EOS = 1

@@ -14,7 +14,6 @@ from worldmtp.agents.rollout import Rollout
 from worldmtp.post_training import MTPPPOConfig
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 EOS = 1
 ONE = {"num_generations": 1}

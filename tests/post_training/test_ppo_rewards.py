@@ -11,7 +11,6 @@ from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.post_training import TextGenRollout, env_reward
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 EOS, ONES = 1, 3
 ONE = {"num_generations": 1}

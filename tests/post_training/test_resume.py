@@ -8,7 +8,6 @@ from worldmtp import MTPModel
 from worldmtp.model.lora import add_lora
 
 # TRL 1.16 still asks transformers 5 by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 SAMPLING = ("GRPO", "RLOO", "PPO")
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 7, "per_device_train_batch_size": 4}

@@ -126,7 +126,6 @@ def chat_model(chat_tokenizer):
     return MTPModel.from_trunk(Qwen3ForCausalLM(config), MTPConfig(depth=2), torch.Generator().manual_seed(0))
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:You are using 'environment_factory', which is an experimental feature")
 def test_trl_plays_it_and_the_heads_learn_what_it_replied(chat_model, chat_tokenizer, tmp_path):
     """Each rollout guesses a number, and says that it is done; there is no other policy that calls a tool by itself."""

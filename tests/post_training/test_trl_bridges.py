@@ -18,7 +18,6 @@ from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.post_training import TextGenReward, TextGenRollout, env_reward
 
 # TRL 1.16 still asks transformers 5 by the old name, in every training step.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 A, B, AB = 2, 3, 5
 

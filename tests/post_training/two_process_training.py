@@ -5,7 +5,6 @@ Usage: two_process_training.py output_dir rows_per_process kind[,kind ...] max_g
 
 import random
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +18,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 import worldmtp.post_training as library
 from worldmtp import MTPConfig, MTPModel
 
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 CHARACTERS = ["<pad>", "<eos>", *"0123456789+="]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
 ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}

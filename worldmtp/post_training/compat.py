@@ -6,6 +6,7 @@ and compared with what is installed; what differs is an error that names the ver
 """
 
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import transformers
 import trl
 import trl.trainer.utils
+
+# TRL 1.16 asks for it in every step, and transformers warns of the name: nothing that a user of either could mend.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 class IncompatibleTRLError(ImportError):

@@ -67,6 +67,19 @@ def _lake(size: int, max_turns: int, success_rate: float | None = None) -> tuple
     )
 
 
+def _taxi(env_kwargs: dict[str, Any], **task_kwargs: Any) -> tuple[str, dict[str, Any]]:
+    return _world(
+        "toy_text:ToyText",
+        {"game": "Taxi", "env_kwargs": env_kwargs, "max_turns": 30},
+        "01234RGYBTsnewpd?",
+        max_prompt=4,
+        max_turns=30,
+        max_turn=3,
+        max_reply=4,
+        **task_kwargs,
+    )
+
+
 LAKES: dict[str, tuple[str, dict[str, Any]]] = {
     "FrozenLake": _lake(4, 25),
     "FrozenLakeSlippery": _lake(4, 30, 0.8),
@@ -131,16 +144,18 @@ WORLD_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
         max_turn=3,
         max_reply=3,
     ),
-    # In the rain, since without it 300 openings are all there is, too few to hold 512 out.
-    "Taxi": _world(
-        "toy_text:ToyText",
-        {"game": "Taxi", "env_kwargs": {"is_rainy": True}, "max_turns": 30},
-        "01234RGYBTsnewpd?",
-        max_prompt=4,
-        max_turns=30,
+    # The opening is always the same, as on the lakes; what is hidden is each episode's own.
+    "Switches": _world(
+        "switches:Switches",
+        {"num_switches": 4, "max_turns": 20},
+        "01234abcd?",
+        max_prompt=1,
+        max_turns=20,
         max_turn=3,
-        max_reply=4,
+        max_reply=1,
     ),
+    "Taxi": _taxi({"is_rainy": True}),
+    "TaxiDry": _taxi({}, universe_size=300),  # 25 places of the taxi, 4 of the passenger, 3 other goals
     "Blackjack": _world(
         "toy_text:ToyText",
         {"game": "Blackjack", "max_turns": 8},
@@ -159,7 +174,8 @@ WORLD_MOVES = {
     "Pig": "rh",
     **dict.fromkeys([*LAKES, "FrozenLakeRandom"], "ldru"),
     "KeyDoor": "nesw",
-    "Taxi": "snewpd",
+    "Switches": "abcd",
+    **dict.fromkeys(["Taxi", "TaxiDry"], "snewpd"),
     "Blackjack": "sh",
 }
 """Name to the characters that are the moves of a world whose turn is one move."""

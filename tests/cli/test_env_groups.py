@@ -24,6 +24,7 @@ NOTED = {
     "increasing_numbers": ["sft.num_demonstrations=4000"],
     "data": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
     "reward_model": ["sft.num_steps=160"],
+    "taxi_dry": ["eval.num_prompts=64"],
 }
 """What asks for more prompts or answers than the task has, and is said so."""
 SLOW = ("caesar_cipher", "countdown", "grid_world", "path_star")

@@ -29,7 +29,8 @@ MOVES = {
     "Pig": "rrrh",
     **dict.fromkeys((*LAKES, "FrozenLakeRandom"), "ldru"),
     "KeyDoor": "nesw",
-    "Taxi": "snewpd",
+    "Switches": "abcd",
+    **dict.fromkeys(("Taxi", "TaxiDry"), "snewpd"),
     "Blackjack": "hs",
 }
 """Tokens of which a world makes something, in turns of one, or of two digits; now and then another is said."""

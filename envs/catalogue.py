@@ -80,6 +80,13 @@ def _taxi(env_kwargs: dict[str, Any], **task_kwargs: Any) -> tuple[str, dict[str
     )
 
 
+def _exact(alphabet: str, source: str, prefix_length: int = 12, answer_length: int = 8) -> tuple[str, dict[str, Any]]:
+    """Texts of a source whose law is known; the prompt has the goal, the separator and the prefix."""
+    kwargs = {"source": source, "prefix_length": prefix_length, "answer_length": answer_length}
+    budgets = {"max_prompt": prefix_length + 2, "max_new": answer_length + 1}
+    return _task("exact_world:ExactWorld", alphabet + ":", kwargs, **budgets)
+
+
 LAKES: dict[str, tuple[str, dict[str, Any]]] = {
     "FrozenLake": _lake(4, 25),
     "FrozenLakeSlippery": _lake(4, 30, 0.8),
@@ -180,6 +187,15 @@ WORLD_MOVES = {
 }
 """Name to the characters that are the moves of a world whose turn is one move."""
 
+EXACT_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Mess3": _exact("ABC", "mess3"),
+    "Markov": _exact("ABCDE", "markov"),
+    "Factorial": _exact("ABCDEF", "factorial", prefix_length=16),
+    "BlockWords": _exact("ABCDEFGHI", "block"),
+    "Dyck": _exact("([)].", "dyck"),
+}
+"""Name to (factory, environment kwargs) of texts whose law is known."""
+
 BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Copy": _task("strings:Copy", "abcdefghij=", max_prompt=9, max_new=9),
     "Reverse": _task("strings:Reverse", "abcdefghij=", max_prompt=9, max_new=9),
@@ -221,6 +237,7 @@ BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     # These two are nothing without task_kwargs; pass budgets to fit.
     "Data": _task("data:DataTask", None, max_prompt=256, max_new=64),
     "RewardModel": _task("reward_model:RewardModelTask", None, max_prompt=256, max_new=64),
+    **EXACT_WORLDS,
     **WORLD_TASKS,
 }
 """Name to (factory, environment kwargs)."""

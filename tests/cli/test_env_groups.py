@@ -8,7 +8,7 @@ import pytest
 
 from worldmtp.cli.options import option_name
 from worldmtp.cli.train import run
-from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_TASKS
 from worldmtp.training import pipeline
 
 FILES = {
@@ -97,6 +97,14 @@ def test_worlds_bring_settings_that_start(compose, option):
     chosen = compose(f"env={option}", "agent=ppo", "imagination=baseline", "env.kwargs.max_turn=3", "sft.num_steps=4")
     assert (chosen.sft.num_steps, chosen.agent.ppo.advantage, chosen.imagination.use) == (4, "gae", "baseline")
     assert chosen.env.kwargs.max_turn == 3
+
+
+@pytest.mark.parametrize("option", [option_name(f"worldmtp/{name}-v0") for name in EXACT_WORLDS])
+def test_worlds_of_a_known_law_bring_settings_of_their_own(compose, option):
+    config = compose(f"env={option}")
+    assert (config.model.config.hidden_size, config.sft.num_steps, config.agent.rollout.num_iterations) == (64, 800, 10)
+    chosen = compose(f"env={option}", "model=qwen3_tiny", "sft.num_steps=4")
+    assert (chosen.model.config.hidden_size, chosen.sft.num_steps) == (128, 4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from worldmtp.cli.schema import build
+from worldmtp.tracking.inside_tags import TRUTH_TAGS
 from worldmtp.tracking.tags import TAGS
 from worldmtp.training import TrainConfig, run
 
@@ -67,6 +68,7 @@ ELSEWHERE = {
     "samples/imagined": "an evaluation with imagination=episodes",
     **{f"attention/{name}": "an environment whose worlds reply, such as env=pig" for name in REPLIES},
     **{f"heads/shared/{name}": "heads that share weights, such as head=eagle" for name in SHARED},
+    **{row.tag: "an environment whose law is known, such as env=mess3" for row in TRUTH_TAGS},
     "custom/{name}": "a user's own writer calls",
     **{
         f"trl/{name}": "post_training.trainer"
@@ -122,6 +124,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             ["imagination/turn_border_fraction"],
         ),
         (["env=pig", "agent.ppo.observation_coef=0.1"], ["losses/observation"]),
+        (["env=mess3"], [row.tag.format(k=4) for row in TRUTH_TAGS]),
         (
             ["imagination.completions=trunk"],
             [

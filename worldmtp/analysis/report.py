@@ -28,6 +28,8 @@ from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import table_cells
 from worldmtp.analysis.tables import numbers, write_tables
+from worldmtp.analysis.truth import Truth
+from worldmtp.analysis.truth_figures import truth_figure
 from worldmtp.analysis.verdicts import Verdict, untaught, verdicts
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, bootstrap_interval
@@ -70,6 +72,7 @@ def write_report(run_dir: Path) -> Path:
         learning=_picture(figures.learning_curves(run.metrics, run.warm_start)),
         evolution=_picture(evolution_figure({"": run})),
         depths=_depths(rooted),
+        truth=_truth(run.truths),
         evaluations=[
             _evaluation(name, artefact, rooted[name], name not in untaught(run), run.metrics)
             for name, artefact in run.artefacts.items()
@@ -132,6 +135,33 @@ def _depth_row(name: str, rooted: RootedPredictions) -> list[str]:
         _interval(metrics.path_divergence(rooted).interval(last, generator=0)),
         _interval(metrics.agreement(rooted).interval(last, generator=0)),
     ]
+
+
+def _truth(truths: Mapping[str, Truth]) -> dict[str, Any] | None:
+    """Return what heads say beside the law of their texts, where it is known: a row a depth and evaluation."""
+    if not truths:
+        return None
+    first = next(iter(truths.values()))
+    rows = [
+        [
+            name,
+            str(depth),
+            *(f"{truth.interval(column, depth).estimate:.3f}" for column in ("noise", "structural", "loss")),
+            str(truth.interval("error", depth)),
+            *(f"{truth.interval(column, depth).estimate:.3f}" for column in ("accept", "accept_exact")),
+        ]
+        for name, truth in truths.items()
+        for depth in range(1, truth.num_depths + 1)
+    ]
+    beliefs = [[name, *(_interval(truth.belief_r2(reader)) for reader in (0, 1))] for name, truth in truths.items()]
+    return {
+        "figure": _picture(truth_figure(truths)),
+        "rows": rows,
+        "beliefs": beliefs,
+        "told": bool(first.told),
+        "num_texts": len(first.loss),
+        "num_test": len(first.belief_spread),
+    }
 
 
 def _evaluation(

@@ -5,6 +5,7 @@
     <run>/artefacts/          evaluations, a pair of npz and json each
     <run>/attention/          patterns of attention, an npz an evaluation; <run>/sft/attention/ of the warm start
     <run>/replies/            imagined episodes, where the run had any
+    <run>/truth/              what heads say beside a law that is known, an npz an evaluation
     <run>/summary.json        the closing table
     <run>/config.yaml         the resolved configuration
 
@@ -14,7 +15,7 @@ Every one of them may be missing or damaged: the report shows what is there and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -24,7 +25,10 @@ from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_na
 from worldmtp.analysis.attention_files import AttentionHistory, load_history
 from worldmtp.analysis.replies import ReplyArtefact, load_replies
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
+from worldmtp.analysis.truth import Truth, load_truths
 from worldmtp.tracking.writers import METRICS_FILE, read_records
+
+_Evaluation = TypeVar("_Evaluation")
 
 ARTEFACT_DIRECTORY = "artefacts"
 CONFIG_FILE = "config.yaml"
@@ -77,6 +81,7 @@ class RunFiles:
     artefacts: dict[str, EvalArtefact]
     attention: AttentionHistory
     replies: ReplyArtefact | None
+    truths: dict[str, Truth]
     summary: RunSummary | None
     config: str | None
     problems: tuple[str, ...]
@@ -104,20 +109,27 @@ def read_run(run_dir: Path) -> RunFiles:
     if _NO_WARM_START not in artefacts:
         warm = _records(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown")
     # In the order of the headline table; what it does not name comes after.
-    in_table = [arm.artefact for arm in summary.arms if arm.artefact in artefacts] if summary is not None else []
+    in_table = [arm.artefact for arm in summary.arms] if summary is not None else []
+    truths = load_truths(run_dir, problems)
     return RunFiles(
         run_dir=run_dir,
         metrics=series_by_tag(logged),
         warm_start=series_by_tag(warm),
         spreads=spreads_by_tag(logged),
         warm_start_spreads=spreads_by_tag(warm),
-        artefacts={name: artefacts[name] for name in [*in_table, *artefacts]},
+        artefacts=_in_order(artefacts, in_table),
         attention=load_history(run_dir, WARM_START_DIRECTORY, problems),
         replies=_replies(run_dir, problems),
+        truths=_in_order(truths, in_table),
         summary=summary,
         config=config,
         problems=tuple(problems),
     )
+
+
+def _in_order(found: Mapping[str, _Evaluation], first: Sequence[str]) -> dict[str, _Evaluation]:
+    """Return evaluations by name, those of the headline table first and in its order."""
+    return {name: found[name] for name in dict.fromkeys([*first, *found]) if name in found}
 
 
 def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:

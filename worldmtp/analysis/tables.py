@@ -66,6 +66,13 @@ def numbers(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> Iterator[
                 "return_corr": agreement.pearson,
             }
         yield from (Number(name, quantity, None, interval) for quantity, interval in found.items() if interval)
+    for name, truth in run.truths.items():
+        for quantity in ("loss", "noise", "structural", "error", "accept", "accept_exact"):
+            for depth in range(1, truth.num_depths + 1):
+                yield Number(name, f"truth/{quantity}", depth, truth.interval(quantity, depth))
+        for reader, quantity in enumerate(("belief_r2", "belief_r2_last_token")):
+            if (share := truth.belief_r2(reader)) is not None:
+                yield Number(name, f"truth/{quantity}", None, share)
     if run.summary is not None:
         for arm in run.summary.arms:
             for quantity, share in {"exact": arm.exact, "exact_sampled": arm.exact_sampled}.items():

@@ -17,6 +17,7 @@ from worldmtp.analysis.artefacts import EvalArtefact
 from worldmtp.analysis.metrics import RootedPredictions
 from worldmtp.analysis.return_agreement import known_roots, return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series
+from worldmtp.analysis.truth import Truth
 from worldmtp.statistics import Interval, paired_ratio_difference, ratio_interval
 
 CONSISTENT = 0.9
@@ -53,6 +54,7 @@ def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Ve
         adequacy(run.artefacts[last], rooted[last]),
         coherence(rooted[last]),
         split(run.metrics, rooted[last].valid.shape[2]),
+        *([beside_truth(run.truths)] if run.truths else []),
         certificate(run.artefacts[last], rooted[last]) if is_taught else unmeasured("certificate", *_CERTIFICATE),
         shift(rooted[names[0]], rooted[last]) if len(names) > 1 else unmeasured("shift", *_SHIFT),
         exploitation(run.artefacts[last]) if is_taught else unmeasured("exploitation", *_EXPLOITATION),
@@ -131,6 +133,24 @@ def split(logged: Mapping[str, Series], num_depths: int) -> Verdict:
         )
         return Verdict("split", outcome, f"error of depth {depth}, nats per token", rule, sentence, interval)
     return unmeasured("split", "error of the deepest head, nats per token", rule)
+
+
+_TRUTH = ("error of the deepest head beside the known law, nats per token", f"at most {MAX_ERROR} nats")
+
+
+def beside_truth(truths: Mapping[str, Truth]) -> Verdict:
+    """Judge the deepest head by the law of its texts, at the first evaluation: learning by reward may leave the law."""
+    name, first = next(iter(truths.items()))
+    interval = first.interval("error", first.num_depths)
+    last = list(truths.values())[-1].interval("error", first.num_depths)
+    share = first.belief_r2(0)
+    kind = "told the tokens in between" if first.told else "that average over the tokens in between"
+    sentence = (
+        f"At {name}, beyond the least that heads {kind} can lose"
+        + (f"; {last} at the end" if len(truths) > 1 else "")
+        + (f". Of the beliefs the trunk's states show {share}." if share is not None else ".")
+    )
+    return Verdict("truth", _at_most(interval, MAX_ERROR), *_TRUTH, sentence, interval)
 
 
 _CERTIFICATE = ("what |imagined - realized return| leaves of range (1 - consistency)", "not below 0")

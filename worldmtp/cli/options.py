@@ -13,7 +13,7 @@ import gymnasium
 from hydra.core.config_store import ConfigStore
 
 import worldmtp.envs  # noqa: F401 - registers
-from worldmtp.envs.catalogue import WORLD_MOVES
+from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_MOVES
 from worldmtp.heads.registry import available_heads
 
 
@@ -51,7 +51,7 @@ def store_options() -> None:
 
 def option_name(env_id: str) -> str:
     """Return the name that chooses a registered environment: ``frozen_lake_8x8`` of ``worldmtp/FrozenLake8x8-v0``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z]{2})(?=[0-9])", "_", _short_name(env_id)).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z]{2})(?=[0-9]+x)", "_", _short_name(env_id)).lower()
 
 
 def _short_name(env_id: str) -> str:
@@ -62,6 +62,8 @@ def _environments() -> Iterator[Option]:
     for env_id in (one for one in gymnasium.registry if one.startswith("worldmtp/")):
         if moves := WORLD_MOVES.get(_short_name(env_id)):
             yield Option("env", option_name(env_id), _world_settings(env_id, moves), "_global_")
+        elif _short_name(env_id) in EXACT_WORLDS:
+            yield Option("env", option_name(env_id), _exact_settings(env_id), "_global_")
         else:
             yield Option("env", option_name(env_id), {"id": env_id, "kwargs": {}})
 
@@ -85,6 +87,19 @@ def _world_settings(env_id: str, moves: str) -> dict[str, Any]:
         },
         "sft": {"num_steps": 0},
         "eval": {"num_prompts": 64},
+    }
+
+
+def _exact_settings(env_id: str) -> dict[str, Any]:
+    """Return what texts of a known law start with: a small trunk, and a warm start that comes near the law.
+
+    Reinforcement is short: who follows the law earns 1 already, and what is to be seen is how far it leads away.
+    """
+    return {
+        "defaults": [{"override /model": "world_tiny"}],
+        "env": {"id": env_id, "kwargs": {}},
+        "sft": {"num_demonstrations": 16000, "num_steps": 800},
+        "agent": {"rollout": {"num_iterations": 10}},
     }
 
 

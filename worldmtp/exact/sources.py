@@ -31,6 +31,13 @@ def hidden_markov(
     return Source(edges, stationary(transition) if start is None else start)
 
 
+def cycle(num_symbols: int = 5, forward: float = 0.6, stay: float = 0.2) -> Source:
+    """Return a Markov chain on a ring: one on with ``forward``, the same again with ``stay``, else any uniformly."""
+    same = torch.eye(num_symbols, dtype=torch.float64)
+    rest = torch.full_like(same, (1 - forward - stay) / num_symbols)
+    return markov_chain(forward * same.roll(1, dims=1) + stay * same + rest)
+
+
 def mess3(x: float = 0.05, alpha: float = 0.85) -> Source:
     """Return Mess3: three states, each left for either other with probability ``x``, own token with ``alpha``.
 
@@ -75,6 +82,28 @@ def two_streams(
     edges[:num_first, :num_states, num_states:] = torch.einsum("ij,jx->xij", transition, first)
     edges[num_first:, num_states:, :num_states] = torch.diag_embed(second.T)
     return Source(edges, torch.cat([stationary(transition), torch.zeros(num_states, dtype=torch.float64)]))
+
+
+def two_senses(
+    num_values: int = 3, stay: float = 0.9, first_clarity: float = 0.6, second_clarity: float = 0.8
+) -> Source:
+    """Return two hidden values u and v, told in turns: a noisy view of u, then one of u + v (modulo ``num_values``).
+
+    A factorial chain: each value stays with ``stay`` and is drawn anew otherwise; state u * n + v holds both. A view
+    shows what it is of with its clarity, else a uniform symbol. To foretell the first sense one has to know u, of which
+    the second tells only who keeps a belief about v.
+    """
+    return two_streams(*factorial_parts(num_values, stay, first_clarity, second_clarity))
+
+
+def factorial_parts(
+    num_values: int, stay: float, first_clarity: float, second_clarity: float
+) -> tuple[Float[Tensor, "state state"], Float[Tensor, "state symbol"], Float[Tensor, "state symbol"]]:
+    """Return the chain of ``two_senses`` and what its two senses show of each state."""
+    chain = _sticky(num_values, stay)
+    u, v = torch.arange(num_values**2) // num_values, torch.arange(num_values**2) % num_values
+    first, second = _sticky(num_values, first_clarity)[u], _sticky(num_values, second_clarity)[(u + v) % num_values]
+    return torch.kron(chain, chain), first, second
 
 
 def bounded_dyck(num_kinds: int = 2, max_depth: int = 3, open_prob: float = 0.5, end_prob: float = 0.3) -> Source:

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldmtp.exact import Source, hidden_markov, two_streams
+from worldmtp.exact.sources import factorial_parts
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.objective import MTPObjective
@@ -85,13 +86,9 @@ class World:
     @classmethod
     def of(cls, config: CrossModalConfig) -> "World":
         """Return the world that the config describes; state u * n + v holds both values."""
-        n = config.num_values
-        chain = _mixed(torch.eye(n, dtype=torch.float64), config.stay)
-        transition = torch.kron(chain, chain)
-        shown = torch.eye(n, dtype=torch.float64)
-        u, v = torch.arange(n * n) // n, torch.arange(n * n) % n
-        first = _mixed(shown[u], config.first_clarity)
-        second = _mixed(shown[(u + v) % n], config.second_clarity)
+        transition, first, second = factorial_parts(
+            config.num_values, config.stay, config.first_clarity, config.second_clarity
+        )
         return cls(two_streams(transition, first, second), hidden_markov(transition, first))
 
 
@@ -219,10 +216,6 @@ def summarize_cross_modal(results: Results) -> StudySummary:
 
 def _read(held_out: HeldOut, alone: bool) -> Int[Tensor, "sequence token"]:
     return held_out.tokens[:, 0::2] if alone else held_out.tokens
-
-
-def _mixed(shown: Float[Tensor, "row symbol"], clarity: float) -> Float[Tensor, "row symbol"]:
-    return clarity * shown + (1 - clarity) / shown.shape[1]
 
 
 def _generator(seed: int, stream: int, step: int) -> torch.Generator:

@@ -1,6 +1,7 @@
 """Tags of what is inside a model: attention's patterns (``worldmtp.analysis.attention_patterns``), the heads' weights.
 
-Rows of the table in ``worldmtp.tracking.tags``.
+And of what it knows of a source whose law is known (``worldmtp.analysis.truth``). Rows of the table in
+``worldmtp.tracking.tags``.
 """
 
 from worldmtp.tracking.tag_table import scalar_rows
@@ -42,4 +43,23 @@ HEAD_TAGS = scalar_rows(
         )
     ),
     ("depth_{k}/cosine", "cosine between the matrices of depth k and of depth k - 1, as one vector each", "1"),
+)
+
+TRUTH_TAGS = scalar_rows(
+    "truth",
+    *(
+        (f"depth_{{k}}/{name}", f"{meaning}; on held-out texts of a source whose law is known", unit)
+        for name, meaning, unit in (
+            ("loss", "-sum_v p log q_k, p the true law of the token given all before it", "nats/token"),
+            ("noise", "what is unknown to who knows all before the token: closed form", "nats/token"),
+            ("structural", "what heads that average over the tokens in between cannot know: closed form", "nats/token"),
+            ("error", "loss less the least that heads of this kind can lose", "nats/token"),
+            ("error_lo90", "lower end of its 90 % interval over texts", "nats/token"),
+            ("error_hi90", "upper end of its 90 % interval over texts", "nats/token"),
+            ("accept", "sum_v min(p, q_k): drafts of the head that the true law would keep", "probability"),
+            ("accept_exact", "the same of the perfect head of this kind", "probability"),
+        )
+    ),
+    ("belief_r2", "share of the exact beliefs that a ridge regression reads off the trunk's states", "share"),
+    ("belief_r2_last_token", "floor: the same off the last token alone", "share"),
 )

@@ -12,7 +12,7 @@ optimiser steps.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worldmtp.tracking.inside_tags import ATTENTION_TAGS, HEAD_TAGS
+from worldmtp.tracking.inside_tags import ATTENTION_TAGS, HEAD_TAGS, TRUTH_TAGS
 from worldmtp.tracking.tag_table import TagRow, TagTable, scalar_rows
 
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -381,7 +381,7 @@ _CUSTOM = (
 
 TAGS = TagTable(
     (
-        *(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + ATTENTION_TAGS + HEAD_TAGS),
+        *(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + ATTENTION_TAGS + HEAD_TAGS + TRUTH_TAGS),
         *(_TIME + _ENV + _SFT + _TRL + _RECORDS + _CUSTOM),
     )
 )

@@ -54,6 +54,7 @@ from worldmtp.training.evaluation import (
     write_evaluation,
     write_strips,
 )
+from worldmtp.training.exact_truth import ExactTruth
 from worldmtp.training.head_split import measured_open_loop, measured_split, open_loop_scalars, split_scalars
 from worldmtp.training.imagined_episodes import imagined_episodes, log_imagined_episodes, write_imagined_episodes
 from worldmtp.training.imports import import_user_modules
@@ -73,12 +74,7 @@ from worldmtp.training.make import (
 from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
-from worldmtp.training.saved_model import (
-    check_vocabulary,
-    load_model,
-    save_model,
-    transformers_tokenizer,
-)
+from worldmtp.training.saved_model import check_vocabulary, load_model, save_model, transformers_tokenizer
 from worldmtp.training.warm_start import warm_start
 
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
@@ -152,7 +148,8 @@ class Pipeline:
         self._tokens_text = vocabulary(self._env)
         self._inside = InsideLog(self._model, run_dir, config.eval, self._tokens_text, self._computing)
         told = model_notes(config.model, self._model, self._is_warm)
-        self.notes = (*told, *prompts.notes, *notes, *self._inside.notes)
+        self._truth = ExactTruth(self._env.task, self._env.tokenizer, held_out, self._model.config.depth)
+        self.notes = (*told, *prompts.notes, *notes, *self._inside.notes, *self._truth.notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
         )
@@ -257,7 +254,7 @@ class Pipeline:
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
         self._inside.write(before.evaluation.sampled, self._writer, self._run_dir, 0)
-        self._log_split(before, 0)
+        self._log_split(before, self._start, 0)
         self._watch(before.evaluation.sampled, 0)
 
     def _computing(self) -> torch.autocast:
@@ -318,7 +315,7 @@ class Pipeline:
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
         self._inside.write(after.evaluation.sampled, self._writer, self._run_dir, step)
-        self._log_split(after, step)
+        self._log_split(after, "final", step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
         self._watch(after.evaluation.sampled, step)
 
@@ -340,13 +337,14 @@ class Pipeline:
                 how = self._imagining(), self._config.agent.ppo, self._tokens_text
                 return evaluate_run(self._model, self._evaluator, found, *how)
 
-    def _log_split(self, found: RunEvaluation, step: int) -> None:
-        """Log what the heads' loss is made of; of states that are drawn no action mask is known."""
-        if found.evaluation.sampled.is_masked:
-            return
+    def _log_split(self, found: RunEvaluation, name: str, step: int) -> None:
+        """Log what the heads' loss is made of, with the truth where it is known; no mask is known of drawn states."""
         seed = stream_seed(self._config.seed, "futures in evaluation")
         how = found.artefact, self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
         with self._computing(), self._analysis:
+            self._truth.write(self._model, self._run_dir, name, self._writer, step)
+            if found.evaluation.sampled.is_masked:
+                return
             split = measured_split(self._model, *how, seed)
             losses = measured_open_loop(self._imagining().world_model, *how, self._model.device, seed)
         self._writer.scalars(split_scalars(split, seed) | open_loop_scalars(losses, seed), step)

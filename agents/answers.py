@@ -1,13 +1,14 @@
 """Ways to answer held-out prompts beside greedy and sampled, and what each costs in tokens of the trunk.
 
 **Trunk tokens** are what a trunk with a cache reads: a text's tokens once each, a prompt once for all its answers, and
-a token for each simulation of a search over the trunk. Simulations over heads are none; ``seconds`` counts everything.
+a token for each simulation of a search over the trunk, with the replies that are read in it. Simulations over heads are
+none; ``seconds`` counts everything.
 A beam of N texts is N texts as long as the one that is found, so that it costs about what the best of N draws does.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,18 @@ from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
+from worldmtp.agents.world_search import WorldSearchPolicy
 from worldmtp.decoding import parallel_beam
 from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
+from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.envs import Example, TextVectorEnv
+from worldmtp.envs.imagined_world import turn_limit
+from worldmtp.envs.world_replies import WorldReplies
 from worldmtp.model import MTPModel
 from worldmtp.model.world_heads import binned_mean
+
+THROUGH_REPLIES = ("replies", "world")
+"""Names of ``ActingSearch.dynamics`` by which a search goes on through what the world replies."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Answering:
     examples: Sequence[Example]
     temperature: float
     seed: int
+    replies: ReplySource | None = None
+    """The model of replies that a search over ``replies`` asks."""
 
     def greedy(self) -> Answers:
         """Return the likeliest answers, token by token."""
@@ -60,8 +70,11 @@ class Answering:
 
         Raises:
             TypeError: the heads are blind to actions.
-            ValueError: the search looks further ahead than they do.
+            ValueError: the search looks further ahead than they do, or there is nobody to ask for replies.
         """
+        if how.dynamics in THROUGH_REPLIES:
+            self._source(how)
+            return
         world_model = make_world_model(how.dynamics, self.model, self._generator())
         check_action_conditional(world_model)
         how.config.depth(world_model)
@@ -71,11 +84,38 @@ class Answering:
 
         Raises:
             TypeError: the heads are blind to actions.
+            ValueError: there is nobody to ask for replies.
         """
+        if how.dynamics in THROUGH_REPLIES:
+            return self._through_replies(how)
         world_model = world_model or make_world_model(how.dynamics, self.model, self._generator())
         policy = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device)
         way = f"{how.rule} over {how.dynamics}, {how.config.num_simulations} simulations"
         return self._by(policy, way, None, how.config.num_simulations if how.dynamics == "oracle" else 0)
+
+    def _through_replies(self, how: ActingSearch) -> Answers:
+        trunk = make_world_model("oracle", self.model, self._generator())
+        source = self._source(how)
+        policy = WorldSearchPolicy(trunk, source, self.env, self.temperature, how, self._generator(), self.model.device)
+        way = f"{how.rule} through {how.dynamics}, {how.config.num_simulations} simulations"
+        found = self._by(policy, way, None)
+        return replace(found, trunk_tokens=found.trunk_tokens + policy.tokens_read / len(found.score))
+
+    def _source(self, how: ActingSearch) -> ReplySource:
+        """Return who is asked for replies.
+
+        Raises:
+            ValueError: nobody replies, or there is no model of replies.
+        """
+        if how.dynamics == "world":
+            return WorldReplies(self.env)
+        turn_limit(self.env)
+        if self.replies is None:
+            raise ValueError(
+                "a search through replies needs a model of them, which a run with imagination=episodes learns; give "
+                "such a run, or search through the real world (dynamics world)."
+            )
+        return self.replies
 
     def check_beam(self, number: int) -> None:
         """Do nothing if answers can be searched for by their log-probability.

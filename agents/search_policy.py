@@ -1,5 +1,7 @@
 """Acting by search: each token is planned in a world model before it is written.
 
+A tree ends with the policy's turn; ``world_search`` goes on through what a world replies.
+
 Left out: training on what was acted so. The policy that learns is the prior, not the search's.
 """
 
@@ -8,21 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
-from worldmtp.dynamics import WorldModel, acting_policy
+from worldmtp.dynamics import Policy, WorldModel, acting_policy
+from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.categorical import draw
 from worldmtp.search import SearchConfig, TurnWorldModel, plan
-from worldmtp.search.turns import TurnState
 
 
 @dataclass(frozen=True)
 class ActingSearch:
-    """How acting searches: by ``gumbel`` or ``puct``, over a world model by the name of its back-end."""
+    """How acting searches: by ``gumbel`` or ``puct``, over a world model by the name of its back-end.
+
+    Or through replies, over the trunk: ``replies`` of a model of them, ``world`` of the real world.
+    """
 
     rule: str = "gumbel"
     dynamics: str = "mtp"
@@ -68,27 +73,34 @@ class SearchPolicy:
             state = self._world_model.encode(input_ids, mask)
             state = self._world_model.limited(state, torch.from_numpy(room[live]).to(self._device))
             allowed = allowed_tokens(infos)
-            chosen, said = self._planned(state, None if allowed is None else allowed[live], generator)
+            rows = None if allowed is None else allowed[live]
+            chosen, said = planned(self._world_model, state, self._policy, self._how, rows, generator)
             actions[live], logprobs[live] = chosen.cpu(), said.to(logprobs)
         self._turns.answer(tokens, lengths, actions.numpy())
         return ActedStep(actions, logprobs)
 
-    def _planned(
-        self, state: TurnState, allowed: np.ndarray | None, generator: torch.Generator | None
-    ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-        """Return a token of each row and its log-probability."""
-        invalid = None
-        if allowed is not None:
-            logits = self._world_model.predict(state).logits
-            assert logits is not None  # asked for
-            invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
-        found = plan(self._how.rule, self._world_model, state, self._policy, self._how.config, invalid)
-        logprobs = found.weights.log()
-        if generator is None:
-            slots = (found.tokens == found.actions[:, None]).int().argmax(dim=1)
-        else:
-            slots = draw(logprobs, generator)
-        return found.tokens.gather(1, slots[:, None])[:, 0], logprobs.gather(1, slots[:, None])[:, 0]
+
+def planned(
+    world_model: Dynamics[Any],
+    state: Any,
+    policy: Policy,
+    how: ActingSearch,
+    allowed: Bool[np.ndarray, "row known"] | None,
+    generator: torch.Generator | None,
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """Return a token of each row, the search's best or drawn from its weights, and its log-probability."""
+    invalid = None
+    if allowed is not None:
+        logits = world_model.predict(state).logits
+        assert logits is not None  # asked for
+        invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
+    found = plan(how.rule, world_model, state, policy, how.config, invalid)
+    logprobs = found.weights.log()
+    if generator is None:
+        slots = (found.tokens == found.actions[:, None]).int().argmax(dim=1)
+    else:
+        slots = draw(logprobs, generator)
+    return found.tokens.gather(1, slots[:, None])[:, 0], logprobs.gather(1, slots[:, None])[:, 0]
 
 
 class _TurnLengths:

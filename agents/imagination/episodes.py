@@ -31,19 +31,18 @@ from transformers import PreTrainedModel
 from worldmtp.agents.advantages import PlainAdvantages, monte_carlo_returns
 from worldmtp.agents.config import EpisodesConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.imagination.gates import OptimismGap
+from worldmtp.agents.imagination.reply_models import reply_sizes
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, trimmed
 from worldmtp.agents.turns import turns_of
 from worldmtp.choices import check_choice
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, is_rewarded, shuffled
-from worldmtp.dynamics.reply_network import ReplySizes
 from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
 from worldmtp.dynamics.turns import NOTHING, Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
-from worldmtp.model import MTPModel
 
 WORLDS = ("mtp", "oracle", "shuffled", "identity")
 """Names of ``world_model.backend`` that this use knows."""
@@ -117,7 +116,7 @@ class EpisodeImagination:
         self._gap = OptimismGap(config.gap_batches, config.num_batches, self._least_gap)
         self._promised: float | None = None
         self._models = ReplyModels(
-            self._sizes(agent.model),
+            reply_sizes(env, agent.model, world_model.replies),
             world_model.replies,
             agent.model.world_heads.reward_bins.cpu(),
             self._learning,
@@ -304,17 +303,6 @@ class EpisodeImagination:
             "imagination/losses/entropy": metrics["losses/entropy"],
             "imagination/losses/approx_kl": metrics["losses/approx_kl"],
         }
-
-    def _sizes(self, model: MTPModel) -> ReplySizes:
-        dataset = self._env.dataset
-        return ReplySizes(
-            vocab_size=self._env.tokenizer.vocab_size,
-            opening=dataset.max_prompt,
-            said=min(self._max_turn or dataset.max_steps, dataset.max_steps),
-            reply=self._replies.max_reply,
-            num_turns=dataset.max_steps,
-            num_reward_bins=len(model.world_heads.reward_bins),
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs.

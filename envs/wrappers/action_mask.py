@@ -77,6 +77,11 @@ class VectorActionMask(TextVectorWrapper):
             self._everywhere[eos_id] = False
         self._allowed: Bool[np.ndarray, "row vocab"] | None = None
 
+    @property
+    def everywhere(self) -> Bool[np.ndarray, " vocab"]:
+        """Which tokens no rule that holds everywhere forbids, whatever the user's own and ``min_new`` say of a text."""
+        return self._everywhere.copy()
+
     def around(self, env: TextVectorEnv) -> "VectorActionMask":
         """Return the same rules over other rows of the same tokens, such as imagined ones."""
         other = copy.copy(self)

@@ -5,7 +5,8 @@
     worldmtp eval --model RUN --env ID --search gumbel --simulations 4 16 --dynamics mtp oracle --best-of 5 17 --beam 5
 
 The last one acts by search, by beam search and by the best of several answers, beside greedy and sampled, each with
-what it costs.
+what it costs. In a world that replies, a search goes on through the replies: of the model of them that a run with
+``imagination=episodes`` has learnt, ``--dynamics replies``, or of the real world, ``--dynamics world``.
 
 The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
 """
@@ -29,6 +30,7 @@ from worldmtp.cli.arguments import (
 )
 from worldmtp.cli.errors import fail_cleanly
 from worldmtp.training.config import EnvConfig, TrainConfig
+from worldmtp.training.run_dir import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from worldmtp.model import MTPModel
@@ -52,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> None:
     searches = _searches(arguments)
     model = load_model(directory, arguments.device)
     if searches or arguments.best_of or arguments.beam:
-        _compare(arguments, model, env, searches)
+        _compare(arguments, model, env, searches, trained)
         return
     found = evaluate_model(model, env, arguments.num_prompts, arguments.temperature, arguments.seed)
     if arguments.json:
@@ -102,8 +104,13 @@ def _searches(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
 
 
 def _compare(
-    arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, searches: list[tuple[str, str, int]]
+    arguments: argparse.Namespace,
+    model: "MTPModel",
+    env: EnvConfig,
+    searches: list[tuple[str, str, int]],
+    trained: TrainConfig | None,
 ) -> None:
+    from worldmtp.agents.answers import THROUGH_REPLIES
     from worldmtp.agents.search_policy import ActingSearch
     from worldmtp.cli.searched import check_values
     from worldmtp.search import SearchConfig
@@ -112,8 +119,20 @@ def _compare(
 
     if searches:
         check_values(model)
+    asks_replies = any(dynamics == "replies" for _, dynamics, _ in searches)
+    if asks_replies and (trained is None or trained.env.id != arguments.env):
+        raise ValueError(
+            f"--dynamics replies asks the model of replies that a run has learnt, and {arguments.model} is no run in "
+            f"{arguments.env}; give --model a run with imagination=episodes there, or --dynamics world."
+        )
+    # Through replies a search pays and discounts as the run did whose values it reads.
+    gamma = 1.0 if trained is None else trained.agent.ppo.gamma
     hows = [
-        ActingSearch(rule, dynamics, SearchConfig(number, arguments.depth, arguments.width or 16))
+        ActingSearch(
+            rule,
+            dynamics,
+            SearchConfig(number, arguments.depth, arguments.width or 16, gamma if dynamics in THROUGH_REPLIES else 1.0),
+        )
         for rule, dynamics, number in searches
     ]
     ways = compare_answers(
@@ -125,6 +144,7 @@ def _compare(
         hows,
         arguments.best_of,
         arguments.beam,
+        arguments.model.parent if arguments.model.name == MODEL_FOLDER else arguments.model,
     )
     for number, way in enumerate(ways):
         exact = wilson_interval(int(way.exact.sum()), len(way.exact), unit="prompt")
@@ -158,7 +178,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON object; one a line for each way to answer")
     add("--search", choices=("gumbel", "puct"), help="act by search as well, token by token")
     add("--simulations", type=positive, nargs="+", metavar="N", help="of each search; by default 32")
-    add("--dynamics", nargs="+", choices=("mtp", "oracle"), help="search over heads (mtp, the default) or the trunk")
+    add(
+        "--dynamics",
+        nargs="+",
+        choices=("mtp", "oracle", "replies", "world"),
+        help="search over heads (mtp, the default) or the trunk, or on through replies: foreseen ones, or the world's",
+    )
     add("--depth", type=positive, metavar="N", help="tokens a search looks ahead; by default all that the heads have")
     add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
     add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")

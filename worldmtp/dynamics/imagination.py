@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmtp.dynamics.protocol import State, WorldModel
+from worldmtp.dynamics.protocol import Dynamics, State, WorldModel
 from worldmtp.model.categorical import draw, entropy_per_token
 from worldmtp.model.precision import full_precision
 
@@ -143,7 +143,7 @@ def imagine(
     )
 
 
-def check_action_conditional(world_model: WorldModel[Any]) -> None:
+def check_action_conditional(world_model: Dynamics[Any]) -> None:
     """Raise if ``world_model`` cannot answer "what if", as comparing what follows different tokens needs.
 
     Raises:

@@ -87,8 +87,8 @@ class Prediction:
 
 
 @runtime_checkable
-class WorldModel(Protocol[State]):
-    """Encode, step, predict; and what can be asked of them."""
+class Dynamics(Protocol[State]):
+    """What a search needs of a world model once it has a state: two of the verbs, and the facts."""
 
     @property
     def action_conditional(self) -> bool:
@@ -105,6 +105,19 @@ class WorldModel(Protocol[State]):
         """Whether it knows what an environment replies; without, imagination ends where the policy's turn does."""
         ...
 
+    def step(self, state: State, tokens: Int[Tensor, " state"]) -> State:
+        """Return the states after one more token each."""
+        ...
+
+    def predict(self, state: State, with_logits: bool = True) -> Prediction:
+        """Read the states; without logits the unembedding is not paid for."""
+        ...
+
+
+@runtime_checkable
+class WorldModel(Dynamics[State], Protocol[State]):
+    """Encode, step, predict; and what can be asked of them."""
+
     def encode(
         self,
         input_ids: Int[Tensor, "batch length"],
@@ -119,14 +132,6 @@ class WorldModel(Protocol[State]):
         this very text by the weights it has now, save its forward where they are at hand; a back-end that keeps
         more of the trunk than its hidden states, or has none, does without them.
         """
-        ...
-
-    def step(self, state: State, tokens: Int[Tensor, " state"]) -> State:
-        """Return the states after one more token each."""
-        ...
-
-    def predict(self, state: State, with_logits: bool = True) -> Prediction:
-        """Read the states; without logits the unembedding is not paid for."""
         ...
 
 

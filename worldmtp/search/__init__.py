@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from worldmtp.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from worldmtp.search.conversation import ConversationDynamics as ConversationDynamics
     from worldmtp.search.policies import SearchedPolicy as SearchedPolicy
     from worldmtp.search.policies import gumbel_muzero_policy as gumbel_muzero_policy
     from worldmtp.search.policies import muzero_policy as muzero_policy
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "conversation": "ConversationDynamics",
         "policies": "SearchedPolicy gumbel_muzero_policy muzero_policy plan",
         "search": "SearchConfig search",
         "tree": "SearchTree",

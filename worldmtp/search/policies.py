@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldmtp.choices import check_choice
 from worldmtp.dynamics.imagination import Policy
-from worldmtp.dynamics.protocol import StorableState, WorldModel
+from worldmtp.dynamics.protocol import Dynamics, StorableState
 from worldmtp.model.categorical import draw
 from worldmtp.search.q_transforms import by_parent_and_siblings, completed_by_mixed_value
 from worldmtp.search.search import SearchConfig, read_root, search
@@ -46,7 +46,7 @@ class SearchedPolicy:
 
 @torch.no_grad()
 def gumbel_muzero_policy(
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     state: StorableState,
     policy: Policy,
     config: SearchConfig,
@@ -97,7 +97,7 @@ def gumbel_muzero_policy(
 
 @torch.no_grad()
 def muzero_policy(
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     state: StorableState,
     policy: Policy,
     config: SearchConfig,
@@ -152,7 +152,7 @@ RULES = ("gumbel", "puct")
 
 def plan(
     rule: str,
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     state: StorableState,
     policy: Policy,
     config: SearchConfig,

@@ -3,7 +3,8 @@
 A simulation walks each row's tree down to an edge that has no node yet (``_walk``), asks the world model what is there,
 all rows in one step (``_expand``), and carries the value back up (``_back_up``). A walk also ends at the deepest level,
 where the node is asked again, and where an episode has ended: what is below an end is worth nothing, so that no
-network is asked for more of it than that row's share of the batch.
+network is asked for more of it than that row's share of the batch. Where a world replies, chance decides where an edge
+leads: see ``chance``.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.dynamics.imagination import Policy, check_action_conditional
-from worldmtp.dynamics.protocol import StorableState, WorldModel
+from worldmtp.dynamics.protocol import Dynamics, StorableState
+from worldmtp.search.chance import simulate_through_replies
+from worldmtp.search.conversation import ConversationDynamics
 from worldmtp.search.selection import Rule
 from worldmtp.search.tree import UNVISITED, Reading, SearchTree, check_finite
 
@@ -43,7 +46,7 @@ class SearchConfig:
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma={self.gamma} must be in (0, 1].")
 
-    def depth(self, world_model: WorldModel[Any]) -> int:
+    def depth(self, world_model: Dynamics[Any]) -> int:
         """Return the deepest level in this world model.
 
         Raises:
@@ -60,7 +63,7 @@ class SearchConfig:
 
 
 def read_root(
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     state: StorableState,
     policy: Policy,
     config: SearchConfig,
@@ -91,7 +94,7 @@ def read_root(
 
 @torch.no_grad()
 def search(
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     state: StorableState,
     root: Reading,
     policy: Policy,
@@ -108,7 +111,12 @@ def search(
     tree = SearchTree.grow(root, state, config.num_simulations, config.max_bytes)
     depth = config.depth(world_model)
     for simulation in range(config.num_simulations):
-        parents, slots = _walk(tree, root_rule, interior_rule, min(depth, simulation + 1))
+        deepest = min(depth, simulation + 1)
+        if isinstance(world_model, ConversationDynamics):
+            rules = (root_rule, interior_rule)
+            simulate_through_replies(tree, world_model, policy, config.gamma, deepest, *rules, simulation + 1)
+            continue
+        parents, slots = _walk(tree, root_rule, interior_rule, deepest)
         leaves = _expand(tree, world_model, policy, config, parents, slots, simulation + 1)
         _back_up(tree, leaves, depth)
     check_finite(tree)
@@ -134,7 +142,7 @@ def _walk(
 
 def _expand(
     tree: SearchTree,
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     policy: Policy,
     config: SearchConfig,
     parents: Int[Tensor, " batch"],

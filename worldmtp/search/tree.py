@@ -111,7 +111,11 @@ class SearchTree:
 
     def gather(self, nodes: Int[Tensor, " batch"]) -> Any:
         """Return the world model's state of a node of each row."""
-        return self.states.select(nodes * len(self.tokens) + self.rows)
+        return self.states.select(self.place(nodes))
+
+    def place(self, nodes: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Return where the state of a node of each row stands in the table."""
+        return nodes * len(self.tokens) + self.rows
 
     def at(self, nodes: Int[Tensor, " batch"]) -> "Node":
         """Return what there is of a node of each row."""

@@ -40,6 +40,7 @@ from worldmtp.tracking.scenes import Scene
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.make import check_fits, make_env
 from worldmtp.training.run_prompts import no_prompt
+from worldmtp.training.saved_replies import run_replies
 
 NUM_TOP = 5
 """Likeliest tokens that a scene keeps of each thing said."""
@@ -355,20 +356,26 @@ def compare_answers(
     searches: Sequence[ActingSearch] = (),
     best_of: Sequence[int] = (),
     beams: Sequence[int] = (),
+    run_dir: Path | None = None,
 ) -> Iterator[Answers]:
     """Answer the prompts of ``evaluate_model`` in several ways.
 
     Greedily, by a draw, by searches, by beam searches that keep so many texts, by the best of so many draws.
 
-    They come one by one, as the later ones take a while.
+    They come one by one, as the later ones take a while. A search through ``replies`` asks the model of them that the
+    run in ``run_dir`` has learnt.
 
     Raises:
         TypeError: a search over heads that are blind to actions.
-        ValueError: as ``evaluate_model``, or a search looks further ahead than the heads, or a beam where worlds reply.
+        ValueError: as ``evaluate_model``, or a search looks further ahead than the heads or has nobody to ask for
+            replies, or a beam where worlds reply.
     """
     rows, examples = _heldout_rows(model, env, num_prompts, seed)
     model.limit_tokens(rows.tokenizer.vocab_size)
-    answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"))
+    replies = None
+    if run_dir is not None and any(how.dynamics == "replies" for how in searches):
+        replies = run_replies(run_dir, rows, model)
+    answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"), replies)
     for how in searches:
         answering.check_search(how)
     for number in beams:

@@ -1,0 +1,177 @@
+"""Acting by a search that goes on through what the world replies; see ``worldmtp.search.conversation``.
+
+Left out, as in ``search_policy``: training on what was acted so.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldmtp.agents.action_masks import allowed_tokens, forbid
+from worldmtp.agents.queues import ActedStep
+from worldmtp.agents.search_policy import ActingSearch, planned
+from worldmtp.dynamics import Policy, WorldModel, acting_policy
+from worldmtp.dynamics.conversations import ReplySource
+from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.imagined_world import turn_limit
+from worldmtp.envs.wrappers.action_mask import masks_around
+from worldmtp.search import ConversationDynamics
+
+
+class WorldSearchPolicy:
+    """Plans every token of a conversation through the replies to come; an ``ActingPolicy`` of the rows of ``env``.
+
+    Texts are read by ``world_model``, whose logits and values are the policy's; ``replies`` says what the world would
+    answer, drawn from ``generator``. Greedy is the search's best token, and sampling draws from its weights: of both
+    the tree has no noise but that of the replies. Where ``infos`` has an ``action_mask``, what it forbids is no action
+    of the root, and what ``VectorActionMask`` forbids everywhere is none of the nodes below; rules of a user's own are
+    not known there.
+
+    Raises:
+        ValueError: nobody replies in the environment, or the world model takes a limited number of steps.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel[Any],
+        replies: ReplySource,
+        env: TextVectorEnv,
+        temperature: float,
+        how: ActingSearch,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._max_turn = turn_limit(env)
+        self._inner, self._replies, self._env, self._how, self._device = world_model, replies, env, how, device
+        self._policy = _masked(acting_policy(temperature), env)
+        self._dynamics = ConversationDynamics(world_model, replies, env.tokenizer.eos_id, self._max_turn, generator)
+        self._said = SaidSoFar(env.tokenizer.eos_id, self._max_turn)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the world model has read in all searches, those of replies included."""
+        return self._dynamics.tokens_read
+
+    @torch.no_grad()
+    def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
+        """Return one token a row; those of rows that have ended mean nothing and cost nothing.
+
+        Raises:
+            ValueError: a conversation had begun before this policy saw it.
+        """
+        tokens, lengths, prompts = obs["tokens"], obs["length"][:, 0], obs["prompt_length"][:, 0]
+        actions, logprobs = torch.zeros(len(lengths), dtype=torch.long), torch.zeros(len(lengths))
+        live = np.nonzero(~self._env.done)[0]
+        if not len(live):
+            return ActedStep(actions, logprobs)
+        self._said.observe(tokens, lengths, prompts, live)
+        dataset, rows = self._env.dataset, torch.from_numpy(live).to(self._device)
+        longest = int(lengths[live].max())
+        input_ids = torch.from_numpy(tokens[live, :longest].copy()).to(self._device)
+        mask = (torch.arange(longest)[None] < torch.from_numpy(lengths[live].copy())[:, None]).to(self._device)
+        most = min(self._max_turn or dataset.max_steps, dataset.max_steps)
+        turns, said, acted = self._said.turns(tokens, prompts, live, most)
+        turns = Turns(**{name: values.to(self._device) for name, values in vars(turns).items()})
+        state = self._dynamics.begin(
+            self._inner.encode(input_ids, mask),
+            self._replies.begin(turns, rows),
+            said.to(self._device),
+            torch.from_numpy(dataset.max_new - (lengths - prompts)[live]).to(self._device),
+            (dataset.max_steps - acted).to(self._device),
+        )
+        allowed = allowed_tokens(infos)
+        chosen, logprob = planned(
+            self._dynamics, state, self._policy, self._how, None if allowed is None else allowed[live], generator
+        )
+        actions[live], logprobs[live] = chosen.cpu(), logprob.to(logprobs)
+        self._said.answer(live, actions.numpy()[live])
+        return ActedStep(actions, logprobs)
+
+
+def _masked(policy: Policy, env: TextVectorEnv) -> Policy:
+    """Return the policy without the tokens that no text of the environment may go on with."""
+    masks = masks_around(env)
+    if not masks:
+        return policy
+    everywhere = torch.from_numpy(np.logical_and.reduce([mask.everywhere for mask in masks]))
+
+    def masked(logits: Float[Tensor, "state vocab"]) -> Float[Tensor, "state vocab"]:
+        return policy(forbid(logits, everywhere.to(logits.device).expand(len(logits), -1)))
+
+    return masked
+
+
+class SaidSoFar:
+    """What was said and heard in each row's conversation, turn by turn, read off the texts as they grow."""
+
+    def __init__(self, eos_id: int, max_turn: int | None) -> None:
+        self._eos_id, self._max_turn = eos_id, max_turn
+        self._turns: dict[int, list[tuple[list[int], list[int]]]] = {}
+        self._open: dict[int, list[int]] = {}
+        self._length: dict[int, int] = {}
+        self._answers: dict[int, int] = {}
+
+    def observe(
+        self,
+        tokens: Int[np.ndarray, "env time"],
+        lengths: Int[np.ndarray, " env"],
+        prompts: Int[np.ndarray, " env"],
+        rows: Int[np.ndarray, " row"],
+    ) -> None:
+        """Take in what the texts of these rows have become.
+
+        Raises:
+            ValueError: one is neither new nor what was known and answered.
+        """
+        for row in rows.tolist():
+            length, before = int(lengths[row]), self._length.get(row)
+            if length == prompts[row]:
+                self._turns[row], self._open[row] = [], []
+            elif length != before:
+                answer = self._answers.get(row)
+                if before is None or before > length or tokens[row, before] != answer:
+                    raise ValueError(
+                        f"the conversation of row {row} had begun before this policy saw it; make the policy before "
+                        "the environment is reset, and ask it in every step."
+                    )
+                self._open[row].append(int(tokens[row, before]))
+                if answer == self._eos_id or len(self._open[row]) == self._max_turn:
+                    self._turns[row].append((self._open[row], tokens[row, before + 1 : length].tolist()))
+                    self._open[row] = []
+            self._length[row] = length
+
+    def answer(self, rows: Int[np.ndarray, " row"], answers: Int[np.ndarray, " row"]) -> None:
+        """Keep what these rows, as they were observed last, are answered."""
+        self._answers.update(zip(rows.tolist(), answers.tolist(), strict=True))
+
+    def turns(
+        self,
+        tokens: Int[np.ndarray, "env time"],
+        prompts: Int[np.ndarray, " env"],
+        rows: Int[np.ndarray, " row"],
+        longest: int,
+    ) -> tuple[Turns, Int[Tensor, "row said"], Int[Tensor, " row"]]:
+        """Return the turns that are over, the one that is not, and how many tokens were said in all.
+
+        A turn has room for ``longest`` tokens. Rewards and ends are not known here, and zero.
+        """
+        over = [self._turns[row] for row in rows.tolist()]
+        number = torch.tensor([len(one) for one in over])
+        most = max(1, int(number.max()))
+        heard = max([1, *(len(reply) for one in over for _, reply in one)])
+        said, replies = (torch.full((len(rows), most, width), NOTHING) for width in (longest, heard))
+        still = torch.full((len(rows), longest), NOTHING)
+        opening = torch.full((len(rows), int(prompts[rows].max())), NOTHING)
+        for place, row in enumerate(rows.tolist()):
+            opening[place, : prompts[row]] = torch.from_numpy(tokens[row, : prompts[row]].copy())
+            still[place, : len(self._open[row])] = torch.tensor(self._open[row], dtype=torch.long)
+            for turn, (own, reply) in enumerate(over[place]):
+                said[place, turn, : len(own)] = torch.tensor(own)
+                replies[place, turn, : len(reply)] = torch.tensor(reply, dtype=torch.long)
+        mask = torch.arange(most) < number[:, None]
+        turns = Turns(opening, said, replies, torch.zeros(mask.shape), torch.zeros_like(mask), mask)
+        return turns, still, (said != NOTHING).sum(dim=(1, 2)) + (still != NOTHING).sum(dim=1)

@@ -1,0 +1,104 @@
+"""``worldmtp eval --search`` where a world replies: by the model of replies that a run has learnt, or in the world."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from worldmtp.checkpoint import latest_checkpoint, load_checkpoint
+from worldmtp.cli import __main__ as command
+from worldmtp.cli.train import run
+from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.model import MTPModel
+from worldmtp.training.make import make_env
+from worldmtp.training.run_dir import read_config
+from worldmtp.training.saved_replies import run_replies
+
+ENV = "worldmtp/FrozenLakeSlippery-v0"
+SEARCH = ("--search", "puct", "--simulations", "2", "--width", "4")
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """Runs ``worldmtp eval`` in this process; (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["worldmtp", "eval", *map(str, arguments)])
+        capsys.readouterr()  # what came before this command
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def lake(tiny_overrides, *overrides):
+    kept = [one for one in tiny_overrides if not one.startswith(("env=", "sft."))]
+    return ("env=frozen_lake_slippery", "sft.num_steps=0", *kept, "+env.kwargs.max_new=12", *overrides)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_planned_in_by_its_own_model_of_replies_and_in_the_world(compose, tiny_overrides, tmp_path, evaluate):
+    run(compose(*lake(tiny_overrides, "imagination=episodes", "seed=1")), tmp_path / "run")
+    words = ("--model", tmp_path / "run", "--env", ENV, "--num-prompts", "2", "--device", "cpu", "--json")
+    # Two iterations have not paid anything, so that its value heads are as they were made: what they say is no matter.
+    model = MTPModel.from_pretrained(tmp_path / "run" / "model")
+    generator = torch.Generator().manual_seed(0)
+    for head in (model.world_heads.value, model.world_heads.reward):
+        torch.nn.init.normal_(head[-1].weight, std=0.1, generator=generator)
+    model.save_pretrained(tmp_path / "run" / "model")
+    code, out, err = evaluate(*words, *SEARCH, "--dynamics", "replies", "world")
+    assert code == 0, err
+    ways = {record["way"]: record for record in map(json.loads, out.splitlines())}
+    assert list(ways)[2:] == [
+        "puct through replies, 2 simulations",
+        "puct through world, 2 simulations",
+    ]
+    assert all(0 <= way["score"] <= 1 for way in ways.values())
+
+    # What is asked are the very weights of the newest checkpoint, for as many turns as there have been.
+    config = read_config(tmp_path / "run")
+    env = make_env(config.env, 1)
+    replies = run_replies(tmp_path / "run", env, model)
+    saved = load_checkpoint(latest_checkpoint(tmp_path / "run" / "checkpoints"))["trainer"]["episodes"]
+    learnt = saved["models"]["learners"][saved["models"]["context"]]["model"]
+    assert replies.max_reply == config.world_model.replies.max_reply
+    for name, weight in replies._model.state_dict().items():
+        if name != "_extra_state":
+            torch.testing.assert_close(weight, learnt[name], atol=0, rtol=0)
+    most = saved["seen"]["most_turns"]
+    nobody = Turns(
+        torch.tensor([[2]]), *(torch.full((1, 1, 1), NOTHING),) * 2, torch.zeros(1, 1), *(torch.zeros(1, 1).bool(),) * 2
+    )
+    assert replies.turns_left(replies.begin(nobody, torch.tensor([0]))).tolist() == [most]
+
+    # Another world's replies are not foretold by this run.
+    code, out, err = evaluate(*words[:3], "worldmtp/GridWorld-v0", *words[4:], *SEARCH, "--dynamics", "replies")
+    assert (code != 0, out) == (True, "")
+    assert "is no run in worldmtp/GridWorld-v0; give --model a run with imagination=episodes there" in err
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ((), "has no model of replies: imagination=off, and imagination=episodes alone learns one"),
+        (("imagination=episodes", "world_model=oracle"), "the run has learnt no model of replies: world_model.backend"),
+    ],
+)
+def test_a_run_without_a_model_of_replies_is_told(overrides, told, compose, tiny_overrides, tmp_path, evaluate):
+    run(compose(*lake(tiny_overrides, *overrides, "agent.rollout.num_iterations=1")), tmp_path / "run")
+    model = MTPModel.from_pretrained(tmp_path / "run" / "model")
+    torch.nn.init.ones_(model.world_heads.value[-1].weight)
+    model.save_pretrained(tmp_path / "run" / "model")
+    words = ("--model", tmp_path / "run", "--env", ENV, "--num-prompts", "2", "--device", "cpu")
+    code, out, err = evaluate(*words, *SEARCH, "--dynamics", "replies")
+    assert (code != 0, out) == (True, "")
+    assert told in err

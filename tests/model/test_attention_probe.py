@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, Gemma2Config, MistralConfig
 
 from worldmtp.model.attention_probe import attention_maps
 from worldmtp.model.lora import add_lora
@@ -122,6 +122,18 @@ def test_architecture_without_the_interface_is_refused(tokens):
     config = BloomConfig(vocab_size=31, hidden_size=16, n_layer=2, n_head=4)
     trunk = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(RuntimeError, match="has shown the attention of 0 of its 2 layers"):
+        attention_maps(trunk, tokens, QUERIES)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma"])
+def test_a_trunk_that_keeps_no_cache_of_keys_is_refused_as_any_other(tokens, kind):
+    """What their backbones return has no ``past_key_values``."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 31}
+    heads = {"num_heads": 4, "head_dim": 16, "num_attention_heads": 4, "num_blocks": 2, "attention_hidden_size": 32}
+    config = AutoConfig.for_model(kind, **sizes, **heads, n_groups=1, lru_width=32, pad_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        trunk = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with pytest.raises(RuntimeError, match="has shown the attention of 0 of its 2 layers: the others have none"):
         attention_maps(trunk, tokens, QUERIES)
 
 

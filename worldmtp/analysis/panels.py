@@ -5,6 +5,7 @@ is read against. Axes carry their unit. Bars are 90 % intervals over sequences.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,9 +44,9 @@ def name_axes(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_ylabel(y, fontsize=9, color=INK)
 
 
-def add_legend(ax: Axes) -> None:
+def add_legend(ax: Axes, place: Literal["best", "upper left"] = "best") -> None:
     """Add a legend of what has a label."""
-    ax.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6)
+    ax.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6, loc=place)
 
 
 def depth_line(ax: Axes, sums: SequenceSums, colour: str, offset: float, name: str) -> None:

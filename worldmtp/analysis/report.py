@@ -25,6 +25,7 @@ from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
 from worldmtp.analysis.reply_metrics import reply_totals
 from worldmtp.analysis.return_agreement import return_agreement
+from worldmtp.analysis.rolled_along import rolled_along, rolled_along_figure, rolled_along_rows
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
 from worldmtp.analysis.summary import table_cells
 from worldmtp.analysis.tables import numbers, write_tables
@@ -73,6 +74,7 @@ def write_report(run_dir: Path) -> Path:
         evolution=_picture(evolution_figure({"": run})),
         depths=_depths(rooted),
         truth=_truth(run.truths),
+        rolled=_rolled(run),
         evaluations=[
             _evaluation(name, artefact, rooted[name], name not in untaught(run), run.metrics)
             for name, artefact in run.artefacts.items()
@@ -162,6 +164,13 @@ def _truth(truths: Mapping[str, Truth]) -> dict[str, Any] | None:
         "num_texts": len(first.loss),
         "num_test": len(first.belief_spread),
     }
+
+
+def _rolled(run: RunFiles) -> dict[str, Any] | None:
+    """Return how the world model fares as it is rolled along, where the run has measured it."""
+    found = rolled_along(run.metrics, run.truths)
+    rows = rolled_along_rows(found)
+    return {"figure": _picture(rolled_along_figure(found)), "rows": rows} if rows else None
 
 
 def _evaluation(

@@ -26,6 +26,7 @@ from worldmtp.analysis.attention_files import AttentionHistory, load_history
 from worldmtp.analysis.replies import ReplyArtefact, load_replies
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
 from worldmtp.analysis.truth import Truth, load_truths
+from worldmtp.statistics import Interval
 from worldmtp.tracking.writers import METRICS_FILE, read_records
 
 _Evaluation = TypeVar("_Evaluation")
@@ -56,6 +57,11 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def at(self, step: float) -> float | None:
+        """Return the last value logged at a step; None where there is none, or it was not finite."""
+        found = self.values[self.steps == step]
+        return float(found[-1]) if len(found) and np.isfinite(found[-1]) else None
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,21 @@ def series_by_tag(records: list[dict[str, Any]]) -> dict[str, Series]:
         tag: Series(steps=np.array([step for step, _ in pairs]), values=np.array([value for _, value in pairs]))
         for tag, pairs in points.items()
     }
+
+
+def logged_interval(logged: Mapping[str, Series], tag: str, step: float | None = None) -> Interval | None:
+    """Return a number that was logged with the ends of its 90 % interval, at a step, by default its last.
+
+    How many sequences it is of the log does not say: n is 0. None where one of the three is not there.
+    """
+    found = [logged.get(f"{tag}{end}") for end in ("", "_lo90", "_hi90")]
+    if any(series is None or not len(series) for series in found):
+        return None
+    ends = [series.at(float(series.steps[-1]) if step is None else step) for series in found if series is not None]
+    if None in ends:
+        return None
+    middle, low, high = (float(end) for end in ends if end is not None)
+    return Interval(middle, low, high, level=0.9, unit="sequence", method="bootstrap, as logged", n=0)
 
 
 def spreads_by_tag(records: list[dict[str, Any]]) -> dict[str, Spread]:

@@ -34,10 +34,11 @@ def truth_figure(truths: Mapping[str, Truth]) -> Figure:
         name_axes(ax, title, "depth k (tokens ahead)", unit)
         ax.set_xticks(depths)
     axes[0].set_ylim(0, 1.5 * axes[0].get_ylim()[1])  # room for the legend
-    axes[1].set_ylim(bottom=min(0.0, axes[1].get_ylim()[0]))
+    low, high = axes[1].get_ylim()
+    axes[1].set_ylim(min(0.0, low), high + 0.5 * (high - low))
     axes[2].set_ylim(0, 1.04)
-    add_legend(axes[0])
-    add_legend(axes[1])
+    add_legend(axes[0], "upper left")
+    add_legend(axes[1], "upper left")
     return figure
 
 

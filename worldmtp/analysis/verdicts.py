@@ -16,7 +16,7 @@ from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
 from worldmtp.analysis.metrics import RootedPredictions
 from worldmtp.analysis.return_agreement import known_roots, return_agreement
-from worldmtp.analysis.run_files import RunFiles, Series
+from worldmtp.analysis.run_files import RunFiles, Series, logged_interval
 from worldmtp.analysis.truth import Truth
 from worldmtp.statistics import Interval, paired_ratio_difference, ratio_interval
 
@@ -121,12 +121,9 @@ def split(logged: Mapping[str, Series], num_depths: int) -> Verdict:
     """Judge the error of the deepest head whose loss the run has split into noise, structural gap and error."""
     rule = f"at most {MAX_ERROR} nats"
     for depth in range(num_depths, 1, -1):
-        found = [logged.get(f"world_model/depth_{depth}/error{end}") for end in ("", "_lo90", "_hi90")]
-        ends = [float(series.values[-1]) for series in found if series is not None and len(series)]
-        if len(ends) < len(found):
+        interval = logged_interval(logged, f"world_model/depth_{depth}/error")
+        if interval is None:
             continue
-        middle, low, high = ends
-        interval = Interval(middle, low, high, level=0.9, unit="sequence", method="bootstrap of both bounds", n=0)
         outcome = _at_most(interval, MAX_ERROR)
         sentence = (
             "One place of each of up to 128 answers. Below 0 the head is told the tokens in between, and uses them."

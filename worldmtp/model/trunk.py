@@ -227,9 +227,10 @@ def run_trunk(
     pre_norm: bool = False,
     **backbone_arguments: Any,
 ) -> tuple[TrunkFeatures, Cache | None]:
-    """Return the features of one pass of the trunk's backbone, and the cache that it kept, if any.
+    """Return the features of one pass of the trunk's backbone, and the cache of keys that it kept, if any.
 
-    Over a cached prefix the mask is that of the prefix and the tokens. Other keywords go to the backbone.
+    Over a cached prefix the mask is that of the prefix and the tokens. Other keywords go to the backbone. What
+    trunks without attention keep is of another kind, and not returned.
 
     Raises:
         ValueError: a mask of another shape, or what ``trunk_inputs`` and ``record_features`` refuse.
@@ -242,7 +243,7 @@ def run_trunk(
     backbone = trunk.base_model
     with record_features(backbone, layers, pre_norm) as recorded:
         output = backbone(**trunk_inputs(trunk, input_ids, attention_mask, position_ids), **backbone_arguments)
-    return recorded.features(), output.past_key_values
+    return recorded.features(), getattr(output, "past_key_values", None)
 
 
 def final_norm(backbone: nn.Module) -> nn.Module:

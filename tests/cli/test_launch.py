@@ -374,7 +374,7 @@ def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
     )
     code, err = analyzed(monkeypatch, capsys, tmp_path)
     assert code == 1
-    assert "is the directory of a sweep, not of a run; analyze one of its jobs:" in err
+    assert "is the directory of a sweep, not of a run; analyze one of its jobs, or name another sweep" in err
     lines = err.splitlines()
     (header,) = (place for place, line in enumerate(lines) if line.startswith("agent.ppo.learning_rate"))
     rows = [re.split(r"  +", line) for line in lines[header:]]

@@ -1,8 +1,11 @@
 """A sweep of seeds ends with arms over seeds, from the files of its jobs alone."""
 
+import sys
+
 import pytest
 
 from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
+from worldmtp.cli import analyze
 from worldmtp.cli.analyze import sweep_table
 from worldmtp.statistics import wilson_interval
 
@@ -46,3 +49,23 @@ def test_few_seeds_say_so_and_single_ones_are_no_arm(sweep):
 
 def test_without_a_second_seed_there_is_nothing_over_seeds(sweep):
     assert "over seeds" not in sweep(({"seed": 0, "rate": 1}, 2), ({"seed": 0, "rate": 2}, 4))
+
+
+def test_analyze_lays_two_sweeps_side_by_side(monkeypatch, capsys, tmp_path):
+    for name, num_exact in (("one", 3), ("two", 7)):
+        job = tmp_path / name / "job"
+        job.mkdir(parents=True)
+        (job / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+        write_summary(RunSummary((ArmSummary("PPO", wilson_interval(num_exact, 10)),), 1.0, "here"), job)
+    directories = [str(tmp_path / "one"), str(tmp_path / "two")]
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", *directories])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    analyze.main()
+    out = capsys.readouterr().out
+    assert "1 pair by env.id, seed" in out
+    assert out.splitlines()[-1] == str(tmp_path / "two" / "comparison_with_one.html")
+    # A run beside a sweep is a pair of neither kind.
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", directories[0], str(tmp_path / "two" / "job")])
+    with pytest.raises(SystemExit):
+        analyze.main()
+    assert "is the directory of a sweep" in capsys.readouterr().err

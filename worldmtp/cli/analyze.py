@@ -1,8 +1,9 @@
 """Write the report of a run from what it saved, or lay two runs side by side; no model, no environment.
 
-``worldmtp analyze A B`` pairs the held-out prompts that both answered, and writes the page into B. Also the jobs of a
-sweep side by side: what tells them apart, what each found, and the interquartile means of arms with several seeds. Jobs
-are known by their files alone, so that a sweep that was killed, or had jobs that failed, shows the others.
+``worldmtp analyze A B`` pairs the held-out prompts that both answered, and writes the page into B; of two sweeps it
+pairs their jobs by seed. Also the jobs of a sweep side by side: what tells them apart, what each found, and the
+interquartile means of arms with several seeds. Jobs are known by their files alone, so that a sweep that was killed, or
+had jobs that failed, shows the others.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from worldmtp.analysis.comparison import Comparison, compare_runs
 from worldmtp.analysis.over_seeds import interquartile_mean, probability_of_improvement
 from worldmtp.analysis.run_files import RUN_FILES, config_values
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
+from worldmtp.analysis.sweep_comparison import SweepComparison, compare_sweeps
 from worldmtp.cli.errors import fail_cleanly
 from worldmtp.training.run_dir import CONFIG_FILE
 
@@ -32,19 +34,22 @@ def main() -> None:
         "other_dir",
         type=Path,
         nargs="?",
-        help="another run of the same task, seed and eval.num_prompts; the comparison is written into it",
+        help="another run of the same task, seed and eval.num_prompts, or another sweep where the first is one; the "
+        "comparison is written into it",
     )
     arguments = parser.parse_args()
     fail_cleanly(lambda: print(_found_of(arguments.run_dir, arguments.other_dir)))
 
 
-def _found_of(run_dir: Path, other_dir: Path | None) -> Path | Comparison:
-    """Write the report of a run, or how two differ; return what to tell.
+def _found_of(run_dir: Path, other_dir: Path | None) -> Path | Comparison | SweepComparison:
+    """Write the report of a run, or how two runs or two sweeps differ; return what to tell.
 
     Raises:
-        ValueError: a directory holds no run, or the two answered no prompt in common.
+        ValueError: a directory holds no run, or the two answered no prompt or have no seed in common.
         FileNotFoundError: there is no such directory.
     """
+    if other_dir is not None and _is_sweep(run_dir) and _is_sweep(other_dir):
+        return compare_sweeps(run_dir, other_dir)
     _check_run(run_dir)
     if other_dir is None:
         return write_report(run_dir)
@@ -52,14 +57,18 @@ def _found_of(run_dir: Path, other_dir: Path | None) -> Path | Comparison:
     return compare_runs(run_dir, other_dir)
 
 
+def _is_sweep(directory: Path) -> bool:
+    return not any((directory / name).exists() for name in RUN_FILES) and bool(jobs_of(directory))
+
+
 def _check_run(run_dir: Path) -> None:
     """Raise if a directory holds nothing of a run; the message names the jobs of a sweep that it holds."""
     if run_dir.is_dir() and not any((run_dir / name).exists() for name in RUN_FILES):
-        jobs = jobs_of(run_dir)
-        if jobs:
+        if jobs_of(run_dir):
             table = sweep_table(run_dir)
             raise ValueError(
-                f"{run_dir} is the directory of a sweep, not of a run; analyze one of its jobs:\n\n{table}"
+                f"{run_dir} is the directory of a sweep, not of a run; analyze one of its jobs, or name "
+                f"another sweep to compare with:\n\n{table}"
             )
         raise ValueError(
             f"{run_dir} holds no run: it has none of {', '.join(RUN_FILES)}. Pass the directory that worldmtp train "

@@ -193,8 +193,9 @@ EXACT_WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "Factorial": _exact("ABCDEF", "factorial", prefix_length=16),
     "BlockWords": _exact("ABCDEFGHI", "block"),
     "Dyck": _exact("([)].", "dyck"),
+    "TinyEnum": _exact("ABC", "mess3", answer_length=4),
 }
-"""Name to (factory, environment kwargs) of texts whose law is known."""
+"""Name to (factory, environment kwargs) of texts whose law is known; the 81 answers of TinyEnum can be enumerated."""
 
 BUILTIN_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Copy": _task("strings:Copy", "abcdefghij=", max_prompt=9, max_new=9),

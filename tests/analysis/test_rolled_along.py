@@ -1,6 +1,7 @@
 """Exposure and context out of a run's log, with the context of a right model beside them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,9 @@ def test_where_the_law_is_known_it_says_what_a_right_model_would_have():
     found = rolled_along(series(list(records())), {"final": truth})
     # (.25 + .5) / .25; of depth 3 the truth says nothing, and the trunk does.
     assert found["last"].explained == pytest.approx({2: 3.0, 3: 1.4})
+    # A goal that was told beforehand has no noise but for rounding, and a ratio to it says nothing.
+    sure = replace(truth, noise=np.full((4, 1, 2), 1e-17), structural=np.full((4, 1, 2), -2e-17))
+    assert 2 not in rolled_along(series(list(records())), {"final": sure})["last"].explained
 
 
 def test_nothing_is_said_of_what_was_not_logged():

@@ -170,8 +170,11 @@ def reliability_diagrams(rooted: RootedPredictions) -> Figure:
     return figure
 
 
-def return_scatter(artefact: EvalArtefact) -> Figure | None:
-    """Plot imagined against realized return at each root, with means of ten equal-count bins; None without roots."""
+def return_scatter(artefact: EvalArtefact, against: str = "realized return (reward)") -> Figure | None:
+    """Plot imagined against realized return at each root, with means of ten equal-count bins; None without roots.
+
+    ``against`` names what stands in the place of the realized return.
+    """
     known = known_roots(artefact)
     if known.sum() < 2:
         return None
@@ -203,7 +206,7 @@ def return_scatter(artefact: EvalArtefact) -> Figure | None:
     ax.plot(centres, means, color=INK, marker="D", ms=4.5, linewidth=1.2, label="mean of a tenth of the roots")
     ax.set_xlim(low - pad, high + pad)
     ax.set_ylim(low - pad, high + pad)
-    name_axes(ax, "", "imagined return (reward)", "realized return (reward)")
+    name_axes(ax, "", "imagined return (reward)", against)
     add_legend(ax)
     return figure
 

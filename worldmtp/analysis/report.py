@@ -31,6 +31,7 @@ from worldmtp.analysis.summary import table_cells
 from worldmtp.analysis.tables import numbers, write_tables
 from worldmtp.analysis.truth import Truth
 from worldmtp.analysis.truth_figures import truth_figure
+from worldmtp.analysis.value_truth import ExactValues
 from worldmtp.analysis.verdicts import Verdict, untaught, verdicts
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, bootstrap_interval
@@ -76,7 +77,7 @@ def write_report(run_dir: Path) -> Path:
         truth=_truth(run.truths),
         rolled=_rolled(run),
         evaluations=[
-            _evaluation(name, artefact, rooted[name], name not in untaught(run), run.metrics)
+            _evaluation(name, artefact, rooted[name], name not in untaught(run), run)
             for name, artefact in run.artefacts.items()
         ],
         attention=_attention(run.attention),
@@ -174,7 +175,7 @@ def _rolled(run: RunFiles) -> dict[str, Any] | None:
 
 
 def _evaluation(
-    name: str, artefact: EvalArtefact, rooted: RootedPredictions, is_taught: bool, logged: Mapping[str, Series]
+    name: str, artefact: EvalArtefact, rooted: RootedPredictions, is_taught: bool, run: RunFiles
 ) -> dict[str, Any]:
     num_prefixes = int(rooted.valid[:, :, 0].sum())
     if num_prefixes == 0:
@@ -187,7 +188,8 @@ def _evaluation(
         "strata": _picture(figures.entropy_strata(rooted)),
         "calibration": _picture(figures.reliability_diagrams(rooted)),
         "is_taught": is_taught,
-        "returns": _returns(artefact, logged) if is_taught else None,
+        "returns": _returns(artefact, run.metrics) if is_taught else None,
+        "exact_values": _values(artefact, run.exact_values.get(name)) if is_taught else None,
         "conversations": _conversations(artefact),
         "strips": [_strip(artefact, row, rank) for row, rank in _chosen(rooted)],
     }
@@ -205,6 +207,23 @@ def _returns(artefact: EvalArtefact, logged: Mapping[str, Series]) -> dict[str, 
         "num_sequences": agreement.num_sequences,
         "row": [_interval(agreement.bias), _interval(agreement.slope), _interval(agreement.pearson), *ranks],
         "ceiling": _ceiling(logged),
+    }
+
+
+def _values(artefact: EvalArtefact, exact: ExactValues | None) -> dict[str, Any] | None:
+    """Return imagined returns beside exact values, where the policy's answers were enumerated."""
+    if exact is None:
+        return None
+    figure = figures.return_scatter(exact.instead_of_draws(artefact), "exact value (reward)")
+    if figure is None:
+        return None
+    agreement, drawn = exact.agreement(artefact), exact.of_draws(artefact)
+    return {
+        "figure": _picture(figure),
+        "num_roots": agreement.num_roots,
+        "num_sequences": agreement.num_sequences,
+        "row": [_interval(one) for one in (agreement.bias, agreement.slope, agreement.pearson, drawn.pearson)],
+        "missing": f"{exact.missing:.1g}",
     }
 
 

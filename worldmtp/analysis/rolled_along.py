@@ -18,6 +18,8 @@ from worldmtp.statistics import Interval
 
 RATIOS = {"exposure": "Exposure", "context": "Context", "open_loop": "Product"}
 """Names in tags, and titles."""
+_ROUNDING = 1e-9
+"""Nats of noise that are none."""
 
 
 @dataclass(frozen=True)
@@ -113,4 +115,4 @@ def _explained(logged: Mapping[str, Series], depth: int, step: float, truths: Ma
         if len(values) < 2 or None in values:
             return {}
         noise, gap = (float(value) for value in values if value is not None)
-    return {depth: (noise + gap) / noise} if noise > 0 and np.isfinite(gap) else {}
+    return {depth: (noise + gap) / noise} if noise > _ROUNDING and np.isfinite(gap) else {}

@@ -26,6 +26,7 @@ from worldmtp.analysis.attention_files import AttentionHistory, load_history
 from worldmtp.analysis.replies import ReplyArtefact, load_replies
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
 from worldmtp.analysis.truth import Truth, load_truths
+from worldmtp.analysis.value_truth import ExactValues, load_values
 from worldmtp.statistics import Interval
 from worldmtp.tracking.writers import METRICS_FILE, read_records
 
@@ -88,6 +89,7 @@ class RunFiles:
     attention: AttentionHistory
     replies: ReplyArtefact | None
     truths: dict[str, Truth]
+    exact_values: dict[str, ExactValues]
     summary: RunSummary | None
     config: str | None
     problems: tuple[str, ...]
@@ -127,6 +129,7 @@ def read_run(run_dir: Path) -> RunFiles:
         attention=load_history(run_dir, WARM_START_DIRECTORY, problems),
         replies=_replies(run_dir, problems),
         truths=_in_order(truths, in_table),
+        exact_values=load_values(run_dir, problems),
         summary=summary,
         config=config,
         problems=tuple(problems),

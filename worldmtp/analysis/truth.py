@@ -182,7 +182,8 @@ def load_truth(path: Path) -> Truth:
 def load_truths(run_dir: Path, problems: list[str]) -> dict[str, Truth]:
     """Read all evaluations of a run by name; one that cannot be read is named in ``problems``, a sentence."""
     found = {}
-    for path in sorted((run_dir / TRUTH_DIRECTORY).glob("*.npz")):
+    paths = (run_dir / TRUTH_DIRECTORY).glob("*.npz")
+    for path in sorted(path for path in paths if not path.name.startswith("values_")):  # those of ``value_truth``
         try:
             found[path.stem] = load_truth(path)
         except ArtefactError as error:

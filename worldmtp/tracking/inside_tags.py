@@ -61,5 +61,19 @@ TRUTH_TAGS = scalar_rows(
         )
     ),
     ("belief_r2", "share of the exact beliefs that a ridge regression reads off the trunk's states", "share"),
+    (
+        "value_bias",
+        "mean of imagined return - exact value over states of held-out answers, enumerated",
+        "reward",
+    ),
+    ("value_bias_lo90", "lower end of its 90 % interval over answers", "reward"),
+    ("value_bias_hi90", "upper end of its 90 % interval over answers", "reward"),
+    ("value_corr", "Pearson correlation of imagined return and exact value over the same states", "1"),
+    (
+        "value_ceiling",
+        "that of exact value and realized return: the most that imagination can have with draws",
+        "1",
+    ),
+    ("value_missing", "bound of the probability that the enumeration left out", "probability"),
     ("belief_r2_last_token", "floor: the same off the last token alone", "share"),
 )

@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from worldmtp.analysis import EvalArtefact
 from worldmtp.analysis.truth import Truth, save_truth, truth_of
+from worldmtp.analysis.value_truth import ExactValues, save_values
 from worldmtp.decoding.trunk import evaluation_mode
 from worldmtp.envs import Example, Tokenizer
 from worldmtp.envs.task import Task
@@ -23,7 +26,10 @@ from worldmtp.model import MTPModel
 from worldmtp.model.precision import full_precision
 from worldmtp.studies.probes import linear_readout
 from worldmtp.tracking import MetricWriter
+from worldmtp.training.exact_values import MAX_ANSWERS, exact_state_values
 
+_NUM_VALUED = 64
+"""Held-out answers whose states are valued by enumeration."""
 _MAX_NUMBERS = 20_000_000
 """Numbers held at once: texts x paths x states of an enumeration, or texts x roots x vocabulary."""
 
@@ -52,9 +58,19 @@ class ExactTruth:
     ``notes`` say what cannot be measured, and why.
     """
 
-    def __init__(self, task: Task, tokenizer: Tokenizer, examples: Sequence[Example], num_depths: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        examples: Sequence[Example],
+        num_depths: int,
+        temperature: float = 1.0,
+        gamma: float = 1.0,
+    ) -> None:
         self.notes: tuple[str, ...] = ()
         self._texts: ExactTexts | None = None
+        self._task, self._tokenizer, self._examples = task, tokenizer, examples
+        self._temperature, self._gamma = temperature, gamma
         if not isinstance(task, KnownLaw):
             return
         shown = [example for example in examples if example.answer]
@@ -78,6 +94,24 @@ class ExactTruth:
         found = measured_truth(model, self._texts)
         save_truth(found, run_dir, name)
         writer.scalars(found.scalars(), step)
+
+    def write_values(
+        self, model: MTPModel, artefact: EvalArtefact, run_dir: Path, name: str, writer: MetricWriter, step: int
+    ) -> None:
+        """Leave the exact values of the policy's states beside what was imagined, where answers can be enumerated."""
+        task = self._task
+        if not isinstance(task, KnownLaw) or task.law.source.num_symbols**task.law.answer_length > MAX_ANSWERS:
+            return
+
+        def score(row: int, ids: Int64[np.ndarray, " tokens"]) -> float:
+            return self._task.score(self._examples[row], self._tokenizer.decode(ids), ids).value
+
+        room = task.law.answer_length + 1
+        how = (self._tokenizer.eos_id, room, self._temperature, self._gamma, _NUM_VALUED)
+        values, missing = exact_state_values(model, artefact, score, *how)
+        found = ExactValues(values, missing)
+        save_values(found, run_dir, name)
+        writer.scalars(found.scalars(artefact), step)
 
 
 def exact_texts(task: KnownLaw, tokenizer: Tokenizer, examples: Sequence[Example], depth: int) -> ExactTexts:

@@ -148,7 +148,8 @@ class Pipeline:
         self._tokens_text = vocabulary(self._env)
         self._inside = InsideLog(self._model, run_dir, config.eval, self._tokens_text, self._computing)
         told = model_notes(config.model, self._model, self._is_warm)
-        self._truth = ExactTruth(self._env.task, self._env.tokenizer, held_out, self._model.config.depth)
+        what = self._env.task, self._env.tokenizer, held_out, self._model.config.depth
+        self._truth = ExactTruth(*what, rollout.temperature, config.agent.ppo.gamma)
         self.notes = (*told, *prompts.notes, *notes, *self._inside.notes, *self._truth.notes)
         self._evaluator = Evaluator(
             make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
@@ -212,8 +213,8 @@ class Pipeline:
             check_vocabulary(done, self._env.tokenizer, "sft.load")
         if done.is_dir():
             return True, on_device(load_model(done), config.profile)
-        seed = stream_seed(config.seed, "model")
-        return False, on_device(make_model(config.model, self._env, seed), config.profile)
+        model = make_model(config.model, self._env, stream_seed(config.seed, "model"))
+        return False, on_device(model, config.profile)
 
     @property
     def _start(self) -> str:
@@ -343,6 +344,8 @@ class Pipeline:
         how = found.artefact, self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
         with self._computing(), self._analysis:
             self._truth.write(self._model, self._run_dir, name, self._writer, step)
+            if step > 0 and self._config.imagination.reads_latents:  # before, nothing has taught the world heads
+                self._truth.write_values(self._model, found.artefact, self._run_dir, name, self._writer, step)
             if found.evaluation.sampled.is_masked:
                 return
             split = measured_split(self._model, *how, seed)

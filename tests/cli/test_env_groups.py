@@ -7,9 +7,10 @@ import gymnasium
 import pytest
 
 from worldmtp.cli.options import option_name
+from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_TASKS
-from worldmtp.training import pipeline
+from worldmtp.training import TrainConfig, pipeline
 
 FILES = {
     entry.name.removesuffix(".yaml")
@@ -84,16 +85,23 @@ def compose_option(compose, tmp_path):
 )
 def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch, capsys, option):
     monkeypatch.setattr(pipeline.Pipeline, "run", lambda self: 0.5)
-    assert run(compose_option(option), tmp_path / "run") == 0.5
+    config = compose_option(option)
+    if option in WORLDS:
+        assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "gae", "off")
+        assert config.env.kwargs.max_turn == 1
+    assert run(config, tmp_path / "run") == 0.5
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert [note.removeprefix("note: ").partition(":")[0] for note in notes] == NOTED.get(option, [])
 
 
-@pytest.mark.parametrize("option", WORLDS)
-def test_worlds_bring_settings_that_start(compose, option):
-    config = compose(f"env={option}")
-    assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "gae", "off")
-    assert (config.env.kwargs.max_turn, config.model.config.hidden_size) == (1, 64)
+@pytest.mark.parametrize("option", SLOW)
+def test_an_option_that_starts_slowly_composes(compose_option, option):
+    assert build(TrainConfig, compose_option(option)).env.id in gymnasium.registry
+
+
+@pytest.mark.parametrize("option", ["pig", "guess_number"])
+def test_settings_of_a_world_give_way_to_the_command_line(compose, option):
+    assert compose(f"env={option}").model.config.hidden_size == 64
     chosen = compose(f"env={option}", "agent=ppo", "imagination=baseline", "env.kwargs.max_turn=3", "sft.num_steps=4")
     assert (chosen.sft.num_steps, chosen.agent.ppo.advantage, chosen.imagination.use) == (4, "gae", "baseline")
     assert chosen.env.kwargs.max_turn == 3

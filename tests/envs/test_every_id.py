@@ -17,6 +17,8 @@ from worldmtp.envs.task import TurnTask
 IDS = sorted(name for name in gymnasium.registry if name.startswith("worldmtp/"))
 NEEDS_ARGUMENTS = {"worldmtp/Data-v0", "worldmtp/RewardModel-v0"}
 """Ids that are nothing without what a user says."""
+IN_EVERY_MODE = {"worldmtp/Reverse-v0", "worldmtp/Pig-v0"}
+"""An answer and a conversation: one wrapper resets the rows of all ids, and the checkers try it on each."""
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_the_vector_env_is_so_many_single_envs(name, short_kwargs_of, assert_par
     assert EnvSpec.from_json(single.spec.to_json()) == single.spec
     singles = [single, *(gymnasium.make(name, **kwargs).unwrapped for _ in range(2))]
     num_steps = max(40, single.max_new + 10)
-    for mode in AutoresetMode:
+    for mode in AutoresetMode if name in IN_EVERY_MODE else [AutoresetMode.SAME_STEP]:
         envs = gymnasium.make_vec(name, 3, autoreset_mode=mode.value, **kwargs)
         assert isinstance(envs, TextVectorEnv)
         assert_parity(envs, singles, rng, num_steps)

@@ -6,7 +6,7 @@ from importlib import resources
 import gymnasium
 import pytest
 
-from worldmtp.cli.options import option_name
+from worldmtp.cli.options import generated_options, option_name
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_TASKS
@@ -28,8 +28,8 @@ NOTED = {
     "taxi_dry": ["eval.num_prompts=64"],
 }
 """What asks for more prompts or answers than the task has, and is said so."""
-SLOW = ("caesar_cipher", "countdown", "grid_world", "path_star")
-"""Prompts that are drawn slowly, or a large pool of them."""
+FAST = (*sorted(FILES - {"path_star"}), "chain_sum", "copy", "frozen_lake", "increasing_numbers", "pig")
+"""One of each kind; generated options differ in the id alone, and all others start with the slow tests."""
 
 MODEL = (
     "model.config.hidden_size=16",
@@ -81,7 +81,7 @@ def compose_option(compose, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS]
+    "option", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
 )
 def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch, capsys, option):
     monkeypatch.setattr(pipeline.Pipeline, "run", lambda self: 0.5)
@@ -94,8 +94,18 @@ def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch
     assert [note.removeprefix("note: ").partition(":")[0] for note in notes] == NOTED.get(option, [])
 
 
-@pytest.mark.parametrize("option", SLOW)
-def test_an_option_that_starts_slowly_composes(compose_option, option):
+def test_every_generated_option_chooses_a_registered_environment():
+    generated = {option.name: option.node for option in generated_options() if option.group == "env"}
+    assert set(OPTIONS) == FILES | set(generated)
+    for name, node in generated.items():
+        env = node["env"] if name in WORLDS else node
+        assert option_name(env["id"]) == name
+        assert env["id"] in gymnasium.registry
+        assert env["kwargs"] == ({"max_turn": 1} if name in WORLDS else {})
+
+
+@pytest.mark.parametrize("option", ["path_star", "taxi", "grid_world"])
+def test_an_option_that_starts_with_the_slow_tests_composes(compose_option, option):
     assert build(TrainConfig, compose_option(option)).env.id in gymnasium.registry
 
 

@@ -9,7 +9,7 @@ import pytest
 from worldmtp.cli.options import generated_options, option_name
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
-from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_TASKS
+from worldmtp.envs.catalogue import WORLD_TASKS
 from worldmtp.training import TrainConfig, pipeline
 
 FILES = {
@@ -28,7 +28,7 @@ NOTED = {
     "taxi_dry": ["eval.num_prompts=64"],
 }
 """What asks for more prompts or answers than the task has, and is said so."""
-FAST = (*sorted(FILES - {"path_star"}), "chain_sum", "copy", "frozen_lake", "increasing_numbers", "pig")
+FAST = (*sorted(FILES - {"path_star"}), "chain_sum", "copy", "frozen_lake", "increasing_numbers", "mess3", "pig")
 """One of each kind; generated options differ in the id alone, and all others start with the slow tests."""
 
 MODEL = (
@@ -95,10 +95,11 @@ def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch
 
 
 def test_every_generated_option_chooses_a_registered_environment():
-    generated = {option.name: option.node for option in generated_options() if option.group == "env"}
+    made = [option for option in generated_options() if option.group == "env"]
+    generated = {option.name: option.node for option in made if option.name in OPTIONS}  # other tests register more
     assert set(OPTIONS) == FILES | set(generated)
     for name, node in generated.items():
-        env = node["env"] if name in WORLDS else node
+        env = node.get("env", node)
         assert option_name(env["id"]) == name
         assert env["id"] in gymnasium.registry
         assert env["kwargs"] == ({"max_turn": 1} if name in WORLDS else {})
@@ -117,7 +118,7 @@ def test_settings_of_a_world_give_way_to_the_command_line(compose, option):
     assert chosen.env.kwargs.max_turn == 3
 
 
-@pytest.mark.parametrize("option", [option_name(f"worldmtp/{name}-v0") for name in EXACT_WORLDS])
+@pytest.mark.parametrize("option", ["dyck", "mess3"])
 def test_worlds_of_a_known_law_bring_settings_of_their_own(compose, option):
     config = compose(f"env={option}")
     assert (config.model.config.hidden_size, config.sft.num_steps, config.agent.rollout.num_iterations) == (64, 800, 10)

@@ -5,6 +5,7 @@ inside the fixtures: the variables below must be set first, and tests that need 
 """
 
 import functools
+import gc
 import inspect
 import ipaddress
 import os
@@ -24,8 +25,9 @@ import numpy as np
 import pytest
 from beartype._check.code import codemain
 from beartype.roar import BeartypeCallHintViolation
+from jaxtyping._array_types import _MetaAbstractArray
 from jaxtyping._decorator import _destring_annotation
-from jaxtyping._storage import pop_shape_memo, push_shape_memo, shape_str
+from jaxtyping._storage import _shape_storage, pop_shape_memo, push_shape_memo, shape_str
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +101,31 @@ def _with_plain_check(target: Any, typechecker: Callable[..., Any]) -> Any:
 
 jaxtyping.jaxtyped = _checked_once
 
+_check_anew = _MetaAbstractArray.__instancecheck__
+_passed: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
+"""What ``jaxtyping`` passed, with the sizes of the axes afterwards."""
+
+
+def _checked_before(annotation: Any, value: Any) -> bool:
+    """Look at equal cases once: annotation, kind, dtype, shape and the sizes of axes so far decide what is found."""
+    try:
+        sizes, variadic, *_ = _shape_storage.memo_stack[-1]
+        case = (annotation, type(value), value.dtype, value.shape, *sizes.items(), *variadic.items())
+        found = _passed.get(case)
+    except (AttributeError, IndexError, TypeError):  # no array, or no function that is checked
+        return _check_anew(annotation, value)
+    if found is None:
+        if not _check_anew(annotation, value):  # the axes are as they were
+            return False
+        _passed[case] = (dict(sizes), dict(variadic))
+        return True
+    sizes.update(found[0])
+    variadic.update(found[1])
+    return True
+
+
+_MetaAbstractArray.__instancecheck__ = _checked_before
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--one-of-each``, which ``make test-fast`` passes."""
@@ -125,6 +152,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Take what is imported by now out of the rounds of the garbage collector."""
+    _leave_alone_what_stays()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish() -> None:
+    """Do so again when a test has imported a library."""
+    if len(sys.modules) > _num_modules[0] + 100:
+        _leave_alone_what_stays()
+
+
+_num_modules = [0]
+
+
+def _leave_alone_what_stays() -> None:
+    """Each round would look at a million objects of torch, transformers and TRL: a fifth of the suite's time."""
+    gc.collect()
+    gc.freeze()
+    _num_modules[0] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import Prediction, StateTable
+from worldmtp.dynamics.exact import Episodes
 from worldmtp.envs import Example, Score, TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
@@ -200,6 +201,32 @@ class TotalWorld:
         logits = 5.0 * torch.nn.functional.one_hot(state.total % 7, 7).float()
         half = torch.full(state.total.shape, 0.5)
         return Prediction(logits if with_logits else None, state.last / 10, half, state.total.float())
+
+
+def make_rollout_of_episodes(episodes: Episodes, logprobs: torch.Tensor) -> Rollout:
+    """All episodes of a token MDP, answers to a prompt of no tokens."""
+    mask, nothing = episodes.step_mask, torch.zeros(len(episodes.actions), dtype=torch.long)
+    steps = torch.arange(mask.shape[1]).expand(mask.shape)
+    ends = steps == mask.sum(dim=1, keepdim=True) - 1
+    return Rollout(
+        input_ids=episodes.actions,
+        attention_mask=mask,
+        prompt_length=nothing,
+        action_index=torch.where(mask, steps, 0),
+        actions=episodes.actions,
+        step_mask=mask,
+        logprobs=logprobs,
+        rewards=episodes.rewards,
+        terminated=ends,
+        truncated=torch.zeros_like(ends),
+        group=nothing,
+        exact=nothing.bool(),
+    )
+
+
+@pytest.fixture
+def rollout_of_episodes() -> Callable[..., Rollout]:
+    return make_rollout_of_episodes
 
 
 @pytest.fixture

@@ -134,28 +134,8 @@ class EveryEpisode:
     def taken(self) -> torch.Tensor:
         return self.log_policy.gather(2, self.episodes.actions[..., None])[..., 0]
 
-    def rollout(self) -> Rollout:
-        actions, mask = self.episodes.actions, self.episodes.step_mask
-        steps = torch.arange(self.mdp.horizon).expand(actions.shape)
-        ends = steps == mask.sum(dim=1, keepdim=True) - 1
-        nothing = torch.zeros(len(actions), dtype=torch.long)
-        return Rollout(
-            input_ids=actions,
-            attention_mask=mask,
-            prompt_length=nothing,
-            action_index=torch.where(mask, steps, 0),
-            actions=actions,
-            step_mask=mask,
-            logprobs=self.taken().detach(),
-            rewards=self.episodes.rewards,
-            terminated=ends,
-            truncated=torch.zeros_like(ends),
-            group=nothing,
-            exact=nothing.bool(),
-        )
-
-    def plan(self) -> Any:
-        rollout = self.rollout()
+    def plan(self, as_rollout: Callable[..., Rollout]) -> Any:
+        rollout = as_rollout(self.episodes, self.taken().detach())
         values = torch.zeros(len(rollout), self.mdp.horizon + 1).double()
         stats = PolicyStats(values, rollout.logprobs)
         for _ in range(2):  # the gate waits
@@ -185,20 +165,21 @@ class EveryEpisode:
 @pytest.mark.parametrize("wrong", [False, True])
 @pytest.mark.parametrize("coef", [0.3, 5.0])
 def test_corrected_the_expected_gradient_is_the_policy_gradient(
-    eos: int | None, width: int, wrong: bool, coef: float
+    eos: int | None, width: int, wrong: bool, coef: float, rollout_of_episodes: Callable[..., Rollout]
 ) -> None:
     case = EveryEpisode(eos, coef, width, wrong)
     exact = case.mdp.policy_gradient(case.logits.detach())
-    plan = case.plan()
+    plan = case.plan(rollout_of_episodes)
     assert float((plan.improved_logprobs.exp().max(dim=-1).values).max()) > 0.3
     torch.testing.assert_close(case.gradient(plan), exact, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("mutant", ["uncorrected", "of the next state", "half of it"])
-def test_without_the_right_correction_it_is_not(mutant: str) -> None:
+def test_without_the_right_correction_it_is_not(mutant: str, rollout_of_episodes: Callable[..., Rollout]) -> None:
     case = EveryEpisode(None, 1.0, 4, True)
     exact = case.mdp.policy_gradient(case.logits.detach())
-    plan, plain = case.plan(), EveryEpisode(None, 1.0, 4, True, corrected=False).plan()
+    plan = case.plan(rollout_of_episodes)
+    plain = EveryEpisode(None, 1.0, 4, True, corrected=False).plan(rollout_of_episodes)
     correction = plain.advantages - plan.advantages
     assert float(correction.abs().max()) > 0.1
     share = {"uncorrected": 0.0 * correction, "of the next state": correction.roll(1, 1), "half of it": correction / 2}
@@ -206,11 +187,11 @@ def test_without_the_right_correction_it_is_not(mutant: str) -> None:
     assert float((gradient - exact).abs().max()) > 0.01
 
 
-def test_a_sample_of_states_stands_for_all_of_them() -> None:
+def test_a_sample_of_states_stands_for_all_of_them(rollout_of_episodes: Callable[..., Rollout]) -> None:
     """Three states of the 192 of 64 episodes count 192 / 3 times the coefficient each, and no other state counts."""
     case = EveryEpisode(None, 0.5, 4, False)
     case.estimator._config = replace(case.estimator._config, num_states=3)
-    weights = sorted(case.plan().improved_weight.flatten().tolist())
+    weights = sorted(case.plan(rollout_of_episodes).improved_weight.flatten().tolist())
     assert len(weights) == 192
     assert weights[-4:] == pytest.approx([0.0, 32.0, 32.0, 32.0])
 

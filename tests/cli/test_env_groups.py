@@ -6,10 +6,11 @@ from importlib import resources
 import gymnasium
 import pytest
 
-from worldmtp.cli.options import option_name
+from worldmtp.cli.options import generated_options, option_name
+from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
-from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_TASKS
-from worldmtp.training import pipeline
+from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.training import TrainConfig, pipeline
 
 FILES = {
     entry.name.removesuffix(".yaml")
@@ -27,8 +28,8 @@ NOTED = {
     "taxi_dry": ["eval.num_prompts=64"],
 }
 """What asks for more prompts or answers than the task has, and is said so."""
-SLOW = ("caesar_cipher", "countdown", "grid_world", "path_star")
-"""Prompts that are drawn slowly, or a large pool of them."""
+FAST = (*sorted(FILES - {"path_star"}), "chain_sum", "copy", "frozen_lake", "increasing_numbers", "mess3", "pig")
+"""One of each kind; generated options differ in the id alone, and all others start with the slow tests."""
 
 MODEL = (
     "model.config.hidden_size=16",
@@ -80,26 +81,44 @@ def compose_option(compose, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS]
+    "option", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
 )
 def test_every_option_starts_with_defaults(compose_option, tmp_path, monkeypatch, capsys, option):
     monkeypatch.setattr(pipeline.Pipeline, "run", lambda self: 0.5)
-    assert run(compose_option(option), tmp_path / "run") == 0.5
+    config = compose_option(option)
+    if option in WORLDS:
+        assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "gae", "off")
+        assert config.env.kwargs.max_turn == 1
+    assert run(config, tmp_path / "run") == 0.5
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert [note.removeprefix("note: ").partition(":")[0] for note in notes] == NOTED.get(option, [])
 
 
-@pytest.mark.parametrize("option", WORLDS)
-def test_worlds_bring_settings_that_start(compose, option):
-    config = compose(f"env={option}")
-    assert (config.sft.num_steps, config.agent.ppo.advantage, config.imagination.use) == (0, "gae", "off")
-    assert (config.env.kwargs.max_turn, config.model.config.hidden_size) == (1, 64)
+def test_every_generated_option_chooses_a_registered_environment():
+    made = [option for option in generated_options() if option.group == "env"]
+    generated = {option.name: option.node for option in made if option.name in OPTIONS}  # other tests register more
+    assert set(OPTIONS) == FILES | set(generated)
+    for name, node in generated.items():
+        env = node.get("env", node)
+        assert option_name(env["id"]) == name
+        assert env["id"] in gymnasium.registry
+        assert env["kwargs"] == ({"max_turn": 1} if name in WORLDS else {})
+
+
+@pytest.mark.parametrize("option", ["path_star", "taxi", "grid_world"])
+def test_an_option_that_starts_with_the_slow_tests_composes(compose_option, option):
+    assert build(TrainConfig, compose_option(option)).env.id in gymnasium.registry
+
+
+@pytest.mark.parametrize("option", ["pig", "guess_number"])
+def test_settings_of_a_world_give_way_to_the_command_line(compose, option):
+    assert compose(f"env={option}").model.config.hidden_size == 64
     chosen = compose(f"env={option}", "agent=ppo", "imagination=baseline", "env.kwargs.max_turn=3", "sft.num_steps=4")
     assert (chosen.sft.num_steps, chosen.agent.ppo.advantage, chosen.imagination.use) == (4, "gae", "baseline")
     assert chosen.env.kwargs.max_turn == 3
 
 
-@pytest.mark.parametrize("option", [option_name(f"worldmtp/{name}-v0") for name in EXACT_WORLDS])
+@pytest.mark.parametrize("option", ["dyck", "mess3"])
 def test_worlds_of_a_known_law_bring_settings_of_their_own(compose, option):
     config = compose(f"env={option}")
     assert (config.model.config.hidden_size, config.sft.num_steps, config.agent.rollout.num_iterations) == (64, 800, 10)

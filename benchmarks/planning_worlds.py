@@ -3,7 +3,7 @@
     python benchmarks/planning_worlds.py --seeds 0 1 2 --out runs/planning_worlds.jsonl    # trains, plays, prints
     python benchmarks/planning_worlds.py --out runs/planning_worlds.jsonl                  # the table of what is there
 
-For each world and seed a policy is trained by PPO on 12 or 20 batches of 16 real episodes, and a model of replies
+For each world and seed a policy is trained by PPO on 12 or 16 batches of 16 real episodes, and a model of replies
 beside it on the same episodes: ``imagination=episodes`` with its gate shut, so that nothing imagined has taught the
 policy. Then the policy plays held-out episodes greedily, by a draw, and by a search that goes on through the replies,
 Gumbel's and PUCT, by the model of replies and in the real world, with so many simulations a move. All read texts by the
@@ -58,8 +58,8 @@ class Setting:
 _LAKE = ("+env.kwargs.max_new=40", "world_model.replies.context=turn")
 WORLDS = {
     "guess_number": Setting(12, 32, (2, 4, 8, 16, 32)),
-    "frozen_lake_slippery": Setting(20, 8, (2, 8, 32), _LAKE),
-    "frozen_lake": Setting(20, 8, (2, 8, 32), _LAKE),
+    "frozen_lake_slippery": Setting(16, 8, (4, 16), _LAKE),
+    "frozen_lake": Setting(16, 8, (4, 16), _LAKE),
 }
 """By name of the ``env`` option."""
 

@@ -245,23 +245,24 @@ class EpisodesConfig:
     """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
     shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
     explores_again_after: int = 8
-    """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
-    again, for as long as that goes on: a reward that was found once may be lost. 0: never."""
+    """Real batches in a row, all paid the lowest there has been, after which imagination explores again; 0: never."""
     novelty_threshold: float = 0.3
     """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
     novelty_bonus: float = 0.5
     """Of a novel reply, in reward; 0 explores nothing."""
     novelty_ent_coef: float = 0.1
     """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
+    unlearns_lost_ways: bool = False
+    """An imagined batch as bad throughout as the worst real episode, where better ones are known, raises it too."""
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "batch_size", "num_epochs")
+        _require_at_least(self, 1, "num_epochs")
+        _require_at_least(self, 2, "batch_size")
         _require_at_least(self, MIN_GAP_BATCHES, "gap_batches")
-        _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "novelty_bonus", "least_gap")
-        _require_at_least(self, 0, "explores_again_after", "novelty_ent_coef")
-        _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2.")
+        _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "least_gap")
+        _require_at_least(self, 0, "explores_again_after", "novelty_bonus", "novelty_ent_coef")
         _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
 
 

@@ -20,7 +20,7 @@ last real batches were all paid the lowest return there has been: the policy has
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -190,10 +190,11 @@ class EpisodeImagination:
             sure = self.explores or not self._config.gated or doubt < self._config.max_disagreement
             if number >= batches or not (is_open and sure):
                 break
-            if self._is_flat(imagined) and not self.explores:  # nothing is lost where nothing has been found
-                flat += 1
+            is_flat = self._is_flat(imagined) and not self.explores  # nothing is lost where nothing has been found
+            flat += is_flat
+            if is_flat and not (self._config.unlearns_lost_ways and self._is_lost(imagined)):
                 continue
-            metrics |= self._update(imagined, generator, remaining)
+            metrics |= self._update(imagined, generator, remaining, unlearns=is_flat)
             trained += 1
         return (
             metrics
@@ -290,13 +291,23 @@ class EpisodeImagination:
         returns = monte_carlo_returns(imagined, self._ppo)[:, 0]
         return float(returns.max() - returns.min()) <= self._least_gap
 
-    def _update(self, imagined: Rollout, generator: torch.Generator, remaining: float) -> dict[str, float]:
+    def _is_lost(self, imagined: Rollout) -> bool:
+        """Return whether all imagined episodes end as badly as the worst real one, though better ones are known."""
+        worst = self._seen.lowest + self._least_gap
+        return self._seen.returns_differ and float(episode_returns(imagined).max()) <= worst
+
+    def _update(
+        self, imagined: Rollout, generator: torch.Generator, remaining: float, unlearns: bool
+    ) -> dict[str, float]:
+        """Train on an imagined batch; to unlearn is to follow the entropy alone, no advantage."""
         micro = self._agent.config.micro_batch_size
         stats = policy_stats(
             self._agent.model, self._reference, imagined, self._rollout.temperature, micro_batch_size=micro
         )
         plan, _ = self._estimator.estimate(imagined, stats)
-        ent_coef = max(self._ppo.ent_coef, self._config.novelty_ent_coef) if self.explores else None
+        if unlearns:
+            plan = replace(plan, advantages=torch.zeros_like(plan.advantages))
+        ent_coef = max(self._ppo.ent_coef, self._config.novelty_ent_coef) if self.explores or unlearns else None
         metrics = self._agent.update(imagined, stats, plan, generator, remaining, self._config.num_epochs, ent_coef)
         return {
             "imagination/losses/policy": metrics["losses/policy"],

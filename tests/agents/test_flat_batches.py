@@ -36,8 +36,13 @@ def env(num_envs: int) -> TextGenVectorEnv:
     )
 
 
-def imagined_updates(model: Any, gamma: float, **fields: Any) -> tuple[dict[str, float], bool]:
-    """Imagine in the true world after a real batch; the metrics, and whether the policy's weights moved."""
+def imagined_updates(
+    model: Any, gamma: float, lowest: float | None = None, **fields: Any
+) -> tuple[dict[str, float], bool]:
+    """Imagine in the true world after a real batch; the metrics, and whether the policy's weights moved.
+
+    All real returns are 1. With ``lowest`` another one is made known.
+    """
     episodes = EpisodesConfig(num_batches=1, batch_size=64, num_epochs=2, waits_for_reward=False, **fields)
     trainer = ImaginationTrainer(
         model,
@@ -51,6 +56,8 @@ def imagined_updates(model: Any, gamma: float, **fields: Any) -> tuple[dict[str,
     )
     trainer.step()  # Adam has momentum, which would move weights even where a gradient is zero
     assert trainer.episodes is not None
+    if lowest is not None:
+        trainer.episodes._seen.lowest = lowest
     before = torch.nn.utils.parameters_to_vector(model.trunk.parameters()).detach().clone()
     metrics = trainer.episodes.run(torch.Generator().manual_seed(0), 1.0)
     return metrics, not torch.equal(torch.nn.utils.parameters_to_vector(model.trunk.parameters()), before)
@@ -75,3 +82,24 @@ def test_equal_returns_leave_the_policy_alone(
     trained, flat = (metrics[f"imagination/batches_{name}"] for name in ("trained", "flat"))
     assert (trained, flat) == ((1, 0) if is_trained else (0, 1))
     assert metrics["imagination/return_promised"] == 1
+
+
+@pytest.mark.parametrize(
+    ("lowest", "unlearns", "is_trained"),
+    [
+        pytest.param(0.5, True, False, id="all are as good as the best"),
+        pytest.param(None, True, False, id="nothing else is known"),
+        pytest.param(0.99, False, False, id="it is off"),
+        pytest.param(0.99, True, True, id="all are as bad as the worst, within the least gap"),
+    ],
+)
+def test_a_way_that_ends_as_badly_as_any_is_unlearnt(
+    lowest: float | None, unlearns: bool, is_trained: bool, tiny_model: Any
+) -> None:
+    """What is followed is the entropy at its higher weight, and no advantage, which would be the critic's error."""
+    model = tiny_model()
+    metrics, moved = imagined_updates(model, 1.0, lowest, least_gap=0.02, unlearns_lost_ways=unlearns)
+    assert (moved, metrics["imagination/batches_flat"]) == (is_trained, 1)
+    assert metrics["imagination/batches_trained"] == is_trained
+    if is_trained:
+        assert metrics["imagination/losses/policy"] == 0

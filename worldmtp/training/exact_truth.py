@@ -153,8 +153,8 @@ def measured_truth(model: MTPModel, texts: ExactTexts) -> Truth:
             ids = texts.input_ids[rows].to(model.device)
             latents = model.latents(ids, torch.ones_like(ids), depths=depth)
             at = [latent[:, texts.roots.to(model.device)] for latent in latents]
-            said = [full_precision(model.logits_of(one, k)).softmax(dim=-1) for k, one in enumerate(at, start=1)]
-            kept = [one[..., texts.symbol_ids.to(model.device)].double().cpu() for one in said]
+            said = [model.logits_of(one, k).double().softmax(dim=-1) for k, one in enumerate(at, start=1)]
+            kept = [one[..., texts.symbol_ids.to(model.device)].cpu() for one in said]
             predicted.append(torch.stack(kept, dim=2))
             states.append(full_precision(at[0]).double().cpu())
     errors, spread = belief_errors((torch.cat(states), texts.last_token), texts.beliefs)

@@ -167,7 +167,15 @@ def _trainable(env_id: str, made: Any) -> TextVectorEnv:
 
 
 def _cure(error: TypeError, spec: EnvSpec, kwargs: Mapping[str, Any]) -> str:
-    """Return what to do: a keyword that was given and is not taken is a typo; else this is no environment of text."""
+    """Return what to do.
+
+    A keyword that was given and is not taken is a typo, and one that is missing may be of the id's own ``task_kwargs``,
+    which those that are given take the place of; else this is no environment of text.
+    """
+    lost = set(spec.kwargs.get("task_kwargs") or {}) - set(kwargs.get("task_kwargs") or {})
+    if "task_kwargs" in kwargs and re.search(r"missing \d+ required", str(error)) and lost:
+        kept = {f"task_kwargs.{name}": value for name, value in spec.kwargs["task_kwargs"].items() if name in lost}
+        return f" task_kwargs take the place of all of the id's own; give those that are to stay: {env_settings(kept)}."
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     task_kwargs = kwargs.get("task_kwargs")
     of_task = set(task_kwargs) if isinstance(task_kwargs, Mapping) else set()

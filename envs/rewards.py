@@ -244,8 +244,7 @@ class TurnRewards(AnswerRewards):
             if isinstance(reply, Failure):
                 answers.append((said[-1], reply))
                 continue
-            if any(NO_TEXT in text for text in said):  # a world that repeats it would be blamed for what it was told
-                reply = replace(reply, text=reply.text.replace(NO_TEXT, ""))
+            reply = in_own_words(reply, said)
             try:
                 answers.append((said[-1], (reply, tokenizer.encode(reply.text))))
             except ValueError as error:
@@ -264,6 +263,13 @@ class TurnRewards(AnswerRewards):
             "num_tokens": int(self.num_acted[row]),
             "acted": self.acted[row].copy(),
         }
+
+
+def in_own_words(reply: Reply, said: Sequence[str]) -> Reply:
+    """Return a reply without what is no text, if that was said: a world would be blamed for what it was told."""
+    if any(NO_TEXT in text for text in said):
+        return replace(reply, text=reply.text.replace(NO_TEXT, ""))
+    return reply
 
 
 def make_rewards(task: Task, rules: RewardRules, num_rows: int, width: int) -> AnswerRewards:

@@ -161,7 +161,11 @@ class WorldOfChance(TextWorld, Protocol):
         ...
 
     def throw_dice(self, seed: int) -> None:
-        """Let this seed decide all chance from here on; called behind ``reset``, before the first turn."""
+        """Let this seed decide all chance from here on.
+
+        Called behind ``reset``, before the first turn, and, of a world that is planned in, behind any turn: what has
+        been shown stands.
+        """
         ...
 
 

@@ -5,8 +5,10 @@ imagined. It knows what the policy does not: a hidden number, a map. So planning
 that hides something, and of a world that shows all it is planning with the true law.
 
 **Chance is not known ahead.** Where a world has dice (``worldmtp.envs.task.WorldOfChance``) each walk through it throws
-its own behind what was really said. A world without ``throw_dice`` whose seed decides its luck plays that very luck.
+its own behind what was really said, also where the episodes' are those of their seeds (``dice="start"``). A world
+without ``throw_dice`` whose seed decides its luck plays that very luck.
 
+A world that raises, or says what is no reply, ends the conversation and pays nothing, as in the environment.
 Worlds are asked in this process, without the limits of the scorers: for evaluations, of worlds that are trusted.
 """
 
@@ -21,8 +23,9 @@ from worldmtp.dynamics.conversations import Answered
 from worldmtp.dynamics.states import StateTable
 from worldmtp.dynamics.turns import NOTHING, Turns
 from worldmtp.envs.fates import DICE_RANGE, dice_of
+from worldmtp.envs.rewards import in_own_words
 from worldmtp.envs.scoring import checked_reply
-from worldmtp.envs.task import Example, Reply, TurnTask
+from worldmtp.envs.task import Example, Reply, TurnTask, WorldOfChance
 from worldmtp.envs.text_env import TextVectorEnv
 from worldmtp.envs.tokenizer import written_text
 
@@ -60,12 +63,13 @@ class WorldReplies:
                 "mtp or oracle."
             )
         self._env, self._task = env, env.task
-        self._has_dice = bool(getattr(env.task, "has_dice", False))
+        world = env.task.make_world()
+        self._has_dice = isinstance(world, WorldOfChance) and world.has_dice
         self._ways: list[_Way] = []
         self._examples: dict[int, Example] = {}
         self._standing: dict[int, tuple[_Way, Any]] = {}
         """A world of each row, and what it was told."""
-        self._known: dict[_Way, Reply] = {}
+        self._known: dict[_Way, tuple[Reply, list[int]]] = {}
 
     @property
     def max_reply(self) -> int:
@@ -99,8 +103,8 @@ class WorldReplies:
                 dice = int(torch.randint(DICE_RANGE, (), generator=generator, device=generator.device))
             way = _Way(way.row, way.really, (*way.imagined, self._text(turn)), dice)
             self._ways.append(way)
-            answers.append(answered := self._reply(way))
-            ids = self._env.tokenizer.encode(answered.text)[: self.max_reply]
+            answered, ids = self._reply(way)
+            answers.append(answered)
             replies[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         device = said.device
         rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64, device=device)
@@ -111,18 +115,21 @@ class WorldReplies:
     def _text(self, turn: Int[Tensor, " said"]) -> str:
         return written_text(self._env.tokenizer, turn[turn != NOTHING].tolist()).strip()
 
-    def _reply(self, way: _Way) -> Reply:
-        if way in self._known:
-            return self._known[way]
-        standing = self._standing.get(way.row)
-        world: Any = self._task.make_world() if standing is None else standing[1]
-        before = replace(way, imagined=way.imagined[:-1])
-        if standing is None or standing[0] != before:
-            self._tell(world, before)
-        answered = checked_reply(world.step(way.imagined[-1]), world)
-        self._standing[way.row] = (way, world)
-        self._known[way] = answered
-        return answered
+    def _reply(self, way: _Way) -> tuple[Reply, list[int]]:
+        """Return what is replied, and those of its tokens for which there is room."""
+        if way not in self._known:
+            standing = self._standing.pop(way.row, None)  # what a step that raises leaves behind is not to be used
+            world: Any = self._task.make_world() if standing is None else standing[1]
+            before = replace(way, imagined=way.imagined[:-1])
+            try:
+                if standing is None or standing[0] != before:
+                    self._tell(world, before)
+                reply = in_own_words(checked_reply(world.step(way.imagined[-1]), world), way.really + way.imagined)
+                self._known[way] = reply, self._env.tokenizer.encode(reply.text)[: self.max_reply]
+                self._standing[way.row] = (way, world)
+            except Exception:  # noqa: BLE001 - whatever a user's world raises
+                self._known[way] = Reply("", 0.0, terminated=True, truncated=False), []
+        return self._known[way]
 
     def _tell(self, world: Any, way: _Way) -> None:
         """Tell a world a conversation from its start."""

@@ -10,6 +10,7 @@ Left out: a reward for likely tokens. Its best policy says the likeliest one eac
 
 from bisect import bisect
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,16 +56,15 @@ class ExactWorld:
         separator: what stands behind the goal.
 
     Raises:
-        ValueError: no such source, one with more tokens than there are characters, a length below 1, or a separator
-            that is a symbol or not one character.
-        TypeError: a keyword that the source does not take.
+        ValueError: no such source, a keyword that it does not take, one with more tokens than there are characters, a
+            length below 1, or a separator that is a symbol or not one character.
     """
 
     probe_bound = 0.0
 
     def __init__(
         self,
-        source: str = "mess3",
+        source: str,
         source_kwargs: Mapping[str, Any] | None = None,
         prefix_length: int = 12,
         answer_length: int = 8,
@@ -72,6 +72,8 @@ class ExactWorld:
     ) -> None:
         check_choice("source", source, SOURCES)
         make, characters = SOURCES[source]
+        for name in source_kwargs or {}:
+            check_choice(f"source_kwargs of {source}", name, signature(make).parameters)
         made = make(**dict(source_kwargs or {}))
         symbols = _symbols(made.num_symbols, characters)
         self.law = GoalTexts(made, symbols, prefix_length, answer_length)

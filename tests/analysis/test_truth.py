@@ -53,6 +53,15 @@ def test_a_perfect_head_that_averages_has_no_error_and_is_short_of_one_that_is_t
         assert short.low <= gap <= short.high
 
 
+def test_what_a_head_holds_to_be_impossible_counts_and_is_not_left_out():
+    """Two texts of four lose half of ln 1 and half of -ln tiny = 708.4, the others ln 2, which is all noise."""
+    fair, noise = np.full((4, 1, 1, 2), 0.5), np.full((4, 1, 1), np.log(2))
+    said = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]).reshape(fair.shape)
+    truth = truth_of(said, fair, fair, noise, np.zeros_like(noise), True, np.ones((2, 2)), np.ones(2))
+    assert truth.interval("error", 1).estimate == pytest.approx((354.198 - 0.693) / 2, abs=0.01)
+    assert truth.scalars()["truth/depth_1/loss"] == pytest.approx((354.198 + 0.693) / 2, abs=0.01)
+
+
 @pytest.mark.parametrize("fault", ["sharpened", "shifted", "leaking"])
 def test_a_planted_fault_is_an_error(law, fault):
     exact, marginals = law[:2]

@@ -5,11 +5,13 @@ from importlib import resources
 
 import gymnasium
 import pytest
+from omegaconf import OmegaConf
 
 from worldmtp.cli.options import generated_options, option_name
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
 from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.envs.make import make_text_vec
 from worldmtp.training import TrainConfig, pipeline
 
 FILES = {
@@ -124,6 +126,15 @@ def test_worlds_of_a_known_law_bring_settings_of_their_own(compose, option):
     assert (config.model.config.hidden_size, config.sft.num_steps, config.agent.rollout.num_iterations) == (64, 800, 10)
     chosen = compose(f"env={option}", "model=qwen3_tiny", "sft.num_steps=4")
     assert (chosen.model.config.hidden_size, chosen.sft.num_steps) == (128, 4)
+
+
+def test_a_world_of_a_known_law_stays_the_same_source_with_another_length(compose):
+    """As docs/environments.md has it."""
+    task_kwargs = ("+env.kwargs.task_kwargs.source_kwargs.max_depth=2", "env.kwargs.task_kwargs.prefix_length=8")
+    env = compose("env=dyck", *task_kwargs).env
+    law = make_text_vec(env.id, 1, **OmegaConf.to_container(env.kwargs)).task.law
+    # Stacks of at most two of two kinds, 1 + 2 + 4, and the end.
+    assert (law.symbols, law.source.num_states, law.prefix_length) == ("([)].", 8, 8)
 
 
 @pytest.mark.parametrize(

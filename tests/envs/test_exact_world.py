@@ -80,8 +80,12 @@ def test_a_prompt_of_another_task_is_refused(prompt):
         ({"source": "mess4"}, "did you mean 'mess3'"),
         ({"source": "dyck", "source_kwargs": {"num_kinds": 5, "max_depth": 1}}, "num_kinds=5 exceeds the 4 kinds"),
         ({"source": "markov", "source_kwargs": {"num_symbols": 27}}, "27 tokens and there are 26 characters"),
-        ({"answer_length": 0}, "must be at least 1"),
-        ({"separator": "A"}, "none of the symbols 'ABC'"),
+        (
+            {"source": "dyck", "source_kwargs": {"max_deph": 2}},
+            "source_kwargs of dyck='max_deph' is unknown; did you mean 'max_depth'",
+        ),
+        ({"source": "mess3", "answer_length": 0}, "must be at least 1"),
+        ({"source": "mess3", "separator": "A"}, "none of the symbols 'ABC'"),
     ],
 )
 def test_what_cannot_be_made_is_refused(arguments, words):

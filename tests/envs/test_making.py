@@ -288,6 +288,14 @@ def test_a_misspelt_keyword_names_the_nearest_and_no_other_cure(kwargs, end):
     assert message.endswith(end if "Did" not in end else " (worldmtp envs, eval).")
 
 
+def test_task_kwargs_that_lose_the_source_are_refused_with_what_is_to_stay():
+    """A chain's texts with another prefix were texts of Mess3 when its source was nowhere named."""
+    with pytest.raises(MakingError, match="missing 1 required positional argument: 'source'") as caught:
+        make_text_vec("worldmtp/Markov-v0", 1, task_kwargs={"prefix_length": 8})
+    end = "those that are to stay: ++env.kwargs.task_kwargs.source=markov ++env.kwargs.task_kwargs.answer_length=8 ("
+    assert end in str(caught.value)
+
+
 def test_a_description_measures_lengths():
     it = describe("worldmtp/PathStar-v0", pool_size=8)
     # Two arms of five nodes: 8 edges of two letters, start, goal and "="; the arm's other four nodes.

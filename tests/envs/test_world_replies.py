@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from worldmtp.dynamics.turns import NOTHING, Turns
-from worldmtp.envs import TextGenVectorEnv
+from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.make import make_text_vec
 from worldmtp.envs.world_replies import WorldReplies
+from worldmtp.envs.worlds.task import WorldTask
 
 
 def said_so_far(env: TextGenVectorEnv, said: list[list[str]]) -> Turns:
@@ -88,6 +89,56 @@ def test_what_was_really_said_and_thrown_stands() -> None:
     _, held = answers(source, env, ways, "h")
     assert {int(reply) for reply, _, _ in held} == {0 if die == 1 else die}
     assert len({reply for reply, _, _ in answers(source, env, ways, "r")[1]}) > 1
+
+
+def test_luck_that_the_seed_decides_is_not_known_ahead_either() -> None:
+    """Pig whose dice are those of its start: 40 walks show one face alone but once in 6^39 tests."""
+    task = WorldTask("worldmtp.envs.worlds.dice:Pig", dice="start")
+    env = TextGenVectorEnv(
+        1, task=task, tokenizer=CharTokenizer("0123456789/:rh?"), max_prompt=6, max_new=40, max_turn=1, pool_size=4
+    )
+    env.reset(seed=0)
+    source = WorldReplies(env)
+    ways = source.begin(said_so_far(env, [[]]), torch.arange(1)).select(torch.zeros(40, dtype=torch.long))
+    assert len({reply for reply, _, _ in answers(source, env, ways, "r")[1]}) > 1
+
+
+class Parrot:
+    """Repeats what it is told, raises at "b" and has no letter for "c"."""
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        return "ab"[seed % 2], {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if text == "b":
+            raise RuntimeError("a world of a user's own")
+        return "!" if text == "c" else text, 0.5, False, False, {}
+
+
+@pytest.mark.filterwarnings("ignore:scoring 'b':RuntimeWarning", "ignore:scoring 'c':RuntimeWarning")
+def test_a_world_that_fails_ends_as_it_does_in_the_environment() -> None:
+    """Each token of the vocabulary, padding and EOS included, is answered as the environment answers it."""
+    tokenizer = CharTokenizer("abc")
+    for token in range(tokenizer.vocab_size):
+        env = TextGenVectorEnv(
+            1,
+            task=WorldTask(Parrot, num_seeds=9),
+            tokenizer=tokenizer,
+            max_prompt=1,
+            max_new=9,
+            max_turn=1,
+            pool_size=4,
+        )
+        env.reset(seed=0)
+        source = WorldReplies(env)
+        ways = source.begin(said_so_far(env, [[]]), torch.arange(1))
+        ways, told = source.answer(ways, torch.tensor([[token]]), torch.Generator())
+        _, rewards, terminated, _, infos = env.step(np.array([token]))
+        heard = "" if terminated[0] else infos["reply"][0]
+        replies = tokenizer.decode(told.replies[0][told.replies[0] != NOTHING].tolist())
+        assert (replies, told.rewards.tolist(), told.ended.tolist()) == (heard, rewards.tolist(), terminated.tolist())
+        if not terminated[0]:  # and the next turn is asked of a world that stands where it should
+            assert answers(source, env, ways, "a")[1] == [("a", 0.5, False)]
 
 
 def test_where_nobody_replies_there_is_no_world_to_plan_in() -> None:

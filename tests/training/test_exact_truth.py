@@ -112,6 +112,13 @@ def test_what_has_no_law_says_nothing_and_what_cannot_be_measured_says_why(examp
 
     (note,) = ExactTruth(WORLD, Doubling("ABC:"), examples, DEPTH).notes
     assert "does not write each token of the source as one id" in note
+
+    class Merging(CharTokenizer):  # byte pairs: each symbol alone is one id, and so is "AB"
+        def encode(self, text):
+            return super().encode(text.replace("AB", "A"))
+
+    (note,) = ExactTruth(WORLD, Merging("ABC:"), examples, DEPTH).notes
+    assert "does not write each token of the source as one id" in note
     monkeypatch.setattr(exact_truth, "_MAX_NUMBERS", 3**2 * 3)
     (note,) = ExactTruth(WORLD, TOKENIZER, examples, DEPTH).notes
     assert "to depth 2 of 3" in note

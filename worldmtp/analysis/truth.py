@@ -12,7 +12,8 @@ the last) and each depth that ends within the text it keeps
 
 ``noise + structural`` is the least that heads which average can lose, ``noise`` of those that are told (``told``).
 The luck of the tokens in between that were drawn is taken out of ``loss``: what the perfect head loses with them, less
-its mean, which is the floor. So a perfect head has no error at any root.
+its mean, which is the floor. So a perfect head has no error at any root. A token that the law may say and a head gives
+nothing counts as one of probability 2e-308, 708 nats: seen in every mean, where infinity would have to be left out.
 
     <run>/truth/<evaluation>.npz
 """
@@ -75,7 +76,7 @@ class Truth:
             ValueError: fewer than two sequences.
         """
         values = self.loss - self.floor if what == "error" else getattr(self, what)
-        there = np.isfinite(values[:, :, depth - 1])
+        there = np.isfinite(self.noise[:, :, depth - 1])
         totals = np.where(there, values[:, :, depth - 1], 0.0).sum(axis=1)
         return ratio_interval(totals, there.sum(axis=1), generator=0, num_resamples=2000)
 
@@ -147,8 +148,8 @@ def truth_of(
 def _cross_entropy(
     law: Float[np.ndarray, "*batch symbol"], predicted: Float[np.ndarray, "*batch symbol"]
 ) -> Float[np.ndarray, "*batch"]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return -np.where(law > 0, law * np.log(predicted), 0.0).sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return -np.where(law > 0, law * np.log(np.maximum(predicted, np.finfo(np.float64).tiny)), 0.0).sum(axis=-1)
 
 
 _ARRAYS = tuple(field.name for field in fields(Truth))

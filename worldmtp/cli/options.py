@@ -93,11 +93,13 @@ def _world_settings(env_id: str, moves: str) -> dict[str, Any]:
 def _exact_settings(env_id: str) -> dict[str, Any]:
     """Return what texts of a known law start with: a small trunk, and a warm start that comes near the law.
 
-    Reinforcement is short: who follows the law earns 1 already, and what is to be seen is how far it leads away.
+    Reinforcement is short: who follows the law earns 1 already, and what is to be seen is how far it leads away. What
+    the texts are drawn by stands here, since one ``task_kwargs`` that is given takes the place of all of an id's.
     """
+    task_kwargs = EXACT_WORLDS[_short_name(env_id)][1]["task_kwargs"]
     return {
         "defaults": [{"override /model": "world_tiny"}],
-        "env": {"id": env_id, "kwargs": {}},
+        "env": {"id": env_id, "kwargs": {"task_kwargs": dict(task_kwargs)}},
         "sft": {"num_demonstrations": 16000, "num_steps": 800},
         "agent": {"rollout": {"num_iterations": 10}},
     }

@@ -80,7 +80,7 @@ class ExactTruth:
                 f"the truth is reckoned to depth {depth} of {num_depths}: deeper ones leave the answer, or have too "
                 "many paths to enumerate.",
             )
-        if any(len(tokenizer.encode(symbol)) != 1 for symbol in task.law.symbols):
+        if not _is_written_apart(tokenizer, [*task.law.symbols, *map(_text, shown)]):
             self.notes = ("the truth is not shown: the tokenizer does not write each token of the source as one id.",)
         elif len(shown) < 4:
             self.notes = (f"the truth is not shown: {len(shown)} held-out texts are too few.",)
@@ -128,7 +128,7 @@ def exact_texts(task: KnownLaw, tokenizer: Tokenizer, examples: Sequence[Example
     exact = torch.full_like(marginals, float("nan"))
     for k in range(depth):
         exact[:, : exact.shape[1] - k, k] = marginals[:, k:, 0]
-    ids = torch.tensor([tokenizer.encode(example.prompt + str(example.answer)) for example in examples])
+    ids = torch.tensor([tokenizer.encode(_text(example)) for example in examples])
     first = ids.shape[1] - law.answer_length - 1
     return ExactTexts(
         input_ids=ids,
@@ -153,8 +153,8 @@ def measured_truth(model: MTPModel, texts: ExactTexts) -> Truth:
             ids = texts.input_ids[rows].to(model.device)
             latents = model.latents(ids, torch.ones_like(ids), depths=depth)
             at = [latent[:, texts.roots.to(model.device)] for latent in latents]
-            said = [full_precision(model.logits_of(one, k)).softmax(dim=-1) for k, one in enumerate(at, start=1)]
-            kept = [one[..., texts.symbol_ids.to(model.device)].double().cpu() for one in said]
+            said = [model.logits_of(one, k).double().softmax(dim=-1) for k, one in enumerate(at, start=1)]
+            kept = [one[..., texts.symbol_ids.to(model.device)].cpu() for one in said]
             predicted.append(torch.stack(kept, dim=2))
             states.append(full_precision(at[0]).double().cpu())
     errors, spread = belief_errors((torch.cat(states), texts.last_token), texts.beliefs)
@@ -201,6 +201,18 @@ def _law_at(
         whole[:, :reach] = part
         found.append(whole)
     return found[0], found[1], found[2]
+
+
+def _text(example: Example) -> str:
+    return example.prompt + str(example.answer)
+
+
+def _is_written_apart(tokenizer: Tokenizer, texts: Sequence[str]) -> bool:
+    """Return whether each character of the texts is a token of its own, merged with none beside it."""
+    return all(
+        len(ids := tokenizer.encode(text)) == len(text) and ids == [tokenizer.encode(one)[0] for one in text]
+        for text in texts
+    )
 
 
 def _affordable_depth(law: GoalTexts, num_depths: int) -> int:

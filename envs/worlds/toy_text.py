@@ -43,6 +43,7 @@ from worldmtp.envs.worlds.toy_players import BestHand, best_play, read_hand
 _MAP_STREAM = 1  # of the seeds of random maps
 MALFORMED = "?"
 _DIGITS = string.digits + string.ascii_lowercase
+_IN_TAXI = 4  # gymnasium's place of a passenger who rides
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,13 @@ def is_deterministic(env: Any) -> bool:
     return all(len(transitions) == 1 for by_action in env.P.values() for transitions in by_action.values())
 
 
-def _throw(env: Any, seed: int) -> None:
-    """Decide by this seed what gymnasium's environment leaves to chance behind its opening."""
+def _throw(env: Any, seed: int, mind_is_made_up: bool = False) -> None:
+    """Decide by this seed what gymnasium's environment leaves to chance from here on."""
     env.np_random = np.random.default_rng(seed)
     if isinstance(env, BlackjackEnv):
         env.dealer[1] = draw_card(env.np_random)
     if getattr(env, "fickle_passenger", False):
-        env.fickle_step = env.np_random.random() < env.fickle_probability
+        env.fickle_step = env.np_random.random() < env.fickle_probability and not mind_is_made_up
 
 
 def _place(row: int, column: int) -> str:
@@ -192,6 +193,7 @@ class ToyText:
         self.turn = 0
         self._desc: list[str] = []
         self._dice: int | None = None
+        self._mind_is_made_up = False
         self._env: Any = self._game.make(**self._kwargs)
         self._opening = self._game.opening if tells_map else _lake_reply
         self._has_dice = not is_deterministic(self._env)
@@ -216,10 +218,10 @@ class ToyText:
         return self._has_dice
 
     def throw_dice(self, seed: int) -> None:
-        """Let this seed decide all that the opening does not show, the dealer's hidden card included."""
+        """Let this seed decide all that has not been shown, the dealer's hidden card included."""
         self._dice = seed
         if self._env is not None:
-            _throw(self._env, seed)
+            _throw(self._env, seed, self._mind_is_made_up)
 
     def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
         """The opening of the environment that is reset to this seed.
@@ -227,7 +229,7 @@ class ToyText:
         Nothing is hidden where the opening decides the episode, as random maps do; elsewhere the seed is, and where the
         game opens in one way only.
         """
-        self.turn, self._dice = 0, None
+        self.turn, self._dice, self._mind_is_made_up = 0, None, False
         self._scaling.begin()
         if self._random_map is not None:
             map_seed = int(np.random.default_rng([seed, _MAP_STREAM]).integers(2**31))
@@ -245,11 +247,21 @@ class ToyText:
         action = self._action_of.get(text.strip())
         if action is None:
             return MALFORMED, 0.0, False, is_last, {"is_success": False, "reason": "malformed"}
+        ridden_from = self._rides_at()
         _, reward, terminated, _, _ = self.env.step(action)
+        # A fickle passenger thinks again when he is first moved, and never after.
+        self._mind_is_made_up |= ridden_from is not None and self._rides_at() not in (None, ridden_from)
         paid = self._scaling.pay(float(reward), bool(terminated))
         reply = self._game.reply(self.env, float(reward), bool(terminated))
         is_success = bool(terminated) and float(reward) >= self._game.success
         return reply, paid, bool(terminated), is_last and not terminated, {"is_success": is_success}
+
+    def _rides_at(self) -> tuple[int, int] | None:
+        """Return where a fickle passenger rides, or None."""
+        if not getattr(self.env, "fickle_passenger", False):
+            return None
+        row, column, place, _ = map(int, self.env.decode(self.env.s))
+        return (row, column) if place == _IN_TAXI else None
 
     def moves(self) -> Sequence[str]:
         """The words for gymnasium's actions."""

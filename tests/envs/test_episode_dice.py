@@ -102,6 +102,22 @@ def test_a_fickle_passenger_makes_up_his_mind_by_the_dice() -> None:
     assert 34 <= sum(minds) <= 86
 
 
+def test_a_passenger_who_was_moved_does_not_think_again_whatever_dice_are_thrown() -> None:
+    """He boards on the left, where there is no wall below; standing still decides nothing, and the first move all."""
+    world = ToyText("Taxi", {"fickle_passenger": True})
+    minds: dict[str, set[bool]] = {"boarded": set(), "stood": set(), "moved": set()}
+    for dice in range(60):
+        world.reset(0)
+        world.env.s = world.env.encode(0, 0, 0, 1)  # a taxi at the passenger's place
+        world.env.fickle_step = False
+        for name, word in (("boarded", "p"), ("stood", "w"), ("moved", "s")):
+            world.step(word)
+            world.throw_dice(dice)
+            minds[name].add(bool(world.env.fickle_step))
+            world.env.fickle_step = False
+    assert minds == {"boarded": {False, True}, "stood": {False, True}, "moved": {False}}
+
+
 def test_a_pool_of_starts_is_no_set_of_fates() -> None:
     """One question of the pool, asked a hundred times: with dice of the episode it turns out in three ways."""
     assert len(set(first_replies(rows(100), indices=[0] * 100))) == 3

@@ -25,9 +25,8 @@ import numpy as np
 import pytest
 from beartype._check.code import codemain
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping._array_types import _MetaAbstractArray
 from jaxtyping._decorator import _destring_annotation
-from jaxtyping._storage import _shape_storage, pop_shape_memo, push_shape_memo, shape_str
+from jaxtyping._storage import pop_shape_memo, push_shape_memo, shape_str
 
 if TYPE_CHECKING:
     import torch
@@ -100,31 +99,6 @@ def _with_plain_check(target: Any, typechecker: Callable[..., Any]) -> Any:
 
 
 jaxtyping.jaxtyped = _checked_once
-
-_check_anew = _MetaAbstractArray.__instancecheck__
-_passed: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
-"""What ``jaxtyping`` passed, with the sizes of the axes afterwards."""
-
-
-def _checked_before(annotation: Any, value: Any) -> bool:
-    """Look at equal cases once: annotation, kind, dtype, shape and the sizes of axes so far decide what is found."""
-    try:
-        sizes, variadic, *_ = _shape_storage.memo_stack[-1]
-        case = (annotation, type(value), value.dtype, value.shape, *sizes.items(), *variadic.items())
-        found = _passed.get(case)
-    except (AttributeError, IndexError, TypeError):  # no array, or no function that is checked
-        return _check_anew(annotation, value)
-    if found is None:
-        if not _check_anew(annotation, value):  # the axes are as they were
-            return False
-        _passed[case] = (dict(sizes), dict(variadic))
-        return True
-    sizes.update(found[0])
-    variadic.update(found[1])
-    return True
-
-
-_MetaAbstractArray.__instancecheck__ = _checked_before
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,9 +7,6 @@ import torch
 from worldmtp.decoding import generate, parallel_beam
 from worldmtp.decoding.explain import explain
 
-# PEFT 0.21 still asks transformers 5 by the old name, wherever it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 PROMPTS = torch.tensor([[2, 3, 4], [5, 6, 2]])
 
 

@@ -10,8 +10,6 @@ from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.lora import add_lora, has_lora, merge_lora
 
-# PEFT 0.21 still asks transformers 5 by the old name, wherever it wraps a model.
-
 TARGETS = {
     "llama": ["q_proj", "down_proj"],
     "qwen3": ["q_proj", "down_proj"],

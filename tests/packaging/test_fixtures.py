@@ -138,24 +138,6 @@ def test_axes_agree_within_a_call_and_are_forgotten_after_it() -> None:
         repeated(torch.ones(3), repeats=1.0)
 
 
-def test_what_passed_once_is_refused_where_other_axes_are_bound_or_it_is_of_another_kind() -> None:
-    """Equal cases are looked at once, and the sizes of the axes are part of a case."""
-
-    @jaxtyping.jaxtyped(typechecker=beartype)
-    def joined(left: Float[Tensor, "*rows left"], right: Float[Tensor, "*rows right"]) -> Float[Tensor, "*rows both"]:
-        return torch.cat([left, right], dim=-1)
-
-    for _ in range(2):
-        assert joined(torch.ones(2, 3), torch.ones(2, 4)).shape == (2, 7)
-        for rows in ((5,), (2, 1), ()):
-            with pytest.raises(BeartypeCallHintParamViolation, match="right") as caught:
-                joined(torch.ones(*rows, 3), torch.ones(2, 4))
-            assert f"rows={torch.Size(rows)}" in caught.value.__notes__[-1]
-        for other in (torch.ones(2, 4).long(), np.ones((2, 4)), None):
-            with pytest.raises(BeartypeCallHintParamViolation, match="right"):
-                joined(torch.ones(2, 3), other)
-
-
 def test_dataclasses_and_hints_in_quotes_are_checked() -> None:
     """Axes agree between the fields of one object; a name that is not known yet is anything, and others count."""
 

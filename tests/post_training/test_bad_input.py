@@ -9,7 +9,6 @@ from datasets import Dataset
 KINDS = ("SFT", "DPO", "KTO", "GRPO", "RLOO", "PPO")
 SAMPLING = ("GRPO", "RLOO", "PPO")
 EOS = 1
-# TRL 1.16 still asks transformers 5 by the old name.
 
 
 def logged(trainer, name):

@@ -7,8 +7,6 @@ from worldmtp import MTPModel
 from worldmtp.post_training import MTPDPOConfig
 from worldmtp.post_training.dpo import chosen_half
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 ONE_STEP = {"per_device_train_batch_size": 16, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
 
 

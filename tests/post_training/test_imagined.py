@@ -9,8 +9,6 @@ import torch
 from worldmtp.agents.config import ImaginationConfig, WorldModelConfig
 from worldmtp.post_training import MTPPPOConfig, PPOImagination
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 ONE = {"num_generations": 1}
 USES = ("counterfactual", "baseline")
 WORLD = WorldModelConfig(num_updates=2, batch_size_episodes=8, world_heads_learning_rate=1e-2, measure_every=2)

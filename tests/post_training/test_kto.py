@@ -4,8 +4,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 ONE_STEP = {"per_device_train_batch_size": 4, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
 ROWS = [
     {"prompt": "1+1=", "completion": "2", "label": True},

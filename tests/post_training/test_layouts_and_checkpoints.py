@@ -8,8 +8,6 @@ from worldmtp import MTPModel
 from worldmtp.model.lora import add_lora
 from worldmtp.post_training.guards import check_model
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 KINDS = ("DPO", "KTO", "GRPO", "RLOO")
 NAMES = ("mtp/loss_depth_2", "mtp/loss_depth_3", "mtp/top1_depth_2")
 

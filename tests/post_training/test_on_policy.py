@@ -16,8 +16,6 @@ from worldmtp.post_training.compat import IncompatibleTRLError
 from worldmtp.post_training.guards import check_model
 from worldmtp.post_training.on_policy import checked_reward
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 KINDS = ("GRPO", "RLOO")
 EOS = 1
 

@@ -13,8 +13,6 @@ from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout
 from worldmtp.post_training import MTPPPOConfig
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 EOS = 1
 ONE = {"num_generations": 1}
 

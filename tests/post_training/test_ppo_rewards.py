@@ -10,8 +10,6 @@ from worldmtp.envs import TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.post_training import TextGenRollout, env_reward
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 EOS, ONES = 1, 3
 ONE = {"num_generations": 1}
 

@@ -7,8 +7,6 @@ import torch
 from worldmtp import MTPModel
 from worldmtp.model.lora import add_lora
 
-# TRL 1.16 still asks transformers 5 by the old name.
-
 SAMPLING = ("GRPO", "RLOO", "PPO")
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 7, "per_device_train_batch_size": 4}
 TWICE = {"num_iterations": 2, "steps_per_generation": 2}

@@ -17,8 +17,6 @@ from worldmtp.envs.tokenizer import TransformersTokenizer
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.post_training import TextGenReward, TextGenRollout, env_reward
 
-# TRL 1.16 still asks transformers 5 by the old name, in every training step.
-
 A, B, AB = 2, 3, 5
 
 

@@ -32,7 +32,12 @@ def hidden_markov(
 
 
 def cycle(num_symbols: int = 5, forward: float = 0.6, stay: float = 0.2) -> Source:
-    """Return a Markov chain on a ring: one on with ``forward``, the same again with ``stay``, else any uniformly."""
+    """Return a Markov chain on a ring: one on with ``forward``, the same again with ``stay``, else any uniformly.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    _require_positive(num_symbols=num_symbols)
     same = torch.eye(num_symbols, dtype=torch.float64)
     rest = torch.full_like(same, (1 - forward - stay) / num_symbols)
     return markov_chain(forward * same.roll(1, dims=1) + stay * same + rest)
@@ -53,7 +58,11 @@ def block_hmm(num_blocks: int = 3, block_length: int = 3, noise: float = 0.1) ->
     Each token is replaced by a uniform one with probability ``noise``. Without noise, at the first token of a block all
     is open, log(num_blocks) nats, and nothing after it; heads that average do not know it, so that each depth inside
     the block has the structural gap log(num_blocks). It starts between blocks.
+
+    Raises:
+        ValueError: a number is below 1.
     """
+    _require_positive(num_blocks=num_blocks, block_length=block_length)
     num_states = num_blocks * block_length
     transition = torch.zeros(num_states, num_states, dtype=torch.float64)
     for state in range(num_states):
@@ -92,7 +101,11 @@ def two_senses(
     A factorial chain: each value stays with ``stay`` and is drawn anew otherwise; state u * n + v holds both. A view
     shows what it is of with its clarity, else a uniform symbol. To foretell the first sense one has to know u, of which
     the second tells only who keeps a belief about v.
+
+    Raises:
+        ValueError: a number is below 1.
     """
+    _require_positive(num_values=num_values)
     return two_streams(*factorial_parts(num_values, stay, first_clarity, second_clarity))
 
 
@@ -111,7 +124,11 @@ def bounded_dyck(num_kinds: int = 2, max_depth: int = 3, open_prob: float = 0.5,
 
     Tokens: the openings 0 .. n - 1, the closings n .. 2n - 1, the end 2n. With nothing open it ends with ``end_prob``
     and opens otherwise; at the greatest depth it closes; in between it opens with ``open_prob``. Kinds are uniform.
+
+    Raises:
+        ValueError: a number is below 1.
     """
+    _require_positive(num_kinds=num_kinds, max_depth=max_depth)
     stacks: list[tuple[int, ...]] = [()]
     for stack in stacks:  # breadth first: it grows while it is read
         if len(stack) < max_depth:
@@ -178,6 +195,12 @@ def text_rows(tokens: Int[Tensor, "sequence time"], prompt_length: int, symbols:
         raise ValueError(f"symbols={symbols!r} needs one character for each token up to {int(tokens.max())}.")
     texts = ["".join(symbols[token] for token in row) for row in tokens.tolist()]
     return [{"prompt": text[:prompt_length], "answer": text[prompt_length:]} for text in texts]
+
+
+def _require_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}={number} must be at least 1.")
 
 
 def _sticky(size: int, stay: float) -> Float[Tensor, "size size"]:

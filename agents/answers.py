@@ -20,7 +20,7 @@ from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
 from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
-from worldmtp.agents.world_search import WorldSearchPolicy
+from worldmtp.agents.world_search import WorldSearchPolicy, check_cut_off
 from worldmtp.decoding import parallel_beam
 from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
 from worldmtp.dynamics.conversations import ReplySource
@@ -105,8 +105,9 @@ class Answering:
         """Return who is asked for replies.
 
         Raises:
-            ValueError: nobody replies, or there is no model of replies.
+            ValueError: nobody replies, the environment takes back what was paid, or there is no model of replies.
         """
+        check_cut_off(self.env)
         if how.dynamics == "world":
             return WorldReplies(self.env)
         turn_limit(self.env)

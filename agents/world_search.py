@@ -16,7 +16,7 @@ from worldmtp.agents.search_policy import ActingSearch, planned
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.dynamics.turns import NOTHING, Turns
-from worldmtp.envs import TextVectorEnv
+from worldmtp.envs import TextGenVectorEnv, TextVectorEnv
 from worldmtp.envs.imagined_world import turn_limit
 from worldmtp.envs.wrappers.action_mask import masks_around
 from worldmtp.search import ConversationDynamics
@@ -32,7 +32,8 @@ class WorldSearchPolicy:
     not known there.
 
     Raises:
-        ValueError: nobody replies in the environment, or the world model takes a limited number of steps.
+        ValueError: nobody replies in the environment, it takes back what was paid, or the world model takes a limited
+            number of steps.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class WorldSearchPolicy:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_cut_off(env)
         self._max_turn = turn_limit(env)
         self._inner, self._replies, self._env, self._how, self._device = world_model, replies, env, how, device
         self._policy = _masked(acting_policy(temperature), env)
@@ -90,6 +92,21 @@ class WorldSearchPolicy:
         actions[live], logprobs[live] = chosen.cpu(), logprob.to(logprobs)
         self._said.answer(live, actions.numpy()[live])
         return ActedStep(actions, logprobs)
+
+
+def check_cut_off(env: TextVectorEnv) -> None:
+    """Raise if a conversation that is cut off gives back what it was paid, for which no search plans.
+
+    Raises:
+        ValueError: it does.
+    """
+    kernel = env.kernel
+    if isinstance(kernel, TextGenVectorEnv) and kernel.config.truncation_score == "zero":
+        raise ValueError(
+            "truncation_score='zero' takes back what a conversation was paid where it is cut off, for which a search "
+            "through replies does not plan; use truncation_score='score', or search to the end of the turn (dynamics "
+            "mtp or oracle)."
+        )
 
 
 def _masked(policy: Policy, env: TextVectorEnv) -> Policy:

@@ -65,7 +65,7 @@ class LockReplies:
         return ImaginedReplies(replies, rewards, ended, torch.zeros(many), torch.zeros(many).bool())
 
 
-def locks(num_envs: int) -> TextGenVectorEnv:
+def locks(num_envs: int, **fields: Any) -> TextGenVectorEnv:
     return TextGenVectorEnv(
         num_envs,
         task=WorldTask(Lock, num_seeds=40),
@@ -74,6 +74,7 @@ def locks(num_envs: int) -> TextGenVectorEnv:
         max_new=12,
         max_turn=1,
         pool_size=8,
+        **fields,
     )
 
 
@@ -169,3 +170,12 @@ def test_who_has_nobody_to_ask_is_told_before_anything_is_answered(
             Answering(model, answers, answers.examples("heldout", 1, 0), 1.0, seed=0).check_search(
                 ActingSearch("puct", dynamics)
             )
+
+
+@pytest.mark.parametrize("dynamics", ["world", "replies"])
+def test_what_is_taken_back_at_a_cut_off_is_not_planned_for(dynamics: str, model: MTPModel) -> None:
+    env = locks(2, truncation_score="zero")
+    ways = Answering(model, env, openings(), 1.0, seed=0, replies=ForeseenReplies(LockReplies(env.tokenizer), 3))
+    with pytest.raises(ValueError, match="takes back what a conversation was paid where it is cut off"):
+        ways.check_search(ActingSearch("puct", dynamics))
+    ways.check_search(ActingSearch("puct", "oracle"))

@@ -16,8 +16,8 @@ own, and after an end nothing comes, be it the world's, that of the room for tok
 Rules as in the environment (``envs.rewards.TurnRewards``): EOS ends a turn, or its ``max_turn``-th token; a turn that
 the room cuts off is not answered; of a reply that does not fit, what does is heard.
 
-Left out: ``truncation_score="zero"``, by which a conversation that is cut off gives back what it was paid; and heads of
-few depths as ``inner``, since replies take steps as tokens do.
+Left out: ``truncation_score="zero"``, by which a conversation that is cut off gives back what it was paid, and which
+``WorldSearchPolicy`` refuses; and heads of few depths as ``inner``, since replies take steps as tokens do.
 """
 
 from dataclasses import dataclass, replace

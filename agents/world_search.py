@@ -16,8 +16,8 @@ from worldmtp.agents.search_policy import ActingSearch, planned
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.dynamics.turns import NOTHING, Turns
-from worldmtp.envs import TextGenVectorEnv, TextVectorEnv
-from worldmtp.envs.imagined_world import turn_limit
+from worldmtp.envs import TextVectorEnv
+from worldmtp.envs.imagined_world import takes_back, turn_limit
 from worldmtp.envs.wrappers.action_mask import masks_around
 from worldmtp.search import ConversationDynamics
 
@@ -100,8 +100,7 @@ def check_cut_off(env: TextVectorEnv) -> None:
     Raises:
         ValueError: it does.
     """
-    kernel = env.kernel
-    if isinstance(kernel, TextGenVectorEnv) and kernel.config.truncation_score == "zero":
+    if takes_back(env):
         raise ValueError(
             "truncation_score='zero' takes back what a conversation was paid where it is cut off, for which a search "
             "through replies does not plan; use truncation_score='score', or search to the end of the turn (dynamics "

@@ -29,6 +29,7 @@ from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.rows import TextRows, VectorReset, VectorStep, batch_infos, check_actions, observation_space
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
+from worldmtp.envs.vector_env import TextGenVectorEnv
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self._model, self._generator, self._novelty = model, generator, novelty
         # The questions, tokens and budgets are the real environment's; its scorer is never asked here.
         self._dataset, self._scorer, self._eos_terminates = real.dataset, real.scorer, False
-        self._max_turn = turn_limit(real)
+        self._max_turn, self._takes_back = turn_limit(real), takes_back(real)
         dataset, tokenizer = self.dataset, self.tokenizer
         width = dataset.max_prompt + dataset.max_new
         self.single_observation_space: spaces.Space[Any] = observation_space(width, tokenizer.vocab_size)
@@ -151,6 +152,9 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         is_full = (rows.length - rows.prompt_length >= self.dataset.max_new) | (self._num_acted >= self.max_new)
         reasons[open_rows & is_full & (reasons == "")] = "budget"
         truncated = open_rows & (reasons != "")
+        if self._takes_back:
+            rewards[truncated] -= self._paid[truncated]
+            self._paid[truncated] = 0.0
         rows.done |= terminated | truncated
         return rows.observation(), rewards, terminated, truncated, self._infos(terminated | truncated, reasons)
 
@@ -212,6 +216,12 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         if self._rows is None:
             raise ResetNeeded("call reset before step.")
         return self._rows
+
+
+def takes_back(env: TextVectorEnv) -> bool:
+    """Return whether a conversation that is cut off gives back what it was paid."""
+    kernel = env.kernel
+    return isinstance(kernel, TextGenVectorEnv) and kernel.config.truncation_score == "zero"
 
 
 def turn_limit(env: TextVectorEnv) -> int | None:

@@ -69,7 +69,7 @@ class ExactReplies:
         )
 
 
-def ladder_env(num_envs: int, max_turn: int | None = 2, max_new: int = 14) -> TextGenVectorEnv:
+def ladder_env(num_envs: int, max_turn: int | None = 2, max_new: int = 14, **fields: Any) -> TextGenVectorEnv:
     return TextGenVectorEnv(
         num_envs,
         task=WorldTask(Ladder, num_seeds=40),
@@ -78,6 +78,7 @@ def ladder_env(num_envs: int, max_turn: int | None = 2, max_new: int = 14) -> Te
         max_new=max_new,
         max_turn=max_turn,
         pool_size=8,
+        **fields,
     )
 
 
@@ -94,16 +95,20 @@ def openings_of(obs: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.where(inside, obs["tokens"], NOTHING)[:, : int(obs["prompt_length"].max())]
 
 
-@pytest.mark.parametrize("max_turn", [1, 2, None])
+@pytest.mark.parametrize(
+    ("max_turn", "truncation_score"), [(1, "score"), (2, "score"), (None, "score"), (1, "zero"), (2, "zero")]
+)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_with_an_exact_model_imagined_conversations_are_the_real_ones(max_turn: int | None, seed: int) -> None:
+def test_with_an_exact_model_imagined_conversations_are_the_real_ones(
+    max_turn: int | None, truncation_score: str, seed: int
+) -> None:
     """Text, rewards and ends after every token, whatever is said: shifting any of the three by a step would show."""
-    real = ladder_env(16, max_turn)
+    real = ladder_env(16, max_turn, truncation_score=truncation_score)
     rng = np.random.default_rng(seed)
     obs, _ = real.reset(seed=seed)
     imagined = imagined_of(real, 16)
     twin, _ = imagined.reset(options={"openings": openings_of(obs)})
-    paid, promised = np.zeros(16), np.zeros(16)
+    paid, promised, taken_back = np.zeros(16), np.zeros(16), 0
     for _ in range(real.max_new + 1):
         for key, values in obs.items():
             np.testing.assert_array_equal(twin[key], values, err_msg=key)
@@ -114,13 +119,14 @@ def test_with_an_exact_model_imagined_conversations_are_the_real_ones(max_turn: 
         np.testing.assert_allclose(own, rewards)
         np.testing.assert_array_equal(ended, terminated)
         np.testing.assert_array_equal(cut, truncated)
-        paid, promised = paid + rewards, promised + own
+        paid, promised, taken_back = paid + rewards, promised + own, taken_back + int((rewards < 0).sum())
         for row in np.flatnonzero(terminated | truncated):
             assert told["final_info"]["score"][row] == pytest.approx(infos["final_info"]["score"][row])
             assert told["final_info"]["num_tokens"][row] == infos["final_info"]["num_tokens"][row]
     assert real.done.all()
     assert imagined.done.all()
     assert paid.max() >= 0.5, "some have reached the top, else nothing was compared"
+    assert (taken_back > 0) == (truncation_score == "zero")
     np.testing.assert_allclose(promised, paid)
 
 

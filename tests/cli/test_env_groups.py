@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from worldmtp.cli.options import generated_options, option_name
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
-from worldmtp.envs.catalogue import WORLD_TASKS
+from worldmtp.envs.catalogue import EXACT_WORLDS, WORLD_TASKS
 from worldmtp.envs.make import make_text_vec
 from worldmtp.training import TrainConfig, pipeline
 
@@ -21,6 +21,7 @@ FILES = {
 }
 OPTIONS = sorted(FILES | {option_name(env_id) for env_id in gymnasium.registry if env_id.startswith("worldmtp/")})
 WORLDS = tuple(option_name(f"worldmtp/{name}-v0") for name in WORLD_TASKS)
+SOURCES = tuple(option_name(f"worldmtp/{name}-v0") for name in EXACT_WORLDS)
 NOTED = {
     "brackets": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
     "caesar_cipher": ["eval.num_prompts=512", "sft.num_demonstrations=4000"],
@@ -104,7 +105,10 @@ def test_every_generated_option_chooses_a_registered_environment():
         env = node.get("env", node)
         assert option_name(env["id"]) == name
         assert env["id"] in gymnasium.registry
-        assert env["kwargs"] == ({"max_turn": 1} if name in WORLDS else {})
+        # Sources show what a command line may change; what they are made with stays as it is registered.
+        assert ("task_kwargs" in env["kwargs"]) == (name in SOURCES)
+        known = {key: gymnasium.spec(env["id"]).kwargs[key] for key in env["kwargs"] if name in SOURCES}
+        assert env["kwargs"] == ({"max_turn": 1} if name in WORLDS else known)
 
 
 @pytest.mark.parametrize("option", ["path_star", "taxi", "grid_world"])

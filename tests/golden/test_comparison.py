@@ -30,6 +30,14 @@ def test_rounding_is_let_pass(golden: Golden, trace: Trace) -> None:
     golden("ppo", "off", trace)
 
 
+def test_a_wider_tolerance_lets_pass_what_it_says_and_no_more(golden: Golden, trace: Trace) -> None:
+    trace["losses/total"][2] += 5e-7
+    golden("ppo", "off", trace, tolerance=1e-6)
+    trace["losses/total"][2] += 1e-5
+    with pytest.raises(AssertionError, match=r"total \[2\] was .* and is"):
+        golden("ppo", "off", trace, tolerance=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

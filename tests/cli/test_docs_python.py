@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from worldmtp.cli.evaluate import _parser as evaluation_arguments
 from worldmtp.cli.train import run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -33,18 +34,24 @@ def test_the_python_blocks_run(page, tmp_path, monkeypatch, capsys, compose_tiny
 
 
 def test_the_command_lines_compose(page, compose):
-    found = blocks(page, "bash")
-    assert len(found) == 2
-    for block in found:
-        program, command, *overrides = shlex.split(block.replace("\\\n", " "))
-        assert (program, command) == ("worldmtp", "train")
-        config = compose(*overrides)
-        for override in overrides:
+    found = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    assert len(found) == 4
+    for line in found:
+        program, command, *arguments = shlex.split(line)
+        assert program == "worldmtp"
+        if command == "eval":
+            assert evaluation_arguments().parse_args(arguments).dynamics == ["replies", "world"]
+            continue
+        assert command == "train"
+        config = compose(*arguments)
+        for override in arguments:
             key, _, value = override.lstrip("+").partition("=")
-            if "." in key:
+            if key == "hydra.run.dir":
+                assert value == "runs/lake"  # as the line that reads it has it
+            elif "." in key:
                 assert str(select(config, key)) == value
             else:
-                assert value in ("pretrained", "reverse", "cpu_smoke")
+                assert value in ("pretrained", "reverse", "cpu_smoke", "frozen_lake_slippery", "episodes")
 
 
 def select(config, key):

@@ -11,8 +11,9 @@ renames one, the imports and adapters here and at the head of a test file change
 
 **Tolerance.** Integers, texts and flags agree exactly; floats to 1e-12 of the larger of 1 and themselves. Float64
 rounds at 1e-16, and a few steps of a model with a few thousand weights stay three digits below the tolerance when
-kernels add up in another order (measured: one thread or two, the widest vector instructions or none). A case that
-rounds more coarsely says so with a tolerance of its own (measured: two generations of a processor).
+kernels add up in another order (measured: one thread or two, the widest vector instructions or none, by
+``ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE``). That needs float64 throughout, which no model of transformers is
+by itself: ``_KeepsDoubles``.
 
 **Weights** are uniform numbers of numpy, seeded by the parameter's name in a checkpoint: the same on every machine,
 whatever the modules' order, and no head starts at zero or as a copy of the trunk.
@@ -30,6 +31,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from worldmtp import MTPConfig, MTPModel
@@ -42,19 +45,19 @@ ALPHABET = "abcd="
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[..., None]:
+def golden() -> Callable[[str, str, dict[str, Any]], None]:
     """``golden(kind, case, seen)`` compares what is seen with what was recorded, or records it where that is asked."""
     return _golden
 
 
-def _golden(kind: str, case: str, seen: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+def _golden(kind: str, case: str, seen: dict[str, Any]) -> None:
     path = FOLDER / kind / f"{case}.json"
     if os.environ.get("WRITE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(as_text(seen), encoding="utf-8")
         pytest.skip(f"{kind}/{path.name} was written")
     assert path.exists(), f"{kind}/{path.name} was never recorded: {RENEW}"
-    found = differences(json.loads(as_text(seen)), json.loads(path.read_text(encoding="utf-8")), "", tolerance)
+    found = differences(json.loads(as_text(seen)), json.loads(path.read_text(encoding="utf-8")), "")
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     assert not found, (
         f"{kind}/{path.name}: {'; '.join(found[:5])}{more}. If that is meant, record it again ({RENEW}) and list it in "
@@ -74,26 +77,67 @@ def as_text(trace: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def differences(seen: Any, golden: Any, at: str, tolerance: float = TOLERANCE) -> list[str]:
+def differences(seen: Any, golden: Any, at: str) -> list[str]:
     """Where two traces disagree, as messages."""
     if isinstance(golden, dict) and isinstance(seen, dict):
         missing = [f"{at}{key} is missing" for key in golden if key not in seen]
         new = [f"{at}{key} is new" for key in seen if key not in golden]
         shared = [key for key in golden if key in seen]
-        return (
-            missing
-            + new
-            + [line for key in shared for line in differences(seen[key], golden[key], f"{at}{key} ", tolerance)]
-        )
+        return missing + new + [line for key in shared for line in differences(seen[key], golden[key], f"{at}{key} ")]
     if isinstance(golden, list) and isinstance(seen, list) and len(golden) == len(seen):
         pairs = enumerate(zip(seen, golden, strict=True))
-        return [line for index, (new, old) in pairs for line in differences(new, old, f"{at}[{index}] ", tolerance)]
+        return [line for index, (new, old) in pairs for line in differences(new, old, f"{at}[{index}] ")]
     if type(seen) is type(golden) is float:
-        alike = abs(seen - golden) <= tolerance * max(1.0, abs(golden)) or (math.isnan(seen) and math.isnan(golden))
+        alike = abs(seen - golden) <= TOLERANCE * max(1.0, abs(golden)) or (math.isnan(seen) and math.isnan(golden))
         alike = alike or seen == golden  # infinities
     else:
         alike = type(seen) is type(golden) and seen == golden
     return [] if alike else [f"{at}was {golden!r} and is {seen!r}"]
+
+
+class _KeepsDoubles(TorchFunctionMode):
+    """Float64 stays float64: norms and rotary angles of transformers would round it to float32, in any model.
+
+    What two processors round differently at 1e-16, float32 makes 6e-8 of wherever it falls to another side.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
+            if func is torch.Tensor.float:
+                return args[0]
+            if func is torch.Tensor.to:
+                args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+                kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+class _NothingSingle(TorchDispatchMode):
+    """No operation makes float32: for TRL's losses, which compute their own gradients in it, inside of autograd."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        chosen = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
+        return func(*args, **chosen)
+
+
+@pytest.fixture(autouse=True)
+def _all_in_float64():
+    """What is made anew, such as models of replies and the numbers of a rollout, is float64 too."""
+    torch.set_default_dtype(torch.float64)
+    with _KeepsDoubles():
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def losses_in_float64():
+    """As the losses of TRL need it; see ``_NothingSingle``."""
+    with _NothingSingle():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -43,8 +43,6 @@ CASES: dict[str, dict[str, Any]] = {
     "counterfactual_latent_heads": {"use": "counterfactual", "heads": {"head": "latent", "depth": 3}},
     "counterfactual_joint_heads": {
         "use": "counterfactual",
-        # Adam begins cold at its full rate and divides small gradients by their size: rounding grows to 1e-9 at once.
-        "tolerance": 1e-6,
         "world": {
             "learning_rate": 1e-3,
             "warmup_updates": 0,
@@ -157,7 +155,7 @@ def test_iterations_are_the_recorded_ones(
     trace = run_ppo(model, env, settings)
     gates = trace.get("imagination/gate_open", [])
     assert gates == [] or (gates[0] == 0 and 1 in gates), "what imagination does behind an open gate would not be seen"
-    golden("ppo", case, trace | {"weights": weight_sums(model)}, tolerance=settings.get("tolerance", 1e-12))
+    golden("ppo", case, trace | {"weights": weight_sums(model)})
 
 
 def test_every_record_is_compared(recorded: Callable[[str], set[str]]) -> None:

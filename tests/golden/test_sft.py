@@ -18,8 +18,6 @@ Golden = Callable[..., None]
 VOCAB = 2 + 256
 TEXTS = ["a head predicts", "what follows, token by token:", "k tokens ahead, k = 1 to 4."]
 STEPS = 3
-SINGLE = 1e-5
-"""TRL computes a token's log-probability in float32, whatever the weights are."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
     **{name: {"head": name} for name in ("blockwise", "eagle", "hydra", "latent", "linear", "medusa", "modulated")},
@@ -94,6 +92,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=word_level, pad_token="<pad>", eos_token="<eos>")
 
 
+@pytest.mark.usefixtures("losses_in_float64")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_steps_of_an_objective_are_the_recorded_ones(
     objective: str,
@@ -127,7 +126,7 @@ def test_steps_of_an_objective_are_the_recorded_ones(
     assert len(steps) == STEPS
     assert any(name.startswith("mtp/loss_depth_") for name in names)
     trace = {name: [record.get(name) for record in steps] for name in names}
-    golden("sft", f"objective_{objective}", trace | {"weights": weight_sums(model)}, tolerance=SINGLE)
+    golden("sft", f"objective_{objective}", trace | {"weights": weight_sums(model)})
 
 
 def test_every_record_is_compared(recorded: Callable[[str], set[str]]) -> None:

@@ -7,11 +7,9 @@ them, and ``--help`` and a misspelt option are answered without loading a librar
 import math
 from dataclasses import dataclass, field
 
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.dynamics.reply_config import ReplyModelConfig
-
-MIN_GAP_BATCHES = 4
-"""Batches from one change of the number of imagined ones to the next: fewer have no error worth its name."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -218,52 +216,6 @@ class WorldModelConfig:
         _require(self.num_updates >= 0, f"num_updates={self.num_updates} cannot be negative.")
         _require_at_least(self, 1, "replay_iterations", "measure_every")
         _require(self.batch_size_episodes >= 1, f"batch_size_episodes={self.batch_size_episodes} must be positive.")
-
-
-@dataclass(frozen=True)
-class EpisodesConfig:
-    """``imagination=episodes``: PPO on whole imagined episodes, after PPO on the real ones of an iteration.
-
-    Biased by whatever the model of replies gets wrong, so that gates decide whether, and how much, it is trusted.
-    """
-
-    num_batches: int = 8
-    """Imagined batches after each real one, at most; each is acted by the policy of the moment and trained on."""
-    batch_size: int = 32
-    """Episodes of an imagined batch."""
-    num_epochs: int = 4
-    """Passes over each imagined batch."""
-    waits_for_reward: bool = True
-    """The policy is not trained before two real returns have differed: nothing can be learnt from equal ones."""
-    max_disagreement: float = 0.1
-    """Mean total variation of the ensemble over an imagined batch above which the batch is not trained on."""
-    min_action_ratio: float = 1.1
-    """Held-out error with the words of other turns over the real one, below which the model counts as blind."""
-    gap_batches: int = 8
-    """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
-    least_gap: float = 0.02
-    """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
-    shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
-    explores_again_after: int = 8
-    """Real batches in a row, all paid the lowest there has been, after which imagination explores again; 0: never."""
-    novelty_threshold: float = 0.3
-    """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
-    novelty_bonus: float = 0.5
-    """Of a novel reply, in reward; 0 explores nothing."""
-    novelty_ent_coef: float = 0.1
-    """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
-    unlearns_lost_ways: bool = False
-    """An imagined batch as bad throughout as the worst real episode, where better ones are known, raises it too."""
-    gated: bool = True
-    """Off for placebos, whose gates would be shut."""
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 1, "num_epochs")
-        _require_at_least(self, 2, "batch_size")
-        _require_at_least(self, MIN_GAP_BATCHES, "gap_batches")
-        _require_at_least(self, 0, "num_batches", "max_disagreement", "min_action_ratio", "least_gap")
-        _require_at_least(self, 0, "explores_again_after", "novelty_bonus", "novelty_ent_coef")
-        _require(0 <= self.novelty_threshold < 1, f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
 
 
 @dataclass(frozen=True)

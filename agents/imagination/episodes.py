@@ -29,7 +29,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import PlainAdvantages, monte_carlo_returns
-from worldmtp.agents.config import EpisodesConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.config import PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.imagination.gates import OptimismGap
 from worldmtp.agents.imagination.reply_models import reply_sizes
 from worldmtp.agents.policies import TrunkPolicy

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from worldmtp.agents.config import MIN_GAP_BATCHES
+from worldmtp.agents.episodes_config import MIN_GAP_BATCHES
 
 
 class OptimismGap:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.imagination.episodes import EpisodeImagination, check_bonus
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from worldmtp.agents.config import EpisodesConfig, ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask

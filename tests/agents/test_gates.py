@@ -2,7 +2,7 @@
 
 import pytest
 
-from worldmtp.agents.config import EpisodesConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.imagination.gates import OptimismGap, SkillGate
 
 

@@ -75,7 +75,7 @@ def test_a_run_from_a_bfloat16_checkpoint(compute_dtype, compose_tiny, tiny_trun
         return model
 
     monkeypatch.setattr(pipeline, "make_model", hooked)
-    stages = ("warm_start", "reinforce", "evaluate_run", "measured_split")
+    stages = ("warm_start", "reinforce", "evaluate_run", "write_head_split")
     for name in stages:
         noted(name, f"worldmtp.training.pipeline.{name}", getattr(pipeline, name))
     overrides = ("model=pretrained", f"model.path={tmp_path / 'trunk'}", f"model.compute_dtype={compute_dtype}")

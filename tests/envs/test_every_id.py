@@ -35,27 +35,59 @@ def short_kwargs_of(kwargs_of):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_the_vector_env_is_so_many_single_envs(name, short_kwargs_of, assert_parity, rng):
-    kwargs = short_kwargs_of(name)
-    single = gymnasium.make(name, **kwargs).unwrapped
-    assert isinstance(single, TextGenEnv)
-    assert EnvSpec.from_json(single.spec.to_json()) == single.spec
-    singles = [single, *(gymnasium.make(name, **kwargs).unwrapped for _ in range(2))]
-    num_steps = max(40, single.max_new + 10)
-    for mode in AutoresetMode if name in IN_EVERY_MODE else [AutoresetMode.SAME_STEP]:
-        envs = gymnasium.make_vec(name, 3, autoreset_mode=mode.value, **kwargs)
-        assert isinstance(envs, TextVectorEnv)
-        assert_parity(envs, singles, rng, num_steps)
+def test_the_vector_env_is_so_many_single_envs(name, assert_equal_rows):
+    assert_equal_rows(name, AutoresetMode if name in IN_EVERY_MODE else [AutoresetMode.SAME_STEP])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*IDS} - IN_EVERY_MODE))
+def test_it_is_in_every_autoreset_mode(name, assert_equal_rows):
+    assert_equal_rows(name, {*AutoresetMode} - {AutoresetMode.SAME_STEP})
+
+
+@pytest.fixture
+def assert_equal_rows(short_kwargs_of, assert_parity, rng):
+    """Rows of a vector env against single ones, step by step, in each of some autoreset modes."""
+
+    def check(name, modes):
+        kwargs = short_kwargs_of(name)
+        single = gymnasium.make(name, **kwargs).unwrapped
+        assert isinstance(single, TextGenEnv)
+        assert EnvSpec.from_json(single.spec.to_json()) == single.spec
+        singles = [single, *(gymnasium.make(name, **kwargs).unwrapped for _ in range(2))]
+        num_steps = max(40, single.max_new + 10)
+        for mode in modes:
+            envs = gymnasium.make_vec(name, 3, autoreset_mode=mode.value, **kwargs)
+            assert isinstance(envs, TextVectorEnv)
+            assert_parity(envs, singles, rng, num_steps)
+
+    return check
+
+
+@pytest.fixture
+def check_vectors(short_kwargs_of):
+    """The checker of vector envs, which tries every autoreset mode."""
+
+    def check(name):
+        kwargs = short_kwargs_of(name)
+        check_vector_env(lambda n, mode: gymnasium.make_vec(name, n, autoreset_mode=mode, **kwargs), 3, num_steps=30)
+
+    return check
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_the_checkers_pass(name, kwargs_of, short_kwargs_of):
+def test_the_checkers_pass(name, kwargs_of, check_vectors):
     report = check_text_env(name, num_examples=8, **kwargs_of(name))
     assert (report.prompt_overlap, report.scorer_errors) == (0.0, 0)
     assert np.isnan(report.oracle_value) or report.oracle_value == 1.0
     if name in WORLDS | IN_EVERY_MODE:  # a world has a state of its own, which an answer's rows lack
-        kwargs = short_kwargs_of(name)
-        check_vector_env(lambda n, mode: gymnasium.make_vec(name, n, autoreset_mode=mode, **kwargs), 3, num_steps=30)
+        check_vectors(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*IDS} - WORLDS - IN_EVERY_MODE))
+def test_the_checker_of_vectors_passes_for_answers(name, check_vectors):
+    check_vectors(name)
 
 
 PLAY = """

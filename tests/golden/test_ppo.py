@@ -7,7 +7,8 @@ import pytest
 
 from worldmtp import MTPModel
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.config import EpisodesConfig, LatentConfig
+from worldmtp.agents.config import LatentConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.envs import TextVectorEnv

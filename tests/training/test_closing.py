@@ -2,7 +2,8 @@
 
 import pytest
 
-from worldmtp.agents.config import EpisodesConfig, ImaginationConfig
+from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.training.closing import arm_name, measured_note, notes_of_log, progress_note
 
 EPISODES = ImaginationConfig(use="episodes")

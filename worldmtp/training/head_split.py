@@ -21,9 +21,26 @@ from worldmtp.analysis.open_loop import OpenLoopLosses, drawn_path_loss, open_lo
 from worldmtp.dynamics import OracleWorldModel, WorldModel, acting_policy
 from worldmtp.dynamics.futures import Futures, draw_futures
 from worldmtp.model import MTPModel
+from worldmtp.tracking import MetricWriter
 
 _MAX_NUMBERS = 20_000_000
 """Probabilities held at once: roots x depths x futures x vocabulary."""
+
+
+def write_head_split(
+    model: MTPModel,
+    world_model: WorldModel[Any] | None,
+    artefact: EvalArtefact,
+    temperature: float,
+    eos_id: int,
+    seed: int,
+    writer: MetricWriter,
+    step: int,
+) -> None:
+    """Log the split of each head's loss, and what the world model loses as it is rolled along."""
+    split = measured_split(model, artefact, temperature, eos_id, seed)
+    losses = measured_open_loop(world_model, artefact, temperature, eos_id, model.device, seed)
+    writer.scalars(split_scalars(split, seed) | open_loop_scalars(losses, seed), step)
 
 
 def measured_split(

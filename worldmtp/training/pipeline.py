@@ -55,7 +55,7 @@ from worldmtp.training.evaluation import (
     write_strips,
 )
 from worldmtp.training.exact_truth import ExactTruth
-from worldmtp.training.head_split import measured_open_loop, measured_split, open_loop_scalars, split_scalars
+from worldmtp.training.head_split import write_head_split
 from worldmtp.training.imagined_episodes import imagined_episodes, log_imagined_episodes, write_imagined_episodes
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.inside import InsideLog
@@ -255,7 +255,7 @@ class Pipeline:
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
         self._inside.write(before.evaluation.sampled, self._writer, self._run_dir, 0)
-        self._log_split(before, self._start, 0)
+        self._log_heads(before, self._start, 0)
         self._watch(before.evaluation.sampled, 0)
 
     def _computing(self) -> torch.autocast:
@@ -316,7 +316,7 @@ class Pipeline:
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
         self._inside.write(after.evaluation.sampled, self._writer, self._run_dir, step)
-        self._log_split(after, "final", step)
+        self._log_heads(after, "final", step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
         self._watch(after.evaluation.sampled, step)
 
@@ -338,19 +338,18 @@ class Pipeline:
                 how = self._imagining(), self._config.agent.ppo, self._tokens_text
                 return evaluate_run(self._model, self._evaluator, found, *how)
 
-    def _log_split(self, found: RunEvaluation, name: str, step: int) -> None:
+    def _log_heads(self, found: RunEvaluation, name: str, step: int) -> None:
         """Log what the heads' loss is made of, with the truth where it is known; no mask is known of drawn states."""
-        seed = stream_seed(self._config.seed, "futures in evaluation")
-        how = found.artefact, self._config.agent.rollout.temperature, self._env.tokenizer.eos_id
+        config, how = self._config, (name, self._writer, step)
         with self._computing(), self._analysis:
-            self._truth.write(self._model, self._run_dir, name, self._writer, step)
-            if step > 0 and self._config.imagination.reads_latents:  # before, nothing has taught the world heads
-                self._truth.write_values(self._model, found.artefact, self._run_dir, name, self._writer, step)
-            if found.evaluation.sampled.is_masked:
-                return
-            split = measured_split(self._model, *how, seed)
-            losses = measured_open_loop(self._imagining().world_model, *how, self._model.device, seed)
-        self._writer.scalars(split_scalars(split, seed) | open_loop_scalars(losses, seed), step)
+            self._truth.write(self._model, self._run_dir, *how)
+            if step > 0 and config.imagination.reads_latents:  # before, nothing has taught the world heads
+                self._truth.write_values(self._model, found.artefact, self._run_dir, *how)
+            if not found.evaluation.sampled.is_masked:
+                seed, end = stream_seed(config.seed, "futures in evaluation"), self._env.tokenizer.eos_id
+                acting = config.agent.rollout.temperature, end, seed
+                world_model = self._imagining().world_model
+                write_head_split(self._model, world_model, found.artefact, *acting, self._writer, step)
 
     def _watch(self, sampled: Rollout, step: int) -> None:
         """Keep the first held-out answers for the Imagination tab."""

@@ -1,0 +1,56 @@
+"""The frozen config of ``imagination=episodes``; like ``config.py`` it needs no torch."""
+
+from dataclasses import dataclass
+
+MIN_GAP_BATCHES = 4
+"""Batches from one change of the number of imagined ones to the next: fewer have no error worth its name."""
+
+
+@dataclass(frozen=True)
+class EpisodesConfig:
+    """``imagination=episodes``: PPO on whole imagined episodes, after PPO on the real ones of an iteration.
+
+    Biased by whatever the model of replies gets wrong, so that gates decide whether, and how much, it is trusted.
+    """
+
+    num_batches: int = 8
+    """Imagined batches after each real one, at most; each is acted by the policy of the moment and trained on."""
+    batch_size: int = 32
+    """Episodes of an imagined batch."""
+    num_epochs: int = 4
+    """Passes over each imagined batch."""
+    waits_for_reward: bool = True
+    """The policy is not trained before two real returns have differed: nothing can be learnt from equal ones."""
+    max_disagreement: float = 0.1
+    """Mean total variation of the ensemble over an imagined batch above which the batch is not trained on."""
+    min_action_ratio: float = 1.1
+    """Held-out error with the words of other turns over the real one, below which the model counts as blind."""
+    gap_batches: int = 8
+    """Real batches that the optimism gap is averaged over: above two standard errors the number of batches halves."""
+    least_gap: float = 0.02
+    """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
+    shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
+    explores_again_after: int = 8
+    """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
+    again, for as long as that goes on: a reward that was found once may be lost. 0: never."""
+    novelty_threshold: float = 0.3
+    """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
+    novelty_bonus: float = 0.5
+    """Of a novel reply, in reward; 0 explores nothing."""
+    novelty_ent_coef: float = 0.1
+    """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
+    unlearns_lost_ways: bool = False
+    """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
+    trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""
+    gated: bool = True
+    """Off for placebos, whose gates would be shut."""
+
+    def __post_init__(self) -> None:
+        least = {"num_epochs": 1, "batch_size": 2, "gap_batches": MIN_GAP_BATCHES}
+        least |= dict.fromkeys(("num_batches", "max_disagreement", "min_action_ratio", "least_gap"), 0)
+        least |= dict.fromkeys(("explores_again_after", "novelty_bonus", "novelty_ent_coef"), 0)
+        for name, number in least.items():
+            if not getattr(self, name) >= number:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {number}.")
+        if not 0 <= self.novelty_threshold < 1:
+            raise ValueError(f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")

@@ -91,9 +91,10 @@ def test_a_run_is_planned_in_by_its_own_model_of_replies_and_in_the_world(compos
     [
         ((), "has no model of replies: imagination=off, and imagination=episodes alone learns one"),
         (("imagination=episodes", "world_model=oracle"), "the run has learnt no model of replies: world_model.backend"),
+        (("agent.ppo.gamma=0.0",), "trained with agent.ppo.gamma=0.0, so that its values say nothing of what comes"),
     ],
 )
-def test_a_run_without_a_model_of_replies_is_told(overrides, told, compose, tiny_overrides, tmp_path, evaluate):
+def test_a_run_that_cannot_be_planned_in_is_told(overrides, told, compose, tiny_overrides, tmp_path, evaluate):
     run(compose(*lake(tiny_overrides, *overrides, "agent.rollout.num_iterations=1")), tmp_path / "run")
     model = MTPModel.from_pretrained(tmp_path / "run" / "model")
     torch.nn.init.ones_(model.world_heads.value[-1].weight)

@@ -235,10 +235,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match=arithmetic):
             muzero_policy(model, model.roots, POLICY, SearchConfig(max_bytes=17423), torch.Generator())
 
-    @pytest.mark.parametrize("change", [{"num_simulations": 0}, {"width": 0}, {"max_depth": 0}, {"gamma": 1.5}])
+    @pytest.mark.parametrize("change", [{"num_simulations": 0}, {"width": 0}, {"max_depth": 0}])
     def test_configs(self, change: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=next(iter(change))):
             SearchConfig(**change)
+
+    @pytest.mark.parametrize("gamma", [0.0, -0.5, 1.5, float("nan")])
+    def test_a_discount_that_is_none(self, gamma: float) -> None:
+        with pytest.raises(ValueError, match=rf"gamma={gamma} must be in \(0, 1\].* Set gamma=1, or what the returns"):
+            SearchConfig(gamma=gamma)
 
     def test_no_noise_and_no_generator(self, make_problem: Callable[[int], Any], make_tables: type[Any]) -> None:
         model = make_tables(make_problem(0))

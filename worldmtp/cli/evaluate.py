@@ -125,16 +125,10 @@ def _compare(
             f"--dynamics replies asks the model of replies that a run has learnt, and {arguments.model} is no run in "
             f"{arguments.env}; give --model a run with imagination=episodes there, or --dynamics world."
         )
-    # Through replies a search pays and discounts as the run did whose values it reads.
-    gamma = 1.0 if trained is None else trained.agent.ppo.gamma
-    hows = [
-        ActingSearch(
-            rule,
-            dynamics,
-            SearchConfig(number, arguments.depth, arguments.width or 16, gamma if dynamics in THROUGH_REPLIES else 1.0),
-        )
-        for rule, dynamics, number in searches
-    ]
+    hows = []
+    for rule, dynamics, number in searches:
+        gamma = _gamma_of(trained) if dynamics in THROUGH_REPLIES else 1.0
+        hows.append(ActingSearch(rule, dynamics, SearchConfig(number, arguments.depth, arguments.width or 16, gamma)))
     ways = compare_answers(
         model,
         env,
@@ -160,6 +154,22 @@ def _compare(
         share = f"{exact.estimate:.3f} [{exact.low:.3f}, {exact.high:.3f}]"
         numbers_text = f"{float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}"
         print(f"  {way.way:<42}{share}  {numbers_text}", flush=True)
+
+
+def _gamma_of(trained: TrainConfig | None) -> float:
+    """Return what a search through replies discounts by: what the run did whose values it reads.
+
+    Raises:
+        ValueError: the run let nothing count that follows a token, so that its values do not either.
+    """
+    gamma = 1.0 if trained is None else trained.agent.ppo.gamma
+    if gamma == 0:
+        raise ValueError(
+            f"the run was trained with agent.ppo.gamma={gamma}, so that its values say nothing of what comes after a "
+            "reply, and a search through replies has nothing to look for; train with agent.ppo.gamma in (0, 1], or "
+            "search to the end of the turn (--dynamics mtp or oracle)."
+        )
+    return gamma
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,6 +34,7 @@ class SearchConfig:
     width: int = 16
     """Likeliest tokens of each node that are kept; the search cannot choose another. No more than there are."""
     gamma: float = 1.0
+    """What follows a token is discounted by it, as by the training of the values that are read."""
     max_bytes: int = _MAX_BYTES
     """Memory that the arrays of the trees may take, with the world model's state at every node."""
 
@@ -44,7 +45,10 @@ class SearchConfig:
         if self.max_depth is not None and self.max_depth < 1:
             raise ValueError(f"max_depth={self.max_depth} must be at least 1, or None.")
         if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma} must be in (0, 1].")
+            raise ValueError(
+                f"gamma={self.gamma} must be in (0, 1]: by 0 nothing that follows a token counts, and above 1 what is "
+                "far off counts most. Set gamma=1, or what the returns are discounted by that the values stand for."
+            )
 
     def depth(self, world_model: Dynamics[Any]) -> int:
         """Return the deepest level in this world model.

@@ -29,13 +29,10 @@ from scipy import stats
 
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.rollout import collect_rollout, episode_returns
-from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.cli.schema import build, register
-from worldmtp.random import stream_seed
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.imports import import_user_modules
-from worldmtp.training.make import make_env, make_model, on_device
-from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run
+from worldmtp.training.make import make_env
+from worldmtp.training.trainers import fresh_trainer
 
 ARMS: dict[str, tuple[str, ...]] = {
     "ppo": ("imagination=off",),
@@ -86,24 +83,9 @@ class Run:
 
 def train(config: TrainConfig, world: str, arm: str, optimum: float, limit: int) -> Run:
     """Train until 90 % of the optimum, or so many real decisions."""
-    import_user_modules(config.imports)
-    rollout = config.agent.rollout
-    env = make_env(config.env, rollout.num_prompts * rollout.group_size)
-    model = on_device(make_model(config.model, env, stream_seed(config.seed, "model")), config.profile)
-    prompts = draw_run_prompts(env, config)
-    choose_pool(env, prompts, config)
+    trainer, model, _, prompts = fresh_trainer(config)
     held_out = prompts.held_out[:_EVALUATED]
-    judge = make_env(config.env, len(held_out))
-    trainer = ImaginationTrainer(
-        model,
-        env,
-        rollout,
-        config.agent.ppo,
-        config.world_model,
-        config.imagination,
-        stream_seed(config.seed, "reinforcement"),
-        lambda num_rows: rows_of_run(num_rows, prompts, config),
-    )
+    judge, temperature = make_env(config.env, len(held_out)), config.agent.rollout.temperature
     evaluations: list[tuple[int, float]] = []
     decisions: dict[str, int] = {}
     returns: list[float] = []
@@ -119,7 +101,7 @@ def train(config: TrainConfig, world: str, arm: str, optimum: float, limit: int)
             first = total
         generator = torch.Generator().manual_seed(trainer.iteration)
         options = {"split": "heldout", "prompts": list(held_out), "group_size": 1}
-        evaluated = collect_rollout(judge, TrunkPolicy(model, rollout.temperature), generator, options)
+        evaluated = collect_rollout(judge, TrunkPolicy(model, temperature), generator, options)
         evaluations.append((total, float(episode_returns(evaluated).mean())))
         for fraction in _FRACTIONS:
             recent = _recent(evaluations, 2)

@@ -32,15 +32,13 @@ import torch
 from worldmtp.agents.answers import Answering, Answers
 from worldmtp.agents.imagination.reply_models import saved_replies
 from worldmtp.agents.search_policy import ActingSearch
-from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.cli.schema import build, register
 from worldmtp.dynamics.conversations import ForeseenReplies
-from worldmtp.random import stream_seed
 from worldmtp.search import SearchConfig
 from worldmtp.statistics import bootstrap_interval
 from worldmtp.training.config import TrainConfig
-from worldmtp.training.make import make_env, make_model, on_device
-from worldmtp.training.run_prompts import choose_pool, draw_run_prompts
+from worldmtp.training.make import make_env
+from worldmtp.training.trainers import fresh_trainer
 
 
 @dataclass(frozen=True)
@@ -77,20 +75,7 @@ def trained(world: str, seed: int, setting: Setting) -> tuple[Answering, float]:
         config = build(
             TrainConfig, hydra.compose("train", [f"env={world}", f"seed={seed}", *_SHUT, *setting.overrides])
         )
-    rollout = config.agent.rollout
-    env = make_env(config.env, rollout.num_prompts * rollout.group_size)
-    model = on_device(make_model(config.model, env, stream_seed(seed, "model")), config.profile)
-    prompts = draw_run_prompts(env, config)
-    choose_pool(env, prompts, config)
-    trainer = ImaginationTrainer(
-        model,
-        env,
-        rollout,
-        config.agent.ppo,
-        config.world_model,
-        config.imagination,
-        stream_seed(seed, "reinforcement"),
-    )
+    trainer, model, env, prompts = fresh_trainer(config)
     for _ in range(setting.num_batches):
         trainer.step()
     assert trainer.episodes is not None  # asked for

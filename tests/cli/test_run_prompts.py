@@ -17,6 +17,7 @@ from worldmtp.training.make import make_env
 from worldmtp.training.pipeline import _STAGES as STAGES
 from worldmtp.training.pipeline import Pipeline
 from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run
+from worldmtp.training.trainers import make_trainer
 
 
 @pytest.fixture
@@ -194,7 +195,8 @@ def test_every_purpose_of_every_run_has_a_stream_of_its_own(compose_tiny, no_rep
         asked.append((seed, purpose))
         return stream_seed(seed, purpose)
 
-    monkeypatch.setattr("worldmtp.training.pipeline.stream_seed", recorded)
+    for module in ("pipeline", "trainers"):
+        monkeypatch.setattr(f"worldmtp.training.{module}.stream_seed", recorded)
     run(compose_tiny("seed=5", "agent.rollout.num_iterations=1", "world_model=shuffled"), tmp_path / "run")
     assert {seed for seed, _ in asked} == {5}
     purposes = {purpose for _, purpose in asked}
@@ -266,6 +268,7 @@ def test_the_true_world_is_imagined_from_the_runs_own_pool(config_of, tiny_overr
         ProgressReporter(STAGES, io.StringIO()) as progress,
     ):
         pipeline = Pipeline(config, directory, writer, progress)
-        imagined = pipeline._trainer().episodes._world
+        trainer = make_trainer(config, pipeline._model, pipeline._env, pipeline._prompts)
+        imagined = trainer.episodes._world
     assert imagined.dataset.pool("train").fingerprint() == pipeline._env.dataset.pool("train").fingerprint()
     assert make_env(config.env, 3).dataset.pool("train").fingerprint() != imagined.dataset.pool("train").fingerprint()

@@ -1,5 +1,7 @@
 """Training runs, from a config to a report: ``run(TrainConfig(...))`` and ``open_run(directory)``.
 
+``fresh_trainer(config)`` is the trainer of a config alone, to step by hand.
+
 Names are loaded on first use; the configs alone cost no torch.
 """
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from worldmtp.training.runs import OpenedRun as OpenedRun
     from worldmtp.training.runs import open_run as open_run
     from worldmtp.training.runs import run as run
+    from worldmtp.training.trainers import FreshTrainer as FreshTrainer
+    from worldmtp.training.trainers import fresh_trainer as fresh_trainer
+    from worldmtp.training.trainers import make_trainer as make_trainer
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -34,5 +39,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "run_dir": "RunResult",
         "runs": "OpenedRun open_run run",
+        "trainers": "FreshTrainer fresh_trainer make_trainer",
     },
 )

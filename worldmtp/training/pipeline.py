@@ -73,8 +73,9 @@ from worldmtp.training.make import (
 )
 from worldmtp.training.reinforce import CONFIG_TAG, StoppedEarly, load_last, reinforce
 from worldmtp.training.run_dir import CONFIG_FILE, DONE_FILE, MODEL_FOLDER, RUN_LOG, RunResult, tell
-from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, rows_of_run, write_shown
+from worldmtp.training.run_prompts import choose_pool, draw_run_prompts, write_shown
 from worldmtp.training.saved_model import check_vocabulary, load_model, save_model, transformers_tokenizer
+from worldmtp.training.trainers import make_trainer
 from worldmtp.training.warm_start import warm_start
 
 _STAGES = (Stage("warm start", 25.0), Stage("reinforce", 73.0), Stage("report", 2.0))
@@ -188,7 +189,7 @@ class Pipeline:
 
     def _train(self) -> None:
         """Train from the last checkpoint on."""
-        trainer = self._trainer()
+        trainer = make_trainer(self._config, self._model, self._env, self._prompts)
         if self._saved is not None:
             trainer.load_state_dict(self._saved.trainer)
         with self._computing():
@@ -261,19 +262,6 @@ class Pipeline:
     def _computing(self) -> torch.autocast:
         """Return the precision to compute in; the warm start has an autocast of its own."""
         return computing_in(self._config.model.compute_dtype, self._model.device)
-
-    def _trainer(self) -> ImaginationTrainer:
-        config = self._config
-        return ImaginationTrainer(
-            self._model,
-            self._env,
-            config.agent.rollout,
-            config.agent.ppo,
-            config.world_model,
-            config.imagination,
-            stream_seed(config.seed, "reinforcement"),
-            lambda num_rows: rows_of_run(num_rows, self._prompts, config),
-        )
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> float:
         """Evaluate before a checkpoint, so that a resumed log holds it once; return the seconds of analysis."""

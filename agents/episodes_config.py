@@ -34,7 +34,8 @@ class EpisodesConfig:
     """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
     again, for as long as that goes on: a reward that was found once may be lost. 0: never."""
     novelty_threshold: float = 0.3
-    """Before the first reward: replies never heard, or that the ensemble disagrees on more, are paid the bonus."""
+    """Before the first reward: replies never heard, or to words never said there that the ensemble disagrees on more,
+    are paid the bonus."""
     novelty_bonus: float = 0.5
     """Of a novel reply, in reward; 0 explores nothing."""
     novelty_ent_coef: float = 0.1

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Int
 
-from worldmtp.dynamics.turns import NOTHING, RepliesModel, Turns
+from worldmtp.dynamics.turns import NOTHING, RepliesModel, Turns, said_after
 from worldmtp.envs.options import refusal_changes_nothing
 from worldmtp.envs.rows import TextRows, VectorReset, VectorStep, batch_infos, check_actions, observation_space
 from worldmtp.envs.task import TurnTask
@@ -36,13 +36,19 @@ from worldmtp.envs.vector_env import TextGenVectorEnv
 class Novelty:
     """Optimism towards what the ensemble does not know: R-max (Brafman and Tennenholtz 2002) in imagination.
 
-    A turn whose reply the members disagree on by more than ``threshold``, or which no real conversation has had, ends
-    the episode and is paid ``bonus``. The second matters where a model understands a world before it has seen it all:
-    from rows and columns it foretells places where nobody has been, and its members agree on them.
+    A turn ends the episode and is paid ``bonus`` if no real conversation has had its reply, or if the members disagree
+    on that by more than ``threshold`` and nobody has said these words there before. The first matters where a model
+    understands a world before it has seen it all: from rows and columns it foretells places where nobody has been, and
+    its members agree on them. Without the last clause, members that have learnt little send the policy where it has
+    been: they disagree on all they have heard.
     """
 
     threshold: float
     bonus: float
+    tried: frozenset[tuple[int, ...]] = frozenset()
+    """Keys of the turns that real conversations have had (``said_after``)."""
+    history: bool = False
+    """Whether these keys are of all that was heard and said, or of the last text heard and what was said then."""
 
 
 class ImaginedWorldVectorEnv(TextVectorEnv):
@@ -171,7 +177,9 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         doubt = imagined.disagreement.double().numpy()
         self._doubt[over] += doubt
         if self._novelty is not None:
-            novel = (doubt > self._novelty.threshold) | imagined.unheard.numpy()
+            keys = said_after(self._turns(at), torch.arange(len(at)), torch.from_numpy(turn), self._novelty.history)
+            untried = np.array([key not in self._novelty.tried for key in keys])
+            novel = ((doubt > self._novelty.threshold) & untried) | imagined.unheard.numpy()
             paid, ended = np.where(novel, self._novelty.bonus, paid), ended | novel
             reasons[over[novel]] = "novel"
         reasons[over[ended & (reasons[over] == "")]] = "ended"

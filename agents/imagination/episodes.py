@@ -14,9 +14,9 @@ Biased: the policy is trained on whatever the model gets wrong. So it is off by 
 beside its placebos, which ``world_model.backend`` names: ``shuffled`` learns from the words of other turns, and
 ``identity`` sees none. ``oracle`` imagines in the real world itself: the upper bound, whose turns are not counted.
 
-Before two real returns have differed nothing can be learnt from them. Then imagination explores: replies that the
-ensemble disagrees on are paid for (``Novelty``), and the real batch shows what is there. It does so again where the
-last real batches were all paid the lowest return there has been: the policy has lost the way.
+Before two real returns have differed nothing can be learnt from them. Then imagination explores: what nobody has said
+there before, and the ensemble disagrees on, is paid for (``Novelty``), and the real batch shows what is there. It does
+so again where the last real batches were all paid the lowest return there has been: the policy has lost the way.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ from worldmtp.agents.turns import turns_of
 from worldmtp.choices import check_choice
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, is_rewarded, shuffled
 from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
-from worldmtp.dynamics.turns import NOTHING, Turns
+from worldmtp.dynamics.turns import NOTHING, Turns, said_after
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
@@ -123,6 +123,7 @@ class EpisodeImagination:
             self._learning,
             blind=self._backend == "identity",
         )
+        self._novelty: Novelty | None = None
         self._world: TextVectorEnv | None = None
         if self._backend == "oracle":
             if make_real is None:
@@ -173,6 +174,7 @@ class EpisodeImagination:
         if self._world is None and not len(self._replay):
             return {}  # no real turn has come to its end: nobody knows of any reply
         metrics, ratio = self._learn()
+        self._novelty = self._what_is_new() if self.explores else None
         is_open = self.explores or not self._config.gated or ratio >= self._config.min_action_ratio
         batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
         may_learn = self.explores or self.trains_on_real
@@ -235,9 +237,20 @@ class EpisodeImagination:
             return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
         recent, _ = self._replay.newest(self._replies.recent_episodes)
         chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
-        novelty = Novelty(config.novelty_threshold, config.novelty_bonus) if self.explores else None
-        imagined, world = self._from_openings(recent.opening[chosen], self._acting, novelty)
+        imagined, world = self._from_openings(recent.opening[chosen], self._acting, self._novelty)
         return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+
+    def _what_is_new(self) -> Novelty:
+        """Return what is paid for while imagination explores.
+
+        Before the contexts have been compared for long, a history is taken for no reason to try the same words again:
+        models that have learnt little differ by chance, and each history is new.
+        """
+        config, turns = self._config, self._replay.turns
+        history = self._models.settled == "history"
+        rows, turn = torch.nonzero(turns.mask, as_tuple=True)
+        tried = frozenset(said_after(turns, rows, turn, history))
+        return Novelty(config.novelty_threshold, config.novelty_bonus, tried, history)
 
     def _from_openings(
         self, openings: Int[Tensor, "row opening"], generator: torch.Generator, novelty: Novelty | None = None

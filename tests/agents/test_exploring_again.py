@@ -9,6 +9,7 @@ from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.imagination.episodes import EpisodeImagination, check_bonus
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig
+from worldmtp.dynamics.turns import NOTHING
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 
@@ -107,6 +108,35 @@ def test_nothing_is_told_of_what_was_not_imagined(tiny_model: Any) -> None:
     assert not {"imagination/return_promised", "imagination/disagreement"} & metrics.keys()
     metrics, _ = make_trainer(tiny_model).step()
     assert {"imagination/return_promised", "imagination/disagreement"} <= metrics.keys()
+
+
+def test_what_real_conversations_said_is_tried(tiny_model: Any) -> None:
+    """A key for each opening and the letter that it was answered with; nothing is said twice in this world."""
+    trainer = make_trainer(tiny_model)
+    Purse.holds = 0.0
+    _, rollout = trainer.step()
+    said = {
+        (*rollout.input_ids[row, :2].tolist(), NOTHING, int(rollout.actions[row, 0]), NOTHING)
+        for row in range(len(rollout))
+        if rollout.actions[row, 0] != 1  # a turn of nothing but its end says nothing
+    }
+    assert trainer.episodes is not None
+    assert trainer.episodes._what_is_new().tried >= said
+    assert len(said) > 1
+
+
+def test_a_history_is_no_reason_to_try_again_before_contexts_have_been_compared(tiny_model: Any) -> None:
+    """After one batch the history may be the better context by chance; what it knows counts when it is kept alone."""
+    trainer = make_trainer(tiny_model)
+    explores(trainer, [0.0])
+    assert trainer.episodes is not None
+    models = trainer.episodes._models
+    models.context = "history"
+    assert models.settled is None
+    assert not trainer.episodes._what_is_new().history
+    models._learners = {"history": models._learners["history"]}
+    assert models.settled == "history"
+    assert trainer.episodes._what_is_new().history
 
 
 def test_a_bonus_beyond_the_range_of_returns_is_refused(tiny_model: Any) -> None:

@@ -167,6 +167,31 @@ def test_what_is_not_known_is_paid_for_and_ends() -> None:
         assert imagined.num_turns == 1
 
 
+def test_words_said_there_before_are_not_new() -> None:
+    """Openings "a=" and "b=", both answered with "a": doubt pays where it was not said before, the unheard anyway."""
+    real = ladder_env(2, max_turn=1)
+    a, b, equals = real.tokenizer.encode("ab=")
+    tried = frozenset({(a, equals, NOTHING, a, NOTHING)})
+    openings = np.array([[a, equals], [b, equals]])
+    for unheard, paid in ((False, [0.125, 0.7]), (True, [0.7, 0.7])):
+        imagined = imagined_of(real, 2, doubt=0.4, unheard=unheard, novelty=Novelty(0.3, 0.7, tried))
+        imagined.reset(options={"openings": openings})
+        np.testing.assert_allclose(imagined.step(np.array([a, a]))[1], paid)
+
+
+def test_with_the_history_the_same_words_are_new_after_others() -> None:
+    """Saying "a" after silence is not new; if whole conversations are told apart, after this opening it is."""
+    real = ladder_env(1, max_turn=1)
+    c, a, equals = real.tokenizer.encode("ca=")
+    for history, paid in ((False, 0.125), (True, 0.7)):
+        # The ladder is silent after "c", so that the text heard last is nothing.
+        tried = frozenset({(a, equals, NOTHING, c, NOTHING), (NOTHING, a, NOTHING)})
+        imagined = imagined_of(real, 1, doubt=0.4, novelty=Novelty(0.3, 0.7, tried, history))
+        imagined.reset(options={"openings": np.array([[a, equals]])})
+        assert imagined.step(np.array([c]))[1] == 0, "it was said after this opening"
+        assert imagined.step(np.array([a]))[1] == pytest.approx(paid)
+
+
 def test_masks_of_the_real_rows_hold_in_imagined_ones() -> None:
     real = ladder_env(2, max_turn=1)
     masked = VectorActionMask(real, alphabet="ab")

@@ -258,6 +258,11 @@ class ReplyModels:
         """Return the model to be asked."""
         return self._learners[self.context]
 
+    @property
+    def settled(self) -> str | None:
+        """Return the context that is kept; None while there is more than one."""
+        return self.context if len(self._learners) == 1 else None
+
     def learn(self, replay: TurnReplay, lowest: float, generator: torch.Generator) -> LearnedReplies:
         """Train all contexts on the replay and choose among them; return what the chosen one learnt."""
         learned = {name: learner.learn(replay, lowest, generator) for name, learner in self._learners.items()}

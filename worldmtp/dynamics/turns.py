@@ -103,6 +103,26 @@ class RepliesModel(Protocol):
         ...
 
 
+def said_after(
+    turns: Turns, rows: Int[Tensor, " asked"], turn: Int[Tensor, " asked"], history: bool
+) -> list[tuple[int, ...]]:
+    """Return a key for turn ``turn`` of each conversation of ``rows``: what was said in it, and after what.
+
+    Two turns have one key where a model that reads no more could not foretell their replies apart: the text heard last
+    and what was then said, or with ``history`` all that was heard and said up to there. The reply is not read.
+    """
+    keys = []
+    for row, last in zip(rows.tolist(), turn.tolist(), strict=True):
+        first = 0 if history else last
+        texts = []
+        for now in range(first, last + 1):
+            texts += [turns.replies[row, now - 1] if now else turns.opening[row], turns.said[row, now]]
+        # Padding stands between the texts, once: it tells where one ends, and is no token.
+        told = [[*(token for token in text.tolist() if token != NOTHING), NOTHING] for text in texts]
+        keys.append(tuple(token for text in told for token in text))
+    return keys
+
+
 def padded(values: Tensor, widths: Sequence[int], pad: int) -> Tensor:
     """Return the values with all axes but the first filled up to ``widths`` at their end."""
     missing = [(0, width - have) for width, have in zip(widths, values.shape[1:], strict=True)]

@@ -10,9 +10,11 @@ import inspect
 import ipaddress
 import os
 import random
+import re
 import shutil
 import socket
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,8 +27,9 @@ import numpy as np
 import pytest
 from beartype._check.code import codemain
 from beartype.roar import BeartypeCallHintViolation
+from jaxtyping._array_types import _MetaAbstractArray
 from jaxtyping._decorator import _destring_annotation
-from jaxtyping._storage import pop_shape_memo, push_shape_memo, shape_str
+from jaxtyping._storage import get_shape_memo, pop_shape_memo, push_shape_memo, shape_str
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +91,31 @@ def _checked_once(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def _with_plain_check(target: Any, typechecker: Callable[..., Any]) -> Any:
+    """Check a function's types; the check of a function within a function is made once, not at each definition."""
+    if "<locals>" not in target.__qualname__:
+        return _with_new_check(target, typechecker)
+    key = (target.__code__, *map(repr, target.__annotations__.values()))
+    made = _checks.get(key) or _checks.setdefault(key, _with_new_check(_stand_in(target), typechecker))
+    if not hasattr(made, "__wrapped__"):
+        return target  # it names no types
+    checked = types.FunctionType(made.__code__, made.__globals__, made.__name__)
+    checked.__kwdefaults__ = made.__kwdefaults__ | {"__beartype_func": target}
+    return functools.update_wrapper(checked, target)
+
+
+def _stand_in(target: Any) -> Any:
+    """Make a function of the same signature that can be kept: nothing of the call that defined it lives on in it."""
+    cells = tuple(types.CellType() for _ in target.__code__.co_freevars)
+    made = types.FunctionType(target.__code__, target.__globals__, target.__name__, target.__defaults__, cells)
+    made.__kwdefaults__, made.__annotations__ = target.__kwdefaults__, target.__annotations__
+    made.__qualname__, made.__module__ = target.__qualname__, target.__module__
+    return made
+
+
+_checks: dict[tuple[Any, ...], Any] = {}
+
+
+def _with_new_check(target: Any, typechecker: Callable[..., Any]) -> Any:
     """Check a function's types; a hint in quotes whose name is not known yet is anything, as in jaxtyping."""
     hints = target.__annotations__
     if not any(isinstance(hint, str) for hint in hints.values()):
@@ -99,6 +127,44 @@ def _with_plain_check(target: Any, typechecker: Callable[..., Any]) -> Any:
 
 
 jaxtyping.jaxtyped = _checked_once
+
+_fits = _MetaAbstractArray.__instancecheck__
+
+
+def _fits_quickly(annotation: Any, array: Any) -> bool:
+    """Return what jaxtyping does, which writes each dtype as text and copies four dictionaries.
+
+    Where all axes are names or numbers, only each no and the first yes to each dtype are its own.
+    """
+    if "axes_and_dtypes" not in annotation.__dict__:
+        annotation.axes_and_dtypes = _plain_axes(annotation), set()
+    axes, dtypes = annotation.axes_and_dtypes
+    if axes is None:
+        return _fits(annotation, array)
+    if not isinstance(array, annotation.array_type) or array.dtype not in dtypes or array.ndim != len(axes):
+        passed = _fits(annotation, array)
+        if passed:
+            dtypes.add(array.dtype)
+        return passed
+    sizes = get_shape_memo()[0]
+    before = sizes.copy()
+    for axis, size in zip(axes, array.shape, strict=True):
+        if axis is not None and size != (axis if isinstance(axis, int) else sizes.setdefault(axis, size)):
+            sizes.clear()
+            sizes.update(before)
+            return _fits(annotation, array)
+    return True
+
+
+def _plain_axes(annotation: Any) -> tuple[str | int | None, ...] | None:
+    """Return the name or size of each axis, None for any; None where an axis is more than that, such as ``*batch``."""
+    axes = annotation.dim_str.split()
+    if annotation.array_type is Any or not all(re.fullmatch(r"[^\W\d]\w*|\d+", axis) for axis in axes):
+        return None
+    return tuple(None if axis.startswith("_") else int(axis) if axis.isdigit() else axis for axis in axes)
+
+
+_MetaAbstractArray.__instancecheck__ = _fits_quickly
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

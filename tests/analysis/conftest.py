@@ -89,3 +89,9 @@ def make_artefact():
 def marginal_heads():
     """What perfect parallel heads state: A, A^2, A^3."""
     return [np.linalg.matrix_power(TRANSITION, k) for k in (1, 2, 3)]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leaves the pictures of a report undrawn, which takes longer than the rest; test_report looks at them."""
+    monkeypatch.setattr("worldmtp.analysis.figures.png_data_uri", lambda figure: "data:,")

@@ -2,8 +2,11 @@
 
 import copy
 import functools
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from worldmtp.cli.schema import register
@@ -50,15 +55,29 @@ def tiny_overrides() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
-    """Composes as the command line does; the same overrides once, which takes a third of a second."""
+    """Composes as the command line does; the same options of groups once, which takes a fifth of a second.
+
+    Hydra composes the options and then sets the values, one after another, by the function that is called here.
+    """
     register()
+    groups = "|".join(entry.name for entry in resources.files("worldmtp.configs").iterdir() if entry.is_dir())
+    chosen = re.compile(rf"[+~]*((/?({groups})([/@].*)?)(=|$)|hydra[./])")
+    parser = OverridesParser.create()
 
     @functools.cache
-    def composed(*overrides: str) -> DictConfig:
+    def composed_by_hydra(overrides: tuple[str, ...]) -> DictConfig:
         with hydra.initialize_config_module("worldmtp.configs", version_base="1.3"):
             return hydra.compose("train", list(overrides))
 
-    return lambda *overrides: copy.deepcopy(composed(*overrides))
+    def composed(*overrides: str) -> DictConfig:
+        options = [override for override in overrides if chosen.match(override)]
+        values = [override for override in overrides if not chosen.match(override)]
+        shared = [*itertools.takewhile(TINY.__contains__, values)]
+        config = copy.deepcopy(composed_by_hydra((*options, *shared)))
+        ConfigLoaderImpl._apply_overrides_to_config(parser.parse_overrides(values[len(shared) :]), config)
+        return config
+
+    return composed
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 """The shared fixtures do what they promise: other rooms' tests lean on them."""
 
+import gc
 import random
 import re
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,7 +19,8 @@ import pytest
 import torch
 from beartype import beartype
 from beartype.roar import BeartypeCallHintParamViolation, BeartypeCallHintReturnViolation
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
+from jaxtyping._storage import pop_shape_memo, push_shape_memo
 from torch import Tensor
 
 from worldmtp.choices import check_choice
@@ -158,6 +161,65 @@ def test_dataclasses_and_hints_in_quotes_are_checked() -> None:
         replace(Pair(torch.ones(2), torch.ones(2)), left=torch.ones(2, 1))
     with pytest.raises(BeartypeCallHintParamViolation, match="repeats"):
         first(Pair(torch.ones(2), torch.ones(2)), 2.0)
+
+
+def test_a_function_within_a_function_is_checked_wherever_it_is_defined_and_keeps_nothing() -> None:
+    """Its check is made once; each definition has its own values, and what it holds goes when it goes."""
+
+    class Held:
+        pass
+
+    def define(number: int, held: Held) -> Any:
+        @jaxtyping.jaxtyped(typechecker=beartype)
+        def shifted(row: Float[Tensor, " row"], by: int = number, *, times: int = 1) -> Float[Tensor, " row"]:
+            assert held is not None
+            return row + by * times + number
+
+        return shifted
+
+    first, second = define(1, Held()), define(2, held := Held())
+    assert (first(torch.zeros(1)).item(), second(torch.zeros(1)).item()) == (2.0, 4.0)
+    assert second(torch.zeros(1), 5, times=2).item() == 12.0
+    for shifted in (first, second):
+        with pytest.raises(BeartypeCallHintParamViolation, match="row"):
+            shifted(torch.zeros(1, 1))
+        with pytest.raises(BeartypeCallHintParamViolation, match="times"):
+            shifted(torch.zeros(1), times=0.5)
+    gone = weakref.ref(held)
+    del shifted, second, held
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("kind", [Float, Int, Shaped])
+@pytest.mark.parametrize("array_type", [Tensor, np.ndarray])
+def test_axes_are_those_of_jaxtyping(kind: Any, array_type: type) -> None:
+    """``tests/conftest.py`` says yes to plain axes by itself: as jaxtyping does, whatever is asked in what order."""
+    names = ["row column", "row row", "row 3", "_ column", "*more column", "...", "", "3", "#row column", "row row+1"]
+    annotations = [kind[array_type, name] for name in names]
+    shapes: list[tuple[int, ...]] = [(), (3,), (2, 3), (3, 3), (1, 3), (2, 3, 4)]
+    arrays = [torch.zeros(shape, dtype=dtype) for shape in shapes for dtype in (torch.float32, torch.int64)]
+    asked = [*arrays, *(np.asarray(array) for array in arrays), None]
+    source = random.Random(0)
+
+    def answers(ask: Callable[[Any, Any], bool], questions: list[tuple[Any, Any]]) -> list[Any]:
+        axes = push_shape_memo({})
+        try:
+            return [*(ask(*question) for question in questions), axes[0]]
+        finally:
+            pop_shape_memo()
+
+    num_yes = 0
+    for _ in range(300):
+        # A sum of names is only asked for once these are known, as jaxtyping wants it.
+        questions = [
+            (annotations[0], asked[4]),
+            *((source.choice(annotations), source.choice(asked)) for _ in range(4)),
+        ]
+        expected = answers(lambda annotation, array: annotation.__instancecheck_str__(array) == "", questions)
+        assert answers(lambda annotation, array: isinstance(array, annotation), questions) == expected
+        num_yes += sum(expected[:-1])
+    assert num_yes > 50
 
 
 def test_the_products_functions_are_checked() -> None:

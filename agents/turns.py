@@ -1,6 +1,7 @@
 """Episodes of conversations, read turn by turn from a rollout: what a model of replies learns from."""
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from worldmtp.agents.rollout import Rollout
@@ -19,16 +20,16 @@ def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None, max_new: int) 
     """
     host = rollout.to("cpu")
     episodes = [_episode(host, row, eos_id, max_turn, max_new) for row in range(len(host))]
-    num_turns = max(1, *(len(turns) for _, turns in episodes))
+    num_turns = max(1, *(len(turns) for _, turns, _ in episodes))
     widths = {
-        name: max([1, *(len(turn[name]) for _, turns in episodes for turn in turns)]) for name in ("said", "reply")
+        name: max([1, *(len(turn[name]) for _, turns, _ in episodes for turn in turns)]) for name in ("said", "reply")
     }
     shape = (len(episodes), num_turns)
     said, replies = (torch.full((*shape, widths[name]), NOTHING) for name in ("said", "reply"))
     rewards, ended = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     mask = torch.zeros(shape, dtype=torch.bool)
-    opening = torch.full((len(episodes), max(len(prompt) for prompt, _ in episodes)), NOTHING)
-    for row, (prompt, turns) in enumerate(episodes):
+    opening = torch.full((len(episodes), max(len(prompt) for prompt, _, _ in episodes)), NOTHING)
+    for row, (prompt, turns, _) in enumerate(episodes):
         opening[row, : len(prompt)] = prompt
         for number, turn in enumerate(turns):
             said[row, number, : len(turn["said"])] = turn["said"]
@@ -37,22 +38,33 @@ def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None, max_new: int) 
     return Turns(opening, said, replies, rewards, ended, mask)
 
 
+def cut_replies(rollout: Rollout, eos_id: int, max_turn: int | None, max_new: int) -> Bool[Tensor, " batch"]:
+    """Return which episodes end in a turn that ``turns_of`` leaves out because its reply may have been cut."""
+    host = rollout.to("cpu")
+    return torch.tensor([_episode(host, row, eos_id, max_turn, max_new)[2] for row in range(len(host))])
+
+
 def _episode(
     rollout: Rollout, row: int, eos_id: int, max_turn: int | None, max_new: int
-) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Return the opening, and of each whole turn what was said, replied, paid, and whether the world ended it."""
+) -> tuple[Tensor, list[dict[str, Tensor]], bool]:
+    """Return the opening, of each whole turn what was said, replied, paid, and whether the world ended it.
+
+    And whether the last turn was left out for its reply.
+    """
     text = rollout.input_ids[row, : int(rollout.attention_mask[row].sum())]
     number = int(rollout.step_mask[row].sum())
     places, actions = rollout.action_index[row, :number], rollout.actions[row, :number]
     is_full = len(text) - int(rollout.prompt_length[row]) >= max_new
     is_cut = is_full and bool(rollout.truncated[row].any())
-    turns, start = [], 0
+    turns, start, is_left_out = [], 0, False
     for step in range(number):
         if actions[step] != eos_id and (max_turn is None or step + 1 - start < max_turn):
             continue
         is_last = step + 1 == number
         stop = len(text) if is_last else int(places[step + 1])
-        if not (is_last and is_cut):
+        if is_last and is_cut:
+            is_left_out = True
+        else:
             turns.append(
                 {
                     "said": actions[start : step + 1],
@@ -62,4 +74,4 @@ def _episode(
                 }
             )
         start = step + 1
-    return text[: int(rollout.prompt_length[row])], turns
+    return text[: int(rollout.prompt_length[row])], turns, is_left_out

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,8 +36,9 @@ from worldmtp.agents.imagination.reply_models import reply_sizes
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, trimmed
-from worldmtp.agents.turns import turns_of
+from worldmtp.agents.turns import cut_replies, turns_of
 from worldmtp.choices import check_choice
+from worldmtp.dynamics.replies import ReplyModel
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, is_rewarded, shuffled
 from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
 from worldmtp.dynamics.turns import NOTHING, Turns, said_after
@@ -275,10 +276,26 @@ class EpisodeImagination:
 
         Each is foretold by the member that has not trained on it.
         """
+        found = self.newest(num_episodes)
+        if found is None:
+            return None
+        model, turns, folds = found
+        return turns, out_of_fold(model, turns, folds)
+
+    def newest(self, num_episodes: int) -> tuple[ReplyModel, Turns, Int[Tensor, " episode"]] | None:
+        """Return the model of replies, the newest real conversations and their numbers; None if it has learnt none."""
         if self._world is not None or not len(self._replay):
             return None
-        turns, folds = self._replay.newest(num_episodes)
-        return turns, out_of_fold(self._models.best.model, turns, folds)
+        return self._models.best.model, *self._replay.newest(num_episodes)
+
+    def imaginable(self, rollout: Rollout) -> tuple[Turns, Bool[Tensor, " batch"]]:
+        """Return the whole turns of real episodes, and which episodes could have been imagined as they came.
+
+        Not those with more turns than imagination allows, and not those whose last reply may have been cut.
+        """
+        turns = self._turns_of(rollout)
+        cut = cut_replies(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)
+        return turns, (turns.num_turns <= self._seen.most_turns) & ~cut
 
     def imagine_beside(self, real: Rollout, generator: torch.Generator) -> Rollout:
         """Return an imagined episode from the opening of each real one, by the present policy."""

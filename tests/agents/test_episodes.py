@@ -321,8 +321,9 @@ def test_they_begin_alike_and_go_on_by_the_model(trained: tuple[EpisodeImaginati
 def test_the_artefact_holds_what_was_said_and_foretold(trained: tuple[EpisodeImagination, Rollout]) -> None:
     """A turn is one token. "a" is answered by "=a", which fills the room for replies, else by "=" and its end."""
     episodes, real = trained
-    found = imagined_episodes(episodes, real, TOKENS, seed=0)
-    assert found is not None
+    both = imagined_episodes(episodes, real, TOKENS, seed=0)
+    assert both is not None
+    found = both.replies
     texts = (*TOKENS, ".")
     for row in range(len(found.tokens)):
         told = [texts[token] for token in found.tokens[row] if token >= 0]
@@ -394,5 +395,6 @@ def test_the_true_world_has_no_model_to_show(tiny_model: MakeModel) -> None:
 def test_it_is_the_same_again(trained: tuple[EpisodeImagination, Rollout]) -> None:
     episodes, real = trained
     first, again = (imagined_episodes(episodes, real, TOKENS, seed=4) for _ in range(2))
-    np.testing.assert_array_equal(first.imagined_scores, again.imagined_scores)
-    assert first.pairs == again.pairs
+    np.testing.assert_array_equal(first.replies.imagined_scores, again.replies.imagined_scores)
+    np.testing.assert_array_equal(first.turns.entropy, again.turns.entropy)
+    assert first.replies.pairs == again.replies.pairs

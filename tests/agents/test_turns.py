@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldmtp.agents.rollout import Rollout, trimmed
-from worldmtp.agents.turns import turns_of
+from worldmtp.agents.turns import cut_replies, turns_of
 from worldmtp.dynamics.turns import NOTHING
 
 MakeRollout = Callable[..., Rollout]
@@ -59,15 +59,19 @@ def test_a_reply_that_may_have_been_cut_teaches_nothing(
     The row is wider, since other prompts are longer than this one.
     """
     row = {"prompt": [2], "actions": [EOS, EOS], "wrote": [[7], [8]], "rewards": [0.0, 0.0], "end": end}
-    turns = turns_of(hand_rollout([row], steps=2, length=9), EOS, None, max_new)
+    rollout = hand_rollout([row], steps=2, length=9)
+    turns = turns_of(rollout, EOS, None, max_new)
+    assert cut_replies(rollout, EOS, None, max_new).tolist() == [num_turns == 1]
     assert int(turns.num_turns) == num_turns
     assert turns.ended[0].tolist() == [False, end == "terminated"][:num_turns]  # a cut is not the world's end
 
 
 def test_an_episode_without_a_whole_turn_has_none(hand_rollout: MakeRollout) -> None:
     row = {"prompt": [2], "actions": [3, 4], "rewards": [0.0, 0.0], "end": "truncated"}
-    turns = turns_of(hand_rollout([row], steps=4, length=8), EOS, None, 7)
+    rollout = hand_rollout([row], steps=4, length=8)
+    turns = turns_of(rollout, EOS, None, 7)
     assert turns.num_turns.tolist() == [0]
+    assert cut_replies(rollout, EOS, None, 2).tolist() == [False], "the policy's turn was cut, and no reply"
     assert turns.returns.tolist() == [0.0]
 
 

@@ -138,7 +138,8 @@ class Certificate:
     Attributes:
         difference: of the means, imagined less realized.
         bound: range * (1 - world consistency).
-        slack: bound - |difference|; below 0 the certificate is violated.
+        slack: bound - |difference|; below 0 the certificate is violated. Its interval keeps the difference's sign: the
+            size of a resampled difference is above 0 even where the difference is noise around 0.
     """
 
     difference: Interval
@@ -161,6 +162,7 @@ def certificate(
     *,
     generator: np.random.Generator | int,
     level: float = 0.9,
+    unit: str = "sequence",
 ) -> Certificate:
     """Return the certificate of returns of the next k tokens that lie in an interval of length ``reward_range``.
 
@@ -187,11 +189,13 @@ def certificate(
     def bound(totals: np.ndarray) -> np.ndarray:
         return np.asarray(reward_range * totals[:, 2] / totals[:, 0])
 
+    sign = np.sign(difference(sums.sum(axis=0, keepdims=True))[0])
+
     def slack(totals: np.ndarray) -> np.ndarray:
-        return bound(totals) - np.abs(difference(totals))
+        return bound(totals) - sign * difference(totals)
 
     found = [
-        sums_interval(sums, statistic, generator=generator, level=level, num_resamples=2000)
+        sums_interval(sums, statistic, generator=generator, level=level, num_resamples=2000, unit=unit)
         for statistic in (difference, bound, slack)
     ]
     return Certificate(*found)

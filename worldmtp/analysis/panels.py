@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from worldmtp.analysis.metrics import Reliability, SequenceSums
+from worldmtp.statistics import Interval
 
 ARM_COLOURS = ("#35618e", "#3f8f6b", "#8a5a9e", "#a8553f", "#5d6b7a", "#b08a2e")
 REFERENCE = "#d98032"
@@ -54,6 +55,23 @@ def depth_line(ax: Axes, sums: SequenceSums, colour: str, offset: float, name: s
     means = sums.mean()
     depths = np.arange(1, len(means) + 1)
     intervals = [sums.interval(int(k), generator=0) for k in depths]
+    _with_bars(ax, depths + offset, means, intervals, colour, name)
+
+
+def interval_line(ax: Axes, intervals: Sequence[Interval | None], colour: str, name: str | None = None) -> None:
+    """Plot estimates at 1, 2, ... with their intervals; where there is none, the line has a gap."""
+    means = np.array([np.nan if found is None else found.estimate for found in intervals])
+    _with_bars(ax, np.arange(1, len(intervals) + 1), means, intervals, colour, name)
+
+
+def _with_bars(
+    ax: Axes,
+    places: np.ndarray,
+    means: np.ndarray,
+    intervals: Sequence[Interval | None],
+    colour: str,
+    name: str | None,
+) -> None:
     ends = np.array(
         [
             (0.0, 0.0) if found is None else (max(0.0, mean - found.low), max(0.0, found.high - mean))
@@ -61,8 +79,8 @@ def depth_line(ax: Axes, sums: SequenceSums, colour: str, offset: float, name: s
         ]
     )
     ax.errorbar(
-        depths + offset, means, yerr=ends.T, color=colour, marker="o", ms=4, linewidth=1.6, capsize=2.5,
-        elinewidth=1.1, label=name,
+        places, means, yerr=ends.T, color=colour, marker="o", ms=4, linewidth=1.6, capsize=2.5, elinewidth=1.1,
+        label=name,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The report's figures of imagined episodes: replies by depth, how sure they were, what imagination did in the run."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,11 +13,14 @@ from worldmtp.analysis.panels import (
     MUTED,
     add_legend,
     depth_line,
+    interval_line,
     make_panels,
     name_axes,
     reliability_line,
 )
 from worldmtp.analysis.replies import ReplyArtefact
+from worldmtp.analysis.reply_consistency import by_entropy, kept, log_ratios, survival_by_turn
+from worldmtp.analysis.reply_turns import ReplyTurns
 from worldmtp.analysis.run_files import Series
 
 _POLICY, _REPLIES = ARM_COLOURS[0], ARM_COLOURS[1]
@@ -65,6 +69,35 @@ def reply_calibration(artefact: ReplyArtefact) -> Figure:
             ax.text(0.5, 0.5, "all right, and sure of it", ha="center", fontsize=9, color=MUTED)
         error = table.expected_calibration_error
         name_axes(ax, f"{name}: ECE {error:.3f}", "stated probability", "how often true" if ax is axes[0] else "")
+    return figure
+
+
+def answer_consistency(found: ReplyTurns) -> Figure:
+    """Plot how long imagined answers stay the real ones, and where they do not: by how sure the model was."""
+    figure, axes = make_panels(3, height=3.1)
+    by_turn = survival_by_turn(found.newest)
+    interval_line(axes[0], by_turn, _REPLIES, "survival")
+    reached = found.newest.there.mean(axis=0)
+    axes[0].plot(range(1, len(reached) + 1), reached, color=MUTED, linestyle=(0, (4, 2)), label="conversations so long")
+    name_axes(axes[0], "Answers kept", "turn", "probability")
+    axes[0].set_xticks(range(1, len(by_turn) + 1, max(1, len(by_turn) // 8)))
+    add_legend(axes[0])
+    panels = (
+        ("Variation of an answer", "total variation", 1 - kept(found.newest)),
+        ("Divergence of an answer", "nats", -log_ratios(found.newest)),
+    )
+    for ax, (title, unit, values) in zip(axes[1:], panels, strict=True):
+        edges, strata = by_entropy(found, values)
+        interval_line(ax, strata, _REPLIES)
+        ax.set_xticks(range(1, len(strata) + 1))
+        ranges = enumerate(itertools.pairwise(edges), start=1)
+        ax.set_xticklabels([f"Q{quartile}\n{low:.2f}–{high:.2f}" for quartile, (low, high) in ranges])
+        ax.set_xlim(0.7, len(strata) + 0.3)
+        name_axes(ax, title, "quartile of the prediction's entropy (nats)", unit)
+    for ax in axes[:2]:
+        ax.set_ylim(0, 1.04)
+    top = max(0.01, axes[2].get_ylim()[1])
+    axes[2].set_ylim(min(-0.02 * top, axes[2].get_ylim()[0]), top)
     return figure
 
 

@@ -4,7 +4,7 @@
     <run>/sft/metrics.jsonl   that of its warm start
     <run>/artefacts/          evaluations, a pair of npz and json each
     <run>/attention/          patterns of attention, an npz an evaluation; <run>/sft/attention/ of the warm start
-    <run>/replies/            imagined episodes, where the run had any
+    <run>/replies/            imagined episodes and answers foretold, where the run had any
     <run>/truth/              what heads say beside a law that is known, an npz an evaluation
     <run>/summary.json        the closing table
     <run>/config.yaml         the resolved configuration
@@ -12,7 +12,7 @@
 Every one of them may be missing or damaged: the report shows what is there and says what is not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from jaxtyping import Float
 from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, artefact_names, load_artefact
 from worldmtp.analysis.attention_files import AttentionHistory, load_history
 from worldmtp.analysis.replies import ReplyArtefact, load_replies
+from worldmtp.analysis.reply_turns import ReplyTurns, load_turns
 from worldmtp.analysis.summary import SUMMARY_FILE, RunSummary, read_summary
 from worldmtp.analysis.truth import Truth, load_truths
 from worldmtp.analysis.value_truth import ExactValues, load_values
@@ -88,6 +89,7 @@ class RunFiles:
     artefacts: dict[str, EvalArtefact]
     attention: AttentionHistory
     replies: ReplyArtefact | None
+    reply_turns: ReplyTurns | None
     truths: dict[str, Truth]
     exact_values: dict[str, ExactValues]
     summary: RunSummary | None
@@ -127,7 +129,8 @@ def read_run(run_dir: Path) -> RunFiles:
         warm_start_spreads=spreads_by_tag(warm),
         artefacts=_in_order(artefacts, in_table),
         attention=load_history(run_dir, WARM_START_DIRECTORY, problems),
-        replies=_replies(run_dir, problems),
+        replies=_read(load_replies, run_dir, problems, "Imagined episodes"),
+        reply_turns=_read(load_turns, run_dir, problems, "Answers of worlds"),
         truths=_in_order(truths, in_table),
         exact_values=load_values(run_dir, problems),
         summary=summary,
@@ -230,11 +233,13 @@ def _artefacts(directory: Path, problems: list[str]) -> dict[str, EvalArtefact]:
     return artefacts
 
 
-def _replies(run_dir: Path, problems: list[str]) -> ReplyArtefact | None:
+def _read(
+    load: Callable[[Path], _Evaluation | None], run_dir: Path, problems: list[str], name: str
+) -> _Evaluation | None:
     try:
-        return load_replies(run_dir)
+        return load(run_dir)
     except ArtefactError as error:
-        problems.append(f"Imagined episodes cannot be read: {error}")
+        problems.append(f"{name} cannot be read: {error}")
         return None
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.metrics import RootedPredictions
+from worldmtp.analysis.reply_consistency import reply_rows
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles
-from worldmtp.analysis.verdicts import Verdict, untaught
+from worldmtp.analysis.verdict import Verdict
+from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval
 
@@ -73,6 +75,8 @@ def numbers(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> Iterator[
         for reader, quantity in enumerate(("belief_r2", "belief_r2_last_token")):
             if (share := truth.belief_r2(reader)) is not None:
                 yield Number(name, f"truth/{quantity}", None, share)
+    if run.reply_turns is not None:
+        yield from (Number("replies", *row) for row in reply_rows(run.reply_turns))
     if run.summary is not None:
         for arm in run.summary.arms:
             for quantity, share in {"exact": arm.exact, "exact_sampled": arm.exact_sampled}.items():

@@ -7,7 +7,6 @@ resampled is the sequence, one a held-out prompt.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,32 +14,19 @@ from jaxtyping import Bool
 from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
 from worldmtp.analysis.metrics import RootedPredictions
+from worldmtp.analysis.reply_verdicts import reply_certificate_verdict, reply_coherence
 from worldmtp.analysis.return_agreement import known_roots, return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, logged_interval
 from worldmtp.analysis.truth import Truth
-from worldmtp.statistics import Interval, paired_ratio_difference, ratio_interval
+from worldmtp.analysis.verdict import CONSISTENT, Verdict, at_least, at_most, unmeasured
+from worldmtp.statistics import paired_ratio_difference, ratio_interval
 
-CONSISTENT = 0.9
-"""Least share of the paths' probability on which heads and trunk must agree."""
 _BEFORE = ("start", "warm_start")
 MAX_LOSS = 0.05
 """Acceptance that training may cost, and share of the returns' range that imagination may promise too much."""
 
-
 MAX_ERROR = 0.05
 """Nats per token of a head's own error."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the table; ``interval`` is of ``number``, None where nothing was measured; its n is 0 if unknown."""
-
-    topic: str
-    outcome: str
-    number: str
-    rule: str
-    sentence: str
-    interval: Interval | None = None
 
 
 def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Verdict, ...]:
@@ -53,9 +39,11 @@ def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Ve
     return (
         adequacy(run.artefacts[last], rooted[last]),
         coherence(rooted[last]),
+        *([reply_coherence(run.reply_turns)] if run.reply_turns else []),
         split(run.metrics, rooted[last].valid.shape[2]),
         *([beside_truth(run.truths)] if run.truths else []),
         certificate(run.artefacts[last], rooted[last]) if is_taught else unmeasured("certificate", *_CERTIFICATE),
+        *([reply_certificate_verdict(run.reply_turns)] if run.reply_turns else []),
         shift(rooted[names[0]], rooted[last]) if len(names) > 1 else unmeasured("shift", *_SHIFT),
         exploitation(run.artefacts[last]) if is_taught else unmeasured("exploitation", *_EXPLOITATION),
         Verdict(
@@ -78,11 +66,6 @@ def untaught(run: RunFiles) -> frozenset[str]:
     return frozenset(_BEFORE) | {arm.artefact for arm in arms if arm.imagined_return is None}
 
 
-def unmeasured(topic: str, number: str, rule: str) -> Verdict:
-    """Return the verdict on what a run has no numbers for."""
-    return Verdict(topic, "undetermined", number, rule, "Not measured in this run.")
-
-
 def adequacy(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:
     """Judge whether the deepest head knows more of its token than how frequent tokens are in these very texts.
 
@@ -103,7 +86,7 @@ def adequacy(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:
     shares = [accepted.interval(k, generator=0) for k in range(2, depth + 1)]
     by_depth = ", ".join(f"d{k} {share}" for k, share in enumerate(shares, start=2) if share is not None)
     sentence = f"Acceptance by depth: {by_depth}." if by_depth else "There is no depth beyond the trunk's own."
-    return Verdict("adequacy", _above(interval, math.ulp(0.0)), number, rule, sentence, interval)
+    return Verdict("adequacy", at_least(interval, math.ulp(0.0)), number, rule, sentence, interval)
 
 
 def coherence(rooted: RootedPredictions) -> Verdict:
@@ -114,7 +97,7 @@ def coherence(rooted: RootedPredictions) -> Verdict:
     if interval is None:
         return unmeasured("coherence", number, rule)
     sentence = f"Heads and trunk disagree about {1 - interval.estimate:.0%} of what {depth} tokens may become."
-    return Verdict("coherence", _above(interval, CONSISTENT), number, rule, sentence, interval)
+    return Verdict("coherence", at_least(interval, CONSISTENT), number, rule, sentence, interval)
 
 
 def split(logged: Mapping[str, Series], num_depths: int) -> Verdict:
@@ -124,7 +107,7 @@ def split(logged: Mapping[str, Series], num_depths: int) -> Verdict:
         interval = logged_interval(logged, f"world_model/depth_{depth}/error")
         if interval is None:
             continue
-        outcome = _at_most(interval, MAX_ERROR)
+        outcome = at_most(interval, MAX_ERROR)
         sentence = (
             "One place of each of up to 128 answers. Below 0 the head is told the tokens in between, and uses them."
         )
@@ -147,7 +130,7 @@ def beside_truth(truths: Mapping[str, Truth]) -> Verdict:
         + (f"; {last} at the end" if len(truths) > 1 else "")
         + (f". Of the beliefs the trunk's states show {share}." if share is not None else ".")
     )
-    return Verdict("truth", _at_most(interval, MAX_ERROR), *_TRUTH, sentence, interval)
+    return Verdict("truth", at_most(interval, MAX_ERROR), *_TRUTH, sentence, interval)
 
 
 _CERTIFICATE = ("what |imagined - realized return| leaves of range (1 - consistency)", "not below 0")
@@ -187,7 +170,7 @@ def shift(first: RootedPredictions, last: RootedPredictions) -> Verdict:
         return unmeasured("shift", *_SHIFT)
     interval = paired_ratio_difference(new, old, generator=0, num_resamples=2000)
     sentence = "Acceptance also falls where the policy became less sure; the strata by entropy tell the two apart."
-    return Verdict("shift", _above(interval, -MAX_LOSS), *_SHIFT, sentence, interval)
+    return Verdict("shift", at_least(interval, -MAX_LOSS), *_SHIFT, sentence, interval)
 
 
 _EXPLOITATION = (
@@ -201,7 +184,7 @@ def exploitation(artefact: EvalArtefact) -> Verdict:
     interval = return_agreement(artefact, generator=0).bias
     if interval is None:
         return unmeasured("exploitation", *_EXPLOITATION)
-    outcome = _at_most(interval, MAX_LOSS * _span(artefact, np.isfinite(artefact.realized_return)))
+    outcome = at_most(interval, MAX_LOSS * _span(artefact, np.isfinite(artefact.realized_return)))
     neither = "neither surely too much nor surely too little"
     way = "too much" if interval.low > 0 else "too little" if interval.high < 0 else neither
     return Verdict("exploitation", outcome, *_EXPLOITATION, f"Imagination promises {way}.", interval)
@@ -210,17 +193,3 @@ def exploitation(artefact: EvalArtefact) -> Verdict:
 def _span(artefact: EvalArtefact, there: Bool[np.ndarray, "batch length"]) -> float:
     """Return the range of the realized returns, at least 1: where all are alike, it is not known."""
     return max(1.0, float(np.ptp(artefact.realized_return[there])))
-
-
-def _at_most(interval: Interval, most: float) -> str:
-    """Return the outcome of the rule that a number is at most this."""
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return "undetermined"
-    return "pass" if interval.high <= most else "fail" if interval.low > most else "undetermined"
-
-
-def _above(interval: Interval, least: float) -> str:
-    """Return the outcome of the rule that a number is at least this."""
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return "undetermined"
-    return "pass" if interval.low >= least else "fail" if interval.high < least else "undetermined"

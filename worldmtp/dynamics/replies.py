@@ -136,10 +136,20 @@ class ReplyModel(nn.Module):
 
         Later turns of a row, and the reply to this one, are not read.
         """
-        rows = torch.arange(len(turns), device=turn.device)
         vectors = self.network.turn_vectors(turns, turn)
-        member = torch.randint(self.num_members, (len(rows),), generator=generator, device=generator.device)
-        member = member.to(turn.device)
+        member = torch.randint(self.num_members, (len(turns),), generator=generator, device=generator.device)
+        return self.drawn(vectors, turn, member.to(turn.device), generator)
+
+    @torch.no_grad()
+    def drawn(
+        self,
+        vectors: Float[Tensor, "member row width"],
+        turn: Int[Tensor, " row"],
+        member: Int[Tensor, " row"],
+        generator: torch.Generator,
+    ) -> ImaginedReplies:
+        """Return what a member of each row's own says to its turn ``turn``, whose vectors are the network's."""
+        rows = torch.arange(len(turn), device=turn.device)
         replies = torch.full((len(rows), self.sizes.reply), NOTHING, device=turn.device)
         disagreement = torch.zeros(len(rows), device=turn.device, dtype=vectors.dtype)
         open_rows = torch.ones(len(rows), dtype=torch.bool, device=turn.device)
@@ -163,9 +173,35 @@ class ReplyModel(nn.Module):
         log_rewards, log_ends = self._log_outcomes(vectors, replies, turn)
         rewards = binned_mean(log_rewards[member, rows], self.reward_bins)
         told = reply_classes(replies, self.sizes.end).tolist()
-        unheard = torch.tensor([tuple(reply) not in self._heard for reply in told], device=turns.device)
+        unheard = torch.tensor([tuple(reply) not in self._heard for reply in told], device=turn.device)
         doubt = disagreement.maximum(variation(log_ends)).maximum(variation(log_rewards))
         return ImaginedReplies(replies, rewards, choose(log_ends) == 1, doubt, unheard)
+
+    @torch.no_grad()
+    def answer_logprobs(
+        self,
+        vectors: Float[Tensor, "member row width"],
+        turn: Int[Tensor, " row"],
+        replies: Int[Tensor, "row reply"],
+        ended: Bool[Tensor, " row"],
+    ) -> tuple[Float[Tensor, "member row"], Float[Tensor, "member row"]]:
+        """Return what each member gives to a reply, its end included, and to the conversation ending with it or not.
+
+        ``vectors`` are the network's of turn ``turn``. Any reply may be asked about; one for which there is no room is
+        as good as impossible.
+        """
+        fits = (replies[:, self.sizes.reply :] == NOTHING).all(dim=1)
+        inside = _widened(replies, self.sizes.reply)
+        heard = _widened(replies, self.num_places)
+        # What goes on where every reply that was heard had come to its end was never heard itself.
+        fits &= (inside[:, self.num_places :] == NOTHING).all(dim=1)
+        classes = reply_classes(heard, self.sizes.end)
+        chosen = classes.clamp_min(0).expand(self.num_members, -1, -1)[..., None]
+        log_tokens = self._log_tokens(vectors, heard).gather(3, chosen)[..., 0].double()
+        log_reply = torch.where(classes == NOTHING, 0.0, log_tokens).sum(dim=2)
+        _, log_ends = self._log_outcomes(vectors, inside, turn)
+        log_end = log_ends.gather(2, ended.long().expand(self.num_members, -1)[..., None])[..., 0].double()
+        return torch.where(fits, log_reply, _UNSEEN), log_end
 
     def get_extra_state(self) -> list[list[int]]:
         """Return the replies that have been heard, for a checkpoint."""

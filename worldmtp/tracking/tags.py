@@ -113,6 +113,24 @@ _WORLD_MODEL = scalar_rows(
     ("reply_ece", "reply_depth_{k}/ece over all tokens of replies", "probability"),
     ("reply_end_ece", "calibration error of the probability that a turn ends the episode", "probability"),
     ("reply_reward_error", "root mean squared error of the mean reward foretold of a turn", "reward"),
+    (
+        "reply_tv",
+        "1 - mean of min(1, M / W) of an answer (a reply, and whether it ends the conversation), M by the member that "
+        "has not seen the conversation, W the share of conversations with the same text that were answered so; at "
+        "evaluations. Where the world is sure, 1 - M",
+        "probability",
+    ),
+    ("reply_kl", "mean of log W / M of an answer, the same way", "nats"),
+    (
+        "reply_survival",
+        "mean over conversations of the product of min(1, M / W) over all answers, the policy's turns given",
+        "probability",
+    ),
+    ("reply_wci", "mean of min(1, product of M / W): 1 - TV of whole conversations, or less in chance", "probability"),
+    ("reply_h_eff", "answers of a conversation before the first that is not the real one", "answers"),
+    ("reply_h_eff_tokens", "tokens of replies, their ends included, up to there", "tokens"),
+    ("reply_entropy", "entropy of the prediction of an answer, from 8 drawn ones", "nats"),
+    ("reply_turns", "answers of a conversation", "answers"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),

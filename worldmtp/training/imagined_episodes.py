@@ -5,8 +5,9 @@ it. Whole episodes begin where the held-out ones of an evaluation began, with th
 Nothing here consumes a stream of the training.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,11 @@ from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.rollout import Rollout, episode_returns
 from worldmtp.analysis.conversations import Episode, pairs_markdown
 from worldmtp.analysis.replies import EpisodePair, ReplyArtefact, reply_strip, save_replies
+from worldmtp.analysis.reply_consistency import consistency_scalars
 from worldmtp.analysis.reply_metrics import reply_scalars
+from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyTurns, save_turns
+from worldmtp.dynamics.reply_answers import answer_entropies, answer_logprobs, times_asked
+from worldmtp.dynamics.reply_network import reply_classes
 from worldmtp.dynamics.reply_predictions import ReplyPredictions
 from worldmtp.dynamics.turns import NOTHING, Turns
 from worldmtp.tracking import MetricWriter, render_strip
@@ -27,9 +32,17 @@ _CONVERSATIONS = 128
 """Newest real conversations whose replies are looked at."""
 
 
+@dataclass(frozen=True)
+class ImaginedEpisodes:
+    """Replies token by token with whole episodes beside each other, and answers turn by turn."""
+
+    replies: ReplyArtefact
+    turns: ReplyTurns
+
+
 def imagined_episodes(
     episodes: EpisodeImagination, held_out: Rollout, tokens_text: Sequence[str], seed: int
-) -> ReplyArtefact | None:
+) -> ImaginedEpisodes | None:
     """Return what is known of imagined episodes beside real ones; None where no reply has been learnt from.
 
     ``held_out`` are real episodes of the present policy, of an evaluation.
@@ -50,7 +63,46 @@ def imagined_episodes(
     for pair in shown:
         if pair[1:] not in [(other.real, other.imagined) for other in pairs]:
             pairs.append(EpisodePair(*pair))
-    return make_reply_artefact(*found, real_scores, imagined_scores, pairs, tokens_text)
+    replies = make_reply_artefact(*found, real_scores, imagined_scores, pairs, tokens_text)
+    returns = real_scores[:, 0], imagined_scores[:, 0]
+    return ImaginedEpisodes(replies, answered_turns(episodes, held_out, *returns, generator))
+
+
+def answered_turns(
+    episodes: EpisodeImagination,
+    held_out: Rollout,
+    real_returns: Float[np.ndarray, " pair"],
+    imagined_returns: Float[np.ndarray, " pair"],
+    generator: torch.Generator,
+) -> ReplyTurns:
+    """Return what the model of replies, which has learnt, gives to the answers of real conversations.
+
+    Of the newest by the member that has not trained on each, among whose conversations alone it is counted how often
+    the world was asked the same; of held-out ones by the mixture, from which imagined replies are drawn.
+    """
+    found = episodes.newest(_CONVERSATIONS)
+    if found is None:
+        raise ValueError("no reply has been learnt from, so that nothing is foretold of any; train before.")
+    model, turns, numbers = found
+    member = numbers % model.num_members
+    heldout, imaginable = episodes.imaginable(held_out)
+    given = answer_logprobs(model, heldout)
+    mixture = (given.reply + given.end).logsumexp(dim=0) - math.log(model.num_members)
+    in_reply = reply_classes(turns.replies.flatten(0, 1), end=0).unflatten(0, turns.mask.shape) != NOTHING
+    return ReplyTurns(
+        newest=_answered(numbers, answer_logprobs(model, turns).of_members(member), turns, member),
+        entropy=answer_entropies(model, turns, member, generator).numpy(),
+        num_tokens=torch.where(turns.mask, in_reply.sum(dim=2), 0).numpy(),
+        heldout=_answered(torch.arange(len(heldout)), mixture, heldout, torch.zeros(len(heldout), dtype=torch.int64)),
+        imaginable=imaginable.numpy(),
+        real_returns=real_returns,
+        imagined_returns=imagined_returns,
+    )
+
+
+def _answered(numbers: torch.Tensor, logprob: torch.Tensor, turns: Turns, among: torch.Tensor) -> AnsweredTurns:
+    asked, alike = times_asked(turns, among)
+    return AnsweredTurns(numbers.numpy(), logprob.numpy(), asked.numpy(), alike.numpy())
 
 
 def make_reply_artefact(
@@ -95,22 +147,22 @@ def make_reply_artefact(
     )
 
 
-def log_imagined_episodes(found: ReplyArtefact, writer: MetricWriter, step: int) -> None:
+def log_imagined_episodes(found: ImaginedEpisodes, writer: MetricWriter, step: int) -> None:
     """Write the numbers and the episodes that are shown to the log."""
-    writer.scalars(reply_scalars(found), step)
-    writer.text(
-        "samples/imagined", pairs_markdown([(pair.rank, pair.real, pair.imagined) for pair in found.pairs]), step
-    )
+    writer.scalars(reply_scalars(found.replies) | consistency_scalars(found.turns), step)
+    pairs = [(pair.rank, pair.real, pair.imagined) for pair in found.replies.pairs]
+    writer.text("samples/imagined", pairs_markdown(pairs), step)
 
 
 def write_imagined_episodes(
-    found: ReplyArtefact, run_dir: Path, writer: MetricWriter, step: int, num_strips: int
+    found: ImaginedEpisodes, run_dir: Path, writer: MetricWriter, step: int, num_strips: int
 ) -> None:
     """Write them to disk for the report, and to the log with pictures of the first conversations."""
-    save_replies(found, run_dir)
+    save_replies(found.replies, run_dir)
+    save_turns(found.turns, run_dir)
     log_imagined_episodes(found, writer, step)
-    for row in range(min(num_strips, len(found.tokens))):
-        writer.image(f"imagination/replies_{row}", render_strip(reply_strip(found, row)), step)
+    for row in range(min(num_strips, len(found.replies.tokens))):
+        writer.image(f"imagination/replies_{row}", render_strip(reply_strip(found.replies, row)), step)
 
 
 def _laid_out(

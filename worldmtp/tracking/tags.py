@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldmtp.tracking.inside_tags import ATTENTION_TAGS, HEAD_TAGS, TRUTH_TAGS
+from worldmtp.tracking.reply_tags import REPLY_TAGS
 from worldmtp.tracking.tag_table import TagRow, TagTable, scalar_rows
 
 Layout = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -75,62 +76,6 @@ _WORLD_MODEL = scalar_rows(
         "1",
     ),
     ("grad_norm", "global gradient norm of the world model before clipping", "1"),
-    (
-        "reply_nats",
-        "minus log-likelihood of a turn's reply, reward and end by the member that has not seen the conversation, mean "
-        "over the newest; with imagination=episodes",
-        "nats/turn",
-    ),
-    ("reply_nats_before", "the same before learning: on the fresh batch and those just before it", "nats/turn"),
-    ("reply_updates", "gradient steps of the model of replies before its held-out error rose", "steps"),
-    ("reply_history", "1 if the model of replies that is asked sees the history, 0 if the last turn alone", "0 or 1"),
-    ("reply_action_ratio", "held-out error with the words of other turns / held-out error; 1 = words ignored", "1"),
-    (
-        "reply_depth_{k}/top1",
-        "share of replies whose k-th token is the most probable one to the member that has not seen the conversation, "
-        "given the tokens before; over the newest; at evaluations",
-        "share",
-    ),
-    (
-        "reply_depth_{k}/accept",
-        "mean probability of the real k-th token, the same way: acceptance where the world is sure, below it in chance",
-        "probability",
-    ),
-    (
-        "reply_depth_{k}/survival",
-        "mean probability of the real reply up to its k-th token, the same way",
-        "probability",
-    ),
-    ("reply_depth_{k}/ce", "mean of -log q of the real k-th token, the same way", "nats/token"),
-    ("reply_depth_{k}/ece", "calibration error of the most probable k-th token, as that of depth_{k}", "probability"),
-    (
-        "reply_whole",
-        "share of replies all of whose most probable tokens are the real ones, their end included",
-        "share",
-    ),
-    ("reply_top1", "reply_depth_{k}/top1 over all tokens of replies", "share"),
-    ("reply_accept", "reply_depth_{k}/accept over all tokens of replies", "probability"),
-    ("reply_ece", "reply_depth_{k}/ece over all tokens of replies", "probability"),
-    ("reply_end_ece", "calibration error of the probability that a turn ends the episode", "probability"),
-    ("reply_reward_error", "root mean squared error of the mean reward foretold of a turn", "reward"),
-    (
-        "reply_tv",
-        "1 - mean of min(1, M / W) of an answer (a reply, and whether it ends the conversation), M by the member that "
-        "has not seen the conversation, W the share of conversations with the same text that were answered so; at "
-        "evaluations. Where the world is sure, 1 - M",
-        "probability",
-    ),
-    ("reply_kl", "mean of log W / M of an answer, the same way", "nats"),
-    (
-        "reply_survival",
-        "mean over conversations of the product of min(1, M / W) over all answers, the policy's turns given",
-        "probability",
-    ),
-    ("reply_wci", "mean of min(1, product of M / W): 1 - TV of whole conversations, or less in chance", "probability"),
-    ("reply_h_eff", "answers of a conversation before the first that is not the real one", "answers"),
-    ("reply_h_eff_tokens", "tokens of replies, their ends included, up to there", "tokens"),
-    ("reply_entropy", "entropy of the prediction of an answer, from 8 drawn ones", "nats"),
-    ("reply_turns", "answers of a conversation", "answers"),
     ("depth_{k}/ce", "mean of -log q_k(realized token) over roots with k action tokens ahead", "nats/token"),
     ("depth_{k}/ce_chain", "mean of -log p of the same tokens by the trunk, one step ahead", "nats/token"),
     ("depth_{k}/gap", "ce - ce_chain: structural gap of depth k plus error of the head", "nats/token"),
@@ -399,7 +344,8 @@ _CUSTOM = (
 
 TAGS = TagTable(
     (
-        *(_ROLLOUT + _LOSSES + _WORLD_MODEL + _IMAGINATION + _EVAL + ATTENTION_TAGS + HEAD_TAGS + TRUTH_TAGS),
+        *(_ROLLOUT + _LOSSES + _WORLD_MODEL + REPLY_TAGS + _IMAGINATION + _EVAL),
+        *(ATTENTION_TAGS + HEAD_TAGS + TRUTH_TAGS),
         *(_TIME + _ENV + _SFT + _TRL + _RECORDS + _CUSTOM),
     )
 )

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.queues import ActedStep
-from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns
-from worldmtp.agents.search_policy import ActingSearch, SearchPolicy
+from worldmtp.agents.rollout import Rollout, action_mask, collect_rollout, episode_returns
+from worldmtp.agents.search_policy import ActingSearch, OnPlan, SearchPolicy
 from worldmtp.agents.world_search import WorldSearchPolicy, check_cut_off
 from worldmtp.decoding import parallel_beam
 from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
@@ -29,6 +29,8 @@ from worldmtp.envs.imagined_world import turn_limit
 from worldmtp.envs.world_replies import WorldReplies
 from worldmtp.model import MTPModel
 from worldmtp.model.world_heads import binned_mean
+from worldmtp.search import SearchedPolicy
+from worldmtp.search.explain import Planned, Spoken, TreeNode, tree_of
 
 THROUGH_REPLIES = ("replies", "world")
 """Names of ``ActingSearch.dynamics`` by which a search goes on through what the world replies."""
@@ -46,6 +48,15 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class ExplainedAnswers:
+    """Answers by a search, with the texts that they make, and each text's plans, a token each."""
+
+    answers: Answers
+    texts: tuple[Spoken, ...]
+    plans: tuple[tuple[Planned, ...], ...]
+
+
+@dataclass(frozen=True)
 class Answering:
     """The prompts, who answers them, and the draws."""
 
@@ -59,11 +70,11 @@ class Answering:
 
     def greedy(self) -> Answers:
         """Return the likeliest answers, token by token."""
-        return self._by(TrunkPolicy(self.model, self.temperature), "greedy", None)
+        return self._by(TrunkPolicy(self.model, self.temperature), "greedy", None)[0]
 
     def sampled(self) -> Answers:
         """Return one draw a prompt."""
-        return self._by(TrunkPolicy(self.model, self.temperature), "sampled", self._generator())
+        return self._by(TrunkPolicy(self.model, self.temperature), "sampled", self._generator())[0]
 
     def check_search(self, how: ActingSearch) -> None:
         """Do nothing if the model can be searched so.
@@ -86,20 +97,51 @@ class Answering:
             TypeError: the heads are blind to actions.
             ValueError: there is nobody to ask for replies.
         """
-        if how.dynamics in THROUGH_REPLIES:
-            return self._through_replies(how)
-        world_model = world_model or make_world_model(how.dynamics, self.model, self._generator())
-        policy = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device)
-        way = f"{how.rule} over {how.dynamics}, {how.config.num_simulations} simulations"
-        return self._by(policy, way, None, how.config.num_simulations if how.dynamics == "oracle" else 0)
+        return self._searched(how, world_model, None)[0]
 
-    def _through_replies(self, how: ActingSearch) -> Answers:
-        trunk = make_world_model("oracle", self.model, self._generator())
-        source = self._source(how)
-        policy = WorldSearchPolicy(trunk, source, self.env, self.temperature, how, self._generator(), self.model.device)
-        way = f"{how.rule} through {how.dynamics}, {how.config.num_simulations} simulations"
-        found = self._by(policy, way, None)
-        return replace(found, trunk_tokens=found.trunk_tokens + policy.tokens_read / len(found.score))
+    def explained(self, how: ActingSearch) -> ExplainedAnswers:
+        """Return the answers of ``searched`` with every plan that was made on the way; no trunk reads more for it.
+
+        Raises:
+            TypeError, ValueError: as ``searched``.
+        """
+        trees: list[list[tuple[tuple[TreeNode, ...], float]]] = [[] for _ in self.examples]
+
+        def keep(rows: Int[np.ndarray, " row"], found: SearchedPolicy) -> None:
+            for place, row in enumerate(rows.tolist()):
+                trees[row].append((tree_of(found, place), float(found.value[place])))
+
+        answers, rollout = self._searched(how, None, keep)
+        rollout = rollout.to("cpu")
+        texts, plans = [], []
+        for row, lengths in enumerate(rollout.attention_mask.sum(dim=1).tolist()):
+            ids = tuple(rollout.input_ids[row, :lengths].tolist())
+            own = action_mask(rollout)[row, :lengths].tolist()
+            text = Spoken(ids, tuple(not is_own for is_own in own))
+            places = [place for place, is_own in enumerate(own) if is_own]
+            texts.append(text)
+            plans.append(
+                tuple(
+                    Planned(Spoken(ids[:place], text.is_heard[:place]), tree, ids[place : place + 1], value)
+                    for place, (tree, value) in zip(places, trees[row], strict=True)
+                )
+            )
+        return ExplainedAnswers(answers, tuple(texts), tuple(plans))
+
+    def _searched(
+        self, how: ActingSearch, world_model: WorldModel[Any] | None, on_plan: OnPlan | None
+    ) -> tuple[Answers, Rollout]:
+        if how.dynamics in THROUGH_REPLIES:
+            trunk, source = make_world_model("oracle", self.model, self._generator()), self._source(how)
+            parts = self.env, self.temperature, how, self._generator(), self.model.device, on_plan
+            policy = WorldSearchPolicy(trunk, source, *parts)
+            found, rollout = self._by(policy, f"{how.rule} through {how.dynamics}, {_simulations(how)}", None)
+            cost = found.trunk_tokens + policy.tokens_read / len(found.score)
+            return replace(found, trunk_tokens=cost), rollout
+        world_model = world_model or make_world_model(how.dynamics, self.model, self._generator())
+        plain = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device, on_plan)
+        nodes_a_token = how.config.num_simulations if how.dynamics == "oracle" else 0
+        return self._by(plain, f"{how.rule} over {how.dynamics}, {_simulations(how)}", None, nodes_a_token)
 
     def _source(self, how: ActingSearch) -> ReplySource:
         """Return who is asked for replies.
@@ -187,12 +229,15 @@ class Answering:
 
         return chosen(scores, "by the task's scorer"), chosen(foreseen, "by the model's own rewards")
 
-    def _by(self, policy: ActingPolicy, way: str, generator: torch.Generator | None, nodes_a_token: int = 0) -> Answers:
+    def _by(
+        self, policy: ActingPolicy, way: str, generator: torch.Generator | None, nodes_a_token: int = 0
+    ) -> tuple[Answers, Rollout]:
         start = time.perf_counter()
         rollout = self._rollout(policy, generator)
         seconds = (time.perf_counter() - start) / len(rollout)
         tokens = int(rollout.attention_mask.sum()) + nodes_a_token * rollout.num_tokens
-        return Answers(way, rollout.exact.cpu(), episode_returns(rollout).cpu(), tokens / len(rollout), seconds)
+        scores = episode_returns(rollout).cpu()
+        return Answers(way, rollout.exact.cpu(), scores, tokens / len(rollout), seconds), rollout
 
     def _rollout(self, policy: ActingPolicy, generator: torch.Generator | None) -> Rollout:
         return collect_rollout(self.env, policy, generator, self._options).to(self.model.device)
@@ -203,6 +248,10 @@ class Answering:
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(device=self.model.device).manual_seed(self.seed)
+
+
+def _simulations(how: ActingSearch) -> str:
+    return f"{how.config.num_simulations} simulations"
 
 
 class _Written:

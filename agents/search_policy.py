@@ -5,6 +5,7 @@ A tree ends with the policy's turn; ``world_search`` goes on through what a worl
 Left out: training on what was acted so. The policy that learns is the prior, not the search's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,10 @@ from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.categorical import draw
-from worldmtp.search import SearchConfig, TurnWorldModel, plan
+from worldmtp.search import SearchConfig, SearchedPolicy, TurnWorldModel, plan
+
+OnPlan = Callable[[Int[np.ndarray, " row"], SearchedPolicy], None]
+"""Is told of the plans of a step: which rows of the environment they are of, and what was found."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class SearchPolicy:
     Greedy is the search's best token, and sampling draws from its weights, the improved policy: of both the tree is
     without noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
     forbids is no action of the root; masks of the nodes below are not known. A search ends with the text, or with the
-    policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act.
+    policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act. ``on_plan`` is told of
+    every plan.
     """
 
     def __init__(
@@ -50,8 +55,9 @@ class SearchPolicy:
         temperature: float,
         how: ActingSearch,
         device: torch.device | str = "cpu",
+        on_plan: OnPlan | None = None,
     ) -> None:
-        self._how, self._env, self._device = how, env, device
+        self._how, self._env, self._device, self._on_plan = how, env, device, on_plan
         self._policy = acting_policy(temperature)
         self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.config.gamma)
         self._turns = _TurnLengths(env.tokenizer.eos_id)
@@ -74,8 +80,10 @@ class SearchPolicy:
             state = self._world_model.limited(state, torch.from_numpy(room[live]).to(self._device))
             allowed = allowed_tokens(infos)
             rows = None if allowed is None else allowed[live]
-            chosen, said = planned(self._world_model, state, self._policy, self._how, rows, generator)
+            chosen, said, found = planned(self._world_model, state, self._policy, self._how, rows, generator)
             actions[live], logprobs[live] = chosen.cpu(), said.to(logprobs)
+            if self._on_plan is not None:
+                self._on_plan(live, found)
         self._turns.answer(tokens, lengths, actions.numpy())
         return ActedStep(actions, logprobs)
 
@@ -87,8 +95,8 @@ def planned(
     how: ActingSearch,
     allowed: Bool[np.ndarray, "row known"] | None,
     generator: torch.Generator | None,
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Return a token of each row, the search's best or drawn from its weights, and its log-probability."""
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], SearchedPolicy]:
+    """Return a token of each row, the search's best or drawn from its weights, its log-probability, and the search."""
     invalid = None
     if allowed is not None:
         logits = world_model.predict(state).logits
@@ -100,7 +108,7 @@ def planned(
         slots = (found.tokens == found.actions[:, None]).int().argmax(dim=1)
     else:
         slots = draw(logprobs, generator)
-    return found.tokens.gather(1, slots[:, None])[:, 0], logprobs.gather(1, slots[:, None])[:, 0]
+    return found.tokens.gather(1, slots[:, None])[:, 0], logprobs.gather(1, slots[:, None])[:, 0], found
 
 
 class _TurnLengths:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
-from worldmtp.agents.search_policy import ActingSearch, planned
+from worldmtp.agents.search_policy import ActingSearch, OnPlan, planned
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.dynamics.turns import NOTHING, Turns
@@ -29,7 +29,7 @@ class WorldSearchPolicy:
     answer, drawn from ``generator``. Greedy is the search's best token, and sampling draws from its weights: of both
     the tree has no noise but that of the replies. Where ``infos`` has an ``action_mask``, what it forbids is no action
     of the root, and what ``VectorActionMask`` forbids everywhere is none of the nodes below; rules of a user's own are
-    not known there.
+    not known there. ``on_plan`` is told of every plan.
 
     Raises:
         ValueError: nobody replies in the environment, it takes back what was paid, or the world model takes a limited
@@ -45,8 +45,10 @@ class WorldSearchPolicy:
         how: ActingSearch,
         generator: torch.Generator,
         device: torch.device | str = "cpu",
+        on_plan: OnPlan | None = None,
     ) -> None:
         check_cut_off(env)
+        self._on_plan = on_plan
         self._max_turn = turn_limit(env)
         self._inner, self._replies, self._env, self._how, self._device = world_model, replies, env, how, device
         self._policy = _masked(acting_policy(temperature), env)
@@ -86,10 +88,12 @@ class WorldSearchPolicy:
             (dataset.max_steps - acted).to(self._device),
         )
         allowed = allowed_tokens(infos)
-        chosen, logprob = planned(
+        chosen, logprob, found = planned(
             self._dynamics, state, self._policy, self._how, None if allowed is None else allowed[live], generator
         )
         actions[live], logprobs[live] = chosen.cpu(), logprob.to(logprobs)
+        if self._on_plan is not None:
+            self._on_plan(live, found)
         self._said.answer(live, actions.numpy()[live])
         return ActedStep(actions, logprobs)
 

@@ -103,6 +103,36 @@ def test_a_lock_is_opened_three_turns_ahead(rule: str, dynamics: str, model: MTP
     assert found.trunk_tokens >= 10 + 3 * 16
 
 
+@pytest.mark.parametrize("dynamics", ["world", "oracle"])
+def test_explained_answers_are_those_of_the_search_with_every_plan(dynamics: str, model: MTPModel) -> None:
+    """A lock's letters are the policy's, its replies and the opening are the world's."""
+    env = locks(2)
+    masked = VectorActionMask(env, alphabet="ab", forbid_eos=True)
+    answering = Answering(model, masked, openings(), 1.0, seed=0)
+    how = ActingSearch("puct", dynamics, SearchConfig(16, max_depth=3, width=2))
+    found, expected = answering.explained(how), answering.searched(how)
+    assert found.answers.score.tolist() == expected.score.tolist()
+    assert (found.answers.way, found.answers.trunk_tokens) == (expected.way, expected.trunk_tokens)
+    if dynamics == "world":
+        # The opening, then each letter with what it is answered: a, aa and aaa.
+        assert [env.tokenizer.decode(list(text.tokens)) for text in found.texts] == ["aaabaabaaa", "bbaaaaaaaa"]
+        heard = (True, False, True, False, True, True, False, True, True, True)
+        assert [text.is_heard for text in found.texts] == [heard] * 2
+    for text, plans in zip(found.texts, found.plans, strict=True):
+        places = [place for place, is_heard in enumerate(text.is_heard) if not is_heard]
+        assert [len(planned.before.tokens) for planned in plans] == places
+        for place, planned in zip(places, plans, strict=True):
+            assert planned.before.tokens == text.tokens[:place]
+            assert planned.before.is_heard == text.is_heard[:place]
+            assert planned.written == (text.tokens[place],)
+            assert sum(node.visits for node in planned.tree) == 16
+            assert [node.token for node in planned.tree if node.is_chosen] == [text.tokens[place]]
+            # Turns of one letter: over the trunk alone nothing is known behind it, and else every visit is answered.
+            for node in planned.tree:
+                told = [reply.visits for reply in node.replies]
+                assert sum(told) == (node.visits if dynamics == "world" else 0)
+
+
 def test_one_token_ahead_the_lock_stays_shut(model: MTPModel) -> None:
     """So that it is the replies that open it."""
     env = locks(2)

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from worldmtp.cli import generate as script
-from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
+from worldmtp.cli.explained import show_explanation, show_side_by_side
+from worldmtp.cli.writing import Marks
 from worldmtp.decoding.explain import DraftedPlace, DraftedToken, ExplainedRound, Explanation, Fate, Guess
 from worldmtp.envs import CharTokenizer
 from worldmtp.model import MTPModel

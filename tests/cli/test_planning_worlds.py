@@ -1,6 +1,7 @@
 """``worldmtp eval --search`` where a world replies: by the model of replies that a run has learnt, or in the world."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -62,6 +63,26 @@ def test_a_run_is_planned_in_by_its_own_model_of_replies_and_in_the_world(compos
     ]
     assert all(0 <= way["score"] <= 1 for way in ways.values())
 
+    # The same search, plan by plan: a plan a move, and under each move the replies that were drawn.
+    code, out, err = evaluate(
+        *words[:4], *words[6:8], *SEARCH, "--dynamics", "replies", "--explain", "--tree-html", tmp_path / "trees.html"
+    )
+    assert code == 0, err
+    *plans, text = re.split(r"^(?=plan \d+ )|^(?=«)", out, flags=re.MULTILINE)[1:]
+    assert re.fullmatch(r"(«\d+»\S)+«\S*»  score [\d.]+(, exact)?\n", text)
+    assert [int(plan.split()[1]) for plan in plans] == list(range(1, len(text.split("»")) - 1))
+    for number, plan in enumerate(plans, start=1):
+        before = "»".join(text.split("»", number)[:number]) + "»"
+        assert plan.startswith(f"plan {number} after {before}" if len(before) <= 60 else f"plan {number} after …")
+        rows = re.findall(r"^  [→ ] +(\d+) +(?:[\d.]+% +-?[\d.]+|(drawn) {8})  ( *)\S", plan, re.MULTILINE)
+        moves = [(int(visits), len(indent)) for visits, drawn, indent in rows if not drawn]
+        assert sum(visits for visits, indent in moves if indent == 0) == 2
+        assert sum(int(visits) for visits, drawn, _ in rows if drawn) == sum(visits for visits, _ in moves)
+    page = (tmp_path / "trees.html").read_text()
+    assert page.count("<h2>Plan ") == len(plans)
+    assert page.count("<span>drawn</span>") == sum(plan.count(" drawn ") for plan in plans)
+    assert "puct through replies, 2 simulations, worldmtp/FrozenLakeSlippery-v0" in page
+
     # What is asked are the very weights of the newest checkpoint, for as many turns as there have been.
     config = read_config(tmp_path / "run")
     env = make_env(config.env, 1)
@@ -82,6 +103,25 @@ def test_a_run_is_planned_in_by_its_own_model_of_replies_and_in_the_world(compos
     code, out, err = evaluate(*words[:3], "worldmtp/GridWorld-v0", *words[4:], *SEARCH, "--dynamics", "replies")
     assert (code != 0, out) == (True, "")
     assert "is no run in worldmtp/GridWorld-v0; give --model a run with imagination=episodes there" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--explain"], "--explain shows the trees of a search; add --search gumbel or --search puct"),
+        (["--tree-html", "page"], "--tree-html shows the trees of a search; add --search gumbel"),
+        (
+            ["--search", "puct", "--explain", "--simulations", "2", "4"],
+            "--explain shows one search, and 2 were asked for",
+        ),
+        (["--search", "puct", "--explain", "--best-of", "2"], "compares nothing; leave out --best-of"),
+        (["--search", "puct", "--tree-html", "page", "--json"], "compares nothing; leave out --json"),
+    ],
+)
+def test_what_is_explained_is_one_search(words, message, evaluate):
+    code, out, err = evaluate("--model", "nowhere", "--env", "worldmtp/Reverse-v0", *words)
+    assert (code != 0, out) == (True, "")
+    assert message in err
 
 
 @pytest.mark.usefixtures("no_report")

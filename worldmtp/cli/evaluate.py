@@ -3,10 +3,12 @@
     worldmtp eval --model runs/quickstart/2026-01-31_12-00-00_seed0 --env worldmtp/SpellBackward-v0
     worldmtp eval --model path/to/checkpoint --env worldmtp/ChainSum-v0 --num-prompts 128 --json
     worldmtp eval --model RUN --env ID --search gumbel --simulations 4 16 --dynamics mtp oracle --best-of 5 17 --beam 5
+    worldmtp eval --model RUN --env ID --search gumbel --dynamics replies --explain --tree-html trees.html
 
-The last one acts by search, by beam search and by the best of several answers, beside greedy and sampled, each with
+The third acts by search, by beam search and by the best of several answers, beside greedy and sampled, each with
 what it costs. In a world that replies, a search goes on through the replies: of the model of them that a run with
-``imagination=episodes`` has learnt, ``--dynamics replies``, or of the real world, ``--dynamics world``.
+``imagination=episodes`` has learnt, ``--dynamics replies``, or of the real world, ``--dynamics world``. The last one
+shows the trees of one search, move by move, with the replies that were drawn in them.
 
 The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
 """
@@ -33,7 +35,10 @@ from worldmtp.training.config import EnvConfig, TrainConfig
 from worldmtp.training.run_dir import MODEL_FOLDER
 
 if TYPE_CHECKING:
+    from worldmtp.agents.search_policy import ActingSearch
     from worldmtp.model import MTPModel
+
+_NUM_PROMPTS = 512
 
 
 def main() -> None:
@@ -45,16 +50,25 @@ def main() -> None:
 def _run(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.temperature < float("inf"):
         raise ValueError(f"--temperature {arguments.temperature} must be positive; greedy answers are counted as well.")
+    searches = _searches(arguments)
+    explains = arguments.explain or arguments.tree_html is not None
+    if explains:
+        _check_explained(arguments, searches)
+    if arguments.num_prompts is None:
+        arguments.num_prompts = 1 if explains else _NUM_PROMPTS
     directory = model_directory(arguments.model, "--model")
     trained = run_config(arguments.model)
     import_run_modules(trained, arguments.imports)
     env = environment_of(trained, directory, arguments.env, parse_kwargs(arguments.kwargs))
     from worldmtp.training.evaluation import evaluate_model
 
-    searches = _searches(arguments)
     model = load_model(directory, arguments.device)
-    if searches or arguments.best_of or arguments.beam:
-        _compare(arguments, model, env, searches, trained)
+    hows = _hows(arguments, model, searches, trained)
+    if explains:
+        _explain(arguments, model, env, hows[0], directory)
+        return
+    if hows or arguments.best_of or arguments.beam:
+        _compare(arguments, model, env, hows)
         return
     found = evaluate_model(model, env, arguments.num_prompts, arguments.temperature, arguments.seed)
     if arguments.json:
@@ -103,19 +117,17 @@ def _searches(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
     return [(arguments.search, which, number) for which in dynamics for number in arguments.simulations or [32]]
 
 
-def _compare(
+def _hows(
     arguments: argparse.Namespace,
     model: "MTPModel",
-    env: EnvConfig,
     searches: list[tuple[str, str, int]],
     trained: TrainConfig | None,
-) -> None:
+) -> "list[ActingSearch]":
+    """Return the searches that are asked for, if the model and its run have what they ask."""
     from worldmtp.agents.answers import THROUGH_REPLIES
     from worldmtp.agents.search_policy import ActingSearch
     from worldmtp.cli.searched import check_values
     from worldmtp.search import SearchConfig
-    from worldmtp.statistics import wilson_interval
-    from worldmtp.training.evaluation import compare_answers
 
     if searches:
         check_values(model)
@@ -129,6 +141,18 @@ def _compare(
     for rule, dynamics, number in searches:
         gamma = _gamma_of(trained) if dynamics in THROUGH_REPLIES else 1.0
         hows.append(ActingSearch(rule, dynamics, SearchConfig(number, arguments.depth, arguments.width or 16, gamma)))
+    return hows
+
+
+def _run_dir(arguments: argparse.Namespace) -> Path:
+    path: Path = arguments.model
+    return path.parent if path.name == MODEL_FOLDER else path
+
+
+def _compare(arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, hows: "list[ActingSearch]") -> None:
+    from worldmtp.statistics import wilson_interval
+    from worldmtp.training.compared_answers import compare_answers
+
     ways = compare_answers(
         model,
         env,
@@ -138,7 +162,7 @@ def _compare(
         hows,
         arguments.best_of,
         arguments.beam,
-        arguments.model.parent if arguments.model.name == MODEL_FOLDER else arguments.model,
+        _run_dir(arguments),
     )
     for number, way in enumerate(ways):
         exact = wilson_interval(int(way.exact.sum()), len(way.exact), unit="prompt")
@@ -154,6 +178,33 @@ def _compare(
         share = f"{exact.estimate:.3f} [{exact.low:.3f}, {exact.high:.3f}]"
         numbers_text = f"{float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}"
         print(f"  {way.way:<42}{share}  {numbers_text}", flush=True)
+
+
+def _check_explained(arguments: argparse.Namespace, searches: list[tuple[str, str, int]]) -> None:
+    """Raise ValueError if what is to be explained is not one search."""
+    option = "--explain" if arguments.explain else "--tree-html"
+    if not searches:
+        raise ValueError(f"{option} shows the trees of a search; add --search gumbel or --search puct.")
+    if len(searches) > 1:
+        raise ValueError(
+            f"{option} shows one search, and {len(searches)} were asked for; give one number of --simulations and one "
+            "--dynamics."
+        )
+    for name in ("json", "best_of", "beam"):
+        if getattr(arguments, name):
+            raise ValueError(f"{option} shows trees and compares nothing; leave out --{name.replace('_', '-')}.")
+
+
+def _explain(
+    arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, how: "ActingSearch", directory: Path
+) -> None:
+    from worldmtp.cli.searched import show_explained
+    from worldmtp.training.compared_answers import explain_answers
+    from worldmtp.training.saved_model import load_tokenizer
+
+    options = arguments.num_prompts, how, arguments.temperature, arguments.seed, _run_dir(arguments)
+    found = explain_answers(model, env, *options)
+    show_explained(found, load_tokenizer(directory), arguments.env, arguments.explain, arguments.tree_html)
 
 
 def _gamma_of(trained: TrainConfig | None) -> float:
@@ -181,7 +232,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="PATH", help="a run, a saved MTPModel or a causal LM on disk")
     add("--env", required=True, metavar="ID", help="a gymnasium id, or <module>:<id>")
-    add("--num-prompts", type=positive, default=512, metavar="N", help="held-out prompts; by default 512")
+    add(
+        "--num-prompts",
+        type=positive,
+        metavar="N",
+        help=f"held-out prompts; by default {_NUM_PROMPTS}, and 1 where trees are shown",
+    )
     add("--temperature", type=float, default=1.0, metavar="T", help="of sampled answers, beside greedy ones; 1")
     add("--seed", type=whole_seed, default=0, metavar="N", help="of prompts and draws; by default 0, as a run's")
     add("--device", help="cpu, cuda, ...; by default cuda where there is one")
@@ -196,6 +252,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--depth", type=positive, metavar="N", help="tokens a search looks ahead; by default all that the heads have")
     add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
+    add("--explain", action="store_true", help="show the trees of one search instead, move by move, with the replies")
+    add("--tree-html", type=Path, metavar="FILE", help="write them as one page, opened offline")
     add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")
     add("--beam", type=positive, nargs="+", default=[], metavar="N", help="a beam search that keeps N texts as well")
     add_kwargs(parser)

@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from worldmtp.cli.prompts import decode_text
+from worldmtp.cli.writing import Marks, Writing
 from worldmtp.decoding.explain import DraftedPlace, DraftedToken, ExplainedRound, Explanation, Fate, Guess
 
-_LONGEST_TOKEN = 12
 _NARROW = 14
 """Characters of the columns beside the wide one."""
 _GAP = 3
@@ -30,73 +29,6 @@ _STYLES = {
 }
 _OWN = "bold cyan"
 _DIM = "bright_black"
-
-
-@dataclass(frozen=True)
-class Marks:
-    """The characters of a demonstration; plain ones where the terminal's encoding has no others."""
-
-    accepted: str = "✓"
-    refused: str = "✗"
-    unreached: str = "–"
-    own: str = "→"
-    space: str = "␣"
-    cut: str = "…"
-    is_ascii: bool = False
-
-    @classmethod
-    def for_encoding(cls, encoding: str) -> "Marks":
-        """Return those that can be written in ``encoding``."""
-        try:
-            "✓✗–→␣…".encode(encoding)
-        except UnicodeEncodeError:
-            return cls("+", "x", "-", ">", "_", "~", is_ascii=True)
-        return cls()
-
-    def of(self, fate: Fate) -> str:
-        """Return the mark of a fate."""
-        return {Fate.ACCEPTED: self.accepted, Fate.REFUSED: self.refused}.get(fate, self.unreached)
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How tokens look."""
-
-    tokenizer: PreTrainedTokenizerBase
-    marks: Marks
-
-    def token(self, token: int) -> str:
-        """Return a token by itself: escaped, its spaces visible, and not too long."""
-        piece: str | None = self.tokenizer.convert_ids_to_tokens([token])[0]
-        if piece is None:  # an id of the model that the tokenizer has no text for
-            return f"<{token}>"
-        if token in self.tokenizer.all_special_ids:
-            text = piece
-        else:
-            text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-            if piece.startswith("▁") and not text.startswith(" "):  # sentencepiece takes a text's first space away
-                text = f" {text}"
-        text = _escaped(text).replace(" ", self.marks.space)
-        return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + self.marks.cut
-
-    def grown(self, before: Sequence[int], parts: Sequence[tuple[Sequence[int], str]], width: int) -> Text:
-        """Return a text and what was added to it, part by part in its style; its end if it is wider than ``width``."""
-        tokens, old = list(before), self._text(before)
-        written = Text(old)
-        for part, style in parts:
-            tokens += part
-            new = self._text(tokens)
-            # A character of several tokens changes what stood there already.
-            written = Text.assemble(written, (new[len(old) :], style)) if new.startswith(old) else Text(new, style)
-            old = new
-        if len(written) > width:
-            written = Text.assemble(self.marks.cut, written[len(written) - width + 1 :])
-        return written
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        ends = set(self.tokenizer.all_special_ids)
-        last = self.token(tokens[-1]) if tokens and tokens[-1] in ends else ""
-        return _escaped(decode_text(self.tokenizer, tokens)) + last
 
 
 def show_explanation(
@@ -279,8 +211,3 @@ def _packed(parts: Sequence[Text], width: int = _NARROW) -> Text:
 
 def _percent(probability: float) -> str:
     return "<1%" if probability < 0.005 else f"{probability:.0%}"
-
-
-def _escaped(text: str) -> str:
-    """Return control characters and line ends as a program would write them."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from worldmtp.cli.arguments import load_model
-from worldmtp.cli.explained import Marks, show_explanation, show_side_by_side
+from worldmtp.cli.explained import show_explanation, show_side_by_side
 from worldmtp.cli.generate_config import AUTO, GenerateConfig
 from worldmtp.cli.prompts import decode_text, encode_prompts
+from worldmtp.cli.writing import Marks
 from worldmtp.decoding import SamplingConfig, generate, parallel_beam
 from worldmtp.decoding.adaptive import LengthChooser, length_chooser
 from worldmtp.decoding.beam import BeamTree

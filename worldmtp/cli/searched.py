@@ -1,5 +1,7 @@
 """``worldmtp generate --search``: tokens are planned in the model's own world model; the trees as text or as a page.
 
+``show_explained`` shows those of ``worldmtp eval --search --explain``, in whose environments a world may reply.
+
 Prompts are searched side by side, one tree each, ``--batch-size`` at a time. Values, rewards and ends are what the
 model's world heads say.
 """
@@ -12,22 +14,21 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
+from worldmtp.agents.answers import ExplainedAnswers
 from worldmtp.atomic_files import write_bytes
-from worldmtp.cli.explained import Marks, Writing
 from worldmtp.cli.generate_config import DEFAULT_SIMULATIONS, DEFAULT_WIDTH, GenerateConfig
 from worldmtp.cli.generation import load_searched, print_text
-from worldmtp.cli.prompts import encode_prompts
+from worldmtp.cli.prompts import decode_text, encode_prompts
 from worldmtp.cli.tree_page import tree_page
+from worldmtp.cli.tree_text import tree_lines
+from worldmtp.cli.writing import Marks, Writing
 from worldmtp.dynamics import acting_policy, make_world_model
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import draw
 from worldmtp.search import SearchConfig, TurnWorldModel, plan
-from worldmtp.search.explain import Planned, TreeNode, line_of, tree_of
-
-_MOST_LINES = 24
-"""Of a tree on the terminal."""
+from worldmtp.search.explain import Planned, Spoken, line_of, tree_of
 
 
 def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[str]) -> None:
@@ -60,7 +61,8 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
                     console.print(line, soft_wrap=True)
         print_text(decoding, prompt, text, new, len(one))
     if config.tree_html is not None:
-        write_bytes(config.tree_html, tree_page(prompts, plans, tokenizer, conditions).encode())
+        written = [Spoken.of_one(tuple(token for planned in one for token in planned.written)) for one in plans]
+        write_bytes(config.tree_html, tree_page(prompts, written, plans, tokenizer, conditions).encode())
         print(f"trees: {config.tree_html}", file=sys.stderr)
     num_plans, num_tokens = sum(map(len, plans)), sum(len(planned.written) for one in plans for planned in one)
     print(
@@ -68,6 +70,30 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
         f"{seconds:.3f} s not warmed up; {conditions}",
         file=sys.stderr,
     )
+
+
+def show_explained(
+    found: ExplainedAnswers, tokenizer: PreTrainedTokenizerBase, env_id: str, shows_trees: bool, page: Path | None
+) -> None:
+    """Print how texts of an environment were planned, every tree and then the text, or write the trees as a page."""
+    console = Console(highlight=False, emoji=False)
+    writing = Writing(tokenizer, Marks.for_encoding(console.encoding))
+    conditions = f"{found.answers.way}, {env_id}"
+    scores, exact = found.answers.score.tolist(), found.answers.exact.tolist()
+    for text, plans, score, is_exact in zip(found.texts, found.plans, scores, exact, strict=True):
+        if shows_trees:
+            for number, planned in enumerate(plans, start=1):
+                for line in tree_lines(number, planned, writing):
+                    console.print(line, soft_wrap=True)
+        verdict = f"  score {score:.3f}{', exact' if is_exact else ''}"
+        console.print(writing.spoken(text), verdict, sep="", soft_wrap=True)
+    print(f"what the environment wrote stands in {' '.join(writing.marks.heard)}; {conditions}", file=sys.stderr)
+    if page is not None:
+        starts = [text.is_heard.index(False) for text in found.texts]  # the opening is a prompt of its own
+        prompts = [decode_text(tokenizer, text.tokens[:n]) for text, n in zip(found.texts, starts, strict=True)]
+        new = [Spoken(text.tokens[n:], text.is_heard[n:]) for text, n in zip(found.texts, starts, strict=True)]
+        write_bytes(page, tree_page(prompts, new, found.plans, tokenizer, conditions).encode())
+        print(f"trees: {page}", file=sys.stderr)
 
 
 def check_values(model: MTPModel) -> None:
@@ -113,37 +139,7 @@ def search_texts(
             written = line_of(tree, config.commit or 1) or [int(found.actions[place])]
             ended = next((n for n, token in enumerate(written) if token in eos_token_ids), len(written) - 1)
             written = written[: ended + 1]
-            plans[row].append(Planned(tuple(now[row]), tree, tuple(written), float(found.value[place])))
+            plans[row].append(Planned(Spoken.of_one(tuple(now[row])), tree, tuple(written), float(found.value[place])))
             now[row] += written
         live = [row for row in live if now[row][-1] not in eos_token_ids and len(now[row]) < limits[row]]
     return plans
-
-
-def tree_lines(number: int, planned: Planned, writing: Writing) -> list[Text]:
-    """Return a tree as lines of text: visits, prior, Q, and the text that was imagined."""
-    rows: list[tuple[int, TreeNode, list[int]]] = []
-
-    def walk(nodes: Sequence[TreeNode], depth: int, before: list[int]) -> None:
-        for node in nodes:
-            rows.append((depth, node, [*before, node.token]))
-            walk(node.children, depth + 1, [*before, node.token])
-
-    walk(planned.tree, 0, [])
-    most = sorted((node.visits for _, node, _ in rows), reverse=True)[:_MOST_LINES]
-    shown = [row for row in rows if row[1].visits >= most[-1]][: 2 * _MOST_LINES]
-    head = Text.assemble(
-        (f"plan {number}", "bold"),
-        " after ",
-        writing.grown(planned.before, [], 60),
-        f", worth {planned.value:.3f}\n",
-        ("    visits  prior       Q  imagined", "bright_black"),
-    )
-    lines = [head]
-    for depth, node, path in shown:
-        mark = writing.marks.own if node.is_chosen else " "
-        text = "".join(map(writing.token, path))
-        line = f"  {mark} {node.visits:6d} {node.prior:6.1%} {node.q:7.3f}  {'  ' * depth}{text}"
-        lines.append(Text(line + (" end" if node.is_end else ""), "bold cyan" if node.is_chosen else ""))
-    if len(shown) < len(rows):
-        lines.append(Text(f"    and {len(rows) - len(shown)} nodes of fewer visits", "bright_black"))
-    return lines

@@ -135,15 +135,27 @@ class SearchTree:
         """The root of each row."""
         return self.at(torch.zeros_like(self.rows))
 
+    def most_drawn(self, nodes: Int[Tensor, " batch"], slots: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Return where each row's edge has led to most often, the first of equals; UNVISITED where it was not taken.
+
+        An edge has one child, or where a world replies one for each reply that was drawn.
+        """
+        is_child = (self.parents == nodes[:, None]) & (self.slots == slots[:, None])
+        often = self.visits.masked_fill(~is_child, UNVISITED)
+        return torch.where(is_child.any(dim=1), often.argmax(dim=1), UNVISITED)
+
     def principal_variation(self) -> Int[Tensor, "batch length"]:
-        """Return the most visited tokens from the root on, -1 after each row's last visited node."""
+        """Return the most visited tokens from the root on, -1 after each row's last visited node.
+
+        They are the policy's. Where a world replies, the line goes on behind the reply that was drawn most often.
+        """
         nodes, alive, line = torch.zeros_like(self.rows), torch.ones_like(self.rows, dtype=torch.bool), []
         while bool(alive.any()):
             visits = self.child_visits[self.rows, nodes]
             best = visits.argmax(dim=1)
             alive = alive & (visits.amax(dim=1) > 0)
             line.append(torch.where(alive, self.tokens[self.rows, nodes, best], UNVISITED))
-            nodes = torch.where(alive, self.children[self.rows, nodes, best], nodes)
+            nodes = torch.where(alive, self.most_drawn(nodes, best), nodes)
         return torch.stack(line[:-1], dim=1) if len(line) > 1 else self.tokens.new_empty((len(self.rows), 0))
 
 

@@ -1,7 +1,7 @@
 """Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmtp.agents.answers import Answering, Answers
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.evaluation import (
     DepthPredictions,
@@ -22,7 +21,6 @@ from worldmtp.agents.evaluation import (
     root_imaginations,
 )
 from worldmtp.agents.rollout import Rollout, action_mask, episode_returns
-from worldmtp.agents.search_policy import ActingSearch
 from worldmtp.analysis import EvalArtefact, depth_scalars, save_artefact
 from worldmtp.analysis.artefacts import imagined_strip, token_strip
 from worldmtp.analysis.conversations import Episode, episode_of, episodes_markdown, is_conversation, utterances
@@ -40,7 +38,6 @@ from worldmtp.tracking.scenes import Scene
 from worldmtp.training.config import EnvConfig
 from worldmtp.training.make import check_fits, make_env
 from worldmtp.training.run_prompts import no_prompt
-from worldmtp.training.saved_replies import run_replies
 
 NUM_TOP = 5
 """Likeliest tokens that a scene keeps of each thing said."""
@@ -309,7 +306,7 @@ def evaluate_model(
     Raises:
         ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
     """
-    rows, examples = _heldout_rows(model, env, num_prompts, seed)
+    rows, examples = heldout_rows(model, env, num_prompts, seed)
     evaluation = Evaluator(rows, examples, temperature, stream_seed(seed, "evaluation")).run(model)
     metrics = evaluation.metrics()
     return CheckpointEvaluation(
@@ -334,10 +331,14 @@ def _share(rollout: Rollout) -> Interval:
     return wilson_interval(int(rollout.exact.sum()), len(rollout), unit="prompt")
 
 
-def _heldout_rows(
+def heldout_rows(
     model: MTPModel, env: EnvConfig, num_prompts: int, seed: int
 ) -> tuple[TextVectorEnv, Sequence[Example]]:
-    """Return held-out prompts and an environment with a row for each."""
+    """Return an environment with a row for each of the held-out prompts, and these.
+
+    Raises:
+        ValueError: the environment cannot be made, has no held-out prompt, or does not fit the model.
+    """
     env = replace(env, kwargs={"pool_size": 1} | env.kwargs)
     probe = make_env(env, 1)
     check_fits(model.config, probe)
@@ -345,46 +346,3 @@ def _heldout_rows(
     if not examples:
         raise no_prompt(probe, "held-out prompt")
     return make_env(env, len(examples)), examples
-
-
-def compare_answers(
-    model: MTPModel,
-    env: EnvConfig,
-    num_prompts: int,
-    temperature: float = 1.0,
-    seed: int = 0,
-    searches: Sequence[ActingSearch] = (),
-    best_of: Sequence[int] = (),
-    beams: Sequence[int] = (),
-    run_dir: Path | None = None,
-) -> Iterator[Answers]:
-    """Answer the prompts of ``evaluate_model`` in several ways.
-
-    Greedily, by a draw, by searches, by beam searches that keep so many texts, by the best of so many draws.
-
-    They come one by one, as the later ones take a while. A search through ``replies`` asks the model of them that the
-    run in ``run_dir`` has learnt.
-
-    Raises:
-        TypeError: a search over heads that are blind to actions.
-        ValueError: as ``evaluate_model``, or a search looks further ahead than the heads or has nobody to ask for
-            replies, or a beam where worlds reply.
-    """
-    rows, examples = _heldout_rows(model, env, num_prompts, seed)
-    model.limit_tokens(rows.tokenizer.vocab_size)
-    replies = None
-    if run_dir is not None and any(how.dynamics == "replies" for how in searches):
-        replies = run_replies(run_dir, rows, model)
-    answering = Answering(model, rows, examples, temperature, stream_seed(seed, "evaluation"), replies)
-    for how in searches:
-        answering.check_search(how)
-    for number in beams:
-        answering.check_beam(number)
-    yield answering.greedy()
-    yield answering.sampled()
-    for how in searches:
-        yield answering.searched(how)
-    for number in beams:
-        yield answering.beam(number)
-    for number in best_of:
-        yield from answering.best_of(number)

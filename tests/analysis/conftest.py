@@ -9,6 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
+from worldmtp import statistics
 from worldmtp.analysis import EvalArtefact
 
 TRANSITION = np.array([[0.75, 0.25], [0.5, 0.5]])
@@ -92,6 +93,12 @@ def marginal_heads():
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Leaves the pictures of a report undrawn, which takes longer than the rest; test_report looks at them."""
+def quick_report(monkeypatch):
+    """Draws no picture of a report, at which test_report looks, and resamples less often than is published."""
+    real = statistics._percentile_bootstrap
+
+    def fewer(sums, statistic, level, num_resamples, generator):
+        return real(sums, statistic, level, min(num_resamples, 1000), generator)
+
     monkeypatch.setattr("worldmtp.analysis.figures.png_data_uri", lambda figure: "data:,")
+    monkeypatch.setattr(statistics, "_percentile_bootstrap", fewer)

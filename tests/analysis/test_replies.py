@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused(changes, message):
         make_replies(**changes)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_the_page_shows_replies_and_episodes_beside_each_other(tmp_path, make_artefact):
     """Beside a policy of three depths; markup in an episode is escaped."""
     from worldmtp.analysis import save_artefact

@@ -100,7 +100,7 @@ def test_a_full_run_makes_a_whole_page(full_run):
     assert len(page.named("figure")) - len(page.named("img")) == 2 * 6
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_episodes_of_a_world_are_told_turn_by_turn(tmp_path, make_artefact):
     """The Markov world's third token as its reply: one episode each of lowest, middle and highest return, escaped."""
     acted = np.tile([False, True, False, True], (128, 1))
@@ -140,7 +140,7 @@ def test_the_page_is_offline_and_nothing_in_it_runs(full_run):
     assert len(content) < 5_000_000
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_a_strip_is_a_table_whose_cells_are_aligned_and_coloured(tmp_path, make_artefact):
     artefact = make_artefact([None, np.array([[0.2, 0.8], [0.2, 0.8]])])  # depth 2 says "b" with .8 whatever happens
     save_artefact(artefact, tmp_path / "artefacts", "ppo")
@@ -211,7 +211,7 @@ def test_depths_that_no_root_reaches_and_single_sequences_do_not_stop_the_report
     assert "No prefix of this evaluation has a policy token" in text
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_turns_of_one_token_have_no_depth_to_look_ahead(tmp_path, make_artefact):
     """Two tokens of the policy, each a turn of its own: no depth but the first foresees an action."""
     turns = make_artefact([None, None])

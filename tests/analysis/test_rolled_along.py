@@ -89,7 +89,7 @@ def test_an_interval_is_that_of_its_step():
     assert logged_interval(gone, "world_model/depth_2/context") is None
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_the_report_shows_them(tmp_path):
     assert "Exposure and context were not measured" in write_report(tmp_path).read_text(encoding="utf-8")
     lines = [json.dumps(record) for record in records()]

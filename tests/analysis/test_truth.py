@@ -115,7 +115,7 @@ def test_the_verdict_is_of_the_first_evaluation_and_tells_the_last(law):
     assert beside_truth({"warm_start": bad, "final": good}).outcome == "fail"
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_the_report_shows_the_truth_where_there_is_one(law, tmp_path):
     (tmp_path / "without").mkdir()
     assert "Beside the truth" not in write_report(tmp_path / "without").read_text(encoding="utf-8")

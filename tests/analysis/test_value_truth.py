@@ -56,7 +56,7 @@ def test_values_of_the_first_answers_alone(world):
         ExactValues(exact.values, 2.0)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_the_report_shows_them(world, tmp_path):
     artefact, exact = world
     save_artefact(artefact, tmp_path / "artefacts", "final")

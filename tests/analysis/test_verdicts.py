@@ -139,7 +139,7 @@ def run_dir(tmp_path, knows_all):
     return tmp_path
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_a_report_opens_with_the_verdicts_and_says_what_was_not_measured(run_dir):
     page = write_report(run_dir).read_text(encoding="utf-8")
     assert page.index("<h2>Verdicts</h2>") < page.index("<h2>Headline</h2>")
@@ -160,7 +160,7 @@ def test_a_report_opens_with_the_verdicts_and_says_what_was_not_measured(run_dir
     assert unmeasured == ["split"]
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_the_tables_hold_the_same_numbers(run_dir):
     write_report(run_dir)
     content = json.loads((run_dir / "metrics.json").read_text())

@@ -141,9 +141,8 @@ def test_a_world_of_a_known_law_stays_the_same_source_with_another_length(compos
     assert (law.symbols, law.source.num_states, law.prefix_length) == ("([)].", 8, 8)
 
 
-@pytest.mark.parametrize(
-    "option", [name if name == "pig" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_trains(compose_option, no_report, tmp_path, option):
     steps = () if option in WORLDS else ("sft.num_steps=1",)
     run(compose_option(option, *BUDGET, *steps), tmp_path / "run")

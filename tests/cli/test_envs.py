@@ -142,7 +142,8 @@ def test_check_fails_with_code_1_and_says_what_was_seen(command_line, tmp_path):
 
 def test_check_of_a_world(command_line, tmp_path):
     file = write(tmp_path, WORLD, "Asker")
-    code, out, err = command_line("check", "worldmtp/Asker-v0", "--episodes", "20", "--import", file)
+    fewer = ("--episodes", "20", "--examples", "8", "--kwargs", "pool_size=32")
+    code, out, err = command_line("check", "worldmtp/Asker-v0", *fewer, "--import", file)
     assert (code, err) == (0, "")
     assert "kind           turns" in out
     assert "majority" not in out

@@ -158,6 +158,7 @@ def test_a_job_of_a_sweep_is_recognised_by_its_config(command_line, monkeypatch,
     assert len(set.union(*names.values())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_a_sweep_trains_every_job(command_line, tmp_path, tiny_overrides):
     code, out, err = command_line("-m", "seed=0,1", "hydra.sweep.dir=sweep", *tiny_overrides, *QUIET)
@@ -235,13 +236,16 @@ def test_a_refused_resumption_leaves_the_config(command_line, monkeypatch, tmp_p
 
 def test_every_failure_of_a_sweep_is_said_and_logged(command_line, monkeypatch, tmp_path):
     monkeypatch.setattr("worldmtp.training.pipeline.execute", lambda *args: FOUND)
-    code, _, err = command_line(
-        "-m", "env=reverse", "agent.ppo.learning_rate=-1,1e-4,-2", "hydra.sweep.dir=sweep", *QUIET
+    code, out, err = command_line(
+        "-m", "env=reverse", "agent.ppo.learning_rate=-1,1e-4,-2,3e-4", "hydra.sweep.dir=sweep", *QUIET
     )
     assert code == 1
+    # Side by side at the end, those that were refused left out: they have no config.
+    rows = [re.split(r"  +", line)[0] for line in out.rstrip().split("\n\n")[-1].splitlines()]
+    assert (rows[0], sorted(rows[2:])) == ("agent.ppo.learning_rate", ["0.0001", "0.0003"])
     logs = {path.parent: path.read_text() for path in (tmp_path / "sweep").glob("*/train.log")}
     failed = {run_dir: log for run_dir, log in logs.items() if "failed" in log}
-    assert (len(logs), len(failed)) == (3, 2)
+    assert (len(logs), len(failed)) == (4, 2)
     for value in ("-1.0", "-2.0"):
         (run_dir,) = [run_dir for run_dir, log in failed.items() if f"learning_rate={value} must be" in log]
         assert "Traceback" in failed[run_dir]
@@ -336,16 +340,6 @@ def test_the_console_script_ends_with_code_1(tmp_path):
     assert "Did you mean 'off'?" in done.stderr
 
 
-def test_analyze_names_what_is_missing(tmp_path):
-    script = (sys.executable, "-m", "worldmtp.cli")
-    done = subprocess.run(
-        [*script, "analyze", tmp_path / "nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "nowhere" in done.stderr
-
-
 def analyzed(monkeypatch, capsys, directory):
     """(exit code, stderr) of ``worldmtp analyze`` in this process."""
     monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(directory)])
@@ -353,6 +347,13 @@ def analyzed(monkeypatch, capsys, directory):
     with pytest.raises(SystemExit) as stop:
         analyze.main()
     return stop.value.code, capsys.readouterr().err
+
+
+def test_analyze_names_what_is_missing(monkeypatch, capsys, tmp_path):
+    code, err = analyzed(monkeypatch, capsys, tmp_path / "nowhere")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert "nowhere" in err
 
 
 def test_analyze_refuses_a_directory_without_a_run(monkeypatch, capsys, tmp_path):

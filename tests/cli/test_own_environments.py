@@ -161,7 +161,10 @@ def run_script(command, directory, *more):
     return subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("heading", HEADINGS)
+# A class of gymnasium's is asked for a thousand openings eight times over, to find out how long they are.
+@pytest.mark.parametrize(
+    "heading", [pytest.param(name, marks=[pytest.mark.slow] * (name == "Gymnasium")) for name in HEADINGS]
+)
 def test_route_is_checked(heading, here):
     route = BY_HEADING[heading]
     # Few rows are asked for fewer as it is.

@@ -51,14 +51,13 @@ def found_equal(found, expected):
     return found == expected
 
 
-def test_stopped_at_each_iteration(reference, compose_tiny, results_of, tmp_path, capsys):
-    for iteration in (0, 2):
-        run_dir = tmp_path / str(iteration)
-        config = compose_tiny(*RUN, f"checkpoint.stop_after={iteration}")
-        assert math.isnan(run(config, run_dir))
-        assert f"stopped after iteration {iteration}; go on with resume={run_dir}" in capsys.readouterr().out
-        resume(run_dir)
-        assert found_equal(results_of(run_dir), reference)
+@pytest.mark.parametrize("iteration", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_stopped_at_an_iteration(reference, compose_tiny, results_of, tmp_path, capsys, iteration):
+    config = compose_tiny(*RUN, f"checkpoint.stop_after={iteration}")
+    assert math.isnan(run(config, tmp_path))
+    assert f"stopped after iteration {iteration}; go on with resume={tmp_path}" in capsys.readouterr().out
+    resume(tmp_path)
+    assert found_equal(results_of(tmp_path), reference)
 
 
 def test_killed_during_the_warm_start(reference, compose_tiny, results_of, tmp_path, monkeypatch):
@@ -83,7 +82,7 @@ def test_killed_during_the_warm_start(reference, compose_tiny, results_of, tmp_p
     assert found_equal(results_of(tmp_path), reference)
 
 
-@pytest.mark.parametrize("moment", ["save_model", "write_report"])
+@pytest.mark.parametrize("moment", [pytest.param("save_model", marks=pytest.mark.slow), "write_report"])
 def test_killed_after_the_last_iteration(reference, compose_tiny, results_of, tmp_path, monkeypatch, moment):
     def dies(*args, **kwargs):
         raise MemoryError("killed")
@@ -98,6 +97,7 @@ def test_killed_after_the_last_iteration(reference, compose_tiny, results_of, tm
     assert found_equal(results_of(tmp_path), reference)
 
 
+@pytest.mark.slow
 def test_started_once_more_with_the_same_config_goes_on(reference, compose_tiny, results_of, tmp_path, monkeypatch):
     def dies(*args, **kwargs):
         raise MemoryError("killed")
@@ -120,14 +120,16 @@ def test_extended_run(compose_tiny, results_of, tmp_path):
     assert (tmp_path / "DONE").exists()
 
 
-def test_a_run_is_not_taken_back(compose_tiny, tmp_path):
-    """Its config would say one iteration, and its model and report would be those of two."""
-    run(compose_tiny(*COLD), tmp_path / "run")
+def test_a_run_is_not_taken_back_and_not_run_again(compose_tiny, tmp_path, monkeypatch):
+    """Its config would say one iteration, and its model and report would be those of two. Told its own, it is read."""
+    exact = run(compose_tiny(*COLD), tmp_path / "run")
     config, summary = ((tmp_path / "run" / name).read_text() for name in ("config.yaml", "summary.json"))
     with pytest.raises(ValueError, match=r"num_iterations=1: this run has done 2 iterations already.* at least as"):
         resume(tmp_path / "run", "agent.rollout.num_iterations=1")
     assert (tmp_path / "run" / "config.yaml").read_text() == config
     assert (tmp_path / "run" / "summary.json").read_text() == summary
+    monkeypatch.setattr(pipeline, "reinforce", None)
+    assert run(compose_tiny(*COLD), tmp_path / "run") == exact
 
 
 def test_full_disk(reference, compose_tiny, results_of, tmp_path, monkeypatch):
@@ -188,6 +190,7 @@ def test_missing_checkpoints(compose_tiny, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 def test_stopped_before_the_first_checkpoint(reference, compose_tiny, results_of, tmp_path, monkeypatch):
     """More frequent checkpoints are asked for when it is taken up: there never was one, so nothing is missing."""
     every = (*RUN, "checkpoint.every_iterations=10")

@@ -254,7 +254,7 @@ def test_extensions_that_cannot_be(counts, lengths, takes_part, message, model_o
         )
 
 
-@pytest.mark.parametrize("name", ["none", "sequential", "a model"])
+@pytest.mark.parametrize("name", ["none", "sequential", pytest.param("a model", marks=pytest.mark.slow)])
 def test_drawn_tokens_follow_the_trunk(name, model_of):
     """Of 20 000 rows, the token behind what was written, and the two after it, in rounds that draft.
 

@@ -106,6 +106,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+IN_EVERY_USE = {
+    *("off", "off_drafted", "off_masked", "off_conversation", "counterfactual_tail_conversation"),
+    *("counterfactual_completions", "counterfactual_shuffled", "episodes_conversation", "latent_mixed"),
+    *("search_corrected_shuffled", "baseline_parallel", "baseline_conversation"),
+}
+"""What a move of code would most likely change, of each use; all else is looked at with the slow tests."""
+
+
 def run_ppo(model: MTPModel, env: TextVectorEnv, case: dict[str, Any]) -> dict[str, Any]:
     """Metrics by name, each a list with an entry an iteration, and what was written."""
     trainer = ImaginationTrainer(
@@ -142,7 +150,9 @@ def run_ppo(model: MTPModel, env: TextVectorEnv, case: dict[str, Any]) -> dict[s
     return dict(sorted(trace.items())) | {"actions": texts}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name not in IN_EVERY_USE)) for name in CASES]
+)
 def test_iterations_are_the_recorded_ones(
     case: str,
     golden: Golden,

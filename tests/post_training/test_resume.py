@@ -49,22 +49,21 @@ def test_preferences(train, make_model, kind):
     assert_same_run(train(kind, "resumed", spoilt(make_model()), "whole/checkpoint-3"), whole)
 
 
-@pytest.mark.parametrize("step", [3, 4, 5])
 @pytest.mark.parametrize("kind", SAMPLING)
-def test_in_the_middle_of_a_sampled_batch_and_at_its_end(train, make_model, tmp_path, kind, step):
+def test_in_the_middle_of_a_sampled_batch_and_at_its_end(train, make_model, tmp_path, kind):
     whole = train(kind, "whole", **TWICE)
-    checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
-    assert (checkpoint / "sampled_batch_0.pt").is_file() == (step != 4)
-    resumed = train(kind, "resumed", spoilt(make_model()), f"whole/checkpoint-{step}", **TWICE)
-    assert_same_run(resumed, whole)
+    for step in (3, 4, 5):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        assert (checkpoint / "sampled_batch_0.pt").is_file() == (step != 4)
+        resumed = train(kind, f"resumed {step}", spoilt(make_model()), f"whole/checkpoint-{step}", **TWICE)
+        assert_same_run(resumed, whole)
 
 
-@pytest.mark.parametrize("max_steps", [3, 4])
 @pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", *SAMPLING])
-def test_resumed_at_its_end_no_step_is_made(train, make_model, kind, max_steps):
-    whole = train(kind, "whole", max_steps=max_steps)
-    resumed = train(kind, "resumed", spoilt(make_model()), f"whole/checkpoint-{max_steps}", max_steps=max_steps)
-    assert resumed.state.global_step == max_steps
+def test_resumed_at_its_end_no_step_is_made(train, make_model, kind):
+    whole = train(kind, "whole", max_steps=3)
+    resumed = train(kind, "resumed", spoilt(make_model()), "whole/checkpoint-3", max_steps=3)
+    assert resumed.state.global_step == 3
     assert_same_run(resumed, whole)
 
 

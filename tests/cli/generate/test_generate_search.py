@@ -86,7 +86,7 @@ def test_a_plan_looks_as_far_and_knows_as_many_tokens_as_was_asked_for(searched)
         "--simulations",
         "20",
         "--max-new-tokens",
-        "4",
+        "2",
         "--explain",
         "--dynamics",
         "oracle",
@@ -119,7 +119,7 @@ def test_so_many_prompts_are_searched_at_a_time_as_was_asked_for(searched, monke
         "search_texts",
         lambda model, texts, *rest: sizes.append(len(texts)) or real(model, texts, *rest),
     )
-    words = ("--search", "gumbel", "--simulations", "4", "--max-new-tokens", "6")
+    words = ("--search", "gumbel", "--simulations", "4", "--max-new-tokens", "3")
     _, together, _ = searched("ab=", "cd=", "ab=", *words)
     code, parted, err = searched("ab=", "cd=", "ab=", *words, "--batch-size", "2")
     assert code == 0
@@ -132,7 +132,7 @@ def test_so_many_prompts_are_searched_at_a_time_as_was_asked_for(searched, monke
 
 
 def test_draws_are_those_of_the_seed(searched):
-    words = ("ab=", "--search", "gumbel", "--simulations", "4", "--max-new-tokens", "6", "--temperature", "3")
+    words = ("ab=", "--search", "gumbel", "--simulations", "4", "--max-new-tokens", "3", "--temperature", "3")
     texts = [searched(*words, "--seed", seed)[1] for seed in (0, 0, 1, 2, 3)]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1

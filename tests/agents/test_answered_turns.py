@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,10 +78,26 @@ def test_answers_are_judged_by_who_has_not_seen_them(tiny_model) -> None:
     counts = Counter(first_turns(turns)).values()
     assert found.newest.asked[:, 0].max() < max(counts), "counted in its own fold alone"
 
+    probes, there = found.probes, turns.mask.numpy()
+    earlier, later = turns.replies.clone(), turns.replies.clone()
+    earlier[:, 1:], later[:, :-1] = turns.replies[:, :-1], turns.replies[:, 1:]
+    for name, replies, edge in (("before", earlier, 0), ("after", later, -1)):
+        found_there = np.isfinite(getattr(probes, name))
+        unlike = (replies != turns.replies).any(dim=2) & turns.mask
+        if name == "after":
+            unlike[:, :-1] &= turns.mask[:, 1:]
+        assert (found_there == unlike.numpy()).all()
+        assert not found_there[:, edge].any()
+        expected = answer_logprobs(model, turns, replies).reply[numbers % 2, torch.arange(len(turns))]
+        assert getattr(probes, name)[found_there] == pytest.approx(expected[unlike].numpy())
+    assert probes.own[there] == pytest.approx(given.reply[numbers % 2, torch.arange(len(turns))][turns.mask].numpy())
+    assert probes.open_loop[:, 0] == pytest.approx(probes.own[:, 0])
+
     heldout, imaginable = episodes.imaginable(held_out)
     given = answer_logprobs(model, heldout)
     for row, number in torch.nonzero(heldout.mask).tolist():
         probs = (given.reply + given.end).exp()[:, row, number]
+        assert found.members[row, number] == pytest.approx(probs.log().numpy())
         assert found.heldout.logprob[row, number] == pytest.approx(math.log(float(probs.mean())))
     assert imaginable.all()
     assert found.real_returns.tolist() == episode_returns(held_out).tolist()

@@ -9,6 +9,7 @@ import pytest
 from worldmtp.analysis.artefacts import ArtefactError
 from worldmtp.analysis.conversations import Episode, Utterance, pairs_markdown
 from worldmtp.analysis.replies import END_MARK, EpisodePair, ReplyArtefact, load_replies, reply_strip, save_replies
+from worldmtp.analysis.reply_calibration import calibration_intervals
 from worldmtp.analysis.reply_metrics import (
     end_reliability,
     reply_acceptance,
@@ -84,6 +85,35 @@ def test_calibration_of_tokens_and_of_the_end():
     assert token_reliability(found).expected_calibration_error == pytest.approx((1.5 + 1.5) / 6)
     assert token_reliability(found, 2).expected_calibration_error == pytest.approx(0.25)
     assert end_reliability(found).expected_calibration_error == pytest.approx(0.5 / 3)
+
+
+def test_calibration_with_intervals():
+    """Tokens: stated .5 .5 .5 1 and .75 .75, the first four right: 4.0 less 4 over six. Ends: 0 .5 .5, one came true.
+
+    Rewards: foretold 0, .5 and .75, paid 0, 1 and 0: errors 0, -.5 and .75.
+    """
+    changes = {"foretold_rewards": [[0.0, 0.5], [0.75, 0.0]], "end_prob": [[0.0, 0.5], [0.5, 0.0]]}
+    found = make_replies(**{name: np.array(values) for name, values in changes.items()})
+    numbers = calibration_intervals(found, np.arange(2))
+    assert {name: interval.estimate for name, interval in numbers.items()} == pytest.approx(
+        {
+            "token_overconfidence": 0.0,
+            "token_ece": 0.5,
+            "end_overconfidence": 0.0,
+            "end_ece": 0.0,
+            "reward_bias": 0.25 / 3,
+            "reward_error": ((0.25 + 0.5625) / 3) ** 0.5,
+        }
+    )
+    assert {(interval.n, interval.unit) for interval in numbers.values()} == {(2, "episode")}
+    sure = np.where(np.isnan(found.top1_prob), NAN, 0.9)
+    sharpened = calibration_intervals(dataclasses.replace(found, top1_prob=sure), np.arange(2))
+    assert sharpened["token_overconfidence"].estimate == pytest.approx(0.9 - 4 / 6)
+    assert sharpened["token_ece"].estimate == pytest.approx(0.9 - 4 / 6)
+    assert sharpened["end_overconfidence"] == numbers["end_overconfidence"]
+    assert calibration_intervals(found, np.zeros(2, dtype=np.int64)) == {}
+    with pytest.raises(ValueError, match="3 groups for 2 conversations"):
+        calibration_intervals(found, np.arange(3))
 
 
 def test_totals_count_whole_replies():

@@ -25,7 +25,7 @@ from worldmtp.analysis.reply_consistency import (
     survival,
     survival_by_turn,
 )
-from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyTurns, load_turns, save_turns
+from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyProbes, ReplyTurns, load_turns, save_turns
 from worldmtp.analysis.reply_verdicts import reply_certificate_verdict, reply_coherence
 from worldmtp.analysis.report import write_report
 from worldmtp.dynamics.reply_answers import times_asked
@@ -52,6 +52,8 @@ def make_turns(newest: AnsweredTurns, heldout: AnsweredTurns | None = None, **ch
     pairs = len(heldout.group)
     fields = {
         "newest": newest,
+        "probes": ReplyProbes(*[newest.logprob] * 5),
+        "members": np.stack([heldout.logprob] * 2, axis=-1),
         "entropy": np.where(newest.there, -newest.logprob, NAN),
         "num_tokens": 2 * newest.there,
         "heldout": heldout,

@@ -63,6 +63,7 @@ ELSEWHERE = {
             *(f"depth_{{k}}/{metric}" for metric in ("top1", "accept", "survival", "ce", "ece")),
             *("whole", "top1", "accept", "ece", "end_ece", "reward_error"),
             *("tv", "kl", "survival", "wci", "h_eff", "h_eff_tokens", "entropy", "turns"),
+            *("surprise", "knows_turn", "open_loop"),
         )
     },
     "imagination/heldout_{name}_real": "an evaluation with imagination=episodes",

@@ -8,7 +8,13 @@ import torch
 
 from worldmtp.dynamics import reply_answers
 from worldmtp.dynamics.replies import ReplyModel
-from worldmtp.dynamics.reply_answers import answer_entropies, answer_logprobs, times_asked
+from worldmtp.dynamics.reply_answers import (
+    answer_entropies,
+    answer_logprobs,
+    open_loop_logprobs,
+    other_replies,
+    times_asked,
+)
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.dynamics.reply_network import ReplySizes
 from worldmtp.dynamics.turns import NOTHING, Turns
@@ -134,3 +140,66 @@ def test_an_opening_is_not_taken_for_a_turn() -> None:
     assert asked.tolist() == [[1, 0], [1, 1]]
     shorter = replace(turns, opening=torch.tensor([[N], [1]]))
     assert times_asked(shorter, torch.tensor([1, 0]))[0].tolist() == [[1, 0], [1, 1]]
+
+
+def test_other_replies_are_asked_about_in_the_same_text() -> None:
+    """The second of two turns is given the first one's reply; what was heard before it stays."""
+    model = make_model()
+    turns = TALK.select(torch.tensor([0]))
+    swapped = turns.replies.clone()
+    swapped[0, 1] = turns.replies[0, 0]
+    found = answer_logprobs(model, turns, swapped)
+    vectors = model.network.turn_vectors(turns, torch.tensor([1]))
+    expected, _ = model.answer_logprobs(vectors, torch.tensor([1]), turns.replies[:, 0], turns.ended[:, 1])
+    torch.testing.assert_close(found.reply[:, 0, 1], expected[:, 0])
+    torch.testing.assert_close(found.reply[:, 0, [0, 2]], answer_logprobs(model, turns).reply[:, 0, [0, 2]])
+
+
+def test_an_open_loop_is_the_mean_over_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second reply, over all first answers by which the conversation goes on, by their probability."""
+    monkeypatch.setattr(reply_answers, "_PATHS", 4000)
+    model, turns, every = make_model(), TALK.select(torch.tensor([0])), len(EVERY)
+    found = open_loop_logprobs(model, turns, torch.tensor([1]), torch.Generator().manual_seed(0))
+    real = answer_logprobs(model, turns).reply[1, 0]
+    assert float(found[0, 0]) == pytest.approx(float(real[0]))
+    rows = torch.zeros(every, dtype=torch.int64)
+    paths = turns.select(rows)
+    paths.replies[:, 0] = torch.tensor(EVERY)
+    first = answer_logprobs(model, Turns(**(vars(paths) | {"ended": torch.zeros_like(paths.ended)})))
+    weight = (first.reply + first.end)[1, :, 0].exp()  # the first answer, and going on
+    exact = (weight * answer_logprobs(model, paths).reply[1, :, 1].exp()).sum() / weight.sum()
+    assert float(found[0, 1].exp()) == pytest.approx(float(exact), abs=0.03)
+    assert float(found[0, 1]) != pytest.approx(float(real[1]), abs=0.05), "the real text would be told from it"
+
+
+def test_of_a_sure_model_the_open_loop_is_the_real_text() -> None:
+    """Each place has had one token alone, so that what is drawn is what came; after a drawn end nothing is known."""
+    model = make_model()
+    turns = conversations((0, [(1, [0, 1], False), (0, [0, 1], False)]), (1, [(0, [0, 1], False)]))
+    model.seen_tokens.zero_(), model.seen_ends.zero_()
+    model.seen_tokens[0, 0] = model.seen_tokens[1, 1] = model.seen_ends[0] = True
+    member, generator = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
+    found = open_loop_logprobs(model, turns, member, generator)
+    torch.testing.assert_close(found[turns.mask], torch.zeros(3, dtype=torch.float64))
+    assert found[~turns.mask].isnan().all()
+    model.seen_ends[:] = torch.tensor([False, True])
+    found = open_loop_logprobs(model, turns, member, generator)
+    assert found.isnan().tolist() == [[False, True], [False, True]]
+
+
+def test_another_reply_is_of_a_turn_further_away_and_differs() -> None:
+    """The first of four turns may be given the third's or the fourth's; where all are alike, another conversation's."""
+    turns = conversations(
+        (0, [(1, [0, N], False), (1, [1, N], False), (1, [0, N], False), (1, [1, 1], False)]),
+        (0, [(1, [0, N], False), (0, [0, N], False)]),
+    )
+    seen = []
+    for seed in range(20):
+        replies, there = other_replies(turns, torch.Generator().manual_seed(seed))
+        assert there[0, [0, 1, 3]].all(), "for the third, all of its own conversation that is far enough is alike"
+        assert (replies != turns.replies).any(dim=2)[there].all()
+        seen.append([tuple(reply) for reply in replies[0].tolist()])
+    assert {each[0] for each in seen} == {(1, 1)}, "the third says the same as the first"
+    assert {each[3] for each in seen} == {(0, N), (1, N)}
+    alike = conversations((0, [(1, [0, N], False)]), (0, [(1, [0, N], False)]))
+    assert not other_replies(alike, torch.Generator().manual_seed(0))[1].any()

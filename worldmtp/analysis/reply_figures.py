@@ -19,7 +19,8 @@ from worldmtp.analysis.panels import (
     reliability_line,
 )
 from worldmtp.analysis.replies import ReplyArtefact
-from worldmtp.analysis.reply_consistency import by_entropy, kept, log_ratios, survival_by_turn
+from worldmtp.analysis.reply_consistency import by_entropy, kept, survival_by_turn
+from worldmtp.analysis.reply_faults import loop_lines
 from worldmtp.analysis.reply_turns import ReplyTurns
 from worldmtp.analysis.run_files import Series
 
@@ -82,22 +83,22 @@ def answer_consistency(found: ReplyTurns) -> Figure:
     name_axes(axes[0], "Answers kept", "turn", "probability")
     axes[0].set_xticks(range(1, len(by_turn) + 1, max(1, len(by_turn) // 8)))
     add_legend(axes[0])
-    panels = (
-        ("Variation of an answer", "total variation", 1 - kept(found.newest)),
-        ("Divergence of an answer", "nats", -log_ratios(found.newest)),
-    )
-    for ax, (title, unit, values) in zip(axes[1:], panels, strict=True):
-        edges, strata = by_entropy(found, values)
-        interval_line(ax, strata, _REPLIES)
-        ax.set_xticks(range(1, len(strata) + 1))
-        ranges = enumerate(itertools.pairwise(edges), start=1)
-        ax.set_xticklabels([f"Q{quartile}\n{low:.2f}–{high:.2f}" for quartile, (low, high) in ranges])
-        ax.set_xlim(0.7, len(strata) + 0.3)
-        name_axes(ax, title, "quartile of the prediction's entropy (nats)", unit)
+    edges, strata = by_entropy(found, 1 - kept(found.newest))
+    interval_line(axes[1], strata, _REPLIES)
+    axes[1].set_xticks(range(1, len(strata) + 1))
+    ranges = enumerate(itertools.pairwise(edges), start=1)
+    axes[1].set_xticklabels([f"Q{quartile}\n{low:.2f}–{high:.2f}" for quartile, (low, high) in ranges])
+    axes[1].set_xlim(0.7, len(strata) + 0.3)
+    name_axes(axes[1], "Variation of an answer", "quartile of the prediction's entropy (nats)", "total variation")
     for ax in axes[:2]:
         ax.set_ylim(0, 1.04)
-    top = max(0.01, axes[2].get_ylim()[1])
-    axes[2].set_ylim(min(-0.02 * top, axes[2].get_ylim()[0]), top)
+    for (name, line), colour in zip(loop_lines(found).items(), (_POLICY, _REPLIES), strict=True):
+        interval_line(axes[2], line, colour, name)
+    name_axes(axes[2], "Cost of a reply", "turn", "nats")
+    axes[2].set_xticks(axes[0].get_xticks())
+    top = max(0.01, axes[2].get_ylim()[1])  # thousandths of a nat would look like much
+    axes[2].set_ylim(-0.02 * top, top)
+    add_legend(axes[2])
     return figure
 
 

@@ -50,30 +50,52 @@ class AnsweredTurns:
 
 
 @dataclass(frozen=True)
+class ReplyProbes:
+    """Log-probabilities of replies at the places of the newest conversations' turns, by the same member; NaN for none.
+
+    ``own`` is of the reply that came, ``before`` and ``after`` of those of the neighbouring turns and ``other`` of a
+    turn further away, all where they differ from it. ``open_loop`` is of the reply that came where the model has said
+    all earlier ones itself.
+    """
+
+    own: Float[np.ndarray, "episode turn"]
+    before: Float[np.ndarray, "episode turn"]
+    after: Float[np.ndarray, "episode turn"]
+    other: Float[np.ndarray, "episode turn"]
+    open_loop: Float[np.ndarray, "episode turn"]
+
+
+@dataclass(frozen=True)
 class ReplyTurns:
     """Answers of the newest conversations and of held-out episodes, the latter beside their imagined counterparts.
 
     ``entropy`` is that of the prediction before the world answered, ``num_tokens`` the length of the reply, its end
     included. A held-out episode is not ``imaginable`` if it has more turns than imagined ones may have, or ends in a
-    reply that was cut, whose probability is not known.
+    reply that was cut, whose probability is not known. ``members`` holds what each gives to the held-out answers.
     """
 
     newest: AnsweredTurns
+    probes: ReplyProbes
     entropy: Float[np.ndarray, "episode turn"]
     num_tokens: Int[np.ndarray, "episode turn"]
     heldout: AnsweredTurns
+    members: Float[np.ndarray, "pair turn member"]
     imaginable: Bool[np.ndarray, " pair"]
     real_returns: Float[np.ndarray, " pair"]
     imagined_returns: Float[np.ndarray, " pair"]
 
     def __post_init__(self) -> None:
-        shapes = {self.entropy.shape, self.num_tokens.shape, self.newest.logprob.shape}
+        shapes = {self.entropy.shape, self.num_tokens.shape, self.newest.logprob.shape, self.probes.own.shape}
         pairs = {len(self.heldout.logprob), len(self.imaginable), len(self.real_returns), len(self.imagined_returns)}
         if len(shapes) > 1 or len(pairs) > 1:
             raise ValueError(f"turns of the shapes {shapes} and {pairs} held-out episodes; expected one of each.")
 
 
-_PARTS = {"newest": AnsweredTurns, "heldout": AnsweredTurns}
+_PARTS: dict[str, type[AnsweredTurns | ReplyProbes]] = {
+    "newest": AnsweredTurns,
+    "heldout": AnsweredTurns,
+    "probes": ReplyProbes,
+}
 
 
 def save_turns(turns: ReplyTurns, run_dir: Path) -> None:

@@ -23,9 +23,8 @@ from worldmtp.analysis.evolution import evolution_figure
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
-from worldmtp.analysis.reply_consistency import has_chance, reply_certificate, reply_intervals, return_range
 from worldmtp.analysis.reply_metrics import reply_totals
-from worldmtp.analysis.reply_turns import ReplyTurns
+from worldmtp.analysis.reply_part import reply_part
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.rolled_along import rolled_along, rolled_along_figure, rolled_along_rows
 from worldmtp.analysis.run_files import RunFiles, Series, read_run
@@ -85,7 +84,7 @@ def write_report(run_dir: Path) -> Path:
         ],
         attention=_attention(run.attention),
         imagined=_imagined(run, rooted),
-        answers=_answers(run.reply_turns),
+        answers=_answers(run),
         time=_time(run.metrics),
         command=tensorboard_command(run.run_dir),
         config=run.config,
@@ -278,26 +277,12 @@ def _imagined(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> dict[st
     }
 
 
-def _answers(found: ReplyTurns | None) -> dict[str, Any] | None:
+def _answers(run: RunFiles) -> dict[str, Any] | None:
     """Return how far imagined conversations are the real ones."""
+    found = run.reply_turns
     if found is None:
         return None
-    numbers, certificate = reply_intervals(found), reply_certificate(found)
-    columns = ("tv", "kl", "survival", "wci", "h_eff", "h_eff_tokens")
-    return {
-        "figure": _picture(reply_figures.answer_consistency(found)),
-        "row": [_interval(numbers.get(name)) for name in columns],
-        "num_conversations": len(found.newest.group),
-        "num_turns": int(found.newest.there.sum()),
-        "mean_turns": f"{found.newest.there.sum(axis=1).mean():.1f}",
-        "chance": has_chance(found.newest),
-        "certificate": None
-        if certificate is None
-        else [str(part) for part in (certificate.difference, certificate.bound, certificate.slack)],
-        "range": f"{return_range(found.real_returns):.3g}",
-        "num_pairs": len(found.real_returns),
-        "num_unimaginable": int((~found.imaginable).sum()),
-    }
+    return reply_part(found, run.replies) | {"figure": _picture(reply_figures.answer_consistency(found))}
 
 
 def _means(values: Float[np.ndarray, "pair 3"]) -> list[str]:

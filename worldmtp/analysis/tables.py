@@ -15,7 +15,9 @@ from typing import Any
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.metrics import RootedPredictions
+from worldmtp.analysis.reply_calibration import calibration_intervals
 from worldmtp.analysis.reply_consistency import reply_rows
+from worldmtp.analysis.reply_faults import fault_rows
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.run_files import RunFiles
 from worldmtp.analysis.verdict import Verdict
@@ -77,6 +79,10 @@ def numbers(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> Iterator[
                 yield Number(name, f"truth/{quantity}", None, share)
     if run.reply_turns is not None:
         yield from (Number("replies", *row) for row in reply_rows(run.reply_turns))
+        yield from (Number("replies", *row) for row in fault_rows(run.reply_turns))
+        if run.replies is not None:
+            for quantity, interval in calibration_intervals(run.replies, run.reply_turns.newest.group).items():
+                yield Number("replies", f"reply/{quantity}", None, interval)
     if run.summary is not None:
         for arm in run.summary.arms:
             for quantity, share in {"exact": arm.exact, "exact_sampled": arm.exact_sampled}.items():

@@ -7,6 +7,8 @@ from worldmtp.statistics import Interval
 
 CONSISTENT = 0.9
 """Least share of the paths' probability on which two laws must agree to be called one."""
+MAX_ERROR = 0.05
+"""Nats per token of a head's own error, and per answer of a model of replies."""
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,24 @@ from jaxtyping import Bool
 from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
 from worldmtp.analysis.metrics import RootedPredictions
-from worldmtp.analysis.reply_verdicts import reply_certificate_verdict, reply_coherence
+from worldmtp.analysis.reply_verdicts import (
+    reply_alignment,
+    reply_calibration,
+    reply_certificate_verdict,
+    reply_coherence,
+)
 from worldmtp.analysis.return_agreement import known_roots, return_agreement
 from worldmtp.analysis.run_files import RunFiles, Series, logged_interval
 from worldmtp.analysis.truth import Truth
-from worldmtp.analysis.verdict import CONSISTENT, Verdict, at_least, at_most, unmeasured
+from worldmtp.analysis.verdict import CONSISTENT, MAX_ERROR, Verdict, at_least, at_most, unmeasured
 from worldmtp.statistics import paired_ratio_difference, ratio_interval
 
 _BEFORE = ("start", "warm_start")
 MAX_LOSS = 0.05
 """Acceptance that training may cost, and share of the returns' range that imagination may promise too much."""
 
-MAX_ERROR = 0.05
-"""Nats per token of a head's own error."""
+
+_OF_REPLIES = (reply_coherence, reply_alignment, reply_calibration)
 
 
 def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Verdict, ...]:
@@ -39,7 +44,7 @@ def verdicts(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> tuple[Ve
     return (
         adequacy(run.artefacts[last], rooted[last]),
         coherence(rooted[last]),
-        *([reply_coherence(run.reply_turns)] if run.reply_turns else []),
+        *([one(run.reply_turns) for one in _OF_REPLIES] if run.reply_turns else []),
         split(run.metrics, rooted[last].valid.shape[2]),
         *([beside_truth(run.truths)] if run.truths else []),
         certificate(run.artefacts[last], rooted[last]) if is_taught else unmeasured("certificate", *_CERTIFICATE),

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldmtp.dynamics.replies import ReplyModel
@@ -18,6 +18,10 @@ from worldmtp.dynamics.turns import NOTHING, Turns
 
 _DRAWS = 8
 """Answers drawn for one entropy."""
+_PATHS = 8
+"""Conversations drawn for one open loop."""
+_TRIES = 8
+"""Turns of other conversations that are looked at for a reply that differs."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,11 @@ class AnswerLogprobs:
 
 
 @torch.no_grad()
-def answer_logprobs(model: ReplyModel, turns: Turns) -> AnswerLogprobs:
-    """Return what every member gives to the answers there were."""
+def answer_logprobs(
+    model: ReplyModel, turns: Turns, replies: Int[Tensor, "episode turn reply"] | None = None
+) -> AnswerLogprobs:
+    """Return what every member gives to the answers there were, or to other ``replies`` at the same places."""
+    replies = turns.replies if replies is None else replies
     shape = (model.num_members, *turns.mask.shape)
     reply, end = (torch.full(shape, float("nan"), dtype=torch.float64, device=turns.device) for _ in range(2))
     heard = _with_room(turns, model.max_reply)
@@ -45,7 +52,7 @@ def answer_logprobs(model: ReplyModel, turns: Turns) -> AnswerLogprobs:
         turn = torch.full_like(rows, number)
         vectors = model.network.turn_vectors(heard.select(rows), turn)
         reply[:, rows, number], end[:, rows, number] = model.answer_logprobs(
-            vectors, turn, turns.replies[rows, number], turns.ended[rows, number]
+            vectors, turn, replies[rows, number], turns.ended[rows, number]
         )
     return AnswerLogprobs(reply, end)
 
@@ -72,6 +79,65 @@ def answer_entropies(
         nats = -(reply + end)[chosen, torch.arange(len(chosen))]
         entropy[rows, number] = nats.unflatten(0, (len(rows), _DRAWS)).mean(dim=1)
     return entropy
+
+
+@torch.no_grad()
+def open_loop_logprobs(
+    model: ReplyModel, turns: Turns, member: Int[Tensor, " episode"], generator: torch.Generator
+) -> Float[Tensor, "episode turn"]:
+    """Return what a member gives to each real reply where it has drawn all earlier ones itself; NaN where no turn is.
+
+    The words are the real ones. It is the logarithm of a mean over drawn paths, of those that have not ended; NaN where
+    all have. The first reply is foretold as from the real text.
+    """
+    repeated = {name: values.repeat_interleave(_PATHS, dim=0) for name, values in vars(turns).items()}
+    real, room = repeated["replies"], (*repeated["mask"].shape, model.max_reply)
+    drawn = Turns(**(repeated | {"replies": torch.full(room, NOTHING)}))
+    member, alive = member.repeat_interleave(_PATHS), torch.ones(len(drawn), dtype=torch.bool)
+    probs = torch.zeros(drawn.mask.shape, dtype=torch.float64)
+    counted = torch.zeros_like(drawn.mask)
+    for number in range(drawn.mask.shape[1]):
+        rows = torch.nonzero(drawn.mask[:, number] & alive)[:, 0]
+        if not len(rows):
+            continue
+        turn = torch.full_like(rows, number)
+        vectors = model.network.turn_vectors(drawn.select(rows), turn)
+        logprob, _ = model.answer_logprobs(vectors, turn, real[rows, number], drawn.ended[rows, number])
+        probs[rows, number] = logprob[member[rows], torch.arange(len(rows))].exp()
+        counted[rows, number] = True
+        answer = model.drawn(vectors, turn, member[rows], generator)
+        drawn.replies[rows, number] = answer.replies
+        alive[rows] = ~answer.ended
+    shape = (len(turns), _PATHS, drawn.mask.shape[1])
+    mean = probs.view(shape).sum(dim=1) / counted.view(shape).sum(dim=1)  # 0 / 0 is NaN: nobody got so far
+    return mean.log()
+
+
+def other_replies(
+    turns: Turns, generator: torch.Generator
+) -> tuple[Int[Tensor, "episode turn reply"], Bool[Tensor, "episode turn"]]:
+    """Return another turn's reply for each turn, and where there is one that differs.
+
+    It is drawn from the same conversation, at least two turns away, and where all are alike from any conversation.
+    """
+    places = torch.nonzero(turns.mask).tolist()
+    texts = {(row, turn): tuple(_text(turns.replies[row, turn])) for row, turn in places}
+    chosen, there = turns.replies.clone(), torch.zeros_like(turns.mask)
+
+    def one_of(number: int) -> int:
+        return int(torch.randint(number, (), generator=generator))
+
+    for row, turn in places:
+        own = texts[row, turn]
+        near = [(row, other) for other in range(int(turns.num_turns[row])) if abs(other - turn) > 1]
+        found = [place for place in near if texts[place] != own]
+        if not found:
+            tried = [places[one_of(len(places))] for _ in range(_TRIES)]
+            found = [(first, second) for first, second in tried if texts[first, second] != own]
+        if found:
+            place = found[one_of(len(found))]
+            chosen[row, turn], there[row, turn] = turns.replies[place], True
+    return chosen, there
 
 
 def times_asked(

@@ -60,4 +60,7 @@ REPLY_TAGS = scalar_rows(
     ("reply_h_eff_tokens", "tokens of replies, their ends included, up to there", "tokens"),
     ("reply_entropy", "entropy of the prediction of an answer, from 8 drawn ones", "nats"),
     ("reply_turns", "answers of a conversation", "answers"),
+    ("reply_surprise", "-log M of an answer less the entropy of its prediction; 0 of a right model", "nats"),
+    ("reply_knows_turn", "-log M of another turn's reply less that of the turn's own; 0 = turns ignored", "nats"),
+    ("reply_open_loop", "-log M of a reply after imagined replies less that after real ones", "nats"),
 )

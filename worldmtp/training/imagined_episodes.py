@@ -19,9 +19,17 @@ from worldmtp.agents.rollout import Rollout, episode_returns
 from worldmtp.analysis.conversations import Episode, pairs_markdown
 from worldmtp.analysis.replies import EpisodePair, ReplyArtefact, reply_strip, save_replies
 from worldmtp.analysis.reply_consistency import consistency_scalars
+from worldmtp.analysis.reply_faults import fault_scalars
 from worldmtp.analysis.reply_metrics import reply_scalars
-from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyTurns, save_turns
-from worldmtp.dynamics.reply_answers import answer_entropies, answer_logprobs, times_asked
+from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyProbes, ReplyTurns, save_turns
+from worldmtp.dynamics.replies import ReplyModel
+from worldmtp.dynamics.reply_answers import (
+    answer_entropies,
+    answer_logprobs,
+    open_loop_logprobs,
+    other_replies,
+    times_asked,
+)
 from worldmtp.dynamics.reply_network import reply_classes
 from worldmtp.dynamics.reply_predictions import ReplyPredictions
 from worldmtp.dynamics.turns import NOTHING, Turns
@@ -89,14 +97,40 @@ def answered_turns(
     given = answer_logprobs(model, heldout)
     mixture = (given.reply + given.end).logsumexp(dim=0) - math.log(model.num_members)
     in_reply = reply_classes(turns.replies.flatten(0, 1), end=0).unflatten(0, turns.mask.shape) != NOTHING
+    of_newest = answer_logprobs(model, turns)
     return ReplyTurns(
-        newest=_answered(numbers, answer_logprobs(model, turns).of_members(member), turns, member),
+        newest=_answered(numbers, of_newest.of_members(member), turns, member),
+        probes=_probes(model, turns, of_newest.reply, member, generator),
         entropy=answer_entropies(model, turns, member, generator).numpy(),
         num_tokens=torch.where(turns.mask, in_reply.sum(dim=2), 0).numpy(),
         heldout=_answered(torch.arange(len(heldout)), mixture, heldout, torch.zeros(len(heldout), dtype=torch.int64)),
+        members=(given.reply + given.end).permute(1, 2, 0).numpy(),
         imaginable=imaginable.numpy(),
         real_returns=real_returns,
         imagined_returns=imagined_returns,
+    )
+
+
+def _probes(
+    model: ReplyModel, turns: Turns, reply: torch.Tensor, member: torch.Tensor, generator: torch.Generator
+) -> ReplyProbes:
+    rows = torch.arange(len(turns))
+
+    def given_to(replies: torch.Tensor, there: torch.Tensor) -> np.ndarray:
+        found = answer_logprobs(model, turns, replies).reply[member, rows]
+        return torch.where(there, found, torch.nan).numpy()
+
+    def neighbour(step: int) -> np.ndarray:
+        replies, there = turns.replies.roll(step, dims=1), turns.mask.roll(step, dims=1) & turns.mask
+        there[:, 0 if step > 0 else -1] = False
+        return given_to(replies, there & (replies != turns.replies).any(dim=2))
+
+    return ReplyProbes(
+        own=reply[member, rows].numpy(),
+        before=neighbour(1),
+        after=neighbour(-1),
+        other=given_to(*other_replies(turns, generator)),
+        open_loop=open_loop_logprobs(model, turns, member, generator).numpy(),
     )
 
 
@@ -149,7 +183,7 @@ def make_reply_artefact(
 
 def log_imagined_episodes(found: ImaginedEpisodes, writer: MetricWriter, step: int) -> None:
     """Write the numbers and the episodes that are shown to the log."""
-    writer.scalars(reply_scalars(found.replies) | consistency_scalars(found.turns), step)
+    writer.scalars(reply_scalars(found.replies) | consistency_scalars(found.turns) | fault_scalars(found.turns), step)
     pairs = [(pair.rank, pair.real, pair.imagined) for pair in found.replies.pairs]
     writer.text("samples/imagined", pairs_markdown(pairs), step)
 

@@ -3,16 +3,18 @@
     python benchmarks/planning_worlds.py --seeds 0 1 2 --out runs/planning_worlds.jsonl    # trains, plays, prints
     python benchmarks/planning_worlds.py --out runs/planning_worlds.jsonl                  # the table of what is there
 
-For each world and seed a policy is trained by PPO on 12 or 16 batches of 16 real episodes, and a model of replies
+For each world and seed a policy is trained by PPO on 12, 16 or 24 batches of 16 real episodes, and a model of replies
 beside it on the same episodes: ``imagination=episodes`` with its gate shut, so that nothing imagined has taught the
 policy. Then the policy plays held-out episodes greedily, by a draw, and by a search that goes on through the replies,
 Gumbel's and PUCT, by the model of replies and in the real world, with so many simulations a move. All read texts by the
 same trunk and its value head, and discount as PPO does.
 
 The real world knows what is hidden. In GuessNumber that is the number, so that a search there sees which guess hits: it
-is a bound and no way to play. The lakes hide nothing, and their slips to come are thrown anew in every simulation.
+is a bound and no way to play; so is GridWorld's, whose map is hidden. The lakes hide nothing, and their slips to come
+are thrown anew in every simulation.
 
-Returns are of 8 games a seed (32 of GuessNumber), the same for all ways, slips included where moves are the same.
+Returns are of 32 games a seed (8 of the lake where nothing slips), the same for all ways, slips included where moves
+are the same. Seconds are the process's, and beside them stands how many whole games the policy draws in as many.
 Intervals are over the seeds of training, 90 %, Student's t; differences from greedy are paired by seed. A line of
 ``--out`` is not made again.
 """
@@ -56,8 +58,9 @@ class Setting:
 _LAKE = ("+env.kwargs.max_new=40", "world_model.replies.context=turn")
 WORLDS = {
     "guess_number": Setting(12, 32, (2, 4, 8, 16, 32)),
-    "frozen_lake_slippery": Setting(16, 8, (4, 16), _LAKE),
-    "frozen_lake": Setting(16, 8, (4, 16), _LAKE),
+    "grid_world": Setting(24, 32, (4, 16)),
+    "frozen_lake_slippery": Setting(16, 32, (4, 16), _LAKE),
+    "frozen_lake": Setting(16, 8, (4, 16), _LAKE),  # where nothing slips, all greedy games are one
 }
 """By name of the ``env`` option."""
 
@@ -104,6 +107,7 @@ def play(world: str, seed: int, file: Path) -> None:
     start = time.process_time()
     setting = WORLDS[world]
     answering, gamma = trained(world, seed, setting)
+    answering.sampled()  # what the first call alone takes is nobody's
     print(f"{world}, seed {seed}: trained, {time.process_time() - start:.0f} s of CPU", flush=True)
     for way, budget, how in ways(answering, gamma, setting.budgets):
         if (way, budget) in done:
@@ -134,8 +138,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Return a row for each world and way, a column for each number of simulations: mean return, and beside greedy."""
     budgets = sorted({one["budget"] for one in records} - {0})
-    lines = ["| world | way | " + " | ".join(f"N = {one}" for one in budgets) + " | trunk tokens, CPU s a game |"]
-    lines.append("|---" * (len(budgets) + 3) + "|")
+    head = " | ".join(f"N = {one}" for one in budgets)
+    lines = [f"| world | way | {head} | trunk tokens, CPU s a game | games drawn |"]
+    lines.append("|---" * (len(budgets) + 4) + "|")
     by = {(one["world"], one["way"], one["budget"], one["seed"]): one for one in records}
     for world, way in dict.fromkeys((one["world"], one["way"]) for one in records):
         rows = [one for one in records if (one["world"], one["way"]) == (world, way)]
@@ -152,7 +157,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             cells.append(f"**{mean:.2f}**{beside}" if is_clear else f"{mean:.2f}{beside}")
         most = max(one["budget"] for one in rows)
         last = [one for one in rows if one["budget"] == most]
-        cost = f"{np.mean([one['tokens'] for one in last]):.0f}, {np.mean([one['seconds'] for one in last]):.2f}"
+        seconds = float(np.mean([one["seconds"] for one in last]))
+        games = seconds / np.mean([by[world, "sampled", 0, one["seed"]]["seconds"] for one in last])
+        cost = f"{np.mean([one['tokens'] for one in last]):.0f}, {seconds:.2f} | {games:.0f}"
         lines.append(f"| {world} | {way} | " + " | ".join(cells) + f" | {cost} |")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Does planning pay? Success against simulations, and against what else the same trunk tokens buy.
 
-    python benchmarks/planning.py --out runs/planning --seeds 0 1 2              # trains six small models, then answers
+    python benchmarks/planning.py --out runs/planning --seeds 0 1 2             # trains nine small models, then answers
     python benchmarks/planning.py --out runs/planning --figure docs/pictures/planning.png    # of what is there
 
 For each task and seed a model is trained from scratch: a warm start, then PPO with the heads and world heads beside. On
@@ -12,6 +12,9 @@ tokens where the trunk is asked at all.
 it, and only texts that go on have the model's value. It shows what the value and reward heads cost a search. Like the
 best of N by the scorer it asks the scorer, which no other way does.
 
+**Equal seconds.** Ways are timed in seconds of the process, and each search stands beside the best, by the scorer, of
+as many draws as take as long.
+
 Intervals are over the seeds of training, 90 %, Student's t for fewer than ten; differences from greedy are paired by
 seed. A run that is done is not trained again, and an answer that is in ``answers.jsonl`` is not given again.
 """
@@ -20,6 +23,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +59,12 @@ TASKS: dict[str, tuple[str, ...]] = {
         '+env.kwargs={task_kwargs: {dataset: chain_sum, min_terms: 2, max_terms: 3, max_digits: 1, drop: " "}}',
         "sft.num_demonstrations=2000",
     ),
+    # Three digits, each once, by plus and minus to the target: 2,3,9:8= is answered by 9+2-3, or in another order.
+    "countdown": (
+        "env=countdown",
+        '+env.kwargs={task_kwargs: {num_numbers: 3, operators: "+-", reward: exact}}',
+        "sft.num_demonstrations=2000",
+    ),
 }
 SETTINGS = (
     *("profile=cpu_smoke", "imagination=counterfactual", "imagination.max_rung=0", "sft.num_steps=150"),
@@ -64,6 +74,7 @@ SETTINGS = (
     *("eval.every_iterations=1000", "checkpoint.every_iterations=20", "eval.num_prompts=64"),
 )
 DYNAMICS = ("heads", "trunk", "trunk, exact rewards")
+DRAWS, MOST_DRAWS = "draws", 256
 
 
 def train(run_dir: Path, task: str, seed: int) -> None:
@@ -166,15 +177,47 @@ def answer(run_dir: Path, task: str, seed: int, budgets: Sequence[int], num_prom
     rows = make_env(env, len(examples))
     model.limit_tokens(rows.tokenizer.vocab_size)
     answering = Answering(model, rows, examples, 1.0, stream_seed(seed, "evaluation"))
+    answering.sampled()  # what the first call alone takes is nobody's
+    common = {"task": task, "seed": seed, "prompts": len(examples)}
     for name, budget, how in ways(answering, budgets):
         if (name, budget) in done:
             continue
+        start = time.process_time()
         found = how()
-        record = {"task": task, "seed": seed, "way": name, "budget": budget, "prompts": len(examples)}
+        record = common | {"way": name, "budget": budget, "cpu": (time.process_time() - start) / len(examples)}
         record |= {"exact": float(found.exact.float().mean()), "tokens": found.trunk_tokens, "seconds": found.seconds}
-        with file.open("a") as opened:
-            opened.write(json.dumps(record) + "\n")
-        print(record, flush=True)
+        _add(file, record)
+    if (DRAWS, 0) not in done:
+        own = [one for one in read(file) if (one["task"], one["seed"]) == (task, seed) and is_search(one["way"])]
+        _add(file, common | drawn(answering, max(one["cpu"] for one in own)))
+
+
+def is_search(way: str) -> bool:
+    """Return whether a way to answer is a search."""
+    return way.startswith(("gumbel", "puct"))
+
+
+def drawn(answering: Answering, seconds: float) -> dict[str, Any]:
+    """Return what the best of 1, 2, .. draws by the scorer is right in, until they have taken so long, a prompt."""
+    exact, scores, took = [], [], 0.0
+    while took < seconds and len(exact) < MOST_DRAWS:
+        start = time.process_time()
+        seed = stream_seed(answering.seed, f"draw {len(exact)}")
+        found = replace(answering, seed=seed).sampled()
+        took += (time.process_time() - start) / len(found.score)
+        exact.append(found.exact.float())
+        scores.append(found.score)
+    right = [
+        float(torch.stack(exact[:number]).gather(0, torch.stack(scores[:number]).argmax(dim=0)[None]).mean())
+        for number in range(1, len(exact) + 1)
+    ]
+    return {"way": DRAWS, "budget": 0, "exact": right[0], "best_of": right, "cpu": took / len(exact)}
+
+
+def _add(file: Path, record: dict[str, Any]) -> None:
+    with file.open("a") as opened:
+        opened.write(json.dumps(record) + "\n")
+    print(record, flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -191,25 +234,45 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Return the table, a row for each task, way and budget."""
-    lines = ["| task | way | N | trunk tokens | exact match, seeds | mean | beside greedy | s a prompt |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    keys = dict.fromkeys((one["task"], one["way"], one["budget"]) for one in sorted(records, key=_order))
+    """Return the table, a row for each task, way and budget; searches beside the draws that take as many seconds."""
+    lines = [
+        "| task | way | N | trunk tokens | exact match, seeds | mean | beside greedy | CPU ms a prompt | best of |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    answers = [one for one in records if one["way"] != DRAWS]
+    keys = dict.fromkeys((one["task"], one["way"], one["budget"]) for one in sorted(answers, key=_order))
     by_seed = {(one["task"], one["way"], one["budget"], one["seed"]): one for one in records}
     for task, way, budget in keys:
-        rows = [one for one in records if (one["task"], one["way"], one["budget"]) == (task, way, budget)]
+        rows = [one for one in answers if (one["task"], one["way"], one["budget"]) == (task, way, budget)]
         rows.sort(key=lambda one: one["seed"])
         mean, width = interval([one["exact"] for one in rows])
         beside = [one["exact"] - by_seed[task, "greedy", 0, one["seed"]]["exact"] for one in rows]
         gain, gain_width = interval(beside)
         each = " ".join(f"{one['exact']:.3f}" for one in rows)
-        tokens, seconds = (np.mean([one[name] for one in rows]) for name in ("tokens", "seconds"))
+        tokens, seconds = (np.mean([one[name] for one in rows]) for name in ("tokens", "cpu"))
         spread = f"{gain:+.3f} [{gain - gain_width:+.3f}, {gain + gain_width:+.3f}]" if way != "greedy" else ""
+        drawn = [by_seed[task, DRAWS, 0, one["seed"]] for one in rows] if is_search(way) else []
         lines.append(
             f"| {task} | {way} | {budget or ''} | {tokens:.0f} | {each} | {mean:.3f} ± {width:.3f} | {spread} | "
-            f"{seconds:.3f} |"
+            f"{1000 * seconds:.1f} | {_in_as_long(rows, drawn) if drawn else ''} |"
         )
     return "\n".join(lines)
+
+
+def _in_as_long(searches: Sequence[dict[str, Any]], drawn: Sequence[dict[str, Any]]) -> str:
+    """Return how many draws took as long as a search, by seed, their best by the scorer, and the search's less that."""
+    numbers, best = [], []
+    for search, draws in zip(searches, drawn, strict=True):
+        number = in_as_long(search["cpu"], draws)
+        numbers.append(number)
+        best.append(draws["best_of"][number - 1])
+    gain, width = interval([search["exact"] - one for search, one in zip(searches, best, strict=True)])
+    return f"{numbers}: {np.mean(best):.3f}, {gain:+.3f} [{gain - width:+.3f}, {gain + width:+.3f}]"
+
+
+def in_as_long(seconds: float, draws: dict[str, Any]) -> int:
+    """Return how many whole draws fit into so many seconds; at least one, and no more than were drawn."""
+    return min(max(1, int(seconds / draws["cpu"])), len(draws["best_of"]))
 
 
 def _order(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -218,6 +281,7 @@ def _order(record: dict[str, Any]) -> tuple[Any, ...]:
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw success against simulations, a panel a task; bands are the t intervals over seeds."""
+    records = [one for one in records if one["way"] != DRAWS]
     tasks = sorted({one["task"] for one in records})
     figure = Figure(layout="constrained", figsize=(5.2 * len(tasks), 4.2))
     styles = {"heads": "-", "trunk": "--", "trunk, exact rewards": ":"}

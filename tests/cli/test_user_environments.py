@@ -94,7 +94,8 @@ gymnasium.register("Twins-v0", entry_point="twins_module:Twins")
 
 def test_own_gymnasium_class_with_a_stop_on_the_way(here, compose_tiny):
     (here / "twins_module.py").write_text(TWINS)
-    kwargs = ["+env.kwargs.max_new=4", "+env.kwargs.max_turn=3", "+env.kwargs.tokenizer='char:abcdefghijklmnopqrst='"]
+    rooms = [f"+env.kwargs.{name}" for name in ("max_prompt=3", "max_new=4", "max_turn=3")]
+    kwargs = [*rooms, "+env.kwargs.tokenizer='char:abcdefghijklmnopqrst='"]
     own = ("env=custom", "env.id=twins_module:Twins-v0", *kwargs, "sft.num_steps=0", "imagination=off")
     run(compose_tiny(*own), here / "whole")
     run(compose_tiny(*own, "checkpoint.stop_after=1"), here / "stopped")

@@ -208,9 +208,9 @@ def observed_like(turns: AnsweredTurns) -> ReplyTurns:
         num_tokens=np.ones(shape, dtype=np.int64),
         heldout=turns,
         members=np.log(np.stack([np.full(shape, 0.5), np.full(shape, 0.25)], axis=-1)),
-        imaginable=np.ones(len(shape), dtype=bool),
-        real_returns=np.zeros(len(shape)),
-        imagined_returns=np.zeros(len(shape)),
+        imaginable=np.ones(shape[0], dtype=bool),
+        real_returns=np.zeros(shape[0]),
+        imagined_returns=np.zeros(shape[0]),
     )
 
 
@@ -222,3 +222,14 @@ def test_nothing_is_found_where_nothing_is_known():
     nothing = ReplyFaults(None, None, None, (None, None), None, 0)
     assert nothing.stale is None
     assert fault_of(nothing) == ""
+
+
+def test_a_neighbour_that_is_only_less_wrong_is_no_shift():
+    """The own reply at .01, the neighbours and any other at .25: better than the own, and no better than another."""
+    own, quarter = np.log(np.full((20, 3), 0.01)), np.log(np.full((20, 3), 0.25))
+    probes = ReplyProbes(own=own, before=quarter, after=quarter, other=quarter, open_loop=own)
+    faults = reply_faults(dataclasses.replace(observed_like(answered(own)), probes=probes))
+    assert faults.before is not None
+    assert faults.before.low > 0
+    assert faults.misaligned == 0
+    assert fault_of(faults) == "ignorant"

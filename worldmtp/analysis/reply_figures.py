@@ -96,7 +96,8 @@ def answer_consistency(found: ReplyTurns) -> Figure:
         interval_line(axes[2], line, colour, name)
     name_axes(axes[2], "Cost of a reply", "turn", "nats")
     axes[2].set_xticks(axes[0].get_xticks())
-    top = max(0.01, axes[2].get_ylim()[1])  # thousandths of a nat would look like much
+    # Thousandths of a nat would look like much, and a cost is cut at 9.2 where a few conversations' interval is not.
+    top = min(9.5, max(0.01, axes[2].get_ylim()[1]))
     axes[2].set_ylim(-0.02 * top, top)
     add_legend(axes[2])
     return figure

@@ -220,10 +220,28 @@ def test_rewards_that_are_imagined_wrong_violate_it():
 
 
 def test_the_certificate_is_of_the_bound_and_not_of_the_size():
-    """A model that is wrong about words may pay as much too much as they explain: 2 * (1 - 25 / 64) = 39 / 32."""
-    assert 1 + 39 / 32 < 2.25
+    """A model that is wrong about words may pay as much too much as they explain.
+
+    39 / 64 of the conversations are, and real returns are 0 to 2, 1 on average: an imagined return R above 2 is too
+    much where R - 1 > 39 / 64 R, from 2.56 on.
+    """
     assert reply_certificate_verdict(exact_world(WRONG, 1 + 39 / 32 - 0.5)).outcome == "pass"
-    assert reply_certificate_verdict(exact_world(WRONG, 1 + 39 / 32 + 0.5)).outcome == "fail"
+    assert reply_certificate_verdict(exact_world(WRONG, 64 / 25 - 0.5)).outcome == "pass"
+    assert reply_certificate_verdict(exact_world(WRONG, 64 / 25 + 0.5)).outcome == "fail"
+
+
+def test_a_wrong_reply_that_leads_where_no_episode_has_been_is_no_wrong_reward():
+    """All real episodes are paid -13, and one imagined in twenty falls off the cliff by a wrong reply: -113.
+
+    Of each conversation .95 is kept, so that 5 % of the range, 100, are explained: all of the difference.
+    """
+    real, imagined = np.full(100, -13.0), np.where(np.arange(100) % 20, -13.0, -113.0)
+    found = make_turns(answered([[0.95]] * 100), real_returns=real, imagined_returns=imagined)
+    certificate = reply_certificate(found)
+    assert certificate is not None
+    assert certificate.difference.estimate == pytest.approx(-5)
+    assert certificate.bound.estimate == pytest.approx(5)
+    assert reply_certificate_verdict(found).outcome != "fail"
 
 
 def test_what_could_not_be_imagined_keeps_nothing():

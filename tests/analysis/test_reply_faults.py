@@ -218,6 +218,23 @@ def test_one_impossible_answer_costs_no_more_than_one_in_ten_thousand():
     assert nats(np.array([-1e4, 0.0])).tolist() == pytest.approx([-np.log(1e-4), 0.0], abs=1e-3)
 
 
+def test_a_reply_that_no_path_held_possible_stands_in_the_line():
+    """Four conversations: after imagined replies two second answers are impossible, 9.2 nats, and two cost log 2."""
+    half = np.log(np.full((4, 2), 0.5))
+    open_loop = half.copy()
+    open_loop[:2, 1] = -np.inf
+    found = observed_like(answered(half))
+    found = dataclasses.replace(found, probes=dataclasses.replace(found.probes, open_loop=open_loop))
+    first, second = loop_lines(found)["after imagined ones"]
+    assert first is not None
+    assert second is not None
+    assert (first.n, second.n) == (4, 4)
+    assert second.estimate == pytest.approx((np.log(2) - np.log(1e-4)) / 2, abs=1e-3)
+    costs = open_loop_costs(found)
+    assert costs is not None
+    assert costs.estimate == pytest.approx(second.estimate - first.estimate)
+
+
 def test_nothing_is_found_where_nothing_is_known():
     nothing = ReplyFaults(None, None, None, (None, None), None, 0)
     assert nothing.stale is None

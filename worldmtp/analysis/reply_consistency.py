@@ -150,9 +150,14 @@ def by_entropy(
     return edges, [group_interval(values, there & (place == chosen), groups) for chosen in range(num_bins)]
 
 
-def return_range(returns: Float[np.ndarray, " pair"]) -> float:
-    """Return the range of real returns, at least 1: where all are alike, it is not known."""
-    return max(1.0, float(np.ptp(returns))) if len(returns) else 1.0
+def return_range(found: ReplyTurns) -> float:
+    """Return the range of held-out returns, real and imagined, at least 1: where all are alike, it is not known.
+
+    Imagined ones are in it, or a wrong reply that leads where no real episode has been, off a cliff, would be taken for
+    a wrong reward. What is paid wrongly widens it too, and the bound by the share of conversations that differ.
+    """
+    both = np.concatenate([found.real_returns, found.imagined_returns])
+    return max(1.0, float(np.ptp(both))) if len(both) else 1.0
 
 
 def reply_certificate(found: ReplyTurns, *, generator: np.random.Generator | int = 0) -> Certificate | None:
@@ -168,7 +173,7 @@ def reply_certificate(found: ReplyTurns, *, generator: np.random.Generator | int
         found.imagined_returns[:, None],
         found.real_returns[:, None],
         whole[:, None],
-        return_range(found.real_returns),
+        return_range(found),
         generator=generator,
         unit="episode",
     )

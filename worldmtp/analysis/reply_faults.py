@@ -109,7 +109,7 @@ def open_loop_costs(found: ReplyTurns) -> Interval | None:
 
 def loop_lines(found: ReplyTurns) -> dict[str, list[Interval | None]]:
     """Return what a reply costs by turn, after real replies and after imagined ones, at the same turns."""
-    there = np.isfinite(found.probes.open_loop)
+    there = ~np.isnan(found.probes.open_loop)  # -inf: a reply that no path held possible
     lines = {"after real replies": found.probes.own, "after imagined ones": found.probes.open_loop}
     return {
         name: [

@@ -34,7 +34,7 @@ def reply_part(found: ReplyTurns, replies: ReplyArtefact | None) -> dict[str, An
         "certificate": None
         if certificate is None
         else [str(part) for part in (certificate.difference, certificate.bound, certificate.slack)],
-        "range": f"{return_range(found.real_returns):.3g}",
+        "range": f"{return_range(found):.3g}",
         "num_pairs": len(found.real_returns),
         "num_unimaginable": int((~found.imaginable).sum()),
     }

@@ -55,7 +55,7 @@ class ReplyProbes:
 
     ``own`` is of the reply that came, ``before`` and ``after`` of those of the neighbouring turns and ``other`` of a
     turn further away, all where they differ from it. ``open_loop`` is of the reply that came where the model has said
-    all earlier ones itself.
+    all earlier ones itself; -inf where it then held it impossible.
     """
 
     own: Float[np.ndarray, "episode turn"]

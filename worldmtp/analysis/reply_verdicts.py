@@ -94,7 +94,7 @@ def reply_certificate_verdict(found: ReplyTurns) -> Verdict:
         return unmeasured(*_CERTIFICATE)
     topic, number, rule = _CERTIFICATE
     outcome = {"holds": "pass", "violated": "fail"}.get(certificate.verdict, certificate.verdict)
-    share = certificate.bound.estimate / return_range(found.real_returns)
+    share = certificate.bound.estimate / return_range(found)
     sentence = (
         f"Imagined less real {certificate.difference}, bound {certificate.bound}: {share:.0%} of the returns' range"
         f"{', which certifies little' if share > _LITTLE else ''}. The policy is the same in both, so that a failure "

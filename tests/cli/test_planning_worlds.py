@@ -116,6 +116,8 @@ def test_a_run_is_planned_in_by_its_own_model_of_replies_and_in_the_world(compos
         ),
         (["--search", "puct", "--explain", "--best-of", "2"], "compares nothing; leave out --best-of"),
         (["--search", "puct", "--tree-html", "page", "--json"], "compares nothing; leave out --json"),
+        (["--search", "puct", "--tree-html", "not/there.html"], "would lie in not, which is no directory; give a file"),
+        (["--search", "puct", "--tree-html", "."], "--tree-html . is a directory; give a file"),
     ],
 )
 def test_what_is_explained_is_one_search(words, message, evaluate):

@@ -146,6 +146,17 @@ def load_model(directory: Path, device: str | None) -> "MTPModel":
     return model.eval()
 
 
+def check_page(path: Path | None, option: str) -> None:
+    """Raise, before anything is computed for it, if a page that is asked for cannot be written.
+
+    Raises:
+        ValueError: it is a directory, or would lie in one that is not there.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = "is a directory" if path.is_dir() else f"would lie in {path.parent}, which is no directory"
+        raise ValueError(f"{option} {path} {what}; give a file in a directory that is there.")
+
+
 def model_directory(path: Path, option: str) -> Path:
     """Return where the model is that ``path`` names: there, or in the ``model/`` of a run.
 

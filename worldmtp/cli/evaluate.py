@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from worldmtp.cli.arguments import (
     add_imports,
     add_kwargs,
+    check_page,
     import_run_modules,
     load_model,
     model_directory,
@@ -193,6 +194,7 @@ def _check_explained(arguments: argparse.Namespace, searches: list[tuple[str, st
     for name in ("json", "best_of", "beam"):
         if getattr(arguments, name):
             raise ValueError(f"{option} shows trees and compares nothing; leave out --{name.replace('_', '-')}.")
+    check_page(arguments.tree_html, "--tree-html")
 
 
 def _explain(

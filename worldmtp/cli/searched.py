@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from worldmtp.agents.answers import ExplainedAnswers
 from worldmtp.atomic_files import write_bytes
+from worldmtp.cli.arguments import check_page
 from worldmtp.cli.generate_config import DEFAULT_SIMULATIONS, DEFAULT_WIDTH, GenerateConfig
 from worldmtp.cli.generation import load_searched, print_text
 from worldmtp.cli.prompts import decode_text, encode_prompts
@@ -41,6 +42,7 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
     decoding = load_searched(config, directory)
     model, tokenizer = decoding.model, decoding.tokenizer
     check_values(model)
+    check_page(config.tree_html, "--tree-html")
     input_ids, mask = encode_prompts(tokenizer, prompts)
     texts = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask, strict=True)]
     start = time.perf_counter()

@@ -75,3 +75,13 @@ def test_a_page_without_replies_says_nothing_of_them(planned):
     page = tree_page(["0"], [Spoken.of_one(ids("a"))], [[alone]], TOKENIZER.to_transformers(), "puct")
     assert "drawn" not in page
     assert "after <code>0</code></h2>" in page
+
+
+def test_a_plain_terminal_is_given_what_it_can_show():
+    tokenizer = CharTokenizer("aé→")
+    spoken = Spoken(tuple(tokenizer.encode("aé→")), (False, True, False))
+    told = {}
+    for encoding in ("utf-8", "ascii"):
+        writing = Writing(tokenizer.to_transformers(), Marks.for_encoding(encoding))
+        told[encoding] = writing.path(spoken), writing.spoken(spoken).plain
+    assert told == {"utf-8": ("a«é»→",) * 2, "ascii": (r"a<<\xe9>>\u2192",) * 2}

@@ -60,7 +60,7 @@ class Writing:
             text = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
             if piece.startswith("▁") and not text.startswith(" "):  # sentencepiece takes a text's first space away
                 text = f" {text}"
-        text = _escaped(text).replace(" ", self.marks.space)
+        text = _escaped(text, self.marks.is_ascii).replace(" ", self.marks.space)
         return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + self.marks.cut
 
     def grown(self, before: Sequence[int], parts: Sequence[tuple[Sequence[int], str]], width: int) -> Text:
@@ -96,7 +96,7 @@ class Writing:
     def _text(self, tokens: Sequence[int]) -> str:
         ends = set(self.tokenizer.all_special_ids)
         last = self.token(tokens[-1]) if tokens and tokens[-1] in ends else ""
-        return _escaped(decode_text(self.tokenizer, tokens)) + last
+        return _escaped(decode_text(self.tokenizer, tokens), self.marks.is_ascii) + last
 
 
 def _by_speaker(text: Spoken) -> Iterator[tuple[bool, list[int]]]:
@@ -105,6 +105,10 @@ def _by_speaker(text: Spoken) -> Iterator[tuple[bool, list[int]]]:
         yield is_heard, [token for token, _ in part]
 
 
-def _escaped(text: str) -> str:
-    """Return control characters and line ends as a program would write them."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+def _escaped(text: str, is_ascii: bool) -> str:
+    """Return control characters and line ends as a program would write them, and what a plain terminal cannot show."""
+
+    def is_shown(one: str) -> bool:
+        return one.isprintable() and (one.isascii() or not is_ascii)
+
+    return "".join(one if is_shown(one) else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -13,6 +13,7 @@ import torch
 
 from worldmtp.analysis import save_artefact
 from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.replies import ReplyArtefact, save_replies
 from worldmtp.analysis.reply_consistency import (
     by_entropy,
     consistency_scalars,
@@ -28,6 +29,7 @@ from worldmtp.analysis.reply_consistency import (
 from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyProbes, ReplyTurns, load_turns, save_turns
 from worldmtp.analysis.reply_verdicts import reply_certificate_verdict, reply_coherence
 from worldmtp.analysis.report import write_report
+from worldmtp.analysis.run_files import read_run
 from worldmtp.dynamics.reply_answers import times_asked
 from worldmtp.dynamics.turns import Turns
 from worldmtp.tracking.tags import TAGS
@@ -327,3 +329,36 @@ def test_the_page_has_verdicts_beside_those_of_the_policy(tmp_path, make_artefac
     assert "Is the model of replies the world?" in content
     assert "0.391 [" in content
     assert "reply/wci" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
+
+
+def two_conversations() -> ReplyArtefact:
+    """Each of a turn that was answered with one token, foretold for sure."""
+    zeros, ones = np.zeros((2, 1)), np.ones((2, 1))
+    return ReplyArtefact(
+        tokens=zeros.astype(int),
+        depth=ones.astype(int),
+        is_policy=zeros.astype(bool),
+        logprob=zeros,
+        top1=zeros.astype(int),
+        top1_prob=ones,
+        turn_mask=ones.astype(bool),
+        rewards=zeros,
+        foretold_rewards=zeros,
+        ended=zeros.astype(bool),
+        end_prob=zeros,
+        real_scores=np.zeros((2, 3)),
+        imagined_scores=np.zeros((2, 3)),
+        tokens_text=("a",),
+        pairs=(),
+    )
+
+
+def test_answers_and_replies_of_two_evaluations_are_not_set_beside_each_other(tmp_path):
+    """As where a run was stopped between writing the two."""
+    save_replies(two_conversations(), tmp_path)
+    for number, problems in ((2, []), (3, ["of 3 conversations, and the replies beside them of 2, as where a run"])):
+        save_turns(make_turns(answered([[0.5]] * number)), tmp_path)
+        run = read_run(tmp_path)
+        assert (run.replies is not None, run.reply_turns is not None) == (True, not problems)
+        told = [problem for problem in run.problems if problem.startswith("Answers of worlds")]
+        assert [words in problem for words, problem in zip(problems, told, strict=True)] == [True] * len(problems)

@@ -115,6 +115,19 @@ def test_returns_of_the_law_are_certified_and_those_of_another_world_are_not(mak
     assert verdicts.certificate(artefact, rooted_predictions(artefact)).sentence == "Not measured in this run."
 
 
+def test_a_wrong_token_that_leads_where_no_text_was_paid_is_no_wrong_reward(make_artefact, marginal_heads):
+    """All texts are paid 0, and one imagined in 64 falls by 100: less than what marginals get wrong explains."""
+    artefact = make_artefact(marginal_heads)
+    realized = np.where(np.arange(artefact.input_ids.shape[1]) < 3, 0.0, np.nan) + 0.0 * artefact.input_ids
+    falls = (np.arange(len(realized)) % 64 == 0)[:, None]
+    found = verdicts.certificate(
+        replace(artefact, realized_return=realized, imagined_return=realized - 100.0 * falls),
+        rooted_predictions(artefact),
+    )
+    assert found.outcome == "pass"
+    assert found.sentence.startswith("Imagined less realized -1.562")
+
+
 def test_an_interval_on_both_sides_of_a_rule_determines_nothing(make_artefact):
     # A depth 2 that knows only frequencies: its gain is 0 give or take.
     frequencies = make_artefact([TRUNK, np.full((2, 2), (0.66015625, 0.33984375))])

@@ -86,7 +86,10 @@ def reply_faults(found: ReplyTurns) -> ReplyFaults:
 
 
 def fault_of(faults: ReplyFaults) -> str:
-    """Return the first fault that is surely there, in the order above; empty where none is."""
+    """Return the first fault in the order above, empty where none is; each is sure but for one.
+
+    "ignorant" says no more than that knowing the turn is not shown, as of few conversations.
+    """
     if faults.misaligned:
         return "misaligned"
     if faults.knows is not None and faults.knows.low <= 0:

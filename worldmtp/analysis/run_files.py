@@ -121,6 +121,7 @@ def read_run(run_dir: Path) -> RunFiles:
     # In the order of the headline table; what it does not name comes after.
     in_table = [arm.artefact for arm in summary.arms] if summary is not None else []
     truths = load_truths(run_dir, problems)
+    replies = _read(load_replies, run_dir, problems, "Imagined episodes")
     return RunFiles(
         run_dir=run_dir,
         metrics=series_by_tag(logged),
@@ -129,14 +130,25 @@ def read_run(run_dir: Path) -> RunFiles:
         warm_start_spreads=spreads_by_tag(warm),
         artefacts=_in_order(artefacts, in_table),
         attention=load_history(run_dir, WARM_START_DIRECTORY, problems),
-        replies=_read(load_replies, run_dir, problems, "Imagined episodes"),
-        reply_turns=_read(load_turns, run_dir, problems, "Answers of worlds"),
+        replies=replies,
+        reply_turns=_turns_of(replies, _read(load_turns, run_dir, problems, "Answers of worlds"), problems),
         truths=_in_order(truths, in_table),
         exact_values=load_values(run_dir, problems),
         summary=summary,
         config=config,
         problems=tuple(problems),
     )
+
+
+def _turns_of(replies: ReplyArtefact | None, turns: ReplyTurns | None, problems: list[str]) -> ReplyTurns | None:
+    """Return the answers if they are of the conversations that the replies are of: each is written by itself."""
+    if replies is None or turns is None or len(replies.tokens) == len(turns.newest.group):
+        return turns
+    problems.append(
+        f"Answers of worlds are left out: they are of {len(turns.newest.group)} conversations, and the replies beside "
+        f"them of {len(replies.tokens)}, as where a run was stopped between the two; resume it to have both again."
+    )
+    return None
 
 
 def _in_order(found: Mapping[str, _Evaluation], first: Sequence[str]) -> dict[str, _Evaluation]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Float
 
 from worldmtp.analysis import consistency, metrics
 from worldmtp.analysis.artefacts import EvalArtefact
@@ -153,7 +153,9 @@ def certificate(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:
         np.where(there, values, np.nan).astype(np.float64)
         for values in (artefact.imagined_return, artefact.realized_return, kept)
     )
-    found = consistency.certificate(imagined, realized, kept, _span(artefact, there), generator=0)
+    # Imagined returns are in the range: a wrong token may lead to what no text here was paid.
+    span = _span(np.concatenate([artefact.realized_return[there], artefact.imagined_return[there]]))
+    found = consistency.certificate(imagined, realized, kept, span, generator=0)
     outcome = {"holds": "pass", "violated": "fail"}.get(found.verdict, found.verdict)
     sentence = (
         f"Imagined less realized {found.difference}, bound {found.bound}. Strict for rewards of the heads' own tokens; "
@@ -189,12 +191,12 @@ def exploitation(artefact: EvalArtefact) -> Verdict:
     interval = return_agreement(artefact, generator=0).bias
     if interval is None:
         return unmeasured("exploitation", *_EXPLOITATION)
-    outcome = at_most(interval, MAX_LOSS * _span(artefact, np.isfinite(artefact.realized_return)))
+    outcome = at_most(interval, MAX_LOSS * _span(artefact.realized_return[np.isfinite(artefact.realized_return)]))
     neither = "neither surely too much nor surely too little"
     way = "too much" if interval.low > 0 else "too little" if interval.high < 0 else neither
     return Verdict("exploitation", outcome, *_EXPLOITATION, f"Imagination promises {way}.", interval)
 
 
-def _span(artefact: EvalArtefact, there: Bool[np.ndarray, "batch length"]) -> float:
-    """Return the range of the realized returns, at least 1: where all are alike, it is not known."""
-    return max(1.0, float(np.ptp(artefact.realized_return[there])))
+def _span(returns: Float[np.ndarray, " root"]) -> float:
+    """Return the range of these returns, at least 1: where all are alike, it is not known."""
+    return max(1.0, float(np.ptp(returns)))

@@ -7,6 +7,7 @@ Left out: which of an ensemble's members is asked; the probabilities are of all.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +46,7 @@ def answer_logprobs(
     shape = (model.num_members, *turns.mask.shape)
     reply, end = (torch.full(shape, float("nan"), dtype=torch.float64, device=turns.device) for _ in range(2))
     heard = _with_room(turns, model.max_reply)
-    for number in range(turns.mask.shape[1]):
-        rows = torch.nonzero(turns.mask[:, number])[:, 0]
-        if not len(rows):
-            continue
-        turn = torch.full_like(rows, number)
+    for number, rows, turn in _turn_by_turn(turns.mask):
         vectors = model.network.turn_vectors(heard.select(rows), turn)
         reply[:, rows, number], end[:, rows, number] = model.answer_logprobs(
             vectors, turn, replies[rows, number], turns.ended[rows, number]
@@ -67,11 +64,7 @@ def answer_entropies(
     """
     entropy = torch.full(turns.mask.shape, float("nan"), dtype=torch.float64, device=turns.device)
     heard = _with_room(turns, model.max_reply)
-    for number in range(turns.mask.shape[1]):
-        rows = torch.nonzero(turns.mask[:, number])[:, 0]
-        if not len(rows):
-            continue
-        turn = torch.full_like(rows, number)
+    for number, rows, turn in _turn_by_turn(turns.mask):
         vectors = model.network.turn_vectors(heard.select(rows), turn).repeat_interleave(_DRAWS, dim=1)
         turn, chosen = turn.repeat_interleave(_DRAWS), member[rows].repeat_interleave(_DRAWS)
         drawn = model.drawn(vectors, turn, chosen, generator)
@@ -164,6 +157,14 @@ def times_asked(
     times = Counter([*asked[turns.mask].tolist(), *alike[turns.mask].tolist()])
     count = torch.tensor([times[number] for number in range(len(known))] or [0])
     return tuple(torch.where(turns.mask, count[of.clamp_min(0)], 0) for of in (asked, alike))  # type: ignore[return-value]  # two
+
+
+def _turn_by_turn(mask: Bool[Tensor, "episode turn"]) -> Iterator[tuple[int, Int[Tensor, " row"], Int[Tensor, " row"]]]:
+    """Yield each turn that some conversation has: its number, whose it is, and the number once for each of these."""
+    for number in range(mask.shape[1]):
+        rows = torch.nonzero(mask[:, number])[:, 0]
+        if len(rows):
+            yield number, rows, torch.full_like(rows, number)
 
 
 def _text(tokens: Int[Tensor, " place"]) -> list[int]:

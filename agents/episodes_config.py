@@ -40,14 +40,17 @@ class EpisodesConfig:
     """Of a novel reply, in reward; 0 explores nothing."""
     novelty_ent_coef: float = 0.1
     """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
-    unlearns_lost_ways: bool = False
+    exploring_prompts: int = 4
+    """Prompts of a real batch, at most, before the first reward: PPO cannot learn from them, and the sooner the model
+    does, the sooner the policy looks elsewhere. From then on there are ``agent.rollout.num_prompts``."""
+    unlearns_lost_ways: bool = True
     """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
     trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 
     def __post_init__(self) -> None:
-        least = {"num_epochs": 1, "batch_size": 2, "gap_batches": MIN_GAP_BATCHES}
+        least = {"num_epochs": 1, "batch_size": 2, "exploring_prompts": 1, "gap_batches": MIN_GAP_BATCHES}
         least |= dict.fromkeys(("num_batches", "max_disagreement", "min_action_ratio", "least_gap"), 0)
         least |= dict.fromkeys(("explores_again_after", "novelty_bonus", "novelty_ent_coef"), 0)
         for name, number in least.items():

@@ -230,10 +230,11 @@ def collect_rollout(
     options: dict[str, Any],
     clock: PhaseClock | None = None,
 ) -> Rollout:
-    """Return one episode of every row of ``env``, acted by ``policy``; greedy where there is no generator.
+    """Return one episode of every row that begins, acted by ``policy``; greedy where there is no generator.
 
-    ``options`` goes to ``env.reset``. The step axis has ``env.max_new`` entries, however long the episodes are, so
-    that rollouts of different iterations can be concatenated. Phases timed: ``env`` and ``policy``.
+    ``options`` goes to ``env.reset``. Where it has a ``reset_mask``, the other rows stand still (``ends_others``), as
+    nobody acts in an episode that is not recorded. The step axis has ``env.max_new`` entries, however long the
+    episodes are, so that rollouts of different iterations can be concatenated. Phases timed: ``env`` and ``policy``.
 
     Raises:
         ValueError: the environment resets rows by itself.
@@ -244,9 +245,12 @@ def collect_rollout(
             f"autoreset_mode={mode} would mix episodes in one row; make the environment with autoreset_mode='disabled'."
         )
     clock = clock or PhaseClock()
+    begins = np.ones(env.num_envs, dtype=bool)
+    if options.get("reset_mask") is not None:
+        begins, options = np.asarray(options["reset_mask"]), options | {"ends_others": True}
     with clock.phase("env"):
         obs, infos = env.reset(options=options)
-    recorder = _Recorder(obs, env.num_envs, env.max_new)
+    recorder = _Recorder(obs, begins, env.max_new)
     while not recorder.done.all():
         with clock.phase("policy"):
             step = policy.act(obs, infos, generator)
@@ -264,7 +268,8 @@ def collect_rollout(
             terminated=terminated,
             truncated=truncated,
         )
-    return recorder.rollout(obs)
+    rollout = recorder.rollout(obs)
+    return rollout if begins.all() else rollout.select(torch.from_numpy(np.flatnonzero(begins)))
 
 
 _STEP_COLUMNS: dict[str, type[np.generic]] = {
@@ -282,8 +287,8 @@ _STEP_COLUMNS: dict[str, type[np.generic]] = {
 class _Recorder:
     """Fills the step axis while the environment runs."""
 
-    def __init__(self, obs: dict[str, np.ndarray], num_rows: int, num_steps: int) -> None:
-        self.done = np.zeros(num_rows, dtype=bool)
+    def __init__(self, obs: dict[str, np.ndarray], begins: Bool[np.ndarray, " row"], num_steps: int) -> None:
+        self.done, num_rows = ~begins, len(begins)
         self._prompt_length = obs["prompt_length"][:, 0].copy()
         self._num_taken = np.zeros(num_rows, dtype=np.int64)
         self._columns: dict[str, np.ndarray] = {

@@ -20,6 +20,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -188,8 +189,10 @@ class ImaginationTrainer:
 
     def _collect(self) -> tuple[Rollout, dict[str, float]]:
         """Act; return the episodes and how well drafting went."""
-        options = {"split": "train", "group_size": self._config.group_size}
         config = self._config
+        options: dict[str, Any] = {"split": "train", "group_size": config.group_size}
+        if self.episodes is not None and self.episodes.num_prompts < config.num_prompts:
+            options["reset_mask"] = np.arange(self._env.num_envs) < self.episodes.num_prompts * config.group_size
         policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
         self._env.scorer.take_components()  # those of answers before this rollout
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)

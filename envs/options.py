@@ -14,7 +14,7 @@ from worldmtp.choices import check_choice
 from worldmtp.envs.splits import check_split
 from worldmtp.envs.task import Example
 
-OPTION_NAMES = ("split", "group_size", "indices", "prompts", "reset_mask")
+OPTION_NAMES = ("split", "group_size", "indices", "prompts", "reset_mask", "ends_others")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class ResetOptions:
     indices: Int64[np.ndarray, " group"] | None
     prompts: Sequence[str | Example] | None
     reset_mask: Bool[np.ndarray, " row"] | None
+    ends_others: bool
+    """Whether rows outside of the mask stand still from now on, as if they had ended."""
 
 
 def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOptions:
@@ -56,7 +58,10 @@ def parse_options(options: Mapping[str, Any] | None, num_envs: int) -> ResetOpti
             raise ValueError(
                 f"reset_mask must be {num_envs} booleans, at least one true, got {mask.dtype} of shape {mask.shape}."
             )
-    return ResetOptions(split, group_size, indices, prompts, mask)
+    ends_others = given.get("ends_others", False)
+    if not isinstance(ends_others, bool):
+        raise ValueError(f"ends_others={ends_others!r} must be a boolean: whether rows outside reset_mask stand still.")
+    return ResetOptions(split, group_size, indices, prompts, mask, ends_others)
 
 
 @contextmanager

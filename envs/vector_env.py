@@ -41,7 +41,8 @@ of ``meta["dice"]``, else of its world's seed; ``example_of`` has the dice of a 
 
 **Reset options** (of ``reset(seed=..., options={...})``): ``split`` and ``group_size`` hold until changed; ``indices``
 (into the pool of the split) and ``prompts`` (Examples, or prompts of the pool) name one prompt a group for this reset;
-``reset_mask`` resets these rows only. One generator serves all rows: no row has a seed of its own.
+``reset_mask`` resets these rows only, and with ``ends_others`` the rest stand still from then on, as if they had ended.
+One generator serves all rows: no row has a seed of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -195,6 +196,8 @@ class TextGenVectorEnv(TextVectorEnv):
         if seed is not None and mask.all():
             self._num_groups = 0
         self._give_prompts(rows, choice)
+        if asked.ends_others:
+            self._rows.done |= ~mask
         return self._rows.observation(self.copy), batch_columns(self._prompt_columns(rows), rows, self.num_envs)
 
     def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:

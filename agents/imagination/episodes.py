@@ -14,23 +14,22 @@ Biased: the policy is trained on whatever the model gets wrong. So it is off by 
 beside its placebos, which ``world_model.backend`` names: ``shuffled`` learns from the words of other turns, and
 ``identity`` sees none. ``oracle`` imagines in the real world itself: the upper bound, whose turns are not counted.
 
-Before two real returns have differed nothing can be learnt from them. Then imagination explores: what nobody has said
-there before, and the ensemble disagrees on, is paid for (``Novelty``), and the real batch shows what is there. It does
-so again where the last real batches were all paid the lowest return there has been: the policy has lost the way.
+Before two real returns have differed, imagination explores instead (``exploring``).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import PlainAdvantages, monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.episodes_config import EpisodesConfig
+from worldmtp.agents.imagination.exploring import Exploration, Seen, check_bonus
 from worldmtp.agents.imagination.gates import OptimismGap
 from worldmtp.agents.imagination.reply_models import reply_sizes
 from worldmtp.agents.policies import TrunkPolicy
@@ -39,37 +38,15 @@ from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, t
 from worldmtp.agents.turns import cut_replies, turns_of
 from worldmtp.choices import check_choice
 from worldmtp.dynamics.replies import ReplyModel
-from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, is_rewarded, shuffled
+from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
 from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
-from worldmtp.dynamics.turns import NOTHING, Turns, said_after
+from worldmtp.dynamics.turns import NOTHING, Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
 
 WORLDS = ("mtp", "oracle", "shuffled", "identity")
 """Names of ``world_model.backend`` that this use knows."""
-
-
-@dataclass
-class _Seen:
-    """What the real episodes have shown so far."""
-
-    lowest: float = float("inf")
-    highest: float = float("-inf")
-    most_turns: int = 1
-    lowest_in_a_row: int = 0
-    """Real batches up to now in which every episode had the lowest return."""
-
-    def observe(self, returns: Float[Tensor, " episode"]) -> None:
-        """Note the returns of a real batch."""
-        self.lowest, self.highest = min(self.lowest, float(returns.min())), max(self.highest, float(returns.max()))
-        is_lowest = not bool(is_rewarded(returns, self.lowest).any())
-        self.lowest_in_a_row = self.lowest_in_a_row + 1 if is_lowest else 0
-
-    @property
-    def returns_differ(self) -> bool:
-        """Whether two real returns have differed."""
-        return self.highest > self.lowest + 1e-6
 
 
 class EpisodeImagination:
@@ -111,7 +88,7 @@ class EpisodeImagination:
         self._max_turn = turn_limit(env)
         self._reference = reference if ppo.kl_coef else None
         self._estimator, self._ppo = PlainAdvantages(ppo), ppo
-        self._seen, self._is_masked = _Seen(), False
+        self._exploration, self._is_masked = Exploration(config, world_model.backend != "oracle"), False
         self._replay = TurnReplay(world_model.replies.replay_episodes)
         low, high = agent.model.config.value_range
         self._least_gap = config.least_gap * (high - low)
@@ -134,23 +111,24 @@ class EpisodeImagination:
 
     @property
     def trains_on_real(self) -> bool:
-        """Whether PPO may train on real batches: returns have differed, or it need not wait for that."""
-        return self._seen.returns_differ or not self._config.waits_for_reward
+        """Whether PPO may train on real batches."""
+        return self._exploration.trains_on_real
 
     @property
-    def explores(self) -> bool:
-        """Whether imagination is paid for what it does not know: no reward was found yet, or the way to it is lost."""
-        again = self._config.explores_again_after
-        is_lost = 0 < again <= self._seen.lowest_in_a_row
-        return (not self._seen.returns_differ or is_lost) and self._config.novelty_bonus > 0 and self._world is None
+    def _seen(self) -> Seen:
+        return self._exploration.seen
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of the next real batch."""
+        return self._exploration.num_prompts(self._rollout.num_prompts)
 
     def observe(self, rollout: Rollout) -> dict[str, float]:
         """Take in a real batch, before anything trains on it; return what it says of the last promise."""
         returns = episode_returns(rollout)
         self._is_masked = rollout.is_masked
-        seen, turns = self._seen, self._turns_of(rollout)
-        seen.observe(returns)
-        seen.most_turns = max(seen.most_turns, int(turns.num_turns.max()))
+        turns = self._turns_of(rollout)
+        self._seen.observe(returns, turns)
         if self._world is None:
             told = shuffled(turns, self._learning) if self._backend == "shuffled" else turns
             self._replay.add(told, rollout.group)
@@ -175,10 +153,11 @@ class EpisodeImagination:
         if self._world is None and not len(self._replay):
             return {}  # no real turn has come to its end: nobody knows of any reply
         metrics, ratio = self._learn()
-        self._novelty = self._what_is_new() if self.explores else None
-        is_open = self.explores or not self._config.gated or ratio >= self._config.min_action_ratio
-        batches = self._gap.num_batches if self._config.gated and not self.explores else self._config.num_batches
-        may_learn = self.explores or self.trains_on_real
+        explores = self._exploration.is_on
+        self._novelty = self._what_is_new() if explores else None
+        is_open = explores or not self._config.gated or ratio >= self._config.min_action_ratio
+        batches = self._gap.num_batches if self._config.gated and not explores else self._config.num_batches
+        may_learn = explores or self.trains_on_real
         totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
         trained = flat = 0
         of_last: dict[str, float] = {}  # nothing is told of an imagined batch where there was none
@@ -189,12 +168,12 @@ class EpisodeImagination:
             totals["imagination/imagined_tokens"] += imagined.num_tokens
             returns = float(episode_returns(imagined).mean())
             of_last = {"imagination/disagreement": doubt, "imagination/return_promised": returns}
-            if not self.explores:
+            if not explores:
                 self._promised = returns
-            sure = self.explores or not self._config.gated or doubt < self._config.max_disagreement
+            sure = explores or not self._config.gated or doubt < self._config.max_disagreement
             if number >= batches or not (is_open and sure):
                 break
-            is_flat = self._is_flat(imagined) and not self.explores  # nothing is lost where nothing has been found
+            is_flat = self._is_flat(imagined) and not explores  # nothing is lost where nothing has been found
             flat += is_flat
             if is_flat and not (self._config.unlearns_lost_ways and self._is_lost(imagined)):
                 continue
@@ -208,7 +187,7 @@ class EpisodeImagination:
                 "imagination/batches_trained": float(trained),
                 "imagination/batches_flat": float(flat),
                 "imagination/batches_trusted": float(batches),
-                "imagination/explores": float(self.explores),
+                "imagination/explores": float(explores),
             }
         )
 
@@ -242,16 +221,7 @@ class EpisodeImagination:
         return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
 
     def _what_is_new(self) -> Novelty:
-        """Return what is paid for while imagination explores.
-
-        Before the contexts have been compared for long, a history is taken for no reason to try the same words again:
-        models that have learnt little differ by chance, and each history is new.
-        """
-        config, turns = self._config, self._replay.turns
-        history = self._models.settled == "history"
-        rows, turn = torch.nonzero(turns.mask, as_tuple=True)
-        tried = frozenset(said_after(turns, rows, turn, history))
-        return Novelty(config.novelty_threshold, config.novelty_bonus, tried, history)
+        return self._exploration.novelty(self._replay.turns, self._models.settled)
 
     def _from_openings(
         self, openings: Int[Tensor, "row opening"], generator: torch.Generator, novelty: Novelty | None = None
@@ -338,7 +308,8 @@ class EpisodeImagination:
         plan, _ = self._estimator.estimate(imagined, stats)
         if unlearns:
             plan = replace(plan, advantages=torch.zeros_like(plan.advantages))
-        ent_coef = max(self._ppo.ent_coef, self._config.novelty_ent_coef) if self.explores or unlearns else None
+        unsure = self._exploration.is_on or unlearns
+        ent_coef = max(self._ppo.ent_coef, self._config.novelty_ent_coef) if unsure else None
         metrics = self._agent.update(imagined, stats, plan, generator, remaining, self._config.num_epochs, ent_coef)
         return {
             "imagination/losses/policy": metrics["losses/policy"],
@@ -352,7 +323,7 @@ class EpisodeImagination:
         The oracle's world goes on from where its own generator stands.
         """
         return {
-            "seen": dict(vars(self._seen)),
+            "seen": self._exploration.state_dict(),
             "replay": self._replay.state_dict(),
             "gap": self._gap.state_dict(),
             "promised": self._promised,
@@ -362,27 +333,13 @@ class EpisodeImagination:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self._seen = _Seen(**state["seen"])
+        self._exploration.load_state_dict(state["seen"])
         self._replay.load_state_dict(state["replay"])
         self._gap.load_state_dict(state["gap"])
         self._promised = state["promised"]
         self._models.load_state_dict(state["models"])
         if self._world is not None:
             self._world.load_state(state["world"])
-
-
-def check_bonus(bonus: float, value_range: tuple[float, float]) -> None:
-    """Raise if an imagined episode would be paid what no value bin holds: it would be taken for the end of the range.
-
-    Raises:
-        ValueError: the bonus is on and lies outside.
-    """
-    low, high = value_range
-    if bonus and not low <= bonus <= high:
-        raise ValueError(
-            f"imagination.episodes.novelty_bonus={bonus} lies outside model.value_range=({low}, {high}), which returns "
-            "are predicted in; lower the bonus, or widen the range."
-        )
 
 
 def check_real_observations(ppo: PPOConfig) -> None:

@@ -56,7 +56,8 @@ def doors_env(num_envs: int, pays: float = 1.0, max_turn: int | None = 1) -> Tex
 def make_trainer(
     model: MTPModel, pays: float = 1.0, backend: str = "mtp", use: str = "episodes", **fields: Any
 ) -> ImaginationTrainer:
-    episodes = replace(EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False), **fields)
+    least = {"num_batches": 2, "batch_size": 8, "num_epochs": 1, "exploring_prompts": 8, "gated": False}
+    episodes = EpisodesConfig(**least | fields)
     world_model = WorldModelConfig(backend=backend, replies=REPLIES)
     imagination = ImaginationConfig(use=use, episodes=episodes)
     return ImaginationTrainer(

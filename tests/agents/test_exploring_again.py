@@ -1,12 +1,15 @@
 """When imagined episodes explore: before a reward was found, and again where the way to it is lost."""
 
+import copy
 from typing import Any
 
 import pytest
+import torch
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.episodes_config import EpisodesConfig
-from worldmtp.agents.imagination.episodes import EpisodeImagination, check_bonus
+from worldmtp.agents.imagination.episodes import EpisodeImagination
+from worldmtp.agents.imagination.exploring import check_bonus
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 from worldmtp.dynamics.turns import NOTHING
@@ -75,6 +78,36 @@ def test_a_run_that_goes_on_remembers_how_long_the_reward_is_lost(tiny_model: An
     explores(trainer, [0.0, 1.0, 0.0])
     other.load_state_dict(trainer.state_dict())
     assert explores(other, [0.0]) == [1]
+
+
+def batch_sizes(trainer: ImaginationTrainer, pays: list[float]) -> list[int]:
+    """Run an iteration for each, in which every real episode is paid so; return how many there were."""
+    found = []
+    for Purse.holds in pays:
+        found.append(len(trainer.step()[1]))
+    return found
+
+
+def test_real_batches_are_small_until_something_is_found(tiny_model: Any) -> None:
+    """Two of four prompts, each with two episodes, up to the batch that is paid; all of them from then on."""
+    trainer = make_trainer(tiny_model, exploring_prompts=2, explores_again_after=2)
+    assert batch_sizes(trainer, [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]) == [4, 4, 4, 8, 8, 8]
+    assert trainer.totals["env/episodes"] == 36
+    assert batch_sizes(make_trainer(tiny_model, exploring_prompts=2, novelty_bonus=0.0), [0.0, 0.0]) == [8, 8]
+    assert batch_sizes(make_trainer(tiny_model, exploring_prompts=2, waits_for_reward=False), [0.0, 0.0]) == [8, 8]
+    assert batch_sizes(make_trainer(tiny_model, exploring_prompts=9), [0.0]) == [8], "no more than there are"
+
+
+def test_a_small_batch_goes_on_after_a_stop(tiny_model: Any) -> None:
+    """The rows that stood still are in the state, too."""
+    trainer, other = (make_trainer(tiny_model, exploring_prompts=1) for _ in range(2))
+    batch_sizes(trainer, [0.0, 0.0])
+    other.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    Purse.holds = 1.0
+    for _ in range(2):
+        ours, theirs = trainer.step()[1], other.step()[1]
+        assert all(torch.equal(value, vars(theirs)[name]) for name, value in vars(ours).items())
+    assert len(ours) == 8
 
 
 def entropies(trainer: ImaginationTrainer, pays: list[float]) -> list[float | None]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
@@ -68,6 +69,21 @@ def test_groups_and_exact_answers_come_from_the_environment(text_env: Callable[[
     assert rollout.group[0] == rollout.group[1] != rollout.group[2] == rollout.group[3]
     assert set(clock.take()) == {"env", "policy"}
     assert clock.take() == {}
+
+
+def test_rows_outside_the_mask_are_not_acted_in(text_env: Callable[[int], TextGenVectorEnv]) -> None:
+    """Two groups of two; of the first, nothing is recorded, scored or drawn."""
+    env = text_env(4)
+    env.reset(seed=0)  # all four rows have begun
+    mask = np.array([False, False, True, True])
+    options = {"split": "train", "group_size": 2, "indices": [1], "reset_mask": mask}
+    answer = env.tokenizer.encode(env.dataset.pool("train").examples[1].answer)
+    rollout = collect_rollout(env, Scripted([[1], [1], [*answer, 1], [1]]), None, options)
+    assert rollout.group.tolist() == [4, 4], "the four before had a group each"
+    assert rollout.exact.tolist() == [True, False]
+    assert rollout.num_tokens == len(answer) + 2
+    assert env.scorer.counters.scored == 2
+    assert len(collect_rollout(env, Scripted([[1]] * 4), None, {})) == 4
 
 
 def test_rows_that_reset_themselves_are_refused(replying_env: Any) -> None:

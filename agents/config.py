@@ -313,10 +313,15 @@ class ImaginationConfig:
     search: SearchTargetConfig = field(default_factory=SearchTargetConfig)
 
     @property
+    def searches_replies(self) -> bool:
+        """Whether a search goes on through what the world replies."""
+        return self.use == "search" and self.search.searches and self.search.through_replies
+
+    @property
     def reads_latents(self) -> bool:
         """Whether the policy's own heads are what imagines, and so are trained."""
         searches = self.use == "search" and self.search.searches
-        return searches or self.use in ("counterfactual", "baseline", "latent")
+        return (searches and not self.search.through_replies) or self.use in ("counterfactual", "baseline", "latent")
 
     def __post_init__(self) -> None:
         _require(

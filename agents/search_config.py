@@ -27,6 +27,12 @@ class SearchTargetConfig:
 
     Then it lowers variance where the search is right, and is no shortcut to what the search believes.
     """
+    through_replies: bool = False
+    """Where a world replies, go on through its replies: those that the run learns, as ``world_model`` says.
+
+    Then the trunk reads the texts, and the heads are not asked; ``imagination.horizon`` counts the policy's tokens.
+    Off, a search ends with the policy's turn, at the value of the text there.
+    """
     gated: bool = True
     """Off for placebos, whose gate would be shut. They too wait for ``gate_batches``."""
     gate_batches: int = 8

@@ -35,6 +35,7 @@ from worldmtp.agents.imagination.episodes import EpisodeImagination
 from worldmtp.agents.imagination.estimators import make_estimator, random_streams, root_agreement
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.imagination.latent import LatentImagination
+from worldmtp.agents.imagination.searched_world import ThroughReplies
 from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
@@ -108,8 +109,11 @@ class ImaginationTrainer:
             assert self._world_model is not None
             self._completions = completions_of(env, model, self._world_model, self._acting, imagination, imagining)
         eos_id = env.tokenizer.eos_id
+        replies: ThroughReplies | None = None
+        if imagination.searches_replies:
+            replies = ThroughReplies(env, model, self._acting, world_model, self._generators)
         self._estimator = make_estimator(
-            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions, eos_id
+            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions, eos_id, replies
         )
         self._latent: LatentImagination | None = None
         if imagination.use == "latent":

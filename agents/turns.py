@@ -1,7 +1,9 @@
-"""Episodes of conversations, read turn by turn from a rollout: what a model of replies learns from."""
+"""Episodes of conversations, read turn by turn: what a model of replies learns from, and where a search begins."""
+
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from worldmtp.agents.rollout import Rollout
@@ -36,6 +38,62 @@ def turns_of(rollout: Rollout, eos_id: int, max_turn: int | None, max_new: int) 
             replies[row, number, : len(turn["reply"])] = turn["reply"]
             rewards[row, number], ended[row, number], mask[row, number] = turn["reward"], turn["ended"], True
     return Turns(opening, said, replies, rewards, ended, mask)
+
+
+def turns_before(
+    rollout: Rollout,
+    rows: Int[Tensor, " state"],
+    steps: Int[Tensor, " state"],
+    eos_id: int,
+    max_turn: int | None,
+    max_new: int,
+    longest: int,
+) -> tuple[Turns, Int[Tensor, "state said"]]:
+    """Return the turns that were over in the states (row, step), and what the one that was not had said by then.
+
+    Both are on the host; rewards and ends are as in ``conversations``, not known.
+    """
+    host = rollout.to("cpu")
+    episodes = {row: _episode(host, row, eos_id, max_turn, max_new) for row in sorted(set(rows.tolist()))}
+    openings, over, still = [], [], []
+    for row, step in zip(rows.tolist(), steps.tolist(), strict=True):
+        opening, turns, _ = episodes[row]
+        before, start = [], 0
+        for turn in turns:
+            if start + len(turn["said"]) > step:
+                break
+            start += len(turn["said"])
+            before.append((turn["said"].tolist(), turn["reply"].tolist()))
+        openings.append(opening.tolist())
+        over.append(before)
+        still.append(host.actions[row, start:step].tolist())
+    return conversations(openings, over, still, longest)
+
+
+def conversations(
+    openings: Sequence[Sequence[int]],
+    over: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
+    still: Sequence[Sequence[int]],
+    longest: int,
+) -> tuple[Turns, Int[Tensor, "state said"]]:
+    """Return conversations by their openings, what was said and replied, and what was said of turns not over yet.
+
+    A turn has room for ``longest`` tokens. Rewards and ends are not known here, and zero.
+    """
+    number = torch.tensor([len(one) for one in over])
+    most = max(1, int(number.max()))
+    heard = max([1, *(len(reply) for one in over for _, reply in one)])
+    said, replies = (torch.full((len(over), most, width), NOTHING) for width in (longest, heard))
+    begun = torch.full((len(over), longest), NOTHING)
+    opening = torch.full((len(over), max(len(one) for one in openings)), NOTHING)
+    for place, (first, turns, last) in enumerate(zip(openings, over, still, strict=True)):
+        opening[place, : len(first)] = torch.tensor(first, dtype=torch.long)
+        begun[place, : len(last)] = torch.tensor(last, dtype=torch.long)
+        for turn, (own, reply) in enumerate(turns):
+            said[place, turn, : len(own)] = torch.tensor(own, dtype=torch.long)
+            replies[place, turn, : len(reply)] = torch.tensor(reply, dtype=torch.long)
+    mask = torch.arange(most) < number[:, None]
+    return Turns(opening, said, replies, torch.zeros(mask.shape), torch.zeros_like(mask), mask), begun
 
 
 def cut_replies(rollout: Rollout, eos_id: int, max_turn: int | None, max_new: int) -> Bool[Tensor, " batch"]:

@@ -2,7 +2,7 @@
 
     answers                  off, counterfactual (with completions), baseline, latent, search; drafts
     a world that replies     off, episodes, search, counterfactual and baseline without completions; drafts
-    where actions are masked off, and episodes in a world
+    where actions are masked off, and in a world episodes, and search through replies
 
 Masks are known of places that an observation has shown, so that whatever chooses tokens further ahead has none.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
+from worldmtp.agents.imagination.known_replies import THROUGH_REPLIES
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.wrappers.action_mask import masks_around
@@ -28,7 +29,14 @@ def check_use(
     replies, masks = isinstance(env.task, TurnTask), "action_mask" in infos
     compares = not (replies or masks or ppo.gamma < 1 or ppo.bootstrap_truncated)  # counterfactuals would start
     faults = []
-    if fault := _unsuited(use, env, replies, masks):
+    through = imagination.searches_replies
+    if through and not replies:
+        faults.append(
+            f"{THROUGH_REPLIES} goes on through what a world replies, and nobody replies in this environment; set "
+            "imagination.search.through_replies=false."
+        )
+        through = False
+    if fault := _unsuited(use, env, replies, masks, through):
         others = ["imagination=counterfactual"] if compares else []
         if replies and not _unsuited("episodes", env, replies, masks):
             others = ["imagination=episodes"]
@@ -58,11 +66,12 @@ def check_use(
 _BLIND = "would choose tokens where no mask is known, and the environment masks actions"
 
 
-def _unsuited(use: str, env: TextVectorEnv, replies: bool, masks: bool) -> str:
-    """Return why this use is not for this environment; empty where it is."""
+def _unsuited(use: str, env: TextVectorEnv, replies: bool, masks: bool, through: bool = False) -> str:
+    """Return why this use is not for this environment; empty where it is. ``through`` is a search through replies."""
+    asks_replies = use == "episodes" or through
     if use == "episodes" and not replies:
         return "is for worlds that reply, and nobody replies in this environment"
-    if use == "episodes" and masks and not masks_around(env):
+    if asks_replies and masks and not masks_around(env):
         return (
             "puts no wrapper but action_mask (VectorActionMask) around imagined rows, and another one masks actions "
             "here, whose rule may be given to it"
@@ -70,4 +79,4 @@ def _unsuited(use: str, env: TextVectorEnv, replies: bool, masks: bool) -> str:
     if use == "latent" and not env.eos_terminates:
         other = "a world replies in this environment" if replies else "this task may end a text before EOS"
         return f"is for answers without replies, which EOS ends, and {other}"
-    return _BLIND if masks and use not in ("off", "episodes") else ""
+    return _BLIND if masks and use != "off" and not asks_replies else ""

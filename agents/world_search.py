@@ -13,6 +13,7 @@ from torch import Tensor
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.search_policy import ActingSearch, OnPlan, planned
+from worldmtp.agents.turns import conversations
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.dynamics.turns import NOTHING, Turns
@@ -51,7 +52,7 @@ class WorldSearchPolicy:
         self._on_plan = on_plan
         self._max_turn = turn_limit(env)
         self._inner, self._replies, self._env, self._how, self._device = world_model, replies, env, how, device
-        self._policy = _masked(acting_policy(temperature), env)
+        self._policy = masked_policy(acting_policy(temperature), env)
         self._dynamics = ConversationDynamics(world_model, replies, env.tokenizer.eos_id, self._max_turn, generator)
         self._said = SaidSoFar(env.tokenizer.eos_id, self._max_turn)
 
@@ -112,7 +113,7 @@ def check_cut_off(env: TextVectorEnv) -> None:
         )
 
 
-def _masked(policy: Policy, env: TextVectorEnv) -> Policy:
+def masked_policy(policy: Policy, env: TextVectorEnv) -> Policy:
     """Return the policy without the tokens that no text of the environment may go on with."""
     masks = masks_around(env)
     if not masks:
@@ -179,19 +180,9 @@ class SaidSoFar:
 
         A turn has room for ``longest`` tokens. Rewards and ends are not known here, and zero.
         """
-        over = [self._turns[row] for row in rows.tolist()]
-        number = torch.tensor([len(one) for one in over])
-        most = max(1, int(number.max()))
-        heard = max([1, *(len(reply) for one in over for _, reply in one)])
-        said, replies = (torch.full((len(rows), most, width), NOTHING) for width in (longest, heard))
-        still = torch.full((len(rows), longest), NOTHING)
-        opening = torch.full((len(rows), int(prompts[rows].max())), NOTHING)
-        for place, row in enumerate(rows.tolist()):
-            opening[place, : prompts[row]] = torch.from_numpy(tokens[row, : prompts[row]].copy())
-            still[place, : len(self._open[row])] = torch.tensor(self._open[row], dtype=torch.long)
-            for turn, (own, reply) in enumerate(over[place]):
-                said[place, turn, : len(own)] = torch.tensor(own)
-                replies[place, turn, : len(reply)] = torch.tensor(reply, dtype=torch.long)
-        mask = torch.arange(most) < number[:, None]
-        turns = Turns(opening, said, replies, torch.zeros(mask.shape), torch.zeros_like(mask), mask)
-        return turns, still, (said != NOTHING).sum(dim=(1, 2)) + (still != NOTHING).sum(dim=1)
+        numbers = rows.tolist()
+        openings = [tokens[row, : prompts[row]].tolist() for row in numbers]
+        turns, still = conversations(
+            openings, [self._turns[row] for row in numbers], [self._open[row] for row in numbers], longest
+        )
+        return turns, still, (turns.said != NOTHING).sum(dim=(1, 2)) + (still != NOTHING).sum(dim=1)

@@ -29,24 +29,19 @@ from transformers import PreTrainedModel
 from worldmtp.agents.advantages import PlainAdvantages, monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.episodes_config import EpisodesConfig
-from worldmtp.agents.imagination.exploring import Exploration, Seen, check_bonus
+from worldmtp.agents.imagination.exploring import Exploration, check_bonus
 from worldmtp.agents.imagination.gates import OptimismGap
-from worldmtp.agents.imagination.reply_models import reply_sizes
+from worldmtp.agents.imagination.known_replies import KnownReplies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import PPOAgent, policy_stats
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, trimmed
-from worldmtp.agents.turns import cut_replies, turns_of
-from worldmtp.choices import check_choice
+from worldmtp.agents.turns import cut_replies
 from worldmtp.dynamics.replies import ReplyModel
-from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, shuffled
 from worldmtp.dynamics.reply_predictions import ReplyPredictions, out_of_fold
 from worldmtp.dynamics.turns import NOTHING, Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import ImaginedWorldVectorEnv, Novelty, turn_limit
 from worldmtp.envs.wrappers.action_mask import same_masks
-
-WORLDS = ("mtp", "oracle", "shuffled", "identity")
-"""Names of ``world_model.backend`` that this use knows."""
 
 
 class EpisodeImagination:
@@ -79,31 +74,22 @@ class EpisodeImagination:
         make_real: Callable[[int], TextVectorEnv] | None = None,
         reference: PreTrainedModel | None = None,
     ) -> None:
-        check_choice("world_model.backend with imagination=episodes", world_model.backend, WORLDS)
+        self._heard = KnownReplies(env, agent.model, world_model, generators["world_model"], "imagination=episodes")
         check_real_observations(ppo)
         check_bonus(config.novelty_bonus, agent.model.config.value_range)
         self._agent, self._env, self._rollout, self._config = agent, env, rollout, config
-        self._backend, self._replies = world_model.backend, world_model.replies
-        self._acting, self._learning = generators["imagination"], generators["world_model"]
+        self._replies, self._acting = world_model.replies, generators["imagination"]
         self._max_turn = turn_limit(env)
         self._reference = reference if ppo.kl_coef else None
         self._estimator, self._ppo = PlainAdvantages(ppo), ppo
-        self._exploration, self._is_masked = Exploration(config, world_model.backend != "oracle"), False
-        self._replay = TurnReplay(world_model.replies.replay_episodes)
+        self._exploration, self._is_masked = Exploration(config, self._heard), False
         low, high = agent.model.config.value_range
         self._least_gap = config.least_gap * (high - low)
         self._gap = OptimismGap(config.gap_batches, config.num_batches, self._least_gap)
         self._promised: float | None = None
-        self._models = ReplyModels(
-            reply_sizes(env, agent.model, world_model.replies),
-            world_model.replies,
-            agent.model.world_heads.reward_bins.cpu(),
-            self._learning,
-            blind=self._backend == "identity",
-        )
         self._novelty: Novelty | None = None
         self._world: TextVectorEnv | None = None
-        if self._backend == "oracle":
+        if self._heard.is_real:
             if make_real is None:
                 raise ValueError("world_model=oracle imagines in the real world; give make_real, which makes its rows.")
             self._world = make_real(config.batch_size)
@@ -115,10 +101,6 @@ class EpisodeImagination:
         return self._exploration.trains_on_real
 
     @property
-    def _seen(self) -> Seen:
-        return self._exploration.seen
-
-    @property
     def num_prompts(self) -> int:
         """Prompts of the next real batch."""
         return self._exploration.num_prompts(self._rollout.num_prompts)
@@ -127,12 +109,7 @@ class EpisodeImagination:
         """Take in a real batch, before anything trains on it; return what it says of the last promise."""
         returns = episode_returns(rollout)
         self._is_masked = rollout.is_masked
-        turns = self._turns_of(rollout)
-        self._seen.observe(returns, turns)
-        if self._world is None:
-            told = shuffled(turns, self._learning) if self._backend == "shuffled" else turns
-            self._replay.add(told, rollout.group)
-            self._models.observe(turns)
+        self._heard.observe(rollout)
         if self._promised is None:
             return {}
         real = float(returns.mean())
@@ -150,9 +127,9 @@ class EpisodeImagination:
         ``generator`` orders the minibatches. ``remaining`` is as in ``PPOAgent.update``.
         """
         self._promised = None
-        if self._world is None and not len(self._replay):
+        if self._world is None and not len(self._heard.replay):
             return {}  # no real turn has come to its end: nobody knows of any reply
-        metrics, ratio = self._learn()
+        metrics, ratio = self._heard.learn()
         explores = self._exploration.is_on
         self._novelty = self._what_is_new() if explores else None
         is_open = explores or not self._config.gated or ratio >= self._config.min_action_ratio
@@ -191,46 +168,30 @@ class EpisodeImagination:
             }
         )
 
-    def _learn(self) -> tuple[dict[str, float], float]:
-        """Train the model of replies; return its metrics and the action ratio."""
-        if self._world is not None:
-            return {}, float("inf")
-        learned = self._models.learn(self._replay, self._seen.lowest, self._learning)
-        best = self._models.best
-        real, other = best.held_out_nats(self._replay), best.shuffled_nats(self._replay, self._learning)
-        ratio = other / max(real, 1e-6)
-        return {
-            "world_model/reply_nats_before": learned.nats_before,
-            "world_model/reply_nats": learned.nats,
-            "world_model/reply_updates": float(learned.num_updates),
-            "world_model/reply_history": float(self._models.context == "history"),
-            "world_model/reply_action_ratio": min(ratio, 1e3),
-        }, ratio
-
     def _imagine(self) -> tuple[Rollout, float, float]:
         """Return a batch of imagined episodes, their number of turns and the ensemble's mean disagreement."""
         config, rollout = self._config, self._rollout
         if self._world is not None:
             policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
             real = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
-            turns = self._turns_of(real)
+            turns = self._heard.turns_of(real)
             return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
-        recent, _ = self._replay.newest(self._replies.recent_episodes)
+        recent, _ = self._heard.replay.newest(self._replies.recent_episodes)
         chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
         imagined, world = self._from_openings(recent.opening[chosen], self._acting, self._novelty)
         return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
 
     def _what_is_new(self) -> Novelty:
-        return self._exploration.novelty(self._replay.turns, self._models.settled)
+        return self._exploration.novelty(self._heard.replay.turns, self._heard.models.settled)
 
     def _from_openings(
         self, openings: Int[Tensor, "row opening"], generator: torch.Generator, novelty: Novelty | None = None
     ) -> tuple[Rollout, ImaginedWorldVectorEnv]:
         """Return an imagined episode from each opening, and the world that they were in."""
-        rollout, seen = self._rollout, self._seen
+        rollout, seen = self._rollout, self._heard.seen
         policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
         world = ImaginedWorldVectorEnv(
-            self._env, self._models.best.model, len(openings), seen.most_turns, generator, novelty
+            self._env, self._heard.models.best.model, len(openings), seen.most_turns, generator, novelty
         )
         rows = same_masks(self._env, world)
         imagined = collect_rollout(rows, policy, generator, {"openings": openings.numpy()})
@@ -254,18 +215,18 @@ class EpisodeImagination:
 
     def newest(self, num_episodes: int) -> tuple[ReplyModel, Turns, Int[Tensor, " episode"]] | None:
         """Return the model of replies, the newest real conversations and their numbers; None if it has learnt none."""
-        if self._world is not None or not len(self._replay):
+        if self._world is not None or not len(self._heard.replay):
             return None
-        return self._models.best.model, *self._replay.newest(num_episodes)
+        return self._heard.models.best.model, *self._heard.replay.newest(num_episodes)
 
     def imaginable(self, rollout: Rollout) -> tuple[Turns, Bool[Tensor, " batch"]]:
         """Return the whole turns of real episodes, and which episodes could have been imagined as they came.
 
         Not those with more turns than imagination allows, and not those whose last reply may have been cut.
         """
-        turns = self._turns_of(rollout)
+        turns = self._heard.turns_of(rollout)
         cut = cut_replies(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)
-        return turns, (turns.num_turns <= self._seen.most_turns) & ~cut
+        return turns, (turns.num_turns <= self._heard.seen.most_turns) & ~cut
 
     def imagine_beside(self, real: Rollout, generator: torch.Generator) -> Rollout:
         """Return an imagined episode from the opening of each real one, by the present policy."""
@@ -276,10 +237,7 @@ class EpisodeImagination:
 
     def num_turns(self, rollout: Rollout) -> Int[Tensor, " batch"]:
         """Return how many whole turns each episode has."""
-        return self._turns_of(rollout).num_turns
-
-    def _turns_of(self, rollout: Rollout) -> Turns:
-        return turns_of(rollout, self._env.tokenizer.eos_id, self._max_turn, self._env.dataset.max_new)
+        return self._heard.turns_of(rollout).num_turns
 
     def _is_flat(self, imagined: Rollout) -> bool:
         """Return whether returns differ by so little that nothing could be learnt from the batch but noise.
@@ -294,8 +252,8 @@ class EpisodeImagination:
 
     def _is_lost(self, imagined: Rollout) -> bool:
         """Return whether all imagined episodes end as badly as the worst real one, though better ones are known."""
-        worst = self._seen.lowest + self._least_gap
-        return self._seen.returns_differ and float(episode_returns(imagined).max()) <= worst
+        worst = self._heard.seen.lowest + self._least_gap
+        return self._heard.seen.returns_differ and float(episode_returns(imagined).max()) <= worst
 
     def _update(
         self, imagined: Rollout, generator: torch.Generator, remaining: float, unlearns: bool
@@ -323,21 +281,17 @@ class EpisodeImagination:
         The oracle's world goes on from where its own generator stands.
         """
         return {
-            "seen": self._exploration.state_dict(),
-            "replay": self._replay.state_dict(),
+            **self._heard.state_dict(),
             "gap": self._gap.state_dict(),
             "promised": self._promised,
-            "models": self._models.state_dict(),
             "world": None if self._world is None else self._world.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self._exploration.load_state_dict(state["seen"])
-        self._replay.load_state_dict(state["replay"])
+        self._heard.load_state_dict(state)
         self._gap.load_state_dict(state["gap"])
         self._promised = state["promised"]
-        self._models.load_state_dict(state["models"])
         if self._world is not None:
             self._world.load_state(state["world"])
 

@@ -22,6 +22,7 @@ from worldmtp.agents.imagination.completions import ScoredCompletions
 from worldmtp.agents.imagination.counterfactual import CounterfactualAdvantages
 from worldmtp.agents.imagination.imagined_returns import Acting, imagined_root_returns
 from worldmtp.agents.imagination.search import SearchAdvantages
+from worldmtp.agents.imagination.searched_world import ThroughReplies, WithinTurn
 from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import LatentState, WorldModel
 from worldmtp.model import MTPModel
@@ -44,12 +45,19 @@ def make_estimator(
     generator: torch.Generator,
     completions: ScoredCompletions | None,
     eos_id: int,
+    replies: ThroughReplies | None = None,
 ) -> AdvantageEstimator:
-    """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model."""
+    """Return the advantage estimator that ``imagination.use`` names; plain ones need no world model.
+
+    ``replies`` is what a search goes on through, where ``imagination.searches_replies``.
+    """
+    if replies is not None:
+        return SearchAdvantages(replies, acting.return_range, imagination, ppo, generator)
     if world_model is None or imagination.use == "latent":
         return PlainAdvantages(ppo)
     if imagination.use == "search":
-        return SearchAdvantages(world_model, acting, eos_id, imagination, ppo, generator)
+        within = WithinTurn(world_model, acting, eos_id, imagination.horizon, ppo.gamma)
+        return SearchAdvantages(within, acting.return_range, imagination, ppo, generator)
     if imagination.use == "counterfactual":
         hidden_size = model.config.hidden_size
         assert hidden_size is not None  # a config bound to a trunk has it

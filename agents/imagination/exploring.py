@@ -7,40 +7,12 @@ nothing from it, and goes where it has not been only after the model has heard o
 real batches were all paid the lowest return there has been: the policy has lost the way.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from worldmtp.agents.episodes_config import EpisodesConfig
-from worldmtp.dynamics.reply_learning import is_rewarded
+from worldmtp.agents.imagination.known_replies import KnownReplies
 from worldmtp.dynamics.turns import Turns, said_after
 from worldmtp.envs.imagined_world import Novelty
-
-
-@dataclass
-class Seen:
-    """What the real episodes have shown so far."""
-
-    lowest: float = float("inf")
-    highest: float = float("-inf")
-    most_turns: int = 1
-    lowest_in_a_row: int = 0
-    """Real batches up to now in which every episode had the lowest return."""
-
-    def observe(self, returns: Float[Tensor, " episode"], turns: Turns) -> None:
-        """Note a real batch."""
-        self.lowest, self.highest = min(self.lowest, float(returns.min())), max(self.highest, float(returns.max()))
-        is_lowest = not bool(is_rewarded(returns, self.lowest).any())
-        self.lowest_in_a_row = self.lowest_in_a_row + 1 if is_lowest else 0
-        self.most_turns = max(self.most_turns, int(turns.num_turns.max()))
-
-    @property
-    def returns_differ(self) -> bool:
-        """Whether two real returns have differed."""
-        return self.highest > self.lowest + 1e-6
 
 
 class Exploration:
@@ -48,24 +20,23 @@ class Exploration:
 
     Args:
         config: of imagined episodes.
-        has_model: whether there is a model that may not know something; the real world in its place does not.
+        known: what there has been; the real world in a model's place leaves nothing to explore.
     """
 
-    def __init__(self, config: EpisodesConfig, has_model: bool) -> None:
-        self._config, self._has_model = config, has_model
-        self.seen = Seen()
+    def __init__(self, config: EpisodesConfig, known: KnownReplies) -> None:
+        self._config, self._known = config, known
 
     @property
     def trains_on_real(self) -> bool:
         """Whether PPO may train on real batches: returns have differed, or it need not wait for that."""
-        return self.seen.returns_differ or not self._config.waits_for_reward
+        return self._known.seen.returns_differ or not self._config.waits_for_reward
 
     @property
     def is_on(self) -> bool:
         """Whether imagination is paid for what it does not know: no reward was found yet, or the way to it is lost."""
-        again = self._config.explores_again_after
-        is_lost = 0 < again <= self.seen.lowest_in_a_row
-        return (not self.seen.returns_differ or is_lost) and self._config.novelty_bonus > 0 and self._has_model
+        again, seen = self._config.explores_again_after, self._known.seen
+        is_lost = 0 < again <= seen.lowest_in_a_row
+        return (not seen.returns_differ or is_lost) and self._config.novelty_bonus > 0 and not self._known.is_real
 
     def num_prompts(self, usual: int) -> int:
         """Return how many prompts the next real batch has: fewer while it explores and PPO waits."""
@@ -82,14 +53,6 @@ class Exploration:
         rows, turn = torch.nonzero(turns.mask, as_tuple=True)
         tried = frozenset(said_after(turns, rows, turn, history))
         return Novelty(config.novelty_threshold, config.novelty_bonus, tried, history)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
-        return asdict(self.seen)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.seen = Seen(**state)
 
 
 def check_bonus(bonus: float, value_range: tuple[float, float]) -> None:

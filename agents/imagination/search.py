@@ -31,6 +31,9 @@ advantage, so taking coef w(s_t, a_t) from its real advantage leaves the policy 
 s_t and not at what was done there. It is exact before clipping and at the first minibatch; later ones follow the term
 where the policy has moved. What is left is variance: less of it, where w is like the real advantages.
 
+In a conversation the law is the same for a search that goes on through replies (``searched_world``): they may be wrong,
+and drawn, and may even be the real world's, as long as they were not learnt from what was done at s_t.
+
 Left out: acting by search, the root's value as a critic's target (Reanalyse), and the tokens of PUCT's visit counts.
 """
 
@@ -39,22 +42,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.advantages import PlainAdvantages, correlation, monte_carlo_returns
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.gates import SkillGate
-from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
+from worldmtp.agents.imagination.imagined_returns import acted_states
+from worldmtp.agents.imagination.searched_world import SearchedWorld
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.tail import TAIL, tail_logprob
-from worldmtp.dynamics import LatentState, Policy, WorldModel, check_action_conditional, check_horizon
-from worldmtp.search import SearchConfig, TurnWorldModel, gumbel_muzero_policy
+from worldmtp.dynamics import LatentState, Policy
+from worldmtp.dynamics.protocol import Dynamics
+from worldmtp.search import SearchConfig, gumbel_muzero_policy
 from worldmtp.search.q_transforms import completed_by_visited, completed_in_range
 from worldmtp.search.selection import QTransform
 from worldmtp.search.tree import Node
-from worldmtp.search.turns import TurnState
 
 
 @dataclass(frozen=True)
@@ -96,28 +101,40 @@ def with_tail(node: Node, tail: Float[Tensor, " state"]) -> Node:
 
 @torch.no_grad()
 def improved_policy(
-    world_model: WorldModel[Any],
+    world_model: Dynamics[Any],
     state: Any,
     policy: Policy,
     config: SearchConfig,
     q_transform: QTransform,
     num_considered: int,
     generator: torch.Generator,
+    allowed: Bool[Tensor, "state known"] | None = None,
 ) -> ImprovedPolicy:
     """Search from every state; return the improved policy over the kept tokens and all others together.
+
+    Tokens that are not ``allowed`` have no probability, in the policy as in what is made of it.
 
     Raises:
         TypeError: the world model is blind to actions.
         ValueError: the search looks further ahead than the world model.
         FloatingPointError: the world model said something that is not finite.
     """
-    found = gumbel_muzero_policy(
-        world_model, state, policy, config, generator, num_considered=num_considered, q_transform=q_transform
-    )
     logits = world_model.predict(state).logits
     assert logits is not None  # asked for
+    invalid = forbid(torch.zeros_like(logits), allowed).isneginf()
+    found = gumbel_muzero_policy(
+        world_model,
+        state,
+        policy,
+        config,
+        generator,
+        invalid=invalid,
+        num_considered=num_considered,
+        q_transform=q_transform,
+    )
+    logprobs = policy(logits).masked_fill(invalid, -torch.inf)
     is_kept = torch.ones_like(found.tokens[:, None], dtype=torch.bool)
-    node = with_tail(found.tree.root, tail_logprob(policy(logits)[:, None], found.tokens[:, None], is_kept)[:, 0])
+    node = with_tail(found.tree.root, tail_logprob(logprobs[:, None], found.tokens[:, None], is_kept)[:, 0])
     q_values = completed_by_visited(node)
     mean = (node.logits.softmax(dim=-1) * q_values).sum(dim=1, keepdim=True)
     return ImprovedPolicy(
@@ -132,31 +149,26 @@ class SearchAdvantages:
     """An ``AdvantageEstimator``: plain PPO's, with an improved policy to learn beside it.
 
     Raises:
-        TypeError: the world model is blind to actions.
-        ValueError: the horizon is beyond it; or as ``PPOConfig.check_searched``.
+        ValueError: as ``PPOConfig.check_searched``.
     """
 
     num_likely = 0
 
     def __init__(
         self,
-        world_model: WorldModel[Any],
-        acting: Acting,
-        eos_id: int,
+        world: SearchedWorld,
+        return_range: tuple[float, float],
         config: ImaginationConfig,
         ppo: PPOConfig,
         generator: torch.Generator,
     ) -> None:
         ppo.check_searched()
-        check_action_conditional(world_model)
-        check_horizon(world_model, config.horizon)
-        self._inner, self._acting, self._ppo = world_model, acting, ppo
-        self._world_model = TurnWorldModel(world_model, [eos_id], acting.turns is None, ppo.gamma)
+        self._world, self._ppo = world, ppo
         self._config, self._horizon, self._chunk = config.search, config.horizon, config.chunk_states
         self._generator = generator
         self._plain = PlainAdvantages(ppo)
         self._gate = SkillGate(config.search.gate_batches, config.search.gated)
-        low, high = acting.return_range
+        low, high = return_range
         self._transform: QTransform = partial(completed_in_range, low=low, high=high)
 
     def estimate(
@@ -164,12 +176,22 @@ class SearchAdvantages:
     ) -> tuple[AdvantagePlan, dict[str, float]]:
         """Return the plan and its metrics, as ``AdvantageEstimator.estimate`` describes."""
         plan, metrics = self._plain.estimate(rollout, stats, states)
+        if self._world.is_ready:
+            plan, searched = self._searched(plan, rollout, stats, states)
+            metrics |= searched
+        self._world.observe(rollout)
+        return plan, metrics
+
+    def _searched(
+        self, plan: AdvantagePlan, rollout: Rollout, stats: PolicyStats, states: LatentState | None
+    ) -> tuple[AdvantagePlan, dict[str, float]]:
+        """Search, and measure what was found; return the plan, with it where the gate is open, and the metrics."""
         config = self._config
         rows, steps = torch.nonzero(rollout.step_mask, as_tuple=True)
         number = len(rows)
         chosen = torch.randperm(number, generator=self._generator)[: config.num_states].to(rows.device)
         rows, steps = rows[chosen], steps[chosen]
-        states = acted_states(self._inner, rollout) if states is None else states
+        states = acted_states(self._world.inner, rollout) if states is None else states
         improved = self._improved(rollout, states.select(chosen), rows, steps)
         actions = rollout.actions[rows, steps]
         surprise = (monte_carlo_returns(rollout, self._ppo, stats.values) - stats.values[:, :-1])[rows, steps]
@@ -178,7 +200,7 @@ class SearchAdvantages:
         self._gate.measure(skill)
         probs = improved.logprobs.exp()
         kl = torch.where(probs > 0, probs * (improved.logprobs - improved.old_logprobs), 0.0).sum(dim=1)
-        metrics |= {
+        metrics = {
             "imagination/search_skill": skill,
             "imagination/search_kl": float(kl.mean()),
             "imagination/gate_open": float(is_open),
@@ -193,23 +215,14 @@ class SearchAdvantages:
     ) -> ImprovedPolicy:
         """Return what searches from these states find, ``chunk_states`` of them at once."""
         config = self._config
-        room = rollout.actions.shape[1] - steps
-        turn = self._acting.room(rollout, rows, steps)
-        if turn is not None:
-            room = torch.minimum(room, turn.room)
         search = SearchConfig(config.num_simulations, self._horizon, config.width, self._ppo.gamma)
-        parts = [
-            improved_policy(
-                self._world_model,
-                TurnState(room[chunk], states.select(chunk)),
-                self._acting.policy,
-                search,
-                self._transform,
-                config.num_considered,
-                self._generator,
-            )
-            for chunk in torch.arange(len(rows), device=rows.device).split(self._chunk)
-        ]
+        parts = []
+        for chunk in torch.arange(len(rows), device=rows.device).split(self._chunk):
+            at = rows[chunk], steps[chunk]
+            dynamics, roots = self._world.begin(rollout, states.select(chunk), *at)
+            rule = self._transform, config.num_considered, self._generator
+            assert rollout.allowed is not None  # made where it is not given
+            parts.append(improved_policy(dynamics, roots, self._world.policy, search, *rule, rollout.allowed[at]))
         return ImprovedPolicy(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
     def _learning(
@@ -238,14 +251,15 @@ class SearchAdvantages:
         )
 
     def learn(self) -> dict[str, float]:
-        """Return no metrics: the gate has learnt from the batch already, and the world model has its own learner."""
-        return self._plain.learn()
+        """Let the searched world learn, and return its metrics; the gate has learnt from the batch already."""
+        return self._plain.learn() | self._world.learn()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        return {"plain": self._plain.state_dict(), "gate": self._gate.state_dict()}
+        return {"plain": self._plain.state_dict(), "gate": self._gate.state_dict(), **self._world.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._plain.load_state_dict(state["plain"])
         self._gate.load_state_dict(state["gate"])
+        self._world.load_state_dict(state)

@@ -163,7 +163,7 @@ def test_a_history_is_no_reason_to_try_again_before_contexts_have_been_compared(
     trainer = make_trainer(tiny_model)
     explores(trainer, [0.0])
     assert trainer.episodes is not None
-    models = trainer.episodes._models
+    models = trainer.episodes._heard.models
     models.context = "history"
     assert models.settled is None
     assert not trainer.episodes._what_is_new().history
@@ -186,7 +186,7 @@ def test_a_group_is_in_one_fold(tiny_model: Any) -> None:
     trainer = make_trainer(tiny_model)
     explores(trainer, [0.0])
     assert trainer.episodes is not None
-    assert trainer.episodes._replay.numbers.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert trainer.episodes._heard.replay.numbers.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_the_gap_that_matters_is_a_share_of_the_range(tiny_model: Any) -> None:

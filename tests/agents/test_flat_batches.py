@@ -58,7 +58,7 @@ def imagined_updates(
     trainer.step()  # Adam has momentum, which would move weights even where a gradient is zero
     assert trainer.episodes is not None
     if lowest is not None:
-        trainer.episodes._seen.lowest = lowest
+        trainer.episodes._heard.seen.lowest = lowest
     before = torch.nn.utils.parameters_to_vector(model.trunk.parameters()).detach().clone()
     metrics = trainer.episodes.run(torch.Generator().manual_seed(0), 1.0)
     return metrics, not torch.equal(torch.nn.utils.parameters_to_vector(model.trunk.parameters()), before)

@@ -175,7 +175,7 @@ def test_each_conversation_is_foretold_by_the_member_that_has_not_seen_it(
     """Recomputed with ``nats`` of that member alone: tokens, reward and end add up to its error."""
     episodes, _ = trained
     turns, said = episodes.foretold(5)  # type: ignore[misc]  # not None: it has learnt
-    replay, model = episodes._replay, episodes._models.best.model
+    replay, model = episodes._heard.replay, episodes._heard.models.best.model
     assert len(turns) == 5
     nats, folds = model.nats(turns).detach(), replay.newest(5)[1]
     expected = nats[folds[said.conversation] % 2, torch.arange(nats.shape[1])]

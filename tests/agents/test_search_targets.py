@@ -16,6 +16,7 @@ from worldmtp import MTPModel
 from worldmtp.agents import ImaginationConfig, ImaginationTrainer, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.imagination.imagined_returns import Acting
 from worldmtp.agents.imagination.search import ImprovedPolicy, SearchAdvantages, improved_policy
+from worldmtp.agents.imagination.searched_world import WithinTurn
 from worldmtp.agents.ppo import PolicyStats
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.search_config import SearchTargetConfig
@@ -37,10 +38,17 @@ def every_state(world: ExactWorldModel, mdp: TokenMDP) -> Any:
     return replace(root.select(torch.zeros_like(prefixes)), prefixes=prefixes)
 
 
-def improve(mdp: TokenMDP, logits: torch.Tensor, simulations: int, width: int, depth: int) -> ImprovedPolicy:
+def improve(
+    mdp: TokenMDP,
+    logits: torch.Tensor,
+    simulations: int,
+    width: int,
+    depth: int,
+    allowed: torch.Tensor | None = None,
+) -> ImprovedPolicy:
     world = ExactWorldModel(mdp, logits)
     config, generator = SearchConfig(simulations, depth, width), torch.Generator().manual_seed(0)
-    return improved_policy(world, every_state(world, mdp), POLICY, config, IN_UNIT, width, generator)
+    return improved_policy(world, every_state(world, mdp), POLICY, config, IN_UNIT, width, generator, allowed)
 
 
 def test_the_improved_policy_by_hand() -> None:
@@ -57,6 +65,18 @@ def test_the_improved_policy_by_hand() -> None:
     actions = torch.tensor([0])
     assert float(found.ratio(actions)) == pytest.approx(odds[0] / sum(odds) / 0.5, abs=1e-12)
     assert float(found.of(found.advantages, torch.tensor([2]))) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_what_a_mask_forbids_is_no_part_of_either_policy() -> None:
+    """.5 .3 .2 without the first are .6 and .4: one is kept and looked at, the other is the tail."""
+    mdp = TokenMDP(3, 1, torch.tensor([[1.0, 0.25, 0.0]]).double())
+    logits, allowed = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log(), torch.tensor([[False, True, True]])
+    found = improve(mdp, logits, simulations=1, width=1, depth=1, allowed=allowed)
+    assert found.ids.tolist() == [[1, TAIL]]
+    assert found.old_logprobs.exp().tolist() == [pytest.approx([0.6, 0.4], abs=1e-12)]
+    assert found.logprobs.exp().tolist() == [pytest.approx([0.6, 0.4], abs=1e-12)]  # one value is known of all
+    nothing = torch.ones(1, 0, dtype=torch.bool)  # a mask of no tokens is none
+    assert improve(mdp, logits, 2, 2, 1, nothing).old_logprobs.exp().tolist() == [pytest.approx([0.5, 0.3, 0.2])]
 
 
 def random_problem(seed: int, vocab: int, horizon: int) -> tuple[TokenMDP, torch.Tensor]:
@@ -129,7 +149,8 @@ class EveryEpisode:
         config = ImaginationConfig(use="search", horizon=2, search=search)
         ppo = PPOConfig(gae_lambda=1.0, scale_advantages=False)
         world, acting = ExactWorldModel(other, self.logits.detach()), Acting(POLICY, (0.0, 3.0))
-        self.estimator = SearchAdvantages(world, acting, -1 if eos is None else eos, config, ppo, generator)
+        within = WithinTurn(world, acting, -1 if eos is None else eos, config.horizon, ppo.gamma)
+        self.estimator = SearchAdvantages(within, acting.return_range, config, ppo, generator)
 
     def taken(self) -> torch.Tensor:
         return self.log_policy.gather(2, self.episodes.actions[..., None])[..., 0]
@@ -293,7 +314,13 @@ class TestRefusals:
         mdp, logits = random_problem(0, 2, 1)
         world, acting = ExactWorldModel(mdp, logits), Acting(POLICY, (0.0, 1.0))
         with pytest.raises(ValueError, match=message):
-            SearchAdvantages(world, acting, 0, ImaginationConfig(use="search"), ppo, torch.Generator())
+            SearchAdvantages(
+                WithinTurn(world, acting, 0, 1, 1.0),
+                (0.0, 1.0),
+                ImaginationConfig(use="search"),
+                ppo,
+                torch.Generator(),
+            )
         PPOConfig().check_searched()
 
     @pytest.mark.parametrize(

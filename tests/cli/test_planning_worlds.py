@@ -105,6 +105,21 @@ def test_a_run_is_planned_in_by_its_own_model_of_replies_and_in_the_world(compos
     assert "is no run in worldmtp/GridWorld-v0; give --model a run with imagination=episodes there" in err
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_has_searched_through_replies_has_a_model_of_them(compose, tiny_overrides, tmp_path):
+    """Its newest weights, in rows of its environment."""
+    searches = ("imagination=search", "imagination.search.through_replies=true", "agent.rollout.num_iterations=1")
+    run(compose(*lake(tiny_overrides, *searches)), tmp_path / "run")
+    env = make_env(read_config(tmp_path / "run").env, 1)
+    replies = run_replies(tmp_path / "run", env, MTPModel.from_pretrained(tmp_path / "run" / "model"))
+    saved = load_checkpoint(latest_checkpoint(tmp_path / "run" / "checkpoints"))["trainer"]["estimator"]["replies"]
+    learnt = saved["models"]["learners"][saved["models"]["context"]]["model"]
+    for name, weight in replies._model.state_dict().items():
+        if name != "_extra_state":
+            torch.testing.assert_close(weight, learnt[name], atol=0, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -131,7 +146,10 @@ def test_what_is_explained_is_one_search(words, message, evaluate):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ((), "has no model of replies: imagination=off, and imagination=episodes alone learns one"),
+        (
+            (),
+            "has no model of replies: imagination=off, and what learns one is imagination=episodes, or imagination=se",
+        ),
         (("imagination=episodes", "world_model=oracle"), "the run has learnt no model of replies: world_model.backend"),
         (("agent.ppo.gamma=0.0",), "trained with agent.ppo.gamma=0.0, so that its values say nothing of what comes"),
     ],

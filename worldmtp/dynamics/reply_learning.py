@@ -263,6 +263,11 @@ class ReplyModels:
         """Return the context that is kept; None while there is more than one."""
         return self.context if len(self._learners) == 1 else None
 
+    @property
+    def has_learnt(self) -> bool:
+        """Whether there were replies to learn from."""
+        return self._num_batches > 0
+
     def learn(self, replay: TurnReplay, lowest: float, generator: torch.Generator) -> LearnedReplies:
         """Train all contexts on the replay and choose among them; return what the chosen one learnt."""
         learned = {name: learner.learn(replay, lowest, generator) for name, learner in self._learners.items()}

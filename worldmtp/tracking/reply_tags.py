@@ -7,7 +7,7 @@ REPLY_TAGS = scalar_rows(
     (
         "reply_nats",
         "minus log-likelihood of a turn's reply, reward and end by the member that has not seen the conversation, mean "
-        "over the newest; with imagination=episodes",
+        "over the newest; with imagination=episodes, or imagination.search.through_replies",
         "nats/turn",
     ),
     ("reply_nats_before", "the same before learning: on the fresh batch and those just before it", "nats/turn"),

@@ -12,9 +12,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.completions import completions_of
-from worldmtp.agents.imagination.episodes import WORLDS, check_real_observations
+from worldmtp.agents.imagination.episodes import check_real_observations
 from worldmtp.agents.imagination.imagined_returns import Acting
-from worldmtp.choices import check_choice, did_you_mean, env_settings
+from worldmtp.agents.imagination.known_replies import THROUGH_REPLIES, check_replies_backend
+from worldmtp.choices import did_you_mean, env_settings
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import Example, TextVectorEnv, Tokenizer
 from worldmtp.envs.make import MakingError, make_text_vec
@@ -231,8 +232,11 @@ def check_imagination(model: MTPModel, backend: str, imagination: ImaginationCon
     """
     check_backend(backend)
     if imagination.use == "episodes":
-        check_choice("world_model.backend with imagination=episodes", backend, WORLDS)
+        check_replies_backend(backend, "imagination=episodes")
         check_real_observations(ppo)
+        return False
+    if imagination.searches_replies:
+        check_replies_backend(backend, THROUGH_REPLIES)
         return False
     try:
         _check_imagination(model, backend, imagination)

@@ -19,10 +19,12 @@ def run_replies(run_dir: Path, env: TextVectorEnv, model: MTPModel) -> ForeseenR
     """
     config = read_config(run_dir)
     last = load_last(run_dir)
-    state = None if last is None else last.trainer.get("episodes")
+    trainer = {} if last is None else last.trainer
+    state = trainer.get("episodes") or trainer.get("estimator", {}).get("replies")
     if state is None:
         raise ValueError(
-            f"{run_dir} has no model of replies: imagination={config.imagination.use}, and imagination=episodes alone "
-            "learns one. Train such a run, or plan in the real world (--dynamics world)."
+            f"{run_dir} has no model of replies: imagination={config.imagination.use}, and what learns one is "
+            "imagination=episodes, or imagination=search with imagination.search.through_replies=true. Train such a "
+            "run, or plan in the real world (--dynamics world)."
         )
     return ForeseenReplies(*saved_replies(state, env, model, config.world_model))

@@ -177,15 +177,16 @@ def _back_up(tree: SearchTree, leaves: Int[Tensor, " batch"], depth: int) -> Non
     returns: Float[Tensor, " batch"] = tree.values[rows, leaves]
     for _ in range(depth):
         alive = nodes != 0
-        if not bool(alive.any()):
-            return
-        live, below = rows[alive], nodes[alive]
-        parents, slots = tree.parents[live, below], tree.slots[live, below]
-        arrived = tree.child_rewards[live, parents, slots] + tree.child_discounts[live, parents, slots] * returns[alive]
-        visits = tree.visits[live, parents]
-        tree.values[live, parents] = (tree.values[live, parents] * visits + arrived) / (visits + 1)
-        tree.visits[live, parents] += 1
-        tree.child_values[live, parents, slots] = tree.values[live, below]
-        tree.child_visits[live, parents, slots] += 1
-        returns = returns.index_put((live,), arrived)
-        nodes = nodes.index_put((live,), parents)
+        if not bool(alive.all()):  # else no row is left out, and none need be copied
+            if not bool(alive.any()):
+                return
+            rows, nodes, returns = rows[alive], nodes[alive], returns[alive]
+        parents, slots = tree.parents[rows, nodes], tree.slots[rows, nodes]
+        rewards, discounts, _ = tree.edges[rows, parents, :, slots].unbind(1)
+        returns = rewards + discounts * returns
+        visits = tree.visits[rows, parents]
+        tree.child_values[rows, parents, slots] = tree.values[rows, nodes]
+        tree.values[rows, parents] = (tree.values[rows, parents] * visits + returns) / (visits + 1)
+        tree.visits[rows, parents] = visits + 1
+        tree.child_visits[rows, parents, slots] += 1
+        nodes = parents

@@ -55,6 +55,10 @@ class SearchTree:
     states: Any
     """The world model's states, in one table with room for all: node n of row b is its row n * batch + b."""
     max_bytes: int
+    rows: Int[Tensor, " batch"]
+    """The number of each row, to index the first axis by."""
+    edges: Float[Tensor, "batch node 3 width"]
+    """Rewards, discounts and values of the children, of which those arrays are views: one look-up reads all three."""
 
     @classmethod
     def grow(cls, root: Reading, state: StorableState, num_simulations: int, max_bytes: int) -> "SearchTree":
@@ -66,6 +70,7 @@ class SearchTree:
         (batch, width), nodes = root.tokens.shape, num_simulations + 1
         check_fits(batch, width, num_simulations, root.logits.element_size(), state.row_bytes, max_bytes)
         node, edge = (batch, nodes), (batch, nodes, width)
+        edges = root.value.new_zeros((batch, nodes, 3, width))
         tree = cls(
             tokens=root.tokens.new_zeros(edge),
             logits=root.logits.new_zeros(edge),
@@ -76,19 +81,16 @@ class SearchTree:
             slots=root.tokens.new_full(node, UNVISITED),
             children=root.tokens.new_full(edge, UNVISITED),
             child_visits=root.tokens.new_zeros(edge),
-            child_rewards=root.value.new_zeros(edge),
-            child_discounts=root.value.new_zeros(edge),
-            child_values=root.value.new_zeros(edge),
+            child_rewards=edges[:, :, 0],
+            child_discounts=edges[:, :, 1],
+            child_values=edges[:, :, 2],
             states=state.reserve(batch * nodes),
             max_bytes=max_bytes,
+            rows=torch.arange(batch, device=root.tokens.device),
+            edges=edges,
         )
         tree.write(torch.zeros(batch, dtype=torch.long, device=root.tokens.device), root)
         return tree
-
-    @property
-    def rows(self) -> Int[Tensor, " batch"]:
-        """The number of each row, to index the first axis by."""
-        return torch.arange(len(self.tokens), device=self.tokens.device)
 
     def write(self, nodes: Int[Tensor, " batch"], reading: Reading) -> None:
         """Write what is known of a node of each row, and count a visit to it."""
@@ -120,14 +122,14 @@ class SearchTree:
     def at(self, nodes: Int[Tensor, " batch"]) -> "Node":
         """Return what there is of a node of each row."""
         rows = self.rows
+        rewards, discounts, values = self.edges[rows, nodes].unbind(1)
         return Node(
             logits=self.logits[rows, nodes],
             raw_value=self.raw_values[rows, nodes],
             value=self.values[rows, nodes],
             visits=self.visits[rows, nodes],
             child_visits=self.child_visits[rows, nodes],
-            q_values=self.child_rewards[rows, nodes]
-            + self.child_discounts[rows, nodes] * self.child_values[rows, nodes],
+            q_values=rewards + discounts * values,
         )
 
     @property

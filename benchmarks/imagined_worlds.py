@@ -34,6 +34,7 @@ from worldmtp.training.config import TrainConfig
 from worldmtp.training.make import make_env
 from worldmtp.training.trainers import fresh_trainer
 
+_SEARCH = ("imagination=search", "imagination.search.through_replies=true", "imagination.horizon=6")
 ARMS: dict[str, tuple[str, ...]] = {
     "ppo": ("imagination=off",),
     "ppo, 16 epochs": ("imagination=off", "agent.ppo.num_epochs=16"),
@@ -47,6 +48,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     # ECHO: the replies are learnt by the policy's own network, beside PPO, and nothing is imagined.
     "observation": ("imagination=off", "agent.ppo.observation_coef=0.1"),
     "3 batches": ("imagination=episodes", "imagination.episodes.num_batches=3"),
+    # A search of real states that goes on through the replies to six moves, as a target beside PPO.
+    "search": _SEARCH,
+    "search, corrected": (*_SEARCH, "imagination.search.corrected=true"),
+    "search, true world": (*_SEARCH, "world_model=oracle"),
+    "search, shuffled": (*_SEARCH, "world_model=shuffled", "imagination.search.gated=false"),
 }
 """Name to overrides. ``shuffled`` and ``blind`` are placebos, their gates held open; ``true world`` is the bound."""
 

@@ -222,3 +222,12 @@ def test_a_run_that_was_stopped_is_compared_at_its_start(answers, tmp_path):
     assert {one.quantity.partition(":")[0] for one in found.attention} == {"at the end"}
     (previous,) = (one for one in found.attention if one.quantity == PLANTED)
     assert previous.second == pytest.approx(UNIFORM_PREVIOUS)
+
+
+def test_the_strongest_head_is_that_of_all_texts_and_not_of_one(answers):
+    """Head 2.1 is stronger by far in the first text alone, head 1.2 by a tenth of the rest, 7/12, in all of them."""
+    attention = with_previous(answers, np.where(np.arange(128) == 0, 0.9, 0.0))
+    attention[:, 0, 1] = with_previous(answers, 0.1)[:, 1, 0]
+    record = record_of(answers, attention)
+    scores = attention_scores(AttentionHistory(run=(record,)))
+    assert scores[PLANTED] == pytest.approx(UNIFORM_PREVIOUS + 0.1 * 7 / 12)

@@ -12,10 +12,12 @@ processor seconds of one thread. A step is all of it: sampling with drafts, scor
     quarter         all depths at a quarter of the positions
     depth           one depth drawn a step (Stern et al. 2018)
     depth, quarter  both
-    every 4         all depths at all positions, in every fourth step
+    every 2, 4, 8   all depths at all positions, in every second, fourth or eighth step
 
-With ``--learn-steps`` each arm then trains fresh heads on windows of the standard library's sources beside a frozen
-trunk that has learnt these, and acceptance by depth on other windows is what it has after as many steps.
+With ``--learn-steps`` each arm then trains heads on windows of the standard library's sources, and what it has after as
+many steps is measured on other windows: acceptance by depth, the heads' loss and the trunk's. Heads are fresh beside a
+frozen trunk that has learnt these texts; with ``--joint`` they train a fresh trunk with them, as SFT does by default.
+Of several seeds (initial weights and order of texts) the difference to ``all`` is paired, Student's t.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -40,6 +43,7 @@ from worldmtp.post_training import (
     MTPSFTConfig,
     MTPSFTTrainer,
 )
+from worldmtp.statistics import paired_difference
 from worldmtp.stdlib_sources import stdlib_files, stdlib_root
 
 FREQUENCIES: dict[str, dict[str, Any]] = {
@@ -48,9 +52,12 @@ FREQUENCIES: dict[str, dict[str, Any]] = {
     "quarter": {"position_fraction": 0.25},
     "depth": {"one_random_depth": True},
     "depth, quarter": {"one_random_depth": True, "position_fraction": 0.25},
+    "every 2": {"every_steps": 2},
     "every 4": {"every_steps": 4},
+    "every 8": {"every_steps": 8},
 }
 DEPTH = 4
+LEARNING = {"learning_rate": 1e-3, "mtp_tokens": "all", "per_device_eval_batch_size": 16, "logging_steps": 10**6}
 
 
 class Texts:
@@ -92,9 +99,9 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.process_time())
 
 
-def make_model(args: argparse.Namespace, texts: Texts) -> MTPModel:
+def make_model(args: argparse.Namespace, texts: Texts, seed: int = 0) -> MTPModel:
     """A fresh trunk with heads."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(texts.tokenizer),
         hidden_size=args.hidden,
@@ -110,7 +117,7 @@ def make_model(args: argparse.Namespace, texts: Texts) -> MTPModel:
         bos_token_id=None,
     )
     options = MTPConfig(head=args.head, depth=DEPTH)
-    return MTPModel.from_trunk(Qwen3ForCausalLM(config), options, torch.Generator().manual_seed(0))
+    return MTPModel.from_trunk(Qwen3ForCausalLM(config), options, torch.Generator().manual_seed(seed))
 
 
 def long_answers(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -162,10 +169,10 @@ def step_seconds(name: str, texts: Texts, args: argparse.Namespace, frequency: s
 
 def print_costs(texts: Texts, args: argparse.Namespace) -> None:
     """Print the ratio of each arm to the one without heads, a row a trainer."""
-    arms = list(FREQUENCIES)[1:]
+    arms = [arm for arm in args.arms if arm != "none"]
     print(f"\n| trainer | s a step without | {' | '.join(arms)} |\n|" + "---|" * (len(arms) + 2))
     for name in args.trainers:
-        seconds: dict[str, list[float]] = {arm: [] for arm in FREQUENCIES}
+        seconds: dict[str, list[float]] = {arm: [] for arm in ("none", *arms)}
         for _ in range(args.repeats):
             for arm, values in seconds.items():
                 values.append(step_seconds(name, texts, args, arm))
@@ -175,42 +182,74 @@ def print_costs(texts: Texts, args: argparse.Namespace) -> None:
         print(f"| {name} | {statistics.median(base):.2f} | {' | '.join(cells)} |", flush=True)
 
 
-def print_learning(texts: Texts, args: argparse.Namespace) -> None:
-    """Print what fresh heads of each arm accept after as many steps beside the same trunk."""
-    model = make_model(args, texts)
-    options = {"learning_rate": 1e-3, "mtp_tokens": "all", "per_device_eval_batch_size": 16, "logging_steps": 10**6}
-    trunk = make_trainer("sft", model, texts, args, "none", max_steps=args.trunk_steps, **options)
-    trunk.train()
-    state = {name: value.clone() for name, value in trunk.release_model().base_model.state_dict().items()}
-    depths = range(2, DEPTH + 1)
-    header = " | ".join(f"acceptance, depth {k}" for k in depths)
-    print(f"\n| after {args.learn_steps} steps | {header} |\n|" + "---|" * DEPTH)
-    for arm in list(FREQUENCIES)[1:]:
-        model = make_model(args, texts)
+def learnt(texts: Texts, args: argparse.Namespace, arm: str, seed: int, state: Any) -> list[float]:
+    """What heads of an arm have learnt: acceptance of each depth, their loss, the trunk's; ``state`` is a trunk's."""
+    model = make_model(args, texts, seed)
+    if state is not None:
         model.base_model.load_state_dict(state)
         model.base_model.requires_grad_(False)
-        trainer = make_trainer("sft", model, texts, args, arm, max_steps=args.learn_steps, **options)
-        trainer.train()
-        metrics = trainer.evaluate()
-        cells = [f"{metrics[f'eval_mtp/acceptance_depth_{k}']:.3f}" for k in depths]
-        print(f"| {arm} | {' | '.join(cells)} |", flush=True)
+    options = LEARNING | {"max_steps": args.learn_steps, "mtp_detach": state is not None, "seed": seed}
+    trainer = make_trainer("sft", model, texts, args, arm, **options)
+    trainer.train()
+    metrics = trainer.evaluate()
+    depths = range(2, DEPTH + 1)
+    losses = [metrics[f"eval_mtp/loss_depth_{k}"] for k in depths]
+    kept = [metrics[f"eval_mtp/acceptance_depth_{k}"] for k in depths]
+    return [*kept, statistics.mean(losses), metrics["eval_loss"]]
+
+
+def trained_trunk(texts: Texts, args: argparse.Namespace, seed: int) -> Any:
+    """The weights of a trunk that has learnt the texts alone."""
+    options = LEARNING | {"max_steps": args.trunk_steps, "seed": seed}
+    trunk = make_trainer("sft", make_model(args, texts, seed), texts, args, "none", **options)
+    trunk.train()
+    return {name: value.clone() for name, value in trunk.release_model().base_model.state_dict().items()}
+
+
+def print_learning(texts: Texts, args: argparse.Namespace) -> None:
+    """Print what heads of each arm know after as many steps, and what the others lack of ``all``, over seeds."""
+    arms = [arm for arm in args.arms if arm != "none"]
+    found: dict[str, list[list[float]]] = {arm: [] for arm in arms}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        state = None if args.joint else trained_trunk(texts, args, seed)
+        for arm, rows in found.items():
+            rows.append(learnt(texts, args, arm, seed, state))
+            print(f"# seed {seed}, {arm}: {' '.join(f'{value:.3f}' for value in rows[-1])}", flush=True)
+    header = [*(f"acceptance, depth {k}" for k in range(2, DEPTH + 1)), "heads' loss", "trunk's loss"]
+    print(f"\n| after {args.learn_steps} steps | {' | '.join(header)} |\n|" + "---|" * (len(header) + 1))
+    for arm, rows in found.items():
+        columns = list(zip(*rows, strict=True))
+        if arm == "all" or args.seeds == 1:
+            cells = [f"{statistics.mean(column):.3f}" for column in columns]
+        else:
+            base = list(zip(*found["all"], strict=True))
+            cells = [
+                str(paired_difference(np.array(a), np.array(b), generator=0))
+                for a, b in zip(columns, base, strict=True)
+            ]
+        print(f"| {arm}{'' if arm == 'all' or args.seeds == 1 else ', less all'} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     """Print one table of costs and one of what is learnt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"layers": 12, "hidden": 256, "vocab": 4096, "length": 64, "batch": 16, "steps": 8, "repeats": 3}
-    for name, value in (sizes | {"learn-steps": 200, "trunk-steps": 300, "threads": 1}).items():
+    for name, value in (
+        sizes | {"learn-steps": 200, "trunk-steps": 300, "threads": 1, "seeds": 1, "first-seed": 0}
+    ).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--trainers", nargs="*", default=["sft", "grpo", "ppo"], choices=["sft", "grpo", "ppo"])
     parser.add_argument("--head", default="sequential")
+    parser.add_argument("--arms", nargs="*", default=list(FREQUENCIES)[1:], choices=list(FREQUENCIES))
+    parser.add_argument("--joint", action="store_true")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     texts = Texts(args.vocab, args.length)
     shape = f"{args.layers} layers x {args.hidden}, vocabulary {len(texts.tokenizer)}"
     print(f"{shape}, {args.batch} x {args.length} tokens")
-    print_costs(texts, args)
+    if args.trainers:
+        print_costs(texts, args)
     if args.learn_steps:
         print_learning(texts, args)
 

@@ -2,6 +2,7 @@
 
     pip install --no-deps --target DIR trl==1.12.0
     python benchmarks/ppo_parity.py DIR
+    python benchmarks/ppo_parity.py DIR --curves 5 --figure FILE.png
 
 The old trainer runs in a process of its own, on DIR's trl, with spies on its functions; from what it sampled, the
 project's pure functions compute KL, advantages, returns and losses. Its definitions differ, so they are called with
@@ -15,10 +16,16 @@ arguments in which they agree:
     value loss   max of two squares there; here ``value_moves`` says where it has a gradient
 
 Seconds are of sampling, scoring and all epochs; the old trainer has networks of its own for reward and value in them.
-Left out: learning curves, which two trainers of other defaults cannot share.
+
+With ``--curves`` both then learn one task from the same initial policy, with the same learning rate, clipping, GAE, KL
+coefficient, batch and epochs: a completion is paid the share of "=" in it. What stays different is the trainers' own:
+ours reads values from a head on the policy's trunk and has the KL in its loss; the old one has a value network, and
+the KL in its reward. Seconds are then the processor's, of one thread: other work on the machine does not lengthen them.
 """
 
 import argparse
+import copy
+import json
 import os
 import subprocess
 import sys
@@ -26,16 +33,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
+from worldmtp.analysis.panels import ARM_COLOURS, add_legend, make_panels, name_axes
+from worldmtp.statistics import bootstrap_interval, paired_difference
+
 ROWS, TOKENS, EPOCHS, UPDATES = 16, 16, 2, 8
+CURVE_UPDATES, CURVE_TOKENS, WINDOW = 24, 8, 8
+FIRST_SEED = 101
 KL, VF, CLIP, GAMMA, LAM = 0.05, 0.1, 0.2, 0.99, 0.95
+RATE = 3e-3
 VOCABULARY = ["<pad>", "<eos>", *"0123456789+="]
+PAID = VOCABULARY.index("=")
 
 
 def shape() -> Qwen3Config:
@@ -51,9 +67,82 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 
 
-def prompts() -> list[str]:
+def prompts(num_updates: int = UPDATES) -> list[str]:
     """Return sums, for all updates."""
-    return [f"{i % 10}+{i // 10 % 10}=" for i in range(ROWS * UPDATES)]
+    return [f"{i % 10}+{i // 10 % 10}=" for i in range(ROWS * num_updates)]
+
+
+class ShareOfPaid(torch.nn.Module):
+    """A reward "model" for the old trainer: the share of the paid token up to each place, but for the prompt's one."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Counts()
+
+    def score(self, counted: torch.Tensor) -> torch.Tensor:
+        """Return the reward at each place."""
+        return (counted - 1) / CURVE_TOKENS
+
+
+class Counts(torch.nn.Module):
+    """The paid tokens up to each place, as the last hidden state."""
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        """Return it."""
+        return SimpleNamespace(hidden_states=[(input_ids == PAID).cumsum(dim=1)[..., None].float()])
+
+
+def old_curve(directory: str, seed: int) -> None:
+    """Learn the task with the old trainer; print the mean score of each update, and the seconds of one."""
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    torch.manual_seed(seed)
+    policy = Qwen3ForCausalLM(shape())
+    reference, value = copy.deepcopy(policy), Qwen3ForSequenceClassification(shape())
+    args = PPOConfig(
+        directory, per_device_train_batch_size=ROWS, gradient_accumulation_steps=1, num_mini_batches=1,
+        num_ppo_epochs=EPOCHS, total_episodes=ROWS * CURVE_UPDATES, response_length=CURVE_TOKENS, stop_token="eos",
+        kl_coef=KL, kl_estimator="k3", vf_coef=VF, cliprange=CLIP, gamma=GAMMA, lam=LAM, temperature=1.0,
+        learning_rate=RATE, num_sample_generations=0, bf16=False, use_cpu=True, gradient_checkpointing=False,
+        report_to="none", save_strategy="no", logging_steps=1, seed=seed, max_grad_norm=1.0,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"input_ids": tokenizer()(prompts(CURVE_UPDATES))["input_ids"]})
+    scorer: Any = ShareOfPaid()
+    trainer = PPOTrainer(args, tokenizer(), policy, reference, scorer, rows, value_model=value, eval_dataset=rows)
+    times, scores = [], []
+    trainer.log = lambda logs, *_: (times.append(time.process_time()), scores.append(logs["objective/scores"]))
+    trainer.train()
+    print(f"CURVE {json.dumps(scores)}")
+    print(f"SECONDS {(times[-1] - times[0]) / (len(times) - 1)}")
+
+
+def new_curve(directory: str, seed: int) -> None:
+    """Learn the task with ours; print the mean reward of each update, and the seconds of one."""
+    from worldmtp import MTPConfig, MTPModel
+    from worldmtp.post_training import MTPPPOConfig, MTPPPOTrainer
+
+    torch.manual_seed(seed)
+    model = MTPModel.from_trunk(Qwen3ForCausalLM(shape()), MTPConfig(depth=2), torch.Generator().manual_seed(seed))
+    times, scores = [], []
+
+    def share(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        found = [ids.count(PAID) / CURVE_TOKENS for ids in completion_ids]
+        times.append(time.process_time())
+        scores.append(sum(found) / len(found))
+        return found
+
+    args = MTPPPOConfig(
+        directory, per_device_train_batch_size=ROWS, gradient_accumulation_steps=1, num_iterations=EPOCHS, beta=KL,
+        max_steps=EPOCHS * CURVE_UPDATES, max_completion_length=CURVE_TOKENS, vf_coef=VF, epsilon=CLIP, gamma=GAMMA,
+        gae_lambda=LAM, learning_rate=RATE, mtp_objective={"coef": {"start": 0.0}}, mtp_draft="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True, seed=seed, max_grad_norm=1.0, report_to="none",
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": prompts(CURVE_UPDATES)})
+    MTPPPOTrainer(model, share, args, train_dataset=rows, processing_class=tokenizer()).train()
+    print(f"CURVE {json.dumps(scores)}")
+    print(f"SECONDS {(times[-1] - times[0]) / (len(times) - 1)}")
 
 
 def run_old(directory: str) -> None:
@@ -199,26 +288,84 @@ def run_new(directory: str) -> None:
     print(f"SECONDS {(clock.times[-1] - clock.times[0]) / (len(clock.times) - 1)}")
 
 
+def in_process(old: str, which: str, *arguments: str) -> list[str]:
+    """Return what a trainer of its own process has printed; the old one finds its trl in ``old``."""
+    path = [str(Path(__file__).parents[1]), *([old] if which == "old" else [])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(reversed(path)), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    command = [sys.executable, __file__, old, "--only", which, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return [line for line in done.stdout.splitlines() if line and not line.startswith(("{", "="))]
+
+
+def print_curves(old: str, num_seeds: int, figure: Path | None) -> None:
+    """Print the mean score in windows of updates, ours less the old one's by seed, and the ratio of seconds."""
+    curves: dict[str, list[list[float]]] = {"old": [], "new": []}
+    seconds: dict[str, list[float]] = {"old": [], "new": []}
+    seeds = [str(FIRST_SEED + place) for place in range(num_seeds)]
+    for which in ("old", "new"):
+        for line in in_process(old, which, "--seeds", *seeds):
+            kind, _, value = line.partition(" ")
+            if kind == "CURVE":
+                curves[which].append(json.loads(value)[:CURVE_UPDATES])
+            elif kind == "SECONDS":
+                seconds[which].append(float(value))
+        print(f"# {which}: {', '.join(f'{curve[-1]:.3f}' for curve in curves[which])} at last", flush=True)
+    scores = {which: np.array(rows) for which, rows in curves.items()}
+    print("| updates | TRL 1.12 | ours | ours less TRL's |\n|---|---|---|---|")
+    for start in range(0, CURVE_UPDATES, WINDOW):
+        means = {which: rows[:, start : start + WINDOW].mean(axis=1) for which, rows in scores.items()}
+        cells = [str(bootstrap_interval(means[which], generator=0, unit="seed")) for which in ("old", "new")]
+        difference = paired_difference(means["new"], means["old"], generator=0, unit="seed")
+        print(f"| {start + 1} to {start + WINDOW} | {' | '.join(cells)} | {difference} |")
+    ratios = np.array(seconds["old"]) / np.array(seconds["new"])
+    print(f"seconds an update: old {np.median(seconds['old']):.3f}, new {np.median(seconds['new']):.3f}")
+    print(f"ratio by seed {bootstrap_interval(ratios, generator=0, unit='seed')}")
+    if figure is not None:
+        draw(scores, figure)
+
+
+def draw(scores: dict[str, np.ndarray], path: Path) -> None:
+    """Draw both curves with the 90 % interval of the mean over seeds, Student's t."""
+    picture, (ax,) = make_panels(1, height=3.2, width=6.4)
+    names = ("TRL 1.12's PPOTrainer", "MTPPPOTrainer")
+    for rows, name, colour in zip(scores.values(), names, ARM_COLOURS, strict=False):
+        ends = [bootstrap_interval(column, generator=0, unit="seed") for column in rows.T]
+        updates = np.arange(1, rows.shape[1] + 1)
+        ax.plot(updates, rows.mean(axis=0), color=colour, linewidth=1.8, label=name)
+        ax.fill_between(
+            updates, [end.low for end in ends], [end.high for end in ends], color=colour, alpha=0.2, linewidth=0
+        )
+    name_axes(ax, "", "updates of 16 completions, 2 epochs", "share of the paid token")
+    ax.set_ylim(0, 1.02)
+    add_legend(ax)
+    picture.savefig(path, dpi=150, facecolor="white")
+
+
 def main() -> None:
     """Run both, twice each, and print the numbers and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("old", help="a directory with trl 1.12.0")
+    parser.add_argument("--curves", type=int, default=0, help="seeds of which learning curves are made")
+    parser.add_argument("--figure", type=Path, help="where their picture goes")
     parser.add_argument("--only", choices=("old", "new"), help=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.only:
         with tempfile.TemporaryDirectory() as directory:
-            (run_old if options.only == "old" else run_new)(directory)
+            for seed in options.seeds or ():
+                (old_curve if options.only == "old" else new_curve)(directory, seed)
+            if not options.seeds:
+                (run_old if options.only == "old" else run_new)(directory)
         return
-    seconds = {}
+    if options.curves:
+        print_curves(options.old, options.curves, options.figure)
+        return
+    seconds: dict[str, list[float]] = {}
     for which in ("old", "new", "new", "old"):
-        path = [str(Path(__file__).parents[1]), *([options.old] if which == "old" else [])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(reversed(path)), "TRL_EXPERIMENTAL_SILENCE": "1"}
-        command = [sys.executable, __file__, options.old, "--only", which]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        told = [line for line in done.stdout.splitlines() if line and not line.startswith(("{", "="))]
+        told = in_process(options.old, which)
         if which == "old" and which not in seconds:
             print("\n".join(line for line in told if not line.startswith("SECONDS")))
         seconds.setdefault(which, []).append(float(told[-1].split()[1]))

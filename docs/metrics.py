@@ -24,6 +24,12 @@ realized token. A root is a position from which k action tokens follow.
 
 `metrics.jsonl` holds one object per step: `step`, `time_seconds`, the tags, and, if a value was NaN or infinite, `null`
 in its place and its tag in the list `nonfinite`.
+
+The report leaves what has an interval in `metrics.json` and `metrics.csv`, by evaluation, quantity and depth, under the
+last part of the tag: `accept`, `wci`, `h_eff`, ...; of the first evaluation and the last also the split of each head's
+loss (`structural`, `error`) and that of the open loop's (`exposure`, `context`, `open_loop`), with n 0, since they are
+read from the log, which does not say of how many sequences they are; `reply/*` of replies and `truth/*` where a law is
+known.
 """
 
 

@@ -22,6 +22,7 @@ from worldmtp.analysis.reply_faults import (
 from worldmtp.analysis.reply_turns import AnsweredTurns, ReplyProbes, ReplyTurns
 from worldmtp.analysis.reply_verdicts import reply_alignment, reply_calibration
 from worldmtp.analysis.verdict import MAX_ERROR
+from worldmtp.statistics import Interval
 from worldmtp.tracking.tags import TAGS
 
 STATES, TURNS, TALKS, MEMBERS = 5, 6, 240, 3
@@ -250,3 +251,50 @@ def test_a_neighbour_that_is_only_less_wrong_is_no_shift():
     assert faults.before.low > 0
     assert faults.misaligned == 0
     assert fault_of(faults) == "ignorant"
+
+
+def faults_with(knows, members=(None, None), surprise=None):
+    ends = [
+        None if found is None else Interval(sum(found) / 2, *found, 0.9, "c", "m", 9) for found in (knows, surprise)
+    ]
+    return ReplyFaults(None, None, ends[0], members, ends[1], 0)
+
+
+@pytest.mark.parametrize(
+    ("knows", "fault"),
+    [
+        ((-0.2, -0.1), "ignorant"),
+        ((-0.01, MAX_ERROR), "ignorant"),
+        ((-0.01, 0.051), "undetermined"),
+        ((-0.5, 3.0), "undetermined"),
+        ((0.001, 0.04), "surprise"),
+        ((0.5, 3.0), "surprise"),
+    ],
+)
+def test_who_is_not_shown_to_know_the_turn_is_not_called_ignorant(knows, fault):
+    faults = faults_with(knows, surprise=(0.2, 0.4))
+    assert fault_of(faults) == fault
+    assert faults.ignorant is (fault == "ignorant")
+    behind = Interval(0.3, 0.2, 0.4, 0.9, "c", "m", 9)  # is sure whatever is known of the turn
+    assert fault_of(faults_with(knows, (None, behind), (0.2, 0.4))) == ("ignorant" if fault == "ignorant" else "member")
+
+
+def test_few_conversations_settle_nothing_about_the_turn():
+    """Three of the right model's conversations, where the own reply costs as much as another's in one of them."""
+    own, other = np.log(np.full((3, 1), 0.5)), np.log([[0.5], [0.1], [0.02]])
+    probes = ReplyProbes(own=own, before=own * NAN, after=own * NAN, other=other, open_loop=own)
+    alike = np.log(np.full((3, 1, 2), 0.5))
+    found = dataclasses.replace(observed_like(answered(own)), probes=probes, members=alike)
+    assert fault_of(reply_faults(found)) == "undetermined"
+    assert reply_alignment(found).outcome == "undetermined"
+
+
+def test_the_verdict_says_that_the_turn_is_lost():
+    """Twenty conversations in which another turn's reply costs as much, exactly: 0 is no knowledge, and not below 0."""
+    same = np.log(np.full((20, 3), 0.5))
+    probes = ReplyProbes(own=same, before=same * NAN, after=same * NAN, other=same, open_loop=same)
+    found = dataclasses.replace(observed_like(answered(same)), probes=probes)
+    assert fault_of(reply_faults(found)) == "ignorant"
+    verdict = reply_alignment(found)
+    assert verdict.outcome == "fail"
+    assert "the turn is lost" in verdict.sentence

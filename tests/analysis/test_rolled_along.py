@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldmtp.analysis import write_report
+from worldmtp.analysis import save_artefact, write_report
 from worldmtp.analysis.rolled_along import rolled_along, rolled_along_figure, rolled_along_rows
 from worldmtp.analysis.run_files import Series, logged_interval
+from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
 from worldmtp.analysis.truth import truth_of
+from worldmtp.statistics import wilson_interval
 
 RATIOS = {"exposure": (1.1, 1.0, 1.2), "context": (1.5, 1.4, 1.6), "open_loop": (1.65, 1.5, 1.8)}
 
@@ -97,3 +99,28 @@ def test_the_report_shows_them(tmp_path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "1.600 [1.500, 1.700]" in page  # the last context
     assert "by the trunk" in page
+
+
+@pytest.mark.usefixtures("quick_report")
+def test_the_numbers_of_heads_that_a_run_has_logged_are_in_the_table(tmp_path, make_artefact, transition):
+    for name in ("final", "warm_start"):
+        save_artefact(make_artefact([transition, None]), tmp_path / "artefacts", name)
+    arms = [ArmSummary("SFT", wilson_interval(0, 10), artefact="warm_start")]
+    arms += [ArmSummary("PPO", wilson_interval(1, 10), artefact="final")]
+    write_summary(RunSummary(tuple(arms), 1.0, "here"), tmp_path)
+    found = list(records((0, 20, 40)))
+    for record in found:
+        record |= {"world_model/depth_2/structural_lo90": 0.05, "world_model/depth_2/structural_hi90": 0.2}
+    lines = [json.dumps(record) for record in found]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report(tmp_path)
+    rows = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["numbers"]
+    numbers = {(row["evaluation"], row["quantity"], row["depth"]): row for row in rows}
+    for name, more in (("warm_start", 0.0), ("final", 0.2)):
+        for quantity, values in RATIOS.items():
+            row = numbers[name, quantity, 2]
+            assert [row[end] for end in ("estimate", "low", "high")] == pytest.approx([one + more for one in values])
+        assert (row["unit"], row["method"], row["n"]) == ("sequence", "bootstrap, as logged", 0)
+        split = numbers[name, "structural", 2]
+        assert [split[end] for end in ("estimate", "low", "high")] == [0.1, 0.05, 0.2]
+    assert not any(quantity in RATIOS and depth != 2 for _, quantity, depth in numbers)  # of the artefacts' depths

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.attention_files import AttentionMaps, AttentionRecord, save_attention
+from worldmtp.analysis.attention_patterns import PATTERNS, PatternSums
 from worldmtp.analysis.summary import ArmSummary, RunSummary, write_summary
 from worldmtp.analysis.sweep_comparison import compare_sweeps
 from worldmtp.statistics import wilson_interval
@@ -111,3 +114,51 @@ def test_what_cannot_be_paired_is_refused(sweep, jobs, words):
     first = sweep("a", *seeds(1, 2))
     with pytest.raises(ValueError, match=words):
         compare_sweeps(first, sweep("b", *jobs))
+
+
+def look(directory, previous, step=0):
+    """Attention of a text with two queries, of two heads; all masses are .25 but one head's on the token before."""
+    share = np.full((len(PATTERNS), 1, 1, 2), 0.25)
+    share[PATTERNS.index("previous"), 0, 0, 1] = previous
+    maps = AttentionMaps(
+        maps=np.zeros((0, 1, 2, 2, 3), dtype=np.float16),
+        tokens=np.zeros((0, 3), dtype=np.str_),
+        queries=np.zeros((0, 2), dtype=np.int64),
+        query_mask=np.zeros((0, 2), dtype=bool),
+        lengths=np.zeros(0, dtype=np.int64),
+        prompt_length=np.zeros(0, dtype=np.int64),
+    )
+    sums = PatternSums(total=2 * share, count=np.full((len(PATTERNS), 1), 2))
+    save_attention(AttentionRecord(step, sums, np.full(len(PATTERNS), 0.25), maps), directory)
+
+
+def test_what_the_trunks_look_at_is_paired_by_seed(sweep):
+    """.3 .5 .4 against .6 .7 .7: the differences .3, .2, .3 have mean .8/3; over both heads half of it."""
+    first, second = sweep("a", *seeds(2, 4, 6)), sweep("b", *seeds(3, 4, 9))
+    for directory, masses in ((first, (0.3, 0.5, 0.4)), (second, (0.6, 0.7, 0.7))):
+        for place, mass in enumerate(masses):
+            look(directory / f"job{place}", mass)
+    found = compare_sweeps(first, second)
+    by_name = {one.quantity: one for one in found.attention}
+    strongest = by_name["at the end: token before, strongest head"]
+    half = stats.t.ppf(0.95, 2) * np.std([0.3, 0.2, 0.3], ddof=1) / np.sqrt(3)
+    assert (strongest.difference.estimate, strongest.difference.unit) == (pytest.approx(0.8 / 3), "seed")
+    assert strongest.difference.low == pytest.approx(0.8 / 3 - half)
+    assert (strongest.verdict, strongest.first.estimate) == ("higher", pytest.approx(0.4))
+    assert by_name["at the end: token before, all heads"].difference.estimate == pytest.approx(0.4 / 3)
+    assert by_name["at the end: goal, strongest head"].verdict == "not told apart"
+    assert "at the end: token before, strongest head" in str(found)
+    page = found.page.read_text(encoding="utf-8")
+    assert "<td>at the end: token before, strongest head</td>" in page
+    assert not any(one.quantity in by_name for one in found.differences)
+
+
+def test_attention_that_cannot_be_read_is_named(sweep):
+    first, second = sweep("a", *seeds(2)), sweep("b", *seeds(3))
+    for directory in (first, second):
+        look(directory / "job0", 0.5)
+    assert compare_sweeps(first, second).attention
+    damaged = second / "job0" / "attention" / "step_000000000000.npz"
+    damaged.write_bytes(damaged.read_bytes()[:99])
+    with pytest.raises(ArtefactError, match=r"Attention cannot be read: .*step_000000000000.npz"):
+        compare_sweeps(first, second)

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ class EvalArtefact:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def select(self, rows: Int[np.ndarray, " row"]) -> "EvalArtefact":
+        """Return some of the rows."""
+        arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays)
 
     @property
     def num_depths(self) -> int:

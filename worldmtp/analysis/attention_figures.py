@@ -1,4 +1,4 @@
-"""Figures of attention: patterns over training, each head's at the end, and a gallery of maps.
+"""Figures of attention: patterns over training, each head's at the end, a gallery of maps, and two runs side by side.
 
 A head is called by layer and number, both from 1: 2.3 is the third head of the second layer.
 """
@@ -6,27 +6,21 @@ A head is called by layer and number, both from 1: 2.3 is the third head of the 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from worldmtp.analysis.attention_comparison import READINGS, heads_told_apart, reading_columns
 from worldmtp.analysis.attention_files import AttentionHistory, AttentionMaps, AttentionRecord
-from worldmtp.analysis.attention_patterns import MASSES, PATTERNS
+from worldmtp.analysis.attention_patterns import MASSES, PATTERNS, TITLES, PatternSums
 from worldmtp.analysis.joined_axis import JoinedAxis
-from worldmtp.analysis.panels import GRID, INK, MUTED, REFERENCE, depth_colour, name_axes
+from worldmtp.analysis.panels import ARM_COLOURS, INK, MUTED, REFERENCE, depth_colour, name_axes, panel_grid
 
 _COLOUR_MAP = "Blues"
+_DIFFERENCE_COLOURS = "RdBu"
 _MAX_CELLS_WITH_NUMBERS = 64
 _MAX_LABELS = 24
-_TITLES = {
-    "sink": "first token",
-    "previous": "token before",
-    "induction": "induction",
-    "prompt": "prompt",
-    "goal": "goal",
-    "reply": "replies",
-    "entropy": "entropy",
-}
 
 
 def axis_of(history: AttentionHistory) -> JoinedAxis:
@@ -35,9 +29,9 @@ def axis_of(history: AttentionHistory) -> JoinedAxis:
     return JoinedAxis(float(ends[0]), float(ends[1]))
 
 
-def training_places(history: AttentionHistory) -> Float[np.ndarray, " record"]:
-    """Return where each evaluation stands on that axis, in order."""
-    axis = axis_of(history)
+def training_places(history: AttentionHistory, axis: JoinedAxis | None = None) -> Float[np.ndarray, " record"]:
+    """Return where each evaluation stands on an axis, by default the run's own, in order."""
+    axis = axis or axis_of(history)
     warm = axis.of_warm_start([record.step for record in history.warm_start])
     return np.concatenate([warm, axis.of_run([record.step for record in history.run])])
 
@@ -50,7 +44,7 @@ def pattern_curves(history: AttentionHistory) -> Figure | None:
     floors = np.stack([record.floor for record in history.records])
     places = training_places(history)
     shown = [number for number in range(len(PATTERNS)) if np.isfinite(means[:, number]).any()]
-    figure, axes = _grid(len(shown), columns=4, cell=(2.35, 2.1))
+    figure, axes = panel_grid(len(shown), columns=4, cell=(2.35, 2.1))
     num_layers = means.shape[2]
     for ax, number in zip(axes, shown, strict=True):
         for layer in range(num_layers):
@@ -63,7 +57,7 @@ def pattern_curves(history: AttentionHistory) -> Figure | None:
         if PATTERNS[number] in MASSES:
             ax.set_ylim(-0.02, 1.02)
         axis_of(history).mark(ax)
-        name_axes(ax, _TITLES[PATTERNS[number]], "", "nats" if PATTERNS[number] == "entropy" else "mass")
+        name_axes(ax, TITLES[PATTERNS[number]], "", "nats" if PATTERNS[number] == "entropy" else "mass")
     handles, labels = axes[0].get_legend_handles_labels()
     few = len(labels) if num_layers <= 6 else 0
     if few:
@@ -75,19 +69,13 @@ def head_table(record: AttentionRecord) -> Figure:
     """Plot each head's mean of every pattern as a square, layers downwards and heads to the right."""
     means = record.sums.mean()
     shown = [number for number in range(len(PATTERNS)) if np.isfinite(means[number]).all()]
-    num_layers, num_heads = means.shape[1:]
-    height = min(3.2, 0.9 + 0.28 * num_layers)
-    figure, axes = _grid(len(shown), columns=4, cell=(2.35, height))
+    height = min(3.2, 0.9 + 0.28 * means.shape[1])
+    figure, axes = panel_grid(len(shown), columns=4, cell=(2.35, height))
     for ax, number in zip(axes, shown, strict=True):
         values, name = means[number], PATTERNS[number]
         top = max(float(values.max()), float(record.floor[number]), 1e-9) if name == "entropy" else 1.0
-        ax.imshow(values, cmap=_COLOUR_MAP, vmin=0, vmax=top, aspect="auto")
-        if values.size <= _MAX_CELLS_WITH_NUMBERS:
-            for (layer, head), value in np.ndenumerate(values):
-                ink = "white" if value > 0.6 * top else INK
-                ax.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
-        _count(ax, num_layers, num_heads)
-        name_axes(ax, f"{_TITLES[name]} ({record.floor[number]:.2f})", "head", "layer")
+        _draw_heads(ax, values, top)
+        name_axes(ax, f"{TITLES[name]} ({record.floor[number]:.2f})", "head", "layer")
     return figure
 
 
@@ -112,6 +100,61 @@ def gallery(history: AttentionHistory) -> Figure | None:
             said = ", ".join(f"{name} {scores[PATTERNS.index(name)]:.2f}" for name in names[:2])
             _draw_map(ax, record.gallery, 0, layer, head)
             ax.set_title(f"{moment}: {layer + 1}.{head + 1}\n{said}", fontsize=7.5, color=INK, loc="left")
+    return figure
+
+
+def head_comparison(first: PatternSums, second: PatternSums) -> Figure:
+    """Plot each head's mean of every pattern: a row of panels for either run, and one for second - first.
+
+    Framed are heads whose interval excludes 0. Where the trunks do not have the same heads there is no last row. The
+    texts of both answer the same prompts.
+    """
+    means = first.mean(), second.mean()
+    shown = [number for number in range(len(PATTERNS)) if all(np.isfinite(mean[number]).all() for mean in means)]
+    has_difference = means[0].shape == means[1].shape
+    height, num_rows = min(2.6, 0.6 + 0.24 * max(mean.shape[1] for mean in means)), 2 + has_difference
+    figure = Figure(figsize=(9.2, height * num_rows + 0.2), layout="constrained")
+    axes = figure.subplots(num_rows, len(shown), squeeze=False)
+    for column, number in zip(axes.T, shown, strict=True):
+        name = PATTERNS[number]
+        top = max(float(mean[number].max()) for mean in means) if name == "entropy" else 1.0
+        for ax, mean in zip(column, means, strict=False):
+            _draw_heads(ax, mean[number], top, font_size=6.0)
+        if has_difference:
+            change, apart = means[1][number] - means[0][number], heads_told_apart(first, second, name)
+            _draw_heads(column[2], change, float(np.abs(change).max()), font_size=6.0, framed=apart)
+        column[0].set_title(TITLES[name], fontsize=8.5, color=INK, loc="left")
+        column[-1].set_xlabel("head", fontsize=8, color=INK)
+    for ax, row in zip(axes[:, 0], ("first", "second", "second - first"), strict=False):
+        ax.set_ylabel(f"{row}\nlayer", fontsize=8, color=INK)
+    return figure
+
+
+def curve_comparison(histories: Sequence[AttentionHistory], names: Sequence[str]) -> Figure | None:
+    """Plot the strongest head (line) and the mean over heads (dashes) over training, a colour a run.
+
+    None where a run has fewer than two evaluations.
+    """
+    if min(len(history.records) for history in histories) < 2:
+        return None
+    ends = [axis_of(history) for history in histories]
+    axis = JoinedAxis(max(end.warm_end for end in ends), max(end.run_end for end in ends))
+    records = [record for history in histories for record in history.records]
+    shown = [name for number, name in enumerate(PATTERNS) if all(np.isfinite(one.floor[number]) for one in records)]
+    figure, axes = panel_grid(len(shown), columns=4, cell=(2.35, 2.1))
+    for ax, pattern in zip(axes, shown, strict=True):
+        for history, name, colour in zip(histories, names, ARM_COLOURS, strict=False):
+            for reading, style in zip(READINGS, ("--", "-"), strict=True):
+                columns = [reading_columns(record.sums, pattern, reading) for record in history.records]
+                means = [total.sum() / count.sum() for total, count in columns]
+                label = name if style == "-" else None
+                ax.plot(training_places(history, axis), means, style, color=colour, linewidth=1.2, label=label)
+        if pattern in MASSES:
+            ax.set_ylim(-0.02, 1.02)
+        axis.mark(ax)
+        name_axes(ax, TITLES[pattern], "", "nats" if pattern == "entropy" else "mass")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
@@ -150,27 +193,41 @@ def _shown(token: str) -> str:
     return plain if len(plain) <= 3 else f"{plain[:2]}…"
 
 
-def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
-    columns = min(columns, number)
-    rows = -(-number // columns)
-    figure = Figure(figsize=(cell[0] * max(columns, 3), cell[1] * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes[number:]:
-        ax.remove()
-    for ax in axes[:number]:
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-        ax.grid(axis="y", color=GRID, linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.tick_params(colors=MUTED, labelsize=8, length=2)
-    return figure, list(axes[:number])
+def _draw_heads(
+    ax: Axes,
+    values: Float[np.ndarray, "layer head"],
+    top: float,
+    font_size: float = 7.5,
+    framed: Bool[np.ndarray, "layer head"] | None = None,
+) -> None:
+    """Draw a square for each head, layers downwards; values below 0, of differences, in another colour.
 
-
-def _count(ax: Axes, num_layers: int, num_heads: int) -> None:
+    ``top`` has the darkest square, ``framed`` says which squares have a frame.
+    """
+    is_difference = bool((values < 0).any())
+    colours = _DIFFERENCE_COLOURS if is_difference else _COLOUR_MAP
+    ax.imshow(values, cmap=colours, vmin=-top if is_difference else 0, vmax=top, aspect="auto")
+    if values.size <= _MAX_CELLS_WITH_NUMBERS:
+        for (layer, head), value in np.ndenumerate(values):
+            ink = "white" if abs(value) > 0.6 * top else INK
+            ax.text(head, layer, _number(value), ha="center", va="center", fontsize=font_size, color=ink)
+    for layer, head in np.argwhere(framed) if framed is not None else ():
+        ax.add_patch(Rectangle((head - 0.44, layer - 0.42), 0.88, 0.84, fill=False, edgecolor=INK, linewidth=1.3))
     ax.grid(False)
-    for side, number, every in (("y", num_layers, max(1, num_layers // 8)), ("x", num_heads, max(1, num_heads // 8))):
-        places = range(0, number, every)
-        (ax.set_yticks if side == "y" else ax.set_xticks)(places, [str(place + 1) for place in places])
+    num_layers, num_heads = values.shape
+    ax.set_yticks(*_ticks(num_layers))
+    ax.set_xticks(*_ticks(num_heads))
+    ax.tick_params(colors=MUTED, labelsize=8, length=2)
+
+
+def _number(value: float) -> str:
+    """Return a mass in few characters: .87, -.03."""
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.1f}"
+
+
+def _ticks(number: int) -> tuple[list[int], list[str]]:
+    places = list(range(0, number, max(1, number // 8)))
+    return places, [str(place + 1) for place in places]
 
 
 def _layer_colour(layer: int, num_layers: int) -> str:

@@ -18,6 +18,16 @@ from jaxtyping import Bool, Float, Int
 
 MASSES = ("sink", "previous", "induction", "prompt", "goal", "reply")
 PATTERNS = (*MASSES, "entropy")
+TITLES = {
+    "sink": "first token",
+    "previous": "token before",
+    "induction": "induction",
+    "prompt": "prompt",
+    "goal": "goal",
+    "reply": "replies",
+    "entropy": "entropy",
+}
+"""What figures and tables call a pattern."""
 
 KeySets = dict[str, Bool[np.ndarray, "batch query length"]]
 

@@ -1,7 +1,8 @@
 """Two runs on the same held-out prompts: paired differences, and answers side by side with what changed marked.
 
 Answers are paired by their prompts, and every difference is second - first. What is resampled is the prompt: the same
-prompt brings its answer of both runs, so what prompts have in common cancels.
+prompt brings its answer of both runs, so what prompts have in common cancels. What the trunks look at stands beside it
+(``worldmtp.analysis.attention_comparison``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,16 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from jaxtyping import Int
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
+from worldmtp.analysis.attention_comparison import attention_differences, paired_sums
+from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
+from worldmtp.analysis.attention_files import AttentionHistory
+from worldmtp.analysis.attention_patterns import PatternSums
+from worldmtp.analysis.differences import Difference, aligned, paired_rows, prompt_of, text_of
+from worldmtp.analysis.figures import picture
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.return_agreement import known_roots
 from worldmtp.analysis.run_files import RunFiles, config_values, read_run
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
-from worldmtp.statistics import Interval, paired_ratio_difference
+from worldmtp.statistics import paired_ratio_difference
 from worldmtp.tracking.strips import StripBlock, TokenStrip, strip_blocks
 
 _STRIPS = 8
@@ -27,23 +33,6 @@ _STRIP_CHARACTERS = 72
 _SETTINGS = 8
 """Differing settings that the command line shows."""
 _NOT_THERE = "-"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A quantity in both runs, and the second less the first with its interval over prompts."""
-
-    quantity: str
-    first: float
-    second: float
-    difference: Interval
-
-    @property
-    def verdict(self) -> str:
-        """Return which way it went, where the interval excludes 0."""
-        if self.difference.low > 0:
-            return "higher"
-        return "lower" if self.difference.high < 0 else "not told apart"
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,7 @@ class Comparison:
         num_prompts: held-out prompts that both answered.
         differences: paired by these.
         page: with all of it.
+        attention: differences of what the trunks look at, over the prompts whose attention both have read.
     """
 
     names: tuple[str, str]
@@ -63,21 +53,17 @@ class Comparison:
     num_prompts: int
     differences: tuple[Difference, ...]
     page: Path
+    attention: tuple[Difference, ...] = ()
 
     def __str__(self) -> str:
-        rows = [("", *self.names, "second - first [90 %]", ""), *(_cells(one) for one in self.differences)]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        found = [*self.differences, *self.attention]
+        lines = aligned([("", *self.names, "second - first [90 %]", ""), *(one.cells() for one in found)])
         one, other = self.names
         told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
         if len(told) > _SETTINGS:
             told = [*told[:_SETTINGS], f"and {len(told) - _SETTINGS} more settings differ, which the page has"]
         told = told or ["no setting is known to differ"]
         return "\n".join([*told, *lines, f"{self.num_prompts} held-out prompts, paired", str(self.page)])
-
-
-def _cells(one: Difference) -> tuple[str, ...]:
-    return one.quantity, f"{one.first:.3f}", f"{one.second:.3f}", str(one.difference), one.verdict
 
 
 def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
@@ -95,24 +81,26 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
             f"{first_dir} and {second_dir} have {len(pairs)} held-out prompts in common; compare runs of one task with "
             "the same seed and eval.num_prompts, so that they answer the same prompts."
         )
-    first, second = _select(first, pairs[:, 0]), _select(second, pairs[:, 1])
+    first, second = first.select(pairs[:, 0]), second.select(pairs[:, 1])
     taught = all(list(run.artefacts)[-1] not in untaught(run) for run in runs)
     names = _names(first_dir, second_dir)
     settings = differing_settings(*(run.config for run in runs))
     found = tuple(differences(first, second, with_imagined=taught))
+    attention = _Attention.of(runs)
     page = second_dir / f"comparison_with_{first_dir.resolve().name}.html"
     content = render_page(
         "comparison.html.jinja",
         names=names,
         settings=settings,
         num_prompts=len(pairs),
-        rows=[_cells(one) for one in found],
+        rows=[one.cells() for one in found],
         details=[asdict(one.difference) for one in found],
+        attention=attention.shown(names),
         texts=[_text(first, second, row) for row in _most_changed(first, second)],
         num_same=int(sum(_answer(first, row) == _answer(second, row) for row in range(len(first)))),
     )
     write_text(page, content)
-    return Comparison(names, settings, len(pairs), found, page)
+    return Comparison(names, settings, len(pairs), found, page, attention.differences)
 
 
 def differing_settings(first: str | None, second: str | None) -> tuple[tuple[str, str, str], ...]:
@@ -166,17 +154,6 @@ def differences(first: EvalArtefact, second: EvalArtefact, *, with_imagined: boo
         yield Difference(name, first_mean, second_mean, interval)
 
 
-def paired_rows(first: EvalArtefact, second: EvalArtefact) -> Int[np.ndarray, "pair 2"]:
-    """Return rows of both that answer the same prompt, in the order of the first; a repeated prompt pairs in order."""
-    open_rows: dict[str, list[int]] = {}
-    for row in range(len(second)):
-        open_rows.setdefault(_prompt(second, row), []).append(row)
-    found = [
-        (row, open_rows[_prompt(first, row)].pop(0)) for row in range(len(first)) if open_rows.get(_prompt(first, row))
-    ]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
-
-
 def marked(strip: TokenStrip, other: TokenStrip, blocks: Sequence[StripBlock]) -> tuple[StripBlock, ...]:
     """Return a strip's blocks with the cells marked whose token is another one in the other strip, or not there."""
     rows = {"realized": other.tokens, **{row.label: row.tokens for row in other.rows}}
@@ -196,15 +173,44 @@ def marked(strip: TokenStrip, other: TokenStrip, blocks: Sequence[StripBlock]) -
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class _Attention:
+    """What attention of two runs can be compared in; without differences where one of them has read none."""
+
+    histories: tuple[AttentionHistory, ...]
+    last: tuple[PatternSums, ...]
+    differences: tuple[Difference, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[RunFiles]) -> "_Attention":
+        """Compare the attention of the evaluations that the runs have kept."""
+        evaluations = [list(run.artefacts.values()) for run in runs]
+        # A run that was stopped has kept the first alone, and may have read attention later.
+        histories = tuple(
+            run.attention if len(kept) > 1 else replace(run.attention, run=run.attention.run[:1])
+            for run, kept in zip(runs, evaluations, strict=True)
+        )
+        if not all(history.run for history in histories):
+            return cls(histories, (), ())
+        last = paired_sums([one.run[-1].sums for one in histories], [kept[-1] for kept in evaluations])
+        return cls(histories, tuple(last), tuple(attention_differences(histories, evaluations)))
+
+    def shown(self, names: tuple[str, str]) -> dict[str, object] | None:
+        """Return what the page shows."""
+        if not self.differences:
+            return None
+        return {
+            "rows": [one.cells() for one in self.differences],
+            "heads": picture(head_comparison(*self.last)),
+            "curves": picture(curve_comparison(self.histories, names)),
+            "num_prompts": self.last[0].count.shape[1],
+        }
+
+
 def _last(run: RunFiles) -> EvalArtefact:
     if not run.artefacts:
         raise ValueError(f"{run.run_dir} has no evaluation under artefacts/; compare runs that are done.")
     return list(run.artefacts.values())[-1]
-
-
-def _select(artefact: EvalArtefact, rows: Int[np.ndarray, " pair"]) -> EvalArtefact:
-    arrays = {name: value[rows] for name, value in vars(artefact).items() if isinstance(value, np.ndarray)}
-    return replace(artefact, **arrays)
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -214,16 +220,8 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return "/".join(ways[0][-length:]), "/".join(ways[1][-length:])
 
 
-def _texts(artefact: EvalArtefact, row: int, start: int, end: int) -> str:
-    return "".join(artefact.tokens_text[token] for token in artefact.input_ids[row, start:end])
-
-
-def _prompt(artefact: EvalArtefact, row: int) -> str:
-    return _texts(artefact, row, 0, int(artefact.prompt_length[row]))
-
-
 def _answer(artefact: EvalArtefact, row: int) -> str:
-    return _texts(artefact, row, int(artefact.prompt_length[row]), int(artefact.attention_mask[row].sum()))
+    return text_of(artefact, row, int(artefact.prompt_length[row]), int(artefact.attention_mask[row].sum()))
 
 
 def _bias(artefact: EvalArtefact) -> tuple[np.ndarray, np.ndarray]:
@@ -252,7 +250,7 @@ def _text(first: EvalArtefact, second: EvalArtefact, row: int) -> dict[str, obje
                 "imagined": _marked_blocks(imagined_strip(own, row), imagined_strip(other, row)) if is_imagined else (),
             }
         )
-    return {"prompt": _prompt(first, row), "sides": sides, "same": _answer(first, row) == _answer(second, row)}
+    return {"prompt": prompt_of(first, row), "sides": sides, "same": _answer(first, row) == _answer(second, row)}
 
 
 def _marked_blocks(strip: TokenStrip, other: TokenStrip) -> tuple[StripBlock, ...]:

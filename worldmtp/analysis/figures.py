@@ -8,6 +8,7 @@ import base64
 import io
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -41,6 +42,19 @@ def png_data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a ``data:`` address, and the width to show it at: 96 pixels an inch."""
+
+    uri: str
+    width_pixels: int
+
+
+def picture(figure: Figure | None) -> Picture | None:
+    """Return a figure as a page shows it; None where there is none."""
+    return None if figure is None else Picture(png_data_uri(figure), round(figure.get_figwidth() * 96))
 
 
 def learning_curves(series: Mapping[str, Series], warm_start: Mapping[str, Series]) -> Figure | None:

@@ -37,6 +37,23 @@ def make_panels(num_panels: int, height: float, width: float = 9.2) -> tuple[Fig
     return figure, list(axes)
 
 
+def panel_grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure with panels in rows of at most ``columns``, each of ``cell`` inches."""
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(cell[0] * max(columns, 3), cell[1] * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[number:]:
+        ax.remove()
+    for ax in axes[:number]:
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+        ax.grid(axis="y", color=GRID, linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.tick_params(colors=MUTED, labelsize=8, length=2)
+    return figure, list(axes[:number])
+
+
 def name_axes(ax: Axes, title: str, x: str, y: str) -> None:
     """Write a panel's title, if it has one, and the names of its axes."""
     if title:

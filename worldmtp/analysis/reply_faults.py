@@ -2,6 +2,7 @@
 
     misaligned   the reply of a neighbouring turn is foretold better than the turn's own: it is off by a turn
     ignorant     no reply is foretold better than that of some other turn: it has lost which turn it answers
+                 (by .05 nats at most, surely; where few conversations leave that open, so is what is below)
     member       one member foretells answers that none has seen worse than the others: it is stale
     surprise     answers cost more than the model's own entropy: it is surer than it may be (less: not sure enough)
 
@@ -47,6 +48,11 @@ class ReplyFaults:
     misaligned: int
 
     @property
+    def ignorant(self) -> bool:
+        """Return whether the turn is surely worth next to nothing to it: 0 is possible, and above .05 nats is not."""
+        return self.knows is not None and self.knows.low <= 0 and self.knows.high <= MAX_ERROR
+
+    @property
     def stale(self) -> int | None:
         """Return the member that is behind by more than may be, surely; the worst of several, None where none is."""
         behind = [
@@ -86,16 +92,19 @@ def reply_faults(found: ReplyTurns) -> ReplyFaults:
 
 
 def fault_of(faults: ReplyFaults) -> str:
-    """Return the first fault in the order above, empty where none is; each is sure but for one.
+    """Return the first fault in the order above that is surely there, empty where none is.
 
-    "ignorant" says no more than that knowing the turn is not shown, as of few conversations.
+    "undetermined" is that nothing is sure before surprise, and conversations are too few to say that the turn is known:
+    a surprise would not say what is wrong.
     """
     if faults.misaligned:
         return "misaligned"
-    if faults.knows is not None and faults.knows.low <= 0:
+    if faults.ignorant:
         return "ignorant"
     if faults.stale is not None:
         return "member"
+    if faults.knows is not None and faults.knows.low <= 0:
+        return "undetermined"
     if faults.surprise is not None and faults.surprise.low > MAX_ERROR:
         return "surprise"
     return ""

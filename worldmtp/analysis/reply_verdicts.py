@@ -66,6 +66,11 @@ def reply_alignment(found: ReplyTurns) -> Verdict:
     sentence = "Neighbouring turns' replies are not foretold better, and no member is behind the others."
     if faults.misaligned:
         outcome, sentence = "fail", f"The reply of the turn {_NEIGHBOUR[faults.misaligned]} is foretold better."
+    elif faults.ignorant:
+        outcome, sentence = (
+            "fail",
+            f"Another turn's reply costs no more, or at most {MAX_ERROR} nats: the turn is lost.",
+        )
     elif faults.stale is not None:
         outcome, sentence = (
             "fail",

@@ -7,19 +7,18 @@ The words and the layout are those of ``report.html.jinja``; this file fills in 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.figure import Figure
 
 from worldmtp.analysis import attention_figures, figures, metrics, reply_figures
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
 from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.conversations import Episode, chosen_episodes, episode_of, is_conversation, printable
 from worldmtp.analysis.evolution import evolution_figure
+from worldmtp.analysis.figures import picture
 from worldmtp.analysis.metrics import RootedPredictions, rooted_predictions
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.replies import END_MARK, ReplyArtefact, reply_strip
@@ -50,14 +49,6 @@ _STRIP_CHARACTERS = 72
 _NOT_A_STAGE = ("total",)
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A figure as a ``data:`` address, and the width to show it at: 96 pixels an inch."""
-
-    uri: str
-    width_pixels: int
-
-
 def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` and the tables beside it into the run directory, and return the path of the page.
 
@@ -73,8 +64,8 @@ def write_report(run_dir: Path) -> Path:
         problems=run.problems,
         verdicts=[_verdict(verdict) for verdict in judged],
         headline=_headline(run),
-        learning=_picture(figures.learning_curves(run.metrics, run.warm_start)),
-        evolution=_picture(evolution_figure({"": run})),
+        learning=picture(figures.learning_curves(run.metrics, run.warm_start)),
+        evolution=picture(evolution_figure({"": run})),
         depths=_depths(rooted),
         truth=_truth(run.truths),
         rolled=_rolled(run),
@@ -128,7 +119,7 @@ def _depths(rooted: Mapping[str, RootedPredictions]) -> dict[str, Any] | None:
     if not any(item.valid.shape[2] == 1 or item.valid[:, :, 1:].any() for item in reaching.values()):
         return {"figure": None}  # the trunk alone would be drawn, and nothing in the table is defined
     rows = [_depth_row(name, item) for name, item in reaching.items()]
-    return {"figure": _picture(figures.depth_curves(reaching)), "rows": rows}
+    return {"figure": picture(figures.depth_curves(reaching)), "rows": rows}
 
 
 def _depth_row(name: str, rooted: RootedPredictions) -> list[str]:
@@ -161,7 +152,7 @@ def _truth(truths: Mapping[str, Truth]) -> dict[str, Any] | None:
     ]
     beliefs = [[name, *(_interval(truth.belief_r2(reader)) for reader in (0, 1))] for name, truth in truths.items()]
     return {
-        "figure": _picture(truth_figure(truths)),
+        "figure": picture(truth_figure(truths)),
         "rows": rows,
         "beliefs": beliefs,
         "told": bool(first.told),
@@ -174,7 +165,7 @@ def _rolled(run: RunFiles) -> dict[str, Any] | None:
     """Return how the world model fares as it is rolled along, where the run has measured it."""
     found = rolled_along(run.metrics, run.truths)
     rows = rolled_along_rows(found)
-    return {"figure": _picture(rolled_along_figure(found)), "rows": rows} if rows else None
+    return {"figure": picture(rolled_along_figure(found)), "rows": rows} if rows else None
 
 
 def _evaluation(
@@ -188,8 +179,8 @@ def _evaluation(
         "num_sequences": len(artefact),
         "num_prefixes": num_prefixes,
         "horizon": artefact.imagined_horizon,
-        "strata": _picture(figures.entropy_strata(rooted)),
-        "calibration": _picture(figures.reliability_diagrams(rooted)),
+        "strata": picture(figures.entropy_strata(rooted)),
+        "calibration": picture(figures.reliability_diagrams(rooted)),
         "is_taught": is_taught,
         "returns": _returns(artefact, run.metrics) if is_taught else None,
         "exact_values": _values(artefact, run.exact_values.get(name)) if is_taught else None,
@@ -205,7 +196,7 @@ def _returns(artefact: EvalArtefact, logged: Mapping[str, Series]) -> dict[str, 
     agreement = return_agreement(artefact, generator=0)
     ranks = ["undefined" if rank is None else f"{rank:.3f}" for rank in (agreement.spearman, agreement.kendall)]
     return {
-        "figure": _picture(figure),
+        "figure": picture(figure),
         "num_roots": agreement.num_roots,
         "num_sequences": agreement.num_sequences,
         "row": [_interval(agreement.bias), _interval(agreement.slope), _interval(agreement.pearson), *ranks],
@@ -222,7 +213,7 @@ def _values(artefact: EvalArtefact, exact: ExactValues | None) -> dict[str, Any]
         return None
     agreement, drawn = exact.agreement(artefact), exact.of_draws(artefact)
     return {
-        "figure": _picture(figure),
+        "figure": picture(figure),
         "num_roots": agreement.num_roots,
         "num_sequences": agreement.num_sequences,
         "row": [_interval(one) for one in (agreement.bias, agreement.slope, agreement.pearson, drawn.pearson)],
@@ -260,9 +251,9 @@ def _imagined(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> dict[st
     numbers = (totals.whole, totals.top1, totals.accept, totals.ece, totals.end_ece, totals.reward_error)
     scores = {"real": found.real_scores, "imagined": found.imagined_scores}
     return {
-        "curves": _picture(reply_figures.imagination_curves(run.metrics)),
-        "depths": _picture(reply_figures.reply_depths(found, own)),
-        "calibration": _picture(reply_figures.reply_calibration(found)),
+        "curves": picture(reply_figures.imagination_curves(run.metrics)),
+        "depths": picture(reply_figures.reply_depths(found, own)),
+        "calibration": picture(reply_figures.reply_calibration(found)),
         "num_conversations": totals.num_conversations,
         "num_turns": totals.num_turns,
         "row": [f"{number:.3f}" for number in numbers],
@@ -282,7 +273,7 @@ def _answers(run: RunFiles) -> dict[str, Any] | None:
     found = run.reply_turns
     if found is None:
         return None
-    return reply_part(found, run.replies) | {"figure": _picture(reply_figures.answer_consistency(found))}
+    return reply_part(found, run.replies) | {"figure": picture(reply_figures.answer_consistency(found))}
 
 
 def _means(values: Float[np.ndarray, "pair 3"]) -> list[str]:
@@ -334,9 +325,9 @@ def _attention(history: AttentionHistory) -> dict[str, Any] | None:
     if not history.records:
         return None
     return {
-        "curves": _picture(attention_figures.pattern_curves(history)),
-        "heads": _picture(attention_figures.head_table(history.records[-1])),
-        "gallery": _picture(attention_figures.gallery(history)),
+        "curves": picture(attention_figures.pattern_curves(history)),
+        "heads": picture(attention_figures.head_table(history.records[-1])),
+        "gallery": picture(attention_figures.gallery(history)),
         "num_texts": int((history.records[-1].sums.count[-1] > 0).sum()),
         "num_queries": int(history.records[-1].sums.count[-1].sum()),
     }
@@ -348,8 +339,8 @@ def _time(series: Mapping[str, Series]) -> dict[str, Any] | None:
         return None
     share = series.get("time/env_fraction")
     if share is None or not np.isfinite(share.values).any():
-        return {"figure": _picture(figure), "env_share": None}
-    return {"figure": _picture(figure), "env_share": f"{float(np.nanmean(share.values)):.1%}"}
+        return {"figure": picture(figure), "env_share": None}
+    return {"figure": picture(figure), "env_share": f"{float(np.nanmean(share.values)):.1%}"}
 
 
 def stage_seconds(series: Mapping[str, Series]) -> dict[str, float]:
@@ -360,10 +351,6 @@ def stage_seconds(series: Mapping[str, Series]) -> dict[str, float]:
         if tag.startswith("time/") and tag.endswith("_seconds")
     }
     return {name.replace("_", " "): value for name, value in totals.items() if name not in _NOT_A_STAGE}
-
-
-def _picture(figure: Figure | None) -> _Picture | None:
-    return None if figure is None else _Picture(figures.png_data_uri(figure), round(figure.get_figwidth() * 96))
 
 
 def _interval(interval: Interval | None) -> str:

@@ -3,7 +3,8 @@
 A job of the first sweep is paired with the job of the second that has the same seed, the same environment and the same
 value of whatever else both sweeps vary; what is the same within each sweep and not between them is what they are
 compared in. Of each quantity: both interquartile means, the mean paired difference (the seed is resampled; Student's t
-below ten), and the probability that a random seed of the second beats one of the first. Every pair is shown.
+below ten), and the probability that a random seed of the second beats one of the first. Every pair is shown. What
+the trunks look at stands beside it, without that probability, since no seed is better in it than another.
 
 Left out: answers side by side, which two runs have (``worldmtp.analysis.comparison``).
 """
@@ -11,22 +12,29 @@ Left out: answers side by side, which two runs have (``worldmtp.analysis.compari
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from worldmtp.analysis.figures import png_data_uri
+from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.attention_comparison import READINGS, attention_scores
+from worldmtp.analysis.attention_files import load_history
+from worldmtp.analysis.differences import aligned
+from worldmtp.analysis.figures import picture
 from worldmtp.analysis.over_seeds import SeedEstimate, interquartile_mean, probability_of_improvement
 from worldmtp.analysis.pages import render_page
-from worldmtp.analysis.panels import ARM_COLOURS, INK, make_panels, name_axes
-from worldmtp.analysis.run_files import CONFIG_FILE, config_values
+from worldmtp.analysis.panels import ARM_COLOURS, INK, name_axes, panel_grid
+from worldmtp.analysis.run_files import CONFIG_FILE, WARM_START_DIRECTORY, config_values
 from worldmtp.analysis.summary import SUMMARY_FILE, ArmSummary, read_summary
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import Interval, paired_difference
 
 _ALWAYS = ("env.id", "seed")
 _NOT_THERE = "-"
+_WITHOUT_BETTER = -1
+"""Cells of a row but for the last, the probability that the second is better: of attention nothing is better."""
 _DRAWN = ("exact match, greedy", "exact match, sampled", "realized return")
 Point = tuple[str, ...]
 
@@ -50,6 +58,18 @@ class Job:
         }
         found |= {f"acceptance, depth {k}": value for k, value in enumerate(arm.acceptance, start=1) if k > 1}
         return {name: value for name, value in found.items() if value is not None}
+
+    def attention(self) -> dict[str, float]:
+        """Return what its trunk looked at, by name; empty where that was not read.
+
+        Raises:
+            ArtefactError: a file of it cannot be read.
+        """
+        problems: list[str] = []
+        history = load_history(self.directory, WARM_START_DIRECTORY, problems)
+        if problems:
+            raise ArtefactError(problems[0])
+        return attention_scores(history)
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,7 @@ class SweepComparison:
         settings: what is the same within each and not between them, a key with its value in either.
         keys: by which jobs are paired.
         differences: of each quantity.
+        attention: of what the trunks look at.
         unpaired: directories of jobs that have no counterpart.
         page: with all of it.
     """
@@ -88,13 +109,15 @@ class SweepComparison:
     settings: tuple[tuple[str, str, str], ...]
     keys: tuple[str, ...]
     differences: tuple[SweepDifference, ...]
+    attention: tuple[SweepDifference, ...]
     unpaired: tuple[Path, ...]
     page: Path
 
     def __str__(self) -> str:
-        rows = [_header(self.names), *(_cells(one) for one in self.differences)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        seen = (_cells(one)[:_WITHOUT_BETTER] for one in self.attention)
+        lines = aligned(
+            [_header(self.names), *(_cells(one) for one in self.differences), *((*row, "") for row in seen)]
+        )
         one, other = self.names
         told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
         number = len(self.differences[0].values)
@@ -122,9 +145,15 @@ def compare_sweeps(first_dir: Path, second_dir: Path) -> SweepComparison:
         )
     names = first_dir.resolve().name, second_dir.resolve().name
     alone = [job.directory for jobs in by_point for point, job in jobs.items() if point not in points]
-    found = tuple(_differences([(by_point[0][point], by_point[1][point]) for point in points], points))
+    pairs = [(by_point[0][point], by_point[1][point]) for point in points]
     comparison = SweepComparison(
-        names, _settings(*sweeps), keys, found, tuple(alone), second_dir / f"comparison_with_{names[0]}.html"
+        names,
+        _settings(*sweeps),
+        keys,
+        differences=tuple(_differences([(one.quantities(), other.quantities()) for one, other in pairs], points)),
+        attention=tuple(_differences([(one.attention(), other.attention()) for one, other in pairs], points)),
+        unpaired=tuple(alone),
+        page=second_dir / f"comparison_with_{names[0]}.html",
     )
     write_text(comparison.page, _page(comparison))
     return comparison
@@ -174,8 +203,9 @@ def _settings(first: Sequence[Job], second: Sequence[Job]) -> tuple[tuple[str, s
     )
 
 
-def _differences(pairs: Sequence[tuple[Job, Job]], points: Sequence[Point]) -> Iterator[SweepDifference]:
-    found = [(one.quantities(), other.quantities()) for one, other in pairs]
+def _differences(
+    found: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], points: Sequence[Point]
+) -> Iterator[SweepDifference]:
     for name in dict.fromkeys(name for one, other in found for name in one if name in other):
         values = {
             point: (one[name], other[name])
@@ -216,7 +246,7 @@ def _cells(one: SweepDifference) -> tuple[str, ...]:
 
 def _page(comparison: SweepComparison) -> str:
     drawn = [one for one in comparison.differences if one.quantity in _DRAWN]
-    figure = _figure(drawn, comparison.names)
+    strongest = [one for one in comparison.attention if one.quantity.endswith(READINGS[1])]
     rows = [
         [", ".join(point), *(cell for one in drawn for cell in _pair_cells(one, point))]
         for point in comparison.differences[0].values
@@ -229,7 +259,10 @@ def _page(comparison: SweepComparison) -> str:
         header=_header(comparison.names),
         rows=[_cells(one) for one in comparison.differences],
         num_pairs=len(comparison.differences[0].values),
-        picture={"uri": png_data_uri(figure), "width_pixels": round(figure.get_figwidth() * 96)},
+        picture=picture(_figure(drawn)),
+        attention_header=_header(comparison.names)[:_WITHOUT_BETTER],
+        attention=[_cells(one)[:_WITHOUT_BETTER] for one in comparison.attention],
+        attention_picture=picture(_figure(strongest)) if strongest else None,
         pair_header=[", ".join(comparison.keys), *(f"{one.quantity}, {side}" for one in drawn for side in ("1", "2"))],
         pairs=rows,
         unpaired=[str(path) for path in comparison.unpaired],
@@ -241,9 +274,9 @@ def _pair_cells(one: SweepDifference, point: Point) -> list[str]:
     return [_NOT_THERE, _NOT_THERE] if pair is None else [f"{value:.3f}" for value in pair]
 
 
-def _figure(drawn: Sequence[SweepDifference], names: tuple[str, str]) -> Figure:
+def _figure(drawn: Sequence[SweepDifference]) -> Figure:
     """Plot every pair as a line from the first sweep to the second; the means are black."""
-    figure, axes = make_panels(len(drawn), height=3.0)
+    figure, axes = panel_grid(len(drawn), columns=min(4, len(drawn)), cell=(9.2 / max(3, min(4, len(drawn))), 2.8))
     for ax, one in zip(axes, drawn, strict=True):
         columns = np.array(list(one.values.values()))
         tasks = list(dict.fromkeys(point[0] for point in one.values))
@@ -254,5 +287,5 @@ def _figure(drawn: Sequence[SweepDifference], names: tuple[str, str]) -> Figure:
         ax.set_xticks([0, 1])
         ax.set_xticklabels(["first", "second"])
         ax.set_xlim(-0.25, 1.25)
-        name_axes(ax, one.quantity[0].upper() + one.quantity[1:], "", "")
+        name_axes(ax, "\n".join(wrap(one.quantity[0].upper() + one.quantity[1:], 28)), "", "")
     return figure

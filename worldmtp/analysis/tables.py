@@ -2,7 +2,8 @@
 
 One row a number: of what evaluation, which quantity, at what depth; the estimate, its interval, how many independent
 units it is from, of what kind, and by what method. A number without an interval has none. The draws of the bootstrap
-are those of the seed 0.
+are those of the seed 0. What takes the model to know is read from the run's log, which does not say of how many
+sequences it is: n is 0.
 """
 
 import csv
@@ -19,7 +20,8 @@ from worldmtp.analysis.reply_calibration import calibration_intervals
 from worldmtp.analysis.reply_consistency import reply_rows
 from worldmtp.analysis.reply_faults import fault_rows
 from worldmtp.analysis.return_agreement import return_agreement
-from worldmtp.analysis.run_files import RunFiles
+from worldmtp.analysis.rolled_along import RATIOS
+from worldmtp.analysis.run_files import RunFiles, logged_interval
 from worldmtp.analysis.verdict import Verdict
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
@@ -40,6 +42,8 @@ BY_DEPTH = {
     "entropy": metrics.prediction_entropy,
 }
 """Quantities by the names that their tags have."""
+_LOGGED_OF_HEADS = ("structural", "error", *RATIOS)
+"""Those that take the model, and are logged when it is there: the split of a head's loss, and of the open loop's."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def numbers(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> Iterator[
                 interval = sums.interval(depth, generator=0)
                 if interval is not None:
                     yield Number(name, quantity, depth, interval)
+        yield from (Number(name, *row) for row in _logged_of_heads(run, name))
         found = {"h_eff": metrics.effective_horizon(predictions, generator=0)}
         if name not in untaught(run):
             agreement = return_agreement(run.artefacts[name], generator=0)
@@ -88,6 +93,20 @@ def numbers(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> Iterator[
             for quantity, share in {"exact": arm.exact, "exact_sampled": arm.exact_sampled}.items():
                 if share is not None:
                     yield Number(arm.artefact, quantity, None, share)
+
+
+def _logged_of_heads(run: RunFiles, evaluation: str) -> Iterator[tuple[str, int, Interval]]:
+    """Yield what a run has logged of its heads at its first evaluation or its last, as quantity, depth and interval."""
+    names = list(run.artefacts)
+    if evaluation not in (names[0], names[-1]):
+        return
+    for quantity in _LOGGED_OF_HEADS:
+        for depth in range(2, 1 + run.artefacts[evaluation].num_depths):
+            tag = f"world_model/depth_{depth}/{quantity}"
+            if tag in run.metrics and len(steps := run.metrics[tag].steps):
+                interval = logged_interval(run.metrics, tag, float(steps[-1 if evaluation == names[-1] else 0]))
+                if interval is not None:
+                    yield quantity, depth, interval
 
 
 def write_tables(run_dir: Path, rows: Sequence[Number], verdicts: Sequence[Verdict]) -> None:

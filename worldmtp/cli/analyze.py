@@ -15,6 +15,7 @@ import yaml
 
 from worldmtp.analysis import write_report
 from worldmtp.analysis.comparison import Comparison, compare_runs
+from worldmtp.analysis.differences import aligned
 from worldmtp.analysis.over_seeds import interquartile_mean, probability_of_improvement
 from worldmtp.analysis.run_files import RUN_FILES, config_values
 from worldmtp.analysis.summary import SUMMARY_FILE, read_summary
@@ -95,7 +96,7 @@ def sweep_table(sweep_dir: Path) -> str:
         [*(config.get(key, _NONE) for key in header[:-3]), *_found(job), str(job)]
         for job, config in zip(jobs, configs, strict=True)
     ]
-    return "\n\n".join([_aligned([header, *rows]), *_over_seeds(jobs, configs, differing)])
+    return "\n\n".join([_table([header, *rows]), *_over_seeds(jobs, configs, differing)])
 
 
 def _over_seeds(jobs: Sequence[Path], configs: Sequence[Mapping[str, str]], differing: Sequence[str]) -> list[str]:
@@ -123,7 +124,7 @@ def _over_seeds(jobs: Sequence[Path], configs: Sequence[Mapping[str, str]], diff
             better = str(probability_of_improvement(scored[first], scores, generator=0))
         seeds = str(sum(map(len, scores.values())))
         rows.append([name, seeds, str(interquartile_mean(scores, generator=0)), better])
-    return [_aligned(rows)]
+    return [_table(rows)]
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -145,7 +146,6 @@ def _found(job: Path) -> tuple[str, str]:
     return str(arms[0].exact), str(arms[-1].exact)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = aligned(rows)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -4,19 +4,18 @@
 for the families whose forward it knows.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmtp.decoding.cache import SlotCache
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures, additive_mask, has_sliding_attention
+from worldmtp.model.trunk import evaluation_mode as evaluation_mode
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -110,16 +109,3 @@ def features_at(
 ) -> TrunkFeatures:
     """Return the features of one place each of some rows, as rows of one position."""
     return features.map(lambda hidden: hidden[rows, places][:, None])
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off inside the block; afterwards every module is in its own former mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[0][1])
-        for module, was_training in modes:
-            module.training = was_training

@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.block import copy_last_layer, make_norm
 from worldmtp.model.config import MTPConfig
-from worldmtp.model.trunk import TrunkFeatures, final_norm
+from worldmtp.model.trunk import TrunkFeatures, backbone_of, final_norm
 
 Value = TypeVar("Value")
 
@@ -91,7 +91,7 @@ class OutputLayers(nn.Module):
         self._copies_lm_head = copies_lm_head and config.head_init != "random"
         self._shared_norm: SharedNorm | None = None
         if config.output_norm == "shared":
-            self._shared_norm = SharedNorm(final_norm(trunk.base_model), config)
+            self._shared_norm = SharedNorm(final_norm(backbone_of(trunk)), config)
         norms = [make_norm(config.head_block, trunk) for _ in range(num_sets)] if config.output_norm == "own" else []
         self.norms = nn.ModuleList(norms)
         owns = config.unembedding == "own"

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from worldmtp.model.trunk import final_norm, layer_list
+from worldmtp.model.trunk import backbone_of, final_norm, layer_list
 
 NORM_EPS = 1e-6
 
+PositionEmbeddings = tuple[Tensor, Tensor] | Tensor
+"""What a rotary embedding gives to layers: cosines and sines, or both as complex numbers (Llama 4)."""
 _LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_ids", "past_key_values", "position_embeddings"}
 
 
@@ -73,7 +75,7 @@ def run_layer(
     hidden: Float[Tensor, "batch query hidden"],
     attention_bias: Float[Tensor, "mask_batch 1 query key"],
     position_ids: Int[Tensor, "batch query"],
-    position_embeddings: tuple[Tensor, Tensor],
+    position_embeddings: PositionEmbeddings,
     cache: Cache | None,
 ) -> Float[Tensor, "batch query hidden"]:
     """Return a decoder layer's output; new keys are appended to ``cache``."""
@@ -97,8 +99,10 @@ def make_norm(head_block: str, trunk: PreTrainedModel) -> nn.Module:
     config = trunk.config.get_text_config()
     if head_block != "trunk" or not hasattr(config, "rms_norm_eps"):
         return nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
-    norm_class = type(final_norm(trunk.base_model))
-    return norm_class(config.hidden_size, eps=config.rms_norm_eps)
+    norm = final_norm(backbone_of(trunk))
+    if not any(True for _ in norm.parameters()):  # nothing to start anew, and a constructor of another form
+        return copy.deepcopy(norm)
+    return type(norm)(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def copy_last_layer(trunk: PreTrainedModel, layer: nn.Module) -> None:
@@ -108,7 +112,7 @@ def copy_last_layer(trunk: PreTrainedModel, layer: nn.Module) -> None:
         ValueError: no layer of the trunk has that form.
     """
     wanted = {name: value.shape for name, value in layer.state_dict().items()}
-    for candidate in reversed(list(layer_list(trunk.base_model).children())):
+    for candidate in reversed(list(layer_list(backbone_of(trunk)).children())):
         state = candidate.state_dict()
         if {name: value.shape for name, value in state.items()} == wanted:
             layer.load_state_dict(state)
@@ -125,6 +129,30 @@ def inner_width(trunk_config: PreTrainedConfig) -> int:
     return given or 4 * trunk_config.hidden_size
 
 
+def num_attention_heads(trunk_config: PreTrainedConfig) -> int:
+    """Return the trunk's number of attention heads, which heads with attention take over.
+
+    Raises:
+        ValueError: it has none.
+    """
+    number: int | None = getattr(trunk_config, "num_attention_heads", None)
+    if number is None:
+        raise ValueError(
+            f"heads with attention take their number of attention heads from the trunk, and {trunk_config.model_type} "
+            "has none; choose another trunk, or heads without attention."
+        )
+    return number
+
+
+def longest_text(trunk_config: PreTrainedConfig) -> int:
+    """Return the most tokens a trunk is made for; of one that tells places by a bias, Llama's default.
+
+    Plain rotary frequencies do not depend on it.
+    """
+    longest: int = getattr(trunk_config, "max_position_embeddings", LlamaConfig.max_position_embeddings)
+    return longest
+
+
 def check_one_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None:
     """Raise ValueError if heads are to read layers of the trunk and its last hidden state before the norm."""
     if feature_layers and hidden_stage == "pre_norm":
@@ -135,7 +163,7 @@ def check_one_source(feature_layers: tuple[int, ...], hidden_stage: str) -> None
 
 
 def _trunk_layer_serves(trunk: PreTrainedModel) -> bool:
-    backbone = trunk.base_model
+    backbone = backbone_of(trunk)
     if not hasattr(backbone, "layers") or not hasattr(backbone, "rotary_emb"):
         return False
     # The heads' own layer attends to everything; hybrid trunks have such layers among others.
@@ -147,7 +175,7 @@ def _trunk_layer_serves(trunk: PreTrainedModel) -> bool:
 
 
 def _trunk_classes(trunk: PreTrainedModel) -> tuple[type[nn.Module], type[nn.Module]]:
-    layers, rotary = trunk.base_model.get_submodule("layers"), trunk.base_model.get_submodule("rotary_emb")
+    layers, rotary = backbone_of(trunk).get_submodule("layers"), backbone_of(trunk).get_submodule("rotary_emb")
     return type(list(layers.children())[-1]), type(rotary)
 
 
@@ -171,7 +199,7 @@ def _one_layer_config(trunk_config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _llama_config(trunk_config: PreTrainedConfig) -> LlamaConfig:
-    hidden_size, num_heads = trunk_config.hidden_size, trunk_config.num_attention_heads
+    hidden_size, num_heads = trunk_config.hidden_size, num_attention_heads(trunk_config)
     if hidden_size % (2 * num_heads):
         raise ValueError(
             f"head_block='llama' needs an even number of channels per attention head, and hidden_size={hidden_size} "
@@ -183,5 +211,5 @@ def _llama_config(trunk_config: PreTrainedConfig) -> LlamaConfig:
         intermediate_size=inner_width(trunk_config),
         num_hidden_layers=1,
         num_attention_heads=num_heads,
-        max_position_embeddings=trunk_config.max_position_embeddings,
+        max_position_embeddings=longest_text(trunk_config),
     )

@@ -27,7 +27,7 @@ from transformers import Cache, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, OutputLayers, needed
-from worldmtp.heads.block import check_one_source, inner_width, make_norm
+from worldmtp.heads.block import check_one_source, inner_width, longest_text, make_norm, num_attention_heads
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import TrunkFeatures
 
@@ -162,7 +162,7 @@ def _three_layers(num_layers: int) -> tuple[int, ...]:
 
 def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConfig:
     """Return heads, groups and rotation as the trunk's where it has them, in the names of a Llama config."""
-    num_heads = trunk_config.num_attention_heads
+    num_heads = num_attention_heads(trunk_config)
     head_dim = getattr(trunk_config, "head_dim", None) or trunk_config.hidden_size // num_heads
     if head_dim % 2:
         raise ValueError(
@@ -176,6 +176,6 @@ def _layer_sizes(config: MTPConfig, trunk_config: PreTrainedConfig) -> LlamaConf
         num_attention_heads=num_heads,
         num_key_value_heads=getattr(trunk_config, "num_key_value_heads", None) or num_heads,
         head_dim=head_dim,
-        max_position_embeddings=trunk_config.max_position_embeddings,
+        max_position_embeddings=longest_text(trunk_config),
         rope_parameters={"rope_type": "default", "rope_theta": rope.get("rope_theta", _DEFAULT_ROPE_THETA)},
     )

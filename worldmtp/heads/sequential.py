@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from worldmtp.heads.base import ActionConditionalHead, FamilyDefaults, OutputLayers, needed
-from worldmtp.heads.block import BlockSpec, make_block_spec, make_norm, run_layer
+from worldmtp.heads.block import BlockSpec, PositionEmbeddings, make_block_spec, make_norm, run_layer
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.trunk import additive_mask
 
@@ -42,7 +42,7 @@ class SequentialLayer(nn.Module):
         token_embeds: Float[Tensor, "batch query hidden"],
         attention_bias: Float[Tensor, "mask_batch 1 query key"],
         position_ids: Int[Tensor, "batch query"],
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: PositionEmbeddings,
         cache: Cache | None,
     ) -> Float[Tensor, "batch query hidden"]:
         """Return g^k of the equation above."""

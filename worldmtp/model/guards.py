@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from worldmtp.interchange.layouts import find_layout
 from worldmtp.interchange.tensors import CONFIG, PARAMS, read_config
+from worldmtp.model.trunk import LogitChanges, evaluation_mode, run_trunk
 
+_SAME = 0.02
+"""Share of the largest logit up to which two are one: half precision rounds by less, a layer moves them by more."""
 TRAINS_HEADS = "mtp"
 """The tag of a trainer that trains the heads, in the list that TRL's trainers pass to ``add_model_tags``."""
 
@@ -74,6 +78,35 @@ def checked_trunk(trunk: nn.Module) -> PreTrainedModel:
             "AutoModelForCausalLM.from_pretrained(path)."
         )
     return trunk
+
+
+@torch.no_grad()
+def check_logits(trunk: PreTrainedModel) -> None:
+    """Raise unless the trunk's logits are what its LM head makes of the last hidden state: two tokens are tried.
+
+    Heads share the LM head, and acting, learning and decoding read it alone: a trunk that does more on the way to its
+    logits, as those made for masked tokens do, would be another policy there.
+
+    Raises:
+        ValueError: the logits are others.
+    """
+    lm_head = trunk.get_output_embeddings()
+    assert lm_head is not None  # checked_trunk has seen to it
+    if lm_head.weight.is_meta:  # nothing is computed there
+        return
+    last = trunk.config.get_text_config().vocab_size - 1
+    tokens = torch.tensor([[last, last // 2]], device=trunk.device)  # not 0, often padding, whose embedding is none
+    with evaluation_mode(trunk):  # dropout would differ, and draw
+        hidden = run_trunk(trunk, tokens, use_cache=False)[0].post_norm
+        logits = trunk(input_ids=tokens, use_cache=False).logits
+    if hidden.shape[-1] == lm_head.weight.shape[-1]:
+        found = LogitChanges.of(trunk.config)(lm_head(hidden))
+        if found.shape == logits.shape and (found - logits).abs().max() <= _SAME * logits.abs().max():
+            return
+    raise ValueError(
+        f"the logits of {type(trunk).__name__} are not its LM head's output on the last hidden state: it has layers in "
+        "between, or changes them in a way that is not known; choose another trunk."
+    )
 
 
 def warn_of_untrained_heads(tags: Sequence[str], depth: int) -> None:

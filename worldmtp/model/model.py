@@ -34,6 +34,7 @@ from worldmtp.model.trunk import (
     LogitChanges,
     Recording,
     TrunkFeatures,
+    backbone_of,
     causal_mask,
     document_ids_from_position_ids,
     position_ids_from_attention_mask,
@@ -101,10 +102,12 @@ class MTPModel(PreTrainedModel, GenerationMixin):
 
         Raises:
             TypeError: ``trunk`` is not a causal LM of Hugging Face, or has heads already.
+            ValueError: its logits are not its LM head's output on the last hidden state, or it serves no such heads.
         """
         if isinstance(trunk, MTPModel):
             raise TypeError("trunk is an MTPModel already; pass its .trunk to replace the heads.")
         trunk = guards.checked_trunk(trunk)
+        guards.check_logits(trunk)
         bound = bind(config, trunk.config, resolve_head_block(config.head_block, trunk))
         with global_draws_from(generator):
             model = cls(bound, trunk)
@@ -301,7 +304,7 @@ class MTPModel(PreTrainedModel, GenerationMixin):
     @property
     def base_model(self) -> nn.Module:
         """Return the trunk's backbone, whose ``last_hidden_state`` the LM head reads."""
-        return self.trunk.base_model
+        return backbone_of(self.trunk)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the trunk's."""

@@ -79,11 +79,43 @@ def trunk_inputs(
     return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
 
 
+def backbone_of(trunk: PreTrainedModel) -> nn.Module:
+    """Return the part of a causal LM that ends in hidden states, which its LM head reads.
+
+    It is transformers' ``base_model``, or the child called ``model`` where the class gives no name to it (Llama 4).
+
+    Raises:
+        ValueError: there is neither.
+    """
+    backbone: nn.Module = trunk.base_model
+    if backbone is not trunk:
+        return backbone
+    if isinstance(inner := getattr(trunk, "model", None), PreTrainedModel):
+        return inner
+    raise ValueError(
+        f"{type(trunk).__name__} has no backbone apart from its LM head: neither base_model nor a child called model; "
+        "pass a causal LM, as AutoModelForCausalLM loads it."
+    )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside the block; afterwards every module is in its own former mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])
+        for module, was_training in modes:
+            module.training = was_training
+
+
 def last_hidden_states(
     trunk: PreTrainedModel, input_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time hidden"]:
     """Return the backbone's last hidden states, after its final norm, without recording what else heads may read."""
-    output = trunk.base_model(
+    output = backbone_of(trunk)(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
         position_ids=position_ids_from_attention_mask(attention_mask),
@@ -240,7 +272,7 @@ def run_trunk(
         # Where they fill a cache, backbones do not look for documents in the positions: they are told by a mask.
         attention_mask = torch.ones_like(input_ids)
     check_mask_shape(input_ids, attention_mask, cache)
-    backbone = trunk.base_model
+    backbone = backbone_of(trunk)
     with record_features(backbone, layers, pre_norm) as recorded:
         output = backbone(**trunk_inputs(trunk, input_ids, attention_mask, position_ids), **backbone_arguments)
     return recorded.features(), getattr(output, "past_key_values", None)
@@ -292,7 +324,8 @@ class LogitChanges:
         divisor = getattr(config, "logits_scaling", None)
         if config.model_type == "hyperclovax":  # multiplies by what Granite, under the same name, divides by
             scale, divisor = divisor, None
-        return cls(scale, divisor, getattr(config, "final_logit_softcapping", None))
+        caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+        return cls(scale, divisor, next((cap for cap in caps if cap is not None), None))
 
     def __bool__(self) -> bool:
         return any(change is not None for change in (self.scale, self.divisor, self.cap))

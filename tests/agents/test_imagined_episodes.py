@@ -163,6 +163,7 @@ def test_the_artefact_holds_what_was_said_and_foretold(trained: tuple[EpisodeIma
     assert len({(pair.real, pair.imagined) for pair in found.pairs}) == len(found.pairs), (
         "what is the same is told once"
     )
+    assert found.pairs
     for pair in found.pairs:
         assert pair.real.utterances[0] == pair.imagined.utterances[0]
     returns = [pair.real.total for pair in found.pairs]

@@ -8,7 +8,6 @@ import functools
 import gc
 import inspect
 import ipaddress
-import math
 import os
 import random
 import re
@@ -147,20 +146,20 @@ def _fits_quickly(annotation: Any, array: Any) -> bool:
         passed = _fits(annotation, array)
         dtypes |= {array.dtype} if passed else set()
         return passed
-    sizes, groups = _shape_storage.memo_stack[-1][:2] if getattr(_shape_storage, "memo_stack", None) else ({}, {})
+    memos = getattr(_shape_storage, "memo_stack", None) or [({}, {})]
+    sizes = memos[-1][0]
     before, shape = sizes.copy(), array.shape
     for axis, size in zip(names, shape[:place] + shape[place + rest :] if rest else shape, strict=True):
         if axis is not None and size != (axis if isinstance(axis, int) else sizes.setdefault(axis, size)):
             break
     else:
-        group = False, shape[place : place + rest]
-        if not several or groups.setdefault(several, group) == group:
+        if not several or memos[-1][1].setdefault(several, group := (False, shape[place : place + rest])) == group:
             return True
     sizes.clear(), sizes.update(before)
     return _fits(annotation, array)
 
 
-def _plain_axes(annotation: Any) -> tuple[tuple[str | int | None, ...], int, float, str] | None:
+def _plain_axes(annotation: Any) -> tuple[tuple[str | int | None, ...], int, int, str] | None:
     """Return name or size of each axis, None for any; where one stands for how many, its name; None for ``#axis``."""
     axes = annotation.dim_str.replace("...", "*_").split()
     groups = [axis for axis in axes if axis.startswith("*")]
@@ -169,7 +168,7 @@ def _plain_axes(annotation: Any) -> tuple[tuple[str | int | None, ...], int, flo
         return None
     single = [axis for axis in axes if axis not in groups]
     names = tuple(None if axis.startswith("_") else int(axis) if axis.isdigit() else axis for axis in single)
-    place, most = (axes.index(groups[0]), math.inf) if groups else (0, 0)
+    place, most = (axes.index(groups[0]), sys.maxsize) if groups else (0, 0)
     return names, place, most, re.sub(r"^\*(_\w*)?", "", "".join(groups))
 
 

@@ -11,7 +11,6 @@ import ipaddress
 import os
 import random
 import re
-import shutil
 import socket
 import sys
 import types
@@ -29,7 +28,7 @@ from beartype._check.code import codemain
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping._array_types import _MetaAbstractArray
 from jaxtyping._decorator import _destring_annotation
-from jaxtyping._storage import get_shape_memo, pop_shape_memo, push_shape_memo, shape_str
+from jaxtyping._storage import _shape_storage, pop_shape_memo, push_shape_memo, shape_str
 
 if TYPE_CHECKING:
     import torch
@@ -134,34 +133,43 @@ _fits = _MetaAbstractArray.__instancecheck__
 def _fits_quickly(annotation: Any, array: Any) -> bool:
     """Return what jaxtyping does, which writes each dtype as text and copies four dictionaries.
 
-    Where all axes are names or numbers, only each no and the first yes to each dtype are its own.
+    Where axes are names or numbers, or one stands for several, each no and the first yes to each dtype are its alone.
     """
     if "axes_and_dtypes" not in annotation.__dict__:
         annotation.axes_and_dtypes = _plain_axes(annotation), set()
     axes, dtypes = annotation.axes_and_dtypes
     if axes is None:
         return _fits(annotation, array)
-    if not isinstance(array, annotation.array_type) or array.dtype not in dtypes or array.ndim != len(axes):
+    names, place, most, several = axes
+    known = isinstance(array, annotation.array_type) and array.dtype in dtypes
+    if not known or not 0 <= (rest := array.ndim - len(names)) <= most:
         passed = _fits(annotation, array)
-        if passed:
-            dtypes.add(array.dtype)
+        dtypes |= {array.dtype} if passed else set()
         return passed
-    sizes = get_shape_memo()[0]
-    before = sizes.copy()
-    for axis, size in zip(axes, array.shape, strict=True):
+    memos = getattr(_shape_storage, "memo_stack", None) or [({}, {})]
+    sizes = memos[-1][0]
+    before, shape = sizes.copy(), array.shape
+    for axis, size in zip(names, shape[:place] + shape[place + rest :] if rest else shape, strict=True):
         if axis is not None and size != (axis if isinstance(axis, int) else sizes.setdefault(axis, size)):
-            sizes.clear()
-            sizes.update(before)
-            return _fits(annotation, array)
-    return True
+            break
+    else:
+        if not several or memos[-1][1].setdefault(several, group := (False, shape[place : place + rest])) == group:
+            return True
+    sizes.clear(), sizes.update(before)
+    return _fits(annotation, array)
 
 
-def _plain_axes(annotation: Any) -> tuple[str | int | None, ...] | None:
-    """Return the name or size of each axis, None for any; None where an axis is more than that, such as ``*batch``."""
-    axes = annotation.dim_str.split()
-    if annotation.array_type is Any or not all(re.fullmatch(r"[^\W\d]\w*|\d+", axis) for axis in axes):
+def _plain_axes(annotation: Any) -> tuple[tuple[str | int | None, ...], int, int, str] | None:
+    """Return name or size of each axis, None for any; where one stands for how many, its name; None for ``#axis``."""
+    axes = annotation.dim_str.replace("...", "*_").split()
+    groups = [axis for axis in axes if axis.startswith("*")]
+    plain = len(groups) < 2 and all(re.fullmatch(r"\*?[^\W\d]\w*|\d+", axis) for axis in axes)
+    if annotation.array_type is Any or not plain:
         return None
-    return tuple(None if axis.startswith("_") else int(axis) if axis.isdigit() else axis for axis in axes)
+    single = [axis for axis in axes if axis not in groups]
+    names = tuple(None if axis.startswith("_") else int(axis) if axis.isdigit() else axis for axis in single)
+    place, most = (axes.index(groups[0]), sys.maxsize) if groups else (0, 0)
+    return names, place, most, re.sub(r"^\*(_\w*)?", "", "".join(groups))
 
 
 _MetaAbstractArray.__instancecheck__ = _fits_quickly
@@ -333,14 +341,6 @@ def project_root() -> Path:
     if not (root / "worldmtp" / "__init__.py").exists():
         pytest.skip("no source tree beside the tests")
     return root
-
-
-@pytest.fixture
-def project_copy(project_root: Path, tmp_path: Path) -> Path:
-    """The clone's sources, links kept as links, in a directory that a test may spoil."""
-    written = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist")
-    left_out = shutil.ignore_patterns(*written, "runs", "outputs", "multirun")
-    return shutil.copytree(project_root, tmp_path / "project", symlinks=True, ignore=left_out)
 
 
 @pytest.fixture

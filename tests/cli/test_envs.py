@@ -140,6 +140,18 @@ def test_check_fails_with_code_1_and_says_what_was_seen(command_line, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("num_rows", [2, 3])
+def test_check_of_a_file_of_few_rows(command_line, tmp_path, num_rows):
+    """Two rows are enough, one for either split (docs/environments.md), and all seeds show it."""
+    rows = ["cat=,CAT", "dog=,DOG", "cow=,COW"][:num_rows]
+    (tmp_path / "questions.csv").write_text("\n".join(["prompt,answer", *rows]))
+    fewer = ("--episodes", "4", "--kwargs", "pool_size=8", "max_prompt=4", "max_new=4")
+    code, out, err = command_line("check", "worldmtp/Data-v0", *fewer, "task_kwargs.path=questions.csv")
+    assert (code, err) == (0, "")
+    assert f"universe       {num_rows} different questions" in out
+    assert out.endswith("PASS worldmtp/Data-v0\n")
+
+
 def test_check_of_a_world(command_line, tmp_path):
     file = write(tmp_path, WORLD, "Asker")
     fewer = ("--episodes", "20", "--examples", "8", "--kwargs", "pool_size=32")

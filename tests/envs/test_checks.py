@@ -176,6 +176,26 @@ def test_without_a_fault_nothing_is_caught():
     check_vector_env(Planted)
 
 
+class TwoWords:
+    """Asks for one of two words, of which a split gets one; says how many there are, which may be wrong."""
+
+    def __init__(self, universe_size):
+        self.universe_size = universe_size
+
+    def sample(self, rng, split):
+        word = str(rng.choice(["a", "b"]))
+        return Example(prompt=word + "=", answer=word)
+
+    def score(self, example, text, ids):
+        return Score(float(text == example.answer), {}, exact=text == example.answer)
+
+
+def test_one_question_for_all_seeds_is_a_fault_unless_there_are_no_more(make_vector):
+    check_vector_env(lambda n, mode: make_vector(n, mode, task=TwoWords(2)), num_steps=30)
+    with pytest.raises(AssertionError, match="all prompts are one question"):
+        check_vector_env(lambda n, mode: make_vector(n, mode, task=TwoWords(3)), num_steps=30)
+
+
 def test_gymnasiums_own_vectorisation_of_the_single_env_differs_only_in_where_infos_stand():
     """SyncVectorEnv puts the infos of ended rows at the top in two modes; the checker says so, and nothing else."""
 

@@ -1,6 +1,7 @@
 """The project's own files, for tests about the tree itself."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,11 @@ def project_texts(project_root: Path) -> dict[str, str]:
 def project_sources(project_texts: dict[str, str]) -> dict[str, str]:
     """The Python files among them."""
     return {path: text for path, text in project_texts.items() if path.endswith(".py")}
+
+
+@pytest.fixture
+def project_copy(project_root: Path, tmp_path: Path) -> Path:
+    """The clone's sources, links kept as links, in a directory that a test may spoil."""
+    written = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist")
+    left_out = shutil.ignore_patterns(*written, "runs", "outputs", "multirun")
+    return shutil.copytree(project_root, tmp_path / "project", symlinks=True, ignore=left_out)

@@ -196,6 +196,7 @@ def test_a_function_within_a_function_is_checked_wherever_it_is_defined_and_keep
 def test_axes_are_those_of_jaxtyping(kind: Any, array_type: type) -> None:
     """``tests/conftest.py`` says yes to plain axes by itself: as jaxtyping does, whatever is asked in what order."""
     names = ["row column", "row row", "row 3", "_ column", "*more column", "...", "", "3", "#row column", "row row+1"]
+    names += ["row *more", "*more", "row *more 3", "*_ 3", "*#more column", "... row"]
     annotations = [kind[array_type, name] for name in names]
     shapes: list[tuple[int, ...]] = [(), (3,), (2, 3), (3, 3), (1, 3), (2, 3, 4)]
     arrays = [torch.zeros(shape, dtype=dtype) for shape in shapes for dtype in (torch.float32, torch.int64)]
@@ -205,7 +206,7 @@ def test_axes_are_those_of_jaxtyping(kind: Any, array_type: type) -> None:
     def answers(ask: Callable[[Any, Any], bool], questions: list[tuple[Any, Any]]) -> list[Any]:
         axes = push_shape_memo({})
         try:
-            return [*(ask(*question) for question in questions), axes[0]]
+            return [*(ask(*question) for question in questions), axes[:2]]
         finally:
             pop_shape_memo()
 

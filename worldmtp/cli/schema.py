@@ -85,10 +85,16 @@ def register() -> None:
     """Make the schema and the user's directories known to Hydra; harmless to repeat."""
     ConfigStore.instance().store(name="train_schema", node=twin(TrainConfig))
     store_options()
+    # Hydra copies its sources at each look at a group, a hundred times for --help; this one hands out copies as it is.
+    ConfigStore.__deepcopy__ = _itself  # type: ignore[attr-defined]  # it has none of its own
     OmegaConf.register_new_resolver("config_digest", _digest_of_task, replace=True)
     plugins = Plugins.instance()
     if UserConfigDirectories not in plugins.discover(SearchPathPlugin):
         plugins.register(UserConfigDirectories)
+
+
+def _itself(store: ConfigStore, memo: dict[int, Any]) -> ConfigStore:
+    return store
 
 
 def _digest_of_task(*, _root_: DictConfig) -> str:

@@ -110,23 +110,6 @@ def test_reset_mask_resets_these_rows_only(make_vector, words):
     assert infos["group"][0] == 3
 
 
-def test_rows_outside_the_mask_may_stand_still(make_vector, words):
-    """Begun or not, they act no more and pay nothing, until a reset begins them again."""
-    envs = make_vector(3, "disabled")
-    play(envs, words("a", "b", "ab"), [[3, 3, 3]])
-    mask = np.array([False, True, False])
-    obs, _ = envs.reset(options={"reset_mask": mask, "prompts": words("bb"), "ends_others": True})
-    assert obs["tokens"][:, :4].tolist() == [[2, 4, 3, 0], [3, 3, 4, 0], [2, 3, 4, 3]]
-    assert envs.done.tolist() == [True, False, True]
-    obs, rewards, terminated, truncated, infos = envs.step(np.array([1, 1, 1]))
-    assert obs["length"][:, 0].tolist() == [3, 4, 4]
-    assert (terminated | truncated).tolist() == [False, True, False]
-    assert rewards[[0, 2]].tolist() == [0, 0]
-    assert infos["_final_info"].tolist() == [False, True, False]
-    envs.reset(options={"ends_others": True})  # outside of no mask is nobody
-    assert not envs.done.any()
-
-
 def test_groups_share_their_prompt(make_vector):
     envs = make_vector(6, "disabled")
     obs, infos = envs.reset(seed=1, options={"group_size": 3})

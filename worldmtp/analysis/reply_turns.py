@@ -79,7 +79,7 @@ class ReplyTurns:
     entropy: Float[np.ndarray, "episode turn"]
     num_tokens: Int[np.ndarray, "episode turn"]
     heldout: AnsweredTurns
-    members: Float[np.ndarray, "pair turn member"]
+    members: Float[np.ndarray, "pair heldout_turn member"]
     imaginable: Bool[np.ndarray, " pair"]
     real_returns: Float[np.ndarray, " pair"]
     imagined_returns: Float[np.ndarray, " pair"]

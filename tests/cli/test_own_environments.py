@@ -161,7 +161,7 @@ def run_script(command, directory, *more):
     return subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
 
 
-# A class of gymnasium's is asked for a thousand openings eight times over, to find out how long they are.
+# A class of gymnasium's is asked for 256 openings of each split, eight times over, to find out how long they are.
 @pytest.mark.parametrize(
     "heading", [pytest.param(name, marks=[pytest.mark.slow] * (name == "Gymnasium")) for name in HEADINGS]
 )

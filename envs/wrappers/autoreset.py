@@ -64,9 +64,14 @@ class Autoreset(TextVectorWrapper):
         """Begin new texts, as the env does.
 
         Raises:
-            ValueError: if an option is unknown or impossible; ``group_size`` is 1 here.
+            ValueError: if an option is unknown or impossible; ``group_size`` is 1 here, and no row stands still.
         """
         self._check_group_size((options or {}).get("group_size") or 1)
+        if (options or {}).get("ends_others"):
+            raise ValueError(
+                f"ends_others=True needs autoreset_mode='disabled', got {self._mode.value!r}: rows that reset "
+                "themselves when they end do not stand still."
+            )
         return super().reset(seed=seed, options=options)
 
     def step(self, actions: np.ndarray) -> VectorStep:

@@ -101,13 +101,16 @@ def test_the_report_shows_them(tmp_path):
     assert "by the trunk" in page
 
 
+@pytest.mark.parametrize("is_closed", [True, False])
 @pytest.mark.usefixtures("quick_report")
-def test_the_numbers_of_heads_that_a_run_has_logged_are_in_the_table(tmp_path, make_artefact, transition):
+def test_the_numbers_of_heads_that_a_run_has_logged_are_in_the_table(tmp_path, make_artefact, transition, is_closed):
+    """Beside the evaluation that they are of, also where a run was stopped just before its closing table."""
     for name in ("final", "warm_start"):
         save_artefact(make_artefact([transition, None]), tmp_path / "artefacts", name)
     arms = [ArmSummary("SFT", wilson_interval(0, 10), artefact="warm_start")]
     arms += [ArmSummary("PPO", wilson_interval(1, 10), artefact="final")]
-    write_summary(RunSummary(tuple(arms), 1.0, "here"), tmp_path)
+    if is_closed:
+        write_summary(RunSummary(tuple(arms), 1.0, "here"), tmp_path)
     found = list(records((0, 20, 40)))
     for record in found:
         record |= {"world_model/depth_2/structural_lo90": 0.05, "world_model/depth_2/structural_hi90": 0.2}

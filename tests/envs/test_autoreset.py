@@ -51,6 +51,17 @@ def test_rows_that_reset_themselves_share_no_prompts(make_vector, mode):
         make_vector(4, mode, group_size=2)
 
 
+@pytest.mark.parametrize("mode", ["same_step", "next_step"])
+def test_no_row_that_resets_itself_is_told_to_stand_still(make_vector, mode):
+    """In the same step it would for ever: it does not end, so nobody resets it."""
+    envs = make_vector(2, mode)
+    envs.reset(seed=0)
+    options = {"reset_mask": np.array([True, False])}
+    with pytest.raises(ValueError, match="ends_others=True needs autoreset_mode='disabled'"):
+        envs.reset(options=options | {"ends_others": True})
+    envs.reset(options=options | {"ends_others": False})
+
+
 def test_the_kernel_knows_one_autoreset_mode():
     copy = gymnasium.spec("worldmtp/Copy-v0").kwargs
     with pytest.raises(ValueError, match="rows of a TextGenVectorEnv stand still when they end"):

@@ -164,6 +164,38 @@ def test_a_backbone_beside_the_one_that_its_class_calls_and_a_cap_of_another_nam
     assert heads_on(kind) == ""
 
 
+def lm_head_in_float32(trunk):
+    trunk.to(torch.bfloat16).lm_head.float()
+    return trunk
+
+
+class Packed(torch.nn.Linear):
+    """A linear layer whose weight is one column, as those are that are quantised."""
+
+    def forward(self, hidden):
+        return torch.nn.functional.linear(hidden, self.weight.reshape(self.out_features, self.in_features))
+
+
+def packed(trunk):
+    trunk.lm_head.__class__ = Packed
+    trunk.lm_head.weight = torch.nn.Parameter(trunk.lm_head.weight.detach().reshape(-1, 1))
+    return trunk
+
+
+def overflowing(trunk):
+    trunk.lm_head.weight.data *= 1e6
+    return trunk.to(torch.float16)
+
+
+@pytest.mark.parametrize("changed", [lm_head_in_float32, packed, overflowing])
+def test_the_precision_of_an_lm_head_is_no_reason_to_refuse_it(changed):
+    """One works inside autocast, one is one column of weights, one is not finite, which training says of it."""
+    trunk, _ = made("llama")
+    model = MTPModel.from_trunk(changed(trunk), MTPConfig(depth=2), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=changed is lm_head_in_float32):
+        assert model(TOKENS).logits.shape == (2, 9, 31)
+
+
 def test_the_check_draws_nothing(tiny_trunk):
     trunk = tiny_trunk("gpt2", vocab_size=31)
     for module in trunk.modules():

@@ -31,9 +31,11 @@ def _ways(value: ast.expr) -> list[ast.expr]:
 
 
 def _is_always_true(value: ast.expr) -> bool:
-    return (isinstance(value, ast.Constant) and bool(value.value)) or (
-        isinstance(value, ast.Tuple) and bool(value.elts)
-    )
+    if isinstance(value, ast.Constant):
+        return bool(value.value)
+    if isinstance(value, ast.Tuple | ast.List | ast.Set):
+        return bool(value.elts)
+    return isinstance(value, ast.GeneratorExp | ast.Lambda)  # ``all`` was forgotten, or a call
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,10 @@ def _is_always_true(value: ast.expr) -> bool:
         ("assert ok or 1", ["ok or 1"]),
         ("assert (a, b)", ["(a, b)"]),
         ("assert 'text'", ["'text'"]),
+        ("assert [a == b]", ["[a == b]"]),
+        ("assert (x > 0 for x in xs)", ["(x > 0 for x in xs)"]),
+        ("assert few or (lambda: a)", ["few or (lambda: a)"]),
+        ("assert [x for x in xs]", []),
         ("for x in [] if few else xs:\n    assert x", ["[] if few else xs"]),
         ("assert a if few else b", []),
         ("assert a or b == (1, 2)", []),

@@ -38,6 +38,8 @@ CONFIG_FILE = "config.yaml"
 WARM_START_DIRECTORY = "sft"
 _NO_WARM_START = "start"
 """The evaluation before PPO of a run without one; after one it is called ``warm_start``."""
+STARTS = (_NO_WARM_START, "warm_start")
+"""Names of evaluations before the first iteration."""
 _PHASES = ("rollout", "env", "world_model", "imagination", "update")
 _TITLES = {
     "rollout": "acting",
@@ -118,8 +120,8 @@ def read_run(run_dir: Path) -> RunFiles:
     warm: list[dict[str, Any]] = []
     if _NO_WARM_START not in artefacts:
         warm = _records(run_dir / WARM_START_DIRECTORY / METRICS_FILE, problems, "the warm start is not shown")
-    # In the order of the headline table; what it does not name comes after.
-    in_table = [arm.artefact for arm in summary.arms] if summary is not None else []
+    # In the order of the headline table; what it does not name comes after. Without it, the first comes first.
+    in_table = [arm.artefact for arm in summary.arms] if summary is not None else STARTS
     truths = load_truths(run_dir, problems)
     replies = _read(load_replies, run_dir, problems, "Imagined episodes")
     return RunFiles(

@@ -21,12 +21,11 @@ from worldmtp.analysis.reply_verdicts import (
     reply_coherence,
 )
 from worldmtp.analysis.return_agreement import known_roots, return_agreement
-from worldmtp.analysis.run_files import RunFiles, Series, logged_interval
+from worldmtp.analysis.run_files import STARTS, RunFiles, Series, logged_interval
 from worldmtp.analysis.truth import Truth
 from worldmtp.analysis.verdict import CONSISTENT, MAX_ERROR, Verdict, at_least, at_most, unmeasured
 from worldmtp.statistics import paired_ratio_difference, ratio_interval
 
-_BEFORE = ("start", "warm_start")
 MAX_LOSS = 0.05
 """Acceptance that training may cost, and share of the returns' range that imagination may promise too much."""
 
@@ -68,7 +67,7 @@ def untaught(run: RunFiles) -> frozenset[str]:
     Those before the first iteration, and of a run that has come to its end those that its summary gives no return of.
     """
     arms = run.summary.arms if run.summary is not None else ()
-    return frozenset(_BEFORE) | {arm.artefact for arm in arms if arm.imagined_return is None}
+    return frozenset(STARTS) | {arm.artefact for arm in arms if arm.imagined_return is None}
 
 
 def adequacy(artefact: EvalArtefact, rooted: RootedPredictions) -> Verdict:

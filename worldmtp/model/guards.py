@@ -92,16 +92,21 @@ def check_logits(trunk: PreTrainedModel) -> None:
     """
     lm_head = trunk.get_output_embeddings()
     assert lm_head is not None  # checked_trunk has seen to it
-    if lm_head.weight.is_meta:  # nothing is computed there
+    dtypes = {trunk.dtype, *(weight.dtype for weight in lm_head.parameters())}
+    if any(weight.is_meta for weight in lm_head.parameters()):  # nothing is computed there
         return
+    # An LM head kept in another precision than the trunk works inside autocast alone.
+    mixed = torch.autocast(trunk.device.type, torch.bfloat16, enabled=len(dtypes) > 1)
     last = trunk.config.get_text_config().vocab_size - 1
     tokens = torch.tensor([[last, last // 2]], device=trunk.device)  # not 0, often padding, whose embedding is none
-    with evaluation_mode(trunk):  # dropout would differ, and draw
+    with evaluation_mode(trunk), mixed:  # dropout would differ, and draw
         hidden = run_trunk(trunk, tokens, use_cache=False)[0].post_norm
         logits = trunk(input_ids=tokens, use_cache=False).logits
-    if hidden.shape[-1] == lm_head.weight.shape[-1]:
-        found = LogitChanges.of(trunk.config)(lm_head(hidden))
-        if found.shape == logits.shape and (found - logits).abs().max() <= _SAME * logits.abs().max():
+        fits = hidden.shape[-1] == getattr(lm_head, "in_features", hidden.shape[-1])  # weights may be packed
+        found = LogitChanges.of(trunk.config)(lm_head(hidden)) if fits else None
+    if found is not None and found.shape == logits.shape:
+        found, logits = (each.float().nan_to_num() for each in (found, logits))  # overflow is no fault of the LM head's
+        if (found - logits).abs().max() <= _SAME * logits.abs().max():
             return
     raise ValueError(
         f"the logits of {type(trunk).__name__} are not its LM head's output on the last hidden state: it has layers in "

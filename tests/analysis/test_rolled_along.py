@@ -114,6 +114,10 @@ def test_the_numbers_of_heads_that_a_run_has_logged_are_in_the_table(tmp_path, m
     found = list(records((0, 20, 40)))
     for record in found:
         record |= {"world_model/depth_2/structural_lo90": 0.05, "world_model/depth_2/structural_hi90": 0.2}
+        record["eval/return_realized"] = 0.5
+    for end in ("", "_lo90", "_hi90"):  # of the first evaluation the error is not known, of the last no structural gap
+        found[-1][f"world_model/depth_2/error{end}"] = 0.3
+        del found[-1][f"world_model/depth_2/structural{end}"]
     lines = [json.dumps(record) for record in found]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_report(tmp_path)
@@ -124,6 +128,9 @@ def test_the_numbers_of_heads_that_a_run_has_logged_are_in_the_table(tmp_path, m
             row = numbers[name, quantity, 2]
             assert [row[end] for end in ("estimate", "low", "high")] == pytest.approx([one + more for one in values])
         assert (row["unit"], row["method"], row["n"]) == ("sequence", "bootstrap, as logged", 0)
-        split = numbers[name, "structural", 2]
-        assert [split[end] for end in ("estimate", "low", "high")] == [0.1, 0.05, 0.2]
+    split = numbers["warm_start", "structural", 2]
+    assert [split[end] for end in ("estimate", "low", "high")] == [0.1, 0.05, 0.2]
+    assert ("final", "structural", 2) not in numbers
+    assert ("final", "error", 2) in numbers
+    assert ("warm_start", "error", 2) not in numbers
     assert not any(quantity in RATIOS and depth != 2 for _, quantity, depth in numbers)  # of the artefacts' depths

@@ -21,7 +21,7 @@ from worldmtp.analysis.reply_consistency import reply_rows
 from worldmtp.analysis.reply_faults import fault_rows
 from worldmtp.analysis.return_agreement import return_agreement
 from worldmtp.analysis.rolled_along import RATIOS
-from worldmtp.analysis.run_files import RunFiles, logged_interval
+from worldmtp.analysis.run_files import STARTS, RunFiles, logged_interval
 from worldmtp.analysis.verdict import Verdict
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
@@ -44,6 +44,8 @@ BY_DEPTH = {
 """Quantities by the names that their tags have."""
 _LOGGED_OF_HEADS = ("structural", "error", *RATIOS)
 """Those that take the model, and are logged when it is there: the split of a head's loss, and of the open loop's."""
+_AT_EVALUATIONS = "eval/return_realized"
+"""A tag that each evaluation logs."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,19 @@ def numbers(run: RunFiles, rooted: Mapping[str, RootedPredictions]) -> Iterator[
 
 
 def _logged_of_heads(run: RunFiles, evaluation: str) -> Iterator[tuple[str, int, Interval]]:
-    """Yield what a run has logged of its heads at its first evaluation or its last, as quantity, depth and interval."""
-    names = list(run.artefacts)
-    if evaluation not in (names[0], names[-1]):
+    """Yield what a run has logged of its heads at its first evaluation or its last, as quantity, depth and interval.
+
+    A number may be there at one of the two alone, as where answers were too short for a depth.
+    """
+    evaluated, is_first = run.metrics.get(_AT_EVALUATIONS), evaluation in STARTS
+    if evaluated is None or not (is_first or evaluation == list(run.artefacts)[-1]):
         return
+    step = float(evaluated.steps[0 if is_first else -1])
     for quantity in _LOGGED_OF_HEADS:
         for depth in range(2, 1 + run.artefacts[evaluation].num_depths):
-            tag = f"world_model/depth_{depth}/{quantity}"
-            if tag in run.metrics and len(steps := run.metrics[tag].steps):
-                interval = logged_interval(run.metrics, tag, float(steps[-1 if evaluation == names[-1] else 0]))
-                if interval is not None:
-                    yield quantity, depth, interval
+            interval = logged_interval(run.metrics, f"world_model/depth_{depth}/{quantity}", step)
+            if interval is not None:
+                yield quantity, depth, interval
 
 
 def write_tables(run_dir: Path, rows: Sequence[Number], verdicts: Sequence[Verdict]) -> None:

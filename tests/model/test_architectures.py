@@ -196,6 +196,13 @@ def test_the_precision_of_an_lm_head_is_no_reason_to_refuse_it(changed):
         assert model(TOKENS).logits.shape == (2, 9, 31)
 
 
+def test_a_trunk_that_returns_tuples_is_refused_in_words():
+    trunk, _ = made("llama")
+    trunk.config.return_dict = False
+    with pytest.raises(ValueError, match="return_dict=False makes it return tuples"):
+        MTPModel.from_trunk(trunk, MTPConfig(depth=2))
+
+
 def test_the_check_draws_nothing(tiny_trunk):
     trunk = tiny_trunk("gpt2", vocab_size=31)
     for module in trunk.modules():

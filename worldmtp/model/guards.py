@@ -65,6 +65,7 @@ def checked_trunk(trunk: nn.Module) -> PreTrainedModel:
 
     Raises:
         TypeError: it is no causal LM of Hugging Face, or one inside PEFT's wrapper.
+        ValueError: it returns tuples.
     """
     if type(trunk).__module__.partition(".")[0] == "peft":
         raise TypeError(
@@ -76,6 +77,10 @@ def checked_trunk(trunk: nn.Module) -> PreTrainedModel:
         raise TypeError(
             f"trunk is a {type(trunk).__name__}; from_trunk needs a Hugging Face causal LM with an LM head, such as "
             "AutoModelForCausalLM.from_pretrained(path)."
+        )
+    if not trunk.config.return_dict:
+        raise ValueError(
+            "trunk.config.return_dict=False makes it return tuples, whose parts have no names; set it to True."
         )
     return trunk
 

@@ -40,6 +40,8 @@ def check_use(
         others = ["imagination=counterfactual"] if compares else []
         if replies and not _unsuited("episodes", env, replies, masks):
             others = ["imagination=episodes"]
+            if use == "search" and not through:
+                others.append(THROUGH_REPLIES)
         if completions == "none" or not compares:
             others.append("imagination=off")
         use = others[0].removeprefix("imagination=")  # what else is said fits what is advised

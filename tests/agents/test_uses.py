@@ -108,6 +108,24 @@ def test_a_masked_world_is_not_sent_to_what_it_cannot_have(environments: Mapping
     )
 
 
+SEARCH = {
+    "imagination": "search",
+    "imagination.completions": "none",
+    "agent.rollout.draft": "none",
+    "agent.ppo.gamma": "1",
+}
+
+
+def test_a_search_where_a_world_replies_is_sent_through_its_replies(
+    environments: Mapping[str, TextVectorEnv],
+) -> None:
+    with pytest.raises(ValueError, match="masks actions") as refused:
+        check("masked world", environments, SEARCH)
+    assert str(refused.value).endswith(
+        "; set imagination=episodes or imagination.search.through_replies=true or imagination=off."
+    )
+
+
 def test_values_that_go_on_are_refused_beside_whole_episodes(environments: Mapping[str, TextVectorEnv]) -> None:
     ppo, imagination = PPOConfig(bootstrap_truncated=True), ImaginationConfig(use="counterfactual")
     with pytest.raises(ValueError, match=r"set agent\.ppo\.bootstrap_truncated=false\.$"):

@@ -34,11 +34,26 @@ RECORDS = [
 
 
 def test_a_run_says_what_its_imagination_did():
-    """Two of four iterations had their gates open: one was exploring, and one trained on none. 4 + 3 batches."""
+    """Two of three iterations had their gates open: one trained on none, and a fourth explored. 4 + 3 batches."""
     assert notes_of_log(RECORDS, EPISODES) == [
-        "imagination: gates open in 2 of 4 iterations; explored in 1; trained on 7 imagined batches, 5 of equal "
-        "returns left out; promised 0.75 and 0.50 came, on average over 2 batches; action ratio 1.5 at first and 20 at "
-        "last; disagreement 0.4 at first and 0.05 at last; of held-out openings imagined 0.97, where 0.91 came"
+        "imagination: explored in 1 of 4 iterations; gates open in 2 of the other 3; trained on 7 imagined batches, 5 "
+        "of equal returns left out; promised 0.75 and 0.50 came, on average over 2 batches; action ratio 1.5 at first "
+        "and 20 at last; disagreement 0.4 at first and 0.05 at last; of held-out openings imagined 0.97, where 0.91 "
+        "came"
+    ]
+
+
+def test_a_run_says_how_many_real_episodes_it_explored_with():
+    """Four, four, and sixteen after the reward; a run that never found one has no gate to tell of."""
+    found = [
+        iteration(8.0, explores=1.0) | {"env/episodes": 4.0},
+        iteration(8.0, explores=1.0) | {"env/episodes": 8.0},
+        iteration(8.0) | {"env/episodes": 24.0},
+    ]
+    told = "imagination: explored in 2 of 3 iterations, with 8 of 24 real episodes; gates open in 1 of the other 1; "
+    assert notes_of_log(found, EPISODES) == [told + "trained on 24 imagined batches"]
+    assert notes_of_log(found[:2], EPISODES) == [
+        "imagination: explored in 2 of 2 iterations, with 8 of 8 real episodes; trained on 16 imagined batches"
     ]
 
 
@@ -60,6 +75,11 @@ def test_nothing_is_said_of_what_was_not_imagined():
         ({}, "exact 0.250"),
         ({"imagination/batches_trained": 1.0}, "exact 0.250, imagined 1 batch"),
         ({"imagination/batches_trained": 8.0}, "exact 0.250, imagined 8 batches"),
+        ({"imagination/batches_trained": 8.0, "imagination/explores": 0.0}, "exact 0.250, imagined 8 batches"),
+        (
+            {"imagination/batches_trained": 8.0, "imagination/explores": 1.0},
+            "exact 0.250, explores, imagined 8 batches",
+        ),
     ],
 )
 def test_an_iteration_says_what_it_trained_on(metrics, expected):

@@ -63,8 +63,9 @@ def name_axes(ax: Axes, title: str, x: str, y: str) -> None:
 
 
 def add_legend(ax: Axes, place: Literal["best", "upper left"] = "best") -> None:
-    """Add a legend of what has a label."""
-    ax.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6, loc=place)
+    """Add a legend of what has a label, if anything has."""
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6, loc=place)
 
 
 def depth_line(ax: Axes, sums: SequenceSums, colour: str, offset: float, name: str) -> None:

@@ -188,7 +188,11 @@ _IMAGINATION = scalar_rows(
         "batches",
     ),
     ("batches_trusted", "imagined batches that the optimism gap allows", "batches"),
-    ("explores", "1 if imagination is paid for novelty, because all real returns were equal so far, else 0", "0 or 1"),
+    (
+        "explores",
+        "1 if imagination is paid for novelty, before the first reward or where it is lost, else 0",
+        "0 or 1",
+    ),
     ("return_promised", "mean return of the last imagined batch; novelty's bonus included while it explores", "reward"),
     (
         "heldout_{name}_real",

@@ -50,7 +50,8 @@ def progress_note(metrics: Mapping[str, float]) -> str:
     """Return what is told of an iteration while the run goes on."""
     batches = metrics.get("imagination/batches_trained")
     imagined = "" if batches is None else f", imagined {batches:.0f} {'batch' if batches == 1 else 'batches'}"
-    return f"exact {metrics['rollout/exact_mean']:.3f}{imagined}"
+    explores = ", explores" if metrics.get("imagination/explores") else ""
+    return f"exact {metrics['rollout/exact_mean']:.3f}{explores}{imagined}"
 
 
 def talk_command(model: MTPModel, env: TextVectorEnv, env_id: str, run_dir: Path, prompt: str) -> list[str]:
@@ -87,6 +88,17 @@ def _scoring(records: Records) -> list[str]:
     return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]
 
 
+def _real_episodes(iterations: Records) -> str:
+    """Return how many real episodes there were while imagination explored, and in all; nothing where none is logged.
+
+    Real batches are small until a reward is found, so that iterations do not tell.
+    """
+    totals = [float(record.get("env/episodes") or 0.0) for record in iterations]
+    explored = [bool(record.get("imagination/explores")) for record in iterations]
+    of_each = np.diff(totals, prepend=0.0)
+    return f", with {of_each[explored].sum():.0f} of {totals[-1]:.0f} real episodes" if totals[-1] else ""
+
+
 def _episodes(records: Records, imagination: ImaginationConfig) -> list[str]:
     """Return what ``imagination=episodes`` did: when its gates were open, what it promised, and what came."""
     if imagination.use != "episodes":
@@ -102,13 +114,15 @@ def _episodes(records: Records, imagination: ImaginationConfig) -> list[str]:
     explored = column("imagination/explores")
     let_through = zip(trained, flat, explored, strict=True)
     num_open = sum(one + other > 0 and not explores for one, other, explores in let_through)
-    parts = (
-        ["gates off"]
-        if not imagination.episodes.gated
-        else [f"gates open in {num_open} of {len(iterations)} iterations"]
-    )
-    if sum(explored):
-        parts.append(f"explored in {sum(explored):.0f}")
+    number, others = len(iterations), f"{len(iterations)} iterations"
+    parts = []
+    if num_explored := round(sum(explored)):  # no gate is asked then
+        parts.append(f"explored in {num_explored} of {number} iterations{_real_episodes(iterations)}")
+        others = f"the other {number - num_explored}"
+    if not imagination.episodes.gated:
+        parts.append("gates off")
+    elif num_explored < number:
+        parts.append(f"gates open in {num_open} of {others}")
     left_out = f", {sum(flat):.0f} of equal returns left out" if sum(flat) else ""
     parts.append(f"trained on {sum(trained):.0f} imagined batches{left_out}")
     promised, came = column("imagination/return_imagined"), column("imagination/return_realized")

@@ -16,7 +16,7 @@ from worldmtp.envs.dataset import draw_examples
 from worldmtp.envs.task import Example, TurnTask
 from worldmtp.envs.text_env import TextVectorEnv
 from worldmtp.envs.tokenizer import Tokenizer
-from worldmtp.envs.worlds.players import PlayedWorld, WorldWithMoves, play, random_player
+from worldmtp.envs.worlds.players import PlayedWorld, WorldWithMoves, own_player, play, random_player
 
 Writer = Callable[[Generator, Example], Sequence[int]]
 """The ids of the next text, or turn, in answer to an example; EOS is added."""
@@ -169,7 +169,7 @@ def play_ends(task: TurnTask, num_episodes: int = 200, seed: int = 0, *, heldout
     if isinstance(world, WorldWithMoves):
         floor = np.array([play(world, one, random_player(world, rng)).total for one in seeds])
     if isinstance(world, PlayedWorld):
-        played = [play(world, one, world.player()) for one in seeds]
+        played = [play(world, one, own_player(world)) for one in seeds]
         ceiling = np.array([episode.total for episode in played])
         if all("optimal_value" in episode.info for episode in played):
             optimum = np.array([float(episode.info["optimal_value"]) for episode in played])

@@ -70,9 +70,24 @@ def play(world: TextWorld, seed: int, player: Player) -> PlayedEpisode:
     raise RuntimeError(f"{type(world).__name__} of seed {seed} did not end in {_MAX_TURNS} turns.")
 
 
+def own_player(world: PlayedWorld) -> Player:
+    """Return who plays as the world's own player does.
+
+    Raises:
+        TypeError: it is no function.
+    """
+    player = world.player()
+    if not callable(player):
+        raise TypeError(
+            f"player() of {type(world).__name__} returned {player!r}; expected a function from what the world said "
+            "last to what is said next, such as lambda reply: 'r'."
+        )
+    return player
+
+
 def demonstrate(world: PlayedWorld, seed: int) -> list[str]:
     """Return what the world's own player says in the episode of a seed."""
-    return list(play(world, seed, world.player()).said)
+    return list(play(world, seed, own_player(world)).said)
 
 
 def random_player(world: WorldWithMoves, rng: Generator) -> Player:

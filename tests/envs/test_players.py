@@ -181,3 +181,12 @@ def test_the_lakes_are_what_their_names_say():
     assert values["FrozenLake"] == values["FrozenLake8x8"] == 1.0
     assert values["FrozenLakeSlippery"] > values["FrozenLakeIcy"] > 0.4
     assert values["FrozenLake8x8Slippery"] > values["FrozenLake8x8Icy"] > 0.6
+
+
+def test_a_player_that_is_no_function_is_told_what_it_is():
+    class Named(Endless):
+        def player(self):
+            return "r"
+
+    with pytest.raises(TypeError, match=r"player\(\) of Named returned 'r'; expected a function"):
+        demonstrate(Named(), 0)

@@ -101,15 +101,6 @@ def test_disabled_ignores_even_impossible_actions_of_ended_rows(make_vector, wor
         envs.step(np.array([-7, 5]))
 
 
-def test_reset_mask_resets_these_rows_only(make_vector, words):
-    envs = make_vector(3, "disabled")
-    play(envs, words("a", "b", "ab"), [[1, 3, 3]])
-    obs, infos = envs.reset(options={"reset_mask": np.array([True, False, False]), "prompts": words("bb")})
-    assert obs["tokens"][:, :4].tolist() == [[3, 3, 4, 0], [3, 4, 3, 0], [2, 3, 4, 3]]
-    assert infos["_prompt_text"].tolist() == [True, False, False]
-    assert infos["group"][0] == 3
-
-
 def test_groups_share_their_prompt(make_vector):
     envs = make_vector(6, "disabled")
     obs, infos = envs.reset(seed=1, options={"group_size": 3})

@@ -1,6 +1,16 @@
-"""``reset_mask`` with ``ends_others``: rows outside the mask stand still, as if they had ended."""
+"""``reset_mask``, and with ``ends_others`` rows outside the mask stand still, as if they had ended."""
 
 import numpy as np
+
+
+def test_reset_mask_resets_these_rows_only(make_vector, words):
+    envs = make_vector(3, "disabled")
+    envs.reset(seed=0, options={"prompts": words("a", "b", "ab")})
+    envs.step(np.array([1, 3, 3]))
+    obs, infos = envs.reset(options={"reset_mask": np.array([True, False, False]), "prompts": words("bb")})
+    assert obs["tokens"][:, :4].tolist() == [[3, 3, 4, 0], [3, 4, 3, 0], [2, 3, 4, 3]]
+    assert infos["_prompt_text"].tolist() == [True, False, False]
+    assert infos["group"][0] == 3
 
 
 def test_rows_outside_the_mask_stand_still(make_vector, words):

@@ -146,15 +146,19 @@ def test_attention_of_another_run_is_refused(answers):
 
 def test_each_head_stands_beside_the_head_of_its_number(answers):
     plain = record_of(answers, uniform(answers)).sums
-    figure = head_comparison(plain, record_of(answers, with_previous(answers)).sums)
+    figure = head_comparison(plain, record_of(answers, with_previous(answers)).sums, same_heads=True)
     panels = np.array(figure.axes).reshape(3, -1)
     (previous,) = (column for column in panels.T if column[0].get_title(loc="left") == "token before")
     assert [text.get_text() for text in previous[2].texts] == [".00", ".00", ".58", ".00"]
     assert [len(ax.patches) for ax in previous] == [0, 0, 1]
     assert previous[2].patches[0].get_xy() == (pytest.approx(-0.44), pytest.approx(0.58))  # head 1 of layer 2
     deeper = record_of(answers, uniform(answers, num_layers=3)).sums
-    assert len(head_comparison(plain, deeper).axes) == 2 * panels.shape[1]
+    assert len(head_comparison(plain, deeper, same_heads=True).axes) == 2 * panels.shape[1]
     assert heads_told_apart(plain, deeper, "previous") is None
+    # Where a number is not the same head in both runs, nothing is set against its number and nothing framed.
+    others = head_comparison(plain, record_of(answers, with_previous(answers)).sums, same_heads=False)
+    assert len(others.axes) == 2 * panels.shape[1]
+    assert not any(ax.patches for ax in others.axes)
 
 
 def test_curves_have_a_colour_a_run(answers):

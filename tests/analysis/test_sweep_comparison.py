@@ -102,6 +102,12 @@ def test_two_tasks_are_compared_within_each(sweep):
     assert found.improvement.estimate == pytest.approx((1 + 0.5) / 2)
 
 
+def test_sweeps_of_other_tasks_are_not_told_to_sweep_other_seeds(sweep):
+    made = [sweep(name, *seeds(1, env=f"\n  id: worldmtp/{name}-v0")) for name in ("One", "Two")]
+    with pytest.raises(ValueError, match=r"their tasks are others, worldmtp/One-v0 and worldmtp/Two-v0: compare sweep"):
+        compare_sweeps(*made)
+
+
 @pytest.mark.parametrize(
     ("jobs", "words"),
     [

@@ -103,15 +103,15 @@ def gallery(history: AttentionHistory) -> Figure | None:
     return figure
 
 
-def head_comparison(first: PatternSums, second: PatternSums) -> Figure:
+def head_comparison(first: PatternSums, second: PatternSums, *, same_heads: bool) -> Figure:
     """Plot each head's mean of every pattern: a row of panels for either run, and one for second - first.
 
-    Framed are heads whose interval excludes 0. Where the trunks do not have the same heads there is no last row. The
-    texts of both answer the same prompts.
+    Framed are heads whose interval excludes 0. There is no last row where a number is not the same head in both runs,
+    as ``same_heads`` says and the shapes of the trunks do. The texts of both answer the same prompts.
     """
     means = first.mean(), second.mean()
     shown = [number for number in range(len(PATTERNS)) if all(np.isfinite(mean[number]).all() for mean in means)]
-    has_difference = means[0].shape == means[1].shape
+    has_difference = same_heads and means[0].shape == means[1].shape
     height, num_rows = min(2.6, 0.6 + 0.24 * max(mean.shape[1] for mean in means)), 2 + has_difference
     figure = Figure(figsize=(9.2, height * num_rows + 0.2), layout="constrained")
     axes = figure.subplots(num_rows, len(shown), squeeze=False)

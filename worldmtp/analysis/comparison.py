@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
@@ -18,11 +17,12 @@ from worldmtp.analysis.attention_comparison import attention_differences, paired
 from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
 from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.attention_patterns import PatternSums
+from worldmtp.analysis.comparability import comparable, known_values, why_no_prompts
 from worldmtp.analysis.differences import Difference, aligned, paired_rows, prompt_of, text_of
 from worldmtp.analysis.figures import picture
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.return_agreement import known_roots
-from worldmtp.analysis.run_files import RunFiles, config_values, read_run
+from worldmtp.analysis.run_files import RunFiles, read_run
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import paired_ratio_difference
@@ -46,6 +46,7 @@ class Comparison:
         differences: paired by these.
         page: with all of it.
         attention: differences of what the trunks look at, over the prompts whose attention both have read.
+        notes: what is comparable and what is not.
     """
 
     names: tuple[str, str]
@@ -54,6 +55,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     page: Path
     attention: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         found = [*self.differences, *self.attention]
@@ -62,7 +64,7 @@ class Comparison:
         told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
         if len(told) > _SETTINGS:
             told = [*told[:_SETTINGS], f"and {len(told) - _SETTINGS} more settings differ, which the page has"]
-        told = told or ["no setting is known to differ"]
+        told = [*(told or ["no setting is known to differ"]), *(f"note: {note}" for note in self.notes)]
         return "\n".join([*told, *lines, f"{self.num_prompts} held-out prompts, paired", str(self.page)])
 
 
@@ -78,29 +80,33 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
     pairs = paired_rows(first, second)
     if len(pairs) < 2:
         raise ValueError(
-            f"{first_dir} and {second_dir} have {len(pairs)} held-out prompts in common; compare runs of one task with "
-            "the same seed and eval.num_prompts, so that they answer the same prompts."
+            f"{first_dir} and {second_dir} have {len(pairs)} held-out prompts in common; "
+            f"{why_no_prompts(*(run.config for run in runs))}"
         )
+    num_answered = [len(one) for one in (first, second)]
     first, second = first.select(pairs[:, 0]), second.select(pairs[:, 1])
     taught = all(list(run.artefacts)[-1] not in untaught(run) for run in runs)
     names = _names(first_dir, second_dir)
     settings = differing_settings(*(run.config for run in runs))
     found = tuple(differences(first, second, with_imagined=taught))
     attention = _Attention.of(runs)
+    can_compare = comparable(*(run.config for run in runs))
     page = second_dir / f"comparison_with_{first_dir.resolve().name}.html"
     content = render_page(
         "comparison.html.jinja",
         names=names,
         settings=settings,
         num_prompts=len(pairs),
+        num_answered=num_answered,
+        notes=can_compare.notes,
         rows=[one.cells() for one in found],
         details=[asdict(one.difference) for one in found],
-        attention=attention.shown(names),
+        attention=attention.shown(names, can_compare.other_heads),
         texts=[_text(first, second, row) for row in _most_changed(first, second)],
         num_same=int(sum(_answer(first, row) == _answer(second, row) for row in range(len(first)))),
     )
     write_text(page, content)
-    return Comparison(names, settings, len(pairs), found, page, attention.differences)
+    return Comparison(names, settings, len(pairs), found, page, attention.differences, can_compare.notes)
 
 
 def differing_settings(first: str | None, second: str | None) -> tuple[tuple[str, str, str], ...]:
@@ -108,13 +114,7 @@ def differing_settings(first: str | None, second: str | None) -> tuple[tuple[str
 
     A run without a config has no settings, and neither has one whose config is damaged.
     """
-    values = []
-    for config in (first, second):
-        try:
-            values.append(config_values(config))
-        except yaml.YAMLError:
-            values.append({})
-    one, other = values
+    one, other = known_values(first), known_values(second)
     return tuple(
         (key, one.get(key, _NOT_THERE), other.get(key, _NOT_THERE))
         for key in dict.fromkeys([*one, *other])
@@ -195,13 +195,16 @@ class _Attention:
         last = paired_sums([one.run[-1].sums for one in histories], [kept[-1] for kept in evaluations])
         return cls(histories, tuple(last), tuple(attention_differences(histories, evaluations)))
 
-    def shown(self, names: tuple[str, str]) -> dict[str, object] | None:
-        """Return what the page shows."""
+    def shown(self, names: tuple[str, str], other_heads: str | None) -> dict[str, object] | None:
+        """Return what the page shows; ``other_heads`` is why a number is another head in the other run."""
         if not self.differences:
             return None
+        if other_heads is None and self.last[0].total.shape[2:] != self.last[1].total.shape[2:]:
+            other_heads = "they do not have the same number of layers and heads"
         return {
             "rows": [one.cells() for one in self.differences],
-            "heads": picture(head_comparison(*self.last)),
+            "heads": picture(head_comparison(*self.last, same_heads=other_heads is None)),
+            "other_heads": other_heads,
             "curves": picture(curve_comparison(self.histories, names)),
             "num_prompts": self.last[0].count.shape[1],
         }

@@ -140,8 +140,7 @@ def compare_sweeps(first_dir: Path, second_dir: Path) -> SweepComparison:
     points = [point for point in by_point[0] if point in by_point[1]]
     if not points:
         raise ValueError(
-            f"{first_dir} and {second_dir} have no finished jobs of the same {', '.join(keys)}; sweep the same seeds "
-            "in both, as seed=0,1,2,3,4."
+            f"{first_dir} and {second_dir} have no finished jobs of the same {', '.join(keys)}; {_way_to_pairs(sweeps)}"
         )
     names = first_dir.resolve().name, second_dir.resolve().name
     alone = [job.directory for jobs in by_point for point, job in jobs.items() if point not in points]
@@ -157,6 +156,14 @@ def compare_sweeps(first_dir: Path, second_dir: Path) -> SweepComparison:
     )
     write_text(comparison.page, _page(comparison))
     return comparison
+
+
+def _way_to_pairs(sweeps: Sequence[Sequence[Job]]) -> str:
+    """Return what to change in two sweeps of which no jobs are pairs, to end an error message with."""
+    tasks = [sorted({job.config.get("env.id", _NOT_THERE) for job in jobs}) for jobs in sweeps]
+    if all(tasks) and not set(tasks[0]) & set(tasks[1]):
+        return f"their tasks are others, {', '.join(tasks[0])} and {', '.join(tasks[1])}: compare sweeps of one task."
+    return "sweep the same seeds in both, as seed=0,1,2,3,4."
 
 
 def finished_jobs(sweep_dir: Path) -> list[Job]:

@@ -102,6 +102,7 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
         rows=[one.cells() for one in found],
         details=[asdict(one.difference) for one in found],
         attention=attention.shown(names, can_compare.other_heads),
+        without_imagined=_without_imagined(runs, (first, second), names),
         texts=[_text(first, second, row) for row in _most_changed(first, second)],
         num_same=int(sum(_answer(first, row) == _answer(second, row) for row in range(len(first)))),
     )
@@ -240,6 +241,19 @@ def _most_changed(first: EvalArtefact, second: EvalArtefact) -> list[int]:
     return order[:_STRIPS]
 
 
+def _without_imagined(runs: Sequence[RunFiles], evaluations: Sequence[EvalArtefact], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each run whose heads imagined none of the answers, which says what it imagined instead."""
+    told = []
+    for run, evaluation, name in zip(runs, evaluations, names, strict=True):
+        if np.isfinite(evaluation.imagined_token_prob).any():
+            continue
+        if run.replies is not None:
+            told.append(f"{name} imagined whole episodes by its model of replies; its own report shows them.")
+        else:
+            told.append(f"The heads of {name} imagined none of these answers.")
+    return told
+
+
 def _text(first: EvalArtefact, second: EvalArtefact, row: int) -> dict[str, object]:
     """Return a prompt with both runs' strips, predicted and imagined."""
     sides: list[dict[str, object]] = []
@@ -253,7 +267,12 @@ def _text(first: EvalArtefact, second: EvalArtefact, row: int) -> dict[str, obje
                 "imagined": _marked_blocks(imagined_strip(own, row), imagined_strip(other, row)) if is_imagined else (),
             }
         )
-    return {"prompt": prompt_of(first, row), "sides": sides, "same": _answer(first, row) == _answer(second, row)}
+    return {
+        "prompt": prompt_of(first, row),
+        "sides": sides,
+        "same": _answer(first, row) == _answer(second, row),
+        "is_imagined": any(side["imagined"] for side in sides),
+    }
 
 
 def _marked_blocks(strip: TokenStrip, other: TokenStrip) -> tuple[StripBlock, ...]:

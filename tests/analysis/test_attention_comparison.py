@@ -24,6 +24,7 @@ from worldmtp.analysis.attention_patterns import (
     uniform_scores,
 )
 from worldmtp.analysis.comparison import compare_runs
+from worldmtp.analysis.run_files import RunSteps
 from worldmtp.model.attention_probe import attention_maps
 
 UNIFORM_PREVIOUS = (1 / 2 + 1 / 3) / 2
@@ -167,11 +168,28 @@ def test_curves_have_a_colour_a_run(answers):
     )
     histories = [AttentionHistory(run=tuple(run)) for run in (plain, planted)]
     (previous,) = (
-        ax for ax in curve_comparison(histories, ("a", "b")).axes if ax.get_title(loc="left") == "token before"
+        ax
+        for ax in curve_comparison(histories, ("a", "b"), [RunSteps()] * 2).axes
+        if ax.get_title(loc="left") == "token before"
     )
     ends = [line.get_ydata()[-1] for line in previous.lines[:4]]
     assert ends == pytest.approx([UNIFORM_PREVIOUS, UNIFORM_PREVIOUS, UNIFORM_PREVIOUS + 7 / 48, 1.0])
-    assert curve_comparison([histories[0], AttentionHistory(run=tuple(plain[:1]))], ("a", "b")) is None
+    assert (
+        curve_comparison([histories[0], AttentionHistory(run=tuple(plain[:1]))], ("a", "b"), [RunSteps()] * 2) is None
+    )
+
+
+def test_curves_of_tokens_and_of_optimiser_steps_share_no_axis(answers):
+    """300 tokens and 9 steps: on one axis the second run would seem to have stopped at a thirtieth of the first."""
+    runs = [[record_of(answers, uniform(answers), step) for step in (0, end)] for end in (300, 9)]
+    histories = [AttentionHistory(run=tuple(run)) for run in runs]
+
+    def ends(*steps):
+        ax = curve_comparison(histories, ("a", "b"), steps).axes[0]
+        return [line.get_xdata()[-1] for line in ax.lines[:4]], [label.get_text() for label in ax.get_xticklabels()]
+
+    assert ends(RunSteps(), RunSteps()) == (pytest.approx([1, 1, 0.03, 0.03]), ["RL\n300 tokens"])
+    assert ends(RunSteps(), RunSteps("GRPO", "steps")) == (pytest.approx([1, 1, 1, 1]), ["each run to\nits own end"])
 
 
 def looking(is_planted):

@@ -6,9 +6,7 @@ Left out is what a config does not say: two tasks of one name in two versions, o
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import yaml
-
-from worldmtp.analysis.run_files import config_values
+from worldmtp.analysis.run_files import known_values
 
 Values = Mapping[str, str]
 
@@ -46,14 +44,6 @@ def comparable(first: str | None, second: str | None) -> Comparable:
             "a config is missing or damaged",
         )
     return Comparable((*_task_notes(one, other), *_seed_notes(one, other)), _other_heads(one, other))
-
-
-def known_values(config: str | None) -> dict[str, str]:
-    """Return the values of a config by their dotted keys; none of a config that is missing or damaged."""
-    try:
-        return config_values(config)
-    except yaml.YAMLError:
-        return {}
 
 
 def why_no_prompts(first: str | None, second: str | None) -> str:

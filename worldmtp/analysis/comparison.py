@@ -17,12 +17,12 @@ from worldmtp.analysis.attention_comparison import attention_differences, paired
 from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
 from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.attention_patterns import PatternSums
-from worldmtp.analysis.comparability import comparable, known_values, why_no_prompts
+from worldmtp.analysis.comparability import comparable, why_no_prompts
 from worldmtp.analysis.differences import Difference, aligned, paired_rows, prompt_of, text_of
 from worldmtp.analysis.figures import picture
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.return_agreement import known_roots
-from worldmtp.analysis.run_files import RunFiles, read_run
+from worldmtp.analysis.run_files import RunFiles, RunSteps, known_values, read_run
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import paired_ratio_difference
@@ -179,6 +179,7 @@ class _Attention:
     """What attention of two runs can be compared in; without differences where one of them has read none."""
 
     histories: tuple[AttentionHistory, ...]
+    steps: tuple[RunSteps, ...]
     last: tuple[PatternSums, ...]
     differences: tuple[Difference, ...]
 
@@ -191,10 +192,11 @@ class _Attention:
             run.attention if len(kept) > 1 else replace(run.attention, run=run.attention.run[:1])
             for run, kept in zip(runs, evaluations, strict=True)
         )
+        steps = tuple(run.steps for run in runs)
         if not all(history.run for history in histories):
-            return cls(histories, (), ())
+            return cls(histories, steps, (), ())
         last = paired_sums([one.run[-1].sums for one in histories], [kept[-1] for kept in evaluations])
-        return cls(histories, tuple(last), tuple(attention_differences(histories, evaluations)))
+        return cls(histories, steps, tuple(last), tuple(attention_differences(histories, evaluations)))
 
     def shown(self, names: tuple[str, str], other_heads: str | None) -> dict[str, object] | None:
         """Return what the page shows; ``other_heads`` is why a number is another head in the other run."""
@@ -206,7 +208,7 @@ class _Attention:
             "rows": [one.cells() for one in self.differences],
             "heads": picture(head_comparison(*self.last, same_heads=other_heads is None)),
             "other_heads": other_heads,
-            "curves": picture(curve_comparison(self.histories, names)),
+            "curves": picture(curve_comparison(self.histories, names, self.steps)),
             "num_prompts": self.last[0].count.shape[1],
         }
 

@@ -12,6 +12,7 @@ from worldmtp.analysis.attention_comparison import (
     attention_differences,
     attention_scores,
     heads_told_apart,
+    largest_of_each_pattern,
     paired_sums,
 )
 from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
@@ -24,8 +25,10 @@ from worldmtp.analysis.attention_patterns import (
     uniform_scores,
 )
 from worldmtp.analysis.comparison import compare_runs
+from worldmtp.analysis.differences import Difference
 from worldmtp.analysis.run_files import RunSteps
 from worldmtp.model.attention_probe import attention_maps
+from worldmtp.statistics import Interval
 
 UNIFORM_PREVIOUS = (1 / 2 + 1 / 3) / 2
 """A uniform head's mass on the token before: of two keys, then of three; the first query has no token before it."""
@@ -135,7 +138,7 @@ def test_what_reinforcement_changes_is_compared_too(answers):
     assert turned["change in RL: token before, strongest head"].verdict == "lower"
     scores = attention_scores(AttentionHistory(run=tuple(runs[1])))
     assert scores["change in RL: token before, strongest head"] == pytest.approx(7 / 12)
-    assert scores["change in RL: entropy, strongest head"] < 0  # who chooses has less entropy, and its head is taken
+    assert scores["change in RL: entropy, lowest of all heads"] < 0  # who chooses has less entropy
     assert attention_scores(AttentionHistory(warm_start=tuple(runs[1]))) == {}
 
 
@@ -192,6 +195,22 @@ def test_curves_of_tokens_and_of_optimiser_steps_share_no_axis(answers):
     assert ends(RunSteps(), RunSteps("GRPO", "steps")) == (pytest.approx([1, 1, 1, 1]), ["each run to\nits own end"])
 
 
+def test_the_largest_difference_is_taken_of_each_pattern_whichever_way_it_went():
+    sizes = {
+        "at the end: goal, all heads": 0.1,
+        "at the end: entropy, all heads": 2.0,
+        "at the end: entropy, lowest of all heads": -3.0,
+        "before RL: goal, strongest head": -0.2,
+        "change in RL: goal, strongest head": 0.15,
+    }
+    rows = [Difference(name, 0.0, size, Interval(size, size, size, 0.9, "", "", 2)) for name, size in sizes.items()]
+    found = largest_of_each_pattern(rows, lambda one: abs(one.difference.estimate))
+    assert [one.quantity for one in found] == [
+        "before RL: goal, strongest head",
+        "at the end: entropy, lowest of all heads",
+    ]
+
+
 def looking(is_planted):
     """A GPT-2 whose places are one-hot; planted, head 1.1 asks at place i for the key of place i - 1."""
     sizes = {"vocab_size": 2, "n_positions": 8, "n_embd": 16, "n_head": 2, "n_layer": 1}
@@ -219,7 +238,13 @@ def test_a_page_shows_the_head_that_one_of_two_models_has(answers, tmp_path):
     (planted,) = (one for one in found.attention if one.quantity == PLANTED)
     assert (planted.first, planted.second) == (pytest.approx(UNIFORM_PREVIOUS, abs=1e-6), pytest.approx(1.0, abs=1e-4))
     assert planted.verdict == "higher"
-    assert f"{PLANTED}" in str(found)
+    # Ten rows, two readings of five patterns: the prompt is its first token alone, and no world replies.
+    assert len(found.attention) == 10
+    told = str(found).splitlines()
+    assert [line.startswith(PLANTED) for line in told].count(True) == 1
+    assert sum(line.startswith("at the end: ") for line in told) == 5
+    assert "at the end: token before, all heads" not in str(found)
+    assert "of attention each pattern's largest difference; the page has all 10" in told
     page = found.page.read_text(encoding="utf-8")
     assert "What attention looks at" in page
     assert f"<td>{PLANTED}</td><td>0.417</td><td>1.000</td>" in page

@@ -154,6 +154,9 @@ def test_what_the_trunks_look_at_is_paired_by_seed(sweep):
     assert by_name["at the end: token before, all heads"].difference.estimate == pytest.approx(0.4 / 3)
     assert by_name["at the end: goal, strongest head"].verdict == "not told apart"
     assert "at the end: token before, strongest head" in str(found)
+    assert "at the end: token before, all heads" not in str(found)  # half as large a difference
+    assert f"each pattern's largest difference; the page has all {len(found.attention)}" in str(found)
+    assert "at the end: entropy, lowest of all heads" in by_name
     page = found.page.read_text(encoding="utf-8")
     assert "<td>at the end: token before, strongest head</td>" in page
     assert not any(one.quantity in by_name for one in found.differences)

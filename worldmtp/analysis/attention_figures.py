@@ -134,7 +134,7 @@ def head_comparison(first: PatternSums, second: PatternSums, *, same_heads: bool
 def curve_comparison(
     histories: Sequence[AttentionHistory], names: Sequence[str], steps: Sequence[RunSteps]
 ) -> Figure | None:
-    """Plot the strongest head (line) and the mean over heads (dashes) over training, a colour a run.
+    """Plot the strongest head (line), of entropy the lowest, and the mean over heads (dashes), a colour a run.
 
     Runs share an axis where their ``steps`` count the same; else each goes to its own end. None where a run has fewer
     than two evaluations.

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
-from worldmtp.analysis.attention_comparison import attention_differences, paired_sums
+from worldmtp.analysis.attention_comparison import attention_differences, largest_of_each_pattern, paired_sums
 from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
 from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.attention_patterns import PatternSums
@@ -58,8 +58,11 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        found = [*self.differences, *self.attention]
+        looks = largest_of_each_pattern(self.attention, lambda one: abs(one.difference.estimate))
+        found = [*self.differences, *looks]
         lines = aligned([("", *self.names, "second - first [90 %]", ""), *(one.cells() for one in found)])
+        if len(looks) < len(self.attention):
+            lines.append(f"of attention each pattern's largest difference; the page has all {len(self.attention)}")
         one, other = self.names
         told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
         if len(told) > _SETTINGS:

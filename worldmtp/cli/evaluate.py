@@ -229,7 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="worldmtp eval",
         description="Evaluate a checkpoint on held-out prompts of an environment, without training.",
-        epilog="example: worldmtp eval --model RUN --env worldmtp/SpellBackward-v0",
+        epilog="example: worldmtp eval --model RUN --env worldmtp/SpellBackward-v0. Pages in docs/ of the repository: "
+        "python.md, and duality.md of searches.",
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="PATH", help="a run, a saved MTPModel or a causal LM on disk")

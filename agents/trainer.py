@@ -202,7 +202,8 @@ class ImaginationTrainer:
         rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
         drafting: dict[str, float] = {}
         if config.draft != "none":
-            drafting["rollout/tokens_per_forward"] = policy.tokens_per_forward
+            if policy.num_rounds:  # none where turns are one token: the prompt's or the reply's forward gives it
+                drafting["rollout/tokens_per_forward"] = policy.tokens_per_forward
             self._alarm.observe(policy.tokens_per_forward)
         check_returns(rollout, self.model.config.value_range)
         return rollout.to(self.model.device), drafting

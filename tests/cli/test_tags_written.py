@@ -89,13 +89,14 @@ ELSEWHERE = {
 
 
 def written(run_dir: Path) -> set[tuple[str, str]]:
-    """Tags of both logs with their kinds."""
+    """Tags of both logs with their kinds; every scalar of them is a number."""
     found = set()
     for log in (run_dir / "metrics.jsonl", run_dir / "sft" / "metrics.jsonl"):
         if not log.is_file():  # no warm start
             continue
         for line in log.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
+            assert [key for key, value in record.items() if value is None] == []  # stands for what is no number
             found |= {(key, "scalar") for key in record if "/" in key}
             found |= {(key, kind) for kind in ("text", "image", "histogram") for key in record.get(kind, {})}
     return found
@@ -128,6 +129,8 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             ["imagination/turn_border_fraction"],
         ),
         (["env=pig", "agent.ppo.observation_coef=0.1"], ["losses/observation"]),
+        # Turns of one token: nothing is drafted, and no head looks ahead.
+        (["env=pig", "agent.rollout.draft=mtp", "env.kwargs.max_turn=1", "env.wrappers=[]"], ["rollout/exact_mean"]),
         (["env=tiny_enum"], [row.tag.format(k=4) for row in TRUTH_TAGS if row.tag not in DRAWN_TO_DIFFER]),
         (
             ["imagination.completions=trunk"],

@@ -34,7 +34,11 @@ _ROLLOUT = scalar_rows(
     ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
     ("prompt_overlap_sft", "share of the pool's questions whose answers the warm start has shown; at step 0", "share"),
-    ("tokens_per_forward", "tokens a row got from a trunk forward, mean over rows and rounds; with drafts", "tokens"),
+    (
+        "tokens_per_forward",
+        "tokens a row got from a trunk forward, mean over rows and rounds; with drafts, absent if none was asked for",
+        "tokens",
+    ),
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
 )
 
@@ -114,7 +118,7 @@ _WORLD_MODEL = scalar_rows(
         "the fresh batch, before anything learns from it",
         "share",
     ),
-    ("h_eff", "sum over depths of the survival: expected accepted tokens per root", "tokens"),
+    ("h_eff", "sum over depths of the survival: expected accepted tokens per root; if all depths have roots", "tokens"),
 )
 
 _IMAGINATION = scalar_rows(

@@ -1,6 +1,5 @@
 """Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,11 +205,11 @@ def make_artefact(
 def summarize(found: RunEvaluation, arm: str, artefact: str) -> ArmSummary:
     """Return an evaluation as a row of the closing table."""
     metrics, depths = found.metrics, found.artefact.num_depths
-    acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
+    acceptance = [metrics.get(f"world_model/depth_{depth}/accept") for depth in range(1, depths + 1)]
     return ArmSummary(
         arm=arm,
         exact=found.exact,
-        acceptance=tuple(value if math.isfinite(value) else None for value in acceptance),
+        acceptance=tuple(acceptance),
         imagined_return=metrics.get("eval/return_imagined"),
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,

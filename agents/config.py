@@ -135,21 +135,22 @@ class PPOConfig:
             f"bootstraps nothing; set {prefix}bootstrap_truncated=false{instead}.",
         )
 
-    def check_searched(self) -> None:
+    def check_searched(self, name: str = "imagination=search") -> None:
         """Raise if these returns are not those of a search, in which a text ends for good with its tokens.
+
+        ``name`` says in the message who searches.
 
         Raises:
             ValueError: truncated episodes are to go on in value, or nothing that follows a token counts.
         """
         _require(
             not self.bootstrap_truncated,
-            "agent.ppo.bootstrap_truncated=True with imagination=search: a text that is searched ends for good where "
+            f"agent.ppo.bootstrap_truncated=True with {name}: a text that is searched ends for good where "
             "its tokens are used up; set agent.ppo.bootstrap_truncated=false.",
         )
         _require(
             self.gamma > 0,
-            "agent.ppo.gamma=0.0 with imagination=search: nothing that follows a token would count; set "
-            "agent.ppo.gamma=1.",
+            f"agent.ppo.gamma=0.0 with {name}: nothing that follows a token would count; set agent.ppo.gamma=1.",
         )
 
 

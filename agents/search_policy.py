@@ -6,7 +6,6 @@ Left out: training on what was acted so. The policy that learns is the prior, no
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,15 @@ from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
+from worldmtp.agents.search_config import ActingSearch
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.categorical import draw
-from worldmtp.search import SearchConfig, SearchedPolicy, TurnWorldModel, plan
+from worldmtp.search import SearchedPolicy, TurnWorldModel, plan
 
 OnPlan = Callable[[Int[np.ndarray, " row"], SearchedPolicy], None]
 """Is told of the plans of a step: which rows of the environment they are of, and what was found."""
-
-
-@dataclass(frozen=True)
-class ActingSearch:
-    """How acting searches: by ``gumbel`` or ``puct``, over a world model by the name of its back-end.
-
-    Or through replies, over the trunk: ``replies`` of a model of them, ``world`` of the real world.
-    """
-
-    rule: str = "gumbel"
-    dynamics: str = "mtp"
-    config: SearchConfig = field(default_factory=SearchConfig)
 
 
 class SearchPolicy:
@@ -58,8 +46,10 @@ class SearchPolicy:
         on_plan: OnPlan | None = None,
     ) -> None:
         self._how, self._env, self._device, self._on_plan = how, env, device, on_plan
+        self.tokens_read = 0
+        """Tokens that the trunk has read in all searches, beside the texts: a node is one, over heads none."""
         self._policy = acting_policy(temperature)
-        self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.config.gamma)
+        self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.tree.discount)
         self._turns = _TurnLengths(env.tokenizer.eos_id)
 
     @torch.no_grad()
@@ -80,6 +70,8 @@ class SearchPolicy:
             state = self._world_model.limited(state, torch.from_numpy(room[live]).to(self._device))
             allowed = allowed_tokens(infos)
             rows = None if allowed is None else allowed[live]
+            if self._how.dynamics == "oracle":
+                self.tokens_read += len(live) * self._how.tree.num_simulations
             chosen, said, found = planned(self._world_model, state, self._policy, self._how, rows, generator)
             actions[live], logprobs[live] = chosen.cpu(), said.to(logprobs)
             if self._on_plan is not None:
@@ -102,7 +94,7 @@ def planned(
         logits = world_model.predict(state).logits
         assert logits is not None  # asked for
         invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
-    found = plan(how.rule, world_model, state, policy, how.config, invalid)
+    found = plan(how.rule, world_model, state, policy, how.tree, invalid)
     logprobs = found.weights.log()
     if generator is None:
         slots = (found.tokens == found.actions[:, None]).int().argmax(dim=1)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
-from worldmtp.agents.search_policy import ActingSearch, OnPlan, planned
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_policy import OnPlan, planned
 from worldmtp.agents.turns import conversations
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.conversations import ReplySource

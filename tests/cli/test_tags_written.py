@@ -21,6 +21,8 @@ SHARED = ("norm", "stable_rank", "drift")
 ELSEWHERE = {
     "rollout/tokens_per_forward": "agent.rollout.draft=mtp",
     "losses/num_updates": "agent.ppo.target_kl",
+    "eval/trunk_tokens": "eval.act=search",
+    "eval/policy/{name}": "eval.act=search",
     "imagination/rung": "a gate that is open, after imagination.min_batches batches with skill",
     "imagination/r2": "a gate that is open",
     "imagination/slope": "a gate that is open",
@@ -138,6 +140,10 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
         ),
         (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
+        (
+            ["eval.act=search", "search.tree.num_simulations=4"],
+            ["eval/trunk_tokens", *(f"eval/policy/{name}" for name in ("exact", "score_sampled", "trunk_tokens"))],
+        ),
         (
             [
                 "imagination=latent",

@@ -19,8 +19,9 @@ from worldmtp.choices import check_choice
 from worldmtp.dynamics.imagination import Policy
 from worldmtp.dynamics.protocol import Dynamics, StorableState
 from worldmtp.model.categorical import draw
+from worldmtp.search.config import RULES, SearchConfig
 from worldmtp.search.q_transforms import by_parent_and_siblings, completed_by_mixed_value
-from worldmtp.search.search import SearchConfig, read_root, search
+from worldmtp.search.search import read_root, search
 from worldmtp.search.selection import (
     QTransform,
     gumbel_interior,
@@ -145,9 +146,6 @@ def muzero_policy(
         slots = draw((weights.log() / temperature).log_softmax(dim=-1), generator)
     actions = root.tokens.gather(1, slots[:, None])[:, 0]
     return SearchedPolicy(actions, root.tokens, weights, node.value, tree)
-
-
-RULES = ("gumbel", "puct")
 
 
 def plan(

@@ -234,6 +234,17 @@ _EVAL = scalar_rows(
     ("return_optimism_hi90", "upper end of its 90 % interval over prompts", "reward"),
     ("length_mean", "mean tokens of the answer", "tokens"),
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
+    (
+        "trunk_tokens",
+        "tokens of the trunk, as one with a cache reads them, for a greedy answer by search; mean over prompts; with "
+        "eval.act=search",
+        "tokens",
+    ),
+    (
+        "policy/{name}",
+        "eval/{name} of the policy's own answers to the same prompts, beside those by search; with eval.act=search",
+        "as eval/{name}",
+    ),
 )
 
 _TIME = scalar_rows(

@@ -64,7 +64,13 @@ def test_every_token_is_that_of_a_search_in_its_prefix(
         slot = found.tokens[0].tolist().index(action)
         if not sampled:
             assert action == int(found.actions[0])
-        assert float(rollout.logprobs[b, t]) == pytest.approx(float(found.weights[0, slot].log()), abs=1e-4)
+        with torch.no_grad():
+            prior = (model.trunk(prefix).logits[0, -1] / 0.7).softmax(dim=-1)[action]
+        # All 7 tokens are kept: Gumbel's weights are whole, and of 6 visits PUCT's get one more, spread by the policy.
+        acting = found.weights[0, slot] if rule == "gumbel" else (6 * found.weights[0, slot] + prior) / 7
+        assert rollout.behaviour_logprobs is not None
+        assert float(rollout.behaviour_logprobs[b, t]) == pytest.approx(float(acting.log()), abs=1e-4)
+        assert float(rollout.logprobs[b, t]) == pytest.approx(float(prior.log()), abs=1e-4)
 
 
 def test_forbidden_tokens_are_not_chosen_and_rows_that_ended_are_not_searched(

@@ -35,6 +35,19 @@ _ROLLOUT = scalar_rows(
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
     ("prompt_overlap_sft", "share of the pool's questions whose answers the warm start has shown; at step 0", "share"),
     ("tokens_per_forward", "tokens a row got from a trunk forward, mean over rows and rounds; with drafts", "tokens"),
+    *(
+        (name, f"{meaning}; with agent.rollout.act=search", unit)
+        for name, meaning, unit in (
+            (
+                "search_trunk_tokens",
+                "tokens of the trunk that searches took for each token, text apart",
+                "tokens",
+            ),
+            ("search_kl", "mean over action tokens of log b / pi_old, drawn from b: KL(b || pi_old)", "nats"),
+            ("importance_weight_mean", "mean over action tokens of pi_old / b, cut off; 1 before that", "1"),
+            ("effective_sample_share", "(sum w)^2 / (n sum w^2) of these weights over n action tokens", "share"),
+        )
+    ),
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
 )
 

@@ -29,17 +29,25 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
     """Raise if the run is to act by a search that has nothing to look for, or none that can be made.
 
     Raises:
-        ValueError: the values that a search reads say nothing of what follows, or are never learnt; the heads are blind
-            to actions or do not look so far; or there is nobody to ask for replies.
+        ValueError: a trainer of TRL's acts, which searches nothing; the values that a search reads say nothing of what
+            follows, or are never learnt; the heads are blind to actions or do not look so far; or there is nobody to
+            ask for replies.
     """
-    if config.eval.act == "policy":
+    asked = {"agent.rollout.act": config.agent.rollout.act, "eval.act": config.eval.act}
+    asks = " and ".join(f"{name}=search" for name, act in asked.items() if act == "search")
+    if not asks:
         return
-    asks = "eval.act=search"
+    trainer, use = config.post_training.trainer, config.imagination.use
+    if config.agent.rollout.act == "search" and trainer is not None:
+        raise ValueError(
+            f"agent.rollout.act=search with post_training.trainer={trainer}: trainers of TRL's sample by themselves; "
+            "set agent.rollout.act=policy, or leave the trainer out."
+        )
     config.agent.ppo.check_searched(asks)
-    if not (config.imagination.reads_latents or config.search.through_replies):
+    if not (config.trains_world_heads or config.search.through_replies):
         raise ValueError(
             f"{asks} with search.dynamics={config.search.dynamics} reads the heads of reward and continuation, which "
-            f"imagination={config.imagination.use} never trains; set imagination=counterfactual, which does, or "
+            f"imagination={use} never trains; set imagination=counterfactual or agent.rollout.act=search, which do, or "
             "eval.act=policy."
         )
     try:

@@ -292,7 +292,7 @@ class TrainConfig:
     post_training: PostTrainingConfig = field(default_factory=PostTrainingConfig)
     """A trainer of TRL's in the agent's place."""
     search: ActingSearch = field(default_factory=ActingSearch)
-    """How a search acts, where ``eval.act`` asks for one; ``imagination.search`` is what learns from one."""
+    """How a search acts, where ``agent.rollout.act`` or ``eval.act`` asks for one."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -310,6 +310,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, seed=self.seed)
+
+    @property
+    def trains_world_heads(self) -> bool:
+        """Whether the heads of reward and continuation learn: they imagine, or a search that acts reads them."""
+        acts = self.post_training.trainer is None and self.agent.rollout.act == "search"
+        return self.imagination.reads_latents or (acts and not self.search.through_replies)
 
 
 _COMPARED = (

@@ -142,7 +142,7 @@ class Pipeline:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
         infos = self._env.reset(seed=config.seed)[1]
-        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft)
+        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft, rollout.act)
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
@@ -333,7 +333,7 @@ class Pipeline:
         config, how = self._config, (name, self._writer, step)
         with self._computing(), self._analysis:
             self._truth.write(self._model, self._run_dir, *how)
-            if step > 0 and config.imagination.reads_latents:  # before, nothing has taught the world heads
+            if step > 0 and config.trains_world_heads:  # before, nothing has taught the world heads
                 self._truth.write_values(self._model, found.artefact, self._run_dir, *how)
             if not found.evaluation.own.is_masked:
                 seed, end = stream_seed(config.seed, "futures in evaluation"), self._env.tokenizer.eos_id
@@ -345,14 +345,15 @@ class Pipeline:
         """Keep the first held-out answers for the Imagination tab."""
         config = self._config
         # Before the first iteration the world heads know nothing, and without imagination they never learn.
-        learns = step > 0 and config.imagination.reads_latents
+        learns = step > 0 and config.trains_world_heads
         how = (self._imagining(), config.agent.ppo, self._tokens_text, config.logger.num_strips, learns)
         with self._computing(), self._analysis:
             self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
 
     def _method(self) -> tuple[str, str]:
         """Return what did the training after the warm start, and its arm in the closing table."""
-        return "PPO", arm_name(self._config.imagination.use, self._config.world_model.backend)
+        config = self._config
+        return "PPO", arm_name(config.imagination.use, config.world_model.backend, config.agent.rollout.act)
 
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
@@ -366,7 +367,7 @@ class Pipeline:
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
                 replace(summarize(before, started, self._start), imagined_return=None),
-                trained if config.imagination.reads_latents else replace(trained, imagined_return=None),
+                trained if config.trains_world_heads else replace(trained, imagined_return=None),
             ),
             # Of the log, whose clock goes on over a resumption.
             wall_clock_seconds=round(records[-1]["time_seconds"], 1),

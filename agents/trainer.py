@@ -94,10 +94,7 @@ class ImaginationTrainer:
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
-        self._env = env
-        self._config = rollout
-        self._ppo = ppo
-        self._imagination = imagination
+        self._env, self._config, self._ppo, self._imagination = env, rollout, ppo, imagination
         self._generators = random_streams(seed)
         self.agent = PPOAgent(model, ppo, rollout.temperature)
         self._learner = WorldModelLearner(model, world_model, ppo, rollout.temperature)
@@ -140,10 +137,8 @@ class ImaginationTrainer:
                 make_real,
                 self.reference,
             )
-        self._search: SearchedRollouts | None = None
-        if rollout.act == "search":
-            self._search = SearchedRollouts(search, model, env, rollout, ppo, seed)
-            self._generators["search"] = self._search.generator
+        self._search = SearchedRollouts(search, model, env, rollout, ppo, seed) if rollout.act == "search" else None
+        self._generators |= {} if self._search is None else {"search": self._search.generator}
         self.clock = PhaseClock()
         self.analysis_seconds = 0.0
         """Of the last step: what it measured for its numbers alone."""

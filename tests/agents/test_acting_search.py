@@ -88,17 +88,17 @@ def test_before_search_after_it_is_the_usual_rollout_to_the_bit(text_env: MakeEn
 
 
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
-def test_what_is_learnt_makes_another_distribution_act_and_weights_have_a_mean_of_one(
-    rule: str, text_env: MakeEnv, tiny_model: MakeModel
-) -> None:
-    """Under b the mean of pi / b is 1, of tokens that a search knows and of those that it does not (width 4 of 7)."""
+def test_what_is_learnt_makes_another_distribution_act(rule: str, text_env: MakeEnv, tiny_model: MakeModel) -> None:
+    """Of 7 tokens a search knows 4, and draws the others as well."""
     how = ActingSearch(rule, "mtp", SearchConfig(num_simulations=4, width=4))
     trainer = learnt(text_env, tiny_model(), how, 3)
-    drawn = [trainer.step()[1] for _ in range(6)]
-    weights = torch.cat([importance_weights(one, math.inf)[one.step_mask] for one in drawn]).double()
-    assert float((weights - 1).abs().max()) > 0.1
-    # Five standard errors: by chance once in a million.
-    assert abs(float(weights.mean()) - 1) < 5 * float(weights.std()) / math.sqrt(len(weights))
+    drawn = [trainer.step()[1] for _ in range(3)]
+    for rollout in drawn:
+        assert rollout.behaviour_logprobs is not None
+        assert rollout.behaviour_logprobs[rollout.step_mask].isfinite().all()
+    weights = torch.cat([importance_weights(one, math.inf)[one.step_mask] for one in drawn])
+    assert float(weights.min()) < 0.9
+    assert float(weights.max()) > 1.1
     cut = importance_weights(drawn[0], 0.5)
     assert float(cut.max()) == 0.5
 

@@ -1,5 +1,6 @@
 """Who acts by search: the policy of an ``ActingSearch`` in an environment, and whether there can be one."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import turn_limit
 from worldmtp.envs.world_replies import WorldReplies
 from worldmtp.model import MTPModel
+from worldmtp.search.q_transforms import completed_by_mixed_value, completed_in_range
+from worldmtp.search.selection import QTransform
 
 
 def make_search_policy(
@@ -34,11 +37,20 @@ def make_search_policy(
         TypeError: the heads are blind to actions.
         ValueError: there is nobody to ask for replies.
     """
+    parts = model.device, on_plan, q_transform_of(how, model)
     if how.through_replies:
         trunk, source = make_world_model("oracle", model, generator), reply_source(how, env, replies)
-        return WorldSearchPolicy(trunk, source, env, temperature, how, generator, model.device, on_plan)
+        return WorldSearchPolicy(trunk, source, env, temperature, how, generator, *parts)
     world_model = world_model or make_world_model(how.dynamics, model, generator)
-    return SearchPolicy(world_model, env, temperature, how, model.device, on_plan)
+    return SearchPolicy(world_model, env, temperature, how, *parts)
+
+
+def q_transform_of(how: ActingSearch, model: MTPModel) -> QTransform:
+    """Return what Gumbel's rule makes of Q values: by the node's own range, or by the range of the model's returns."""
+    if how.scale == "node":
+        return completed_by_mixed_value
+    low, high = model.config.value_range
+    return partial(completed_in_range, low=low, high=high)
 
 
 def check_search(how: ActingSearch, model: MTPModel, env: TextVectorEnv, replies: ReplySource | None = None) -> None:

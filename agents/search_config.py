@@ -10,6 +10,7 @@ ACTS = ("policy", "search")
 """Who chooses the tokens: the policy itself, or a search of what would follow them."""
 THROUGH_REPLIES = ("replies", "world")
 """Names of ``ActingSearch.dynamics`` by which a search goes on through what the world replies."""
+SCALES = ("node", "returns")
 DYNAMICS = ("mtp", "oracle", "identity", "shuffled", *THROUGH_REPLIES)
 
 
@@ -26,9 +27,21 @@ class ActingSearch:
     through those of a model of them, ``world`` through those of the real world; both read texts by the trunk.
     """
     tree: SearchConfig = field(default_factory=SearchConfig)
+    scale: str = "node"
+    """What a difference of Q values is measured by: the ``node``'s own range, or that of all ``returns``.
+
+    ``node`` (Danihelka et al. 2022) makes the best token of a node at least e^5 times as likely beside the worst,
+    however little lies between them: right where values are exact. By ``returns`` little is little; ``gumbel`` alone.
+    """
 
     def __post_init__(self) -> None:
         check_choice("search.rule", self.rule, RULES)
+        check_choice("search.scale", self.scale, SCALES)
+        if self.scale == "returns" and self.rule != "gumbel":
+            raise ValueError(
+                f"search.scale=returns with search.rule={self.rule}: its rule measures by the node; set "
+                "search.rule=gumbel, or search.scale=node."
+            )
         check_choice("search.dynamics", self.dynamics, DYNAMICS)
 
     @property

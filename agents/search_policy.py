@@ -21,6 +21,8 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.model.categorical import draw
 from worldmtp.search import SearchedPolicy, TurnWorldModel, plan
 from worldmtp.search.acting import acting_logprobs
+from worldmtp.search.q_transforms import completed_by_mixed_value
+from worldmtp.search.selection import QTransform
 
 OnPlan = Callable[[Int[np.ndarray, " row"], SearchedPolicy], None]
 """Is told of the plans of a step: which rows of the environment they are of, and what was found."""
@@ -33,7 +35,7 @@ class SearchPolicy:
     noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
     forbids is no action of the root; masks of the nodes below are not known. A search ends with the text, or with the
     policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act. ``on_plan`` is told of
-    every plan.
+    every plan; ``q_transform`` is Gumbel's.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class SearchPolicy:
         how: ActingSearch,
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
+        q_transform: QTransform = completed_by_mixed_value,
     ) -> None:
+        self._q_transform = q_transform
         self._how, self._env, self._device, self._on_plan = how, env, device, on_plan
         self.tokens_read = 0
         """Tokens that the trunk has read in all searches, beside the texts: a node is one, over heads none."""
@@ -72,7 +76,9 @@ class SearchPolicy:
             rows = None if allowed is None else allowed[live]
             if self._how.dynamics == "oracle":
                 self.tokens_read += len(live) * self._how.tree.num_simulations
-            chosen, found = planned(self._world_model, state, self._policy, self._how, rows, generator)
+            chosen, found = planned(
+                self._world_model, state, self._policy, self._how, rows, generator, self._q_transform
+            )
             step = acted_rows(chosen, live, len(lengths))
             if self._on_plan is not None:
                 self._on_plan(live, found)
@@ -87,6 +93,7 @@ def planned(
     how: ActingSearch,
     allowed: Bool[np.ndarray, "row known"] | None,
     generator: torch.Generator | None,
+    q_transform: QTransform,
 ) -> tuple[ActedStep, SearchedPolicy]:
     """Return a token of each row, the search's best or drawn from what it makes of the policy, and the search.
 
@@ -97,11 +104,11 @@ def planned(
     invalid = None
     if allowed is not None:
         invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
-    found = plan(how.rule, world_model, state, policy, how.tree, invalid)
+    found = plan(how.rule, world_model, state, policy, how.tree, invalid, q_transform)
     log_policy = policy(logits)
     if invalid is not None:
         log_policy = log_policy.masked_fill(invalid, -torch.inf).log_softmax(dim=-1)
-    log_acting = acting_logprobs(how.rule, found, log_policy)
+    log_acting = acting_logprobs(how.rule, found, log_policy, q_transform)
     actions = found.actions if generator is None else draw(log_acting, generator)
     chosen = actions[:, None]
     return ActedStep(actions, log_policy.gather(1, chosen)[:, 0], log_acting.gather(1, chosen)[:, 0]), found

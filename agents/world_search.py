@@ -19,6 +19,8 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import takes_back, turn_limit
 from worldmtp.envs.wrappers.action_mask import masks_around
 from worldmtp.search import ConversationDynamics
+from worldmtp.search.q_transforms import completed_by_mixed_value
+from worldmtp.search.selection import QTransform
 
 
 class WorldSearchPolicy:
@@ -45,8 +47,10 @@ class WorldSearchPolicy:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
+        q_transform: QTransform = completed_by_mixed_value,
     ) -> None:
         check_cut_off(env)
+        self._q_transform = q_transform
         self._on_plan = on_plan
         self._max_turn = turn_limit(env)
         self._inner, self._replies, self._env, self._how, self._device = world_model, replies, env, how, device
@@ -87,7 +91,7 @@ class WorldSearchPolicy:
         )
         allowed = allowed_tokens(infos)
         masked = None if allowed is None else allowed[live]
-        chosen, found = planned(self._dynamics, state, self._policy, self._how, masked, generator)
+        chosen, found = planned(self._dynamics, state, self._policy, self._how, masked, generator, self._q_transform)
         step = acted_rows(chosen, live, len(lengths))
         if self._on_plan is not None:
             self._on_plan(live, found)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from worldmtp.agents.acting_search import q_transform_of
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.search_config import ActingSearch
@@ -20,6 +21,7 @@ from worldmtp.envs.wrappers.action_mask import VectorActionMask
 from worldmtp.model import MTPModel
 from worldmtp.objective.policy_losses import ppo_terms
 from worldmtp.search import SearchConfig
+from worldmtp.search.tree import Node
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]
@@ -101,6 +103,25 @@ def test_what_is_learnt_makes_another_distribution_act(rule: str, text_env: Make
     assert float(weights.max()) > 1.1
     cut = importance_weights(drawn[0], 0.5)
     assert float(cut.max()) == 0.5
+
+
+@pytest.mark.parametrize(("scale", "most"), [("node", 5.1), ("returns", 0.51)])
+def test_what_a_difference_of_values_counts(scale: str, most: float, tiny_model: MakeModel) -> None:
+    """Of two tokens visited once each sigma is 5.1 times a Q in [0, 1], by the range of the node or of returns.
+
+    Q is .4 and .5, and returns lie between 0 and 1.
+    """
+    transform = q_transform_of(ActingSearch(scale=scale), tiny_model())
+    node = Node(
+        logits=torch.tensor([[0.5, 0.5]]).log(),
+        raw_value=torch.tensor([0.45]),
+        value=torch.tensor([0.45]),
+        visits=torch.tensor([3]),
+        child_visits=torch.tensor([[1, 1]]),
+        q_values=torch.tensor([[0.4, 0.5]]),
+    )
+    sigma = transform(node)[0]
+    assert float(sigma[1] - sigma[0]) == pytest.approx(most, abs=1e-5)
 
 
 def test_a_run_goes_on_from_a_checkpoint_though_the_search_draws(text_env: MakeEnv, tiny_model: MakeModel) -> None:
@@ -192,6 +213,10 @@ def test_ppo_is_given_what_each_action_counts(
 
 
 class TestRefusals:
+    def test_puct_measures_by_the_node(self) -> None:
+        with pytest.raises(ValueError, match=r"search\.scale=returns with search\.rule=puct: .* search\.rule=gumbel"):
+            ActingSearch("puct", scale="returns")
+
     def test_drafts_decide_what_nobody_has_searched_for(self) -> None:
         with pytest.raises(ValueError, match=r"act=search with draft=mtp: .* set agent\.rollout\.draft=none"):
             RolloutConfig(1, act="search", draft="mtp")

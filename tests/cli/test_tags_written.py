@@ -21,6 +21,11 @@ SHARED = ("norm", "stable_rank", "drift")
 ELSEWHERE = {
     "rollout/tokens_per_forward": "agent.rollout.draft=mtp",
     "losses/num_updates": "agent.ppo.target_kl",
+    **{f"rollout/search_{name}": "agent.rollout.act=search" for name in ("trunk_tokens", "kl")},
+    "rollout/importance_weight_mean": "agent.rollout.act=search",
+    "rollout/effective_sample_share": "agent.rollout.act=search",
+    "eval/trunk_tokens": "eval.act=search",
+    "eval/policy/{name}": "eval.act=search",
     "imagination/rung": "a gate that is open, after imagination.min_batches batches with skill",
     "imagination/r2": "a gate that is open",
     "imagination/slope": "a gate that is open",
@@ -141,6 +146,18 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
         ),
         (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
+        (
+            [
+                *("agent.rollout.act=search", "agent.rollout.search_after=1", "imagination=off"),
+                *("eval.act=search", "search.tree.num_simulations=4"),
+            ],
+            [
+                *("rollout/search_trunk_tokens", "rollout/search_kl", "rollout/effective_sample_share"),
+                *("rollout/importance_weight_mean", "world_model/reward_loss"),
+                "eval/trunk_tokens",
+                *(f"eval/policy/{name}" for name in ("exact", "score_sampled", "trunk_tokens")),
+            ],
+        ),
         (
             [
                 "imagination=latent",

@@ -24,12 +24,14 @@ _SKILLS = {"latent": "imagination/action_skill", "search": "imagination/search_s
 """Of the uses that skill at choosing tokens lets act or not; the others go by what they explain of returns."""
 
 
-def arm_name(use: str, backend: str) -> str:
-    """Return what PPO with this use of imagination is called in the closing table."""
+def arm_name(use: str, backend: str, act: str = "policy") -> str:
+    """Return what PPO with this use of imagination is called in the closing table; ``act`` is who acted."""
+    searched = ", acting by search" if act == "search" else ""
     if use == "off":
-        return "PPO, no imagination"
+        return f"PPO, no imagination{searched}"
     # Replies are imagined by a model of their own, whatever heads the policy has; placebos of it keep their names.
-    return f"PPO, {use}" if (use, backend) == ("episodes", "mtp") else f"PPO, {use}, {backend}"
+    named = f"PPO, {use}" if (use, backend) == ("episodes", "mtp") else f"PPO, {use}, {backend}"
+    return named + searched
 
 
 def measured_note(replies: bool) -> str:

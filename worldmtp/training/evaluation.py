@@ -74,7 +74,7 @@ def evaluate_run(
     tokens_text: Sequence[str],
 ) -> RunEvaluation:
     """Read the answers with all depths, imagine, and count; nothing here consumes a stream of the training."""
-    artefact, _ = read_answers(model, evaluator, evaluation.sampled, imagining, ppo, tokens_text)
+    artefact, _ = read_answers(model, evaluator, evaluation.own, imagining, ppo, tokens_text)
     greedy = evaluation.greedy.exact
     sampled = evaluation.sampled.exact
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
@@ -109,10 +109,10 @@ def evaluate_between(
     """
     found = evaluator.run(model)
     nothing = Imagining(None, 1, 1, seed=0)
-    artefact, _ = read_answers(model, evaluator, found.sampled, nothing, PPOConfig(), tokens_text)
+    artefact, _ = read_answers(model, evaluator, found.own, nothing, PPOConfig(), tokens_text)
     writer.histogram("eval/entropy", artefact.chain_entropy[artefact.action_mask], step)
     if isinstance(env.task, TurnTask):
-        writer.text("samples/heldout", conversations(found.sampled, tokens_text), step)
+        writer.text("samples/heldout", conversations(found.own, tokens_text), step)
     return found, found.metrics() | exact_scalars(found) | depth_scalars(artefact)
 
 

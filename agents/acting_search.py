@@ -53,15 +53,15 @@ def q_transform_of(how: ActingSearch, model: MTPModel) -> QTransform:
     return partial(completed_in_range, low=low, high=high)
 
 
-def check_search(how: ActingSearch, model: MTPModel, env: TextVectorEnv, replies: ReplySource | None = None) -> None:
-    """Do nothing if acting can search so.
+def check_search(how: ActingSearch, model: MTPModel, env: TextVectorEnv, has_replies: bool) -> None:
+    """Do nothing if acting can search so; ``has_replies``: there is a model of replies, or will be.
 
     Raises:
         TypeError: the heads are blind to actions.
         ValueError: the search looks further ahead than they do, or there is nobody to ask for replies.
     """
     if how.through_replies:
-        reply_source(how, env, replies)
+        _check_replies(how, env, has_replies)
         return
     world_model = make_world_model(how.dynamics, model, torch.Generator())
     check_action_conditional(world_model)
@@ -74,13 +74,22 @@ def reply_source(how: ActingSearch, env: TextVectorEnv, replies: ReplySource | N
     Raises:
         ValueError: nobody replies, the environment takes back what was paid, or there is no model of replies.
     """
-    check_cut_off(env)
+    _check_replies(how, env, replies is not None)
     if how.dynamics == "world":
         return WorldReplies(env)
-    turn_limit(env)
-    if replies is None:
-        raise ValueError(
-            "a search through replies needs a model of them, which a run with imagination=episodes learns; give "
-            "such a run, or search through the real world (dynamics world)."
-        )
+    assert replies is not None  # checked
     return replies
+
+
+def _check_replies(how: ActingSearch, env: TextVectorEnv, has_replies: bool) -> None:
+    check_cut_off(env)
+    if how.dynamics == "world":
+        WorldReplies(env)
+        return
+    turn_limit(env)
+    if not has_replies:
+        raise ValueError(
+            "a search through replies needs a model of them, which a run with imagination=episodes learns, or one with "
+            "imagination=search and imagination.search.through_replies=true; give such a run, or search through the "
+            "real world (dynamics world)."
+        )

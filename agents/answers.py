@@ -78,7 +78,7 @@ class Answering:
         Raises:
             TypeError, ValueError: as ``acting_search.check_search``.
         """
-        check_search(how, self.model, self.env, self.replies)
+        check_search(how, self.model, self.env, self.replies is not None)
 
     def searched(self, how: ActingSearch, world_model: WorldModel[Any] | None = None) -> Answers:
         """Return the best token of a search, token by token; ``world_model`` comes in place of the one that is named.

@@ -336,6 +336,11 @@ class ImaginationConfig:
         return self.use == "search" and self.search.searches and self.search.through_replies
 
     @property
+    def learns_replies(self) -> bool:
+        """Whether a model of what the world replies is learnt."""
+        return self.use == "episodes" or self.searches_replies
+
+    @property
     def reads_latents(self) -> bool:
         """Whether the policy's own heads are what imagines, and so are trained."""
         searches = self.use == "search" and self.search.searches

@@ -23,6 +23,7 @@ from worldmtp.agents.search_config import ActingSearch
 from worldmtp.agents.search_policy import SearchPolicy
 from worldmtp.agents.world_search import WorldSearchPolicy
 from worldmtp.dynamics import WorldModel, imagine
+from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
@@ -99,6 +100,8 @@ class Evaluator:
         self.examples = tuple(examples)
         self._temperature = temperature
         self._seed, self._search = seed, search
+        self.replies: ReplySource | None = None
+        """The model of replies of now, which a search over ``replies`` asks; before there is one the policy answers."""
 
     @property
     def temperature(self) -> float:
@@ -121,11 +124,14 @@ class Evaluator:
         if self._search is None:
             return own
         own = replace(own, trunk_tokens=_tokens_a_prompt(own.greedy))
+        if self._search.how.dynamics == "replies" and self.replies is None:
+            return replace(own, policy=own)
         how, generator = self._search.how, torch.Generator().manual_seed(self._search.seed)
+        parts = how, model, self._env, self._temperature, generator, self.replies
         policies: list[SearchPolicy | WorldSearchPolicy] = []
 
         def searching() -> ActingPolicy:
-            policies.append(make_search_policy(how, model, self._env, self._temperature, generator))
+            policies.append(make_search_policy(*parts))
             return policies[-1]
 
         found = self._answered(model, searching)

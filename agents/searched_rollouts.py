@@ -25,6 +25,7 @@ from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.search_config import ActingSearch
 from worldmtp.agents.search_policy import SearchPolicy
 from worldmtp.agents.world_search import WorldSearchPolicy
+from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
@@ -39,7 +40,8 @@ def importance_weights(rollout: Rollout, largest: float) -> Float[Tensor, "batch
 class SearchedRollouts:
     """Who acts by search in the rows of ``env``, from which iteration on, and what is counted of it.
 
-    ``generator`` is what the search draws from inside its trees, a stream of the seed's own.
+    ``learns_replies``: the run learns a model of replies. ``generator`` is what the search draws from inside its trees,
+    a stream of the seed's own.
 
     Raises:
         ValueError: nothing says how to search; truncated episodes go on in value; the heads are blind to actions or do
@@ -54,25 +56,31 @@ class SearchedRollouts:
         rollout: RolloutConfig,
         ppo: PPOConfig,
         seed: int,
+        learns_replies: bool = False,
     ) -> None:
         if how is None:
             raise ValueError("rollout.act='search' and nothing says how; give search=ActingSearch(...) as well.")
         name = "agent.rollout.act=search"
         ppo.check_searched(name)
         try:
-            check_search(how, model, env)
+            check_search(how, model, env, learns_replies)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}, by search.dynamics={how.dynamics}: {error}") from error
         self.how, self._model, self._env, self._rollout, self._ppo = how, model, env, rollout, ppo
         self.generator = torch.Generator().manual_seed(stream_seed(seed, "search while acting"))
 
-    def acts(self, iteration: int) -> bool:
-        """Return whether the search acts in this iteration, counted from 0, and not the policy by itself."""
-        return iteration >= self._rollout.search_after
+    def acts(self, iteration: int, replies: ReplySource | None) -> bool:
+        """Return whether the search acts in this iteration, counted from 0, and not the policy by itself.
 
-    def policy(self) -> SearchPolicy | WorldSearchPolicy:
-        """Return who acts, by the model as it is now."""
-        return make_search_policy(self.how, self._model, self._env, self._rollout.temperature, self.generator)
+        ``replies`` is the model of replies of now; a search that asks one waits until it has learnt.
+        """
+        is_known = replies is not None or self.how.dynamics != "replies"
+        return is_known and iteration >= self._rollout.search_after
+
+    def policy(self, replies: ReplySource | None) -> SearchPolicy | WorldSearchPolicy:
+        """Return who acts, by the model and the replies as they are now."""
+        temperature = self._rollout.temperature
+        return make_search_policy(self.how, self._model, self._env, temperature, self.generator, replies)
 
     def metrics(self, rollout: Rollout, policy: SearchPolicy | WorldSearchPolicy) -> dict[str, float]:
         """Return what the search took of the trunk, and how far from the policy it acted."""

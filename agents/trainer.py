@@ -48,6 +48,7 @@ from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
 from worldmtp.decoding.drafts import make_drafter
 from worldmtp.dynamics import WorldModel, check_horizon, make_world_model
+from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.model import MTPModel
@@ -111,12 +112,10 @@ class ImaginationTrainer:
             assert self._world_model is not None
             self._completions = completions_of(env, model, self._world_model, self._acting, imagination, imagining)
         eos_id = env.tokenizer.eos_id
-        replies: ThroughReplies | None = None
-        if imagination.searches_replies:
-            replies = ThroughReplies(env, model, self._acting, world_model, self._generators)
-        self._estimator = make_estimator(
-            model, self._world_model, self._acting, imagination, ppo, imagining, self._completions, eos_id, replies
-        )
+        through = env, model, self._acting, world_model, self._generators
+        self._through = ThroughReplies(*through) if imagination.searches_replies else None
+        imagines = imagining, self._completions, eos_id, self._through
+        self._estimator = make_estimator(model, self._world_model, self._acting, imagination, ppo, *imagines)
         self._latent: LatentImagination | None = None
         if imagination.use == "latent":
             assert self._world_model is not None
@@ -137,7 +136,8 @@ class ImaginationTrainer:
                 make_real,
                 self.reference,
             )
-        self._search = SearchedRollouts(search, model, env, rollout, ppo, seed) if rollout.act == "search" else None
+        parts = search, model, env, rollout, ppo, seed, imagination.learns_replies
+        self._search = SearchedRollouts(*parts) if rollout.act == "search" else None
         self._generators |= {} if self._search is None else {"search": self._search.generator}
         self.clock = PhaseClock()
         self.analysis_seconds = 0.0
@@ -156,6 +156,12 @@ class ImaginationTrainer:
     def trains_heads(self) -> bool:
         """Whether heads are trained beside the policy: they imagine, or a search that acts reads them."""
         return self.reads_latents or (self._search is not None and not self._search.how.through_replies)
+
+    @property
+    def replies(self) -> ReplySource | None:
+        """Who says now what the world would reply; None while nobody knows."""
+        learner = self.episodes or self._through
+        return None if learner is None else learner.heard.source(self.model.device)
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """Run one iteration; return its metrics and its real episodes.
@@ -208,8 +214,9 @@ class ImaginationTrainer:
             options["reset_mask"] = np.arange(self._env.num_envs) < self.episodes.num_prompts * config.group_size
         self._env.scorer.take_components()  # those of answers before this rollout
         how: dict[str, float] = {}
-        if self._search is not None and self._search.acts(self.iteration):
-            searching = self._search.policy()
+        replies = None if self._search is None else self.replies
+        if self._search is not None and self._search.acts(self.iteration, replies):
+            searching = self._search.policy(replies)
             rollout = collect_rollout(self._env, searching, self._generators["acting"], options, self.clock)
             how = self._search.metrics(rollout, searching)
         else:

@@ -96,6 +96,11 @@ class EpisodeImagination:
             self._world.reset(seed=int(torch.randint(2**31, (), generator=self._acting)))
 
     @property
+    def heard(self) -> KnownReplies:
+        """What is known of the world's replies."""
+        return self._heard
+
+    @property
     def trains_on_real(self) -> bool:
         """Whether PPO may train on real batches."""
         return self._exploration.trains_on_real

@@ -4,6 +4,7 @@
 other turns, and ``identity`` with none, which are the placebos. ``oracle`` learns nothing, as the real world is asked.
 """
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from worldmtp.agents.imagination.reply_models import reply_sizes
 from worldmtp.agents.rollout import Rollout, episode_returns
 from worldmtp.agents.turns import turns_of
 from worldmtp.choices import check_choice
+from worldmtp.dynamics.conversations import ForeseenReplies, ReplySource
 from worldmtp.dynamics.reply_learning import ReplyModels, TurnReplay, is_rewarded, shuffled
 from worldmtp.dynamics.turns import Turns
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import turn_limit
+from worldmtp.envs.world_replies import WorldReplies
 from worldmtp.model import MTPModel
 
 WORLDS = ("mtp", "oracle", "shuffled", "identity")
@@ -74,6 +77,7 @@ class KnownReplies:
         check_replies_backend(world_model.backend, use)
         self._env, self._backend, self._generator = env, world_model.backend, generator
         self._max_turn = turn_limit(env)
+        self._world: WorldReplies | None = None
         self.seen = Seen()
         self.replay = TurnReplay(world_model.replies.replay_episodes)
         self.models = ReplyModels(
@@ -93,6 +97,18 @@ class KnownReplies:
     def has_learnt(self) -> bool:
         """Whether anything is known of replies: learnt from one, or known of the real world."""
         return self.is_real or self.models.has_learnt
+
+    def source(self, device: torch.device) -> ReplySource | None:
+        """Return who says now what the world would reply, as a search on ``device`` asks; None while nobody knows."""
+        if self.is_real:
+            self._world = self._world or WorldReplies(self._env)
+            return self._world
+        if not self.has_learnt:
+            return None
+        model = self.models.best.model
+        if device.type != "cpu":  # learnt on the host
+            model = copy.deepcopy(model).to(device)
+        return ForeseenReplies(model, self.seen.most_turns)
 
     def turns_of(self, rollout: Rollout) -> Turns:
         """Return the whole turns of real episodes."""

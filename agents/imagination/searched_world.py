@@ -5,7 +5,6 @@ that what a term gives can be taken back without bias rests on it (``search``). 
 it was searched.
 """
 
-import copy
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +18,6 @@ from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.turns import turns_before
 from worldmtp.agents.world_search import check_cut_off, masked_policy
 from worldmtp.dynamics import Policy, WorldModel, check_action_conditional, check_horizon, make_world_model
-from worldmtp.dynamics.conversations import ForeseenReplies, ReplySource
 from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.dynamics.turns import Turns
 from worldmtp.envs import TextVectorEnv
@@ -129,8 +127,14 @@ class ThroughReplies:
         self._heard = KnownReplies(env, model, world_model, generators["world_model"], THROUGH_REPLIES)
         self.inner: WorldModel[Any] = make_world_model("oracle", model, generators["placebo"])
         self.policy = masked_policy(acting.policy, env)
-        self._world = WorldReplies(env) if self._heard.is_real else None
+        if self._heard.is_real:
+            WorldReplies(env)  # fail here rather than in the first search
         self._generator = generators["imagination"]
+
+    @property
+    def heard(self) -> KnownReplies:
+        """What is known of the world's replies."""
+        return self._heard
 
     @property
     def is_ready(self) -> bool:
@@ -142,12 +146,8 @@ class ThroughReplies:
     ) -> tuple[Dynamics[Any], Any]:
         """Return conversations by the replies of now, and how they stood, with what was said and heard by then."""
         dataset, device, eos_id = self._env.dataset, rows.device, self._env.tokenizer.eos_id
-        source: ReplySource | None = self._world
-        if source is None:
-            model = self._heard.models.best.model
-            if device.type != "cpu":  # learnt on the host
-                model = copy.deepcopy(model).to(device)
-            source = ForeseenReplies(model, self._heard.seen.most_turns)
+        source = self._heard.source(device)
+        assert source is not None  # is_ready was asked
         longest = min(self._max_turn or dataset.max_steps, dataset.max_steps)
         turns, said = turns_before(rollout, rows, steps, eos_id, self._max_turn, dataset.max_new, longest)
         turns = Turns(**{name: values.to(device) for name, values in vars(turns).items()})

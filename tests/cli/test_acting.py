@@ -49,6 +49,11 @@ REFUSED = [
         *("agent.rollout.act=search", "eval.act=search", "imagination=off", "head=medusa"),
     ),
     (
+        r"eval\.act=search, by search\.dynamics=replies: a search through replies needs a model of them",
+        *("env=pig", "imagination=counterfactual", "env.wrappers=[]", "agent.ppo.gamma=1"),
+        *("eval.act=search", "search.dynamics=replies"),
+    ),
+    (
         r"eval\.act=search, by search\.dynamics=world: Reverse has no world that replies",
         *("eval.act=search", "search.dynamics=world"),
     ),
@@ -72,7 +77,7 @@ def test_the_search_discounts_as_the_run_does_unless_it_is_told(compose_tiny):
 def test_the_command_lines_of_the_page_compose(project_root, compose):
     page = (project_root / "docs" / "acting.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"^```bash\n(.*?)^```$", page, re.M | re.S) for line in block.splitlines()]
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
         program, command, *overrides = shlex.split(line)
         assert (program, command) == ("worldmtp", "train")

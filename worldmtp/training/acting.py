@@ -51,7 +51,7 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
             "eval.act=policy."
         )
     try:
-        check_search(search_of(config), model, env)
+        check_search(search_of(config), model, env, config.imagination.learns_replies)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{asks}, by search.dynamics={config.search.dynamics}: {error}") from error
 

@@ -194,6 +194,7 @@ class Pipeline:
         trainer = make_trainer(self._config, self._model, self._env, self._prompts)
         if self._saved is not None:
             trainer.load_state_dict(self._saved.trainer)
+        self._evaluator.replies = trainer.replies
         with self._computing():
             reinforce(
                 trainer,
@@ -267,7 +268,7 @@ class Pipeline:
 
     def _evaluate(self, trainer: ImaginationTrainer, step: int) -> float:
         """Evaluate before a checkpoint, so that a resumed log holds it once; return the seconds of analysis."""
-        config = self._config
+        config, self._evaluator.replies = self._config, trainer.replies
         if trainer.iteration == config.agent.rollout.num_iterations:
             self._after = self._evaluate_held_out()
             self._write_final(self._after, step)

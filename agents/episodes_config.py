@@ -46,6 +46,7 @@ class EpisodesConfig:
     unlearns_lost_ways: bool = True
     """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
     trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""
+    small_when_lost: bool = False
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 

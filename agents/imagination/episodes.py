@@ -130,12 +130,19 @@ class EpisodeImagination:
         if self._world is None and not len(self._heard.replay):
             return {}  # no real turn has come to its end: nobody knows of any reply
         metrics, ratio = self._heard.learn()
+        totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
+        self._novelty = None
+        if self._exploration.may_be_lost:
+            imagined, turns, _ = self._imagine()
+            totals = {"imagination/imagined_turns": turns, "imagination/imagined_tokens": float(imagined.num_tokens)}
+            self._exploration.ask(self._is_lost(imagined))
+        else:
+            self._exploration.ask(False)
         explores = self._exploration.is_on
         self._novelty = self._what_is_new() if explores else None
         is_open = explores or not self._config.gated or ratio >= self._config.min_action_ratio
         batches = self._gap.num_batches if self._config.gated and not explores else self._config.num_batches
         may_learn = explores or self.trains_on_real
-        totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
         trained = flat = 0
         of_last: dict[str, float] = {}  # nothing is told of an imagined batch where there was none
         # One batch at least is imagined, so that the gap is measured while the gate is shut.

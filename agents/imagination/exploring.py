@@ -25,6 +25,7 @@ class Exploration:
 
     def __init__(self, config: EpisodesConfig, known: KnownReplies) -> None:
         self._config, self._known = config, known
+        self._is_lost = False
 
     @property
     def trains_on_real(self) -> bool:
@@ -34,13 +35,25 @@ class Exploration:
     @property
     def is_on(self) -> bool:
         """Whether imagination is paid for what it does not know: no reward was found yet, or the way to it is lost."""
+        return (not self._known.seen.returns_differ or self._is_lost) and self._can_explore
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether the last real batches earned nothing, so that it explores again if imagination earns nothing, too."""
         again, seen = self._config.explores_again_after, self._known.seen
-        is_lost = 0 < again <= seen.lowest_in_a_row
-        return (not seen.returns_differ or is_lost) and self._config.novelty_bonus > 0 and not self._known.is_real
+        return seen.returns_differ and 0 < again <= seen.lowest_in_a_row and self._can_explore
+
+    @property
+    def _can_explore(self) -> bool:
+        return self._config.novelty_bonus > 0 and not self._known.is_real
+
+    def ask(self, imagines_loss: bool) -> None:
+        """Note whether the policy of now earns nothing in imagination, either."""
+        self._is_lost = imagines_loss
 
     def num_prompts(self, usual: int) -> int:
         """Return how many prompts the next real batch has: fewer while it explores and PPO waits."""
-        waits = self.is_on and not self.trains_on_real
+        waits = self.is_on and (self._config.small_when_lost or not self.trains_on_real)
         return min(usual, self._config.exploring_prompts) if waits else usual
 
     def novelty(self, turns: Turns, context: str | None) -> Novelty:

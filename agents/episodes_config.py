@@ -30,9 +30,9 @@ class EpisodesConfig:
     least_gap: float = 0.02
     """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
     shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
-    explores_again_after: int = 8
-    """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
-    again, for as long as that goes on: a reward that was found once may be lost. 0: never."""
+    explores_again_after: int = 1
+    """Real batches in a row, all of whose returns are the lowest there has been, after which the policy is looked at in
+    imagination: if it earns nothing more there, imagination explores again. 0: never."""
     novelty_threshold: float = 0.3
     """Before the first reward: replies never heard, or to words never said there that the ensemble disagrees on more,
     are paid the bonus."""
@@ -41,12 +41,11 @@ class EpisodesConfig:
     novelty_ent_coef: float = 0.1
     """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
     exploring_prompts: int = 4
-    """Prompts of a real batch, at most, before the first reward: PPO cannot learn from them, and the sooner the model
-    does, the sooner the policy looks elsewhere. From then on there are ``agent.rollout.num_prompts``."""
+    """Prompts of a real batch, at most, while imagination explores: PPO has nothing to learn from it, and the sooner the
+    model hears of it, the sooner the policy looks elsewhere. Otherwise there are ``agent.rollout.num_prompts``."""
     unlearns_lost_ways: bool = True
     """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
     trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""
-    small_when_lost: bool = False
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 

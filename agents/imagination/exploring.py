@@ -7,6 +7,8 @@ nothing from it, and goes where it has not been only after the model has heard o
 real batches were all paid the lowest return there has been: the policy has lost the way.
 """
 
+from typing import Any
+
 import torch
 
 from worldmtp.agents.episodes_config import EpisodesConfig
@@ -39,7 +41,7 @@ class Exploration:
 
     @property
     def may_be_lost(self) -> bool:
-        """Whether the last real batches earned nothing, so that it explores again if imagination earns nothing, too."""
+        """Whether real batches of late earned nothing, so that an imagined one is to be asked (``ask``)."""
         again, seen = self._config.explores_again_after, self._known.seen
         return seen.returns_differ and 0 < again <= seen.lowest_in_a_row and self._can_explore
 
@@ -47,14 +49,14 @@ class Exploration:
     def _can_explore(self) -> bool:
         return self._config.novelty_bonus > 0 and not self._known.is_real
 
-    def ask(self, imagines_loss: bool) -> None:
-        """Note whether the policy of now earns nothing in imagination, either."""
-        self._is_lost = imagines_loss
+    def ask(self, imagined_is_lost: bool) -> None:
+        """Note for this iteration whether the policy of now has lost the way in imagination, too."""
+        self._is_lost = imagined_is_lost
 
     def num_prompts(self, usual: int) -> int:
-        """Return how many prompts the next real batch has: fewer while it explores and PPO waits."""
-        waits = self.is_on and (self._config.small_when_lost or not self.trains_on_real)
-        return min(usual, self._config.exploring_prompts) if waits else usual
+        """Return how many prompts the next real batch has: fewer while it explores, unless PPO waits for no reward."""
+        is_small = self.is_on and self._config.waits_for_reward
+        return min(usual, self._config.exploring_prompts) if is_small else usual
 
     def novelty(self, turns: Turns, context: str | None) -> Novelty:
         """Return what is paid for, given all real turns and the context that the models have settled for.
@@ -66,6 +68,14 @@ class Exploration:
         rows, turn = torch.nonzero(turns.mask, as_tuple=True)
         tried = frozenset(said_after(turns, rows, turn, history))
         return Novelty(config.novelty_threshold, config.novelty_bonus, tried, history)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"is_lost": self._is_lost}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._is_lost = bool(state["is_lost"])
 
 
 def check_bonus(bonus: float, value_range: tuple[float, float]) -> None:

@@ -16,24 +16,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.agents.acting_search import check_search, make_search_policy
 from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, action_mask, collect_rollout, episode_returns
-from worldmtp.agents.search_policy import ActingSearch, OnPlan, SearchPolicy
-from worldmtp.agents.world_search import WorldSearchPolicy, check_cut_off
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_policy import OnPlan
 from worldmtp.decoding import parallel_beam
-from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
+from worldmtp.dynamics import WorldModel
 from worldmtp.dynamics.conversations import ReplySource
 from worldmtp.envs import Example, TextVectorEnv
-from worldmtp.envs.imagined_world import turn_limit
-from worldmtp.envs.world_replies import WorldReplies
 from worldmtp.model import MTPModel
 from worldmtp.model.world_heads import binned_mean
 from worldmtp.search import SearchedPolicy
 from worldmtp.search.explain import Planned, Spoken, TreeNode, tree_of
-
-THROUGH_REPLIES = ("replies", "world")
-"""Names of ``ActingSearch.dynamics`` by which a search goes on through what the world replies."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,9 @@ class Answering:
         """Do nothing if the model can be searched so.
 
         Raises:
-            TypeError: the heads are blind to actions.
-            ValueError: the search looks further ahead than they do, or there is nobody to ask for replies.
+            TypeError, ValueError: as ``acting_search.check_search``.
         """
-        if how.dynamics in THROUGH_REPLIES:
-            self._source(how)
-            return
-        world_model = make_world_model(how.dynamics, self.model, self._generator())
-        check_action_conditional(world_model)
-        how.config.depth(world_model)
+        check_search(how, self.model, self.env, self.replies)
 
     def searched(self, how: ActingSearch, world_model: WorldModel[Any] | None = None) -> Answers:
         """Return the best token of a search, token by token; ``world_model`` comes in place of the one that is named.
@@ -131,34 +121,10 @@ class Answering:
     def _searched(
         self, how: ActingSearch, world_model: WorldModel[Any] | None, on_plan: OnPlan | None
     ) -> tuple[Answers, Rollout]:
-        if how.dynamics in THROUGH_REPLIES:
-            trunk, source = make_world_model("oracle", self.model, self._generator()), self._source(how)
-            parts = self.env, self.temperature, how, self._generator(), self.model.device, on_plan
-            policy = WorldSearchPolicy(trunk, source, *parts)
-            found, rollout = self._by(policy, f"{how.rule} through {how.dynamics}, {_simulations(how)}", None)
-            cost = found.trunk_tokens + policy.tokens_read / len(found.score)
-            return replace(found, trunk_tokens=cost), rollout
-        world_model = world_model or make_world_model(how.dynamics, self.model, self._generator())
-        plain = SearchPolicy(world_model, self.env, self.temperature, how, self.model.device, on_plan)
-        nodes_a_token = how.config.num_simulations if how.dynamics == "oracle" else 0
-        return self._by(plain, f"{how.rule} over {how.dynamics}, {_simulations(how)}", None, nodes_a_token)
-
-    def _source(self, how: ActingSearch) -> ReplySource:
-        """Return who is asked for replies.
-
-        Raises:
-            ValueError: nobody replies, the environment takes back what was paid, or there is no model of replies.
-        """
-        check_cut_off(self.env)
-        if how.dynamics == "world":
-            return WorldReplies(self.env)
-        turn_limit(self.env)
-        if self.replies is None:
-            raise ValueError(
-                "a search through replies needs a model of them, which a run with imagination=episodes learns; give "
-                "such a run, or search through the real world (dynamics world)."
-            )
-        return self.replies
+        parts = how, self.model, self.env, self.temperature, self._generator(), self.replies
+        policy = make_search_policy(*parts, world_model, on_plan)
+        found, rollout = self._by(policy, how.way, None)
+        return replace(found, trunk_tokens=found.trunk_tokens + policy.tokens_read / len(found.score)), rollout
 
     def check_beam(self, number: int) -> None:
         """Do nothing if answers can be searched for by their log-probability.
@@ -229,13 +195,11 @@ class Answering:
 
         return chosen(scores, "by the task's scorer"), chosen(foreseen, "by the model's own rewards")
 
-    def _by(
-        self, policy: ActingPolicy, way: str, generator: torch.Generator | None, nodes_a_token: int = 0
-    ) -> tuple[Answers, Rollout]:
+    def _by(self, policy: ActingPolicy, way: str, generator: torch.Generator | None) -> tuple[Answers, Rollout]:
         start = time.perf_counter()
         rollout = self._rollout(policy, generator)
         seconds = (time.perf_counter() - start) / len(rollout)
-        tokens = int(rollout.attention_mask.sum()) + nodes_a_token * rollout.num_tokens
+        tokens = int(rollout.attention_mask.sum())
         scores = episode_returns(rollout).cpu()
         return Answers(way, rollout.exact.cpu(), scores, tokens / len(rollout), seconds), rollout
 
@@ -248,10 +212,6 @@ class Answering:
 
     def _generator(self) -> torch.Generator:
         return torch.Generator(device=self.model.device).manual_seed(self.seed)
-
-
-def _simulations(how: ActingSearch) -> str:
-    return f"{how.config.num_simulations} simulations"
 
 
 class _Written:

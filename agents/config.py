@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, field
 
 from worldmtp.agents.episodes_config import EpisodesConfig
-from worldmtp.agents.search_config import SearchTargetConfig
+from worldmtp.agents.search_config import ACTS, SearchTargetConfig
+from worldmtp.choices import check_choice
 from worldmtp.dynamics.reply_config import ReplyModelConfig
 
 
@@ -89,6 +90,11 @@ class PPOConfig:
     """The value loss trains the value head only, not the trunk."""
     bootstrap_truncated: bool = False
     """A truncated episode goes on in value. Off where its end was paid a score: that would count twice."""
+    max_importance_weight: float = 10.0
+    """Most that an action counts by pi / b, where ``agent.rollout.act=search`` drew it from b (Wang et al. 2017, ACER).
+
+    Above it a mean over actions is biased: towards what the search does more often than the policy.
+    """
 
     def __post_init__(self) -> None:
         _require_rates(self, "learning_rate")
@@ -102,7 +108,7 @@ class PPOConfig:
             self.target_kl is None or 0 < self.target_kl < math.inf,
             f"target_kl={self.target_kl} must be positive and finite, or null for no stop.",
         )
-        _require_rates(self, "min_advantage_scale")
+        _require_rates(self, "min_advantage_scale", "max_importance_weight")
         _require(0 < self.adam_beta2 < 1, f"adam_beta2={self.adam_beta2} must be in (0, 1).")
         _require_at_least(self, 1, "num_epochs", "num_minibatches")
         _require(
@@ -135,21 +141,22 @@ class PPOConfig:
             f"bootstraps nothing; set {prefix}bootstrap_truncated=false{instead}.",
         )
 
-    def check_searched(self) -> None:
+    def check_searched(self, name: str = "imagination=search") -> None:
         """Raise if these returns are not those of a search, in which a text ends for good with its tokens.
+
+        ``name`` says in the message who searches.
 
         Raises:
             ValueError: truncated episodes are to go on in value, or nothing that follows a token counts.
         """
         _require(
             not self.bootstrap_truncated,
-            "agent.ppo.bootstrap_truncated=True with imagination=search: a text that is searched ends for good where "
+            f"agent.ppo.bootstrap_truncated=True with {name}: a text that is searched ends for good where "
             "its tokens are used up; set agent.ppo.bootstrap_truncated=false.",
         )
         _require(
             self.gamma > 0,
-            "agent.ppo.gamma=0.0 with imagination=search: nothing that follows a token would count; set "
-            "agent.ppo.gamma=1.",
+            f"agent.ppo.gamma=0.0 with {name}: nothing that follows a token would count; set agent.ppo.gamma=1.",
         )
 
 
@@ -164,8 +171,19 @@ class RolloutConfig:
     draft: str = "none"
     """The draft while acting, as in ``worldmtp.decoding.generate``; answers have the same distribution with any."""
     num_draft: int | None = None
+    act: str = "policy"
+    """``search`` chooses every token by ``search``, from a distribution b; PPO weighs what was chosen by pi / b."""
+    search_after: int = 8
+    """Iterations in which the policy acts, before a search does: what a search reads must be learnt first."""
 
     def __post_init__(self) -> None:
+        check_choice("agent.rollout.act", self.act, ACTS)
+        _require(self.search_after >= 0, f"search_after={self.search_after} cannot be negative.")
+        _require(
+            self.act == "policy" or self.draft == "none",
+            f"act=search with draft={self.draft}: drafts decide tokens that nobody has searched for; set "
+            "agent.rollout.draft=none, or agent.rollout.act=policy.",
+        )
         _require(self.num_iterations >= 0, f"num_iterations={self.num_iterations} cannot be negative.")
         _require_at_least(self, 1, "num_prompts", "group_size")
         _require(

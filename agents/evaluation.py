@@ -4,20 +4,24 @@ On-policy text and its teacher-forced heads are all that the predictions need: o
 depth. Full distributions are reduced one depth at a time; nothing of size vocabulary is kept.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmtp.agents.acting_search import make_search_policy
 from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
-from worldmtp.agents.policies import TrunkPolicy
+from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout, episode_returns, state_index
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_policy import SearchPolicy
+from worldmtp.agents.world_search import WorldSearchPolicy
 from worldmtp.dynamics import WorldModel, imagine
 from worldmtp.envs import Example, TextVectorEnv
 from worldmtp.model import MTPModel
@@ -30,16 +34,25 @@ from worldmtp.model.trunk import TrunkFeatures
 class Evaluation:
     """Answers to the held-out prompts; ``greedy`` and ``sampled`` have one row a prompt, in the same order.
 
-    ``components`` are the means of the greedy answers' components, by name.
+    ``components`` are the means of the greedy answers' components, by name. Where a search acted, ``policy`` has the
+    answers that the policy gave by itself, and ``trunk_tokens`` says what the greedy answers took of the trunk, a
+    prompt.
     """
 
     greedy: Rollout
     sampled: Rollout
     components: Mapping[str, float] = field(default_factory=dict)
+    policy: "Evaluation | None" = None
+    trunk_tokens: float | None = None
+
+    @property
+    def own(self) -> Rollout:
+        """The sampled answers of the policy itself, which its heads are measured on."""
+        return self.sampled if self.policy is None else self.policy.sampled
 
     def metrics(self) -> dict[str, float]:
         """Return means over prompts."""
-        return {
+        metrics = {
             "eval/exact": float(self.greedy.exact.float().mean()),
             "eval/exact_sampled": float(self.sampled.exact.float().mean()),
             "eval/score": float(episode_returns(self.greedy).mean()),
@@ -48,18 +61,44 @@ class Evaluation:
             "eval/truncated_fraction": float(self.greedy.truncated.any(dim=1).float().mean()),
             **{f"eval/components/{name}": mean for name, mean in self.components.items()},
         }
+        if self.trunk_tokens is not None:
+            metrics["eval/trunk_tokens"] = self.trunk_tokens
+        if self.policy is not None:
+            beside = self.policy.metrics()
+            for name in ("exact", "exact_sampled", "score", "score_sampled", "trunk_tokens"):
+                metrics[f"eval/policy/{name}"] = beside[f"eval/{name}"]
+        return metrics
+
+
+@dataclass(frozen=True)
+class EvaluationSearch:
+    """How evaluations search, and the seed of what is drawn inside the trees."""
+
+    how: ActingSearch
+    seed: int
 
 
 class Evaluator:
-    """Answers fixed held-out prompts. Sampling starts from ``seed`` each time, so evaluating changes nothing later."""
+    """Answers fixed held-out prompts. Sampling starts from ``seed`` each time, so evaluating changes nothing later.
 
-    def __init__(self, env: TextVectorEnv, examples: Sequence[Example], temperature: float, seed: int) -> None:
+    With a ``search`` tokens are chosen by it: the best one where answers are greedy, and a draw from what it makes of
+    the policy where they are sampled. The policy's own answers come beside them.
+    """
+
+    def __init__(
+        self,
+        env: TextVectorEnv,
+        examples: Sequence[Example],
+        temperature: float,
+        seed: int,
+        search: EvaluationSearch | None = None,
+    ) -> None:
         if env.num_envs != len(examples):
             raise ValueError(f"the environment has {env.num_envs} rows for {len(examples)} prompts; make one a prompt.")
         self._env = env
         self.examples = tuple(examples)
         self._temperature = temperature
-        self._seed = seed
+        self._seed, self._search = seed, search
 
     @property
     def temperature(self) -> float:
@@ -72,19 +111,41 @@ class Evaluator:
 
     @torch.no_grad()
     def run(self, model: MTPModel) -> Evaluation:
-        """Answer every prompt twice, with the ids that the environment's tokenizer has.
+        """Answer every prompt twice, with the ids that the environment's tokenizer has; by search twice more.
 
         Raises:
             ValueError: the model's vocabulary is smaller.
         """
         model.limit_tokens(self._env.tokenizer.vocab_size)
+        own = self._answered(model, lambda: TrunkPolicy(model, self._temperature))
+        if self._search is None:
+            return own
+        own = replace(own, trunk_tokens=_tokens_a_prompt(own.greedy))
+        how, generator = self._search.how, torch.Generator().manual_seed(self._search.seed)
+        policies: list[SearchPolicy | WorldSearchPolicy] = []
+
+        def searching() -> ActingPolicy:
+            policies.append(make_search_policy(how, model, self._env, self._temperature, generator))
+            return policies[-1]
+
+        found = self._answered(model, searching)
+        spent = policies[0].tokens_read / len(self.examples)
+        return replace(found, policy=own, trunk_tokens=_tokens_a_prompt(found.greedy) + spent)
+
+    def _answered(self, model: MTPModel, make_policy: Callable[[], ActingPolicy]) -> Evaluation:
+        """Return greedy answers, then sampled ones, each by a policy of its own."""
         options = {"split": "heldout", "prompts": list(self.examples)}
         generator = torch.Generator(device=model.device).manual_seed(self._seed)
         self._env.scorer.take_components()  # those of earlier answers
-        greedy = collect_rollout(self._env, TrunkPolicy(model, self._temperature), None, options)
+        greedy = collect_rollout(self._env, make_policy(), None, options)
         components = self._env.scorer.take_components()
-        sampled = collect_rollout(self._env, TrunkPolicy(model, self._temperature), generator, options)
+        sampled = collect_rollout(self._env, make_policy(), generator, options)
         return Evaluation(greedy.to(model.device), sampled.to(model.device), components)
+
+
+def _tokens_a_prompt(rollout: Rollout) -> float:
+    """Return the tokens that a trunk with a cache reads of these texts, a mean over them."""
+    return float(rollout.attention_mask.sum()) / len(rollout)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,11 @@ class TrunkPolicy:
         """Mean number of tokens that a round gave a row; NaN before the first round."""
         return self._yielded.tokens_per_round
 
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of drafts that rows had."""
+        return self._yielded.num_rounds
+
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
         """Return one token a row.
 

@@ -88,11 +88,15 @@ class AdvantagePlan(TensorBatch):
     improved_ids: Int[Tensor, "batch step improved"] | None = None
     improved_logprobs: Float[Tensor, "batch step improved"] | None = None
     improved_weight: Float[Tensor, "batch step"] | None = None
+    action_weights: Float[Tensor, "batch step"] | None = None
+    """What each action counts in the policy's means, see ``ppo_terms``; 1 where the policy chose it."""
 
     def __post_init__(self) -> None:
         nothing = self.advantages.new_zeros((*self.advantages.shape, 0))
         given = {"improved_ids": nothing.long(), "improved_logprobs": nothing}
-        for name, value in (given | {"improved_weight": torch.zeros_like(self.advantages)}).items():
+        given |= {"improved_weight": torch.zeros_like(self.advantages)}
+        given |= {"action_weights": torch.ones_like(self.advantages)}
+        for name, value in given.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
@@ -328,6 +332,7 @@ class PPOAgent:
             mask,
             num_actions,
             config.clip_coef,
+            plan.action_weights,
         )
         if plan.live_ids.shape[-1] > 0:
             live = live_logprobs(log_policy, plan.live_ids, plan.live_logprobs, has_tail)

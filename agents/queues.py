@@ -31,10 +31,14 @@ from worldmtp.decoding.session import DecodingSession, Round
 
 @dataclass(frozen=True)
 class ActedStep:
-    """One decision of every row."""
+    """One decision of every row: the tokens, and their log-probabilities by the policy.
+
+    ``behaviour_logprobs`` are by the distribution that they were drawn from; None where that is the policy.
+    """
 
     actions: Int[Tensor, " row"]
     logprobs: Float[Tensor, " row"]
+    behaviour_logprobs: Float[Tensor, " row"] | None = None
 
 
 class QueuePolicy(DecodingPolicy):

@@ -66,8 +66,10 @@ class TensorBatch:
 class Rollout(TensorBatch):
     """Episodes of one policy version; each token id is stored once, so memory is O(time) per episode.
 
-    ``logprobs`` are log pi_old of every action exactly as it was sampled. ``group`` numbers the prompt an episode
-    answers, so that episodes of one group share their prompt. ``terminated`` and ``truncated`` are never both true.
+    ``logprobs`` are log pi_old of every action exactly as it was sampled. Where something else than the policy chose,
+    such as a search of what would follow, ``behaviour_logprobs`` are by what did; else they are the same. ``group``
+    numbers the prompt an episode answers, so that episodes of one group share their prompt. ``terminated`` and
+    ``truncated`` are never both true.
     ``allowed[:, t]`` are the tokens that the environment's action mask let the policy choose from; where there is no
     mask, which is the default, its last axis is empty.
     """
@@ -85,8 +87,11 @@ class Rollout(TensorBatch):
     group: Int[Tensor, " batch"]
     exact: Bool[Tensor, " batch"]
     allowed: Bool[Tensor, "batch step known_vocab"] | None = None
+    behaviour_logprobs: Float[Tensor, "batch step"] | None = None
 
     def __post_init__(self) -> None:
+        if self.behaviour_logprobs is None:
+            object.__setattr__(self, "behaviour_logprobs", self.logprobs)
         if self.allowed is None:
             nothing = torch.ones((*self.actions.shape, 0), dtype=torch.bool, device=self.actions.device)
             object.__setattr__(self, "allowed", nothing)
@@ -255,6 +260,7 @@ def collect_rollout(
         with clock.phase("policy"):
             step = policy.act(obs, infos, generator)
             actions = step.actions.cpu().numpy()
+        chosen_by = step.logprobs if step.behaviour_logprobs is None else step.behaviour_logprobs
         recorder.allow(allowed_tokens(infos))
         acted_at = obs["length"][:, 0].copy()
         with clock.phase("env"):
@@ -264,6 +270,7 @@ def collect_rollout(
             action_index=acted_at,
             actions=actions,
             logprobs=step.logprobs.float().cpu().numpy(),
+            behaviour_logprobs=chosen_by.float().cpu().numpy(),
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
@@ -276,6 +283,7 @@ _STEP_COLUMNS: dict[str, type[np.generic]] = {
     "action_index": np.int64,
     "actions": np.int64,
     "logprobs": np.float32,
+    "behaviour_logprobs": np.float32,
     "rewards": np.float32,
     "terminated": np.bool_,
     "truncated": np.bool_,

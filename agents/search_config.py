@@ -1,7 +1,59 @@
-"""The frozen config of ``imagination=search``; like ``config.py`` it needs no torch."""
+"""The frozen configs of acting by search and of ``imagination=search``; like ``config.py`` they need no torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from worldmtp.choices import check_choice
+from worldmtp.search.config import RULES, SearchConfig
+
+ACTS = ("policy", "search")
+"""Who chooses the tokens: the policy itself, or a search of what would follow them."""
+THROUGH_REPLIES = ("replies", "world")
+"""Names of ``ActingSearch.dynamics`` by which a search goes on through what the world replies."""
+SCALES = ("node", "returns")
+DYNAMICS = ("mtp", "oracle", "identity", "shuffled", *THROUGH_REPLIES)
+
+
+@dataclass(frozen=True)
+class ActingSearch:
+    """How acting searches, in training, in its evaluations and in ``worldmtp eval --search``."""
+
+    rule: str = "gumbel"
+    """``gumbel`` (sequential halving, few simulations) or ``puct`` (visits by prior and value)."""
+    dynamics: str = "mtp"
+    """What is searched: the heads (``mtp``), the trunk (``oracle``), a placebo, or a conversation through its replies.
+
+    ``mtp``, ``oracle``, ``identity`` and ``shuffled`` look ahead to the end of the policy's turn. ``replies`` goes on
+    through those of a model of them, ``world`` through those of the real world; both read texts by the trunk.
+    """
+    tree: SearchConfig = field(default_factory=SearchConfig)
+    scale: str = "node"
+    """What a difference of Q values is measured by: the ``node``'s own range, or that of all ``returns``.
+
+    ``node`` (Danihelka et al. 2022) makes the best token of a node at least e^5 times as likely beside the worst,
+    however little lies between them: right where values are exact. By ``returns`` little is little; ``gumbel`` alone.
+    """
+
+    def __post_init__(self) -> None:
+        check_choice("search.rule", self.rule, RULES)
+        check_choice("search.scale", self.scale, SCALES)
+        if self.scale == "returns" and self.rule != "gumbel":
+            raise ValueError(
+                f"search.scale=returns with search.rule={self.rule}: its rule measures by the node; set "
+                "search.rule=gumbel, or search.scale=node."
+            )
+        check_choice("search.dynamics", self.dynamics, DYNAMICS)
+
+    @property
+    def through_replies(self) -> bool:
+        """Whether the search goes on through what a world replies."""
+        return self.dynamics in THROUGH_REPLIES
+
+    @property
+    def way(self) -> str:
+        """How it is called in tables: ``gumbel over mtp, 32 simulations``."""
+        where = "through" if self.through_replies else "over"
+        return f"{self.rule} {where} {self.dynamics}, {self.tree.num_simulations} simulations"
 
 
 @dataclass(frozen=True)

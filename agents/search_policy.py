@@ -2,50 +2,40 @@
 
 A tree ends with the policy's turn; ``world_search`` goes on through what a world replies.
 
-Left out: training on what was acted so. The policy that learns is the prior, not the search's.
+The policy that learns from what was acted so is the prior, not the search's: a step has the log-probabilities of both.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Int
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
+from worldmtp.agents.search_config import ActingSearch
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model.categorical import draw
-from worldmtp.search import SearchConfig, SearchedPolicy, TurnWorldModel, plan
+from worldmtp.search import SearchedPolicy, TurnWorldModel, plan
+from worldmtp.search.acting import acting_logprobs
+from worldmtp.search.q_transforms import completed_by_mixed_value
+from worldmtp.search.selection import QTransform
 
 OnPlan = Callable[[Int[np.ndarray, " row"], SearchedPolicy], None]
 """Is told of the plans of a step: which rows of the environment they are of, and what was found."""
 
 
-@dataclass(frozen=True)
-class ActingSearch:
-    """How acting searches: by ``gumbel`` or ``puct``, over a world model by the name of its back-end.
-
-    Or through replies, over the trunk: ``replies`` of a model of them, ``world`` of the real world.
-    """
-
-    rule: str = "gumbel"
-    dynamics: str = "mtp"
-    config: SearchConfig = field(default_factory=SearchConfig)
-
-
 class SearchPolicy:
     """Searches from every state it acts in; an ``ActingPolicy`` of the rows of ``env``.
 
-    Greedy is the search's best token, and sampling draws from its weights, the improved policy: of both the tree is
-    without noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
+    Greedy is the search's best token, and sampling draws from ``worldmtp.search.acting``: of both the tree is without
+    noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
     forbids is no action of the root; masks of the nodes below are not known. A search ends with the text, or with the
     policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act. ``on_plan`` is told of
-    every plan.
+    every plan; ``q_transform`` is Gumbel's.
     """
 
     def __init__(
@@ -56,10 +46,14 @@ class SearchPolicy:
         how: ActingSearch,
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
+        q_transform: QTransform = completed_by_mixed_value,
     ) -> None:
+        self._q_transform = q_transform
         self._how, self._env, self._device, self._on_plan = how, env, device, on_plan
+        self.tokens_read = 0
+        """Tokens that the trunk has read in all searches, beside the texts: a node is one, over heads none."""
         self._policy = acting_policy(temperature)
-        self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.config.gamma)
+        self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.tree.discount)
         self._turns = _TurnLengths(env.tokenizer.eos_id)
 
     @torch.no_grad()
@@ -70,7 +64,7 @@ class SearchPolicy:
         room = dataset.max_new - (lengths - obs["prompt_length"][:, 0])
         if dataset.max_turn is not None:
             room = np.minimum(room, dataset.max_turn - written)
-        actions, logprobs = torch.zeros(len(lengths), dtype=torch.long), torch.zeros(len(lengths))
+        step = ActedStep(torch.zeros(len(lengths), dtype=torch.long), torch.zeros(len(lengths)))
         live = np.nonzero(~self._env.done)[0]
         if len(live):
             longest = int(lengths[live].max())
@@ -80,12 +74,16 @@ class SearchPolicy:
             state = self._world_model.limited(state, torch.from_numpy(room[live]).to(self._device))
             allowed = allowed_tokens(infos)
             rows = None if allowed is None else allowed[live]
-            chosen, said, found = planned(self._world_model, state, self._policy, self._how, rows, generator)
-            actions[live], logprobs[live] = chosen.cpu(), said.to(logprobs)
+            if self._how.dynamics == "oracle":
+                self.tokens_read += len(live) * self._how.tree.num_simulations
+            chosen, found = planned(
+                self._world_model, state, self._policy, self._how, rows, generator, self._q_transform
+            )
+            step = acted_rows(chosen, live, len(lengths))
             if self._on_plan is not None:
                 self._on_plan(live, found)
-        self._turns.answer(tokens, lengths, actions.numpy())
-        return ActedStep(actions, logprobs)
+        self._turns.answer(tokens, lengths, step.actions.numpy())
+        return step
 
 
 def planned(
@@ -95,20 +93,34 @@ def planned(
     how: ActingSearch,
     allowed: Bool[np.ndarray, "row known"] | None,
     generator: torch.Generator | None,
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], SearchedPolicy]:
-    """Return a token of each row, the search's best or drawn from its weights, its log-probability, and the search."""
+    q_transform: QTransform,
+) -> tuple[ActedStep, SearchedPolicy]:
+    """Return a token of each row, the search's best or drawn from what it makes of the policy, and the search.
+
+    The policy's probabilities are among the tokens that are ``allowed``.
+    """
+    logits = world_model.predict(state).logits
+    assert logits is not None  # asked for
     invalid = None
     if allowed is not None:
-        logits = world_model.predict(state).logits
-        assert logits is not None  # asked for
         invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
-    found = plan(how.rule, world_model, state, policy, how.config, invalid)
-    logprobs = found.weights.log()
-    if generator is None:
-        slots = (found.tokens == found.actions[:, None]).int().argmax(dim=1)
-    else:
-        slots = draw(logprobs, generator)
-    return found.tokens.gather(1, slots[:, None])[:, 0], logprobs.gather(1, slots[:, None])[:, 0], found
+    found = plan(how.rule, world_model, state, policy, how.tree, invalid, q_transform)
+    log_policy = policy(logits)
+    if invalid is not None:
+        log_policy = log_policy.masked_fill(invalid, -torch.inf).log_softmax(dim=-1)
+    log_acting = acting_logprobs(how.rule, found, log_policy, q_transform)
+    actions = found.actions if generator is None else draw(log_acting, generator)
+    chosen = actions[:, None]
+    return ActedStep(actions, log_policy.gather(1, chosen)[:, 0], log_acting.gather(1, chosen)[:, 0]), found
+
+
+def acted_rows(step: ActedStep, rows: Int[np.ndarray, " row"], num_rows: int) -> ActedStep:
+    """Return what rows of an environment do, on the host; token 0 where others, which have ended, are asked."""
+    assert step.behaviour_logprobs is not None  # a search has acted
+    actions, logprobs, behaviour = torch.zeros(num_rows, dtype=torch.long), torch.zeros(num_rows), torch.zeros(num_rows)
+    for whole, values in ((actions, step.actions), (logprobs, step.logprobs), (behaviour, step.behaviour_logprobs)):
+        whole[rows] = values.to(whole)
+    return ActedStep(actions, logprobs, behaviour)
 
 
 class _TurnLengths:

@@ -18,6 +18,7 @@ without moving a draw of acting or of the update. With ``imagination.use=off`` t
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ from worldmtp.agents.observation import check_replies
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, PPOAgent, policy_stats
 from worldmtp.agents.rollout import PhaseClock, Rollout, collect_rollout, episode_returns
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.searched_rollouts import SearchedRollouts, importance_weights
 from worldmtp.agents.uses import check_use
 from worldmtp.agents.world_learning import WorldModelLearner
 from worldmtp.checkpoint import capture_rng, restore_rng
@@ -55,7 +58,8 @@ class ImaginationTrainer:
 
     The model is put into evaluation mode, here and at each step, and stays in it. Its logits end with the ids of the
     environment's tokenizer (``MTPModel.limit_tokens``): none past them is ever taken. ``make_real`` makes more rows of
-    the environment, in which ``imagination=episodes`` with the oracle imagines.
+    the environment, in which ``imagination=episodes`` with the oracle imagines. ``search`` says how is searched where
+    ``rollout.act`` is ``search``.
 
     Raises:
         TypeError: the model has no heads.
@@ -72,6 +76,7 @@ class ImaginationTrainer:
         imagination: ImaginationConfig,
         seed: int,
         make_real: Callable[[int], TextVectorEnv] | None = None,
+        search: ActingSearch | None = None,
     ) -> None:
         if not isinstance(model, MTPModel):
             raise TypeError(
@@ -85,14 +90,11 @@ class ImaginationTrainer:
                 f"group_size={rollout.group_size} needs {rollout.num_prompts * rollout.group_size}."
             )
         check_replies(env.task, ppo)
-        check_use(env, env.reset(seed=seed)[1], imagination, ppo, rollout.draft)
+        check_use(env, env.reset(seed=seed)[1], imagination, ppo, rollout.draft, rollout.act)
         make_drafter(model, rollout.draft, rollout.num_draft, None)  # fail here rather than in the middle of a rollout
         self.model = model.eval()  # acting, reading and updating are one network: no dropout, from here on
         self.reference: PreTrainedModel | None = copy.deepcopy(model.trunk).requires_grad_(False).eval()
-        self._env = env
-        self._config = rollout
-        self._ppo = ppo
-        self._imagination = imagination
+        self._env, self._config, self._ppo, self._imagination = env, rollout, ppo, imagination
         self._generators = random_streams(seed)
         self.agent = PPOAgent(model, ppo, rollout.temperature)
         self._learner = WorldModelLearner(model, world_model, ppo, rollout.temperature)
@@ -135,6 +137,8 @@ class ImaginationTrainer:
                 make_real,
                 self.reference,
             )
+        self._search = SearchedRollouts(search, model, env, rollout, ppo, seed) if rollout.act == "search" else None
+        self._generators |= {} if self._search is None else {"search": self._search.generator}
         self.clock = PhaseClock()
         self.analysis_seconds = 0.0
         """Of the last step: what it measured for its numbers alone."""
@@ -145,8 +149,13 @@ class ImaginationTrainer:
 
     @property
     def reads_latents(self) -> bool:
-        """Whether the policy's own heads imagine, and so are trained beside it."""
+        """Whether the policy's own heads imagine."""
         return self._imagination.reads_latents
+
+    @property
+    def trains_heads(self) -> bool:
+        """Whether heads are trained beside the policy: they imagine, or a search that acts reads them."""
+        return self.reads_latents or (self._search is not None and not self._search.how.through_replies)
 
     def step(self) -> tuple[dict[str, float], Rollout]:
         """Run one iteration; return its metrics and its real episodes.
@@ -165,7 +174,7 @@ class ImaginationTrainer:
         self.model.eval()
         with clock.phase("total"):
             scored_before = self._env.scorer.counters.seconds
-            rollout, drafting = self._collect()
+            rollout, acted = self._collect()
             scoring_seconds = self._env.scorer.counters.seconds - scored_before
             stats, plan, metrics = self._read(rollout)
             metrics |= self._gradient_norms(rollout, plan)
@@ -182,30 +191,36 @@ class ImaginationTrainer:
             if self.episodes is not None:
                 with clock.phase("imagination"):
                     metrics |= self.episodes.run(self._generators["imagination"], remaining)
-            if self.reads_latents:
+            if self.trains_heads:
                 with clock.phase("world_model"):
                     metrics |= self._learner.learn(rollout, self._generators["world_model"])
             with clock.phase("imagination"):
                 metrics |= self._estimator.learn()
         self.iteration += 1
-        metrics |= drafting | {"time/scoring_seconds": scoring_seconds}
+        metrics |= acted | {"time/scoring_seconds": scoring_seconds}
         return metrics | self._bookkeeping(rollout, metrics), rollout
 
     def _collect(self) -> tuple[Rollout, dict[str, float]]:
-        """Act; return the episodes and how well drafting went."""
+        """Act; return the episodes, and what drafting or searching says of them."""
         config = self._config
         options: dict[str, Any] = {"split": "train", "group_size": config.group_size}
         if self.episodes is not None and self.episodes.num_prompts < config.num_prompts:
             options["reset_mask"] = np.arange(self._env.num_envs) < self.episodes.num_prompts * config.group_size
-        policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
         self._env.scorer.take_components()  # those of answers before this rollout
-        rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
-        drafting: dict[str, float] = {}
-        if config.draft != "none":
-            drafting["rollout/tokens_per_forward"] = policy.tokens_per_forward
-            self._alarm.observe(policy.tokens_per_forward)
+        how: dict[str, float] = {}
+        if self._search is not None and self._search.acts(self.iteration):
+            searching = self._search.policy()
+            rollout = collect_rollout(self._env, searching, self._generators["acting"], options, self.clock)
+            how = self._search.metrics(rollout, searching)
+        else:
+            policy = TrunkPolicy(self.model, config.temperature, config.draft, config.num_draft)
+            rollout = collect_rollout(self._env, policy, self._generators["acting"], options, self.clock)
+            if config.draft != "none":
+                if policy.num_rounds:  # none where turns are one token: the prompt's or the reply's forward gives it
+                    how["rollout/tokens_per_forward"] = policy.tokens_per_forward
+                self._alarm.observe(policy.tokens_per_forward)
         check_returns(rollout, self.model.config.value_range)
-        return rollout.to(self.model.device), drafting
+        return rollout.to(self.model.device), how
 
     @torch.no_grad()
     def _read(self, rollout: Rollout) -> tuple[PolicyStats, AdvantagePlan, dict[str, float]]:
@@ -225,6 +240,8 @@ class ImaginationTrainer:
         with clock.phase("imagination"):
             states = None if self._world_model is None else acted_states(self._world_model, rollout, features)
             plan, metrics = self._estimator.estimate(rollout, stats, states)
+            if self._search is not None:
+                plan = replace(plan, action_weights=importance_weights(rollout, self._ppo.max_importance_weight))
             metrics.setdefault("imagination/imagined_tokens", 0.0)
             if self._latent is not None:
                 assert states is not None
@@ -237,7 +254,7 @@ class ImaginationTrainer:
                         self._world_model, self._acting, rollout, states, stats.values, horizon, self._ppo, imagining
                     )
                 metrics["imagination/imagined_tokens"] += len(rollout) * horizon
-        if self.reads_latents:
+        if self.trains_heads:
             with clock.phase("world_model"), clock.phase("analysis"):
                 metrics |= self._learner.measure(rollout, self._generators["world_model"], features, self.iteration)
         return stats, plan, metrics

@@ -18,9 +18,16 @@ from worldmtp.envs.wrappers.action_mask import masks_around
 
 
 def check_use(
-    env: TextVectorEnv, infos: Mapping[str, Any], imagination: ImaginationConfig, ppo: PPOConfig, draft: str
+    env: TextVectorEnv,
+    infos: Mapping[str, Any],
+    imagination: ImaginationConfig,
+    ppo: PPOConfig,
+    draft: str,
+    act: str = "policy",
 ) -> None:
     """Raise unless imagination, completions and drafts suit the environment, whose ``infos`` of a reset these are.
+
+    ``act`` says who acts; with a search the action taken is not the policy's draw.
 
     Raises:
         ValueError: they do not; the message has each fault, with what to set. Who does all of it is not refused again.
@@ -59,11 +66,23 @@ def check_use(
             ppo.check_searched()
     except ValueError as error:
         faults.append(str(error))
+    if act == "search" and use in ("counterfactual", "latent"):
+        faults.append(
+            f"imagination={use} {_NEEDS_DRAWS[use]}, and agent.rollout.act=search draws otherwise; set "
+            "imagination=off, imagination=baseline or imagination=search, or agent.rollout.act=policy."
+        )
     if draft != "none" and masks:
         faults.append(f"agent.rollout.draft={draft} {_BLIND}; set agent.rollout.draft=none.")
     if faults:
         raise ValueError(" ".join(faults))
 
+
+_NEEDS_DRAWS = {
+    "counterfactual": "takes from a return what it knows of the answer's other tokens, which is 0 on average over the "
+    "policy's own draws",
+    "latent": "trains on what the policy would draw from real states, at values of its own drawing on",
+}
+"""Why a use of imagination is for tokens that the policy has drawn."""
 
 _BLIND = "would choose tokens where no mask is known, and the environment masks actions"
 

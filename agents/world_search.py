@@ -1,7 +1,4 @@
-"""Acting by a search that goes on through what the world replies; see ``worldmtp.search.conversation``.
-
-Left out, as in ``search_policy``: training on what was acted so.
-"""
+"""Acting by a search that goes on through what the world replies; see ``worldmtp.search.conversation``."""
 
 from typing import Any
 
@@ -12,7 +9,8 @@ from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
-from worldmtp.agents.search_policy import ActingSearch, OnPlan, planned
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_policy import OnPlan, acted_rows, planned
 from worldmtp.agents.turns import conversations
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.conversations import ReplySource
@@ -21,16 +19,18 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import takes_back, turn_limit
 from worldmtp.envs.wrappers.action_mask import masks_around
 from worldmtp.search import ConversationDynamics
+from worldmtp.search.q_transforms import completed_by_mixed_value
+from worldmtp.search.selection import QTransform
 
 
 class WorldSearchPolicy:
     """Plans every token of a conversation through the replies to come; an ``ActingPolicy`` of the rows of ``env``.
 
     Texts are read by ``world_model``, whose logits and values are the policy's; ``replies`` says what the world would
-    answer, drawn from ``generator``. Greedy is the search's best token, and sampling draws from its weights: of both
-    the tree has no noise but that of the replies. Where ``infos`` has an ``action_mask``, what it forbids is no action
-    of the root, and what ``VectorActionMask`` forbids everywhere is none of the nodes below; rules of a user's own are
-    not known there. ``on_plan`` is told of every plan.
+    answer, drawn from ``generator``. Greedy is the search's best token, and sampling draws from
+    ``worldmtp.search.acting``: of both the tree has no noise but that of the replies. Where ``infos`` has an
+    ``action_mask``, what it forbids is no action of the root, and what ``VectorActionMask`` forbids everywhere is none
+    of the nodes below; rules of a user's own are not known there. ``on_plan`` is told of every plan.
 
     Raises:
         ValueError: nobody replies in the environment, it takes back what was paid, or the world model takes a limited
@@ -47,8 +47,10 @@ class WorldSearchPolicy:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
+        q_transform: QTransform = completed_by_mixed_value,
     ) -> None:
         check_cut_off(env)
+        self._q_transform = q_transform
         self._on_plan = on_plan
         self._max_turn = turn_limit(env)
         self._inner, self._replies, self._env, self._how, self._device = world_model, replies, env, how, device
@@ -69,10 +71,9 @@ class WorldSearchPolicy:
             ValueError: a conversation had begun before this policy saw it.
         """
         tokens, lengths, prompts = obs["tokens"], obs["length"][:, 0], obs["prompt_length"][:, 0]
-        actions, logprobs = torch.zeros(len(lengths), dtype=torch.long), torch.zeros(len(lengths))
         live = np.nonzero(~self._env.done)[0]
         if not len(live):
-            return ActedStep(actions, logprobs)
+            return ActedStep(torch.zeros(len(lengths), dtype=torch.long), torch.zeros(len(lengths)))
         self._said.observe(tokens, lengths, prompts, live)
         dataset, rows = self._env.dataset, torch.from_numpy(live).to(self._device)
         longest = int(lengths[live].max())
@@ -89,14 +90,13 @@ class WorldSearchPolicy:
             (dataset.max_steps - acted).to(self._device),
         )
         allowed = allowed_tokens(infos)
-        chosen, logprob, found = planned(
-            self._dynamics, state, self._policy, self._how, None if allowed is None else allowed[live], generator
-        )
-        actions[live], logprobs[live] = chosen.cpu(), logprob.to(logprobs)
+        masked = None if allowed is None else allowed[live]
+        chosen, found = planned(self._dynamics, state, self._policy, self._how, masked, generator, self._q_transform)
+        step = acted_rows(chosen, live, len(lengths))
         if self._on_plan is not None:
             self._on_plan(live, found)
-        self._said.answer(live, actions.numpy()[live])
-        return ActedStep(actions, logprobs)
+        self._said.answer(live, step.actions.numpy()[live])
+        return step
 
 
 def check_cut_off(env: TextVectorEnv) -> None:

@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from worldmtp.agents.answers import Answering, Answers
-from worldmtp.agents.search_policy import ActingSearch
+from worldmtp.agents.search_config import ActingSearch
 from worldmtp.cli.arguments import load_model, model_directory, run_config
 from worldmtp.cli.evaluate import environment_of
 from worldmtp.dynamics import make_world_model

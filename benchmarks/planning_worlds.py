@@ -33,7 +33,7 @@ import torch
 
 from worldmtp.agents.answers import Answering, Answers
 from worldmtp.agents.imagination.reply_models import saved_replies
-from worldmtp.agents.search_policy import ActingSearch
+from worldmtp.agents.search_config import ActingSearch
 from worldmtp.cli.schema import build, register
 from worldmtp.dynamics.conversations import ForeseenReplies
 from worldmtp.search import SearchConfig

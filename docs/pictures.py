@@ -87,7 +87,7 @@ def draw_evolution(answers: Path, conversation: Path, folder: Path = FOLDER) -> 
 
 def _attention(run: RunFiles, folder: Path) -> list[Path]:
     """Draw the patterns of every head over training, and maps of one prompt."""
-    drawn = {"patterns": pattern_curves(run.attention), "maps": gallery(run.attention)}
+    drawn = {"patterns": pattern_curves(run.attention, run.steps), "maps": gallery(run.attention)}
     missing = [name for name, figure in drawn.items() if figure is None]
     if missing:
         raise ValueError(f"{run.run_dir} holds no attention to draw {missing} of; give a run with eval.num_attention.")

@@ -89,8 +89,7 @@ def check_hack_probes(
         needed = means[worst] - slack[worst]
         assert needed <= bound, (
             f"{worst!r}, which answers nothing, earns {means[worst]:.3f} on average; the task's probe_bound is {bound}."
-            f" Harden the score; or, if partial credit is meant, state how much: {_bound_setting(task, needed)}."
-            + (f" If {worst!r} is a move of the world, its moves() can say so." if isinstance(task, TurnTask) else "")
+            f" {_remedies(task, worst, needed, may_be_move=worst in more and not moves)}"
         )
         for example in examples:
             for probe in hack_probes(example.answer) if example.answer else ():
@@ -99,6 +98,23 @@ def check_hack_probes(
                     f"{probe!r} gets the full score for {example.prompt!r}: the answer is only hidden in it."
                 )
     return max(means.values()), scorer.counters.errors
+
+
+def _remedies(task: Task, worst: str, needed: float, may_be_move: bool) -> str:
+    """Return what to change where a probe earns too much, the likeliest first."""
+    setting = _bound_setting(task, needed)
+    if not isinstance(task, TurnTask):
+        return f"Harden the score; or, if partial credit is meant, state how much: {setting}."
+    if may_be_move:  # one line of the registration does; moves() is a method to write, and asks for all that is legal
+        return (
+            f"If {worst!r} may be said in this world, state what saying it in every turn may earn: {setting}; or give "
+            "the world moves(), the texts that are legal now, which are not probed. If not, let step() pay nothing for "
+            "it."
+        )
+    return (
+        "Let step() pay nothing for it; or, if saying it in every turn is meant to earn that much, state so: "
+        f"{setting}."
+    )
 
 
 def _bound_setting(task: Task, needed: float) -> str:

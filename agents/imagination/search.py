@@ -59,7 +59,6 @@ from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.search import SearchConfig, gumbel_muzero_policy
 from worldmtp.search.q_transforms import completed_by_visited, completed_in_range
 from worldmtp.search.selection import QTransform
-from worldmtp.search.tree import Node
 
 
 @dataclass(frozen=True)
@@ -83,20 +82,6 @@ class ImprovedPolicy:
     def ratio(self, actions: Int[Tensor, " state"]) -> Float[Tensor, " state"]:
         """Return pi'(a) / pi_old(a)."""
         return self.of((self.logprobs - self.old_logprobs).exp(), actions)
-
-
-def with_tail(node: Node, tail: Float[Tensor, " state"]) -> Node:
-    """Return the node with a last child of log-prior ``tail`` that nobody has visited."""
-
-    def longer(values: Tensor) -> Tensor:
-        return torch.nn.functional.pad(values, (0, 1))
-
-    return replace(
-        node,
-        logits=torch.cat([node.logits, tail[:, None].to(node.logits)], dim=1),
-        child_visits=longer(node.child_visits),
-        q_values=longer(node.q_values),
-    )
 
 
 @torch.no_grad()
@@ -134,7 +119,7 @@ def improved_policy(
     )
     logprobs = policy(logits).masked_fill(invalid, -torch.inf)
     is_kept = torch.ones_like(found.tokens[:, None], dtype=torch.bool)
-    node = with_tail(found.tree.root, tail_logprob(logprobs[:, None], found.tokens[:, None], is_kept)[:, 0])
+    node = found.tree.root.with_tail(tail_logprob(logprobs[:, None], found.tokens[:, None], is_kept)[:, 0])
     q_values = completed_by_visited(node)
     mean = (node.logits.softmax(dim=-1) * q_values).sum(dim=1, keepdim=True)
     return ImprovedPolicy(

@@ -1,5 +1,6 @@
 """A policy in a conversation: what the world wrote is on the length axis only, log-probabilities are the trunk's."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.policies import TrunkPolicy
 from worldmtp.agents.ppo import gather_states
 from worldmtp.agents.rollout import action_mask, collect_rollout, state_index
+from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.envs import CharTokenizer, TextGenVectorEnv
 from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
@@ -29,17 +32,31 @@ class Echo:
 
 
 @pytest.fixture
-def echo_env() -> Callable[[int], TextGenVectorEnv]:
-    return lambda num_envs: TextGenVectorEnv(
+def echo_env() -> Callable[..., TextGenVectorEnv]:
+    return lambda num_envs, max_turn=2: TextGenVectorEnv(
         num_envs,
         autoreset_mode="disabled",
         task=WorldTask(Echo, num_seeds=40),
         tokenizer=CharTokenizer("abcd="),
         max_prompt=2,
         max_new=12,
-        max_turn=2,
+        max_turn=max_turn,
         pool_size=8,
     )
+
+
+@pytest.mark.parametrize("max_turn", [1, 2])
+def test_tokens_a_forward_are_logged_where_there_was_a_round(
+    max_turn: int, echo_env: Callable[..., TextGenVectorEnv], tiny_model: Callable[..., MTPModel]
+) -> None:
+    """A turn of one token comes from the forward that reads the prompt or the reply: no draft is asked for."""
+    rollout = RolloutConfig(num_iterations=1, num_prompts=2, group_size=2, draft="mtp")
+    how = PPOConfig(), WorldModelConfig(), ImaginationConfig(use="off")
+    env = echo_env(4, max_turn)
+    env.reset(seed=0)
+    metrics, _ = ImaginationTrainer(tiny_model(), env, rollout, *how, seed=0).step()
+    assert ("rollout/tokens_per_forward" in metrics) == (max_turn == 2)
+    assert {tag: value for tag, value in metrics.items() if not math.isfinite(value)} == {}
 
 
 @pytest.mark.parametrize("draft", ["none", "mtp"])

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from worldmtp.agents.answers import Answering, foreseen_returns
 from worldmtp.agents.policies import ActingPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout
-from worldmtp.agents.search_policy import ActingSearch, SearchPolicy, _TurnLengths
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_policy import SearchPolicy, _TurnLengths
 from worldmtp.dynamics import acting_policy, make_world_model
 from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
@@ -50,7 +51,7 @@ def test_every_token_is_that_of_a_search_in_its_prefix(
     rule: str, sampled: bool, text_env: MakeEnv, model: MTPModel
 ) -> None:
     env, world_model = text_env(4), make_world_model("oracle", model, torch.Generator())
-    how = ActingSearch(rule, "oracle", HOW.config)
+    how = ActingSearch(rule, "oracle", HOW.tree)
     generator = torch.Generator().manual_seed(3) if sampled else None
     rollout = rollout_of(env, SearchPolicy(world_model, env, 0.7, how), generator)
     turns = TurnWorldModel(world_model, [env.tokenizer.eos_id], ends_episode=True)
@@ -58,12 +59,18 @@ def test_every_token_is_that_of_a_search_in_its_prefix(
         prefix = rollout.input_ids[b : b + 1, : rollout.action_index[b, t]]
         with torch.no_grad():
             root = world_model.encode(prefix, torch.ones_like(prefix, dtype=torch.bool))
-        found = plan(rule, turns, TurnState(torch.tensor([3 - t]), root), acting_policy(0.7), how.config)
+        found = plan(rule, turns, TurnState(torch.tensor([3 - t]), root), acting_policy(0.7), how.tree)
         action = int(rollout.actions[b, t])
         slot = found.tokens[0].tolist().index(action)
         if not sampled:
             assert action == int(found.actions[0])
-        assert float(rollout.logprobs[b, t]) == pytest.approx(float(found.weights[0, slot].log()), abs=1e-4)
+        with torch.no_grad():
+            prior = (model.trunk(prefix).logits[0, -1] / 0.7).softmax(dim=-1)[action]
+        # All 7 tokens are kept: Gumbel's weights are whole, and of 6 visits PUCT's get one more, spread by the policy.
+        acting = found.weights[0, slot] if rule == "gumbel" else (6 * found.weights[0, slot] + prior) / 7
+        assert rollout.behaviour_logprobs is not None
+        assert float(rollout.behaviour_logprobs[b, t]) == pytest.approx(float(acting.log()), abs=1e-4)
+        assert float(rollout.logprobs[b, t]) == pytest.approx(float(prior.log()), abs=1e-4)
 
 
 def test_forbidden_tokens_are_not_chosen_and_rows_that_ended_are_not_searched(
@@ -147,7 +154,7 @@ class TestWaysToAnswer:
     ) -> None:
         ways = answering(text_env(1), model)
         over_trunk, over_heads = (
-            ways.searched(ActingSearch("gumbel", dynamics, HOW.config)) for dynamics in ("oracle", "mtp")
+            ways.searched(ActingSearch("gumbel", dynamics, HOW.tree)) for dynamics in ("oracle", "mtp")
         )
         # A text of 3 + n tokens, and 6 simulations for each of the n.
         assert over_trunk.trunk_tokens in {3 + 7 * n for n in (1, 2, 3)}

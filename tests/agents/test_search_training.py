@@ -12,8 +12,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, 
 from worldmtp.agents.imagination.imagined_returns import Acting, acted_states
 from worldmtp.agents.imagination.searched_world import ThroughReplies
 from worldmtp.agents.rollout import collect_rollout
-from worldmtp.agents.search_config import SearchTargetConfig
-from worldmtp.agents.search_policy import ActingSearch
+from worldmtp.agents.search_config import ActingSearch, SearchTargetConfig
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.agents.world_search import WorldSearchPolicy
 from worldmtp.dynamics import make_world_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldmtp.agents.answers import Answering
-from worldmtp.agents.search_policy import ActingSearch
+from worldmtp.agents.search_config import ActingSearch
 from worldmtp.agents.world_search import SaidSoFar, WorldSearchPolicy
 from worldmtp.dynamics import make_world_model
 from worldmtp.dynamics.conversations import ForeseenReplies

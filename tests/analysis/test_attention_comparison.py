@@ -12,6 +12,7 @@ from worldmtp.analysis.attention_comparison import (
     attention_differences,
     attention_scores,
     heads_told_apart,
+    largest_of_each_pattern,
     paired_sums,
 )
 from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
@@ -24,7 +25,10 @@ from worldmtp.analysis.attention_patterns import (
     uniform_scores,
 )
 from worldmtp.analysis.comparison import compare_runs
+from worldmtp.analysis.differences import Difference
+from worldmtp.analysis.run_files import RunSteps
 from worldmtp.model.attention_probe import attention_maps
+from worldmtp.statistics import Interval
 
 UNIFORM_PREVIOUS = (1 / 2 + 1 / 3) / 2
 """A uniform head's mass on the token before: of two keys, then of three; the first query has no token before it."""
@@ -134,7 +138,7 @@ def test_what_reinforcement_changes_is_compared_too(answers):
     assert turned["change in RL: token before, strongest head"].verdict == "lower"
     scores = attention_scores(AttentionHistory(run=tuple(runs[1])))
     assert scores["change in RL: token before, strongest head"] == pytest.approx(7 / 12)
-    assert scores["change in RL: entropy, strongest head"] < 0  # who chooses has less entropy, and its head is taken
+    assert scores["change in RL: entropy, lowest of all heads"] < 0  # who chooses has less entropy
     assert attention_scores(AttentionHistory(warm_start=tuple(runs[1]))) == {}
 
 
@@ -146,15 +150,19 @@ def test_attention_of_another_run_is_refused(answers):
 
 def test_each_head_stands_beside_the_head_of_its_number(answers):
     plain = record_of(answers, uniform(answers)).sums
-    figure = head_comparison(plain, record_of(answers, with_previous(answers)).sums)
+    figure = head_comparison(plain, record_of(answers, with_previous(answers)).sums, same_heads=True)
     panels = np.array(figure.axes).reshape(3, -1)
     (previous,) = (column for column in panels.T if column[0].get_title(loc="left") == "token before")
     assert [text.get_text() for text in previous[2].texts] == [".00", ".00", ".58", ".00"]
     assert [len(ax.patches) for ax in previous] == [0, 0, 1]
     assert previous[2].patches[0].get_xy() == (pytest.approx(-0.44), pytest.approx(0.58))  # head 1 of layer 2
     deeper = record_of(answers, uniform(answers, num_layers=3)).sums
-    assert len(head_comparison(plain, deeper).axes) == 2 * panels.shape[1]
+    assert len(head_comparison(plain, deeper, same_heads=True).axes) == 2 * panels.shape[1]
     assert heads_told_apart(plain, deeper, "previous") is None
+    # Where a number is not the same head in both runs, nothing is set against its number and nothing framed.
+    others = head_comparison(plain, record_of(answers, with_previous(answers)).sums, same_heads=False)
+    assert len(others.axes) == 2 * panels.shape[1]
+    assert not any(ax.patches for ax in others.axes)
 
 
 def test_curves_have_a_colour_a_run(answers):
@@ -163,11 +171,44 @@ def test_curves_have_a_colour_a_run(answers):
     )
     histories = [AttentionHistory(run=tuple(run)) for run in (plain, planted)]
     (previous,) = (
-        ax for ax in curve_comparison(histories, ("a", "b")).axes if ax.get_title(loc="left") == "token before"
+        ax
+        for ax in curve_comparison(histories, ("a", "b"), [RunSteps()] * 2).axes
+        if ax.get_title(loc="left") == "token before"
     )
     ends = [line.get_ydata()[-1] for line in previous.lines[:4]]
     assert ends == pytest.approx([UNIFORM_PREVIOUS, UNIFORM_PREVIOUS, UNIFORM_PREVIOUS + 7 / 48, 1.0])
-    assert curve_comparison([histories[0], AttentionHistory(run=tuple(plain[:1]))], ("a", "b")) is None
+    assert (
+        curve_comparison([histories[0], AttentionHistory(run=tuple(plain[:1]))], ("a", "b"), [RunSteps()] * 2) is None
+    )
+
+
+def test_curves_of_tokens_and_of_optimiser_steps_share_no_axis(answers):
+    """300 tokens and 9 steps: on one axis the second run would seem to have stopped at a thirtieth of the first."""
+    runs = [[record_of(answers, uniform(answers), step) for step in (0, end)] for end in (300, 9)]
+    histories = [AttentionHistory(run=tuple(run)) for run in runs]
+
+    def ends(*steps):
+        ax = curve_comparison(histories, ("a", "b"), steps).axes[0]
+        return [line.get_xdata()[-1] for line in ax.lines[:4]], [label.get_text() for label in ax.get_xticklabels()]
+
+    assert ends(RunSteps(), RunSteps()) == (pytest.approx([1, 1, 0.03, 0.03]), ["RL\n300 tokens"])
+    assert ends(RunSteps(), RunSteps("GRPO", "steps")) == (pytest.approx([1, 1, 1, 1]), ["each run to\nits own end"])
+
+
+def test_the_largest_difference_is_taken_of_each_pattern_whichever_way_it_went():
+    sizes = {
+        "at the end: goal, all heads": 0.1,
+        "at the end: entropy, all heads": 2.0,
+        "at the end: entropy, lowest of all heads": -3.0,
+        "before RL: goal, strongest head": -0.2,
+        "change in RL: goal, strongest head": 0.15,
+    }
+    rows = [Difference(name, 0.0, size, Interval(size, size, size, 0.9, "", "", 2)) for name, size in sizes.items()]
+    found = largest_of_each_pattern(rows, lambda one: abs(one.difference.estimate))
+    assert [one.quantity for one in found] == [
+        "before RL: goal, strongest head",
+        "at the end: entropy, lowest of all heads",
+    ]
 
 
 def looking(is_planted):
@@ -197,7 +238,13 @@ def test_a_page_shows_the_head_that_one_of_two_models_has(answers, tmp_path):
     (planted,) = (one for one in found.attention if one.quantity == PLANTED)
     assert (planted.first, planted.second) == (pytest.approx(UNIFORM_PREVIOUS, abs=1e-6), pytest.approx(1.0, abs=1e-4))
     assert planted.verdict == "higher"
-    assert f"{PLANTED}" in str(found)
+    # Ten rows, two readings of five patterns: the prompt is its first token alone, and no world replies.
+    assert len(found.attention) == 10
+    told = str(found).splitlines()
+    assert [line.startswith(PLANTED) for line in told].count(True) == 1
+    assert sum(line.startswith("at the end: ") for line in told) == 5
+    assert "at the end: token before, all heads" not in str(found)
+    assert "of attention each pattern's largest difference; the page has all 10" in told
     page = found.page.read_text(encoding="utf-8")
     assert "What attention looks at" in page
     assert f"<td>{PLANTED}</td><td>0.417</td><td>1.000</td>" in page

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from worldmtp.analysis import attention_files
 from worldmtp.analysis.artefacts import ArtefactError
@@ -24,6 +25,7 @@ from worldmtp.analysis.attention_patterns import (
     uniform_scores,
 )
 from worldmtp.analysis.joined_axis import JoinedAxis
+from worldmtp.analysis.run_files import RunSteps
 
 LETTERS = ("a", "b", "$", "\n")
 
@@ -126,7 +128,7 @@ def test_warm_start_has_the_left_of_the_axis():
 def test_curves_show_each_pattern_that_texts_have(make_record):
     first, last = make_record(10, seed=1)[0], make_record(300, seed=2)[0]
     history = AttentionHistory((first,), (make_record(0)[0], last))
-    figure = pattern_curves(history)
+    figure = pattern_curves(history, RunSteps())
     assert figure is not None
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert len(titles) == len(PATTERNS) - 1  # nothing has replied
@@ -135,7 +137,28 @@ def test_curves_show_each_pattern_that_texts_have(make_record):
     heads = [line for line in lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"]
     np.testing.assert_allclose(heads[0].get_xdata(), training_places(history))
     np.testing.assert_allclose(heads[5].get_ydata()[-1], last.sums.mean()[0, 1, 2])
-    assert pattern_curves(AttentionHistory(run=(first,))) is None
+    # The warm start ends at optimiser step 10, the run at token 300.
+    assert x_labels(figure.axes[0]) == ["SFT\n10 steps", "RL\n300 tokens"]
+    assert pattern_curves(AttentionHistory(run=(first,)), RunSteps()) is None
+
+
+def x_labels(ax):
+    return [label.get_text() for label in ax.get_xticklabels()]
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps", "labels"),
+    [
+        ((0.0, 950.0), RunSteps(), ["RL\n950 tokens"]),
+        ((160.0, 25_600.0), RunSteps(), ["SFT\n160 steps", "RL\n25.6k tokens"]),
+        ((1000.0, 1_234_567.0), RunSteps("GRPO", "steps"), ["SFT\n1k steps", "GRPO\n1.23M steps"]),
+        ((160.0, 300.0), None, ["SFT\n160 steps", "each run to\nits own end"]),
+    ],
+)
+def test_the_axis_says_what_its_steps_are(ends, steps, labels):
+    ax = Figure().subplots()
+    JoinedAxis(*ends).mark(ax, steps)
+    assert x_labels(ax) == labels
 
 
 def test_gallery_shows_the_strongest_heads_before_and_after(make_record):

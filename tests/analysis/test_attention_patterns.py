@@ -159,7 +159,7 @@ def test_strongest_head_has_the_most_mass_and_the_least_entropy():
     assert scalars["attention/layer_1/sink"] == pytest.approx(0.3)
     assert scalars["attention/layer_1/sink_strongest"] == 0.6
     assert scalars["attention/layer_2/sink_strongest"] == 0.3
-    assert scalars["attention/layer_1/entropy_strongest"] == 1.0
+    assert scalars["attention/layer_1/entropy_lowest"] == 1.0
     assert scalars["attention/entropy_uniform"] == 0.25
 
 

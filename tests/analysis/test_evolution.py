@@ -128,6 +128,25 @@ def test_the_figure_has_a_row_a_run(make_run):
     np.testing.assert_allclose(drawn[1].get_ydata(), [0.05, 0.1, 0.15, 0.3, 0.9])
 
 
+def test_the_axis_counts_what_the_run_counted(make_run):
+    run = make_run()
+
+    def labels():
+        (axes,) = {tuple(label.get_text() for label in ax.get_xticklabels()) for ax in figure_of(run.run_dir)}
+        return list(axes)
+
+    def figure_of(run_dir):
+        figure = evolution_figure({"": read_run(run_dir)})
+        assert figure is not None
+        return [ax for part in figure.subfigs for ax in part.axes]
+
+    assert labels() == ["SFT\n100 steps", "RL\n200 tokens"]
+    (run.run_dir / "config.yaml").write_text("post_training: {trainer: grpo}\n", encoding="utf-8")
+    assert labels() == ["SFT\n100 steps", "GRPO\n200 steps"]
+    (run.run_dir / "config.yaml").write_text("post_training: {trainer: null}\n", encoding="utf-8")
+    assert labels() == ["SFT\n100 steps", "RL\n200 tokens"]
+
+
 def test_a_run_that_was_evaluated_once_shows_no_evolution(tmp_path):
     with MultiWriter(tmp_path, [JsonlWriter(tmp_path)]) as writer:
         writer.histogram("eval/entropy", np.ones(3), 0)

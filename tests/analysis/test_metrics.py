@@ -139,7 +139,10 @@ def test_depths_without_a_root_are_nan_and_have_no_interval(make_artefact, margi
     assert np.isnan(sums.mean()[2])
     assert sums.interval(3, generator=0) is None
     assert metrics.effective_horizon(rooted_predictions(artefact), generator=0) is None
-    assert math.isnan(depth_scalars(artefact)["world_model/h_eff"])
+    scalars = depth_scalars(artefact)
+    assert {int(found[1]) for tag in scalars if (found := re.match(r"world_model/depth_(\d)", tag))} == {1, 2}
+    assert "world_model/h_eff" not in scalars  # a sum over all depths
+    assert all(math.isfinite(value) for value in scalars.values())
 
 
 def test_entropy_strata_by_hand(make_artefact, marginal_heads):

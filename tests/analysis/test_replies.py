@@ -207,6 +207,36 @@ def test_the_page_shows_replies_and_episodes_beside_each_other(tmp_path, make_ar
     assert "1.500 [" in content
     assert "3.000 [" in content
     assert content.count(END_MARK) >= 5
+    assert "This run imagined whole episodes by its model of replies, which asks no head" in content
+
+
+@pytest.mark.usefixtures("quick_report")
+def test_a_comparison_with_a_run_of_imagined_episodes_does_not_say_that_nothing_was_imagined(tmp_path, make_artefact):
+    from worldmtp.analysis import save_artefact
+    from worldmtp.analysis.comparison import compare_runs
+
+    plain = make_artefact([None, None]).select(np.arange(20))
+    probs = plain.imagined_token_prob.copy()
+    probs[:19, 1, 0] = 0.5  # of the last answer nothing
+    heads = dataclasses.replace(plain, imagined_token_prob=probs)
+    for name, artefact in {"episodes": plain, "off": plain, "heads": heads}.items():
+        save_artefact(artefact, tmp_path / name / "artefacts", "final")
+    save_replies(make_replies(), tmp_path / "episodes")
+
+    def page(one, other):
+        return compare_runs(tmp_path / one, tmp_path / other).page.read_text(encoding="utf-8")
+
+    sentence = "<p>episodes imagined whole episodes by its model of replies; its own report shows them.</p>"
+    without = page("off", "episodes")
+    assert sentence in without
+    assert "<p>The heads of off imagined none of these answers.</p>" in without
+    assert "nothing imagined" not in without
+    assert without.count('<div class="pair">') == 8  # as predicted alone
+    beside = page("heads", "episodes")
+    assert sentence in beside
+    assert "The heads of heads" not in beside
+    assert beside.count('<div class="pair">') == 16
+    assert beside.count("episodes, nothing imagined after this prompt.") == 8
 
 
 def test_a_page_without_imagined_episodes_says_nothing_of_them_and_damage_is_named(tmp_path, make_artefact):

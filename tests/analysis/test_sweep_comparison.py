@@ -102,6 +102,12 @@ def test_two_tasks_are_compared_within_each(sweep):
     assert found.improvement.estimate == pytest.approx((1 + 0.5) / 2)
 
 
+def test_sweeps_of_other_tasks_are_not_told_to_sweep_other_seeds(sweep):
+    made = [sweep(name, *seeds(1, env=f"\n  id: worldmtp/{name}-v0")) for name in ("One", "Two")]
+    with pytest.raises(ValueError, match=r"their tasks are others, worldmtp/One-v0 and worldmtp/Two-v0: compare sweep"):
+        compare_sweeps(*made)
+
+
 @pytest.mark.parametrize(
     ("jobs", "words"),
     [
@@ -148,6 +154,9 @@ def test_what_the_trunks_look_at_is_paired_by_seed(sweep):
     assert by_name["at the end: token before, all heads"].difference.estimate == pytest.approx(0.4 / 3)
     assert by_name["at the end: goal, strongest head"].verdict == "not told apart"
     assert "at the end: token before, strongest head" in str(found)
+    assert "at the end: token before, all heads" not in str(found)  # half as large a difference
+    assert f"each pattern's largest difference; the page has all {len(found.attention)}" in str(found)
+    assert "at the end: entropy, lowest of all heads" in by_name
     page = found.page.read_text(encoding="utf-8")
     assert "<td>at the end: token before, strongest head</td>" in page
     assert not any(one.quantity in by_name for one in found.differences)

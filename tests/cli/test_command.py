@@ -56,12 +56,21 @@ def test_a_typo_names_the_nearest_command(worldmtp):
     assert "there is no command 'trian'. Did you mean 'train'?" in err
 
 
-@pytest.mark.parametrize(("name", "shown"), [("eval", "--num-prompts"), ("analyze", "run_dir"), ("envs", "check")])
-def test_each_command_has_its_help(worldmtp, name, shown):
+@pytest.mark.parametrize(
+    ("name", "shown", "page"),
+    [
+        ("eval", "--num-prompts", "python.md"),
+        ("analyze", "run_dir", "analysis.md"),
+        ("envs", "check", "own_environments.md"),
+        ("generate", "--explain", "decoding.md"),
+    ],
+)
+def test_each_command_has_its_help_and_leads_to_its_page(worldmtp, name, shown, page):
     code, out, _ = worldmtp(name, "--help")
     assert code == 0
     assert out.startswith(f"usage: worldmtp {name}")
     assert shown in out
+    assert page in out
 
 
 @pytest.mark.usefixtures("no_report")

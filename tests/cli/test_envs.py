@@ -90,6 +90,9 @@ def test_list_narrows_by_part_or_pattern(command_line):
     code, _, err = command_line("list", "nothing-like-it")
     assert code == 1
     assert "no id matches 'nothing-like-it'; worldmtp envs list shows all" in err
+    for typed in ("ChianSum", "chain_sum"):  # a typo, and what env= calls it
+        _, _, err = command_line("list", typed)
+        assert f"no id matches {typed!r}; did you mean 'worldmtp/ChainSum-v0'? worldmtp envs list shows all" in err
 
 
 def test_list_shows_what_was_imported(command_line, tmp_path):

@@ -38,7 +38,22 @@ def explanation(compose, *overrides):
     ],
 )
 def test_a_typo_names_the_nearest(compose, override, meant):
-    assert f"Did you mean {meant!r}?" in explanation(compose, override)
+    # Behind the line that says what is wrong, before all that exists.
+    assert explanation(compose, override).splitlines()[1] == f"Did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        (
+            "env=worldmtp/ChainSum-v0",
+            "Did you mean 'chain_sum'? An id is chosen by env=custom env.id=worldmtp/ChainSum-v0",
+        ),
+        ("env=my_pkg:Next-v0", "An id is chosen by env=custom env.id=my_pkg:Next-v0"),
+    ],
+)
+def test_an_id_where_an_option_belongs_is_told_its_place(compose, override, hint):
+    assert explanation(compose, override).splitlines()[1] == hint
 
 
 def test_a_wrong_type_names_its_cause(compose):
@@ -66,9 +81,8 @@ def test_what_belongs_to_the_task_is_looked_for_there(compose):
     typed = ("env=data", "env.kwargs.path=questions.jsonl")
     with pytest.raises(HydraException) as caught:
         compose(*typed)
-    assert explain(caught.value, typed, known_keys(typed)).endswith(
-        "\nDid you mean 'env.kwargs.task_kwargs.path=questions.jsonl'?"
-    )
+    hint = "Did you mean 'env.kwargs.task_kwargs.path=questions.jsonl'?"
+    assert explain(caught.value, typed, known_keys(typed)).splitlines()[1] == hint
 
 
 @pytest.mark.parametrize("world", ["frozen_lake", "guess_number"])  # settings of the registry, and of a file
@@ -76,7 +90,7 @@ def test_what_belongs_to_a_world_is_looked_for_there(compose, world):
     typed = (f"env={world}", "env.kwarg.max_turn=2")
     with pytest.raises(HydraException) as caught:
         compose(*typed)
-    assert explain(caught.value, typed, known_keys(typed)).endswith("\nDid you mean 'env.kwargs.max_turn'?")
+    assert explain(caught.value, typed, known_keys(typed)).splitlines()[1] == "Did you mean 'env.kwargs.max_turn'?"
 
 
 @pytest.mark.parametrize("override", ["qqqqqqqq=1", "env=zzzzzzzz", "env.kwargs.max_new=3", "model.config.depht=1"])

@@ -64,6 +64,8 @@ def test_help_names_groups_and_the_way_to_resume(command_line):
     assert "worldmtp train resume=<run directory>" in out
     assert "imagination: baseline, counterfactual, episodes, latent, off, search" in out
     assert "head: blockwise, eagle" in out
+    for page in ("configuration.md", "environments.md", "own_environments.md", "imagination.md"):
+        assert page in out.split()
 
 
 def test_hydra_copies_no_option_that_it_is_not_asked_for():

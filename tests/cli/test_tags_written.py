@@ -21,6 +21,11 @@ SHARED = ("norm", "stable_rank", "drift")
 ELSEWHERE = {
     "rollout/tokens_per_forward": "agent.rollout.draft=mtp",
     "losses/num_updates": "agent.ppo.target_kl",
+    **{f"rollout/search_{name}": "agent.rollout.act=search" for name in ("trunk_tokens", "kl")},
+    "rollout/importance_weight_mean": "agent.rollout.act=search",
+    "rollout/effective_sample_share": "agent.rollout.act=search",
+    "eval/trunk_tokens": "eval.act=search",
+    "eval/policy/{name}": "eval.act=search",
     "imagination/rung": "a gate that is open, after imagination.min_batches batches with skill",
     "imagination/r2": "a gate that is open",
     "imagination/slope": "a gate that is open",
@@ -89,13 +94,14 @@ ELSEWHERE = {
 
 
 def written(run_dir: Path) -> set[tuple[str, str]]:
-    """Tags of both logs with their kinds."""
+    """Tags of both logs with their kinds; every scalar of them is a number."""
     found = set()
     for log in (run_dir / "metrics.jsonl", run_dir / "sft" / "metrics.jsonl"):
         if not log.is_file():  # no warm start
             continue
         for line in log.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
+            assert [key for key, value in record.items() if value is None] == []  # stands for what is no number
             found |= {(key, "scalar") for key in record if "/" in key}
             found |= {(key, kind) for kind in ("text", "image", "histogram") for key in record.get(kind, {})}
     return found
@@ -128,6 +134,8 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             ["imagination/turn_border_fraction"],
         ),
         (["env=pig", "agent.ppo.observation_coef=0.1"], ["losses/observation"]),
+        # Turns of one token: nothing is drafted, and no head looks ahead.
+        (["env=pig", "agent.rollout.draft=mtp", "env.kwargs.max_turn=1", "env.wrappers=[]"], ["rollout/exact_mean"]),
         (["env=tiny_enum"], [row.tag.format(k=4) for row in TRUTH_TAGS if row.tag not in DRAWN_TO_DIFFER]),
         (
             ["imagination.completions=trunk"],
@@ -138,6 +146,18 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
         ),
         (["imagination.gradient_norm_every=1"], ["imagination/gradient_norm_ratio"]),
         (["agent.ppo.target_kl=0.05"], ["losses/num_updates"]),
+        (
+            [
+                *("agent.rollout.act=search", "agent.rollout.search_after=1", "imagination=off"),
+                *("eval.act=search", "search.tree.num_simulations=4"),
+            ],
+            [
+                *("rollout/search_trunk_tokens", "rollout/search_kl", "rollout/effective_sample_share"),
+                *("rollout/importance_weight_mean", "world_model/reward_loss"),
+                "eval/trunk_tokens",
+                *(f"eval/policy/{name}" for name in ("exact", "score_sampled", "trunk_tokens")),
+            ],
+        ),
         (
             [
                 "imagination=latent",

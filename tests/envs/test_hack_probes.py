@@ -1,5 +1,7 @@
 """What answers nothing earns no more than a task allows, and a short answer or a legal move is no hack."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -73,11 +75,17 @@ def test_a_world_may_be_won_by_one_token_that_it_calls_a_move(moves):
         assert report.probe_value == 0.0  # what is no move earns nothing
         return
     message = (
-        r"'l', which answers nothing, earns 0\.\d+ on average; .* probe_bound=0\.\d+ of register_task, or --kwargs "
-        r"task_kwargs\.probe_bound=0\.\d+\. If 'l' is a move of the world, its moves\(\) can say so\."
+        r"'l', which answers nothing, earns 0\.\d+ on average; .* If 'l' may be said in this world, state what saying "
+        r"it in every turn may earn: probe_bound=(0\.\d+) of register_task, or --kwargs task_kwargs\.probe_bound=0\.\d+"
+        r"; or give the world moves\(\), the texts that are legal now, which are not probed\. If not, let step\(\) pay"
     )
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises(AssertionError, match=message) as caught:
         check_text_env(env)
+    # The first remedy is enough by itself.
+    bound = re.search(message, str(caught.value))
+    assert bound is not None
+    env.task.probe_bound = float(bound[1])
+    check_text_env(env)
 
 
 def test_a_text_beside_the_legal_moves_is_probed_still():
@@ -88,8 +96,27 @@ def test_a_text_beside_the_legal_moves_is_probed_still():
     task = WorldTask(Leaks, num_seeds=2000)
     examples = [task.sample(np.random.default_rng(0), "train")] * 64
     assert legal_moves(task, examples) == {"l", "r"}
-    with pytest.raises(AssertionError, match=r"'lr', which answers nothing, earns 1\.000"):
+    message = (
+        r"'lr', which answers nothing, earns 1\.000 .* Let step\(\) pay nothing for it; or, if saying it in every turn "
+        r"is meant to earn that much, state so: probe_bound="
+    )
+    with pytest.raises(AssertionError, match=message) as caught:
         check_hack_probes(task, examples, ["l", "lr"], {"l", "r"})
+    assert "moves()" not in str(caught.value)  # it has said already what they are
+
+
+def test_what_means_nothing_in_any_world_is_not_said_to_be_a_move():
+    class PaysForAnything(OneMove):
+        def step(self, text):
+            return "", 1.0, True, False, {}
+
+    task = WorldTask(PaysForAnything, num_seeds=2000)
+    examples = [task.sample(np.random.default_rng(0), "train")] * 8
+    with pytest.raises(
+        AssertionError, match=r"''.* Let step\(\) pay nothing for it; or, .*: probe_bound=1\.0 of"
+    ) as caught:
+        check_hack_probes(task, examples, ["l", "r"])
+    assert "moves()" not in str(caught.value)
 
 
 def test_the_bound_that_a_message_asks_for_is_enough_at_once():

@@ -31,6 +31,24 @@ def test_terms_are_means_over_the_steps_of_the_whole_by_hand():
     assert ppo_loss(terms | imagined, vf_coef=0.5).item() == pytest.approx(7 + 5 - 1.7 / 4 + 0.75, abs=1e-6)
 
 
+def test_weights_of_actions_count_in_the_policys_means_alone_by_hand():
+    """As above, the first action weighing 2 and the second 3; what stands where no step is counts nowhere."""
+    new, old = torch.tensor([[0.6, 0.2, 0.5]]).log(), torch.tensor([[0.4, 0.4, 0.5]]).log()
+    reference = torch.tensor([[0.3, 0.4, 0.1]]).log()
+    ones, mask = torch.ones(1, 3), torch.tensor([[True, True, False]])
+    given = new, old, reference, ones, 2 * ones, 3 * ones, mask, torch.tensor(4), 0.2
+    terms, unweighted = ppo_terms(*given, torch.tensor([[2.0, 3.0, 9.0]])), ppo_terms(*given)
+    expected = {
+        "losses/policy": -(2 * 1.2 + 3 * 0.5) / 4,
+        "losses/kl_reference": (2 * (0.5 + math.log(2) - 1) + 3 * (2 - math.log(2) - 1)) / 4,
+        "losses/approx_kl": (2 * (0.5 - math.log(1.5)) + 3 * (-0.5 - math.log(0.5))) / 4,
+    }
+    for name, value in terms.items():
+        assert value.item() == pytest.approx(expected.get(name, unweighted[name].item()), abs=1e-6), name
+    for name, value in ppo_terms(*given, ones).items():
+        assert torch.equal(value, unweighted[name]), name
+
+
 def test_a_term_of_coefficient_zero_may_be_infinite():
     terms = {"losses/policy": torch.tensor(1.0), "losses/value": torch.tensor(0.0)}
     terms |= {"losses/kl_reference": torch.tensor(math.inf), "losses/entropy": torch.tensor(math.nan)}

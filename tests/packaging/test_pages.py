@@ -48,6 +48,13 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     assert broken_links("a.md", texts, tmp_path) == ["b.md", "#other", "p.png"]
 
 
+def test_pages_that_help_names_are_there(project_texts: dict[str, str]) -> None:
+    helping = [path for path in project_texts if path.startswith("worldmtp/cli/") or path == "configs/train.yaml"]
+    named = {name for path in helping for name in re.findall(r"\b(\w+\.md)\b", project_texts[path])}
+    assert {"configuration.md", "imagination.md", "analysis.md"} <= named
+    assert [name for name in sorted(named) if f"docs/{name}" not in project_texts] == []
+
+
 def test_pictures_are_small_and_shown(project_texts: dict[str, str], project_root: Path) -> None:
     pictures = sorted((project_root / "docs" / "pictures").iterdir())
     assert [path.name for path in pictures if path.stat().st_size > MAX_PICTURE_BYTES] == []

@@ -4,6 +4,7 @@ import pytest
 
 from worldmtp.agents.config import ImaginationConfig
 from worldmtp.agents.episodes_config import EpisodesConfig
+from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.training.closing import arm_name, measured_note, notes_of_log, progress_note
 
 EPISODES = ImaginationConfig(use="episodes")
@@ -67,6 +68,59 @@ def test_nothing_is_said_of_what_was_not_imagined():
         "imagination: no world has replied to a whole turn, so that nothing was imagined"
     ]
     assert notes_of_log([{"step": 1, "rollout/return_mean": 0.5}], ImaginationConfig(use="off")) == []
+
+
+def gated(use, *opened, skills=()):
+    """Iterations of a use whose gate was open in those that are 1, and its skill in each."""
+    tag = {"search": "imagination/search_skill", "latent": "imagination/action_skill"}.get(use, "imagination/r2")
+    measured = [{tag: skill} for skill in skills] or [{}] * len(opened)
+    return [
+        {"step": 0, "eval/exact": 0.0},
+        *(
+            {"step": 1, "rollout/return_mean": 0.5, "imagination/gate_open": gate, **skill}
+            for gate, skill in zip(opened, measured, strict=True)
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("use", "opens"),
+    [
+        ("search", "it opens where the mean skill of 8 batches (imagination.search.gate_batches) is above chance"),
+        ("latent", "it opens where the mean skill of 8 batches (imagination.latent.gate_batches) is above chance"),
+        ("baseline", "it opens after 3 batches (imagination.min_batches) where what is imagined explains returns"),
+        (
+            "counterfactual",
+            "it opens after 3 batches (imagination.min_batches) where what is imagined explains returns",
+        ),
+    ],
+)
+def test_a_run_says_that_its_gate_never_opened(use, opens):
+    skill = "; its skill was 0.01 at first and -0.02 at last" if use in ("search", "latent") else ""
+    assert notes_of_log(gated(use, 0.0, 0.0, skills=(0.01, -0.02)), ImaginationConfig(use=use)) == [
+        f"imagination: its gate never opened in 2 iterations, so that no update used what was imagined{skill}; {opens}"
+    ]
+
+
+def test_what_skill_lets_act_says_how_often_it_did():
+    told = notes_of_log(gated("search", 0.0, 1.0, 1.0, skills=(0.0, None, 0.25)), ImaginationConfig(use="search"))
+    assert told == ["imagination: its gate was open in 2 of 3 iterations; its skill was 0 at first and 0.25 at last"]
+    assert notes_of_log(gated("counterfactual", 0.0, 1.0), ImaginationConfig(use="counterfactual")) == []
+
+
+def test_a_search_that_had_nothing_to_search_says_why():
+    iterations = [{"step": 1, "rollout/return_mean": 0.5}]
+    off = ImaginationConfig(use="search", search=SearchTargetConfig(coef=0.0))
+    assert notes_of_log(iterations, off) == [
+        "imagination: nothing was searched, as imagination.search.coef or imagination.search.num_simulations is 0; "
+        "this was plain PPO"
+    ]
+    through = ImaginationConfig(use="search", search=SearchTargetConfig(through_replies=True))
+    assert notes_of_log(iterations, through) == [
+        "imagination: no world has replied to a whole turn, so that nothing was searched"
+    ]
+    # Before the first iteration there is nothing to tell, and a trainer of TRL's may log no gate.
+    assert notes_of_log([], through) == notes_of_log(iterations, ImaginationConfig(use="latent")) == []
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """What the trunks of two runs look at, side by side: on the same held-out prompts, or over the seeds of two sweeps.
 
-Of each pattern two readings: the mean over all heads, and the strongest head, chosen in each run by itself, so that it
-may be another one. At three moments: before reinforcement, at the end, and the change from the one to the other.
+Of each pattern two readings: the mean over all heads, and the strongest head (of entropy the lowest), chosen in each
+run by itself, so that it may be another one. At three moments: before reinforcement, at the end, and the change from
+the one to the other.
 Differences are second - first; what is resampled is the prompt, and prompts bring the answers of both runs.
 
 A head has a number, not a name: heads of two runs answer to each other only where the runs began with the same weights,
 as with one seed. Left out: texts are those that each policy wrote itself, so a difference may be one of the texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
@@ -21,10 +23,23 @@ from worldmtp.analysis.differences import Difference, paired_rows
 from worldmtp.statistics import paired_ratio_difference, sums_interval
 
 READINGS = ("all heads", "strongest head")
+"""Of entropy the second is the lowest of all heads, and is called so."""
+_LOWEST = "lowest of all heads"
+ONE_HEAD = (READINGS[1], _LOWEST)
+"""How the name of a quantity ends that is read of one head."""
 MAX_HEADS_WITH_INTERVALS = 64
 """Heads of a trunk up to which each one's difference has its interval."""
 _END, _BEFORE, _CHANGE = "at the end", "before RL", "change in RL"
 _Column = Real[np.ndarray, " prompt"]
+
+
+@runtime_checkable
+class _Named(Protocol):
+    @property
+    def quantity(self) -> str: ...
+
+
+_Found = TypeVar("_Found", bound=_Named)
 
 
 def moments(history: AttentionHistory) -> dict[str, tuple[AttentionRecord, ...]]:
@@ -65,6 +80,19 @@ def attention_differences(
             columns = [reading_columns(part, pattern, reading) for part in parts]
             if min((count > 0).sum() for _, count in columns) >= 2:
                 yield _difference(_name(moment, pattern, reading), columns)
+
+
+def largest_of_each_pattern(found: Iterable[_Found], size: Callable[[_Found], float]) -> list[_Found]:
+    """Return of each pattern the difference of the largest size, in the order of the patterns.
+
+    They are not ranked across patterns: masses have no unit, and entropies are in nats.
+    """
+    largest: dict[str, _Found] = {}
+    for one in found:
+        title = one.quantity.partition(": ")[2].partition(", ")[0]
+        if title not in largest or size(one) > size(largest[title]):
+            largest[title] = one
+    return list(largest.values())
 
 
 def paired_sums(sums: Sequence[PatternSums], evaluations: Sequence[EvalArtefact]) -> list[PatternSums]:
@@ -112,7 +140,8 @@ def _read_rows(evaluation: EvalArtefact, sums: PatternSums) -> Int[np.ndarray, "
 
 
 def _name(moment: str, pattern: str, reading: str) -> str:
-    return f"{moment}: {TITLES[pattern]}, {reading}"
+    called = _LOWEST if (pattern, reading) == ("entropy", READINGS[1]) else reading
+    return f"{moment}: {TITLES[pattern]}, {called}"
 
 
 def reading_columns(sums: PatternSums, pattern: str, reading: str) -> tuple[_Column, _Column]:

@@ -16,6 +16,7 @@ from worldmtp.analysis.attention_files import AttentionHistory, AttentionMaps, A
 from worldmtp.analysis.attention_patterns import MASSES, PATTERNS, TITLES, PatternSums
 from worldmtp.analysis.joined_axis import JoinedAxis
 from worldmtp.analysis.panels import ARM_COLOURS, INK, MUTED, REFERENCE, depth_colour, name_axes, panel_grid
+from worldmtp.analysis.run_files import RunSteps
 
 _COLOUR_MAP = "Blues"
 _DIFFERENCE_COLOURS = "RdBu"
@@ -36,7 +37,7 @@ def training_places(history: AttentionHistory, axis: JoinedAxis | None = None) -
     return np.concatenate([warm, axis.of_run([record.step for record in history.run])])
 
 
-def pattern_curves(history: AttentionHistory) -> Figure | None:
+def pattern_curves(history: AttentionHistory, steps: RunSteps) -> Figure | None:
     """Plot every head's mean of each pattern over training, a colour a layer; None without two evaluations."""
     if len(history.records) < 2:
         return None
@@ -56,7 +57,7 @@ def pattern_curves(history: AttentionHistory) -> Figure | None:
         )
         if PATTERNS[number] in MASSES:
             ax.set_ylim(-0.02, 1.02)
-        axis_of(history).mark(ax)
+        axis_of(history).mark(ax, steps)
         name_axes(ax, TITLES[PATTERNS[number]], "", "nats" if PATTERNS[number] == "entropy" else "mass")
     handles, labels = axes[0].get_legend_handles_labels()
     few = len(labels) if num_layers <= 6 else 0
@@ -103,15 +104,15 @@ def gallery(history: AttentionHistory) -> Figure | None:
     return figure
 
 
-def head_comparison(first: PatternSums, second: PatternSums) -> Figure:
+def head_comparison(first: PatternSums, second: PatternSums, *, same_heads: bool) -> Figure:
     """Plot each head's mean of every pattern: a row of panels for either run, and one for second - first.
 
-    Framed are heads whose interval excludes 0. Where the trunks do not have the same heads there is no last row. The
-    texts of both answer the same prompts.
+    Framed are heads whose interval excludes 0. There is no last row where a number is not the same head in both runs,
+    as ``same_heads`` says and the shapes of the trunks do. The texts of both answer the same prompts.
     """
     means = first.mean(), second.mean()
     shown = [number for number in range(len(PATTERNS)) if all(np.isfinite(mean[number]).all() for mean in means)]
-    has_difference = means[0].shape == means[1].shape
+    has_difference = same_heads and means[0].shape == means[1].shape
     height, num_rows = min(2.6, 0.6 + 0.24 * max(mean.shape[1] for mean in means)), 2 + has_difference
     figure = Figure(figsize=(9.2, height * num_rows + 0.2), layout="constrained")
     axes = figure.subplots(num_rows, len(shown), squeeze=False)
@@ -130,20 +131,25 @@ def head_comparison(first: PatternSums, second: PatternSums) -> Figure:
     return figure
 
 
-def curve_comparison(histories: Sequence[AttentionHistory], names: Sequence[str]) -> Figure | None:
-    """Plot the strongest head (line) and the mean over heads (dashes) over training, a colour a run.
+def curve_comparison(
+    histories: Sequence[AttentionHistory], names: Sequence[str], steps: Sequence[RunSteps]
+) -> Figure | None:
+    """Plot the strongest head (line), of entropy the lowest, and the mean over heads (dashes), a colour a run.
 
-    None where a run has fewer than two evaluations.
+    Runs share an axis where their ``steps`` count the same; else each goes to its own end. None where a run has fewer
+    than two evaluations.
     """
     if min(len(history.records) for history in histories) < 2:
         return None
     ends = [axis_of(history) for history in histories]
-    axis = JoinedAxis(max(end.warm_end for end in ends), max(end.run_end for end in ends))
+    warm_end, run_end = max(end.warm_end for end in ends), max(end.run_end for end in ends)
+    is_shared = len(set(steps)) == 1
+    axes_of_runs = [JoinedAxis(warm_end, run_end if is_shared else end.run_end) for end in ends]
     records = [record for history in histories for record in history.records]
     shown = [name for number, name in enumerate(PATTERNS) if all(np.isfinite(one.floor[number]) for one in records)]
     figure, axes = panel_grid(len(shown), columns=4, cell=(2.35, 2.1))
     for ax, pattern in zip(axes, shown, strict=True):
-        for history, name, colour in zip(histories, names, ARM_COLOURS, strict=False):
+        for history, axis, name, colour in zip(histories, axes_of_runs, names, ARM_COLOURS, strict=False):
             for reading, style in zip(READINGS, ("--", "-"), strict=True):
                 columns = [reading_columns(record.sums, pattern, reading) for record in history.records]
                 means = [total.sum() / count.sum() for total, count in columns]
@@ -151,7 +157,7 @@ def curve_comparison(histories: Sequence[AttentionHistory], names: Sequence[str]
                 ax.plot(training_places(history, axis), means, style, color=colour, linewidth=1.2, label=label)
         if pattern in MASSES:
             ax.set_ylim(-0.02, 1.02)
-        axis.mark(ax)
+        axes_of_runs[0].mark(ax, steps[0] if is_shared else None)
         name_axes(ax, TITLES[pattern], "", "nats" if pattern == "entropy" else "mass")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)

@@ -167,15 +167,15 @@ def attention_scalars(
 ) -> dict[str, float]:
     """Return means over the heads of each layer, and its strongest head's, by the tags they are logged under.
 
-    A pattern that no text has is left out. Of entropy the strongest head is the one that chooses most: the lowest.
+    A pattern that no text has is left out. Of entropy it is the lowest, of the head that chooses most.
     """
     scalars: dict[str, float] = {}
     for number, name in enumerate(PATTERNS):
         if np.isnan(floor[number]):
             continue
         scalars[f"attention/{name}_uniform"] = float(floor[number])
-        choose = np.min if name == "entropy" else np.max
+        chosen, choose = ("lowest", np.min) if name == "entropy" else ("strongest", np.max)
         for layer, heads in enumerate(mean[number], start=1):
             scalars[f"attention/layer_{layer}/{name}"] = float(heads.mean())
-            scalars[f"attention/layer_{layer}/{name}_strongest"] = float(choose(heads))
+            scalars[f"attention/layer_{layer}/{name}_{chosen}"] = float(choose(heads))
     return scalars

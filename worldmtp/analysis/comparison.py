@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from worldmtp.analysis import metrics
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
-from worldmtp.analysis.attention_comparison import attention_differences, paired_sums
+from worldmtp.analysis.attention_comparison import attention_differences, largest_of_each_pattern, paired_sums
 from worldmtp.analysis.attention_figures import curve_comparison, head_comparison
 from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.attention_patterns import PatternSums
+from worldmtp.analysis.comparability import comparable, why_no_prompts
 from worldmtp.analysis.differences import Difference, aligned, paired_rows, prompt_of, text_of
 from worldmtp.analysis.figures import picture
 from worldmtp.analysis.pages import render_page
 from worldmtp.analysis.return_agreement import known_roots
-from worldmtp.analysis.run_files import RunFiles, config_values, read_run
+from worldmtp.analysis.run_files import RunFiles, RunSteps, known_values, read_run
 from worldmtp.analysis.verdicts import untaught
 from worldmtp.atomic_files import write_text
 from worldmtp.statistics import paired_ratio_difference
@@ -46,6 +46,7 @@ class Comparison:
         differences: paired by these.
         page: with all of it.
         attention: differences of what the trunks look at, over the prompts whose attention both have read.
+        notes: what is comparable and what is not.
     """
 
     names: tuple[str, str]
@@ -54,15 +55,19 @@ class Comparison:
     differences: tuple[Difference, ...]
     page: Path
     attention: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        found = [*self.differences, *self.attention]
+        looks = largest_of_each_pattern(self.attention, lambda one: abs(one.difference.estimate))
+        found = [*self.differences, *looks]
         lines = aligned([("", *self.names, "second - first [90 %]", ""), *(one.cells() for one in found)])
+        if len(looks) < len(self.attention):
+            lines.append(f"of attention each pattern's largest difference; the page has all {len(self.attention)}")
         one, other = self.names
         told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
         if len(told) > _SETTINGS:
             told = [*told[:_SETTINGS], f"and {len(told) - _SETTINGS} more settings differ, which the page has"]
-        told = told or ["no setting is known to differ"]
+        told = [*(told or ["no setting is known to differ"]), *(f"note: {note}" for note in self.notes)]
         return "\n".join([*told, *lines, f"{self.num_prompts} held-out prompts, paired", str(self.page)])
 
 
@@ -78,29 +83,34 @@ def compare_runs(first_dir: Path, second_dir: Path) -> Comparison:
     pairs = paired_rows(first, second)
     if len(pairs) < 2:
         raise ValueError(
-            f"{first_dir} and {second_dir} have {len(pairs)} held-out prompts in common; compare runs of one task with "
-            "the same seed and eval.num_prompts, so that they answer the same prompts."
+            f"{first_dir} and {second_dir} have {len(pairs)} held-out prompts in common; "
+            f"{why_no_prompts(*(run.config for run in runs))}"
         )
+    num_answered = [len(one) for one in (first, second)]
     first, second = first.select(pairs[:, 0]), second.select(pairs[:, 1])
     taught = all(list(run.artefacts)[-1] not in untaught(run) for run in runs)
     names = _names(first_dir, second_dir)
     settings = differing_settings(*(run.config for run in runs))
     found = tuple(differences(first, second, with_imagined=taught))
     attention = _Attention.of(runs)
+    can_compare = comparable(*(run.config for run in runs))
     page = second_dir / f"comparison_with_{first_dir.resolve().name}.html"
     content = render_page(
         "comparison.html.jinja",
         names=names,
         settings=settings,
         num_prompts=len(pairs),
+        num_answered=num_answered,
+        notes=can_compare.notes,
         rows=[one.cells() for one in found],
         details=[asdict(one.difference) for one in found],
-        attention=attention.shown(names),
+        attention=attention.shown(names, can_compare.other_heads),
+        without_imagined=_without_imagined(runs, (first, second), names),
         texts=[_text(first, second, row) for row in _most_changed(first, second)],
         num_same=int(sum(_answer(first, row) == _answer(second, row) for row in range(len(first)))),
     )
     write_text(page, content)
-    return Comparison(names, settings, len(pairs), found, page, attention.differences)
+    return Comparison(names, settings, len(pairs), found, page, attention.differences, can_compare.notes)
 
 
 def differing_settings(first: str | None, second: str | None) -> tuple[tuple[str, str, str], ...]:
@@ -108,13 +118,7 @@ def differing_settings(first: str | None, second: str | None) -> tuple[tuple[str
 
     A run without a config has no settings, and neither has one whose config is damaged.
     """
-    values = []
-    for config in (first, second):
-        try:
-            values.append(config_values(config))
-        except yaml.YAMLError:
-            values.append({})
-    one, other = values
+    one, other = known_values(first), known_values(second)
     return tuple(
         (key, one.get(key, _NOT_THERE), other.get(key, _NOT_THERE))
         for key in dict.fromkeys([*one, *other])
@@ -178,6 +182,7 @@ class _Attention:
     """What attention of two runs can be compared in; without differences where one of them has read none."""
 
     histories: tuple[AttentionHistory, ...]
+    steps: tuple[RunSteps, ...]
     last: tuple[PatternSums, ...]
     differences: tuple[Difference, ...]
 
@@ -190,19 +195,23 @@ class _Attention:
             run.attention if len(kept) > 1 else replace(run.attention, run=run.attention.run[:1])
             for run, kept in zip(runs, evaluations, strict=True)
         )
+        steps = tuple(run.steps for run in runs)
         if not all(history.run for history in histories):
-            return cls(histories, (), ())
+            return cls(histories, steps, (), ())
         last = paired_sums([one.run[-1].sums for one in histories], [kept[-1] for kept in evaluations])
-        return cls(histories, tuple(last), tuple(attention_differences(histories, evaluations)))
+        return cls(histories, steps, tuple(last), tuple(attention_differences(histories, evaluations)))
 
-    def shown(self, names: tuple[str, str]) -> dict[str, object] | None:
-        """Return what the page shows."""
+    def shown(self, names: tuple[str, str], other_heads: str | None) -> dict[str, object] | None:
+        """Return what the page shows; ``other_heads`` is why a number is another head in the other run."""
         if not self.differences:
             return None
+        if other_heads is None and self.last[0].total.shape[2:] != self.last[1].total.shape[2:]:
+            other_heads = "they do not have the same number of layers and heads"
         return {
             "rows": [one.cells() for one in self.differences],
-            "heads": picture(head_comparison(*self.last)),
-            "curves": picture(curve_comparison(self.histories, names)),
+            "heads": picture(head_comparison(*self.last, same_heads=other_heads is None)),
+            "other_heads": other_heads,
+            "curves": picture(curve_comparison(self.histories, names, self.steps)),
             "num_prompts": self.last[0].count.shape[1],
         }
 
@@ -237,6 +246,19 @@ def _most_changed(first: EvalArtefact, second: EvalArtefact) -> list[int]:
     return order[:_STRIPS]
 
 
+def _without_imagined(runs: Sequence[RunFiles], evaluations: Sequence[EvalArtefact], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each run whose heads imagined none of the answers, which says what it imagined instead."""
+    told = []
+    for run, evaluation, name in zip(runs, evaluations, names, strict=True):
+        if np.isfinite(evaluation.imagined_token_prob).any():
+            continue
+        if run.replies is not None:
+            told.append(f"{name} imagined whole episodes by its model of replies; its own report shows them.")
+        else:
+            told.append(f"The heads of {name} imagined none of these answers.")
+    return told
+
+
 def _text(first: EvalArtefact, second: EvalArtefact, row: int) -> dict[str, object]:
     """Return a prompt with both runs' strips, predicted and imagined."""
     sides: list[dict[str, object]] = []
@@ -250,7 +272,12 @@ def _text(first: EvalArtefact, second: EvalArtefact, row: int) -> dict[str, obje
                 "imagined": _marked_blocks(imagined_strip(own, row), imagined_strip(other, row)) if is_imagined else (),
             }
         )
-    return {"prompt": prompt_of(first, row), "sides": sides, "same": _answer(first, row) == _answer(second, row)}
+    return {
+        "prompt": prompt_of(first, row),
+        "sides": sides,
+        "same": _answer(first, row) == _answer(second, row),
+        "is_imagined": any(side["imagined"] for side in sides),
+    }
 
 
 def _marked_blocks(strip: TokenStrip, other: TokenStrip) -> tuple[StripBlock, ...]:

@@ -6,7 +6,7 @@ the one with the most weight on the pattern at the last evaluation, followed bac
 patterns whose heads then stand furthest above the floor.
 
 Left of the dashed border are evaluations during the warm start, over its optimiser steps; right of it is reinforcement,
-over environment tokens.
+over environment tokens, or a trainer of TRL's, over its optimiser steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,7 +130,7 @@ def _draw_row(part: Figure | SubFigure, run: RunFiles) -> None:
             ax.spines[side].set_visible(False)
         ax.grid(axis="y", color=GRID, linewidth=0.8)
         ax.tick_params(colors=MUTED, labelsize=7.5, length=2)
-        axis_of(run).mark(ax)
+        axis_of(run).mark(ax, run.steps)
     _draw_predictions(axes[0], axes[1], run)
     _draw(axes[2], optimism_line(run), ARM_COLOURS[2], "")
     axes[2].axhline(0, color=REFERENCE, linewidth=1.1, linestyle=(0, (4, 2)))

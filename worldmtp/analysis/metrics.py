@@ -264,7 +264,10 @@ def reliability_of(
 
 
 def depth_scalars(artefact: EvalArtefact) -> dict[str, float]:
-    """Return every per-depth metric by the tag it is logged under; NaN where no root reaches."""
+    """Return every per-depth metric by the tag it is logged under.
+
+    Depths that no root reaches have none, as where a world takes turns of one token; ``h_eff`` sums over all depths.
+    """
     rooted = rooted_predictions(artefact)
     means = {
         "ce": cross_entropy(rooted).mean(),
@@ -277,10 +280,11 @@ def depth_scalars(artefact: EvalArtefact) -> dict[str, float]:
         "kl": path_divergence(rooted).mean(),
         "entropy": prediction_entropy(rooted).mean(),
     }
-    depths = range(1, artefact.num_depths + 1)
+    depths = [k for k in range(1, artefact.num_depths + 1) if rooted.valid[:, :, k - 1].any()]
     scalars = {f"world_model/depth_{k}/{name}": float(values[k - 1]) for name, values in means.items() for k in depths}
     scalars |= {f"world_model/depth_{k}/ece": reliability(rooted, k).expected_calibration_error for k in depths}
-    scalars["world_model/h_eff"] = float(means["survival"].sum())
+    if len(depths) == artefact.num_depths:
+        scalars["world_model/h_eff"] = float(means["survival"].sum())
     return scalars
 
 

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 
 from worldmtp.analysis import attention_figures, figures, metrics, reply_figures
 from worldmtp.analysis.artefacts import EvalArtefact, imagined_strip, token_strip
-from worldmtp.analysis.attention_files import AttentionHistory
 from worldmtp.analysis.conversations import Episode, chosen_episodes, episode_of, is_conversation, printable
 from worldmtp.analysis.evolution import evolution_figure
 from worldmtp.analysis.figures import picture
@@ -73,7 +72,7 @@ def write_report(run_dir: Path) -> Path:
             _evaluation(name, artefact, rooted[name], name not in untaught(run), run)
             for name, artefact in run.artefacts.items()
         ],
-        attention=_attention(run.attention),
+        attention=_attention(run),
         imagined=_imagined(run, rooted),
         answers=_answers(run),
         time=_time(run.metrics),
@@ -321,11 +320,12 @@ def _chosen(rooted: RootedPredictions) -> list[tuple[int, str]]:
     ]  # fmt: skip
 
 
-def _attention(history: AttentionHistory) -> dict[str, Any] | None:
+def _attention(run: RunFiles) -> dict[str, Any] | None:
+    history = run.attention
     if not history.records:
         return None
     return {
-        "curves": picture(attention_figures.pattern_curves(history)),
+        "curves": picture(attention_figures.pattern_curves(history, run.steps)),
         "heads": picture(attention_figures.head_table(history.records[-1])),
         "gallery": picture(attention_figures.gallery(history)),
         "num_texts": int((history.records[-1].sums.count[-1] > 0).sum()),

@@ -77,6 +77,19 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class RunSteps:
+    """What the steps after a warm start count: tokens of the environment, or optimiser steps of a trainer of TRL's.
+
+    Attributes:
+        stage: what is done in them.
+        unit: of a step.
+    """
+
+    stage: str = "RL"
+    unit: str = "tokens"
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """The readable part of a run directory; ``problems`` names the rest, a sentence each.
 
@@ -97,6 +110,12 @@ class RunFiles:
     summary: RunSummary | None
     config: str | None
     problems: tuple[str, ...]
+
+    @property
+    def steps(self) -> RunSteps:
+        """Return what the run's steps count, by its config; without one they are taken for tokens."""
+        trainer = known_values(self.config).get("post_training.trainer", "None")
+        return RunSteps() if trainer == "None" else RunSteps(trainer.upper(), "steps")
 
 
 def read_run(run_dir: Path) -> RunFiles:
@@ -278,6 +297,14 @@ def config_values(config: str | None) -> dict[str, str]:
     if not isinstance(values, dict):
         raise yaml.YAMLError(f"a config is a mapping of keys to values, and this one is {values!r}.")
     return _flat(values)
+
+
+def known_values(config: str | None) -> dict[str, str]:
+    """Return the values of a config by their dotted keys; none of a config that is missing or damaged."""
+    try:
+        return config_values(config)
+    except yaml.YAMLError:
+        return {}
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -19,7 +19,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from worldmtp.analysis.artefacts import ArtefactError
-from worldmtp.analysis.attention_comparison import READINGS, attention_scores
+from worldmtp.analysis.attention_comparison import ONE_HEAD, attention_scores, largest_of_each_pattern
 from worldmtp.analysis.attention_files import load_history
 from worldmtp.analysis.differences import aligned
 from worldmtp.analysis.figures import picture
@@ -90,6 +90,11 @@ class SweepDifference:
             return "one pair"
         return "higher" if self.difference.low > 0 else "lower" if self.difference.high < 0 else "not told apart"
 
+    @property
+    def size(self) -> float:
+        """Return how large the mean difference over the pairs is, whichever way it went."""
+        return abs(float(np.mean([second - first for first, second in self.values.values()])))
+
 
 @dataclass(frozen=True)
 class SweepComparison:
@@ -114,10 +119,13 @@ class SweepComparison:
     page: Path
 
     def __str__(self) -> str:
-        seen = (_cells(one)[:_WITHOUT_BETTER] for one in self.attention)
+        looks = largest_of_each_pattern(self.attention, lambda one: one.size)
+        seen = (_cells(one)[:_WITHOUT_BETTER] for one in looks)
         lines = aligned(
             [_header(self.names), *(_cells(one) for one in self.differences), *((*row, "") for row in seen)]
         )
+        if len(looks) < len(self.attention):
+            lines.append(f"of attention each pattern's largest difference; the page has all {len(self.attention)}")
         one, other = self.names
         told = [f"{key}: {first} in {one}, {second} in {other}" for key, first, second in self.settings]
         number = len(self.differences[0].values)
@@ -140,8 +148,7 @@ def compare_sweeps(first_dir: Path, second_dir: Path) -> SweepComparison:
     points = [point for point in by_point[0] if point in by_point[1]]
     if not points:
         raise ValueError(
-            f"{first_dir} and {second_dir} have no finished jobs of the same {', '.join(keys)}; sweep the same seeds "
-            "in both, as seed=0,1,2,3,4."
+            f"{first_dir} and {second_dir} have no finished jobs of the same {', '.join(keys)}; {_way_to_pairs(sweeps)}"
         )
     names = first_dir.resolve().name, second_dir.resolve().name
     alone = [job.directory for jobs in by_point for point, job in jobs.items() if point not in points]
@@ -157,6 +164,14 @@ def compare_sweeps(first_dir: Path, second_dir: Path) -> SweepComparison:
     )
     write_text(comparison.page, _page(comparison))
     return comparison
+
+
+def _way_to_pairs(sweeps: Sequence[Sequence[Job]]) -> str:
+    """Return what to change in two sweeps of which no jobs are pairs, to end an error message with."""
+    tasks = [sorted({job.config.get("env.id", _NOT_THERE) for job in jobs}) for jobs in sweeps]
+    if all(tasks) and not set(tasks[0]) & set(tasks[1]):
+        return f"their tasks are others, {', '.join(tasks[0])} and {', '.join(tasks[1])}: compare sweeps of one task."
+    return "sweep the same seeds in both, as seed=0,1,2,3,4."
 
 
 def finished_jobs(sweep_dir: Path) -> list[Job]:
@@ -246,7 +261,7 @@ def _cells(one: SweepDifference) -> tuple[str, ...]:
 
 def _page(comparison: SweepComparison) -> str:
     drawn = [one for one in comparison.differences if one.quantity in _DRAWN]
-    strongest = [one for one in comparison.attention if one.quantity.endswith(READINGS[1])]
+    strongest = [one for one in comparison.attention if one.quantity.endswith(ONE_HEAD)]
     rows = [
         [", ".join(point), *(cell for one in drawn for cell in _pair_cells(one, point))]
         for point in comparison.differences[0].values

@@ -17,7 +17,7 @@ from worldmtp.choices import nearest
 _COMMANDS = {
     "train": "warm start, PPO with imagination, evaluation, analysis; or a study; resume=RUN goes on with a run",
     "eval": "evaluate a checkpoint on an environment, without training",
-    "analyze": "write the report of a run again",
+    "analyze": "write the report of a run again, or compare two runs or two sweeps",
     "generate": "write on from prompts, with drafts that the trunk verifies",
     "envs": "list, check and play environments",
 }

@@ -29,7 +29,11 @@ _DAMAGED = "damaged"
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="worldmtp analyze", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="worldmtp analyze",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: worldmtp analyze RUN OTHER_RUN. A page in docs/ of the repository: analysis.md.",
+    )
     parser.add_argument("run_dir", type=Path, help="directory of a run of worldmtp train")
     parser.add_argument(
         "other_dir",

@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="worldmtp envs",
         description="Text environments: list what there is, check one, play one.",
-        epilog="example: worldmtp envs check worldmtp/Reverse-v0",
+        epilog="example: worldmtp envs check worldmtp/Reverse-v0. Pages in docs/ of the repository: environments.md, "
+        "own_environments.md.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | check | play")
     listing = commands.add_parser(

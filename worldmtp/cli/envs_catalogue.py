@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from worldmtp.choices import nearest
 from worldmtp.envs import TextGenEnv, TextGenVectorEnv, TextVectorEnv, check_vector_env
 from worldmtp.envs.baselines import Baseline, play_baselines, play_ends
 from worldmtp.envs.checks import TextEnvReport, check_text_env
@@ -37,7 +38,10 @@ def list_envs(pattern: str, imported: Sequence[str], *, as_json: bool) -> None:
     ids = sorted({*text_env_ids(), *imported})
     chosen = [env_id for env_id in ids if _matches(env_id, pattern)]
     if not chosen:
-        raise ValueError(f"no id matches {pattern!r}; worldmtp envs list shows all {len(ids)}.")
+        names = {env_id.lower().rpartition("/")[2].rpartition("-v")[0]: env_id for env_id in ids}
+        near = nearest(pattern.lower(), names)
+        meant = "" if near is None else f"did you mean {names[near]!r}? "
+        raise ValueError(f"no id matches {pattern!r}; {meant}worldmtp envs list shows all {len(ids)}.")
     described = {env_id: _described(env_id) for env_id in chosen}
     if as_json:
         print(

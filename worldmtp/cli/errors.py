@@ -89,18 +89,20 @@ _KEY_IN_FILE = re.compile(r"full_key: (\S+)")
 
 
 def explain(error: Exception, overrides: Sequence[str], known_keys: Iterable[str]) -> str:
-    """Return the message of an error of composition, its cause if that is a wrong type, and what was probably meant."""
+    """Return the message of an error of composition, its cause if that is a wrong type, and what was probably meant.
+
+    That comes second, behind the line that says what is wrong: lists of options and of files may follow.
+    """
     from omegaconf.errors import ValidationError
 
-    lines = [str(error)]
+    what, *rest = str(error).split("\n")
+    hint = nearest_hint(str(error), overrides, known_keys)
+    lines = [what, *([] if hint is None else [hint]), *rest]
     if isinstance(error.__cause__, ValidationError):
         lines.append(str(error.__cause__).splitlines()[0])
         typed = _MERGED.search(str(error))
         if typed and "is not a ListConfig" in lines[-1]:
             lines.append(f"A list is written in brackets: {typed[1]}=[{typed[2]}]")
-    hint = nearest_hint(str(error), overrides, known_keys)
-    if hint is not None:
-        lines.append(hint)
     return "\n".join(lines)
 
 
@@ -113,7 +115,11 @@ def nearest_hint(message: str, overrides: Sequence[str], known_keys: Iterable[st
     listed, missing = _LISTED_OPTIONS.search(message), _MISSING_OPTION.search(message)
     if listed and missing:
         options = [line.strip() for line in listed.group(1).splitlines()]
-        return _nearest(missing.group(1).rpartition("/")[2], options)
+        group, _, name = missing.group(1).partition("/")
+        near = _nearest(name.rpartition("/")[2], options)
+        if group == "env" and re.search("[/:]", name):
+            return " ".join([*([near] if near else []), f"An id is chosen by env=custom env.id={name}"])
+        return near
     keys = sorted(known_keys)
     typed = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key in [*_KEY_IN_FILE.findall(message), *(key for key in typed if key and f"'{key}'" in message)]:

@@ -36,7 +36,7 @@ from worldmtp.training.config import EnvConfig, TrainConfig
 from worldmtp.training.run_dir import MODEL_FOLDER
 
 if TYPE_CHECKING:
-    from worldmtp.agents.search_policy import ActingSearch
+    from worldmtp.agents.search_config import ActingSearch
     from worldmtp.model import MTPModel
 
 _NUM_PROMPTS = 512
@@ -125,8 +125,7 @@ def _hows(
     trained: TrainConfig | None,
 ) -> "list[ActingSearch]":
     """Return the searches that are asked for, if the model and its run have what they ask."""
-    from worldmtp.agents.answers import THROUGH_REPLIES
-    from worldmtp.agents.search_policy import ActingSearch
+    from worldmtp.agents.search_config import THROUGH_REPLIES, ActingSearch
     from worldmtp.cli.searched import check_values
     from worldmtp.search import SearchConfig
 
@@ -229,7 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="worldmtp eval",
         description="Evaluate a checkpoint on held-out prompts of an environment, without training.",
-        epilog="example: worldmtp eval --model RUN --env worldmtp/SpellBackward-v0",
+        epilog="example: worldmtp eval --model RUN --env worldmtp/SpellBackward-v0. Pages in docs/ of the repository: "
+        "python.md, and duality.md of searches.",
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="PATH", help="a run, a saved MTPModel or a causal LM on disk")

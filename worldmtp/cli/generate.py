@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
             "Write on from prompts. Drafts by the model's own heads, by repetitions of the text or by a smaller model "
             "are verified by the trunk, so texts are those of the trunk alone, in fewer forwards."
         ),
-        epilog='example: worldmtp generate "hello=" --explain',
+        epilog='example: worldmtp generate "hello=" --explain. A page in docs/ of the repository: decoding.md.',
     )
     add = parser.add_argument
     add(

@@ -122,7 +122,7 @@ def search_texts(
     world_model = TurnWorldModel(inner, eos_token_ids, ends_episode=True)
     policy = acting_policy(config.temperature or 1.0)
     search = SearchConfig(config.simulations or DEFAULT_SIMULATIONS, config.depth, config.width or DEFAULT_WIDTH)
-    search.depth(world_model)  # refused before anything is planned
+    search.depth(world_model.max_horizon)  # refused before anything is planned
     plans: list[list[Planned]] = [[] for _ in texts]
     now, limits = [list(text) for text in texts], [len(text) + max_new_tokens for text in texts]
     live = list(range(len(texts)))

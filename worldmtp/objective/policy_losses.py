@@ -99,8 +99,14 @@ def ppo_terms(
     mask: Bool[Tensor, "batch step"],
     count: Shaped[Tensor, ""],
     clip_coef: float,
+    action_weights: Float[Tensor, "batch step"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return a part's share of the means over ``count`` actions: ``losses/...`` with gradients, then measures without.
+
+    ``action_weights``, pi_old / b of the distribution b that the actions were drawn from, make means over actions those
+    of the policy: of its clipped surrogate and of both KLs. So the ratio that is clipped is pi / pi_old whoever acted
+    (the decoupled objective of Hilton et al. 2022, "Batch size-invariance for policy optimization",
+    https://arxiv.org/abs/2110.00641, with pi_old for their proximal policy). None is 1 everywhere.
 
     Where ``mask`` is false nothing may be infinite but the advantages. ``losses/ratio_max`` is the part's own.
     """
@@ -108,9 +114,12 @@ def ppo_terms(
     def mean(values: Tensor) -> Tensor:
         return masked_mean(values, mask, count)
 
+    def policys(values: Tensor) -> Tensor:
+        return mean(values if action_weights is None else action_weights * values)
+
     terms = {
-        "losses/policy": mean(policy_loss_per_token(logprobs, old_logprobs, advantages, clip_coef)),
-        "losses/kl_reference": mean(kl_penalty_per_token(logprobs, ref_logprobs)),
+        "losses/policy": policys(policy_loss_per_token(logprobs, old_logprobs, advantages, clip_coef)),
+        "losses/kl_reference": policys(kl_penalty_per_token(logprobs, ref_logprobs)),
         "losses/entropy": mean(entropy),
         "losses/value": mean(value_loss),
     }
@@ -118,7 +127,7 @@ def ppo_terms(
         log_ratio = logprobs - old_logprobs
         ratio = log_ratio.exp()
         terms["losses/ratio_max"] = torch.where(mask, ratio, 0.0).max()
-        terms["losses/approx_kl"] = mean(ratio - 1 - log_ratio)  # the ratio may round to 0
+        terms["losses/approx_kl"] = policys(ratio - 1 - log_ratio)  # the ratio may round to 0
         terms["losses/clip_fraction"] = mean(((ratio - 1).abs() > clip_coef).float())
     return terms
 

@@ -19,8 +19,9 @@ from worldmtp.choices import check_choice
 from worldmtp.dynamics.imagination import Policy
 from worldmtp.dynamics.protocol import Dynamics, StorableState
 from worldmtp.model.categorical import draw
+from worldmtp.search.config import RULES, SearchConfig
 from worldmtp.search.q_transforms import by_parent_and_siblings, completed_by_mixed_value
-from worldmtp.search.search import SearchConfig, read_root, search
+from worldmtp.search.search import read_root, search
 from worldmtp.search.selection import (
     QTransform,
     gumbel_interior,
@@ -147,9 +148,6 @@ def muzero_policy(
     return SearchedPolicy(actions, root.tokens, weights, node.value, tree)
 
 
-RULES = ("gumbel", "puct")
-
-
 def plan(
     rule: str,
     world_model: Dynamics[Any],
@@ -157,12 +155,14 @@ def plan(
     policy: Policy,
     config: SearchConfig,
     invalid: Bool[Tensor, "batch vocab"] | None = None,
+    q_transform: QTransform = completed_by_mixed_value,
 ) -> SearchedPolicy:
     """Search by the rule of that name without any noise: ``actions`` are its best, ``weights`` can be drawn from.
 
     The same state gives the same weights, so that the probability of a token that is drawn from them is known. By
     ``gumbel`` a quarter as many tokens are considered as there are simulations, at least 2 and 16 at most: texts have
-    few likely tokens, and a budget that goes once to each of 16 looks no further than the next one.
+    few likely tokens, and a budget that goes once to each of 16 looks no further than the next one. ``q_transform`` is
+    Gumbel's; ``puct`` has its own.
 
     Raises:
         TypeError: the world model is blind to actions.
@@ -172,7 +172,14 @@ def plan(
     if rule == "gumbel":
         considered = min(16, max(2, config.num_simulations // 4))
         return gumbel_muzero_policy(
-            world_model, state, policy, config, invalid=invalid, gumbel_scale=0.0, num_considered=considered
+            world_model,
+            state,
+            policy,
+            config,
+            invalid=invalid,
+            gumbel_scale=0.0,
+            num_considered=considered,
+            q_transform=q_transform,
         )
     return muzero_policy(world_model, state, policy, config, invalid=invalid, temperature=0.0, dirichlet_fraction=0.0)
 

@@ -7,7 +7,6 @@ network is asked for more of it than that row's share of the batch. Where a worl
 leads: see ``chance``.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,53 +16,10 @@ from torch import Tensor
 from worldmtp.dynamics.imagination import Policy, check_action_conditional
 from worldmtp.dynamics.protocol import Dynamics, StorableState
 from worldmtp.search.chance import simulate_through_replies
+from worldmtp.search.config import SearchConfig
 from worldmtp.search.conversation import ConversationDynamics
 from worldmtp.search.selection import Rule
 from worldmtp.search.tree import UNVISITED, Reading, SearchTree, check_finite
-
-_MAX_BYTES = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """How far and how wide is searched."""
-
-    num_simulations: int = 32
-    max_depth: int | None = None
-    """Tokens below the root. None: as many as simulations, or as the world model's horizon allows."""
-    width: int = 16
-    """Likeliest tokens of each node that are kept; the search cannot choose another. No more than there are."""
-    gamma: float = 1.0
-    """What follows a token is discounted by it, as by the training of the values that are read."""
-    max_bytes: int = _MAX_BYTES
-    """Memory that the arrays of the trees may take, with the world model's state at every node."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_simulations", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.max_depth is not None and self.max_depth < 1:
-            raise ValueError(f"max_depth={self.max_depth} must be at least 1, or None.")
-        if not 0 < self.gamma <= 1:
-            raise ValueError(
-                f"gamma={self.gamma} must be in (0, 1]: by 0 nothing that follows a token counts, and above 1 what is "
-                "far off counts most. Set gamma=1, or what the returns are discounted by that the values stand for."
-            )
-
-    def depth(self, world_model: Dynamics[Any]) -> int:
-        """Return the deepest level in this world model.
-
-        Raises:
-            ValueError: ``max_depth`` is beyond its horizon.
-        """
-        horizon = world_model.max_horizon
-        if self.max_depth is not None and horizon is not None and self.max_depth > horizon:
-            raise ValueError(
-                f"max_depth={self.max_depth} is beyond the world model, which takes {horizon} steps; lower it, or "
-                "train heads of a larger depth."
-            )
-        limits = [limit for limit in (self.max_depth, horizon, self.num_simulations) if limit is not None]
-        return min(limits)
 
 
 def read_root(
@@ -80,7 +36,7 @@ def read_root(
         ValueError: in a row every token is invalid.
     """
     check_action_conditional(world_model)
-    config.depth(world_model)
+    config.depth(world_model.max_horizon)
     prediction = world_model.predict(state)
     assert prediction.logits is not None  # asked for
     logprobs = policy(prediction.logits)
@@ -93,7 +49,7 @@ def read_root(
             raise ValueError(f"all tokens are invalid in rows {stuck.nonzero()[:, 0].tolist()[:8]}; one must be left.")
     width = min(config.width, logprobs.shape[-1])
     kept, tokens = logprobs.topk(width, dim=-1)
-    return Reading(tokens, kept, prediction.value, prediction.reward, prediction.continuation * config.gamma)
+    return Reading(tokens, kept, prediction.value, prediction.reward, prediction.continuation * config.discount)
 
 
 @torch.no_grad()
@@ -113,12 +69,12 @@ def search(
         ValueError: the trees do not fit into ``max_bytes``.
     """
     tree = SearchTree.grow(root, state, config.num_simulations, config.max_bytes)
-    depth = config.depth(world_model)
+    depth = config.depth(world_model.max_horizon)
     for simulation in range(config.num_simulations):
         deepest = min(depth, simulation + 1)
         if isinstance(world_model, ConversationDynamics):
             rules = (root_rule, interior_rule)
-            simulate_through_replies(tree, world_model, policy, config.gamma, deepest, *rules, simulation + 1)
+            simulate_through_replies(tree, world_model, policy, config.discount, deepest, *rules, simulation + 1)
             continue
         parents, slots = _walk(tree, root_rule, interior_rule, deepest)
         leaves = _expand(tree, world_model, policy, config, parents, slots, simulation + 1)
@@ -161,7 +117,7 @@ def _expand(
     kept, tokens = policy(prediction.logits).topk(tree.tokens.shape[-1], dim=-1)
     known = tree.children[rows, parents, slots]
     nodes = torch.where(known == UNVISITED, number, known)
-    discount = prediction.continuation * config.gamma
+    discount = prediction.continuation * config.discount
     tree.write(nodes, Reading(tokens, kept, prediction.value, prediction.reward, discount))
     tree.store(number, state)
     tree.children[rows, parents, slots] = nodes

@@ -9,7 +9,7 @@ counts these trees reproduce; the arrays are changed in place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -176,6 +176,19 @@ class Node:
     def visited(self) -> Bool[Tensor, "batch width"]:
         """Which children a simulation has come to."""
         return self.child_visits > 0
+
+    def with_tail(self, logprob: Float[Tensor, " batch"]) -> "Node":
+        """Return the node with a last child of log-prior ``logprob`` that nobody has visited."""
+
+        def longer(values: Tensor) -> Tensor:
+            return torch.nn.functional.pad(values, (0, 1))
+
+        return replace(
+            self,
+            logits=torch.cat([self.logits, logprob[:, None].to(self.logits)], dim=1),
+            child_visits=longer(self.child_visits),
+            q_values=longer(self.q_values),
+        )
 
 
 def check_fits(

@@ -27,7 +27,7 @@ ATTENTION_TAGS = scalar_rows(
         )
     ),
     ("layer_{k}/entropy", "entropy of a query's weights, a mean over queries and heads", "nats"),
-    ("layer_{k}/entropy_strongest", "the same of the head of layer k that chooses most: the lowest", "nats"),
+    ("layer_{k}/entropy_lowest", "the same of the head of layer k that chooses most: the lowest", "nats"),
     ("entropy_uniform", "ceiling: entropy of a head that looks at all tokens alike", "nats"),
 )
 

@@ -34,7 +34,24 @@ _ROLLOUT = scalar_rows(
     ("length_mean", "mean over episodes of the tokens the policy wrote", "tokens"),
     ("truncated_fraction", "share of episodes cut off at the token budget", "share"),
     ("prompt_overlap_sft", "share of the pool's questions whose answers the warm start has shown; at step 0", "share"),
-    ("tokens_per_forward", "tokens a row got from a trunk forward, mean over rows and rounds; with drafts", "tokens"),
+    (
+        "tokens_per_forward",
+        "tokens a row got from a trunk forward, mean over rows and rounds; with drafts, absent if none was asked for",
+        "tokens",
+    ),
+    *(
+        (name, f"{meaning}; with agent.rollout.act=search", unit)
+        for name, meaning, unit in (
+            (
+                "search_trunk_tokens",
+                "tokens of the trunk that searches took for each token, text apart",
+                "tokens",
+            ),
+            ("search_kl", "mean over action tokens of log b / pi_old, drawn from b: KL(b || pi_old)", "nats"),
+            ("importance_weight_mean", "mean over action tokens of pi_old / b, cut off; 1 before that", "1"),
+            ("effective_sample_share", "(sum w)^2 / (n sum w^2) of these weights over n action tokens", "share"),
+        )
+    ),
     ("same_return_group_fraction", "share of prompt groups all of whose episodes have the same return", "share"),
 )
 
@@ -114,7 +131,7 @@ _WORLD_MODEL = scalar_rows(
         "the fresh batch, before anything learns from it",
         "share",
     ),
-    ("h_eff", "sum over depths of the survival: expected accepted tokens per root", "tokens"),
+    ("h_eff", "sum over depths of the survival: expected accepted tokens per root; if all depths have roots", "tokens"),
 )
 
 _IMAGINATION = scalar_rows(
@@ -234,6 +251,17 @@ _EVAL = scalar_rows(
     ("return_optimism_hi90", "upper end of its 90 % interval over prompts", "reward"),
     ("length_mean", "mean tokens of the answer", "tokens"),
     ("truncated_fraction", "share of answers cut off at the token budget", "share"),
+    (
+        "trunk_tokens",
+        "tokens of the trunk, as one with a cache reads them, for a greedy answer by search; mean over prompts; with "
+        "eval.act=search",
+        "tokens",
+    ),
+    (
+        "policy/{name}",
+        "eval/{name} of the policy's own answers to the same prompts, beside those by search; with eval.act=search",
+        "as eval/{name}",
+    ),
 )
 
 _TIME = scalar_rows(

@@ -20,13 +20,18 @@ from worldmtp.training.saved_model import transformers_tokenizer
 
 Records = Sequence[Mapping[str, Any]]
 
+_SKILLS = {"latent": "imagination/action_skill", "search": "imagination/search_skill"}
+"""Of the uses that skill at choosing tokens lets act or not; the others go by what they explain of returns."""
 
-def arm_name(use: str, backend: str) -> str:
-    """Return what PPO with this use of imagination is called in the closing table."""
+
+def arm_name(use: str, backend: str, act: str = "policy") -> str:
+    """Return what PPO with this use of imagination is called in the closing table; ``act`` is who acted."""
+    searched = ", acting by search" if act == "search" else ""
     if use == "off":
-        return "PPO, no imagination"
+        return f"PPO, no imagination{searched}"
     # Replies are imagined by a model of their own, whatever heads the policy has; placebos of it keep their names.
-    return f"PPO, {use}" if (use, backend) == ("episodes", "mtp") else f"PPO, {use}, {backend}"
+    named = f"PPO, {use}" if (use, backend) == ("episodes", "mtp") else f"PPO, {use}, {backend}"
+    return named + searched
 
 
 def measured_note(replies: bool) -> str:
@@ -43,7 +48,8 @@ def notes_of_log(records: Records, imagination: ImaginationConfig) -> list[str]:
     """Return what the log has to say of scoring, of imagination, of completions and of time."""
     found = [completion_costs(records), time_breakdown(records)]
     costs, breakdown = ([] if one is None else [str(one)] for one in found)
-    return [*_scoring(records), *_episodes(records, imagination), *costs, *breakdown]
+    imagined = [*_episodes(records, imagination), *_gate(records, imagination)]
+    return [*_scoring(records), *imagined, *costs, *breakdown]
 
 
 def progress_note(metrics: Mapping[str, float]) -> str:
@@ -140,3 +146,45 @@ def _episodes(records: Records, imagination: ImaginationConfig) -> list[str]:
             f"of held-out openings imagined {last[f'{tag}_imagined']:.2f}, where {last[f'{tag}_real']:.2f} came"
         )
     return [f"imagination: {'; '.join(parts)}"]
+
+
+def _gate(records: Records, imagination: ImaginationConfig) -> list[str]:
+    """Return how often skill let a use act, and of any other use with a gate that it never acted."""
+    use = imagination.use
+    if use in ("off", "episodes"):
+        return []
+    iterations = [record for record in records if "rollout/return_mean" in record]
+    is_open = [bool(record["imagination/gate_open"]) for record in iterations if "imagination/gate_open" in record]
+    if not is_open:
+        return [f"imagination: {_why_not_searched(imagination)}"] if use == "search" and iterations else []
+    skills = [
+        float(record[_SKILLS[use]]) for record in iterations if use in _SKILLS and record.get(_SKILLS[use]) is not None
+    ]
+    measured = f"; its skill was {skills[0]:.3g} at first and {skills[-1]:.3g} at last" if skills else ""
+    if any(is_open):
+        number = f"{sum(is_open)} of {len(is_open)} iterations"
+        return [f"imagination: its gate was open in {number}{measured}"] if use in _SKILLS else []
+    return [
+        f"imagination: its gate never opened in {len(is_open)} iterations, so that no update used what was imagined"
+        f"{measured}; {_opens_where(imagination)}"
+    ]
+
+
+def _opens_where(imagination: ImaginationConfig) -> str:
+    """Return what a gate waits for."""
+    waits = {"latent": imagination.latent.gate_batches, "search": imagination.search.gate_batches}
+    if (use := imagination.use) in waits:
+        return f"it opens where the mean skill of {waits[use]} batches (imagination.{use}.gate_batches) is above chance"
+    return (
+        f"it opens after {imagination.min_batches} batches (imagination.min_batches) where what is imagined explains "
+        "returns"
+    )
+
+
+def _why_not_searched(imagination: ImaginationConfig) -> str:
+    if not imagination.search.searches:
+        return (
+            "nothing was searched, as imagination.search.coef or imagination.search.num_simulations is 0; this was "
+            "plain PPO"
+        )
+    return "no world has replied to a whole turn, so that nothing was searched"

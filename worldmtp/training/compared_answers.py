@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from worldmtp.agents.answers import Answering, Answers, ExplainedAnswers
-from worldmtp.agents.search_policy import ActingSearch
+from worldmtp.agents.search_config import ActingSearch
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
 from worldmtp.training.config import EnvConfig

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
+from worldmtp.agents.search_config import ACTS, ActingSearch
 from worldmtp.choices import check_choice
 from worldmtp.objective.objective import MTPObjective
 
@@ -157,8 +158,11 @@ class EvalConfig:
     """Imagined rollouts a root, in the comparison with what was realized."""
     num_attention: int = 64
     """Sampled answers whose attention is read; 0 reads none."""
+    act: str = "policy"
+    """``search`` chooses every held-out token by ``search``, and the policy's own answers are counted beside it."""
 
     def __post_init__(self) -> None:
+        check_choice("eval.act", self.act, ACTS)
         _at_least(0, num_attention=self.num_attention)
         _at_least(2, num_prompts=self.num_prompts)
         _at_least(1, every_iterations=self.every_iterations, num_imagined=self.num_imagined)
@@ -287,6 +291,8 @@ class TrainConfig:
     imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
     post_training: PostTrainingConfig = field(default_factory=PostTrainingConfig)
     """A trainer of TRL's in the agent's place."""
+    search: ActingSearch = field(default_factory=ActingSearch)
+    """How a search acts, where ``agent.rollout.act`` or ``eval.act`` asks for one."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -304,6 +310,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, seed=self.seed)
+
+    @property
+    def trains_world_heads(self) -> bool:
+        """Whether the heads of reward and continuation learn: they imagine, or a search that acts reads them."""
+        acts = self.post_training.trainer is None and self.agent.rollout.act == "search"
+        return self.imagination.reads_latents or (acts and not self.search.through_replies)
 
 
 _COMPARED = (

@@ -1,6 +1,5 @@
 """Held-out evaluation of a run: numbers for the log, an artefact for the analysis, token strips for the eye."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +74,7 @@ def evaluate_run(
     tokens_text: Sequence[str],
 ) -> RunEvaluation:
     """Read the answers with all depths, imagine, and count; nothing here consumes a stream of the training."""
-    artefact, _ = read_answers(model, evaluator, evaluation.sampled, imagining, ppo, tokens_text)
+    artefact, _ = read_answers(model, evaluator, evaluation.own, imagining, ppo, tokens_text)
     greedy = evaluation.greedy.exact
     sampled = evaluation.sampled.exact
     exact = wilson_interval(int(greedy.sum()), len(greedy), unit="prompt")
@@ -110,10 +109,10 @@ def evaluate_between(
     """
     found = evaluator.run(model)
     nothing = Imagining(None, 1, 1, seed=0)
-    artefact, _ = read_answers(model, evaluator, found.sampled, nothing, PPOConfig(), tokens_text)
+    artefact, _ = read_answers(model, evaluator, found.own, nothing, PPOConfig(), tokens_text)
     writer.histogram("eval/entropy", artefact.chain_entropy[artefact.action_mask], step)
     if isinstance(env.task, TurnTask):
-        writer.text("samples/heldout", conversations(found.sampled, tokens_text), step)
+        writer.text("samples/heldout", conversations(found.own, tokens_text), step)
     return found, found.metrics() | exact_scalars(found) | depth_scalars(artefact)
 
 
@@ -206,11 +205,11 @@ def make_artefact(
 def summarize(found: RunEvaluation, arm: str, artefact: str) -> ArmSummary:
     """Return an evaluation as a row of the closing table."""
     metrics, depths = found.metrics, found.artefact.num_depths
-    acceptance = [metrics[f"world_model/depth_{depth}/accept"] for depth in range(1, depths + 1)]
+    acceptance = [metrics.get(f"world_model/depth_{depth}/accept") for depth in range(1, depths + 1)]
     return ArmSummary(
         arm=arm,
         exact=found.exact,
-        acceptance=tuple(value if math.isfinite(value) else None for value in acceptance),
+        acceptance=tuple(acceptance),
         imagined_return=metrics.get("eval/return_imagined"),
         realized_return=metrics["eval/return_realized"],
         artefact=artefact,

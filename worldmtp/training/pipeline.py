@@ -42,6 +42,7 @@ from worldmtp.tracking import (
     read_records,
 )
 from worldmtp.tracking.scenes import SceneLog
+from worldmtp.training.acting import check_acting, evaluation_search, search_notes
 from worldmtp.training.closing import arm_name, closing_text, measured_note, notes_of_log, talk_command
 from worldmtp.training.config import TrainConfig, hyperparameters
 from worldmtp.training.evaluation import (
@@ -141,20 +142,21 @@ class Pipeline:
             check_scores(self._env, self._examples, self._model.config.value_range)
         self._overlap, notes = choose_pool(self._env, prompts, config)
         infos = self._env.reset(seed=config.seed)[1]
-        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft)
+        check_use(self._env, infos, config.imagination, config.agent.ppo, rollout.draft, rollout.act)
         self._can_imagine = check_imagination(
             self._model, config.world_model.backend, config.imagination, config.agent.ppo
         )
         check_completions(self._model, self._env, config)
+        check_acting(config, self._model, self._env)
         self._tokens_text = vocabulary(self._env)
         self._inside = InsideLog(self._model, run_dir, config.eval, self._tokens_text, self._computing)
         told = model_notes(config.model, self._model, self._is_warm)
         what = self._env.task, self._env.tokenizer, held_out, self._model.config.depth
         self._truth = ExactTruth(*what, rollout.temperature, config.agent.ppo.gamma)
+        notes += search_notes(config)
         self.notes = (*told, *prompts.notes, *notes, *self._inside.notes, *self._truth.notes)
-        self._evaluator = Evaluator(
-            make_env(config.env, len(held_out)), held_out, rollout.temperature, stream_seed(config.seed, "evaluation")
-        )
+        asked = make_env(config.env, len(held_out)), held_out, rollout.temperature
+        self._evaluator = Evaluator(*asked, stream_seed(config.seed, "evaluation"), evaluation_search(config))
         self._after: RunEvaluation | None = None
         self._analysis = Stopwatch()
         self._flat: str | None = None
@@ -255,9 +257,9 @@ class Pipeline:
         self._writer.text(CONFIG_TAG, f"```yaml\n{config}\n```", 0)
         self._writer.scalars({"rollout/prompt_overlap_sft": self._overlap}, 0)
         write_evaluation(before, self._run_dir, self._start, self._writer, 0)
-        self._inside.write(before.evaluation.sampled, self._writer, self._run_dir, 0)
+        self._inside.write(before.evaluation.own, self._writer, self._run_dir, 0)
         self._log_heads(before, self._start, 0)
-        self._watch(before.evaluation.sampled, 0)
+        self._watch(before.evaluation.own, 0)
 
     def _computing(self) -> torch.autocast:
         """Return the precision to compute in; the warm start has an autocast of its own."""
@@ -269,15 +271,15 @@ class Pipeline:
         if trainer.iteration == config.agent.rollout.num_iterations:
             self._after = self._evaluate_held_out()
             self._write_final(self._after, step)
-            self._show_imagined(trainer, self._after.evaluation.sampled, step, is_last=True)
+            self._show_imagined(trainer, self._after.evaluation.own, step, is_last=True)
         elif trainer.iteration % config.eval.every_iterations == 0:
-            self._show_imagined(trainer, self._log_held_out(step).sampled, step, is_last=False)
+            self._show_imagined(trainer, self._log_held_out(step).own, step, is_last=False)
         return self._analysis.take()
 
     def _log_held_out(self, step: int) -> Evaluation:
         """Evaluate between the first and the last time."""
         found = self._log_between(self._writer, self._run_dir, step)
-        self._watch(found.sampled, step)
+        self._watch(found.own, step)
         return found
 
     def _log_between(self, writer: MetricWriter, directory: Path, step: int) -> Evaluation:
@@ -285,7 +287,7 @@ class Pipeline:
         start = time.perf_counter()
         with evaluation_mode(self._model), self._computing():
             found, metrics = evaluate_between(self._model, self._evaluator, self._env, self._tokens_text, writer, step)
-            self._inside.write(found.sampled, writer, directory, step)
+            self._inside.write(found.own, writer, directory, step)
         writer.scalars(metrics | {"time/eval_seconds": time.perf_counter() - start}, step)
         return found
 
@@ -303,10 +305,10 @@ class Pipeline:
 
     def _write_final(self, after: RunEvaluation, step: int) -> None:
         write_evaluation(after, self._run_dir, "final", self._writer, step)
-        self._inside.write(after.evaluation.sampled, self._writer, self._run_dir, step)
+        self._inside.write(after.evaluation.own, self._writer, self._run_dir, step)
         self._log_heads(after, "final", step)
         write_strips(after, self._writer, step, self._config.logger.num_strips)
-        self._watch(after.evaluation.sampled, step)
+        self._watch(after.evaluation.own, step)
 
     def _imagining(self) -> Imagining:
         """Return how evaluations imagine; its draws are the same every time."""
@@ -331,9 +333,9 @@ class Pipeline:
         config, how = self._config, (name, self._writer, step)
         with self._computing(), self._analysis:
             self._truth.write(self._model, self._run_dir, *how)
-            if step > 0 and config.imagination.reads_latents:  # before, nothing has taught the world heads
+            if step > 0 and config.trains_world_heads:  # before, nothing has taught the world heads
                 self._truth.write_values(self._model, found.artefact, self._run_dir, *how)
-            if not found.evaluation.sampled.is_masked:
+            if not found.evaluation.own.is_masked:
                 seed, end = stream_seed(config.seed, "futures in evaluation"), self._env.tokenizer.eos_id
                 acting = config.agent.rollout.temperature, end, seed
                 world_model = self._imagining().world_model
@@ -343,14 +345,15 @@ class Pipeline:
         """Keep the first held-out answers for the Imagination tab."""
         config = self._config
         # Before the first iteration the world heads know nothing, and without imagination they never learn.
-        learns = step > 0 and config.imagination.reads_latents
+        learns = step > 0 and config.trains_world_heads
         how = (self._imagining(), config.agent.ppo, self._tokens_text, config.logger.num_strips, learns)
         with self._computing(), self._analysis:
             self._scenes.write(watch(self._model, self._evaluator, sampled, *how), step)
 
     def _method(self) -> tuple[str, str]:
         """Return what did the training after the warm start, and its arm in the closing table."""
-        return "PPO", arm_name(self._config.imagination.use, self._config.world_model.backend)
+        config = self._config
+        return "PPO", arm_name(config.imagination.use, config.world_model.backend, config.agent.rollout.act)
 
     def _close(self, before: RunEvaluation, after: RunEvaluation) -> None:
         """Write the closing table, the report, and the mark that all is done."""
@@ -364,7 +367,7 @@ class Pipeline:
             arms=(
                 # Before the first iteration the world heads know nothing, and without imagination they never learn.
                 replace(summarize(before, started, self._start), imagined_return=None),
-                trained if config.imagination.reads_latents else replace(trained, imagined_return=None),
+                trained if config.trains_world_heads else replace(trained, imagined_return=None),
             ),
             # Of the log, whose clock goes on over a resumption.
             wall_clock_seconds=round(records[-1]["time_seconds"], 1),

@@ -12,6 +12,7 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.random import stream_seed
+from worldmtp.training.acting import search_of
 from worldmtp.training.config import TrainConfig
 from worldmtp.training.imports import import_user_modules
 from worldmtp.training.make import make_env, make_model, on_device
@@ -44,6 +45,7 @@ def make_trainer(config: TrainConfig, model: MTPModel, env: TextVectorEnv, promp
         config.imagination,
         stream_seed(config.seed, "reinforcement"),
         lambda num_rows: rows_of_run(num_rows, prompts, config),
+        search_of(config) if config.agent.rollout.act == "search" else None,
     )
 
 

@@ -33,7 +33,7 @@ from worldmtp.training.trl_data import (
     texts,
 )
 from worldmtp.training.trl_log import StepCallback
-from worldmtp.training.warm_start import last_whole_checkpoint, step_of, tokenizer_of
+from worldmtp.training.warm_start import checkpoints_of_one_second, last_whole_checkpoint, step_of, tokenizer_of
 
 FOLDER = "post_training"
 ANSWERS_FILE = "answers.jsonl"
@@ -115,7 +115,8 @@ class TrainerStage:
         trainer.remove_callback(PrinterCallback)
         callback.seconds_of_numbers = trainer.mtp_numbers.take_seconds
         last = last_whole_checkpoint(self._checkpoints)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with checkpoints_of_one_second():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         trainer.release_model()
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """The warm start: TRL's SFT with the MTP heads, on the task's own answers to training prompts."""
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +126,30 @@ def warm_start(
     trainer.remove_callback(PrinterCallback)
     last = last_whole_checkpoint(checkpoints)
     writer.resume_at(-1 if last is None else step_of(last))
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with checkpoints_of_one_second():
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.release_model()
     save_model(model, directory / "model", processing_class)
     shutil.rmtree(checkpoints)
+
+
+@contextmanager
+def checkpoints_of_one_second() -> Iterator[None]:
+    """Keep the trainer from warning that checkpoints were written within one second of one another.
+
+    It then orders them by their steps, as is right for any, and takes the file system for the reason. Steps of small
+    models are that fast. All that its module says beside this is let through.
+    """
+    logger = logging.getLogger("transformers.trainer_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("mtime may not be reliable on this filesystem")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:

@@ -1,0 +1,80 @@
+"""Acting by search in a run: what a config gets wrong is said before anything is trained."""
+
+import re
+import shlex
+
+import pytest
+
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.cli.schema import build
+from worldmtp.cli.train import run
+from worldmtp.search import SearchConfig
+from worldmtp.training import TrainConfig
+from worldmtp.training.acting import search_of
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+REFUSED = [
+    (r"eval: eval\.act='serch' is unknown; did you mean 'search'\?", "eval.act=serch"),
+    (r"search: search\.rule='gumbell' is unknown; did you mean 'gumbel'\?", "search.rule=gumbell"),
+    (r"search: search\.dynamics='orcale' is unknown; did you mean 'oracle'\?", "search.dynamics=orcale"),
+    (r"search\.tree: num_simulations=0 must be at least 1", "search.tree.num_simulations=0"),
+    (
+        r"eval\.act=search with search\.dynamics=mtp reads the heads of reward .* imagination=off never trains; set "
+        r"imagination=counterfactual or agent\.rollout\.act=search, which do, or eval\.act=policy\.$",
+        *("eval.act=search", "imagination=off"),
+    ),
+    (
+        r"eval\.act=search, by search\.dynamics=mtp: max_depth=4 is beyond the world model, which takes 3 steps",
+        *("eval.act=search", "search.tree.max_depth=4"),
+    ),
+    (
+        r"bootstrap_truncated=True with eval\.act=search",
+        *("eval.act=search", "imagination=latent", "agent.ppo.bootstrap_truncated=true"),
+    ),
+    (
+        r"agent\.rollout: act=search with draft=mtp: drafts decide tokens that nobody has searched for",
+        *("agent.rollout.act=search", "agent.rollout.draft=mtp"),
+    ),
+    (
+        r"imagination=counterfactual takes .* agent\.rollout\.act=search draws otherwise; set imagination=off, ",
+        *("agent.rollout.act=search", "imagination=counterfactual"),
+    ),
+    (
+        r"^agent\.rollout\.act=search with post_training\.trainer=grpo: trainers of TRL's sample by themselves",
+        *("agent.rollout.act=search", "imagination=off", "post_training.trainer=grpo"),
+    ),
+    (
+        r"agent\.rollout\.act=search and eval\.act=search, by search\.dynamics=mtp: head='medusa' gives the",
+        *("agent.rollout.act=search", "eval.act=search", "imagination=off", "head=medusa"),
+    ),
+    (
+        r"eval\.act=search, by search\.dynamics=world: Reverse has no world that replies",
+        *("eval.act=search", "search.dynamics=world"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "overrides"), [(first, rest) for first, *rest in REFUSED])
+def test_refused(message, overrides, compose_tiny, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(compose_tiny(*overrides), tmp_path / "run")
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_the_search_discounts_as_the_run_does_unless_it_is_told(compose_tiny):
+    given = build(TrainConfig, compose_tiny("agent.ppo.gamma=0.9", "search.rule=puct", "search.tree.width=3"))
+    assert search_of(given) == ActingSearch("puct", "mtp", SearchConfig(width=3, gamma=0.9))
+    told = build(TrainConfig, compose_tiny("agent.ppo.gamma=0.9", "search.tree.gamma=0.5"))
+    assert search_of(told).tree.gamma == 0.5
+
+
+def test_the_command_lines_of_the_page_compose(project_root, compose):
+    page = (project_root / "docs" / "acting.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"^```bash\n(.*?)^```$", page, re.M | re.S) for line in block.splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        program, command, *overrides = shlex.split(line)
+        assert (program, command) == ("worldmtp", "train")
+        config = build(TrainConfig, compose(*overrides))
+        assert "search" in (config.agent.rollout.act, config.eval.act)

@@ -1,0 +1,66 @@
+"""Who acts in a run: the policy, or a search of what would follow its tokens, and whether the run can search so."""
+
+from dataclasses import replace
+
+from worldmtp.agents.acting_search import check_search
+from worldmtp.agents.evaluation import EvaluationSearch
+from worldmtp.agents.search_config import ActingSearch
+from worldmtp.envs import TextVectorEnv
+from worldmtp.model import MTPModel
+from worldmtp.random import stream_seed
+from worldmtp.training.config import TrainConfig
+
+
+def search_of(config: TrainConfig) -> ActingSearch:
+    """Return how the run searches: as ``search`` says, with the discount of the values that are read."""
+    tree = config.search.tree
+    gamma = config.agent.ppo.gamma if tree.gamma is None else tree.gamma
+    return replace(config.search, tree=replace(tree, gamma=gamma))
+
+
+def evaluation_search(config: TrainConfig) -> EvaluationSearch | None:
+    """Return how the run's evaluations search; None where the policy answers by itself."""
+    if config.eval.act == "policy":
+        return None
+    return EvaluationSearch(search_of(config), stream_seed(config.seed, "search in evaluation"))
+
+
+def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> None:
+    """Raise if the run is to act by a search that has nothing to look for, or none that can be made.
+
+    Raises:
+        ValueError: a trainer of TRL's acts, which searches nothing; the values that a search reads say nothing of what
+            follows, or are never learnt; the heads are blind to actions or do not look so far; or there is nobody to
+            ask for replies.
+    """
+    asked = {"agent.rollout.act": config.agent.rollout.act, "eval.act": config.eval.act}
+    asks = " and ".join(f"{name}=search" for name, act in asked.items() if act == "search")
+    if not asks:
+        return
+    trainer, use = config.post_training.trainer, config.imagination.use
+    if config.agent.rollout.act == "search" and trainer is not None:
+        raise ValueError(
+            f"agent.rollout.act=search with post_training.trainer={trainer}: trainers of TRL's sample by themselves; "
+            "set agent.rollout.act=policy, or leave the trainer out."
+        )
+    config.agent.ppo.check_searched(asks)
+    if not (config.trains_world_heads or config.search.through_replies):
+        raise ValueError(
+            f"{asks} with search.dynamics={config.search.dynamics} reads the heads of reward and continuation, which "
+            f"imagination={use} never trains; set imagination=counterfactual or agent.rollout.act=search, which do, or "
+            "eval.act=policy."
+        )
+    try:
+        check_search(search_of(config), model, env)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{asks}, by search.dynamics={config.search.dynamics}: {error}") from error
+
+
+def search_notes(config: TrainConfig) -> tuple[str, ...]:
+    """Return what the closing table needs to say of who chose the tokens."""
+    if config.eval.act == "policy":
+        return ()
+    return (
+        f"exact and sampled are of answers by search, {config.search.way} a token; the policy's own stand in the log, "
+        "as eval/policy/exact",
+    )

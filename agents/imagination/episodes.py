@@ -167,7 +167,7 @@ class EpisodeImagination:
         )
 
     def _explores(self, totals: dict[str, float]) -> bool:
-        """Return whether this iteration explores. Where the way may be lost, an imagined batch tells, and is left out."""
+        """Return whether this iteration explores; where the way may be lost, a batch that is left out tells."""
         self._novelty = None
         self._exploration.ask(self._exploration.may_be_lost and self._is_lost(self._imagine(totals)[0]))
         return self._exploration.is_on

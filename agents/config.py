@@ -108,7 +108,12 @@ class PPOConfig:
             self.target_kl is None or 0 < self.target_kl < math.inf,
             f"target_kl={self.target_kl} must be positive and finite, or null for no stop.",
         )
-        _require_rates(self, "min_advantage_scale", "max_importance_weight")
+        _require_rates(self, "min_advantage_scale")
+        _require(
+            1 <= self.max_importance_weight < math.inf,
+            f"max_importance_weight={self.max_importance_weight} must be finite and at least 1, what an action counts "
+            "that the policy itself has drawn.",
+        )
         _require(0 < self.adam_beta2 < 1, f"adam_beta2={self.adam_beta2} must be in (0, 1).")
         _require_at_least(self, 1, "num_epochs", "num_minibatches")
         _require(

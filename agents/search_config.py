@@ -1,7 +1,7 @@
 """The frozen configs of acting by search and of ``imagination=search``; like ``config.py`` they need no torch."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worldmtp.choices import check_choice
 from worldmtp.search.config import RULES, SearchConfig
@@ -43,6 +43,10 @@ class ActingSearch:
                 "search.rule=gumbel, or search.scale=node."
             )
         check_choice("search.dynamics", self.dynamics, DYNAMICS)
+
+    def discounted_by(self, gamma: float) -> "ActingSearch":
+        """Return the same search, by ``gamma`` where its tree says no discount."""
+        return replace(self, tree=replace(self.tree, gamma=gamma)) if self.tree.gamma is None else self
 
     @property
     def through_replies(self) -> bool:

@@ -62,6 +62,7 @@ class SearchedRollouts:
             raise ValueError("rollout.act='search' and nothing says how; give search=ActingSearch(...) as well.")
         name = "agent.rollout.act=search"
         ppo.check_searched(name)
+        how = how.discounted_by(ppo.gamma)  # as the values that it reads
         try:
             check_search(how, model, env, learns_replies)
         except (TypeError, ValueError) as error:

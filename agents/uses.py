@@ -34,7 +34,8 @@ def check_use(
     """
     use, completions = imagination.use, imagination.completions
     replies, masks = isinstance(env.task, TurnTask), "action_mask" in infos
-    compares = not (replies or masks or ppo.gamma < 1 or ppo.bootstrap_truncated)  # counterfactuals would start
+    # Whether counterfactuals would start.
+    compares = not (replies or masks or ppo.gamma < 1 or ppo.bootstrap_truncated or act == "search")
     faults = []
     through = imagination.searches_replies
     if through and not replies:
@@ -66,10 +67,11 @@ def check_use(
             ppo.check_searched()
     except ValueError as error:
         faults.append(str(error))
-    if act == "search" and use in ("counterfactual", "latent"):
+    if act == "search" and use in _NEEDS_DRAWS:
+        alone = "" if completions == "none" else ", each with imagination.completions=none"
         faults.append(
             f"imagination={use} {_NEEDS_DRAWS[use]}, and agent.rollout.act=search draws otherwise; set "
-            "imagination=off, imagination=baseline or imagination=search, or agent.rollout.act=policy."
+            f"imagination=off, imagination=baseline or imagination=search{alone}, or agent.rollout.act=policy."
         )
     if draft != "none" and masks:
         faults.append(f"agent.rollout.draft={draft} {_BLIND}; set agent.rollout.draft=none.")

@@ -13,8 +13,9 @@ from worldmtp.agents.acting_search import q_transform_of
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.search_config import ActingSearch
-from worldmtp.agents.searched_rollouts import importance_weights
+from worldmtp.agents.searched_rollouts import SearchedRollouts, importance_weights
 from worldmtp.agents.trainer import ImaginationTrainer
+from worldmtp.agents.uses import check_use
 from worldmtp.dynamics.exact import TokenMDP
 from worldmtp.envs import TextGenVectorEnv, TextVectorEnv
 from worldmtp.envs.wrappers.action_mask import VectorActionMask
@@ -212,6 +213,17 @@ def test_ppo_is_given_what_each_action_counts(
     assert norms[1] == pytest.approx(4 * norms[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(("told", "expected"), [(None, 0.5), (0.9, 0.9)])
+def test_what_follows_is_discounted_as_the_values_are(
+    told: float | None, expected: float, text_env: MakeEnv, tiny_model: MakeModel
+) -> None:
+    """By ``agent.ppo.gamma``, which the values were learnt with, unless the search is told another."""
+    how = replace(HOW, tree=replace(HOW.tree, gamma=told))
+    rollout, ppo = RolloutConfig(1, act="search"), PPOConfig(learning_rate=1e-2, gamma=0.5)
+    searched = SearchedRollouts(how, tiny_model(), text_env(16), rollout, ppo, seed=0)
+    assert searched.how.tree.discount == expected
+
+
 class TestRefusals:
     def test_puct_measures_by_the_node(self) -> None:
         with pytest.raises(ValueError, match=r"search\.scale=returns with search\.rule=puct: .* search\.rule=gumbel"):
@@ -236,6 +248,24 @@ class TestRefusals:
         message = rf"imagination={use} .* agent\.rollout\.act=search draws otherwise; set imagination=off"
         with pytest.raises(ValueError, match=message):
             make_trainer(tiny_model(), text_env(16), HOW, use)
+
+    def test_no_use_is_advised_that_needs_the_policys_draws(self, text_env: MakeEnv, tiny_model: MakeModel) -> None:
+        """Who does as the message says is not refused again: counterfactuals are for other environments, not this."""
+        with pytest.raises(ValueError, match=r"nobody replies in this environment; set imagination=off\.$"):
+            make_trainer(tiny_model(), text_env(16), HOW, "episodes")
+
+    def test_completions_go_with_the_use_that_reads_them(self, text_env: MakeEnv) -> None:
+        env = text_env(16)
+        imagination = ImaginationConfig(use="counterfactual", completions="trunk")
+        with pytest.raises(ValueError, match=r"or imagination=search, each with imagination\.completions=none, or "):
+            check_use(env, env.reset(seed=0)[1], imagination, PPOConfig(learning_rate=1e-2), "none", "search")
+
+    @pytest.mark.parametrize("weight", [0.99, math.inf])
+    def test_a_limit_that_cuts_what_the_policy_drew(self, weight: float) -> None:
+        """Where the policy acts pi / b is 1, which a limit below would cut; 1 itself cuts nothing."""
+        PPOConfig(learning_rate=1e-2, max_importance_weight=1.0)
+        with pytest.raises(ValueError, match=rf"max_importance_weight={weight} must be finite and at least 1"):
+            PPOConfig(learning_rate=1e-2, max_importance_weight=weight)
 
     def test_a_search_deeper_than_the_heads(self, text_env: MakeEnv, tiny_model: MakeModel) -> None:
         how = ActingSearch("gumbel", "mtp", SearchConfig(max_depth=5))

@@ -25,6 +25,11 @@ REFUSED = [
         *("eval.act=search", "imagination=off"),
     ),
     (
+        r"imagination=off never trains; set imagination=counterfactual with post_training\.trainer=ppo, which do, or "
+        r"eval\.act=policy\.$",
+        *("eval.act=search", "imagination=off", "post_training.trainer=grpo"),
+    ),
+    (
         r"eval\.act=search, by search\.dynamics=mtp: max_depth=4 is beyond the world model, which takes 3 steps",
         *("eval.act=search", "search.tree.max_depth=4"),
     ),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.config import ImaginationConfig, RolloutConfig
 from worldmtp.agents.episodes_config import EpisodesConfig
 from worldmtp.agents.search_config import SearchTargetConfig
 from worldmtp.training.closing import arm_name, measured_note, notes_of_log, progress_note
@@ -145,6 +145,30 @@ def test_an_arm_is_called_after_what_imagines():
     assert arm_name("episodes", "mtp") == "PPO, episodes", "the policy's MTP heads have no part in it"
     assert arm_name("episodes", "shuffled") == "PPO, episodes, shuffled"
     assert arm_name("counterfactual", "mtp") == "PPO, counterfactual, mtp"
+    assert arm_name("off", "mtp", "search") == "PPO, no imagination, acting by search"
+
+
+def searched(*acts):
+    return [{"rollout/return_mean": 0.5} | ({"rollout/search_kl": 0.1} if act else {}) for act in acts]
+
+
+def test_a_run_says_in_how_many_iterations_a_search_acted():
+    off, how = ImaginationConfig(use="off"), RolloutConfig(3, act="search", search_after=1)
+    assert notes_of_log(searched(0, 1, 1), off, how) == [
+        "acting by search: in 2 of 3 iterations, and in the others by the policy"
+    ]
+    assert notes_of_log(searched(0, 0), off, RolloutConfig(3)) == notes_of_log([], off, how) == []
+
+
+def test_a_search_that_never_acted_is_told_with_what_it_waited_for():
+    """Three iterations are over before a search begins after three; later, what it searches through is missing."""
+    off, none = ImaginationConfig(use="off"), "acting by search: in none of 3 iterations, so that the policy has acted "
+    assert notes_of_log(searched(0, 0, 0), off, RolloutConfig(3, act="search", search_after=3)) == [
+        none + "alone; it begins after 3 (agent.rollout.search_after)"
+    ]
+    assert notes_of_log(searched(0, 0, 0), off, RolloutConfig(3, act="search", search_after=2)) == [
+        none + "alone; no world has replied to a whole turn, so that there were no replies to search through"
+    ]
 
 
 def test_columns_of_a_world_are_of_episodes():

@@ -20,7 +20,7 @@ class SearchConfig:
     gamma: float | None = None
     """What follows a token is discounted by it, as by the training of the values that are read.
 
-    None: by ``agent.ppo.gamma`` in a run, and elsewhere by 1.
+    None: by ``agent.ppo.gamma`` where an agent learns, and elsewhere by 1.
     """
     max_bytes: int = _MAX_BYTES
     """Memory that the arrays of the trees may take, with the world model's state at every node."""

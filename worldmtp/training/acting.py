@@ -1,7 +1,5 @@
 """Who acts in a run: the policy, or a search of what would follow its tokens, and whether the run can search so."""
 
-from dataclasses import replace
-
 from worldmtp.agents.acting_search import check_search
 from worldmtp.agents.evaluation import EvaluationSearch
 from worldmtp.agents.search_config import ActingSearch
@@ -13,9 +11,7 @@ from worldmtp.training.config import TrainConfig
 
 def search_of(config: TrainConfig) -> ActingSearch:
     """Return how the run searches: as ``search`` says, with the discount of the values that are read."""
-    tree = config.search.tree
-    gamma = config.agent.ppo.gamma if tree.gamma is None else tree.gamma
-    return replace(config.search, tree=replace(tree, gamma=gamma))
+    return config.search.discounted_by(config.agent.ppo.gamma)
 
 
 def evaluation_search(config: TrainConfig) -> EvaluationSearch | None:
@@ -45,10 +41,12 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
         )
     config.agent.ppo.check_searched(asks)
     if not (config.trains_world_heads or config.search.through_replies):
+        teaches = "imagination=counterfactual or agent.rollout.act=search, which do"
+        if trainer is not None:
+            teaches = "imagination=counterfactual with post_training.trainer=ppo, which do"
         raise ValueError(
             f"{asks} with search.dynamics={config.search.dynamics} reads the heads of reward and continuation, which "
-            f"imagination={use} never trains; set imagination=counterfactual or agent.rollout.act=search, which do, or "
-            "eval.act=policy."
+            f"imagination={use} never trains; set {teaches}, or eval.act=policy."
         )
     try:
         check_search(search_of(config), model, env, config.imagination.learns_replies)
@@ -60,7 +58,8 @@ def search_notes(config: TrainConfig) -> tuple[str, ...]:
     """Return what the closing table needs to say of who chose the tokens."""
     if config.eval.act == "policy":
         return ()
+    until = ", and by the policy until replies have been learnt" if config.search.dynamics == "replies" else ""
     return (
-        f"exact and sampled are of answers by search, {config.search.way} a token; the policy's own stand in the log, "
-        "as eval/policy/exact",
+        f"exact and sampled are of answers by search, {config.search.way} a token{until}; the policy's own stand "
+        "in the log, as eval/policy/exact",
     )

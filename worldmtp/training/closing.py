@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmtp.agents.config import ImaginationConfig
+from worldmtp.agents.config import ImaginationConfig, RolloutConfig
 from worldmtp.agents.imagination.completion_costs import completion_costs
 from worldmtp.analysis.run_files import time_breakdown
 from worldmtp.analysis.summary import RunSummary, summary_table
@@ -44,12 +44,12 @@ def measured_note(replies: bool) -> str:
     )
 
 
-def notes_of_log(records: Records, imagination: ImaginationConfig) -> list[str]:
-    """Return what the log has to say of scoring, of imagination, of completions and of time."""
+def notes_of_log(records: Records, imagination: ImaginationConfig, rollout: RolloutConfig | None = None) -> list[str]:
+    """Return what the log has to say of scoring, acting, imagination, completions and time; ``rollout``: who acted."""
     found = [completion_costs(records), time_breakdown(records)]
     costs, breakdown = ([] if one is None else [str(one)] for one in found)
     imagined = [*_episodes(records, imagination), *_gate(records, imagination)]
-    return [*_scoring(records), *imagined, *costs, *breakdown]
+    return [*_scoring(records), *_acting(records, rollout), *imagined, *costs, *breakdown]
 
 
 def progress_note(metrics: Mapping[str, float]) -> str:
@@ -92,6 +92,20 @@ def _scoring(records: Records) -> list[str]:
     if not told:
         return []
     return [f"of the scorer's calls {' and '.join(told)}: these answers were paid 0, and the first was warned of"]
+
+
+def _acting(records: Records, rollout: RolloutConfig | None) -> list[str]:
+    """Return in how many iterations a search acted, where one was asked for, and what it waited for if in none."""
+    iterations = [record for record in records if "rollout/return_mean" in record]
+    if rollout is None or rollout.act == "policy" or not iterations:
+        return []
+    number = len(iterations)
+    if num_searched := sum("rollout/search_kl" in record for record in iterations):
+        return [f"acting by search: in {num_searched} of {number} iterations, and in the others by the policy"]
+    waits = f"it begins after {rollout.search_after} (agent.rollout.search_after)"
+    if number > rollout.search_after:
+        waits = "no world has replied to a whole turn, so that there were no replies to search through"
+    return [f"acting by search: in none of {number} iterations, so that the policy has acted alone; {waits}"]
 
 
 def _real_episodes(iterations: Records) -> str:

@@ -379,7 +379,7 @@ class Pipeline:
                 *([f"{self._overlap:.3f} of the training prompts are those of the warm start"] if warmed else []),
                 *self.notes,
                 *([] if self._flat is None else [self._flat]),
-                *notes_of_log(records, config.imagination),
+                *notes_of_log(records, config.imagination, config.agent.rollout),
             ),
         )
         write_summary(summary, self._run_dir)

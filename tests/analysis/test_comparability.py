@@ -54,7 +54,10 @@ def test_two_tasks_are_told_from_one():
         "The runs are of different tasks, worldmtp/SpellBackward-v0 and worldmtp/ReverseWords-v0. Prompts of the same "
         "text are paired, though the tasks may ask and pay for different things"
     )
-    assert "one seed" in seed
+    assert seed.startswith(
+        "The runs have one seed, 0: the prompts that both answered are paired, of which a task that is"
+    )
+    assert "they answered the same prompts" not in seed
 
 
 def test_one_task_with_other_settings_says_which():
@@ -62,6 +65,7 @@ def test_one_task_with_other_settings_says_which():
     assert found.notes[0].startswith(
         "The runs have one task, worldmtp/SpellBackward-v0, with other settings (env.kwargs.max_new): where these "
     )
+    assert "the prompts that both answered are paired" in found.notes[1], "what a task asks may depend on its settings"
     assert found.other_heads == "env.kwargs.max_new differs"
     wrapped = comparable(config(), config(env__kwargs={"max_new": 9}, env__wrappers=["normalize_reward"]))
     assert "(env.wrappers, env.kwargs.max_new)" in wrapped.notes[0]

@@ -88,8 +88,12 @@ def _seed_notes(one: Values, other: Values) -> list[str]:
             "not, so a difference may be one of the seeds, for which the intervals do not allow. To learn what a "
             f"setting does, {sweep}."
         ]
+    # A task draws its prompts by the seed, and another task, or one that is set otherwise, draws others.
+    how = "they answered the same prompts and are paired by them"
+    if _changed(one, other, _TASK):
+        how = "the prompts that both answered are paired, of which a task that is not the same may have drawn others"
     return [
-        f"The runs have one seed, {seeds[0]}: they answered the same prompts and are paired by them. The intervals "
+        f"The runs have one seed, {seeds[0]}: {how}. The intervals "
         f"are over prompts and hold for these two runs alone; to learn what a setting does over seeds, {sweep}."
     ]
 

@@ -339,11 +339,19 @@ class ImaginationTrainer:
         """Restore what ``state_dict`` returned; the next iteration is the one that would have followed.
 
         Raises:
-            ValueError: the state lacks a random stream, or has one that this trainer does not know.
+            ValueError: the state lacks a random stream, or has one that this trainer does not know; or it lacks
+                something else, as one may that another version has written.
         """
         restore_rng(self._generators, state["generators"])
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            try:
+                part.load_state_dict(state[name])
+            except KeyError as error:
+                raise ValueError(
+                    f"the checkpoint has no {error} for the trainer's {name}: another version of worldmtp has written "
+                    "it, or a trainer with other parts; go on with the version and the settings that wrote it, or "
+                    "start a new run."
+                ) from error
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         self._env.load_state(state["env"])

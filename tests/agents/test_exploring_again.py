@@ -125,6 +125,17 @@ def test_a_run_that_goes_on_remembers_how_long_the_reward_is_lost(tiny_model: An
     assert explores(other, [0.0]) == [1]
 
 
+def test_a_checkpoint_of_an_older_version_says_what_it_lacks(tiny_model: Any) -> None:
+    """Those of before this state was kept; and those of a run without imagined episodes."""
+    state = make_trainer(tiny_model).state_dict()
+    for lacks, place in (("exploration", state["episodes"]), ("episodes", state)):
+        del place[lacks]
+        with pytest.raises(
+            ValueError, match=rf"has no '{lacks}' for the trainer's episodes: another version of worldm"
+        ):
+            make_trainer(tiny_model).load_state_dict(state)
+
+
 def batch_sizes(trainer: ImaginationTrainer, pays: list[float]) -> list[int]:
     """Run an iteration for each, in which every real episode is paid so; return how many there were."""
     found = []

@@ -17,8 +17,9 @@ class EpisodesConfig:
     """Imagined batches after each real one, at most; each is acted by the policy of the moment and trained on."""
     batch_size: int = 32
     """Episodes of an imagined batch."""
-    num_epochs: int = 4
-    """Passes over each imagined batch."""
+    num_epochs: int = 8
+    """Passes over each imagined batch, at most: ``agent.ppo.target_kl`` ends them. With 4 of one minibatch each most of
+    that was left over (.001 to .01 of .05 in key-door), and the policy hardly moved from one real batch to the next."""
     waits_for_reward: bool = True
     """The policy is not trained before two real returns have differed: nothing can be learnt from equal ones."""
     max_disagreement: float = 0.1
@@ -30,9 +31,9 @@ class EpisodesConfig:
     least_gap: float = 0.02
     """A difference of returns too small to matter, as a share of their range (``model.value_range``): such optimism
     shuts nothing however sure it is, and an imagined batch whose returns differ by no more is not trained on."""
-    explores_again_after: int = 8
-    """Real batches in a row, all of whose returns are the lowest there has been, after which imagination explores
-    again, for as long as that goes on: a reward that was found once may be lost. 0: never."""
+    explores_again_after: int = 1
+    """Real batches in a row, all of whose returns are the lowest there has been, after which the policy is looked at in
+    imagination: if it earns nothing more there, imagination explores again. 0: never."""
     novelty_threshold: float = 0.3
     """Before the first reward: replies never heard, or to words never said there that the ensemble disagrees on more,
     are paid the bonus."""
@@ -41,8 +42,8 @@ class EpisodesConfig:
     novelty_ent_coef: float = 0.1
     """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
     exploring_prompts: int = 4
-    """Prompts of a real batch, at most, before the first reward: PPO cannot learn from them, and the sooner the model
-    does, the sooner the policy looks elsewhere. From then on there are ``agent.rollout.num_prompts``."""
+    """Prompts of a real batch, at most, while imagination explores: PPO has nothing to learn from it, and the sooner
+    the model hears of it, the sooner the policy looks elsewhere. Else there are ``agent.rollout.num_prompts``."""
     unlearns_lost_ways: bool = True
     """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
     trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""

@@ -135,19 +135,17 @@ class EpisodeImagination:
         if self._world is None and not len(self._heard.replay):
             return {}  # no real turn has come to its end: nobody knows of any reply
         metrics, ratio = self._heard.learn()
-        explores = self._exploration.is_on
+        totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
+        explores = self._explores(totals)
         self._novelty = self._what_is_new() if explores else None
         is_open = explores or not self._config.gated or ratio >= self._config.min_action_ratio
         batches = self._gap.num_batches if self._config.gated and not explores else self._config.num_batches
         may_learn = explores or self.trains_on_real
-        totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
         trained = flat = 0
         of_last: dict[str, float] = {}  # nothing is told of an imagined batch where there was none
         # One batch at least is imagined, so that the gap is measured while the gate is shut.
         for number in range(max(1, batches) if may_learn else 0):
-            imagined, turns, doubt = self._imagine()
-            totals["imagination/imagined_turns"] += turns
-            totals["imagination/imagined_tokens"] += imagined.num_tokens
+            imagined, doubt = self._imagine(totals)
             returns = float(episode_returns(imagined).mean())
             of_last = {"imagination/disagreement": doubt, "imagination/return_promised": returns}
             if not explores:
@@ -173,18 +171,28 @@ class EpisodeImagination:
             }
         )
 
-    def _imagine(self) -> tuple[Rollout, float, float]:
-        """Return a batch of imagined episodes, their number of turns and the ensemble's mean disagreement."""
+    def _explores(self, totals: dict[str, float]) -> bool:
+        """Return whether this iteration explores; where the way may be lost, a batch that is left out tells."""
+        self._novelty = None
+        self._exploration.ask(self._exploration.may_be_lost and self._is_lost(self._imagine(totals)[0]))
+        return self._exploration.is_on
+
+    def _imagine(self, totals: dict[str, float]) -> tuple[Rollout, float]:
+        """Return a batch of imagined episodes and the ensemble's mean disagreement; count its turns and tokens."""
         config, rollout = self._config, self._rollout
         if self._world is not None:
             policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
-            real = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
-            turns = self._heard.turns_of(real)
-            return trimmed(real).to(self._agent.model.device), float(turns.mask.sum()), 0.0
-        recent, _ = self._heard.replay.newest(self._replies.recent_episodes)
-        chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
-        imagined, world = self._from_openings(recent.opening[chosen], self._acting, self._novelty)
-        return trimmed(imagined).to(self._agent.model.device), float(world.num_turns), world.disagreement
+            imagined = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
+            turns, doubt = float(self._heard.turns_of(imagined).mask.sum()), 0.0
+        else:
+            recent, _ = self._heard.replay.newest(self._replies.recent_episodes)
+            chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
+            imagined, world = self._from_openings(recent.opening[chosen], self._acting, self._novelty)
+            turns, doubt = float(world.num_turns), world.disagreement
+        imagined = trimmed(imagined)
+        totals["imagination/imagined_turns"] += turns
+        totals["imagination/imagined_tokens"] += imagined.num_tokens
+        return imagined.to(self._agent.model.device), doubt
 
     def _what_is_new(self) -> Novelty:
         return self._exploration.novelty(self._heard.replay.turns, self._heard.models.settled)
@@ -287,6 +295,7 @@ class EpisodeImagination:
         """
         return {
             **self._heard.state_dict(),
+            "exploration": self._exploration.state_dict(),
             "gap": self._gap.state_dict(),
             "promised": self._promised,
             "world": None if self._world is None else self._world.state(),
@@ -295,6 +304,7 @@ class EpisodeImagination:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._heard.load_state_dict(state)
+        self._exploration.load_state_dict(state["exploration"])
         self._gap.load_state_dict(state["gap"])
         self._promised = state["promised"]
         if self._world is not None:

@@ -7,6 +7,8 @@ nothing from it, and goes where it has not been only after the model has heard o
 real batches were all paid the lowest return there has been: the policy has lost the way.
 """
 
+from typing import Any
+
 import torch
 
 from worldmtp.agents.episodes_config import EpisodesConfig
@@ -25,6 +27,7 @@ class Exploration:
 
     def __init__(self, config: EpisodesConfig, known: KnownReplies) -> None:
         self._config, self._known = config, known
+        self._is_lost = False
 
     @property
     def trains_on_real(self) -> bool:
@@ -34,14 +37,26 @@ class Exploration:
     @property
     def is_on(self) -> bool:
         """Whether imagination is paid for what it does not know: no reward was found yet, or the way to it is lost."""
+        return (not self._known.seen.returns_differ or self._is_lost) and self._can_explore
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether real batches of late earned nothing, so that an imagined one is to be asked (``ask``)."""
         again, seen = self._config.explores_again_after, self._known.seen
-        is_lost = 0 < again <= seen.lowest_in_a_row
-        return (not seen.returns_differ or is_lost) and self._config.novelty_bonus > 0 and not self._known.is_real
+        return seen.returns_differ and 0 < again <= seen.lowest_in_a_row and self._can_explore
+
+    @property
+    def _can_explore(self) -> bool:
+        return self._config.novelty_bonus > 0 and not self._known.is_real
+
+    def ask(self, imagined_is_lost: bool) -> None:
+        """Note for this iteration whether the policy of now has lost the way in imagination, too."""
+        self._is_lost = imagined_is_lost
 
     def num_prompts(self, usual: int) -> int:
-        """Return how many prompts the next real batch has: fewer while it explores and PPO waits."""
-        waits = self.is_on and not self.trains_on_real
-        return min(usual, self._config.exploring_prompts) if waits else usual
+        """Return how many prompts the next real batch has: fewer while it explores, unless PPO waits for no reward."""
+        is_small = self.is_on and self._config.waits_for_reward
+        return min(usual, self._config.exploring_prompts) if is_small else usual
 
     def novelty(self, turns: Turns, context: str | None) -> Novelty:
         """Return what is paid for, given all real turns and the context that the models have settled for.
@@ -53,6 +68,14 @@ class Exploration:
         rows, turn = torch.nonzero(turns.mask, as_tuple=True)
         tried = frozenset(said_after(turns, rows, turn, history))
         return Novelty(config.novelty_threshold, config.novelty_bonus, tried, history)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"is_lost": self._is_lost}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._is_lost = bool(state["is_lost"])
 
 
 def check_bonus(bonus: float, value_range: tuple[float, float]) -> None:

@@ -56,10 +56,54 @@ def explores(trainer: ImaginationTrainer, pays: list[float]) -> list[float]:
     return found
 
 
+def imagines(trainer: ImaginationTrainer, lost: bool) -> None:
+    """Have imagined batches of the policy be lost, or not, whatever the model of replies has learnt."""
+    assert trainer.episodes is not None
+    trainer.episodes._is_lost = lambda _: lost  # type: ignore[method-assign]
+
+
 def test_it_explores_again_where_the_reward_was_lost(tiny_model: Any) -> None:
     """Nothing, a reward, then nothing: after three batches without, once more, until it is found."""
     trainer = make_trainer(tiny_model, explores_again_after=3)
+    imagines(trainer, lost=True)
     assert explores(trainer, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]) == [1, 0, 0, 0, 1, 1, 0, 0]
+
+
+def test_by_default_a_single_lucky_batch_ends_no_exploration(tiny_model: Any) -> None:
+    trainer = make_trainer(tiny_model)
+    imagines(trainer, lost=True)
+    assert explores(trainer, [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]) == [1, 0, 1, 1, 0, 1]
+
+
+def test_where_imagination_knows_the_way_nothing_is_lost(tiny_model: Any) -> None:
+    """Real batches without a reward do not matter then: imagined ones teach the way. The look is counted, and new."""
+    trainer = make_trainer(tiny_model)
+    imagines(trainer, lost=False)
+    explores(trainer, [0.0, 1.0])
+    Purse.holds = 0.0
+    usual = trainer.step()[0]
+    assert usual["imagination/explores"] == 0
+    assert usual["imagination/imagined_turns"] == 8, "four to look at, and the batch of four that is trained on"
+    Purse.holds = 1.0
+    assert trainer.step()[0]["imagination/imagined_turns"] == 4
+
+
+def test_who_looks_at_the_policy_is_paid_no_bonus(tiny_model: Any) -> None:
+    """Else what is new would pass for a way: nothing of the iteration before, which explored, is left."""
+    trainer = make_trainer(tiny_model)
+    imagines(trainer, lost=True)
+    explores(trainer, [0.0, 1.0, 0.0])
+    episodes, paid = trainer.episodes, list[bool]()
+    assert episodes is not None
+    imagine = episodes._imagine
+
+    def spied(totals: dict[str, float]) -> Any:
+        paid.append(episodes._novelty is not None)
+        return imagine(totals)
+
+    episodes._imagine = spied  # type: ignore[method-assign]
+    assert explores(trainer, [0.0]) == [1]
+    assert paid == [False, True], "the look, and the batch that is trained on"
 
 
 def test_never_again_if_it_is_told_so(tiny_model: Any) -> None:
@@ -75,6 +119,7 @@ def test_equal_returns_above_the_lowest_are_no_loss(tiny_model: Any) -> None:
 
 def test_a_run_that_goes_on_remembers_how_long_the_reward_is_lost(tiny_model: Any) -> None:
     trainer, other = make_trainer(tiny_model, explores_again_after=2), make_trainer(tiny_model, explores_again_after=2)
+    imagines(other, lost=True)
     explores(trainer, [0.0, 1.0, 0.0])
     other.load_state_dict(trainer.state_dict())
     assert explores(other, [0.0]) == [1]
@@ -89,10 +134,11 @@ def batch_sizes(trainer: ImaginationTrainer, pays: list[float]) -> list[int]:
 
 
 def test_real_batches_are_small_until_something_is_found(tiny_model: Any) -> None:
-    """Two of four prompts, each with two episodes, up to the batch that is paid; all of them from then on."""
+    """Two of four prompts, each with two episodes, up to the batch that is paid, and again after what shows a loss."""
     trainer = make_trainer(tiny_model, exploring_prompts=2, explores_again_after=2)
-    assert batch_sizes(trainer, [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]) == [4, 4, 4, 8, 8, 8]
-    assert trainer.totals["env/episodes"] == 36
+    imagines(trainer, lost=True)
+    assert batch_sizes(trainer, [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]) == [4, 4, 4, 8, 8, 4, 4, 8]
+    assert trainer.totals["env/episodes"] == 44
     assert batch_sizes(make_trainer(tiny_model, exploring_prompts=2, novelty_bonus=0.0), [0.0, 0.0]) == [8, 8]
     assert batch_sizes(make_trainer(tiny_model, exploring_prompts=2, waits_for_reward=False), [0.0, 0.0]) == [8, 8]
     assert batch_sizes(make_trainer(tiny_model, exploring_prompts=9), [0.0]) == [8], "no more than there are"
@@ -101,13 +147,16 @@ def test_real_batches_are_small_until_something_is_found(tiny_model: Any) -> Non
 def test_a_small_batch_goes_on_after_a_stop(tiny_model: Any) -> None:
     """The rows that stood still are in the state, too."""
     trainer, other = (make_trainer(tiny_model, exploring_prompts=1) for _ in range(2))
-    batch_sizes(trainer, [0.0, 0.0])
+    imagines(trainer, lost=True)
+    imagines(other, lost=True)
+    assert batch_sizes(trainer, [0.0, 1.0, 0.0]) == [2, 2, 8], "the last of them is lost"
     other.load_state_dict(copy.deepcopy(trainer.state_dict()))
-    Purse.holds = 1.0
+    Purse.holds, sizes = 1.0, list[int]()
     for _ in range(2):
         ours, theirs = trainer.step()[1], other.step()[1]
         assert all(torch.equal(value, vars(theirs)[name]) for name, value in vars(ours).items())
-    assert len(ours) == 8
+        sizes.append(len(ours))
+    assert sizes == [2, 8]
 
 
 def entropies(trainer: ImaginationTrainer, pays: list[float]) -> list[float | None]:

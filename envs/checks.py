@@ -89,7 +89,7 @@ def check_hack_probes(
         needed = means[worst] - slack[worst]
         assert needed <= bound, (
             f"{worst!r}, which answers nothing, earns {means[worst]:.3f} on average; the task's probe_bound is {bound}."
-            f" {_remedies(task, worst, needed, may_be_move=worst in more and not moves)}"
+            f" {_remedies(task, worst, means[worst], may_be_move=worst in more and not moves)}"
         )
         for example in examples:
             for probe in hack_probes(example.answer) if example.answer else ():
@@ -100,9 +100,12 @@ def check_hack_probes(
     return max(means.values()), scorer.counters.errors
 
 
-def _remedies(task: Task, worst: str, needed: float, may_be_move: bool) -> str:
-    """Return what to change where a probe earns too much, the likeliest first."""
-    setting = _bound_setting(task, needed)
+def _remedies(task: Task, worst: str, earned: float, may_be_move: bool) -> str:
+    """Return what to change where a probe earns too much, the likeliest first.
+
+    The bound is what it earned. With the margin of chance less would do, and would say of the task what is not so.
+    """
+    setting = _bound_setting(task, earned)
     if not isinstance(task, TurnTask):
         return f"Harden the score; or, if partial credit is meant, state how much: {setting}."
     if may_be_move:  # one line of the registration does; moves() is a method to write, and asks for all that is legal
@@ -117,9 +120,9 @@ def _remedies(task: Task, worst: str, needed: float, may_be_move: bool) -> str:
     )
 
 
-def _bound_setting(task: Task, needed: float) -> str:
+def _bound_setting(task: Task, earned: float) -> str:
     """Return how a task is told what content-free text may earn."""
-    bound = math.ceil(100 * needed) / 100
+    bound = math.ceil(100 * earned) / 100
     if isinstance(task, (FunctionTask, WorldTask)):
         return f"probe_bound={bound} of register_task, or --kwargs task_kwargs.probe_bound={bound}"
     if "probe_bound" in inspect.signature(type(task)).parameters:

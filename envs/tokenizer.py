@@ -207,9 +207,12 @@ class TransformersTokenizer:
             ValueError: if the vocabulary writes it as a special token all the same, or cannot write it at all.
         """
         try:
-            ids = list(self.backend.encode(text, add_special_tokens=False, split_special_tokens=True))
+            ids = self._ids(text)
         except Exception as error:  # tokenizers raises no narrower class
-            raise ValueError(f"the tokenizer at {self.path!r} cannot write {text!r}: {error}") from error
+            raise ValueError(
+                f"the tokenizer at {self.path!r} cannot write {text!r}: {self._lacking(text)}{error}. Take a task "
+                "whose texts it can write, or a model whose vocabulary holds them."
+            ) from error
         for index in ids:
             if index in self._unwritable:
                 raise ValueError(
@@ -234,6 +237,19 @@ class TransformersTokenizer:
     def spec(self) -> dict[str, Any]:
         """JSON value from which ``make_tokenizer`` builds the same tokenizer."""
         return {"kind": "transformers", "path": self.path}
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.backend.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def _lacking(self, text: str) -> str:
+        """Return which characters cannot be written by themselves, to stand in a message; empty if all can."""
+        lacking = []
+        for character in dict.fromkeys(text):
+            try:
+                self._ids(character)
+            except Exception:  # noqa: BLE001 - tokenizers raises no narrower class, and which it was is being told
+                lacking.append(character)
+        return f"it has no token for {', '.join(map(repr, lacking))}; " if lacking else ""
 
 
 def alphabet_error(tokenizer: Tokenizer, texts: Iterable[str]) -> ValueError | None:

@@ -10,9 +10,9 @@ from worldmtp.analysis.comparison import Comparison
 from worldmtp.cli import analyze
 
 
-def analyzed(monkeypatch, capsys, directory):
+def analyzed(monkeypatch, capsys, *directories):
     """(exit code, stderr) of ``worldmtp analyze`` in this process."""
-    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(directory)])
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", *map(str, directories)])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     with pytest.raises(SystemExit) as stop:
         analyze.main()
@@ -31,6 +31,13 @@ def test_analyze_refuses_a_directory_without_a_run(monkeypatch, capsys, tmp_path
     assert code == 1
     assert "holds no run: it has none of config.yaml, metrics.jsonl, summary.json, artefacts." in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_analyze_compares_no_run_with_itself(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    code, err = analyzed(monkeypatch, capsys, tmp_path, tmp_path / ".." / tmp_path.name)
+    assert code == 1
+    assert "are one directory, which differs from itself in nothing; name two." in err
 
 
 def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
@@ -56,13 +63,14 @@ def test_analyze_names_the_jobs_of_a_sweep(monkeypatch, capsys, tmp_path):
 
 
 def test_analyze_lays_two_runs_side_by_side(monkeypatch, capsys, tmp_path):
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "config.yaml").write_text("seed: 0\n")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
     asked, found = [], Comparison(("one", "two"), (), 7, (), tmp_path / "page.html")
     monkeypatch.setattr("worldmtp.cli.analyze.compare_runs", lambda *directories: asked.append(directories) or found)
-    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(tmp_path / "one"), str(tmp_path / "one")])
+    monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(tmp_path / "one"), str(tmp_path / "two")])
     analyze.main()
-    assert asked == [(tmp_path / "one", tmp_path / "one")]
+    assert asked == [(tmp_path / "one", tmp_path / "two")]
     assert capsys.readouterr().out.splitlines()[-2:] == ["7 held-out prompts, paired", str(tmp_path / "page.html")]
     monkeypatch.setattr(sys, "argv", ["worldmtp analyze", str(tmp_path / "one"), str(tmp_path)])
     with pytest.raises(SystemExit):

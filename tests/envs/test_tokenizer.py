@@ -131,8 +131,13 @@ def test_a_text_that_the_vocabulary_cannot_write_is_named(tmp_path):
 
     backend = Backend(models.WordLevel({"<pad>": 0, "</s>": 1, "a": 2}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"the tokenizer at '.*' cannot write 'b': .*UNK"):
-        TransformersTokenizer(str(tmp_path)).encode("b")
+    tokenizer = TransformersTokenizer(str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"cannot write 'b': it has no token for 'b'; .*UNK.*\. Take a task whose texts"
+    ):
+        tokenizer.encode("b")
+    with pytest.raises(ValueError, match=r"cannot write 'ab1b': it has no token for 'b', '1'; "):
+        tokenizer.encode("ab1b")
 
 
 @pytest.mark.parametrize("ids", [[5], [-1], [2, 99]])

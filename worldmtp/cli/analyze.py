@@ -50,9 +50,14 @@ def _found_of(run_dir: Path, other_dir: Path | None) -> Path | Comparison | Swee
     """Write the report of a run, or how two runs or two sweeps differ; return what to tell.
 
     Raises:
-        ValueError: a directory holds no run, or the two answered no prompt or have no seed in common.
+        ValueError: a directory holds no run, both are the same one, or the two answered no prompt or have no seed in
+            common.
         FileNotFoundError: there is no such directory.
     """
+    if other_dir is not None and run_dir.resolve() == other_dir.resolve():
+        raise ValueError(
+            f"{run_dir} and {other_dir} are one directory, which differs from itself in nothing; name two."
+        )
     if other_dir is not None and _is_sweep(run_dir) and _is_sweep(other_dir):
         return compare_sweeps(run_dir, other_dir)
     _check_run(run_dir)

@@ -42,8 +42,8 @@ class EpisodesConfig:
     novelty_ent_coef: float = 0.1
     """Of the entropy while imagination explores, where above ``agent.ppo.ent_coef``: who is sure finds nothing new."""
     exploring_prompts: int = 4
-    """Prompts of a real batch, at most, while imagination explores: PPO has nothing to learn from it, and the sooner
-    the model hears of it, the sooner the policy looks elsewhere. Else there are ``agent.rollout.num_prompts``."""
+    """Prompts of a real batch, at most, while imagination explores: there is next to nothing in it for PPO, and the
+    sooner the model hears of it, the sooner the policy looks elsewhere. Else ``agent.rollout.num_prompts``."""
     unlearns_lost_ways: bool = True
     """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
     trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""

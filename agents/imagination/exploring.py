@@ -3,8 +3,11 @@
 Before two real returns have differed nothing can be learnt from them. Then imagination explores: what nobody has said
 there before, and the ensemble disagrees on, is paid for (``Novelty``; R-max, Brafman and Tennenholtz 2002), and the
 next real batch shows what is there. That batch is small (``exploring_prompts``): the policy that acts in it learns
-nothing from it, and goes where it has not been only after the model has heard of it. It explores again where the last
-real batches were all paid the lowest return there has been: the policy has lost the way.
+nothing from it, and goes where it has not been only after the model has heard of it.
+
+A reward that was found is not yet learnt: one lucky episode, and the policy may not come by it again. So imagination
+explores again, and real batches are small, where the last real ones were all paid the lowest return there has been and
+an imagined batch of the policy of now is, too. By then PPO trains on real batches: what is found again is in them.
 """
 
 from typing import Any

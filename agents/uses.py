@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig
-from worldmtp.agents.imagination.known_replies import THROUGH_REPLIES
+from worldmtp.agents.imagination.known_replies import SEARCH_SETTING
 from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.task import TurnTask
 from worldmtp.envs.wrappers.action_mask import masks_around
@@ -40,7 +40,7 @@ def check_use(
     through = imagination.searches_replies
     if through and not replies:
         faults.append(
-            f"{THROUGH_REPLIES} goes on through what a world replies, and nobody replies in this environment; set "
+            f"{SEARCH_SETTING} goes on through what a world replies, and nobody replies in this environment; set "
             "imagination.search.through_replies=false."
         )
         through = False
@@ -49,7 +49,7 @@ def check_use(
         if replies and not _unsuited("episodes", env, replies, masks):
             others = ["imagination=episodes"]
             if use == "search" and not through:
-                others.append(THROUGH_REPLIES)
+                others.append(SEARCH_SETTING)
         if completions == "none" or not compares:
             others.append("imagination=off")
         use = others[0].removeprefix("imagination=")  # what else is said fits what is advised

@@ -29,7 +29,7 @@ WORLDS = ("mtp", "oracle", "shuffled", "identity")
 """Names of ``world_model.backend`` where it is the world's replies that are learnt."""
 
 
-THROUGH_REPLIES = "imagination.search.through_replies=true"
+SEARCH_SETTING = "imagination.search.through_replies=true"
 
 
 def check_replies_backend(backend: str, use: str) -> None:

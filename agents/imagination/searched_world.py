@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmtp.agents.config import WorldModelConfig
 from worldmtp.agents.imagination.imagined_returns import Acting
-from worldmtp.agents.imagination.known_replies import THROUGH_REPLIES, KnownReplies
+from worldmtp.agents.imagination.known_replies import SEARCH_SETTING, KnownReplies
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.turns import turns_before
 from worldmtp.agents.world_search import check_cut_off, masked_policy
@@ -124,7 +124,7 @@ class ThroughReplies:
     ) -> None:
         check_cut_off(env)
         self._env, self._max_turn = env, turn_limit(env)
-        self._heard = KnownReplies(env, model, world_model, generators["world_model"], THROUGH_REPLIES)
+        self._heard = KnownReplies(env, model, world_model, generators["world_model"], SEARCH_SETTING)
         self.inner: WorldModel[Any] = make_world_model("oracle", model, generators["placebo"])
         self.policy = masked_policy(acting.policy, env)
         if self._heard.is_real:

@@ -370,3 +370,4 @@ def test_the_settings_that_runs_are_compared_by():
     found = hyperparameters(CONFIG)
     assert (found["env.id"], found["seed"], found["model.path"]) == ("worldmtp/Reverse-v0", 0, "None")
     assert (found["imagination.use"], found["sft.learning_rate"]) == ("counterfactual", 2e-3)
+    assert found["agent.rollout.act"] == "policy"

@@ -322,7 +322,8 @@ _COMPARED = (
     *("seed", "env.id", "model.path", "model.head", "model.depth"),
     *("sft.num_demonstrations", "sft.num_steps", "sft.learning_rate"),
     *("agent.rollout.num_iterations", "agent.rollout.num_prompts", "agent.rollout.group_size"),
-    *("agent.rollout.temperature", "agent.ppo.learning_rate", "agent.ppo.advantage", "agent.ppo.kl_coef"),
+    *("agent.rollout.temperature", "agent.rollout.act"),
+    *("agent.ppo.learning_rate", "agent.ppo.advantage", "agent.ppo.kl_coef"),
     *("world_model.backend", "world_model.num_updates", "imagination.use", "imagination.horizon"),
 )
 

@@ -14,7 +14,7 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig
 from worldmtp.agents.imagination.completions import completions_of
 from worldmtp.agents.imagination.episodes import check_real_observations
 from worldmtp.agents.imagination.imagined_returns import Acting
-from worldmtp.agents.imagination.known_replies import THROUGH_REPLIES, check_replies_backend
+from worldmtp.agents.imagination.known_replies import SEARCH_SETTING, check_replies_backend
 from worldmtp.choices import did_you_mean, env_settings
 from worldmtp.dynamics import check_action_conditional, check_backend, make_world_model
 from worldmtp.envs import Example, TextVectorEnv, Tokenizer
@@ -236,7 +236,7 @@ def check_imagination(model: MTPModel, backend: str, imagination: ImaginationCon
         check_real_observations(ppo)
         return False
     if imagination.searches_replies:
-        check_replies_backend(backend, THROUGH_REPLIES)
+        check_replies_backend(backend, SEARCH_SETTING)
         return False
     try:
         _check_imagination(model, backend, imagination)

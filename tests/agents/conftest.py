@@ -13,11 +13,32 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worldmtp.agents.rollout import Rollout
 from worldmtp.dynamics import Prediction, StateTable
 from worldmtp.dynamics.exact import Episodes
-from worldmtp.envs import Example, Score, TextGenVectorEnv
+from worldmtp.envs import CharTokenizer, Example, Score, TextGenVectorEnv
+from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 
 ALPHABET = "abcd="
+
+
+class Steps:
+    """The word "a" is answered "=a" and pays a half, others "="; two of them end it, or the third turn."""
+
+    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
+        self._turn = self._right = 0
+        return "ab"[seed % 2] + "=", {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._turn += 1
+        right = text == "a"
+        self._right += right
+        over = self._right == 2
+        return "=a" if right else "=", right / 2, over, self._turn == 3 and not over, {}
+
+
+def make_steps_env(num_envs: int, **fields: Any) -> TextGenVectorEnv:
+    fields = {"max_prompt": 2, "max_new": 9, "max_turn": 1, "pool_size": 8} | fields
+    return TextGenVectorEnv(num_envs, task=WorldTask(Steps, num_seeds=40), tokenizer=CharTokenizer(ALPHABET), **fields)
 
 
 class FirstLetter:
@@ -67,6 +88,11 @@ def make_tiny_model(depth: int = 3, seed: int = 0) -> MTPModel:
 @pytest.fixture
 def text_env() -> Callable[[int], TextGenVectorEnv]:
     return make_text_env
+
+
+@pytest.fixture
+def steps_env() -> Callable[..., TextGenVectorEnv]:
+    return make_steps_env
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,41 +13,24 @@ from worldmtp.agents.evaluation import EvaluationSearch, Evaluator
 from worldmtp.agents.search_config import ActingSearch, SearchTargetConfig
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.dynamics.reply_config import ReplyModelConfig
-from worldmtp.envs import CharTokenizer, TextGenVectorEnv, TextVectorEnv
-from worldmtp.envs.worlds.task import WorldTask
+from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.wrappers.action_mask import VectorActionMask
 from worldmtp.model import MTPModel
 from worldmtp.search import SearchConfig
 
 MakeModel = Callable[..., MTPModel]
+MakeEnv = Callable[..., TextVectorEnv]
 REPLIES = ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, max_reply=2, num_updates=8)
 
 
-class Steps:
-    """The word "a" is answered "=a" and pays a half, others "="; two of them end it, or the third turn."""
-
-    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
-        self._turn = self._right = 0
-        return "ab"[seed % 2] + "=", {}
-
-    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        self._turn += 1
-        right = text == "a"
-        self._right += right
-        over = self._right == 2
-        return "=a" if right else "=", right / 2, over, self._turn == 3 and not over, {}
-
-
-def steps_env(num_envs: int) -> TextVectorEnv:
-    fields = {"max_prompt": 2, "max_new": 9, "max_turn": 1, "pool_size": 8}
-    env = TextGenVectorEnv(num_envs, task=WorldTask(Steps, num_seeds=40), tokenizer=CharTokenizer("abcd="), **fields)
+def masked(env: TextVectorEnv) -> TextVectorEnv:
     return VectorActionMask(env, alphabet="abc", forbid_eos=True)
 
 
-def make_trainer(model: MTPModel, dynamics: str, use: str = "search") -> ImaginationTrainer:
+def make_trainer(env: TextVectorEnv, model: MTPModel, dynamics: str, use: str = "search") -> ImaginationTrainer:
     return ImaginationTrainer(
         model,
-        steps_env(8),
+        masked(env),
         RolloutConfig(6, 8, 1, act="search", search_after=0),
         PPOConfig(learning_rate=1e-2, kl_coef=0.0, gamma=0.9),
         WorldModelConfig(replies=REPLIES),
@@ -69,9 +51,9 @@ def numbers(metrics: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("use", ["search", "episodes"])
 def test_the_policy_acts_until_replies_are_learnt_and_a_run_goes_on_from_a_checkpoint(
-    use: str, tiny_model: MakeModel
+    use: str, steps_env: MakeEnv, tiny_model: MakeModel
 ) -> None:
-    trainer = make_trainer(tiny_model(), "replies", use)
+    trainer = make_trainer(steps_env(8), tiny_model(), "replies", use)
     assert trainer.replies is None
     first, _ = trainer.step()
     assert "rollout/search_kl" not in first
@@ -84,12 +66,13 @@ def test_the_policy_acts_until_replies_are_learnt_and_a_run_goes_on_from_a_check
     file = io.BytesIO()
     torch.save(trainer.state_dict(), file)
     file.seek(0)
-    other = make_trainer(tiny_model(), "replies", use)
+    other = make_trainer(steps_env(8), tiny_model(), "replies", use)
     other.load_state_dict(torch.load(file, weights_only=False))
     assert numbers(trainer.step()[0]) == numbers(other.step()[0])
 
 
 def test_through_the_real_worlds_replies_what_is_paid_is_done_more_often(
+    steps_env: MakeEnv,
     tiny_model: MakeModel,
 ) -> None:
     """A turn ahead the world says what each letter pays, .5 for "a": its sigma is at least 5.1 * .5 = 2.55 larger.
@@ -97,7 +80,7 @@ def test_through_the_real_worlds_replies_what_is_paid_is_done_more_often(
     A third of the policy's letters are "a" at first; with odds of 1/2 e^2.55 = 6.4 it is .86 of those drawn. That .25
     more than the policy's are missed by 20 letters is more than three standard errors, .08 each.
     """
-    trainer = make_trainer(tiny_model(), "world", "search")
+    trainer = make_trainer(steps_env(8), tiny_model(), "world", "search")
     _, rollout = trainer.step()
     letters = trainer._env.tokenizer.encode("a")[0]
     share = float((rollout.actions == letters)[rollout.step_mask].float().mean())
@@ -105,9 +88,11 @@ def test_through_the_real_worlds_replies_what_is_paid_is_done_more_often(
     assert share > float(policys) + 0.25
 
 
-def test_evaluation_asks_the_replies_of_now_and_the_policy_before_there_are_any(tiny_model: MakeModel) -> None:
-    model, env = tiny_model(), steps_env(4)
-    trainer = make_trainer(model, "replies")
+def test_evaluation_asks_the_replies_of_now_and_the_policy_before_there_are_any(
+    steps_env: MakeEnv, tiny_model: MakeModel
+) -> None:
+    model, env = tiny_model(), masked(steps_env(4))
+    trainer = make_trainer(steps_env(8), model, "replies")
     how = ActingSearch("puct", "replies", SearchConfig(num_simulations=8, width=3, gamma=0.9))
     examples = env.examples("heldout", 4, seed=0)
     evaluator = Evaluator(env, examples, 1.0, seed=0, search=EvaluationSearch(how, seed=1))
@@ -121,7 +106,7 @@ def test_evaluation_asks_the_replies_of_now_and_the_policy_before_there_are_any(
     assert after["eval/trunk_tokens"] > after["eval/policy/trunk_tokens"] + 8
 
 
-def test_a_run_that_learns_no_replies_is_told_what_does(tiny_model: MakeModel) -> None:
+def test_a_run_that_learns_no_replies_is_told_what_does(steps_env: MakeEnv, tiny_model: MakeModel) -> None:
     message = r"act=search, by search\.dynamics=replies: .* imagination=episodes learns, or one with imagination=search"
     with pytest.raises(ValueError, match=message):
-        make_trainer(tiny_model(), "replies", "off")
+        make_trainer(steps_env(8), tiny_model(), "replies", "off")

@@ -17,53 +17,33 @@ from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.agents.world_search import WorldSearchPolicy
 from worldmtp.dynamics import make_world_model
 from worldmtp.dynamics.reply_config import ReplyModelConfig
-from worldmtp.envs import CharTokenizer, TextGenVectorEnv, TextVectorEnv
+from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.world_replies import WorldReplies
-from worldmtp.envs.worlds.task import WorldTask
 from worldmtp.envs.wrappers.action_mask import VectorActionMask
 from worldmtp.model import MTPModel
 from worldmtp.search import ConversationDynamics, SearchConfig
 
 MakeModel = Callable[..., MTPModel]
+MakeEnv = Callable[..., TextVectorEnv]
 REPLIES = ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, max_reply=2, num_updates=8)
 
 
-class Steps:
-    """The word "a" is answered "=a" and pays a half, others "="; two of them end it, or the third turn."""
-
-    def reset(self, seed: int) -> tuple[str, dict[str, Any]]:
-        self._turn = self._right = 0
-        return "ab"[seed % 2] + "=", {}
-
-    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        self._turn += 1
-        right = text == "a"
-        self._right += right
-        over = self._right == 2
-        return "=a" if right else "=", right / 2, over, self._turn == 3 and not over, {}
-
-
-def steps_env(num_envs: int, **fields: Any) -> TextGenVectorEnv:
-    fields = {"max_prompt": 2, "max_new": 9, "max_turn": 1, "pool_size": 8} | fields
-    return TextGenVectorEnv(num_envs, task=WorldTask(Steps, num_seeds=40), tokenizer=CharTokenizer("abcd="), **fields)
-
-
-def masked_env(num_envs: int) -> TextVectorEnv:
-    return VectorActionMask(steps_env(num_envs), alphabet="abc", forbid_eos=True)
+def masked(env: TextVectorEnv) -> TextVectorEnv:
+    return VectorActionMask(env, alphabet="abc", forbid_eos=True)
 
 
 def make_trainer(
+    env: TextVectorEnv,
     model: MTPModel,
     use: str = "search",
     backend: str = "mtp",
-    env: TextVectorEnv | None = None,
     ppo: PPOConfig | None = None,
     **search: Any,
 ) -> ImaginationTrainer:
     search = {"num_simulations": 6, "gate_batches": 2, "through_replies": True} | search
     return ImaginationTrainer(
         model,
-        steps_env(8) if env is None else env,
+        env,
         RolloutConfig(4, 8, 1),
         ppo or PPOConfig(learning_rate=1e-2, kl_coef=0.0, gamma=0.9),
         WorldModelConfig(backend=backend, replies=REPLIES),
@@ -77,10 +57,10 @@ def numbers(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("max_turn", [1, 2])
-def test_roots_are_those_that_acting_searches_from(max_turn: int, tiny_model: MakeModel) -> None:
+def test_roots_are_those_that_acting_searches_from(max_turn: int, steps_env: MakeEnv, tiny_model: MakeModel) -> None:
     """A search acts through the real world's replies; read off the rollout, all its roots are found again."""
     model = tiny_model()
-    env = VectorActionMask(steps_env(3, max_turn=max_turn, max_new=8), alphabet="abc", forbid_eos=True)
+    env = masked(steps_env(3, max_turn=max_turn, max_new=8))
     world_model = WorldModelConfig(backend="oracle", replies=REPLIES)
     begun: list[tuple[Any, Any]] = []
 
@@ -115,10 +95,10 @@ def test_roots_are_those_that_acting_searches_from(max_turn: int, tiny_model: Ma
 
 @pytest.mark.parametrize("search", [{"coef": 0.0}, {"num_simulations": 0}, {"gate_batches": 100}])
 def test_without_a_search_or_behind_a_shut_gate_it_is_plain_ppo_to_the_bit(
-    search: dict[str, Any], tiny_model: MakeModel
+    search: dict[str, Any], steps_env: MakeEnv, tiny_model: MakeModel
 ) -> None:
     """All weights, value and reward heads among them: what is learnt of replies is nobody else's."""
-    off, on = make_trainer(tiny_model(), "off"), make_trainer(tiny_model(), **search)
+    off, on = make_trainer(steps_env(8), tiny_model(), "off"), make_trainer(steps_env(8), tiny_model(), **search)
     for _ in range(3):
         plain, searched = numbers(off.step()[0]), numbers(on.step()[0])
         added = {name for name in searched if name.startswith(("imagination/", "world_model/"))}
@@ -132,9 +112,9 @@ def test_without_a_search_or_behind_a_shut_gate_it_is_plain_ppo_to_the_bit(
 
 @pytest.mark.parametrize("backend", ["mtp", "oracle", "shuffled", "identity"])
 def test_behind_an_open_gate_it_learns_from_what_is_foreseen_where_actions_are_masked(
-    backend: str, tiny_model: MakeModel
+    backend: str, steps_env: MakeEnv, tiny_model: MakeModel
 ) -> None:
-    trainer = make_trainer(tiny_model(), backend=backend, env=masked_env(8), gated=False)
+    trainer = make_trainer(masked(steps_env(8)), tiny_model(), backend=backend, gated=False)
     metrics = [trainer.step()[0] for _ in range(4)]
     # Where replies are learnt, the first batch is all that there is to learn from.
     assert [one.get("imagination/gate_open") for one in metrics] == (
@@ -145,26 +125,28 @@ def test_behind_an_open_gate_it_learns_from_what_is_foreseen_where_actions_are_m
     assert ("world_model/reply_nats" in metrics[-1]) == (backend != "oracle")
 
 
-def test_a_run_goes_on_from_a_checkpoint(tiny_model: MakeModel) -> None:
-    trainer = make_trainer(tiny_model(), gated=False, coef=3.0)
+def test_a_run_goes_on_from_a_checkpoint(steps_env: MakeEnv, tiny_model: MakeModel) -> None:
+    trainer = make_trainer(steps_env(8), tiny_model(), gated=False, coef=3.0)
     for _ in range(4):
         trainer.step()
     file = io.BytesIO()
     torch.save(trainer.state_dict(), file)
     file.seek(0)
-    other = make_trainer(tiny_model(), gated=False, coef=3.0)
+    other = make_trainer(steps_env(8), tiny_model(), gated=False, coef=3.0)
     other.load_state_dict(torch.load(file, weights_only=False))
     one, two = numbers(trainer.step()[0]), numbers(other.step()[0])
     assert one == two
     assert "losses/search" in two
 
 
-def test_the_real_world_tells_actions_apart_and_one_without_words_does_not(tiny_model: MakeModel) -> None:
+def test_the_real_world_tells_actions_apart_and_one_without_words_does_not(
+    steps_env: MakeEnv, tiny_model: MakeModel
+) -> None:
     """One turn ahead the real reply says what each letter pays; who hears no words foresees one reply to all."""
     skills = {}
     for backend in ("oracle", "identity"):
         trainer = make_trainer(
-            tiny_model(), backend=backend, env=masked_env(8), gate_batches=100, num_simulations=12, num_states=64
+            masked(steps_env(8)), tiny_model(), backend=backend, gate_batches=100, num_simulations=12, num_states=64
         )
         metrics = [trainer.step()[0] for _ in range(5)]
         skills[backend] = float(np.mean([one["imagination/search_skill"] for one in metrics[1:]]))
@@ -176,20 +158,20 @@ class TestRefusals:
     def test_nobody_replies(self, tiny_model: MakeModel, text_env: Callable[[int], TextVectorEnv]) -> None:
         message = r"through_replies=true goes on through what a world replies.*through_replies=false\.$"
         with pytest.raises(ValueError, match=message):
-            make_trainer(tiny_model(), env=text_env(8))
+            make_trainer(text_env(8), tiny_model())
 
-    def test_another_backend(self, tiny_model: MakeModel) -> None:
+    def test_another_backend(self, steps_env: MakeEnv, tiny_model: MakeModel) -> None:
         with pytest.raises(ValueError, match=r"world_model\.backend with imagination\.search\.through_replies=true"):
-            make_trainer(tiny_model(), backend="mtp_parallel")
+            make_trainer(steps_env(8), tiny_model(), backend="mtp_parallel")
 
-    def test_what_is_paid_is_taken_back(self, tiny_model: MakeModel) -> None:
+    def test_what_is_paid_is_taken_back(self, steps_env: MakeEnv, tiny_model: MakeModel) -> None:
         with pytest.raises(ValueError, match="takes back what a conversation was paid"):
-            make_trainer(tiny_model(), env=steps_env(8, truncation_score="zero"))
+            make_trainer(steps_env(8, truncation_score="zero"), tiny_model())
 
-    def test_truncated_episodes_go_on(self, tiny_model: MakeModel) -> None:
+    def test_truncated_episodes_go_on(self, steps_env: MakeEnv, tiny_model: MakeModel) -> None:
         with pytest.raises(ValueError, match="bootstrap_truncated=false"):
-            make_trainer(tiny_model(), ppo=PPOConfig(bootstrap_truncated=True))
+            make_trainer(steps_env(8), tiny_model(), ppo=PPOConfig(bootstrap_truncated=True))
 
-    def test_masks_end_a_search_of_the_turn_alone(self, tiny_model: MakeModel) -> None:
+    def test_masks_end_a_search_of_the_turn_alone(self, steps_env: MakeEnv, tiny_model: MakeModel) -> None:
         with pytest.raises(ValueError, match="no mask is known"):
-            make_trainer(tiny_model(), env=masked_env(8), through_replies=False)
+            make_trainer(masked(steps_env(8)), tiny_model(), through_replies=False)

@@ -157,6 +157,7 @@ def test_a_run_says_in_how_many_iterations_a_search_acted():
     assert notes_of_log(searched(0, 1, 1), off, how) == [
         "acting by search: in 2 of 3 iterations, and in the others by the policy"
     ]
+    assert notes_of_log(searched(1, 1), off, how) == ["acting by search: in 2 of 2 iterations"]
     assert notes_of_log(searched(0, 0), off, RolloutConfig(3)) == notes_of_log([], off, how) == []
 
 

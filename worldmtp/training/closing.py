@@ -101,7 +101,8 @@ def _acting(records: Records, rollout: RolloutConfig | None) -> list[str]:
         return []
     number = len(iterations)
     if num_searched := sum("rollout/search_kl" in record for record in iterations):
-        return [f"acting by search: in {num_searched} of {number} iterations, and in the others by the policy"]
+        others = ", and in the others by the policy" if num_searched < number else ""
+        return [f"acting by search: in {num_searched} of {number} iterations{others}"]
     waits = f"it begins after {rollout.search_after} (agent.rollout.search_after)"
     if number > rollout.search_after:
         waits = "no world has replied to a whole turn, so that there were no replies to search through"

@@ -28,17 +28,14 @@ def weights_versions(module: nn.Module) -> tuple[int, ...]:
 
 
 class AcceptanceAlarm:
-    """Compares what drafts yield with the best there was, and warns once when less than ``min_share`` is left of it.
+    """Compares what drafts yield with the best there was, and warns once when less than half is left of it.
 
     What is compared is tokens a forward *beyond the one* that the trunk gives by itself. The alarm is ready again when
     the yield has come back.
     """
 
-    def __init__(self, model: MTPModel, min_share: float = 0.5) -> None:
-        if not 0 < min_share < 1:
-            raise ValueError(f"min_share={min_share} must lie between 0 and 1.")
+    def __init__(self, model: MTPModel) -> None:
         self._model = model
-        self._min_share = min_share
         self._best = 1.0
         self._versions_at_best = self._versions()
         self._since = "Since then"
@@ -51,7 +48,7 @@ class AcceptanceAlarm:
         if tokens_per_forward > self._best:
             self._best, self._versions_at_best = tokens_per_forward, self._versions()
             self._since = "Since then"
-        fell = tokens_per_forward - 1 < self._min_share * (self._best - 1)
+        fell = tokens_per_forward - 1 < 0.5 * (self._best - 1)
         if fell and not self._has_warned:
             trunk, heads = map(_num_writes, self._versions_at_best, self._versions())
             warnings.warn(

@@ -62,8 +62,3 @@ def test_heads_that_were_never_right_ring_nothing(tiny_model):
     alarm = AcceptanceAlarm(tiny_model())
     for _ in range(3):
         alarm.observe(1.0)
-
-
-def test_a_share_that_makes_no_sense(tiny_model):
-    with pytest.raises(ValueError, match=r"min_share=1\.0 must lie between 0 and 1"):
-        AcceptanceAlarm(tiny_model(), min_share=1.0)

@@ -15,7 +15,6 @@ from worldmtp.analysis.consistency import (
     null_advantage,
     sequence_interval,
     staleness_bound,
-    total_variation,
     tower_residual,
 )
 from worldmtp.analysis.loss_split import exact_split, realized_loss
@@ -73,6 +72,10 @@ SIGNS = {
     "stale": {"error": 1, "tower": 1, "misaligned": 0, "ignorant": False, "stale": True},
     "leaking": {"error": -1, "tower": 0, "misaligned": 0, "ignorant": False, "stale": False},
 }
+
+
+def total_variation(one, other):
+    return 0.5 * np.abs(one - other).sum(axis=-1)
 
 
 def sign(interval):

@@ -11,10 +11,9 @@ VALUES = torch.tensor([[0.5, 0.25, 9.0, 9.0, 1.0, 2.0], [0.5, 3.0, 9.0, 9.0, 9.0
 
 
 def test_steps_are_the_decisions_moved_to_the_left():
-    tokens = torch.tensor([[1.0, 2.0, 7.0, 7.0, 3.0], [4.0, 7.0, 7.0, 7.0, 7.0]])
     steps = torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0], [4.0, 0.0, 0.0, 0.0, 0.0]])
-    assert torch.equal(DECISIONS.to_steps(tokens), steps)
-    assert torch.equal(DECISIONS.to_tokens(steps), torch.where(DECISIONS.mask, tokens, 0.0))
+    tokens = torch.tensor([[1.0, 2.0, 0.0, 0.0, 3.0], [4.0, 0.0, 0.0, 0.0, 0.0]])
+    assert torch.equal(DECISIONS.to_tokens(steps), tokens)
     assert DECISIONS.last_step.nonzero().tolist() == [[0, 2], [1, 0]]
 
 

@@ -110,12 +110,6 @@ def staleness_bound(step_distance: Float[np.ndarray, "sequence time"], num_roots
     return bound
 
 
-def total_variation(one: Probabilities, other: Probabilities) -> Parts:
-    """Return half the sum of |difference| of each distribution."""
-    distance: Parts = 0.5 * np.abs(one - other).sum(axis=-1)
-    return distance
-
-
 def kept_paths(
     predicted: Probabilities,
     chain_logprob: Parts,
@@ -161,7 +155,6 @@ def certificate(
     reward_range: float,
     *,
     generator: np.random.Generator | int,
-    level: float = 0.9,
     unit: str = "sequence",
 ) -> Certificate:
     """Return the certificate of returns of the next k tokens that lie in an interval of length ``reward_range``.
@@ -195,7 +188,7 @@ def certificate(
         return bound(totals) - sign * difference(totals)
 
     found = [
-        sums_interval(sums, statistic, generator=generator, level=level, num_resamples=2000, unit=unit)
+        sums_interval(sums, statistic, generator=generator, num_resamples=2000, unit=unit)
         for statistic in (difference, bound, slack)
     ]
     return Certificate(*found)

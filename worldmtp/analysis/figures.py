@@ -257,8 +257,6 @@ def _exact_band(ax: Axes, series: Mapping[str, Series]) -> None:
         ax.vlines(low.steps, low.values, high.values, color=ARM_COLOURS[1], linewidth=1.4)
 
 
-def _equal_count_means(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], num_bins: int = 10
-) -> tuple[list[float], list[float]]:
-    bins = [part for part in np.array_split(np.argsort(x, kind="stable"), num_bins) if len(part) > 0]
+def _equal_count_means(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[list[float], list[float]]:
+    bins = [part for part in np.array_split(np.argsort(x, kind="stable"), 10) if len(part) > 0]
     return [float(x[part].mean()) for part in bins], [float(y[part].mean()) for part in bins]

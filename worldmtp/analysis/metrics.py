@@ -154,9 +154,7 @@ def prediction_entropy(rooted: RootedPredictions) -> SequenceSums:
     return _sums(rooted.entropy, rooted.valid)
 
 
-def effective_horizon(
-    rooted: RootedPredictions, *, generator: np.random.Generator | int, level: float = 0.9, num_resamples: int = 2000
-) -> Interval | None:
+def effective_horizon(rooted: RootedPredictions, *, generator: np.random.Generator | int) -> Interval | None:
     """Return H_eff = sum_k S_k, drafted tokens kept per root; None if fewer than two sequences reach some depth.
 
     Each S_k is over the roots that reach depth k, so near the ends of texts the sum is of unlike roots.
@@ -174,7 +172,7 @@ def effective_horizon(
         means = np.divide(totals[:, :depths], count, out=np.full_like(count, np.nan), where=count > 0)
         return means.sum(axis=1)
 
-    return sums_interval(stacked, statistic, generator=generator, level=level, num_resamples=num_resamples)
+    return sums_interval(stacked, statistic, generator=generator, num_resamples=2000)
 
 
 def by_chain_entropy(

@@ -45,7 +45,7 @@ class OpenLoopSplit:
 
 
 def open_loop_split(
-    losses: OpenLoopLosses, depth: int, *, generator: np.random.Generator | int, level: float = 0.9
+    losses: OpenLoopLosses, depth: int, *, generator: np.random.Generator | int
 ) -> OpenLoopSplit | None:
     """Return the split at a depth; None where fewer than two sequences say anything, or the full teacher has no loss.
 
@@ -64,7 +64,7 @@ def open_loop_split(
             nothing = np.full(len(totals), np.nan)
             return np.divide(totals[:, above], totals[:, below], out=nothing, where=totals[:, below] > 0)
 
-        return sums_interval(sums, of_totals, generator=generator, level=level, num_resamples=2000)
+        return sums_interval(sums, of_totals, generator=generator, num_resamples=2000)
 
     return OpenLoopSplit(exposure=ratio(1, 0), context=ratio(2, 1), product=ratio(2, 0))
 

@@ -19,6 +19,8 @@ from worldmtp.statistics import Interval
 MIN_SEEDS = 5
 """Seeds of a task below which nothing is said of others."""
 
+_LEVEL, _NUM_RESAMPLES = 0.9, 2000
+
 Scores = Mapping[str, Float[np.ndarray, " _"]]
 """A number for each seed, by task."""
 
@@ -29,13 +31,12 @@ class SeedEstimate:
 
     estimate: float
     interval: Interval | None
-    num_seeds: int
 
     def __str__(self) -> str:
         return str(self.interval) if self.interval is not None else f"{self.estimate:.3f} (no interval below 5 seeds)"
 
 
-def interquartile_mean(scores: Scores, *, generator: np.random.Generator | int, level: float = 0.9) -> SeedEstimate:
+def interquartile_mean(scores: Scores, *, generator: np.random.Generator | int) -> SeedEstimate:
     """Return the mean of the middle half of all scores, of all tasks together: a quarter is cut at either end.
 
     Raises:
@@ -46,12 +47,10 @@ def interquartile_mean(scores: Scores, *, generator: np.random.Generator | int, 
     def statistic(drawn: tuple[np.ndarray, ...]) -> np.ndarray:
         return np.asarray(trim_mean(np.concatenate(drawn, axis=-1), 0.25, axis=-1))
 
-    return _estimate(statistic, [_checked("scores", scores)], generator, level)
+    return _estimate(statistic, [_checked("scores", scores)], generator)
 
 
-def probability_of_improvement(
-    first: Scores, second: Scores, *, generator: np.random.Generator | int, level: float = 0.9
-) -> SeedEstimate:
+def probability_of_improvement(first: Scores, second: Scores, *, generator: np.random.Generator | int) -> SeedEstimate:
     """Return P(second > first) + P(equal) / 2 of a random seed of each, a mean over tasks; 0.5 says nothing.
 
     It is the Mann-Whitney U of the two over the number of pairs.
@@ -76,25 +75,23 @@ def probability_of_improvement(
             won.append(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-2, -1)))
         return np.asarray(np.mean(won, axis=0))
 
-    return _estimate(statistic, in_order, generator, level)
+    return _estimate(statistic, in_order, generator)
 
 
 def _estimate(
     statistic: Callable[[tuple[np.ndarray, ...]], np.ndarray],
     arms: list[list[np.ndarray]],
     generator: np.random.Generator | int,
-    level: float,
-    num_resamples: int = 2000,
 ) -> SeedEstimate:
     groups = [values for arm in arms for values in arm]
-    estimate, num_seeds = float(statistic(tuple(groups))), sum(map(len, groups))
+    estimate = float(statistic(tuple(groups)))
     if min(map(len, groups)) < MIN_SEEDS:
-        return SeedEstimate(estimate, None, num_seeds)
+        return SeedEstimate(estimate, None)
     generator = np.random.default_rng(generator)
-    drawn = tuple(values[generator.integers(len(values), size=(num_resamples, len(values)))] for values in groups)
-    low, high = (float(end) for end in np.quantile(statistic(drawn), [(1 - level) / 2, (1 + level) / 2]))
-    interval = Interval(estimate, low, high, level, "seed", "stratified bootstrap", num_seeds)
-    return SeedEstimate(estimate, interval, num_seeds)
+    drawn = tuple(values[generator.integers(len(values), size=(_NUM_RESAMPLES, len(values)))] for values in groups)
+    low, high = (float(end) for end in np.quantile(statistic(drawn), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]))
+    num_seeds = sum(map(len, groups))
+    return SeedEstimate(estimate, Interval(estimate, low, high, _LEVEL, "seed", "stratified bootstrap", num_seeds))
 
 
 def _checked(name: str, scores: Scores) -> list[np.ndarray]:

@@ -138,7 +138,7 @@ def load_replies(run_dir: Path) -> ReplyArtefact | None:
         raise ArtefactError(f"{directory} does not hold imagined episodes: {error!r}") from error
 
 
-def reply_strip(artefact: ReplyArtefact, row: int, caption: str = "") -> TokenStrip:
+def reply_strip(artefact: ReplyArtefact, row: int) -> TokenStrip:
     """Return a real conversation with what was foretold of each token of its replies."""
     texts = (*artefact.tokens_text, END_MARK)
     length = int((artefact.tokens[row] >= 0).sum())
@@ -158,7 +158,6 @@ def reply_strip(artefact: ReplyArtefact, row: int, caption: str = "") -> TokenSt
                 ),
             ),
         ),
-        caption=caption,
         replies=frozenset(np.flatnonzero(reply).tolist()),
     )
 

@@ -77,9 +77,6 @@ def group_interval(
     values: OfTurns,
     counted: Bool[np.ndarray, "episode turn"],
     group: Int[np.ndarray, " episode"],
-    *,
-    generator: np.random.Generator | int = 0,
-    level: float = 0.9,
 ) -> Interval | None:
     """Return the interval of the mean over what is counted, groups of conversations resampled; None if one has any.
 
@@ -91,7 +88,7 @@ def group_interval(
     if (count > 0).sum() < 2:
         return None
     unit = "episode" if len(total) == len(group) else "group of episodes"
-    return ratio_interval(total, count, generator=generator, level=level, num_resamples=2000, unit=unit)
+    return ratio_interval(total, count, generator=0, num_resamples=2000, unit=unit)
 
 
 def whole_interval(values: Float[np.ndarray, " episode"], turns: AnsweredTurns) -> Interval | None:
@@ -160,7 +157,7 @@ def return_range(found: ReplyTurns) -> float:
     return max(1.0, float(np.ptp(both))) if len(both) else 1.0
 
 
-def reply_certificate(found: ReplyTurns, *, generator: np.random.Generator | int = 0) -> Certificate | None:
+def reply_certificate(found: ReplyTurns) -> Certificate | None:
     """Return the certificate of whole imagined conversations beside the held-out ones they share their openings with.
 
     What is resampled is the episode with its counterpart. A conversation that could not have been imagined keeps
@@ -174,7 +171,7 @@ def reply_certificate(found: ReplyTurns, *, generator: np.random.Generator | int
         found.real_returns[:, None],
         whole[:, None],
         return_range(found),
-        generator=generator,
+        generator=0,
         unit="episode",
     )
 

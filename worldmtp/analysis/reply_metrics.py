@@ -41,15 +41,15 @@ def reply_cross_entropy(artefact: ReplyArtefact) -> SequenceSums:
     return _by_depth(artefact, -artefact.logprob)
 
 
-def token_reliability(artefact: ReplyArtefact, depth: int | None = None, num_bins: int = 10) -> Reliability:
+def token_reliability(artefact: ReplyArtefact, depth: int | None = None) -> Reliability:
     """Return the reliability of the most probable token, of one depth or of all."""
     chosen = artefact.depth > 0 if depth is None else artefact.depth == depth
-    return reliability_of(artefact.top1_prob[chosen], _is_right(artefact)[chosen], num_bins)
+    return reliability_of(artefact.top1_prob[chosen], _is_right(artefact)[chosen])
 
 
-def end_reliability(artefact: ReplyArtefact, num_bins: int = 10) -> Reliability:
+def end_reliability(artefact: ReplyArtefact) -> Reliability:
     """Return the reliability of the stated probability that a turn ends the episode."""
-    return reliability_of(artefact.end_prob[artefact.turn_mask], artefact.ended[artefact.turn_mask], num_bins)
+    return reliability_of(artefact.end_prob[artefact.turn_mask], artefact.ended[artefact.turn_mask])
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,7 @@ class ReturnAgreement:
     num_sequences: int
 
 
-def return_agreement(
-    artefact: EvalArtefact, *, generator: np.random.Generator | int, level: float = 0.9, num_resamples: int = 2000
-) -> ReturnAgreement:
+def return_agreement(artefact: EvalArtefact, *, generator: np.random.Generator | int) -> ReturnAgreement:
     """Return the agreement over the roots where both returns are known."""
     known = known_roots(artefact)
     num_sequences = int(known.any(axis=1).sum())
@@ -50,7 +48,7 @@ def return_agreement(
         totals = np.concatenate([sums.sum(axis=0, keepdims=True), sums.sum(axis=0) - sums])
         if not np.all(np.isfinite(statistic(totals))):
             return None
-        return sums_interval(sums, statistic, generator=generator, level=level, num_resamples=num_resamples)
+        return sums_interval(sums, statistic, generator=generator, num_resamples=2000)
 
     imagined, realized = (
         returns[known].astype(np.float64) for returns in (artefact.imagined_return, artefact.realized_return)

@@ -41,7 +41,7 @@ def main() -> None:
             return _train(config)
 
         try:
-            launch(task, "train")
+            launch(task)
         finally:  # after failures too: the other jobs' results are there
             for sweep_dir in sweeps:
                 print(f"\n{sweep_table(sweep_dir)}")
@@ -90,14 +90,14 @@ def run(node: DictConfig, run_dir: Path, resumes: bool = False) -> float:
     return result.headline
 
 
-def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
+def launch(task: Callable[[DictConfig], float | None]) -> None:
     """Run ``task`` under Hydra with this process's arguments; an expected error ends with its message and code 1."""
     register()
     sys.argv[1:] = flags_first(sys.argv[1:])
     with_traceback = shows_traceback()
     # Else Hydra prints and exits by itself, and nobody can add what was probably meant.
     os.environ[TRACEBACK_VARIABLE] = "1"
-    decorated = hydra.main(version_base="1.3", config_path=CONFIG_TREE, config_name=config_name)(task)
+    decorated = hydra.main(version_base="1.3", config_path=CONFIG_TREE, config_name="train")(task)
 
     def start() -> None:
         try:

@@ -182,7 +182,7 @@ class DecodingSession:
         return Round(draft, tokens, log_probs, num_accepted, draft.num_drafts.cpu().numpy())
 
     @torch.no_grad()
-    def advance_in_phases(self, num_drafts: int | None = None) -> Round:
+    def advance_in_phases(self) -> Round:
         """Run Stern et al.'s three phases: predict in one forward, verify in another, accept; greedy chains only.
 
         The trunk's correction is not used, as in the paper, so m tokens take 2 m / k forwards where all are accepted.
@@ -197,7 +197,7 @@ class DecodingSession:
         features = self.texts.forward(self.texts.newest)
         self._accept(features, None, np.ones(len(self.texts), dtype=np.int64))
         first = self._choose_next(features, torch.arange(len(self.texts), device=self.texts.device))
-        draft, _, features, logits = self._propose_and_verify(num_drafts)
+        draft, _, features, logits = self._propose_and_verify(None)
         if draft.tree is not None:
             raise ValueError("three-phase decoding is of chains; draft without tree widths.")
         processed = self._policy.processed(logits, self.texts)

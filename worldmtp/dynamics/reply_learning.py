@@ -175,15 +175,15 @@ class ReplyLearner:
         return LearnedReplies(before, self.held_out_nats(replay), steps)
 
     @torch.no_grad()
-    def held_out_nats(self, replay: TurnReplay, num_episodes: int = _JUDGED) -> float:
+    def held_out_nats(self, replay: TurnReplay) -> float:
         """Return the mean held-out error over the newest conversations' turns, in nats."""
-        turns, numbers = replay.newest(num_episodes)
+        turns, numbers = replay.newest(_JUDGED)
         return float(held_out(self.model.nats(turns), by_turn(numbers, turns)).mean())
 
     @torch.no_grad()
-    def shuffled_nats(self, replay: TurnReplay, generator: torch.Generator, num_episodes: int = _JUDGED) -> float:
+    def shuffled_nats(self, replay: TurnReplay, generator: torch.Generator) -> float:
         """Return the same error where each turn's words are those of another turn: what ignoring actions costs."""
-        turns, numbers = replay.newest(num_episodes)
+        turns, numbers = replay.newest(_JUDGED)
         return float(held_out(self.model.nats(shuffled(turns, generator)), by_turn(numbers, turns)).mean())
 
     def _step(self, replay: TurnReplay, rows: Int[Tensor, " drawn"]) -> None:

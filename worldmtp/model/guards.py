@@ -141,10 +141,10 @@ def _stored_under_another_name(model: nn.Module, missing: set[str]) -> set[str]:
     return {name for shared in names.values() if not set(shared) <= missing for name in shared}
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _some(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more if names else "none"
 
 
 def checked_token_limit(num_tokens: int, vocab_size: int) -> int:

@@ -46,10 +46,6 @@ class Decisions:
         """Return the token of each step; behind the last step, tokens that are none."""
         return (~self.mask).long().argsort(dim=1, stable=True)
 
-    def to_steps(self, per_token: Float[Tensor, "batch time"]) -> Float[Tensor, "batch step"]:
-        """Return the values of the decisions, moved to the left; zero where there is no step."""
-        return torch.where(self.step_mask, per_token.gather(1, self.order()), 0.0)
-
     def to_tokens(self, per_step: Float[Tensor, "batch step"]) -> Float[Tensor, "batch time"]:
         """Return what the decisions have at their tokens; zero at all others."""
         moved = torch.where(self.step_mask, per_step, 0.0)

@@ -252,15 +252,12 @@ def episodes_of(rollout: Rollout, tokens_text: Sequence[str]) -> list[Episode]:
     return episodes
 
 
-def samples(artefact: EvalArtefact, num_samples: int = 8) -> str:
-    """Return the first prompts, answers and returns as a list in markdown; texts as Python spells them.
-
-    Where a world replies, half as many episodes are told turn by turn.
-    """
+def samples(artefact: EvalArtefact) -> str:
+    """Return eight prompts, answers and returns as a list in markdown, or four conversations turn by turn."""
     if is_conversation(artefact):
-        return episodes_markdown([episode_of(artefact, row) for row in range(min(num_samples // 2, len(artefact)))])
+        return episodes_markdown([episode_of(artefact, row) for row in range(min(4, len(artefact)))])
     lines = []
-    for row in range(min(num_samples, len(artefact))):
+    for row in range(min(8, len(artefact))):
         texts = [artefact.tokens_text[token] for token in artefact.input_ids[row, : artefact.attention_mask[row].sum()]]
         start = int(artefact.prompt_length[row])
         prompt, answer = "".join(texts[:start]), "".join(texts[start:])

@@ -4,18 +4,13 @@ The heads learn from what the policy wrote, what worlds and tools replied, or bo
 were cut off and that TRL masks are no target.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, no_type_check
+from typing import ClassVar, no_type_check
 
-import torch
-from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from worldmtp.model import MTPModel
 from worldmtp.model.guards import TRAINS_HEADS
-from worldmtp.post_training.on_policy import OnPolicyConfigMixin, OnPolicyMixin, without_reference
+from worldmtp.post_training.on_policy import OnPolicyConfigMixin, OnPolicyMixin
 
 
 @no_type_check
@@ -58,38 +53,3 @@ class MTPGRPOTrainer(OnPolicyMixin, GRPOTrainer):
     trl_name = "GRPOTrainer"
     config_class = MTPGRPOConfig
     required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",), ("environment",))
-
-    def __init__(
-        self,
-        model: MTPModel,
-        reward_funcs: Any,
-        args: MTPGRPOConfig,
-        *,
-        train_dataset: Dataset | IterableDataset | None,
-        processing_class: PreTrainedTokenizerBase,
-        eval_dataset: Any = None,
-        reward_processing_classes: Any = None,
-        rollout_func: Any = None,
-        tools: Any = None,
-        environment_factory: Any = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-    ) -> None:
-        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
-        with without_reference(args):
-            super().__init__(
-                model=model,
-                reward_funcs=reward_funcs,
-                args=args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                reward_processing_classes=reward_processing_classes,
-                rollout_func=rollout_func,
-                tools=tools,
-                environment_factory=environment_factory,
-                callbacks=None if callbacks is None else list(callbacks),
-                optimizers=optimizers,
-            )
-        self.add_reference()
-        self.add_heads(args)

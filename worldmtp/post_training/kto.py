@@ -31,21 +31,8 @@ class MTPKTOConfig(MTPConfigMixin, KTOConfig):
 class MTPKTOTrainer(PreferenceMixin, KTOTrainer):
     """TRL's KTOTrainer for an ``MTPModel``; what it logs of the heads is ``MTPSFTTrainer``'s.
 
-    Args:
-        model: made in memory or by ``MTPModel.from_pretrained``.
-        args: the configuration.
-        train_dataset: rows of ``prompt``, ``completion`` and ``label``, or pairs of ``chosen`` and ``rejected``.
-        processing_class: the tokenizer.
-        ref_model: a causal LM; None is a frozen copy of the trunk.
-        eval_dataset: as TRL takes it.
-        data_collator: None is TRL's.
-        callbacks: passed through.
-        optimizers: optimizer and schedule; None is the one of ``args``.
-
-    Raises:
-        TypeError: the model is not an MTPModel, or the configuration not an MTPKTOConfig.
-        ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
-        IncompatibleTRLError: the installed TRL is not one this was built for.
+    Arguments and errors are those of ``MTPDPOTrainer``; ``train_dataset`` has rows of ``prompt``, ``completion`` and
+    ``label``, or pairs of ``chosen`` and ``rejected``.
     """
 
     _tag_names = [*KTOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar, no_type_check
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
@@ -89,6 +90,30 @@ class OnPolicyMixin(MTPTrainerMixin):
     mtp_generation: DraftedGeneration
     mtp_drafts: dict[str, DraftMeans]
     _counted: tuple[Any, Tensor] | None = None
+
+    def __init__(
+        self,
+        model: MTPModel,
+        reward_funcs: Any,
+        args: Any,
+        *,
+        train_dataset: Dataset | IterableDataset | None,
+        processing_class: PreTrainedTokenizerBase,
+        eval_dataset: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        **sampling: Any,
+    ) -> None:
+        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
+        passed: dict[str, Any] = {"model": model, "reward_funcs": reward_funcs, "args": args, "optimizers": optimizers}
+        passed |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}
+        passed |= {"reward_processing_classes": reward_processing_classes}
+        passed |= {"callbacks": None if callbacks is None else list(callbacks)} | sampling
+        with without_reference(args):
+            super().__init__(**passed)
+        self.add_reference()
+        self.add_heads(args)
 
     @classmethod
     def check_arguments(

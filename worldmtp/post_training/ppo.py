@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset, IterableDataset
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
@@ -30,7 +28,7 @@ from worldmtp.post_training.compat import IncompatibleTRLError
 from worldmtp.post_training.decisions import Decisions, padded_token_rewards, token_plan
 from worldmtp.post_training.imagined import PPOImagination
 from worldmtp.post_training.metrics import TermMeans
-from worldmtp.post_training.on_policy import OnPolicyMixin, without_reference
+from worldmtp.post_training.on_policy import OnPolicyMixin
 from worldmtp.post_training.ppo_config import MTPPPOConfig
 from worldmtp.returns import scale_of
 
@@ -48,28 +46,13 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
     Rewards are those of the reward functions, weighted and added up. One is paid at a completion's last decision; of a
     function with an attribute ``token_field``, such as ``env_reward``, where the rollout's field of that name says.
 
-    It logs what ``MTPGRPOTrainer`` logs but the clip ratios and, of PPO, ``ppo/...``.
+    It logs what ``MTPGRPOTrainer`` logs but the clip ratios and, of PPO, ``ppo/...``. Other arguments and errors are
+    those of ``MTPGRPOTrainer``.
 
     Args:
-        model: made in memory or by ``MTPModel.from_pretrained``; a copy of its trunk is the reference of ``beta``.
-        reward_funcs: as TRL takes them.
         args: the configuration.
-        train_dataset: rows with a ``prompt``.
-        processing_class: the tokenizer.
-        eval_dataset: as TRL takes it.
-        reward_processing_classes: passed through.
-        rollout_func: passed through; ``TextGenRollout`` is one.
-        tools: passed through.
-        environment_factory: passed through.
         imagined_advantages: advantages in the place of GAE, scaled as GAE would be; or a ``PPOImagination``, whose
             advantages have a scale of their own.
-        callbacks: passed through.
-        optimizers: optimizer and schedule; None is the one of ``args``.
-
-    Raises:
-        TypeError: the model is not an MTPModel, or the configuration not an MTPPPOConfig.
-        ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
-        IncompatibleTRLError: the installed TRL is not one this was built for.
     """
 
     _tag_names = [*GRPOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
@@ -89,37 +72,12 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
         reward_funcs: Any,
         args: MTPPPOConfig,
         *,
-        train_dataset: Dataset | IterableDataset | None,
-        processing_class: PreTrainedTokenizerBase,
-        eval_dataset: Any = None,
-        reward_processing_classes: Any = None,
-        rollout_func: Any = None,
-        tools: Any = None,
-        environment_factory: Any = None,
         imagined_advantages: ImaginedAdvantages | PPOImagination | None = None,
-        callbacks: Sequence[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        **passed: Any,
     ) -> None:
-        self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
         self.imagined_advantages = imagined_advantages
         self._read, self._scored, self._terms = [], [], {mode: TermMeans() for mode in ("train", "eval")}
-        with without_reference(args):
-            super().__init__(
-                model=model,
-                reward_funcs=reward_funcs,
-                args=args,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                reward_processing_classes=reward_processing_classes,
-                rollout_func=rollout_func,
-                tools=tools,
-                environment_factory=environment_factory,
-                callbacks=None if callbacks is None else list(callbacks),
-                optimizers=optimizers,
-            )
-        self.add_reference()
-        self.add_heads(args)
+        super().__init__(model, reward_funcs, args, **passed)
         self.mtp_forward.reader = self._read_values
         if isinstance(imagined_advantages, PPOImagination):
             imagined_advantages.check_trainer(self)

@@ -22,7 +22,7 @@ class EpisodesConfig:
     that was left over (.001 to .01 of .05 in key-door), and the policy hardly moved from one real batch to the next."""
     waits_for_reward: bool = True
     """The policy is not trained before two real returns have differed: nothing can be learnt from equal ones."""
-    max_disagreement: float = 0.1
+    max_disagreement: float = 0.2
     """Mean total variation of the ensemble over an imagined batch above which the batch is not trained on."""
     min_action_ratio: float = 1.1
     """Held-out error with the words of other turns over the real one, below which the model counts as blind."""

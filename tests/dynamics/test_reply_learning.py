@@ -84,7 +84,7 @@ def test_no_member_learns_from_the_conversations_that_judge_it() -> None:
     learner, replay = make_learner(turns), replay_of(turns)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     learner.optimizer.param_groups[0]["weight_decay"] = 0.0
-    learner._step(replay, torch.tensor([0, 2, 4, 6]))
+    learner._step(replay, torch.tensor([0, 2, 4, 6]), torch.ones(4))
     pairs = zip(learner.model.parameters(), before, strict=True)
     moved = [(after.detach() - old).flatten(1).abs().amax(dim=1) for after, old in pairs]
     assert max(float(change[0]) for change in moved) == 0.0
@@ -128,9 +128,25 @@ def test_rewarded_conversations_are_drawn_more_often_while_they_are_rare(num_pai
     rewards[:num_paid, 0] = 1.0
     turns = replace(turns, rewards=rewards)
     config = replace(CONFIG, batch_size_episodes=4000)
-    drawn = draw_episodes(replay_of(turns), config, 0.0, torch.Generator().manual_seed(0))
+    drawn, counts = draw_episodes(replay_of(turns), config, 0.0, torch.Generator().manual_seed(0))
     found = float((drawn < num_paid).float().mean())
     assert found == pytest.approx(0.28 if share else 0.4, abs=0.03)
+    # A rewarded one is drawn .75 + .25 / .04 = 7 times as often as by uniform draws, another one .75 times.
+    expected = torch.where(drawn < num_paid, 1 / 7, 4 / 3) if share else torch.ones(4000)
+    torch.testing.assert_close(counts, expected)
+
+
+def test_chance_is_learnt_as_it_is_though_those_it_favoured_are_drawn_more_often() -> None:
+    """The same word is said in all turns; one conversation of 32 is told and paid a win, and 1 / 32 is learnt of it."""
+    won = torch.arange(128) % 31 == 5  # two of even and two of odd number: each member trains on 2 of 64
+    turns = conversations(lambda said, _: torch.where(won, 3, 0), 128, turns=1)
+    turns = replace(turns, said=torch.zeros_like(turns.said))
+    learner = make_learner(turns, config=replace(CONFIG, batch_size_episodes=64, learning_rate=2e-2))
+    replay, generator = replay_of(turns), torch.Generator().manual_seed(0)
+    for _ in range(10):
+        learner.learn(replay, 0.0, generator)
+    foretold = learner.model.foretold(turns.select(torch.tensor([0]))).log_tokens.detach()
+    assert float(foretold[:, 0, 0, 3].exp().mean()) == pytest.approx(1 / 32, abs=0.015)
 
 
 @pytest.mark.parametrize("paid", [slice(400, None), slice(0, 100)])
@@ -140,7 +156,10 @@ def test_only_recent_success_counts_as_rare(paid: slice) -> None:
     rewards = torch.zeros(500, 3)
     rewards[paid, 0] = 1.0
     config = replace(CONFIG, batch_size_episodes=4000, recent_episodes=100)
-    drawn = draw_episodes(replay_of(replace(turns, rewards=rewards)), config, 0.0, torch.Generator().manual_seed(0))
+    drawn, counts = draw_episodes(
+        replay_of(replace(turns, rewards=rewards)), config, 0.0, torch.Generator().manual_seed(0)
+    )
+    assert bool((counts == 1).all())
     assert float(rewards[drawn, 0].mean()) == pytest.approx(0.2, abs=0.03)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from worldmtp.dynamics.replies import ReplyModel, held_out, trained_on
@@ -108,20 +108,25 @@ def is_rewarded(returns: Float[Tensor, " episode"], lowest: float) -> Tensor:
 
 def draw_episodes(
     replay: TurnReplay, config: ReplyModelConfig, lowest: float, generator: torch.Generator
-) -> Int[Tensor, " drawn"]:
-    """Return rows of the replay, uniform; with a fixed share of rewarded ones while these are rarer among the recent.
+) -> tuple[Int[Tensor, " drawn"], Float[Tensor, " drawn"]]:
+    """Return rows of the replay and what each counts, so that the weighted mean is that of uniform draws.
 
-    Over all of the replay they would stay rare long after the policy has learnt to earn them, and in a world of chance
-    those that chance favoured would be over-sampled for as long.
+    Uniform, with a fixed share of rewarded ones while these are rarer among the recent; these count less in return.
+    Without the weights a world of chance would be learnt as kinder than it is: of two episodes that said the same, the
+    one that chance favoured would be seen more often. A weight is the density of a uniform draw over that of the draws
+    made (the balance heuristic of Veach & Guibas 1995, equation 8).
     """
-    drawn = torch.randint(len(replay), (config.batch_size_episodes,), generator=generator)
+    size, total = config.batch_size_episodes, len(replay)
+    drawn, weights = torch.randint(total, (size,), generator=generator), torch.ones(size)
     returns = replay.turns.returns
-    recent = torch.arange(max(0, len(replay) - config.recent_episodes), len(replay))
+    recent = torch.arange(max(0, total - config.recent_episodes), total)
     rewarded = recent[is_rewarded(returns[recent], lowest)]
     if 0 < len(rewarded) < config.rewarded_share * len(recent):
-        number = round(config.rewarded_share * len(drawn))
+        number = round(config.rewarded_share * size)
         drawn[:number] = rewarded[torch.randint(len(rewarded), (number,), generator=generator)]
-    return drawn
+        favoured = torch.isin(drawn, rewarded) * (number * total / len(rewarded))
+        weights = size / (size - number + favoured)
+    return drawn, weights
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class ReplyLearner:
         is_rare = float(is_rewarded(returns, lowest).float().mean()) < config.rewarded_share
         while steps < config.num_updates and rises < 2:
             for _ in range(min(_BLOCK, config.num_updates - steps)):
-                self._step(replay, draw_episodes(replay, config, lowest, generator))
+                self._step(replay, *draw_episodes(replay, config, lowest, generator))
                 steps += 1
             nats = self.held_out_nats(replay)
             if nats > best + _RISE:
@@ -186,11 +191,10 @@ class ReplyLearner:
         turns, numbers = replay.newest(_JUDGED)
         return float(held_out(self.model.nats(shuffled(turns, generator)), by_turn(numbers, turns)).mean())
 
-    def _step(self, replay: TurnReplay, rows: Int[Tensor, " drawn"]) -> None:
+    def _step(self, replay: TurnReplay, rows: Int[Tensor, " drawn"], counts: Float[Tensor, " drawn"]) -> None:
         turns, numbers = replay.turns.select(rows), replay.numbers[rows]
-        weights = trained_on(by_turn(numbers, turns), self.model.num_members)
-        nats = self.model.nats(turns)
-        loss = torch.where(weights, nats, 0.0).sum() / (weights.sum() / self.model.num_members).clamp_min(1)
+        weights = trained_on(by_turn(numbers, turns), self.model.num_members) * by_turn(counts, turns)
+        loss = self.model.num_members * (weights * self.model.nats(turns)).sum() / weights.sum()
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"the error of the model of replies is {float(loss)}; the update was not applied.")
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,9 +220,9 @@ class ReplyLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def by_turn(numbers: Int[Tensor, " episode"], turns: Turns) -> Int[Tensor, " turn"]:
-    """Return the number of its conversation for each turn there is."""
-    return numbers[:, None].expand(turns.mask.shape)[turns.mask]
+def by_turn(values: Shaped[Tensor, " episode"], turns: Turns) -> Shaped[Tensor, " turn"]:
+    """Return what its conversation has for each turn there is."""
+    return values[:, None].expand(turns.mask.shape)[turns.mask]
 
 
 def shuffled(turns: Turns, generator: torch.Generator) -> Turns:

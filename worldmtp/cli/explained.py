@@ -199,11 +199,11 @@ def _verdict(candidates: Sequence[DraftedToken], writing: Writing) -> Text:
     return _packed(verdicts)
 
 
-def _packed(parts: Sequence[Text]) -> Text:
+def _packed(parts: Sequence[Text], width: int = _NARROW) -> Text:
     """Return parts side by side, on further lines where they do not fit, and none broken."""
     lines = [Text()]
     for part in parts:
-        if lines[-1] and len(lines[-1]) + 2 + len(part) > _NARROW:
+        if lines[-1] and len(lines[-1]) + 2 + len(part) > width:
             lines.append(Text())
         lines[-1] = Text("  ").join([lines[-1], part]) if lines[-1] else part
     return Text("\n").join(lines)

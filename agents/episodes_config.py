@@ -16,8 +16,8 @@ class EpisodesConfig:
     num_batches: int = 8
     """Imagined batches after each real one, at most; each is acted by the policy of the moment and trained on."""
     batch_size: int = 128
-    """Episodes of an imagined batch. With 32 a policy in a world of chance stood still at three quarters of the optimum:
-    most of each step was noise, and it became sure of what it did."""
+    """Episodes of an imagined batch. With 32 a policy in a world of chance stood still at three quarters of the
+    optimum: most of each step was noise, and it became sure of what it did."""
     exploring_batch_size: int = 32
     """The same while imagination explores, where a way to what is new needs no precision."""
     num_epochs: int = 8

@@ -110,7 +110,7 @@ def measure(kind: str, length: int, updates: int) -> tuple[float, float, float]:
     generator = torch.Generator().manual_seed(2)
     start = time.perf_counter()
     for _ in range(updates):
-        learner._step(replay, torch.randint(len(replay), (32,), generator=generator))
+        learner._step(replay, torch.randint(len(replay), (32,), generator=generator), torch.ones(32))
     trained = updates / (time.perf_counter() - start)
     excess = learner.held_out_nats(replay, len(replay)) - entropy_of(turns)
     few = turns.select(torch.arange(32))

@@ -16,7 +16,9 @@ No pickle. The JSON carries the checksum of the npz and is written last, so a pa
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -157,20 +159,9 @@ def check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
 
 def save_artefact(artefact: EvalArtefact, directory: Path, name: str) -> Path:
     """Write ``<name>.npz`` and ``<name>.json``, each atomically; return the path of the JSON."""
-    directory.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{field: getattr(artefact, field) for field in _ARRAYS})
-    content = buffer.getvalue()
-    header = {
-        "format_version": FORMAT_VERSION,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "imagined_horizon": artefact.imagined_horizon,
-        "tokens_text": list(artefact.tokens_text),
-    }
-    write_bytes(directory / f"{name}.npz", content)
-    json_path = directory / f"{name}.json"
-    write_text(json_path, json.dumps(header, ensure_ascii=True))
-    return json_path
+    arrays = {field: getattr(artefact, field) for field in _ARRAYS}
+    header = {"imagined_horizon": artefact.imagined_horizon, "tokens_text": list(artefact.tokens_text)}
+    return save_pair(directory, name, FORMAT_VERSION, arrays, header)
 
 
 def load_artefact(directory: Path, name: str) -> EvalArtefact:
@@ -179,29 +170,73 @@ def load_artefact(directory: Path, name: str) -> EvalArtefact:
     Raises:
         ArtefactError: a file or a field is missing, damaged, or of another version.
     """
-    json_path, npz_path = directory / f"{name}.json", directory / f"{name}.npz"
-    for path in (json_path, npz_path):
-        if not path.is_file():
-            raise ArtefactError(f"No {path}; an artefact is {name}.json and {name}.npz. Run the evaluation again.")
-    header = _read_header(json_path)
-    content = npz_path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != header["sha256"]:
-        raise ArtefactError(
-            f"{npz_path} ({len(content)} bytes) does not match the checksum in {json_path}; it is truncated, damaged "
-            "or of another evaluation. Run the evaluation again."
-        )
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        missing = [field for field in _ARRAYS if field not in archive.files]
-        if missing:
-            raise ArtefactError(f"{npz_path} lacks the field {missing[0]!r}; it was written by another version.")
-        arrays = {field: archive[field] for field in _ARRAYS}
+    arrays, header = load_pair(directory, name, FORMAT_VERSION, _ARRAYS, ("imagined_horizon", "tokens_text"))
     try:
         check_shapes(arrays)
         return EvalArtefact(
             **arrays, imagined_horizon=header["imagined_horizon"], tokens_text=tuple(header["tokens_text"])
         )
     except ValueError as error:
-        raise ArtefactError(f"{npz_path} does not hold a valid artefact: {error}") from error
+        raise ArtefactError(f"{directory / name}.npz does not hold a valid artefact: {error}") from error
+
+
+def save_pair(
+    directory: Path, name: str, version: int, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]
+) -> Path:
+    """Write arrays and, last, a JSON of ``header`` with their checksum; return the path of the JSON."""
+    digest = write_arrays(directory / f"{name}.npz", arrays)
+    json_path = directory / f"{name}.json"
+    write_text(json_path, json.dumps({"format_version": version, "sha256": digest, **header}, ensure_ascii=True))
+    return json_path
+
+
+def load_pair(
+    directory: Path, name: str, version: int, arrays: Sequence[str], header: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the named arrays and the header that ``save_pair`` wrote.
+
+    Raises:
+        ArtefactError: a file or a field is missing, damaged, or of another version.
+    """
+    json_path, npz_path = directory / f"{name}.json", directory / f"{name}.npz"
+    for path in (json_path, npz_path):
+        if not path.is_file():
+            raise ArtefactError(f"No {path}; an artefact is {name}.json and {name}.npz. Run the evaluation again.")
+    told = _read_header(json_path, version, header)
+    content = npz_path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != told["sha256"]:
+        raise ArtefactError(
+            f"{npz_path} ({len(content)} bytes) does not match the checksum in {json_path}; it is truncated, damaged "
+            "or of another evaluation. Run the evaluation again."
+        )
+    with opened_arrays(npz_path) as archive:
+        missing = [field for field in arrays if field not in archive]
+        if missing:
+            raise ArtefactError(f"{npz_path} lacks the field {missing[0]!r}; it was written by another version.")
+        return {field: archive[field] for field in arrays}, told
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
+    """Write an npz, whole or not at all, in a directory that is made where it is missing; return its SHA-256."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+@contextmanager
+def opened_arrays(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Give the arrays of an npz; what goes wrong with them inside the block is an error of the file.
+
+    Raises:
+        ArtefactError: the file is damaged, lacks an array or holds one that does not fit.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            yield archive
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        raise ArtefactError(f"{path} cannot be read ({error}); run the evaluation again.") from error
 
 
 def artefact_names(directory: Path) -> list[str]:
@@ -211,18 +246,18 @@ def artefact_names(directory: Path) -> list[str]:
     return sorted({path.stem for path in directory.iterdir() if path.suffix in (".npz", ".json")})
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path, version: int, fields: Sequence[str]) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path} is not JSON ({error}); it is truncated or damaged.") from error
-    for field in ("format_version", "sha256", "imagined_horizon", "tokens_text"):
+    for field in ("format_version", "sha256", *fields):
         if not isinstance(header, dict) or field not in header:
             raise ArtefactError(f"{path} lacks the field {field!r}; it is damaged or not an artefact.")
-    if header["format_version"] != FORMAT_VERSION:
+    if header["format_version"] != version:
         raise ArtefactError(
             f"{path} has the format_version {header['format_version']}; this version of worldmtp reads "
-            f"{FORMAT_VERSION}. Run the evaluation again."
+            f"{version}. Run the evaluation again."
         )
     return dict(header)
 

@@ -6,9 +6,7 @@
 One file each, written whole or not at all, without pickle.
 """
 
-import io
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.artefacts import ArtefactError, opened_arrays, write_arrays
 from worldmtp.analysis.attention_patterns import PATTERNS, AttendedTexts, PatternSums
-from worldmtp.atomic_files import write_bytes
 
 ATTENTION_DIRECTORY = "attention"
 FORMAT_VERSION = 1
@@ -95,15 +92,11 @@ class AttentionHistory:
 
 def save_attention(record: AttentionRecord, directory: Path) -> Path:
     """Write one evaluation into ``<directory>/attention`` and return its path."""
-    folder = directory / ATTENTION_DIRECTORY
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: getattr(record.gallery, field.name) for field in fields(AttentionMaps)}
     arrays |= {"total": record.sums.total.astype(np.float32), "count": record.sums.count, "floor": record.floor}
     arrays |= {"format_version": np.array(FORMAT_VERSION), "patterns": np.array(PATTERNS)}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    path = folder / f"step_{record.step:012d}.npz"
-    write_bytes(path, buffer.getvalue())
+    path = directory / ATTENTION_DIRECTORY / f"step_{record.step:012d}.npz"
+    write_arrays(path, arrays)
     return path
 
 
@@ -116,11 +109,8 @@ def load_attention(path: Path) -> AttentionRecord:
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise ArtefactError(f"{path} is not named step_<number>.npz; it was not written by save_attention.")
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ArtefactError(f"{path} cannot be read ({error}); run the evaluation again.") from error
+    with opened_arrays(path) as archive:
+        arrays = dict(archive)
     version = arrays.get("format_version")
     if version is None or int(version) != FORMAT_VERSION or tuple(arrays["patterns"]) != PATTERNS:
         raise ArtefactError(f"{path} was written by another version of worldmtp; run the evaluation again.")

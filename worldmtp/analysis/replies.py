@@ -11,9 +11,6 @@ has not trained on the conversation. NaN means "not there".
 A pair is a held-out episode and an imagined one from the same opening, by the same policy.
 """
 
-import hashlib
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,9 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.artefacts import ArtefactError, load_pair, save_pair
 from worldmtp.analysis.conversations import Episode, Utterance
-from worldmtp.atomic_files import write_bytes, write_text
 from worldmtp.tracking.strips import StripRow, TokenStrip
 
 REPLIES_DIRECTORY = "replies"
@@ -89,21 +85,9 @@ _ARRAYS = tuple(field.name for field in fields(ReplyArtefact) if field.name not 
 
 def save_replies(artefact: ReplyArtefact, run_dir: Path) -> Path:
     """Write both files of a run, each atomically, and return the path of the JSON, which is written last."""
-    directory = run_dir / REPLIES_DIRECTORY
-    directory.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: getattr(artefact, name) for name in _ARRAYS})
-    content = buffer.getvalue()
-    header = {
-        "format_version": FORMAT_VERSION,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "tokens_text": list(artefact.tokens_text),
-        "pairs": [asdict(pair) for pair in artefact.pairs],
-    }
-    write_bytes(directory / f"{_NAME}.npz", content)
-    path = directory / f"{_NAME}.json"
-    write_text(path, json.dumps(header, ensure_ascii=True))
-    return path
+    arrays = {name: getattr(artefact, name) for name in _ARRAYS}
+    header = {"tokens_text": list(artefact.tokens_text), "pairs": [asdict(pair) for pair in artefact.pairs]}
+    return save_pair(run_dir / REPLIES_DIRECTORY, _NAME, FORMAT_VERSION, arrays, header)
 
 
 def load_replies(run_dir: Path) -> ReplyArtefact | None:
@@ -115,26 +99,11 @@ def load_replies(run_dir: Path) -> ReplyArtefact | None:
     directory = run_dir / REPLIES_DIRECTORY
     if not directory.is_dir():
         return None
-    json_path, npz_path = directory / f"{_NAME}.json", directory / f"{_NAME}.npz"
-    for path in (json_path, npz_path):
-        if not path.is_file():
-            raise ArtefactError(f"No {path}; imagined episodes are saved as {_NAME}.json and {_NAME}.npz.")
+    arrays, header = load_pair(directory, _NAME, FORMAT_VERSION, _ARRAYS, ("tokens_text", "pairs"))
     try:
-        header = json.loads(json_path.read_text(encoding="utf-8"))
-        version = header["format_version"]
-        content = npz_path.read_bytes()
-        if version != FORMAT_VERSION:
-            raise ArtefactError(f"{json_path} has the format_version {version}; this version reads {FORMAT_VERSION}.")
-        if hashlib.sha256(content).hexdigest() != header["sha256"]:
-            raise ArtefactError(f"{npz_path} does not match the checksum in {json_path}; one of the two is damaged.")
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _ARRAYS}
-        return ReplyArtefact(
-            **arrays,
-            tokens_text=tuple(header["tokens_text"]),
-            pairs=tuple(_pair(pair) for pair in header["pairs"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:  # JSON and Unicode errors are values' errors
+        pairs = tuple(_pair(pair) for pair in header["pairs"])
+        return ReplyArtefact(**arrays, tokens_text=tuple(header["tokens_text"]), pairs=pairs)
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{directory} does not hold imagined episodes: {error!r}") from error
 
 

@@ -7,8 +7,6 @@ by the member of the ensemble that has not trained on them; the held-out episode
 mixture of all, which is what imagined episodes are drawn from. NaN, and a count of 0, mean "no such turn".
 """
 
-import io
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.artefacts import opened_arrays, write_arrays
 from worldmtp.analysis.replies import REPLIES_DIRECTORY
-from worldmtp.atomic_files import write_bytes
 
 _FILE = "turns.npz"
 
@@ -103,10 +100,7 @@ def save_turns(turns: ReplyTurns, run_dir: Path) -> None:
     arrays = {name: value for name, value in vars(turns).items() if name not in _PARTS}
     for part in _PARTS:
         arrays |= {f"{part}_{name}": value for name, value in vars(getattr(turns, part)).items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    (run_dir / REPLIES_DIRECTORY).mkdir(parents=True, exist_ok=True)
-    write_bytes(run_dir / REPLIES_DIRECTORY / _FILE, buffer.getvalue())
+    write_arrays(run_dir / REPLIES_DIRECTORY / _FILE, arrays)
 
 
 def load_turns(run_dir: Path) -> ReplyTurns | None:
@@ -118,13 +112,10 @@ def load_turns(run_dir: Path) -> ReplyTurns | None:
     path = run_dir / REPLIES_DIRECTORY / _FILE
     if not path.is_file():
         return None
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            values: dict[str, Any] = {
-                name: part(**{field.name: archive[f"{name}_{field.name}"] for field in fields(part)})
-                for name, part in _PARTS.items()
-            }
-            plain = [field.name for field in fields(ReplyTurns) if field.name not in _PARTS]
-            return ReplyTurns(**(values | {name: archive[name] for name in plain}))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise ArtefactError(f"{path} cannot be read ({error}); run the evaluation again.") from error
+    with opened_arrays(path) as archive:
+        values: dict[str, Any] = {
+            name: part(**{field.name: archive[f"{name}_{field.name}"] for field in fields(part)})
+            for name, part in _PARTS.items()
+        }
+        plain = [field.name for field in fields(ReplyTurns) if field.name not in _PARTS]
+        return ReplyTurns(**(values | {name: archive[name] for name in plain}))

@@ -18,17 +18,14 @@ nothing counts as one of probability 2e-308, 708 nats: seen in every mean, where
     <run>/truth/<evaluation>.npz
 """
 
-import io
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from worldmtp.analysis.artefacts import ArtefactError
+from worldmtp.analysis.artefacts import ArtefactError, opened_arrays, write_arrays
 from worldmtp.analysis.loss_split import LossSplit, exact_split
-from worldmtp.atomic_files import write_bytes
 from worldmtp.statistics import Interval, ratio_interval
 
 TRUTH_DIRECTORY = "truth"
@@ -157,11 +154,8 @@ _ARRAYS = tuple(field.name for field in fields(Truth))
 
 def save_truth(truth: Truth, run_dir: Path, name: str) -> None:
     """Write one evaluation, whole or not at all."""
-    buffer = io.BytesIO()
-    arrays = {field: getattr(truth, field) for field in _ARRAYS}
-    np.savez_compressed(buffer, **arrays, format_version=np.array(FORMAT_VERSION))
-    (run_dir / TRUTH_DIRECTORY).mkdir(parents=True, exist_ok=True)
-    write_bytes(run_dir / TRUTH_DIRECTORY / f"{name}.npz", buffer.getvalue())
+    arrays = {field: np.asarray(getattr(truth, field)) for field in _ARRAYS}
+    write_arrays(run_dir / TRUTH_DIRECTORY / f"{name}.npz", arrays | {"format_version": np.array(FORMAT_VERSION)})
 
 
 def load_truth(path: Path) -> Truth:
@@ -170,11 +164,8 @@ def load_truth(path: Path) -> Truth:
     Raises:
         ArtefactError: the file is damaged, or of another version.
     """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ArtefactError(f"{path} cannot be read ({error}); run the evaluation again.") from error
+    with opened_arrays(path) as archive:
+        arrays = dict(archive)
     if set(arrays) != {*_ARRAYS, "format_version"} or int(arrays["format_version"]) != FORMAT_VERSION:
         raise ArtefactError(f"{path} was written by another version of worldmtp; run the evaluation again.")
     return Truth(**{name: arrays[name] for name in _ARRAYS})

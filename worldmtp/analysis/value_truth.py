@@ -6,18 +6,15 @@ those of ``EvalArtefact.imagined_return``, of the first rows of an evaluation.
     <run>/truth/values_<evaluation>.npz
 """
 
-import io
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact
+from worldmtp.analysis.artefacts import ArtefactError, EvalArtefact, opened_arrays, write_arrays
 from worldmtp.analysis.return_agreement import ReturnAgreement, return_agreement
 from worldmtp.analysis.truth import TRUTH_DIRECTORY
-from worldmtp.atomic_files import write_bytes
 
 _PREFIX = "values_"
 _ENDS = ("", "_lo90", "_hi90")
@@ -80,10 +77,8 @@ class ExactValues:
 
 def save_values(values: ExactValues, run_dir: Path, name: str) -> None:
     """Write the values of one evaluation, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, values=values.values, missing=np.array(values.missing))
-    (run_dir / TRUTH_DIRECTORY).mkdir(parents=True, exist_ok=True)
-    write_bytes(run_dir / TRUTH_DIRECTORY / f"{_PREFIX}{name}.npz", buffer.getvalue())
+    arrays = {"values": values.values, "missing": np.array(values.missing)}
+    write_arrays(run_dir / TRUTH_DIRECTORY / f"{_PREFIX}{name}.npz", arrays)
 
 
 def load_values(run_dir: Path, problems: list[str]) -> dict[str, ExactValues]:
@@ -91,15 +86,8 @@ def load_values(run_dir: Path, problems: list[str]) -> dict[str, ExactValues]:
     found = {}
     for path in sorted((run_dir / TRUTH_DIRECTORY).glob(f"{_PREFIX}*.npz")):
         try:
-            found[path.stem.removeprefix(_PREFIX)] = _load(path)
+            with opened_arrays(path) as archive:
+                found[path.stem.removeprefix(_PREFIX)] = ExactValues(archive["values"], float(archive["missing"]))
         except ArtefactError as error:
             problems.append(f"Exact values cannot be read: {error}")
     return found
-
-
-def _load(path: Path) -> ExactValues:
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            return ExactValues(archive["values"], float(archive["missing"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
-        raise ArtefactError(f"{path} cannot be read ({error}); run the evaluation again.") from error

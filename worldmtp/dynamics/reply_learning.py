@@ -180,9 +180,9 @@ class ReplyLearner:
         return LearnedReplies(before, self.held_out_nats(replay), steps)
 
     @torch.no_grad()
-    def held_out_nats(self, replay: TurnReplay) -> float:
+    def held_out_nats(self, replay: TurnReplay, num_episodes: int = _JUDGED) -> float:
         """Return the mean held-out error over the newest conversations' turns, in nats."""
-        turns, numbers = replay.newest(_JUDGED)
+        turns, numbers = replay.newest(num_episodes)
         return float(held_out(self.model.nats(turns), by_turn(numbers, turns)).mean())
 
     @torch.no_grad()

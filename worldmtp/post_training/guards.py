@@ -19,6 +19,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights
 
+WHOLE_POLICY: dict[str, tuple[Any, ...]] = {
+    "top_p": (None, 1.0),
+    "top_k": (None, 0),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "generation_kwargs": (None, {}),
+}
+"""Arguments of TRL's sampling and the values by which no token is left out."""
+
 
 def check_model(model: Any) -> None:
     """Raise if the model is not one in memory, with heads.

@@ -17,16 +17,10 @@ from worldmtp.agents.config import ImaginationConfig, PPOConfig, WorldModelConfi
 from worldmtp.agents.imagination.imagined_returns import Turns
 from worldmtp.model import MTPModel
 from worldmtp.model.precision import computing_in
+from worldmtp.post_training.guards import WHOLE_POLICY
 from worldmtp.post_training.ppo_config import MTPPPOConfig
 
 IMAGINATION_FILE = "imagination.pt"
-_WHOLE_POLICY: dict[str, tuple[Any, ...]] = {
-    "top_p": (None, 1.0),
-    "top_k": (None, 0),
-    "min_p": (None, 0.0),
-    "repetition_penalty": (None, 1.0),
-    "generation_kwargs": (None, {}),
-}
 
 
 class PPOImagination:
@@ -174,7 +168,7 @@ def check_imagination_fits(imagination: ImaginationConfig, args: MTPPPOConfig) -
             f"max_completion_length=None with imagination={imagination.use}: tokens are placed in an answer as shares "
             "of its longest; set max_completion_length."
         )
-    for name, plain in _WHOLE_POLICY.items():
+    for name, plain in WHOLE_POLICY.items():
         if getattr(args, name) not in plain:
             raise ValueError(
                 f"{name}={getattr(args, name)} with imagination={imagination.use}: tokens are imagined as the whole "

@@ -22,14 +22,7 @@ from worldmtp.envs.fates import DICE_RANGE, with_dice
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
-
-_PLAIN_SAMPLING: dict[str, tuple[Any, ...]] = {
-    "top_p": (None, 1.0),
-    "top_k": (None, 0),
-    "min_p": (None, 0.0),
-    "repetition_penalty": (None, 1.0),
-    "generation_kwargs": (None, {}),
-}
+from worldmtp.post_training.guards import WHOLE_POLICY
 
 
 class TextGenRollout:
@@ -199,7 +192,7 @@ def check_trainer(trainer: Any) -> None:
     """
     changed = {
         name: getattr(trainer.args, name)
-        for name, plain in _PLAIN_SAMPLING.items()
+        for name, plain in WHOLE_POLICY.items()
         if getattr(trainer.args, name, None) not in plain
     }
     if changed:

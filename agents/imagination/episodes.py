@@ -186,7 +186,8 @@ class EpisodeImagination:
             turns, doubt = float(self._heard.turns_of(imagined).mask.sum()), 0.0
         else:
             recent, _ = self._heard.replay.newest(self._replies.recent_episodes)
-            chosen = torch.randint(len(recent), (config.batch_size,), generator=self._acting)
+            size = config.batch_size if self._novelty is None else config.exploring_batch_size
+            chosen = torch.randint(len(recent), (size,), generator=self._acting)
             imagined, world = self._from_openings(recent.opening[chosen], self._acting, self._novelty)
             turns, doubt = float(world.num_turns), world.disagreement
         imagined = trimmed(imagined)

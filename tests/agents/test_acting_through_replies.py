@@ -38,7 +38,7 @@ def make_trainer(env: TextVectorEnv, model: MTPModel, dynamics: str, use: str = 
             use=use,
             horizon=2,
             search=SearchTargetConfig(num_simulations=2, gate_batches=100, through_replies=True),
-            episodes=EpisodesConfig(num_batches=1, batch_size=4, num_epochs=1),
+            episodes=EpisodesConfig(num_batches=1, batch_size=4, exploring_batch_size=4, num_epochs=1),
         ),
         seed=0,
         search=ActingSearch("gumbel", dynamics, SearchConfig(num_simulations=8, width=3, gamma=0.9), "returns"),

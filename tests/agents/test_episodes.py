@@ -56,7 +56,8 @@ def doors_env(num_envs: int, pays: float = 1.0, max_turn: int | None = 1) -> Tex
 def make_trainer(
     model: MTPModel, pays: float = 1.0, backend: str = "mtp", use: str = "episodes", **fields: Any
 ) -> ImaginationTrainer:
-    least = {"num_batches": 2, "batch_size": 8, "num_epochs": 1, "exploring_prompts": 8, "gated": False}
+    least = {"num_batches": 2, "batch_size": 8, "exploring_batch_size": 8, "num_epochs": 1, "exploring_prompts": 8}
+    least |= {"gated": False}
     episodes = EpisodesConfig(**least | fields)
     world_model = WorldModelConfig(backend=backend, replies=REPLIES)
     imagination = ImaginationConfig(use=use, episodes=episodes)
@@ -175,7 +176,9 @@ class NeverEnds(VectorActionMask):
 
 def test_before_a_turn_has_come_to_its_end_nothing_is_imagined(tiny_model: MakeModel) -> None:
     env = NeverEnds(doors_env(8, max_turn=None))
-    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
+    episodes = EpisodesConfig(
+        num_batches=2, batch_size=8, exploring_batch_size=8, num_epochs=1, gated=False, waits_for_reward=False
+    )
     imagination = ImaginationConfig(use="episodes", episodes=episodes)
     trainer = ImaginationTrainer(tiny_model(), env, ROLLOUT, PPO, WorldModelConfig(replies=REPLIES), imagination, 0)
     metrics, rollout = trainer.step()
@@ -254,7 +257,9 @@ class OwnMask(TextVectorWrapper):
 
 def test_a_mask_that_cannot_be_put_around_imagined_rows_is_told(tiny_model: MakeModel) -> None:
     """Without the error the policy would learn in imagination from words that it may not say."""
-    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, gated=False, waits_for_reward=False)
+    episodes = EpisodesConfig(
+        num_batches=2, batch_size=8, exploring_batch_size=8, num_epochs=1, gated=False, waits_for_reward=False
+    )
     imagination = ImaginationConfig(use="episodes", episodes=episodes)
     world_model, env = WorldModelConfig(replies=REPLIES), OwnMask(doors_env(8))
     with pytest.raises(ValueError, match=r"puts no wrapper but action_mask .*; set imagination=off\.$"):
@@ -273,7 +278,7 @@ def test_imagined_updates_are_leashed_to_the_reference_as_real_ones_are(
     found = []
     for shift in (0.0, 0.5):
         model = tiny_model()
-        episodes = EpisodesConfig(num_batches=1, batch_size=8, num_epochs=1, gated=False)
+        episodes = EpisodesConfig(num_batches=1, batch_size=8, exploring_batch_size=8, num_epochs=1, gated=False)
         trainer = ImaginationTrainer(
             model,
             doors_env(8, pays=0.0),

@@ -42,7 +42,8 @@ def make_trainer(tiny_model: Any, **fields: Any) -> ImaginationTrainer:
         max_turn=1,
         pool_size=8,
     )
-    episodes = EpisodesConfig(num_batches=1, batch_size=4, num_epochs=1, gated=False, **fields)
+    fields = {"batch_size": 4, "exploring_batch_size": 4} | fields
+    episodes = EpisodesConfig(num_batches=1, num_epochs=1, gated=False, **fields)
     imagination = ImaginationConfig(use="episodes", episodes=episodes)
     rollout = RolloutConfig(4, 4, 2)
     return ImaginationTrainer(tiny_model(), env, rollout, PPO, WorldModelConfig(replies=REPLIES), imagination, 0)
@@ -54,6 +55,15 @@ def explores(trainer: ImaginationTrainer, pays: list[float]) -> list[float]:
     for Purse.holds in pays:
         found.append(trainer.step()[0]["imagination/explores"])
     return found
+
+
+def test_exploring_batches_have_a_size_of_their_own(tiny_model: Any) -> None:
+    """An episode is one turn here: six while nothing has been found, then four."""
+    trainer = make_trainer(tiny_model, exploring_batch_size=6)
+    turns = []
+    for Purse.holds in (0.0, 1.0):
+        turns.append(trainer.step()[0]["imagination/imagined_turns"])
+    assert turns == [6, 4]
 
 
 def imagines(trainer: ImaginationTrainer, lost: bool) -> None:

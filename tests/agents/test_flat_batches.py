@@ -44,7 +44,9 @@ def imagined_updates(
 
     All real returns are 1. With ``lowest`` another one is made known.
     """
-    episodes = EpisodesConfig(num_batches=1, batch_size=64, num_epochs=2, waits_for_reward=False, **fields)
+    episodes = EpisodesConfig(
+        num_batches=1, batch_size=64, exploring_batch_size=64, num_epochs=2, waits_for_reward=False, **fields
+    )
     trainer = ImaginationTrainer(
         model,
         env(16),

@@ -54,7 +54,9 @@ def doors_env(num_envs: int) -> TextGenVectorEnv:
 
 def make_trainer(model: MTPModel, backend: str = "mtp") -> ImaginationTrainer:
     replies = ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, max_reply=2, num_updates=8)
-    episodes = EpisodesConfig(num_batches=2, batch_size=8, num_epochs=1, exploring_prompts=8, gated=False)
+    episodes = EpisodesConfig(
+        num_batches=2, batch_size=8, exploring_batch_size=8, num_epochs=1, exploring_prompts=8, gated=False
+    )
     return ImaginationTrainer(
         model,
         doors_env(8),

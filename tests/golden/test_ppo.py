@@ -64,7 +64,9 @@ CASES: dict[str, dict[str, Any]] = {
         "use": "episodes",
         "env": "conversation",
         "world": {"replies": ReplyModelConfig(num_members=2, hidden_size=8, num_heads=2, num_updates=8)},
-        "imagination": {"episodes": EpisodesConfig(num_batches=2, batch_size=4, num_epochs=1, gated=False)},
+        "imagination": {
+            "episodes": EpisodesConfig(num_batches=2, batch_size=4, exploring_batch_size=4, num_epochs=1, gated=False)
+        },
     },
     "latent": {
         "use": "latent",

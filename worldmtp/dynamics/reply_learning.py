@@ -114,7 +114,7 @@ def draw_episodes(
     Uniform, with a fixed share of rewarded ones while these are rarer among the recent; these count less in return.
     Without the weights a world of chance would be learnt as kinder than it is: of two episodes that said the same, the
     one that chance favoured would be seen more often. A weight is the density of a uniform draw over that of the draws
-    made (the balance heuristic of Veach & Guibas 1995, equation 8).
+    made (the balance heuristic of Veach & Guibas 1995, https://doi.org/10.1145/218380.218498).
     """
     size, total = config.batch_size_episodes, len(replay)
     drawn, weights = torch.randint(total, (size,), generator=generator), torch.ones(size)

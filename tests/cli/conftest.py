@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -45,6 +46,26 @@ TINY = (
 )
 
 _TIME = ("time_seconds", "time/")
+
+
+@pytest.fixture
+def run_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Runs a command's ``main`` with a command line in this process; (exit code, stdout, stderr) of it alone."""
+
+    def run(main: Callable[[], None], *argv: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", [*map(str, argv)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

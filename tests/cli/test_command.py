@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -20,21 +21,9 @@ from worldmtp.training.evaluation import evaluate_model
 
 
 @pytest.fixture
-def worldmtp(monkeypatch, capsys):
+def worldmtp(run_main):
     """Runs ``worldmtp ...`` in this process; (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp", *map(str, arguments)])
-        capsys.readouterr()  # what came before this command
-        code = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(run_main, command.main, "worldmtp")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

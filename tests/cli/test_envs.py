@@ -44,7 +44,7 @@ class Asker:
 
 
 @pytest.fixture
-def command_line(monkeypatch, tmp_path, capsys):
+def command_line(monkeypatch, tmp_path, run_main):
     """Runs ``worldmtp envs`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -52,15 +52,8 @@ def command_line(monkeypatch, tmp_path, capsys):
     known = set(sys.modules)
 
     def call(*arguments, typed=""):
-        monkeypatch.setattr(sys, "argv", ["worldmtp envs", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        code = 0
-        try:
-            script.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run_main(script.main, "worldmtp envs", *arguments)
 
     yield call
     for name in set(sys.modules) - known:

@@ -2,7 +2,7 @@
 
 import json
 import re
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -21,21 +21,9 @@ SEARCH = ("--search", "puct", "--simulations", "2", "--width", "4")
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
+def evaluate(run_main):
     """Runs ``worldmtp eval`` in this process; (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp", "eval", *map(str, arguments)])
-        capsys.readouterr()  # what came before this command
-        code = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(run_main, command.main, "worldmtp", "eval")
 
 
 def lake(tiny_overrides, *overrides):

@@ -239,3 +239,16 @@ def my_rewards(tmp_path, monkeypatch):
     (tmp_path / "my_rewards_of_test_data.py").write_text(REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
     return "my_rewards_of_test_data"
+
+
+@pytest.fixture
+def unregistered():
+    """Registrations of a test are undone."""
+    from worldmtp.envs import registry
+
+    factories, specs = dict(registry._factories), dict(gymnasium.registry)
+    yield
+    registry._factories.clear()
+    registry._factories.update(factories)
+    gymnasium.registry.clear()
+    gymnasium.registry.update(specs)

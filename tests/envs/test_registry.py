@@ -18,19 +18,6 @@ from worldmtp.envs import Example, Score, TextGenEnv, TextGenVectorEnv, env_id, 
 EXPECTED = {"Copy", "Reverse", "RandomDigits", "SpellBackward", "ChainSum", "CaesarCipher", "PathStar"}
 
 
-@pytest.fixture
-def unregistered():
-    """Registrations of a test are undone."""
-    from worldmtp.envs import registry
-
-    factories, specs = dict(registry._factories), dict(gymnasium.registry)
-    yield
-    registry._factories.clear()
-    registry._factories.update(factories)
-    gymnasium.registry.clear()
-    gymnasium.registry.update(specs)
-
-
 def vowels(rng: np.random.Generator) -> Example:
     word = "".join("abcde"[index] for index in rng.integers(5, size=4))
     return Example(prompt=word + "=", answer="".join(letter for letter in word if letter in "ae"))

@@ -29,19 +29,6 @@ SAID = {
 NAMES = list(SAID)
 
 
-@pytest.fixture
-def unregistered():
-    """Registrations of a test are undone."""
-    from worldmtp.envs import registry
-
-    factories, specs = dict(registry._factories), dict(gymnasium.registry)
-    yield
-    registry._factories.clear()
-    registry._factories.update(factories)
-    gymnasium.registry.clear()
-    gymnasium.registry.update(specs)
-
-
 def task_of(name):
     return make_task(name, WORLD_TASKS[name][1]["task_kwargs"])
 

@@ -14,43 +14,10 @@ from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.model.lora import add_lora, has_lora, load_lora, load_lora_weights, merge_lora, save_lora
 
-TARGETS = {
-    "llama": ["q_proj", "down_proj"],
-    "qwen3": ["q_proj", "down_proj"],
-    "gpt2": ["c_attn", "c_fc"],
-    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
-}
 
-
-def lora(family="llama", **options):
-    return peft.LoraConfig(
-        **{"r": 3, "lora_alpha": 6, "target_modules": TARGETS[family], "fan_in_fan_out": family == "gpt2", **options}
-    )
-
-
-def disturb(model, seed=5):
-    """Move every weight that is to be trained: B starts at zero, and would hide that an adapter is not used."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-
-
-@pytest.fixture
-def adapted(make_model):
-    def make(family="llama", config=None, **options):
-        model = make_model(family, depth=3, **options)
-        return add_lora(model, config or lora(family), torch.Generator().manual_seed(4))
-
-    return make
-
-
-def outputs(model, tokens):
-    return torch.stack(model(tokens).depth_logits)
-
-
-def test_fresh_adapters_change_nothing_and_follow_the_generator(family, make_model, tokens, global_rng_untouched):
+def test_fresh_adapters_change_nothing_and_follow_the_generator(
+    family, make_model, tokens, global_rng_untouched, lora, outputs
+):
     model = make_model(family)
     before = outputs(model, tokens)
     with global_rng_untouched():
@@ -67,7 +34,7 @@ def test_fresh_adapters_change_nothing_and_follow_the_generator(family, make_mod
     assert not any(torch.equal(other[name], again[name]) for name in drawn)
 
 
-def test_an_adapter_adds_its_scaled_product(adapted, tokens):
+def test_an_adapter_adds_its_scaled_product(adapted, tokens, disturb):
     # By hand: W x + (6 / 3) B A x, on the layer itself.
     model = adapted()
     disturb(model)
@@ -78,7 +45,7 @@ def test_an_adapter_adds_its_scaled_product(adapted, tokens):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_only_adapters_and_heads_get_a_gradient(family, adapted, tokens, tied):
+def test_only_adapters_and_heads_get_a_gradient(family, adapted, tokens, tied, disturb):
     model = adapted(family, tied=tied)
     disturb(model)
     model(tokens, labels=tokens).loss.backward()
@@ -91,7 +58,7 @@ def test_only_adapters_and_heads_get_a_gradient(family, adapted, tokens, tied):
 
 
 @pytest.mark.parametrize("head", available_heads())
-def test_no_family_of_heads_gets_adapters(make_model, head):
+def test_no_family_of_heads_gets_adapters(make_model, head, lora):
     names = list(make_model("llama", depth=3, head=head).heads.state_dict())
     model = add_lora(make_model("llama", depth=3, head=head), lora(target_modules="all-linear"))
     assert list(model.heads.state_dict()) == names
@@ -106,7 +73,9 @@ def has_adapters(module):
 
 
 @pytest.mark.parametrize("head", available_heads())
-def test_a_round_trip_is_exact(make_model, make_trunk, tokens, tmp_path, head, global_rng_untouched):
+def test_a_round_trip_is_exact(
+    make_model, make_trunk, tokens, tmp_path, head, global_rng_untouched, lora, disturb, outputs
+):
     model = add_lora(make_model("llama", depth=3, head=head), lora())
     disturb(model)
     save_lora(model, tmp_path / "new" / "folder")
@@ -121,7 +90,7 @@ def test_a_round_trip_is_exact(make_model, make_trunk, tokens, tmp_path, head, g
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_round_trip_of_every_trunk(family, adapted, make_trunk, tokens, tmp_path, tied):
+def test_a_round_trip_of_every_trunk(family, adapted, make_trunk, tokens, tmp_path, tied, disturb):
     model = adapted(family, tied=tied, dtype=torch.bfloat16)
     disturb(model)
     save_lora(model, tmp_path)
@@ -131,7 +100,7 @@ def test_a_round_trip_of_every_trunk(family, adapted, make_trunk, tokens, tmp_pa
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_what_is_written_is_small_and_peft_reads_its_part(adapted, make_trunk, tokens, tmp_path):
+def test_what_is_written_is_small_and_peft_reads_its_part(adapted, make_trunk, tokens, tmp_path, disturb):
     model = adapted()
     disturb(model)
     save_lora(model, tmp_path)
@@ -146,7 +115,9 @@ def test_what_is_written_is_small_and_peft_reads_its_part(adapted, make_trunk, t
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_merged_weights_are_a_plain_model_of_the_same_outputs(family, adapted, make_model, tokens, tmp_path, tied):
+def test_merged_weights_are_a_plain_model_of_the_same_outputs(
+    family, adapted, make_model, tokens, tmp_path, tied, lora, disturb, outputs
+):
     model = adapted(family, tied=tied)
     disturb(model)
     before = outputs(model, tokens)
@@ -163,7 +134,9 @@ def test_merged_weights_are_a_plain_model_of_the_same_outputs(family, adapted, m
 
 
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": False}])
-def test_other_forms_of_lora_are_saved_and_merged_too(adapted, make_trunk, tokens, tmp_path, options):
+def test_other_forms_of_lora_are_saved_and_merged_too(
+    adapted, make_trunk, tokens, tmp_path, options, lora, disturb, outputs
+):
     model = adapted(config=lora(**options))
     disturb(model)
     before = outputs(model, tokens)
@@ -173,7 +146,7 @@ def test_other_forms_of_lora_are_saved_and_merged_too(adapted, make_trunk, token
     torch.testing.assert_close(outputs(loaded, tokens), before, rtol=0, atol=1e-12)
 
 
-def test_a_gathered_state_is_what_is_written(adapted, make_trunk, tmp_path):
+def test_a_gathered_state_is_what_is_written(adapted, make_trunk, tmp_path, disturb):
     model, other = adapted(), adapted()
     disturb(other)
     save_lora(model, tmp_path, other.state_dict())
@@ -181,7 +154,7 @@ def test_a_gathered_state_is_what_is_written(adapted, make_trunk, tmp_path):
     assert [name for name in expected if not torch.equal(expected[name], loaded[name])] == []
 
 
-def test_adapters_may_come_before_the_heads(make_trunk, tokens, tmp_path):
+def test_adapters_may_come_before_the_heads(make_trunk, tokens, tmp_path, lora, disturb, outputs):
     trunk = make_trunk("qwen3")
     trunk.add_adapter(lora("qwen3"), adapter_name="mine")
     model = MTPModel.from_trunk(trunk, MTPConfig(depth=3), torch.Generator().manual_seed(1))
@@ -195,7 +168,7 @@ def test_adapters_may_come_before_the_heads(make_trunk, tokens, tmp_path):
     torch.testing.assert_close(outputs(merge_lora(model), tokens), before, rtol=0, atol=1e-12)
 
 
-def test_a_deep_copy_is_a_model_of_its_own(adapted, tokens):
+def test_a_deep_copy_is_a_model_of_its_own(adapted, tokens, disturb, outputs):
     model = adapted()
     reference = copy.deepcopy(model)
     before = outputs(reference, tokens)
@@ -204,7 +177,7 @@ def test_a_deep_copy_is_a_model_of_its_own(adapted, tokens):
     assert not torch.equal(outputs(model, tokens), before)
 
 
-def test_gradient_checkpointing_changes_no_gradient(adapted, tokens):
+def test_gradient_checkpointing_changes_no_gradient(adapted, tokens, disturb):
     gradients = []
     for enabled in (False, True):
         model = adapted().train()
@@ -217,7 +190,7 @@ def test_gradient_checkpointing_changes_no_gradient(adapted, tokens):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0.0, atol=1e-12)
 
 
-def test_generation_uses_the_adapters(adapted, tokens):
+def test_generation_uses_the_adapters(adapted, tokens, disturb):
     model = adapted()
     disturb(model)
     generated = model.generate(tokens, max_new_tokens=4, do_sample=False, eos_token_id=None)
@@ -234,7 +207,7 @@ def test_generation_uses_the_adapters(adapted, tokens):
         (r".*(v_proj|lm_head)", r"the LM head \(lm_head\)"),
     ],
 )
-def test_what_the_heads_share_stays_plain(make_model, tokens, tied, targets, what):
+def test_what_the_heads_share_stays_plain(make_model, tokens, tied, targets, what, lora, outputs):
     model = make_model("llama", tied=tied)
     model.trunk.model.norm.requires_grad_(False)
     names, before = list(model.state_dict()), outputs(model, tokens)
@@ -263,7 +236,7 @@ def test_what_the_heads_share_stays_plain(make_model, tokens, tied, targets, wha
         ({"target_modules": ["nowhere"]}, r"\{'nowhere'\} not found in the base model"),
     ],
 )
-def test_configs_that_reach_further_are_refused(make_model, options, message):
+def test_configs_that_reach_further_are_refused(make_model, options, message, lora):
     model = make_model("llama")
     with pytest.raises(ValueError, match=message):
         add_lora(model, lora(**options))
@@ -271,7 +244,7 @@ def test_configs_that_reach_further_are_refused(make_model, options, message):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_is_no_model_or_no_config_is_refused(make_model, make_trunk, adapted):
+def test_what_is_no_model_or_no_config_is_refused(make_model, make_trunk, adapted, lora):
     with pytest.raises(TypeError, match="model is a LlamaForCausalLM, expected an MTPModel"):
         add_lora(make_trunk("llama"), lora())
     with pytest.raises(TypeError, match=r"config is a dict, expected a peft\.LoraConfig"):
@@ -280,7 +253,7 @@ def test_what_is_no_model_or_no_config_is_refused(make_model, make_trunk, adapte
         add_lora(adapted(), lora())
 
 
-def test_without_adapters_there_is_nothing_to_save_or_merge(make_model, adapted, tmp_path):
+def test_without_adapters_there_is_nothing_to_save_or_merge(make_model, adapted, tmp_path, lora):
     with pytest.raises(ValueError, match=r"the adapters \[\], expected one; call add_lora\(model, config\)"):
         save_lora(make_model("llama"), tmp_path)
     with pytest.raises(ValueError, match=r"the adapters \[\], expected one"):
@@ -292,7 +265,7 @@ def test_without_adapters_there_is_nothing_to_save_or_merge(make_model, adapted,
         save_lora(several, tmp_path)
 
 
-def test_loading_tells_what_does_not_fit(adapted, make_model, make_trunk, tiny_trunk, tmp_path):
+def test_loading_tells_what_does_not_fit(adapted, make_model, make_trunk, tiny_trunk, tmp_path, lora):
     model = adapted()
     save_lora(model, tmp_path)
     with pytest.raises(ValueError, match=r"the trunk is not the one of .*: vocab_size=40, expected 31"):

@@ -8,47 +8,12 @@ from transformers import AutoModelForCausalLM
 from worldmtp.model import MTPModel
 from worldmtp.model.adapters import without_peft_wrapper
 from worldmtp.model.config import MTPConfig
-from worldmtp.model.lora import add_lora, has_lora, merge_lora
-
-TARGETS = {
-    "llama": ["q_proj", "down_proj"],
-    "qwen3": ["q_proj", "down_proj"],
-    "gpt2": ["c_attn", "c_fc"],
-    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
-}
-
-
-def lora(family="llama", **options):
-    return peft.LoraConfig(
-        **{"r": 3, "lora_alpha": 6, "target_modules": TARGETS[family], "fan_in_fan_out": family == "gpt2", **options}
-    )
-
-
-def disturb(model, seed=5):
-    """Move every weight that is to be trained: B starts at zero, and would hide that an adapter is not used."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-
-
-@pytest.fixture
-def adapted(make_model):
-    def make(family="llama", config=None, **options):
-        model = make_model(family, depth=3, **options)
-        return add_lora(model, config or lora(family), torch.Generator().manual_seed(4))
-
-    return make
-
-
-def outputs(model, tokens):
-    return torch.stack(model(tokens).depth_logits)
+from worldmtp.model.lora import has_lora, merge_lora
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("load", [MTPModel.from_pretrained, AutoModelForCausalLM.from_pretrained])
-def test_a_checkpoint_with_adapters_loads_by_itself(family, adapted, tokens, tmp_path, tied, load):
+def test_a_checkpoint_with_adapters_loads_by_itself(family, adapted, tokens, tmp_path, tied, load, disturb, outputs):
     model = adapted(family, tied=tied)
     disturb(model)
     model.save_pretrained(tmp_path)
@@ -62,7 +27,7 @@ def test_a_checkpoint_with_adapters_loads_by_itself(family, adapted, tokens, tmp
     torch.testing.assert_close(outputs(loaded, tokens), outputs(model, tokens), rtol=0.0, atol=1e-12)
 
 
-def test_a_checkpoint_of_merged_adapters_is_plain(adapted, tokens, tmp_path):
+def test_a_checkpoint_of_merged_adapters_is_plain(adapted, tokens, tmp_path, disturb, outputs):
     model = adapted()
     disturb(model)
     model.save_pretrained(tmp_path / "adapters")
@@ -85,7 +50,7 @@ def test_a_checkpoint_that_lacks_an_adapter_is_an_error(adapted, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute in the model")
-def test_adapters_that_could_not_be_put_back_are_not_saved(adapted, make_model, tmp_path):
+def test_adapters_that_could_not_be_put_back_are_not_saved(adapted, make_model, tmp_path, lora):
     several = adapted()
     several.trunk.add_adapter(lora(), "other")
     with pytest.raises(ValueError, match=r"adapters \['default', 'other'\], expected one"):
@@ -101,7 +66,7 @@ def test_adapters_that_could_not_be_put_back_are_not_saved(adapted, make_model, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_wrapper_comes_off_where_its_layers_are_all(make_trunk, make_model, tokens):
+def test_the_wrapper_comes_off_where_its_layers_are_all(make_trunk, make_model, tokens, lora):
     trunk = make_trunk("llama")
     wrapped = peft.get_peft_model(trunk, lora())
     assert without_peft_wrapper(wrapped) is trunk
@@ -118,7 +83,10 @@ def test_the_wrapper_comes_off_where_its_layers_are_all(make_trunk, make_model, 
     [
         (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PROMPT_TUNING"),
         (peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PREFIX_TUNING"),
-        (lora(task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4]), "LORA"),
+        (
+            peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[3, 4]),
+            "LORA",
+        ),
     ],
     ids=["prompt", "prefix", "activated LoRA"],
 )
@@ -128,7 +96,7 @@ def test_a_wrapper_that_does_more_than_its_layers_is_refused(make_trunk, config,
         without_peft_wrapper(wrapped)
 
 
-def test_a_wrapped_trunk_is_refused_with_the_way_to_heads(make_trunk):
+def test_a_wrapped_trunk_is_refused_with_the_way_to_heads(make_trunk, lora):
     wrapped = peft.get_peft_model(make_trunk("llama"), lora(task_type="CAUSAL_LM"))
     message = r"PEFT's wrapper PeftModelForCausalLM; .*add_lora\(MTPModel\.from_trunk\(lm, config\), lora_config\)"
     with pytest.raises(TypeError, match=message):

@@ -1,6 +1,7 @@
 """A small model with a tokenizer, and the command that generates with it."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -39,22 +40,11 @@ def save(tmp_path):
 
 
 @pytest.fixture
-def command_line(monkeypatch, tmp_path, capsys):
+def command_line(monkeypatch, tmp_path, run_main):
     """Runs ``worldmtp generate`` in this process, in an empty directory; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["worldmtp generate", *map(str, arguments)])
-        code = 0
-        try:
-            script.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(run_main, script.main, "worldmtp generate")
 
 
 @pytest.fixture

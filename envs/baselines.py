@@ -61,13 +61,7 @@ def own_answers(tokenizer: Tokenizer) -> Writer:
 def play_examples(
     envs: TextVectorEnv, writer: Writer, examples: Sequence[Example], rng: Generator
 ) -> Float64[np.ndarray, " episode"]:
-    """The return of one episode an example, which is its score.
-
-    Args:
-        envs: one row an example, ``autoreset_mode`` "disabled".
-        writer: what is written.
-        examples: of the task, held out.
-        rng: for the writer.
+    """The return of one episode an example, which is its score; ``envs`` has a row for each, "disabled".
 
     Raises:
         ValueError: if rows and examples differ in number, or the environment resets rows by itself.

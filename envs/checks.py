@@ -236,10 +236,7 @@ def _check_token_contract(env: Any) -> None:
 def check_worlds(task: TurnTask, examples: list[Example], words: Sequence[str]) -> None:
     """Raise if what was played before in a world, or is played beside it, changes what it says.
 
-    Args:
-        task: whose worlds.
-        examples: their episodes.
-        words: what is said, in random order, until an episode is over or for 50 turns.
+    ``words`` are said in random order until an episode is over or for 50 turns.
 
     Raises:
         AssertionError: if a world that has been played, or is played in turns with another, tells another story than a

@@ -72,13 +72,10 @@ def is_bounded(dataset: Any) -> bool:
 
 
 def curriculum_options(library: Any, dataset: str, level: Level) -> dict[str, Any]:
-    """Return the dataset's options at a level.
+    """Return the dataset's options at a level; ``library`` is ``reasoning_gym.factory``.
 
-    Args:
-        library: ``reasoning_gym.factory``.
-        dataset: name of the dataset.
-        level: of all attributes, from 0; one that has fewer levels stays at its highest. Or levels by the attributes'
-            names; the others stay at their default level.
+    The level is that of all attributes, from 0; one that has fewer levels stays at its highest. Or it is levels by the
+    attributes' names; the others stay at their default level.
 
     Raises:
         ValueError: if the dataset has no curriculum, an attribute is unknown, or a level is out of range.

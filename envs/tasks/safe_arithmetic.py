@@ -148,11 +148,7 @@ def parse(text: str, grammar: Grammar) -> Expression:
 
 
 def evaluate(expression: Expression, values: Mapping[str, Number] | None = None) -> Number:
-    """Return the value of an expression: exact, if it has neither functions nor roots.
-
-    Args:
-        expression: of ``parse``.
-        values: of its names.
+    """Return the value of an expression, with ``values`` for its names: exact without functions and roots.
 
     Raises:
         TooLarge: if a number would exceed ``MAX_BITS``, an exponent ``MAX_EXPONENT``, or a float its range.

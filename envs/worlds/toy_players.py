@@ -33,11 +33,8 @@ def best_play(
 ) -> tuple[Float[np.ndarray, "turn_plus_1 state"], Int[np.ndarray, "turn state"]]:
     """Return V_t(s) for t = 0 .. T and the best action of each turn and state: of those as good the one soonest over.
 
-    Args:
-        transitions: of gymnasium's environment.
-        num_turns: T.
-        usual: the reward of a step that neither ends the game nor is punished.
-        worth: of a game that ends in turn t, counted from 0, with a reward.
+    ``usual`` is the reward of a step that neither ends the game nor is punished; ``worth`` is that of a game that ends
+    in turn t, counted from 0, with a reward.
     """
     num_states, num_actions = len(transitions), len(transitions[0])
     width = max(len(branches) for by_action in transitions.values() for branches in by_action.values())

@@ -54,7 +54,6 @@ class VectorPotentialShaping(TextVectorWrapper):
     """Adds F to the rewards of a ``TextGenVectorEnv``, and tells it as ``infos["shaping"]`` of rows that ran.
 
     Args:
-        env: a ``TextGenVectorEnv``.
         potential: "prefix_match" or a function of an Example and a text.
         gamma: the agent's discount.
         bootstrap_truncated: whether the agent takes truncated texts to go on in value.

@@ -19,14 +19,7 @@ from worldmtp.heads.registry import available_heads
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a group.
-
-    Attributes:
-        group: the config group.
-        name: what chooses it.
-        node: the content, as a file would have it.
-        package: where the content goes; None is under the name of the group.
-    """
+    """An option of a config group: ``node`` is what a file would have; ``package`` None is the group's name."""
 
     group: str
     name: str

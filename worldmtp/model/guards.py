@@ -23,12 +23,7 @@ TRAINS_HEADS = "mtp"
 
 
 def check_weights_loaded(model: nn.Module, info: Mapping[str, Any], path: object) -> None:
-    """Raise if transformers has drawn weights at random for those that a checkpoint lacks.
-
-    Args:
-        model: as loaded.
-        info: transformers' loading info.
-        path: of the checkpoint.
+    """Raise if transformers, by its loading ``info``, has drawn weights at random that the checkpoint lacks.
 
     Raises:
         ValueError: weights are missing or have another shape; the message names them. A tied weight may be stored under

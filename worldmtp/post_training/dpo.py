@@ -39,11 +39,7 @@ class MTPDPOTrainer(PreferenceMixin, DPOTrainer):
         args: the configuration.
         train_dataset: rows of ``chosen`` and ``rejected``, with their ``prompt`` or with it inside.
         processing_class: the tokenizer.
-        ref_model: a causal LM; None is a frozen copy of the trunk.
-        eval_dataset: as TRL takes it.
-        data_collator: None is TRL's.
-        callbacks: passed through.
-        optimizers: optimizer and schedule; None is the one of ``args``.
+        ref_model: a causal LM; None is a frozen copy of the trunk. All that is not named here is as TRL takes it.
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPDPOConfig.

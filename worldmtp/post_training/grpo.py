@@ -31,17 +31,11 @@ class MTPGRPOTrainer(OnPolicyMixin, GRPOTrainer):
 
     Args:
         model: made in memory or by ``MTPModel.from_pretrained``; a copy of its trunk is the reference of ``beta``.
-        reward_funcs: as TRL takes them.
+        reward_funcs: as TRL takes them, like all that is not named here.
         args: the configuration.
         train_dataset: rows with a ``prompt``.
         processing_class: the tokenizer.
-        eval_dataset: as TRL takes it.
-        reward_processing_classes: passed through.
-        rollout_func: passed through; ``TextGenRollout`` is one.
-        tools: passed through.
-        environment_factory: passed through.
-        callbacks: passed through.
-        optimizers: optimizer and schedule; None is the one of ``args``.
+        rollout_func: ``TextGenRollout`` is one.
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPGRPOConfig.

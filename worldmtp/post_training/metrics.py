@@ -28,9 +28,6 @@ class DepthMeans:
     """Keep sums of cross-entropy, first guesses and acceptance by depth since the last log, and their targets.
 
     All of it is one tensor on the device, which is read when it is taken; a micro-batch only adds to it.
-
-    Args:
-        num_depths: of the model.
     """
 
     def __init__(self, num_depths: int) -> None:
@@ -51,14 +48,10 @@ class DepthMeans:
         num_targets: Int[Tensor, ""],
         accepts: bool,
     ) -> None:
-        """Add one micro-batch of this process.
+        """Add one micro-batch of this process, of the ``depths`` that ran.
 
-        Args:
-            depths: that ran.
-            sums: of cross-entropy, first guesses and acceptance, by depth.
-            counts: targets of each depth.
-            num_targets: of depth 1.
-            accepts: the acceptance was measured.
+        ``sums`` are of cross-entropy, first guesses and, if ``accepts``, acceptance; ``counts`` are the depths' targets
+        and ``num_targets`` those of depth 1.
         """
         self.num_batches += 1
         if self._state is None:

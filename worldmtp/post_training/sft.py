@@ -67,12 +67,8 @@ class MTPSFTTrainer(MTPTrainerMixin, SFTTrainer):
     Args:
         model: made in memory or by ``MTPModel.from_pretrained``; never loaded by name here.
         args: the configuration.
-        train_dataset: as TRL takes it; ``build_demonstrations`` makes one of token ids.
+        train_dataset: as TRL takes it, like all not named here; ``build_demonstrations`` makes one of token ids.
         processing_class: the tokenizer.
-        eval_dataset: as TRL takes it.
-        data_collator: None is TRL's.
-        callbacks: passed through.
-        optimizers: optimizer and schedule; None is the one of ``args``.
 
     Raises:
         TypeError: the model is not an MTPModel, or the configuration not an MTPSFTConfig.

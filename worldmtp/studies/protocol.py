@@ -43,14 +43,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """The findings of a study.
-
-    Attributes:
-        title: of tables and figures.
-        markdown: the findings as text.
-        headline: the one number that a sweep over studies compares.
-        figure: a PNG.
-    """
+    """The findings of a study; ``headline`` is the number that a sweep over studies compares, ``figure`` a PNG."""
 
     title: str
     markdown: str

@@ -329,12 +329,9 @@ _COMPARED = (
 
 
 def config_from_dict(kind: type[Config], values: Mapping[str, Any], place: str = "") -> Config:
-    """Return the dataclass of nested plain values; fields that are left out have their defaults.
+    """Return the dataclass of nested plain values, as ``dataclasses.asdict`` gives them.
 
-    Args:
-        kind: the dataclass.
-        values: as ``dataclasses.asdict`` gives them.
-        place: where they stand in the whole, for messages.
+    Fields that are left out have their defaults. ``place`` says in messages where the values stand in the whole.
 
     Raises:
         ValueError: a key is unknown (the nearest is suggested), a field without a default is left out, or a value is

@@ -119,11 +119,7 @@ class OpenedRun(NamedTuple):
 
 
 def open_run(directory: Path | str, num_envs: int = 1) -> OpenedRun:
-    """Return model, tokenizer, environment and config of a run.
-
-    Args:
-        directory: of a run.
-        num_envs: rows of the environment.
+    """Return model, tokenizer, environment of ``num_envs`` rows, and config of a run.
 
     Raises:
         ValueError: there is no run, it has left no model, or its environment cannot be made.

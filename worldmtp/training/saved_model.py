@@ -131,11 +131,7 @@ def check_vocabulary(directory: Path, tokenizer: Tokenizer, option: str) -> None
 
     An environment may have fewer ids than the checkpoint, or more, such as an added padding token: whether the model
     has room for these is ``check_fits``'s question. Without a tokenizer nothing says what a checkpoint's ids mean.
-
-    Args:
-        directory: of the checkpoint.
-        tokenizer: the environment's.
-        option: what named the directory, for the message.
+    ``option`` is what named the directory, for the message.
 
     Raises:
         ValueError: the checkpoint would read other texts than are written; the message has the setting that mends it.

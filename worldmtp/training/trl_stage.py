@@ -47,12 +47,7 @@ _OF_THE_RUN = (
 
 
 class TrainerStage:
-    """The trainer that ``post_training.trainer`` names.
-
-    Args:
-        config: of the run.
-        env: its rows, with their pool.
-        directory: of the run.
+    """The trainer that ``post_training.trainer`` names, on the pool of ``env``.
 
     Raises:
         ValueError: an option is unknown or is a key of its own, numbers do not fit each other, or the environment is

@@ -14,7 +14,12 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import turn_limit
 from worldmtp.envs.world_replies import WorldReplies
 from worldmtp.model import MTPModel
-from worldmtp.search.q_transforms import completed_by_mixed_value, completed_in_range
+from worldmtp.search.q_transforms import (
+    by_parent_and_siblings,
+    completed_by_mixed_value,
+    completed_in_range,
+    visited_in_range,
+)
 from worldmtp.search.selection import QTransform
 
 
@@ -46,11 +51,11 @@ def make_search_policy(
 
 
 def q_transform_of(how: ActingSearch, model: MTPModel) -> QTransform:
-    """Return what Gumbel's rule makes of Q values: by the node's own range, or by the range of the model's returns."""
+    """Return what the rule makes of Q values: by the node's own range, or by the range of the model's returns."""
     if how.scale == "node":
-        return completed_by_mixed_value
+        return completed_by_mixed_value if how.rule == "gumbel" else by_parent_and_siblings
     low, high = model.config.value_range
-    return partial(completed_in_range, low=low, high=high)
+    return partial(completed_in_range if how.rule == "gumbel" else visited_in_range, low=low, high=high)
 
 
 def check_search(how: ActingSearch, model: MTPModel, env: TextVectorEnv, has_replies: bool) -> None:

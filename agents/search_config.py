@@ -27,21 +27,17 @@ class ActingSearch:
     through those of a model of them, ``world`` through those of the real world; both read texts by the trunk.
     """
     tree: SearchConfig = field(default_factory=SearchConfig)
-    scale: str = "node"
+    scale: str = "returns"
     """What a difference of Q values is measured by: the ``node``'s own range, or that of all ``returns``.
 
-    ``node`` (Danihelka et al. 2022) makes the best token of a node at least e^5 times as likely beside the worst,
-    however little lies between them: right where values are exact. By ``returns`` little is little; ``gumbel`` alone.
+    ``node`` is mctx's scale: with it the best and the worst token of a node are as far apart as Q values can be, by
+    Gumbel's rule a factor of e^5 in probability, however little lies between them. That is right where values are
+    exact; where they are learnt it acts by their errors. By ``returns`` a small difference stays small.
     """
 
     def __post_init__(self) -> None:
         check_choice("search.rule", self.rule, RULES)
         check_choice("search.scale", self.scale, SCALES)
-        if self.scale == "returns" and self.rule != "gumbel":
-            raise ValueError(
-                f"search.scale=returns with search.rule={self.rule}: its rule measures by the node; set "
-                "search.rule=gumbel, or search.scale=node."
-            )
         check_choice("search.dynamics", self.dynamics, DYNAMICS)
 
     def discounted_by(self, gamma: float) -> "ActingSearch":

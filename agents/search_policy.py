@@ -21,7 +21,6 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.model.categorical import draw
 from worldmtp.search import SearchedPolicy, TurnWorldModel, plan
 from worldmtp.search.acting import acting_logprobs
-from worldmtp.search.q_transforms import completed_by_mixed_value
 from worldmtp.search.selection import QTransform
 
 OnPlan = Callable[[Int[np.ndarray, " row"], SearchedPolicy], None]
@@ -35,7 +34,7 @@ class SearchPolicy:
     noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
     forbids is no action of the root; masks of the nodes below are not known. A search ends with the text, or with the
     policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act. ``on_plan`` is told of
-    every plan; ``q_transform`` is Gumbel's.
+    every plan. ``q_transform`` is as in ``worldmtp.search.plan``.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class SearchPolicy:
         how: ActingSearch,
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
-        q_transform: QTransform = completed_by_mixed_value,
+        q_transform: QTransform | None = None,
     ) -> None:
         self._q_transform = q_transform
         self._how, self._env, self._device, self._on_plan = how, env, device, on_plan
@@ -93,7 +92,7 @@ def planned(
     how: ActingSearch,
     allowed: Bool[np.ndarray, "row known"] | None,
     generator: torch.Generator | None,
-    q_transform: QTransform,
+    q_transform: QTransform | None,
 ) -> tuple[ActedStep, SearchedPolicy]:
     """Return a token of each row, the search's best or drawn from what it makes of the policy, and the search.
 

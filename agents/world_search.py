@@ -19,7 +19,6 @@ from worldmtp.envs import TextVectorEnv
 from worldmtp.envs.imagined_world import takes_back, turn_limit
 from worldmtp.envs.wrappers.action_mask import masks_around
 from worldmtp.search import ConversationDynamics
-from worldmtp.search.q_transforms import completed_by_mixed_value
 from worldmtp.search.selection import QTransform
 
 
@@ -47,7 +46,7 @@ class WorldSearchPolicy:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
-        q_transform: QTransform = completed_by_mixed_value,
+        q_transform: QTransform | None = None,
     ) -> None:
         check_cut_off(env)
         self._q_transform = q_transform

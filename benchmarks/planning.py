@@ -20,6 +20,7 @@ seed. A run that is done is not trained again, and an answer that is in ``answer
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from worldmtp.agents.answers import Answering, Answers
-from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_config import SCALES, ActingSearch
 from worldmtp.cli.arguments import load_model, model_directory, run_config
 from worldmtp.cli.evaluate import environment_of
 from worldmtp.dynamics import make_world_model
@@ -144,27 +145,31 @@ class ExactRewards:
         return replace(said, reward=state.paid.to(said.value), continuation=going, value=said.value * going)
 
 
-def ways(answering: Answering, budgets: Sequence[int]) -> Iterator[tuple[str, int, Callable[[], Answers]]]:
+def ways(
+    answering: Answering, budgets: Sequence[int], scales: Sequence[str]
+) -> Iterator[tuple[str, int, Callable[[], Answers]]]:
     """Yield name and budget of every way to answer, and how."""
     yield "greedy", 0, answering.greedy
     yield "sampled", 0, answering.sampled
     prompts = [len(answering.env.tokenizer.encode(example.prompt)) for example in answering.examples]
     for budget in budgets:
-        for rule in ("gumbel", "puct"):
-            for dynamics in DYNAMICS:
-                backend = "mtp" if dynamics == "heads" else "oracle"
-                how = ActingSearch(rule, backend, SearchConfig(budget))
-                exact = None
-                if dynamics == DYNAMICS[2]:
-                    oracle = make_world_model("oracle", answering.model, torch.Generator())
-                    exact = ExactRewards(oracle, answering.env, prompts)
-                yield f"{rule}, {dynamics}", budget, lambda how=how, exact=exact: answering.searched(how, exact)
+        for rule, dynamics, scale in itertools.product(("gumbel", "puct"), DYNAMICS, scales):
+            backend = "mtp" if dynamics == "heads" else "oracle"
+            how = ActingSearch(rule, backend, SearchConfig(budget), scale)
+            exact = None
+            if dynamics == DYNAMICS[2]:
+                oracle = make_world_model("oracle", answering.model, torch.Generator())
+                exact = ExactRewards(oracle, answering.env, prompts)
+            name = f"{rule}, {dynamics}" + ("" if scale == "node" else f", by {scale}")
+            yield name, budget, lambda how=how, exact=exact: answering.searched(how, exact)
         yield "beam", budget, lambda budget=budget: answering.beam(budget + 1)
         for place, name in enumerate(("best of N, scorer", "best of N, own rewards")):
             yield name, budget, lambda budget=budget, place=place: answering.best_of(budget + 1)[place]
 
 
-def answer(run_dir: Path, task: str, seed: int, budgets: Sequence[int], num_prompts: int, file: Path) -> None:
+def answer(
+    run_dir: Path, task: str, seed: int, budgets: Sequence[int], scales: Sequence[str], num_prompts: int, file: Path
+) -> None:
     """Answer the held-out prompts in every way that is not in the file yet."""
     records = read(file)
     done = {(one["way"], one["budget"]) for one in records if (one["task"], one["seed"]) == (task, seed)}
@@ -179,7 +184,7 @@ def answer(run_dir: Path, task: str, seed: int, budgets: Sequence[int], num_prom
     answering = Answering(model, rows, examples, 1.0, stream_seed(seed, "evaluation"))
     answering.sampled()  # what the first call alone takes is nobody's
     common = {"task": task, "seed": seed, "prompts": len(examples)}
-    for name, budget, how in ways(answering, budgets):
+    for name, budget, how in ways(answering, budgets, scales):
         if (name, budget) in done:
             continue
         start = time.process_time()
@@ -297,7 +302,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
             if budgets == [0]:
                 axes.axhline(means[0], color="black" if name == "greedy" else "gray", lw=1, label=name)
                 continue
-            rule, _, dynamics = name.partition(", ")
+            rule, _, dynamics = name.removesuffix(", by returns").partition(", ")
             color = {"gumbel": "C0", "puct": "C1", "beam": "C2"}.get(rule, "C3" if "scorer" in name else "C4")
             style = styles.get(dynamics, "-.")
             axes.plot(budgets, means, style, color=color, marker="o", ms=3, label=name)
@@ -318,6 +323,7 @@ def main() -> None:
     add("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     add("--seeds", type=int, nargs="*", default=[])
     add("--budgets", type=int, nargs="+", default=[4, 16, 64])
+    add("--scales", nargs="+", default=[ActingSearch.scale], choices=SCALES, help="what Q values are measured by")
     add("--num-prompts", type=int, default=128)
     add("--figure", type=Path, help="draw what --out holds into this file")
     given = parser.parse_args()
@@ -328,7 +334,7 @@ def main() -> None:
         for task in given.tasks:
             run_dir = out / task / str(seed)
             train(run_dir, task, seed)
-            answer(run_dir, task, seed, given.budgets, given.num_prompts, file)
+            answer(run_dir, task, seed, given.budgets, given.scales, given.num_prompts, file)
     records = read(file)
     print(table(records))
     if given.figure is not None:

@@ -33,7 +33,7 @@ import torch
 
 from worldmtp.agents.answers import Answering, Answers
 from worldmtp.agents.imagination.reply_models import saved_replies
-from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_config import SCALES, ActingSearch
 from worldmtp.cli.schema import build, register
 from worldmtp.dynamics.conversations import ForeseenReplies
 from worldmtp.search import SearchConfig
@@ -89,7 +89,7 @@ def trained(world: str, seed: int, setting: Setting) -> tuple[Answering, float]:
 
 
 def ways(
-    answering: Answering, gamma: float, budgets: Sequence[int]
+    answering: Answering, gamma: float, budgets: Sequence[int], scale: str
 ) -> Iterator[tuple[str, int, Callable[[], Answers]]]:
     """Yield name and simulations of every way to play, and how."""
     yield "greedy", 0, answering.greedy
@@ -97,11 +97,12 @@ def ways(
     for dynamics in ("replies", "world"):
         for rule in ("gumbel", "puct"):
             for budget in budgets:
-                how = ActingSearch(rule, dynamics, SearchConfig(budget, width=_WIDTH, gamma=gamma))
-                yield f"{rule}, {dynamics}", budget, lambda how=how: answering.searched(how)
+                how = ActingSearch(rule, dynamics, SearchConfig(budget, width=_WIDTH, gamma=gamma), scale)
+                name = f"{rule}, {dynamics}" + ("" if scale == "node" else f", by {scale}")
+                yield name, budget, lambda how=how: answering.searched(how)
 
 
-def play(world: str, seed: int, file: Path) -> None:
+def play(world: str, seed: int, scale: str, file: Path) -> None:
     """Add what is missing of a world and seed to the file."""
     done = {(one["way"], one["budget"]) for one in read(file) if (one["world"], one["seed"]) == (world, seed)}
     start = time.process_time()
@@ -109,7 +110,7 @@ def play(world: str, seed: int, file: Path) -> None:
     answering, gamma = trained(world, seed, setting)
     answering.sampled()  # what the first call alone takes is nobody's
     print(f"{world}, seed {seed}: trained, {time.process_time() - start:.0f} s of CPU", flush=True)
-    for way, budget, how in ways(answering, gamma, setting.budgets):
+    for way, budget, how in ways(answering, gamma, setting.budgets, scale):
         if (way, budget) in done:
             continue
         start = time.process_time()
@@ -169,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--scale", default=ActingSearch.scale, choices=SCALES, help="what Q values are measured by")
     parser.add_argument("--out", type=Path, default=Path("runs/planning_worlds.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,7 +178,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for world in arguments.worlds:
         for seed in arguments.seeds:
-            play(world, seed, arguments.out)
+            play(world, seed, arguments.scale, arguments.out)
     print(table(read(arguments.out)))
 
 

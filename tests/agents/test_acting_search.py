@@ -26,7 +26,7 @@ from worldmtp.search.tree import Node
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
 MakeModel = Callable[..., MTPModel]
-HOW = ActingSearch("gumbel", "oracle", SearchConfig(num_simulations=4, width=4))
+HOW = ActingSearch("gumbel", "oracle", SearchConfig(num_simulations=4, width=4), "node")
 SEARCH_TAGS = {
     *(f"rollout/{name}" for name in ("search_trunk_tokens", "search_kl", "importance_weight_mean")),
     "rollout/effective_sample_share",
@@ -93,7 +93,7 @@ def test_before_search_after_it_is_the_usual_rollout_to_the_bit(text_env: MakeEn
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
 def test_what_is_learnt_makes_another_distribution_act(rule: str, text_env: MakeEnv, tiny_model: MakeModel) -> None:
     """Of 7 tokens a search knows 4, and draws the others as well."""
-    how = ActingSearch(rule, "mtp", SearchConfig(num_simulations=4, width=4))
+    how = ActingSearch(rule, "mtp", SearchConfig(num_simulations=4, width=4), "node")
     trainer = learnt(text_env, tiny_model(), how, 3)
     drawn = [trainer.step()[1] for _ in range(3)]
     for rollout in drawn:
@@ -106,13 +106,16 @@ def test_what_is_learnt_makes_another_distribution_act(rule: str, text_env: Make
     assert float(cut.max()) == 0.5
 
 
-@pytest.mark.parametrize(("scale", "most"), [("node", 5.1), ("returns", 0.51)])
-def test_what_a_difference_of_values_counts(scale: str, most: float, tiny_model: MakeModel) -> None:
-    """Of two tokens visited once each sigma is 5.1 times a Q in [0, 1], by the range of the node or of returns.
+@pytest.mark.parametrize(
+    ("rule", "scale", "most"),
+    [("gumbel", "node", 5.1), ("gumbel", "returns", 0.51), ("puct", "node", 1.0), ("puct", "returns", 0.1)],
+)
+def test_what_a_difference_of_values_counts(rule: str, scale: str, most: float, tiny_model: MakeModel) -> None:
+    """PUCT takes Q in [0, 1], by the range of the node or of returns; sigma of two visited tokens is 5.1 times that.
 
     Q is .4 and .5, and returns lie between 0 and 1.
     """
-    transform = q_transform_of(ActingSearch(scale=scale), tiny_model())
+    transform = q_transform_of(ActingSearch(rule, scale=scale), tiny_model())
     node = Node(
         logits=torch.tensor([[0.5, 0.5]]).log(),
         raw_value=torch.tensor([0.45]),
@@ -225,10 +228,6 @@ def test_what_follows_is_discounted_as_the_values_are(
 
 
 class TestRefusals:
-    def test_puct_measures_by_the_node(self) -> None:
-        with pytest.raises(ValueError, match=r"search\.scale=returns with search\.rule=puct: .* search\.rule=gumbel"):
-            ActingSearch("puct", scale="returns")
-
     def test_drafts_decide_what_nobody_has_searched_for(self) -> None:
         with pytest.raises(ValueError, match=r"act=search with draft=mtp: .* set agent\.rollout\.draft=none"):
             RolloutConfig(1, act="search", draft="mtp")

@@ -1,6 +1,7 @@
 """Acting by search in a text environment, and the ways to answer that it is compared with."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from worldmtp.agents.acting_search import make_search_policy
 from worldmtp.agents.answers import Answering, foreseen_returns
 from worldmtp.agents.policies import ActingPolicy
 from worldmtp.agents.rollout import Rollout, collect_rollout
@@ -19,6 +21,7 @@ from worldmtp.envs import TextGenVectorEnv
 from worldmtp.model import MTPModel
 from worldmtp.model.config import MTPConfig
 from worldmtp.search import SearchConfig, plan
+from worldmtp.search.q_transforms import completed_in_range, visited_in_range
 from worldmtp.search.turns import TurnState, TurnWorldModel
 
 MakeEnv = Callable[[int], TextGenVectorEnv]
@@ -45,21 +48,29 @@ def rollout_of(env: TextGenVectorEnv, policy: ActingPolicy, generator: torch.Gen
     return collect_rollout(env, policy, generator, options)
 
 
+IN_RANGE = {"gumbel": completed_in_range, "puct": visited_in_range}
+
+
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
+@pytest.mark.parametrize("scale", ["node", "returns"])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_every_token_is_that_of_a_search_in_its_prefix(
-    rule: str, sampled: bool, text_env: MakeEnv, model: MTPModel
+    rule: str, scale: str, sampled: bool, text_env: MakeEnv, model: MTPModel
 ) -> None:
+    """Returns of this model lie between 0 and 1."""
     env, world_model = text_env(4), make_world_model("oracle", model, torch.Generator())
-    how = ActingSearch(rule, "oracle", HOW.tree)
+    how = ActingSearch(rule, "oracle", HOW.tree, scale)
+    measured = None if scale == "node" else partial(IN_RANGE[rule], low=0.0, high=1.0)
     generator = torch.Generator().manual_seed(3) if sampled else None
-    rollout = rollout_of(env, SearchPolicy(world_model, env, 0.7, how), generator)
+    policy = make_search_policy(how, model, env, 0.7, torch.Generator(), world_model=world_model)
+    rollout = rollout_of(env, policy, generator)
     turns = TurnWorldModel(world_model, [env.tokenizer.eos_id], ends_episode=True)
     for b, t in rollout.step_mask.nonzero().tolist():
         prefix = rollout.input_ids[b : b + 1, : rollout.action_index[b, t]]
         with torch.no_grad():
             root = world_model.encode(prefix, torch.ones_like(prefix, dtype=torch.bool))
-        found = plan(rule, turns, TurnState(torch.tensor([3 - t]), root), acting_policy(0.7), how.tree)
+        state = TurnState(torch.tensor([3 - t]), root)
+        found = plan(rule, turns, state, acting_policy(0.7), how.tree, q_transform=measured)
         action = int(rollout.actions[b, t])
         slot = found.tokens[0].tolist().index(action)
         if not sampled:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 
 from worldmtp.analysis.summary import read_summary
 from worldmtp.cli import __main__ as command
@@ -81,11 +82,18 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     code, out, err = worldmtp("eval", *words, "--device", "cpu")
     assert code == 0, err
     assert f"exact match, greedy             {trained.exact}" in out
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["agent"]["ppo"]["gamma"] = 0.9
+    path.write_text(yaml.safe_dump(config))
     searched = ("--search", "puct", "--simulations", "2", "--dynamics", "mtp", "oracle", "--best-of", "2")
-    searched = (*searched, "--beam", "1")
+    searched = (*searched, "--beam", "1", "--scale", "node")
     code, out, err = worldmtp("eval", *words, "--device", "cpu", "--json", *searched)
     assert code == 0, err
     ways = {record["way"]: record for record in map(json.loads, out.splitlines())}
+    assert "searches discount by 0.9, as the run's agent.ppo.gamma, and measure values by node" in err
+    assert [record.get("scale") for record in ways.values()] == [None, None, "node", "node", None, None, None]
+    assert [record.get("gamma") for record in ways.values()] == [None, None, 0.9, 0.9, None, None, None]
     assert ways["greedy"]["exact"] == found["exact"]
     assert ways["sampled"]["exact"] == found["exact_sampled"]
     assert list(ways)[2:] == [
@@ -96,12 +104,16 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
         "best of 2, by the model's own rewards",
     ]
     assert {**ways["beam of 1"], "way": "greedy", "seconds": 0} == {**ways["greedy"], "seconds": 0}
-    code, out, err = worldmtp("eval", *words, *searched)
+    code, out, err = worldmtp("eval", *words, *searched, "--gamma", "0.5")
     assert code == 0, err
+    assert "searches discount by 0.5, as --gamma says" in err
     assert out.count("\n") == 2 + len(ways)
     code, out, err = worldmtp("eval", *words, "--simulations", "2")
     assert code != 0
     assert "--simulations belongs to a search" in err
+    code, out, err = worldmtp("eval", *words, "--gamma", "0.5")
+    assert code != 0
+    assert "--gamma belongs to a search" in err
     code, out, err = worldmtp("eval", *words, *searched, "--depth", "99")
     assert code != 0
     assert out == ""  # refused before anything is answered

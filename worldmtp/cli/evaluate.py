@@ -8,7 +8,9 @@
 The third acts by search, by beam search and by the best of several answers, beside greedy and sampled, each with
 what it costs. In a world that replies, a search goes on through the replies: of the model of them that a run with
 ``imagination=episodes`` has learnt, ``--dynamics replies``, or of the real world, ``--dynamics world``. The last one
-shows the trees of one search, move by move, with the replies that were drawn in them.
+shows the trees of one search, move by move, with the replies that were drawn in them. A search measures differences of
+values by ``--scale`` and discounts by ``--gamma``; without it as the run whose values it reads, and by 1 where there is
+no run. The standard error says which.
 
 The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
 """
@@ -16,9 +18,11 @@ The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; th
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmtp.agents.search_config import SCALES
 from worldmtp.cli.arguments import (
     add_imports,
     add_kwargs,
@@ -110,7 +114,7 @@ def environment_of(trained: TrainConfig | None, directory: Path, env_id: str, gi
 def _searches(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
     """Return rule, dynamics and simulations of every search that is asked for."""
     if arguments.search is None:
-        for name in ("simulations", "dynamics", "depth", "width"):
+        for name in ("simulations", "dynamics", "depth", "width", "scale", "gamma"):
             if getattr(arguments, name) is not None:
                 raise ValueError(f"--{name} belongs to a search; add --search gumbel or --search puct.")
         return []
@@ -125,7 +129,7 @@ def _hows(
     trained: TrainConfig | None,
 ) -> "list[ActingSearch]":
     """Return the searches that are asked for, if the model and its run have what they ask."""
-    from worldmtp.agents.search_config import THROUGH_REPLIES, ActingSearch
+    from worldmtp.agents.search_config import ActingSearch
     from worldmtp.cli.searched import check_values
     from worldmtp.search import SearchConfig
 
@@ -137,10 +141,16 @@ def _hows(
             f"--dynamics replies asks the model of replies that a run has learnt, and {arguments.model} is no run in "
             f"{arguments.env}; give --model a run with imagination=episodes there, or --dynamics world."
         )
-    hows = []
+    if not searches:
+        return []
+    gamma, scale, hows = _gamma_of(arguments, trained), arguments.scale or ActingSearch.scale, []
     for rule, dynamics, number in searches:
-        gamma = _gamma_of(trained) if dynamics in THROUGH_REPLIES else 1.0
-        hows.append(ActingSearch(rule, dynamics, SearchConfig(number, arguments.depth, arguments.width or 16, gamma)))
+        tree = SearchConfig(number, arguments.depth, arguments.width or 16, gamma)
+        hows.append(ActingSearch(rule, dynamics, tree, scale))
+    told = "as --gamma says" if arguments.gamma is not None else "as no run says"
+    if arguments.gamma is None and trained is not None:
+        told = "as the run's agent.ppo.gamma"
+    print(f"searches discount by {gamma:g}, {told}, and measure values by {scale}", file=sys.stderr)
     return hows
 
 
@@ -164,11 +174,13 @@ def _compare(arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, h
         arguments.beam,
         _run_dir(arguments),
     )
+    by_way = {how.way: {"scale": how.scale, "gamma": how.tree.discount} for how in hows}
     for number, way in enumerate(ways):
         exact = wilson_interval(int(way.exact.sum()), len(way.exact), unit="prompt")
         if arguments.json:
             numbers = {"score": float(way.score.mean()), "trunk_tokens": way.trunk_tokens, "seconds": way.seconds}
-            print(json.dumps({"way": way.way, "exact": dataclasses.asdict(exact)} | numbers), flush=True)
+            record = {"way": way.way, "exact": dataclasses.asdict(exact)} | numbers | by_way.get(way.way, {})
+            print(json.dumps(record), flush=True)
             continue
         if number == 0:
             print(
@@ -208,18 +220,20 @@ def _explain(
     show_explained(found, load_tokenizer(directory), arguments.env, arguments.explain, arguments.tree_html)
 
 
-def _gamma_of(trained: TrainConfig | None) -> float:
-    """Return what a search through replies discounts by: what the run did whose values it reads.
+def _gamma_of(arguments: argparse.Namespace, trained: TrainConfig | None) -> float:
+    """Return what searches discount by: what is given, or what the run did whose values are read, or 1.
 
     Raises:
         ValueError: the run let nothing count that follows a token, so that its values do not either.
     """
+    if arguments.gamma is not None:
+        return float(arguments.gamma)
     gamma = 1.0 if trained is None else trained.agent.ppo.gamma
     if gamma == 0:
         raise ValueError(
             f"the run was trained with agent.ppo.gamma={gamma}, so that its values say nothing of what comes after a "
-            "reply, and a search through replies has nothing to look for; train with agent.ppo.gamma in (0, 1], or "
-            "search to the end of the turn (--dynamics mtp or oracle)."
+            "token, and a search has nothing to look for; train with agent.ppo.gamma in (0, 1], or give --gamma to "
+            "search by the rewards that its heads foresee."
         )
     return gamma
 
@@ -254,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--depth", type=positive, metavar="N", help="tokens a search looks ahead; by default all that the heads have")
     add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
+    add("--scale", choices=SCALES, help="measure values by the node's own range, or that of all returns")
+    add("--gamma", type=float, metavar="G", help="discount of a search; by default the run's agent.ppo.gamma, or 1")
     add("--explain", action="store_true", help="show the trees of one search instead, move by move, with the replies")
     add("--tree-html", type=Path, metavar="FILE", help="write them as one page, opened offline")
     add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")

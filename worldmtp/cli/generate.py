@@ -20,6 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
+from worldmtp.agents.search_config import SCALES, ActingSearch
 from worldmtp.cli.arguments import import_run_modules, model_directory, newest_model, run_config
 from worldmtp.cli.errors import fail_cleanly
 from worldmtp.cli.generate_config import (
@@ -192,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     searching("--depth", type=int, metavar="N", help="tokens a plan looks ahead; by default all that the heads have")
     searching("--width", type=int, metavar="N", help="likeliest tokens of a node that a plan knows; by default 16")
+    searching("--scale", metavar="KIND", help=f"measure values by {' or '.join(SCALES)}; {ActingSearch.scale}")
     searching("--commit", type=int, metavar="N", help="tokens that a plan writes, by default 1")
     searching("--tree-html", type=Path, metavar="FILE", help="write the trees of a search as one page, opened offline")
     sampling = parser.add_argument_group("sampling").add_argument

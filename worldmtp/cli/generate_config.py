@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from worldmtp.agents.search_config import SCALES, ActingSearch
 from worldmtp.choices import check_choice
+from worldmtp.search.config import SearchConfig
 
 AUTO = "auto"
 DRAFTS = ("none", "mtp", "tree", "lookup", "model")
@@ -34,6 +36,7 @@ class GenerateConfig:
     dynamics: str | None = None
     depth: int | None = None
     width: int | None = None
+    scale: str | None = None
     commit: int | None = None
     tree_html: Path | None = None
     max_new_tokens: int | None = None
@@ -60,6 +63,13 @@ class GenerateConfig:
             self._check_beam()
         if self.explain and self.search is None:
             self._check_explain()
+
+    @property
+    def acting_search(self) -> ActingSearch:
+        """The search that is asked for; only where there is one."""
+        assert self.search is not None  # asked for
+        tree = SearchConfig(self.simulations or DEFAULT_SIMULATIONS, self.depth, self.width or DEFAULT_WIDTH)
+        return ActingSearch(self.search, self.dynamics or "mtp", tree, self.scale or ActingSearch.scale)
 
     def _check_sampling(self) -> None:
         if self.temperature < 0:
@@ -105,6 +115,7 @@ class GenerateConfig:
             "--dynamics": self.dynamics,
             "--depth": self.depth,
             "--width": self.width,
+            "--scale": self.scale,
             "--commit": self.commit,
             "--tree-html": self.tree_html,
         }
@@ -116,6 +127,8 @@ class GenerateConfig:
         check_choice("--search", self.search, SEARCHES)
         if self.dynamics is not None:
             check_choice("--dynamics", self.dynamics, SEARCHED_DYNAMICS)
+        if self.scale is not None:
+            check_choice("--scale", self.scale, SCALES)
         for name in ("--simulations", "--depth", "--width", "--commit"):
             value = given[name]
             if isinstance(value, int) and value < 1:

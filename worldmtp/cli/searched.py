@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from worldmtp.agents.acting_search import q_transform_of
 from worldmtp.agents.answers import ExplainedAnswers
 from worldmtp.atomic_files import write_bytes
 from worldmtp.cli.arguments import check_page
-from worldmtp.cli.generate_config import DEFAULT_SIMULATIONS, DEFAULT_WIDTH, GenerateConfig
+from worldmtp.cli.generate_config import GenerateConfig
 from worldmtp.cli.generation import load_searched, print_text
 from worldmtp.cli.prompts import decode_text, encode_prompts
 from worldmtp.cli.tree_page import tree_page
@@ -28,7 +29,7 @@ from worldmtp.cli.writing import Marks, Writing
 from worldmtp.dynamics import acting_policy, make_world_model
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import draw
-from worldmtp.search import SearchConfig, TurnWorldModel, plan
+from worldmtp.search import TurnWorldModel, plan
 from worldmtp.search.explain import Planned, Spoken, line_of, tree_of
 
 
@@ -68,7 +69,7 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
         print(f"trees: {config.tree_html}", file=sys.stderr)
     num_plans, num_tokens = sum(map(len, plans)), sum(len(planned.written) for one in plans for planned in one)
     print(
-        f"{num_tokens} tokens by {num_plans} plans of {config.simulations or DEFAULT_SIMULATIONS} simulations, "
+        f"{num_tokens} tokens by {num_plans} plans of {config.acting_search.tree.num_simulations} simulations, "
         f"{seconds:.3f} s not warmed up; {conditions}",
         file=sys.stderr,
     )
@@ -118,11 +119,11 @@ def search_texts(
     generator: torch.Generator,
 ) -> list[list[Planned]]:
     """Return the plans of each text, one after another until it ends; all texts are searched at a time."""
-    inner = make_world_model(config.dynamics or "mtp", model, generator)
+    how = config.acting_search
+    inner, q_transform = make_world_model(how.dynamics, model, generator), q_transform_of(how, model)
     world_model = TurnWorldModel(inner, eos_token_ids, ends_episode=True)
     policy = acting_policy(config.temperature or 1.0)
-    search = SearchConfig(config.simulations or DEFAULT_SIMULATIONS, config.depth, config.width or DEFAULT_WIDTH)
-    search.depth(world_model.max_horizon)  # refused before anything is planned
+    how.tree.depth(world_model.max_horizon)  # refused before anything is planned
     plans: list[list[Planned]] = [[] for _ in texts]
     now, limits = [list(text) for text in texts], [len(text) + max_new_tokens for text in texts]
     live = list(range(len(texts)))
@@ -132,7 +133,8 @@ def search_texts(
         lengths = torch.tensor([len(now[row]) for row in live], device=model.device)
         state = world_model.encode(ids, torch.arange(length, device=model.device) < lengths[:, None])
         room = torch.tensor([limits[row] for row in live], device=model.device) - lengths
-        found = plan(config.search or "gumbel", world_model, world_model.limited(state, room), policy, search)
+        root = world_model.limited(state, room)
+        found = plan(how.rule, world_model, root, policy, how.tree, q_transform=q_transform)
         if config.temperature > 0:
             slots = draw(found.weights.log(), generator)
             found = replace(found, actions=found.tokens.gather(1, slots[:, None])[:, 0])

@@ -23,7 +23,7 @@ def acting_logprobs(
     rule: str,
     found: SearchedPolicy,
     log_policy: Float[Tensor, "batch vocab"],
-    q_transform: QTransform = completed_by_mixed_value,
+    q_transform: QTransform | None = None,
 ) -> Float[Tensor, "batch vocab"]:
     """Return log b(a|s) of every token, from a search without noise by the policy pi of ``log_policy``.
 
@@ -34,7 +34,7 @@ def acting_logprobs(
     appendix B, at temperature 1) with one visit more, the root's own, which is the policy's. A token that was not
     visited keeps pi(a) / (N + 1).
 
-    Tokens of pi(a) = 0, forbidden ones, have b(a) = 0.
+    Tokens of pi(a) = 0, forbidden ones, have b(a) = 0. ``q_transform`` is that of the search.
 
     Raises:
         ValueError: there is no such rule.
@@ -44,6 +44,7 @@ def acting_logprobs(
     if rule == "puct":
         visits = torch.zeros_like(log_policy).scatter(1, found.tokens, node.child_visits.to(log_policy))
         return ((visits + log_policy.exp()) / (visits.sum(dim=1, keepdim=True) + 1)).log()
+    q_transform = q_transform or completed_by_mixed_value
     others = log_policy.scatter(1, found.tokens, -torch.inf).logsumexp(dim=1)
     with_others, alone = q_transform(node.with_tail(others)), q_transform(node)
     kept = torch.where(others.isneginf()[:, None], alone, with_others[:, :-1]).to(log_policy)

@@ -155,14 +155,14 @@ def plan(
     policy: Policy,
     config: SearchConfig,
     invalid: Bool[Tensor, "batch vocab"] | None = None,
-    q_transform: QTransform = completed_by_mixed_value,
+    q_transform: QTransform | None = None,
 ) -> SearchedPolicy:
     """Search by the rule of that name without any noise: ``actions`` are its best, ``weights`` can be drawn from.
 
     The same state gives the same weights, so that the probability of a token that is drawn from them is known. By
     ``gumbel`` a quarter as many tokens are considered as there are simulations, at least 2 and 16 at most: texts have
-    few likely tokens, and a budget that goes once to each of 16 looks no further than the next one. ``q_transform`` is
-    Gumbel's; ``puct`` has its own.
+    few likely tokens, and a budget that goes once to each of 16 looks no further than the next one. Without a
+    ``q_transform`` each rule measures Q values by the node's own range, as in mctx.
 
     Raises:
         TypeError: the world model is blind to actions.
@@ -179,9 +179,18 @@ def plan(
             invalid=invalid,
             gumbel_scale=0.0,
             num_considered=considered,
-            q_transform=q_transform,
+            q_transform=q_transform or completed_by_mixed_value,
         )
-    return muzero_policy(world_model, state, policy, config, invalid=invalid, temperature=0.0, dirichlet_fraction=0.0)
+    return muzero_policy(
+        world_model,
+        state,
+        policy,
+        config,
+        invalid=invalid,
+        temperature=0.0,
+        dirichlet_fraction=0.0,
+        q_transform=q_transform or by_parent_and_siblings,
+    )
 
 
 def _shaped(noise: Tensor, root: Reading, name: str) -> Tensor:

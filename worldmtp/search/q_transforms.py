@@ -3,6 +3,10 @@
 Children that were never visited have no value: both transforms say what stands in its place. Sources: Danihelka et al.
 2022, "Policy improvement by planning with Gumbel", appendix D for ``completed_by_mixed_value``; Schrittwieser et al.
 2020, MuZero, appendix B for ``by_parent_and_siblings``; constants as in mctx.
+
+There are two scales. By the node's own range (mctx) the best child is 1 and the worst 0, however little lies between
+them, which is right where values are exact. By the range of all returns a small difference stays small, so that the
+errors of learnt values do not outweigh the prior: ``visited_in_range`` for PUCT, ``completed_in_range`` for Gumbel's.
 """
 
 import torch
@@ -68,6 +72,19 @@ def completed_by_visited(node: Node) -> Float[Tensor, "batch width"]:
     return torch.where(node.visited, node.q_values, torch.where(total > 0, mean, node.raw_value)[:, None])
 
 
+def visited_in_range(node: Node, low: float, high: float) -> Float[Tensor, "batch width"]:
+    """Return Q values of ``completed_by_visited``, rescaled so that a return of ``low`` is 0 and one of ``high`` is 1.
+
+    It replaces ``by_parent_and_siblings`` where values are learnt. If the visited children's Q values reach from
+    ``low`` to ``high``, both give them the same numbers. They differ in an unvisited child. There it counts as the
+    worst of the node. Here that would be the worst of all returns, far below every child that was looked at, so that
+    the first child would keep all visits. It counts as much as the visited ones do on average instead, and where all Q
+    values are equal the prior alone decides. Nothing is clipped: a learnt reward and value can sum to more than a
+    return.
+    """
+    return (completed_by_visited(node) - low) / (high - low)
+
+
 def completed_in_range(
     node: Node, low: float, high: float, value_scale: float = 0.1, visit_offset: float = 50.0
 ) -> Float[Tensor, "batch width"]:
@@ -78,4 +95,4 @@ def completed_in_range(
     is little.
     """
     most = node.child_visits.amax(dim=1, keepdim=True).to(node.q_values.dtype)
-    return (visit_offset + most) * value_scale * (completed_by_visited(node) - low) / (high - low)
+    return (visit_offset + most) * value_scale * visited_in_range(node, low, high)

@@ -78,6 +78,14 @@ def test_plans_of_several_tokens_are_fewer(searched):
         assert second["rounds"] < len(second["tokens"]) or len(second["tokens"]) == 1
 
 
+@pytest.mark.parametrize("rule", ["gumbel", "puct"])
+def test_values_are_measured_by_returns_unless_by_the_node(searched, rule):
+    words = ("ab=", "--search", rule, "--simulations", "16", "--max-new-tokens", "3", "--explain")
+    plain, returns, node = (searched(*words, *scale)[1] for scale in ((), ("--scale", "returns"), ("--scale", "node")))
+    assert plain == returns
+    assert plain != node
+
+
 def test_a_plan_looks_as_far_and_knows_as_many_tokens_as_was_asked_for(searched):
     words = (
         "ab=",
@@ -145,6 +153,8 @@ def test_draws_are_those_of_the_seed(searched):
         (["--search", "gumble"], "--search='gumble' is unknown; did you mean 'gumbel'"),
         (["--depth", "2"], "--depth 2 belongs to a search"),
         (["--width", "2"], "--width 2 belongs to a search"),
+        (["--scale", "node"], "--scale node belongs to a search"),
+        (["--search", "puct", "--scale", "nodes"], "--scale='nodes' is unknown; did you mean 'node'"),
         (["--search", "puct", "--depth", "0"], "--depth 0 must be at least 1"),
         (["--search", "puct", "--depth", "99"], "max_depth=99 is beyond the world model"),
         (["--search", "puct", "--simulations", "0"], "--simulations 0 must be at least 1"),

@@ -7,6 +7,7 @@ import torch
 
 from worldmtp.agents.search_config import ActingSearch
 from worldmtp.agents.search_policy import OnPlan, SearchPolicy
+from worldmtp.agents.search_verification import TrunkVerifier
 from worldmtp.agents.world_search import WorldSearchPolicy, check_cut_off
 from worldmtp.dynamics import WorldModel, check_action_conditional, make_world_model
 from worldmtp.dynamics.conversations import ReplySource
@@ -39,7 +40,7 @@ def make_search_policy(
     that is named.
 
     Raises:
-        TypeError: the heads are blind to actions.
+        TypeError: the heads are blind to actions, or the trunk cannot verify.
         ValueError: there is nobody to ask for replies.
     """
     parts = model.device, on_plan, q_transform_of(how, model)
@@ -47,7 +48,8 @@ def make_search_policy(
         trunk, source = make_world_model("oracle", model, generator), reply_source(how, env, replies)
         return WorldSearchPolicy(trunk, source, env, temperature, how, generator, *parts)
     world_model = world_model or make_world_model(how.dynamics, model, generator)
-    return SearchPolicy(world_model, env, temperature, how, *parts)
+    verifier = TrunkVerifier(model, how.verify) if how.verify else None
+    return SearchPolicy(world_model, env, temperature, how, *parts, verifier)
 
 
 def q_transform_of(how: ActingSearch, model: MTPModel) -> QTransform:
@@ -62,7 +64,7 @@ def check_search(how: ActingSearch, model: MTPModel, env: TextVectorEnv, has_rep
     """Do nothing if acting can search so; ``has_replies``: there is a model of replies, or will be.
 
     Raises:
-        TypeError: the heads are blind to actions.
+        TypeError: the heads are blind to actions, or the trunk cannot verify.
         ValueError: the search looks further ahead than they do, or there is nobody to ask for replies.
     """
     if how.through_replies:
@@ -71,6 +73,8 @@ def check_search(how: ActingSearch, model: MTPModel, env: TextVectorEnv, has_rep
     world_model = make_world_model(how.dynamics, model, torch.Generator())
     check_action_conditional(world_model)
     how.tree.depth(world_model.max_horizon)
+    if how.verify:
+        TrunkVerifier(model, how.verify)
 
 
 def reply_source(how: ActingSearch, env: TextVectorEnv, replies: ReplySource | None) -> ReplySource:

@@ -2,7 +2,7 @@
 
 **Trunk tokens** are what a trunk with a cache reads: a text's tokens once each, a prompt once for all its answers, and
 a token for each simulation of a search over the trunk, with the replies that are read in it. Simulations over heads are
-none; ``seconds`` counts everything.
+none, and their verification a token for each place of the lines that are verified; ``seconds`` counts everything.
 A beam of N texts is N texts as long as the one that is found, so that it costs about what the best of N draws does.
 """
 
@@ -21,7 +21,8 @@ from worldmtp.agents.policies import ActingPolicy, TrunkPolicy
 from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.rollout import Rollout, action_mask, collect_rollout, episode_returns
 from worldmtp.agents.search_config import ActingSearch
-from worldmtp.agents.search_policy import OnPlan
+from worldmtp.agents.search_policy import OnPlan, SearchPolicy
+from worldmtp.agents.search_verification import VerifiedShare
 from worldmtp.decoding import parallel_beam
 from worldmtp.dynamics import WorldModel
 from worldmtp.dynamics.conversations import ReplySource
@@ -34,13 +35,17 @@ from worldmtp.search.explain import Planned, Spoken, TreeNode, tree_of
 
 @dataclass(frozen=True)
 class Answers:
-    """An answer to each prompt; ``trunk_tokens`` and ``seconds`` are means over prompts."""
+    """An answer to each prompt; ``trunk_tokens`` and ``seconds`` are means over prompts.
+
+    ``verified`` says what the trunk's verification of a search has changed; None where nothing was verified.
+    """
 
     way: str
     exact: Bool[Tensor, " prompt"]
     score: Float[Tensor, " prompt"]
     trunk_tokens: float
     seconds: float
+    verified: VerifiedShare | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,9 @@ class Answering:
         parts = how, self.model, self.env, self.temperature, self._generator(), self.replies
         policy = make_search_policy(*parts, world_model, on_plan)
         found, rollout = self._by(policy, how.way, None)
-        return replace(found, trunk_tokens=found.trunk_tokens + policy.tokens_read / len(found.score)), rollout
+        verified = policy.verified_share if isinstance(policy, SearchPolicy) else None
+        tokens = found.trunk_tokens + policy.tokens_read / len(found.score)
+        return replace(found, trunk_tokens=tokens, verified=verified), rollout
 
     def check_beam(self, number: int) -> None:
         """Do nothing if answers can be searched for by their log-probability.

@@ -35,10 +35,24 @@ class ActingSearch:
     exact; where they are learnt it acts by their errors. By ``returns`` a small difference stays small.
     """
 
+    verify: int = 0
+    """Root tokens whose lines the trunk reads before one is written, in one forward; 0: the search alone decides.
+
+    For searches of the heads (``mtp`` and its placebos), in ``worldmtp eval --search``; see
+    ``worldmtp.search.verification``.
+    """
+
     def __post_init__(self) -> None:
         check_choice("search.rule", self.rule, RULES)
         check_choice("search.scale", self.scale, SCALES)
         check_choice("search.dynamics", self.dynamics, DYNAMICS)
+        if self.verify < 0:
+            raise ValueError(f"search.verify={self.verify} must be at least 0, where nothing is verified.")
+        if self.verify and self.dynamics in ("oracle", *THROUGH_REPLIES):
+            raise ValueError(
+                f"search.verify={self.verify} with search.dynamics={self.dynamics}: the trunk has read all of that "
+                "search itself, and there is nothing to verify; set search.dynamics=mtp, or search.verify=0."
+            )
 
     def discounted_by(self, gamma: float) -> "ActingSearch":
         """Return the same search, by ``gamma`` where its tree says no discount."""
@@ -53,7 +67,8 @@ class ActingSearch:
     def way(self) -> str:
         """How it is called in tables: ``gumbel over mtp, 32 simulations``."""
         where = "through" if self.through_replies else "over"
-        return f"{self.rule} {where} {self.dynamics}, {self.tree.num_simulations} simulations"
+        verified = f", {self.verify} verified" if self.verify else ""
+        return f"{self.rule} {where} {self.dynamics}, {self.tree.num_simulations} simulations{verified}"
 
 
 @dataclass(frozen=True)

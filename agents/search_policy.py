@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from worldmtp.agents.action_masks import allowed_tokens, forbid
 from worldmtp.agents.queues import ActedStep
 from worldmtp.agents.search_config import ActingSearch
+from worldmtp.agents.search_verification import TrunkVerifier, VerifiedShare
 from worldmtp.dynamics import Policy, WorldModel, acting_policy
 from worldmtp.dynamics.protocol import Dynamics
 from worldmtp.envs import TextVectorEnv
@@ -22,6 +24,7 @@ from worldmtp.model.categorical import draw
 from worldmtp.search import SearchedPolicy, TurnWorldModel, plan
 from worldmtp.search.acting import acting_logprobs
 from worldmtp.search.selection import QTransform
+from worldmtp.search.turns import TurnState
 
 OnPlan = Callable[[Int[np.ndarray, " row"], SearchedPolicy], None]
 """Is told of the plans of a step: which rows of the environment they are of, and what was found."""
@@ -34,7 +37,8 @@ class SearchPolicy:
     noise, so that the log-probabilities are those of the draws. Where ``infos`` has an ``action_mask``, what it
     forbids is no action of the root; masks of the nodes below are not known. A search ends with the text, or with the
     policy's turn; see ``TurnWorldModel``. A text is read from its first token on for every act. ``on_plan`` is told of
-    every plan. ``q_transform`` is as in ``worldmtp.search.plan``.
+    every plan. ``q_transform`` is as in ``worldmtp.search.plan``; ``verifier``, which needs one, chooses the best token
+    anew.
     """
 
     def __init__(
@@ -46,14 +50,27 @@ class SearchPolicy:
         device: torch.device | str = "cpu",
         on_plan: OnPlan | None = None,
         q_transform: QTransform | None = None,
+        verifier: TrunkVerifier | None = None,
     ) -> None:
-        self._q_transform = q_transform
+        self._q_transform, self._verifier = q_transform, verifier
         self._how, self._env, self._device, self._on_plan = how, env, device, on_plan
-        self.tokens_read = 0
-        """Tokens that the trunk has read in all searches, beside the texts: a node is one, over heads none."""
+        self._nodes_read = 0
         self._policy = acting_policy(temperature)
         self._world_model = TurnWorldModel(world_model, [env.tokenizer.eos_id], env.eos_terminates, how.tree.discount)
         self._turns = _TurnLengths(env.tokenizer.eos_id)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the trunk has read in all searches, beside the texts.
+
+        A node over the trunk is one, over heads none; of a verification every place of its lines.
+        """
+        return self._nodes_read + (0 if self._verifier is None else self._verifier.tokens_read)
+
+    @property
+    def verified_share(self) -> VerifiedShare | None:
+        """What verification has changed; None where nothing is verified."""
+        return None if self._verifier is None else self._verifier.share
 
     @torch.no_grad()
     def act(self, obs: dict[str, np.ndarray], infos: dict[str, Any], generator: torch.Generator | None) -> ActedStep:
@@ -69,20 +86,42 @@ class SearchPolicy:
             longest = int(lengths[live].max())
             input_ids = torch.from_numpy(tokens[live, :longest]).to(self._device)
             mask = (torch.arange(longest)[None] < torch.from_numpy(lengths[live])[:, None]).to(self._device)
-            state = self._world_model.encode(input_ids, mask)
-            state = self._world_model.limited(state, torch.from_numpy(room[live]).to(self._device))
+            left = torch.from_numpy(room[live]).to(self._device)
+            state = self._world_model.limited(self._encode(input_ids, mask), left)
             allowed = allowed_tokens(infos)
             rows = None if allowed is None else allowed[live]
             if self._how.dynamics == "oracle":
-                self.tokens_read += len(live) * self._how.tree.num_simulations
+                self._nodes_read += len(live) * self._how.tree.num_simulations
             chosen, found = planned(
-                self._world_model, state, self._policy, self._how, rows, generator, self._q_transform
+                self._world_model,
+                state,
+                self._policy,
+                self._how,
+                rows,
+                generator,
+                self._q_transform,
+                self._verify(left),
             )
             step = acted_rows(chosen, live, len(lengths))
             if self._on_plan is not None:
                 self._on_plan(live, found)
         self._turns.answer(tokens, lengths, step.actions.numpy())
         return step
+
+    def _encode(self, input_ids: Int[Tensor, "row length"], mask: Bool[Tensor, "row length"]) -> TurnState:
+        """Return the states of texts; a verifier reads them for the search, and goes on behind them."""
+        if self._verifier is None:
+            return self._world_model.encode(input_ids, mask)
+        depth = self._how.tree.depth(self._world_model.max_horizon)
+        return self._world_model.encode(input_ids, mask, features=self._verifier.begin(input_ids, mask, depth))
+
+    def _verify(self, room: Int[Tensor, " row"]) -> Callable[[SearchedPolicy], SearchedPolicy] | None:
+        if self._verifier is None:
+            return None
+        assert self._q_transform is not None  # given with a verifier
+        parts = room, self._world_model, self._how.tree.discount, self._q_transform
+        verifier = self._verifier
+        return lambda found: verifier.verified(self._how.rule, found, *parts)
 
 
 def planned(
@@ -93,17 +132,28 @@ def planned(
     allowed: Bool[np.ndarray, "row known"] | None,
     generator: torch.Generator | None,
     q_transform: QTransform | None,
+    verify: Callable[[SearchedPolicy], SearchedPolicy] | None = None,
 ) -> tuple[ActedStep, SearchedPolicy]:
     """Return a token of each row, the search's best or drawn from what it makes of the policy, and the search.
 
-    The policy's probabilities are among the tokens that are ``allowed``.
+    The policy's probabilities are among the tokens that are ``allowed``. ``verify`` chooses the best anew.
+
+    Raises:
+        ValueError: tokens are to be drawn and verified, and no law is known of what is then written.
     """
+    if verify is not None and generator is not None:
+        raise ValueError(
+            "search.verify chooses the best token anew, and draws are by the search alone; act greedily, or set "
+            "search.verify=0."
+        )
     logits = world_model.predict(state).logits
     assert logits is not None  # asked for
     invalid = None
     if allowed is not None:
         invalid = forbid(torch.zeros_like(logits), torch.from_numpy(allowed).to(logits.device)).isneginf()
     found = plan(how.rule, world_model, state, policy, how.tree, invalid, q_transform)
+    if verify is not None:
+        found = verify(found)
     log_policy = policy(logits)
     if invalid is not None:
         log_policy = log_policy.masked_fill(invalid, -torch.inf).log_softmax(dim=-1)

@@ -62,6 +62,7 @@ REFUSED = [
         r"eval\.act=search, by search\.dynamics=world: Reverse has no world that replies",
         *("eval.act=search", "search.dynamics=world"),
     ),
+    (r"eval\.act=search with search\.verify=2: a run draws tokens", *("eval.act=search", "search.verify=2")),
 ]
 
 

@@ -111,6 +111,13 @@ def test_a_checkpoint_is_evaluated_as_its_run_did_and_plays(compose_tiny, tmp_pa
     code, out, err = worldmtp("eval", *words, "--simulations", "2")
     assert code != 0
     assert "--simulations belongs to a search" in err
+    verifying = ("--search", "gumbel", "--simulations", "4", "--verify", "2")
+    code, out, err = worldmtp("eval", *words, "--device", "cpu", "--json", *verifying)
+    assert code == 0, err
+    verified = json.loads(out.splitlines()[-1])
+    assert verified["way"] == "gumbel over mtp, 4 simulations, 2 verified"
+    assert verified["verified"]["decisions"] >= 8
+    assert verified["trunk_tokens"] > ways["greedy"]["trunk_tokens"]
     code, out, err = worldmtp("eval", *words, "--gamma", "0.5")
     assert code != 0
     assert "--gamma belongs to a search" in err

@@ -3,6 +3,7 @@
     worldmtp eval --model runs/quickstart/2026-01-31_12-00-00_seed0 --env worldmtp/SpellBackward-v0
     worldmtp eval --model path/to/checkpoint --env worldmtp/ChainSum-v0 --num-prompts 128 --json
     worldmtp eval --model RUN --env ID --search gumbel --simulations 4 16 --dynamics mtp oracle --best-of 5 17 --beam 5
+    worldmtp eval --model RUN --env ID --search gumbel --verify 2
     worldmtp eval --model RUN --env ID --search gumbel --dynamics replies --explain --tree-html trees.html
 
 The third acts by search, by beam search and by the best of several answers, beside greedy and sampled, each with
@@ -10,7 +11,8 @@ what it costs. In a world that replies, a search goes on through the replies: of
 ``imagination=episodes`` has learnt, ``--dynamics replies``, or of the real world, ``--dynamics world``. The last one
 shows the trees of one search, move by move, with the replies that were drawn in them. A search measures differences of
 values by ``--scale`` and discounts by ``--gamma``; without it as the run whose values it reads, and by 1 where there is
-no run. The standard error says which.
+no run. The standard error says which. With ``--verify K`` the trunk reads the lines of the K best tokens of a search
+over heads, in one forward, and chooses among them anew; how often it chooses another is said beside each search.
 
 The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; the environment speaks its tokenizer.
 """
@@ -114,7 +116,7 @@ def environment_of(trained: TrainConfig | None, directory: Path, env_id: str, gi
 def _searches(arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
     """Return rule, dynamics and simulations of every search that is asked for."""
     if arguments.search is None:
-        for name in ("simulations", "dynamics", "depth", "width", "scale", "gamma"):
+        for name in ("simulations", "dynamics", "depth", "width", "scale", "gamma", "verify"):
             if getattr(arguments, name) is not None:
                 raise ValueError(f"--{name} belongs to a search; add --search gumbel or --search puct.")
         return []
@@ -146,7 +148,7 @@ def _hows(
     gamma, scale, hows = _gamma_of(arguments, trained), arguments.scale or ActingSearch.scale, []
     for rule, dynamics, number in searches:
         tree = SearchConfig(number, arguments.depth, arguments.width or 16, gamma)
-        hows.append(ActingSearch(rule, dynamics, tree, scale))
+        hows.append(ActingSearch(rule, dynamics, tree, scale, arguments.verify or 0))
     told = "as --gamma says" if arguments.gamma is not None else "as no run says"
     if arguments.gamma is None and trained is not None:
         told = "as the run's agent.ppo.gamma"
@@ -180,16 +182,23 @@ def _compare(arguments: argparse.Namespace, model: "MTPModel", env: EnvConfig, h
         if arguments.json:
             numbers = {"score": float(way.score.mean()), "trunk_tokens": way.trunk_tokens, "seconds": way.seconds}
             record = {"way": way.way, "exact": dataclasses.asdict(exact)} | numbers | by_way.get(way.way, {})
+            if way.verified is not None:
+                record["verified"] = dataclasses.asdict(way.verified)
             print(json.dumps(record), flush=True)
             continue
         if number == 0:
             print(
                 f"{arguments.env}, {len(way.exact)} held-out prompts, seed {arguments.seed}, temperature "
-                f"{arguments.temperature:g}\n{'':44}exact match           score   trunk tokens   seconds (a prompt)"
+                f"{arguments.temperature:g}\n{'':48}exact match           score   trunk tokens   seconds (a prompt)"
             )
         share = f"{exact.estimate:.3f} [{exact.low:.3f}, {exact.high:.3f}]"
         numbers_text = f"{float(way.score.mean()):6.3f} {way.trunk_tokens:14.1f} {way.seconds:9.3f}"
-        print(f"  {way.way:<42}{share}  {numbers_text}", flush=True)
+        print(f"  {way.way:<46}{share}  {numbers_text}", flush=True)
+        if way.verified is not None:
+            print(
+                f"    the trunk chose another token in {way.verified.overturned:.3f} of {way.verified.decisions} "
+                f"decisions; it moved Q values by {way.verified.q_change:.3f} on average"
+            )
 
 
 def _check_explained(arguments: argparse.Namespace, searches: list[tuple[str, str, int]]) -> None:
@@ -270,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--width", type=positive, metavar="N", help="likeliest tokens of a node that a search knows; by default 16")
     add("--scale", choices=SCALES, help="measure values by the node's own range, or that of all returns")
     add("--gamma", type=float, metavar="G", help="discount of a search; by default the run's agent.ppo.gamma, or 1")
+    add("--verify", type=positive, metavar="K", help="let the trunk verify the K best tokens of a search over heads")
     add("--explain", action="store_true", help="show the trees of one search instead, move by move, with the replies")
     add("--tree-html", type=Path, metavar="FILE", help="write them as one page, opened offline")
     add("--best-of", type=positive, nargs="+", default=[], metavar="N", help="the best of N draws as well")

@@ -22,10 +22,16 @@ def puct(
     node: Node, q_transform: QTransform, exploration: float = 1.25, exploration_base: float = 19652.0
 ) -> Int[Tensor, " batch"]:
     """Return the child of the largest upper confidence bound (MuZero, appendix B, equation 2)."""
+    return _best(q_transform(node) + exploration_bonus(node, exploration, exploration_base), node)
+
+
+def exploration_bonus(
+    node: Node, exploration: float = 1.25, exploration_base: float = 19652.0
+) -> Float[Tensor, "batch width"]:
+    """Return what PUCT adds to Q: c(N) sqrt(N) pi(a) / (1 + N(a)), N the node's visits; 0 where pi is."""
     visits = node.visits[:, None]
     constant = exploration + torch.log((visits + exploration_base + 1) / exploration_base).to(node.logits.dtype)
-    bonus = visits.sqrt() * constant * node.logits.softmax(dim=-1) / (node.child_visits + 1)
-    return _best(q_transform(node) + bonus, node)
+    return visits.sqrt() * constant * node.logits.softmax(dim=-1) / (node.child_visits + 1)
 
 
 def sequential_halving(num_considered: int, num_simulations: int) -> tuple[int, ...]:

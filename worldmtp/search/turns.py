@@ -91,8 +91,16 @@ class TurnWorldModel:
 
     def predict(self, state: TurnState, with_logits: bool = True) -> Prediction:
         """Return what the world model inside says, and of an end what is known of it."""
-        said = self._inner.predict(state.inner, with_logits)
-        is_over = state.room < 1
+        return self._known(self._inner.predict(state.inner, with_logits), state.room < 1)
+
+    def at_ends(self, said: Prediction, tokens: Int[Tensor, " state"], room: Int[Tensor, " state"]) -> Prediction:
+        """Return what another world model says after these tokens, and of ends what is known.
+
+        ``room`` is how many tokens the policy may write behind each.
+        """
+        return self._known(said, torch.isin(tokens, tokens.new_tensor(self._eos_ids)) | (room < 1))
+
+    def _known(self, said: Prediction, is_over: Bool[Tensor, " state"]) -> Prediction:
         rest = 0.0 if self._ends_episode else self._gamma * said.continuation * said.value
         return Prediction(
             logits=said.logits,

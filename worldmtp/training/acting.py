@@ -40,6 +40,12 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
             "set agent.rollout.act=policy, or leave the trainer out."
         )
     config.agent.ppo.check_searched(asks)
+    if config.search.verify:
+        raise ValueError(
+            f"{asks} with search.verify={config.search.verify}: a run draws tokens from the distribution of the "
+            "search, and no law is known of those that a verification would choose; set search.verify=0, and verify in "
+            "worldmtp eval --search gumbel --verify K."
+        )
     if not (config.trains_world_heads or config.search.through_replies):
         teaches = "imagination=counterfactual or agent.rollout.act=search, which do"
         if trainer is not None:

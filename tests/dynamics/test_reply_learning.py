@@ -137,7 +137,7 @@ def test_rewarded_conversations_are_drawn_more_often_while_they_are_rare(num_pai
 
 
 def test_what_a_draw_counts_is_of_the_whole_replay_though_rewards_of_the_recent_are_favoured() -> None:
-    """By hand: 2 rewarded of the 100 recent among 500 are drawn .25 / 2 + .75 / 500 of the time each, or 63.25 / 500."""
+    """By hand: 2 rewarded of 100 recent ones among 500 are drawn .25 / 2 + .75 / 500 = 63.25 / 500 of the time each."""
     turns = conversations(last_word, 500)
     rewards = torch.zeros(500, 3)
     rewards[[7, 420, 480], 0] = 1.0  # the first is of long ago

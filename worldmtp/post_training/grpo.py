@@ -38,7 +38,7 @@ class MTPGRPOTrainer(OnPolicyMixin, GRPOTrainer):
         rollout_func: ``TextGenRollout`` is one.
 
     Raises:
-        TypeError: the model is not an MTPModel, or the configuration not an MTPGRPOConfig; an argument is none of these.
+        TypeError: the model is not an MTPModel, or the configuration not an MTPGRPOConfig; an argument is unknown.
         ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
         IncompatibleTRLError: the installed TRL is not one this was built for.
     """

@@ -51,6 +51,22 @@ def test_damage_is_named(tmp_path, make_artefact):
         load_artefact(tmp_path, "ppo")
 
 
+def test_another_version_is_named_though_it_had_other_fields(tmp_path, make_artefact):
+    save_artefact(make_artefact([None]), tmp_path, "ppo")
+    (tmp_path / "ppo.json").write_text(json.dumps({"format_version": 1, "checksum": ""}))
+    with pytest.raises(ArtefactError, match=r"has the format_version 1; this version of worldmtp reads 2"):
+        load_artefact(tmp_path, "ppo")
+
+
+def test_a_file_without_arrays_is_named_though_its_checksum_is_right(tmp_path, make_artefact):
+    path = save_artefact(make_artefact([None]), tmp_path, "ppo")
+    path.with_suffix(".npz").write_bytes(b"PK\x03\x04 and no more")
+    digest = hashlib.sha256(path.with_suffix(".npz").read_bytes()).hexdigest()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": digest}))
+    with pytest.raises(ArtefactError, match=r"ppo\.npz cannot be read \(.*\); run the evaluation again"):
+        load_artefact(tmp_path, "ppo")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -136,6 +136,29 @@ def test_rewarded_conversations_are_drawn_more_often_while_they_are_rare(num_pai
     torch.testing.assert_close(counts, expected)
 
 
+def test_what_a_draw_counts_is_of_the_whole_replay_though_rewards_of_the_recent_are_favoured() -> None:
+    """By hand: 2 rewarded of 100 recent ones among 500 are drawn .25 / 2 + .75 / 500 = 63.25 / 500 of the time each."""
+    turns = conversations(last_word, 500)
+    rewards = torch.zeros(500, 3)
+    rewards[[7, 420, 480], 0] = 1.0  # the first is of long ago
+    config = replace(CONFIG, batch_size_episodes=4000, recent_episodes=100)
+    replay, generator = replay_of(replace(turns, rewards=rewards)), torch.Generator().manual_seed(0)
+    drawn, counts = draw_episodes(replay, config, 0.0, generator)
+    favoured = torch.isin(drawn, torch.tensor([420, 480]))
+    assert float(favoured.float().mean()) == pytest.approx(0.253, abs=0.02)
+    torch.testing.assert_close(counts, torch.where(favoured, 1 / 63.25, 4 / 3))
+
+
+def test_a_small_batch_is_never_of_rewarded_conversations_alone() -> None:
+    """Else those without a reward would never be drawn, and no weight could make up for that."""
+    turns = conversations(last_word, 50)
+    rewards = torch.zeros(50, 3)
+    rewards[3, 0] = 1.0
+    config = replace(CONFIG, batch_size_episodes=2, rewarded_share=0.9)
+    replay, generator = replay_of(replace(turns, rewards=rewards)), torch.Generator().manual_seed(0)
+    assert len({int(row) for _ in range(40) for row in draw_episodes(replay, config, 0.0, generator)[0]}) > 10
+
+
 def test_chance_is_learnt_as_it_is_though_those_it_favoured_are_drawn_more_often() -> None:
     """The same word is said in all turns; one conversation of 32 is told and paid a win, and 1 / 32 is learnt of it."""
     won = torch.arange(128) % 31 == 5  # two of even and two of odd number: each member trains on 2 of 64

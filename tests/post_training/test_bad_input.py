@@ -28,6 +28,18 @@ def test_prompts_that_fill_no_sampled_batch_are_refused(make_any, make_model, ki
         make_any(kind, make_model(), train_dataset=Dataset.from_list([{"prompt": "1+1="}]))
 
 
+@pytest.mark.parametrize("kind", SAMPLING)
+@pytest.mark.parametrize("name", ["peft_config", "quantization_config", "rollout_funk"])
+def test_arguments_that_trls_trainers_take_and_these_do_not_are_refused(make_any, make_model, kind, name):
+    with pytest.raises(TypeError, match=rf"MTP{kind}Trainer takes no argument '{name}'"):
+        make_any(kind, make_model(), extra={name: {}})
+
+
+def test_rloo_takes_no_rollout_function(make_any, make_model):
+    with pytest.raises(TypeError, match="MTPRLOOTrainer takes no argument 'rollout_func'"):
+        make_any("RLOO", make_model(), extra={"rollout_func": print})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_depth_1_has_no_heads_and_is_trained_as_trl_would(make_any, make_model, kind):
     model = make_model(depth=1)

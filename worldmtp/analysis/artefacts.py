@@ -209,7 +209,7 @@ def load_pair(
             f"{npz_path} ({len(content)} bytes) does not match the checksum in {json_path}; it is truncated, damaged "
             "or of another evaluation. Run the evaluation again."
         )
-    with opened_arrays(npz_path) as archive:
+    with opened_arrays(npz_path, content) as archive:
         missing = [field for field in arrays if field not in archive]
         if missing:
             raise ArtefactError(f"{npz_path} lacks the field {missing[0]!r}; it was written by another version.")
@@ -226,14 +226,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def opened_arrays(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+def opened_arrays(path: Path, content: bytes | None = None) -> Iterator[Mapping[str, np.ndarray]]:
     """Give the arrays of an npz; what goes wrong with them inside the block is an error of the file.
+
+    ``content`` is what was read of it before; it is not read again, since it may have been written anew.
 
     Raises:
         ArtefactError: the file is damaged, lacks an array or holds one that does not fit.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        content = path.read_bytes() if content is None else content
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             yield archive
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
         raise ArtefactError(f"{path} cannot be read ({error}); run the evaluation again.") from error
@@ -251,14 +254,14 @@ def _read_header(path: Path, version: int, fields: Sequence[str]) -> dict[str, A
         header = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path} is not JSON ({error}); it is truncated or damaged.") from error
-    for field in ("format_version", "sha256", *fields):
-        if not isinstance(header, dict) or field not in header:
-            raise ArtefactError(f"{path} lacks the field {field!r}; it is damaged or not an artefact.")
-    if header["format_version"] != version:
+    if isinstance(header, dict) and header.get("format_version", version) != version:  # it may have other fields
         raise ArtefactError(
             f"{path} has the format_version {header['format_version']}; this version of worldmtp reads "
             f"{version}. Run the evaluation again."
         )
+    for field in ("format_version", "sha256", *fields):
+        if not isinstance(header, dict) or field not in header:
+            raise ArtefactError(f"{path} lacks the field {field!r}; it is damaged or not an artefact.")
     return dict(header)
 
 

@@ -122,7 +122,7 @@ def draw_episodes(
     recent = torch.arange(max(0, total - config.recent_episodes), total)
     rewarded = recent[is_rewarded(returns[recent], lowest)]
     if 0 < len(rewarded) < config.rewarded_share * len(recent):
-        number = round(config.rewarded_share * size)
+        number = min(round(config.rewarded_share * size), size - 1)  # else others would never be drawn
         drawn[:number] = rewarded[torch.randint(len(rewarded), (number,), generator=generator)]
         favoured = torch.isin(drawn, rewarded) * (number * total / len(rewarded))
         weights = size / (size - number + favoured)

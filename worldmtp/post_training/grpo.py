@@ -38,12 +38,13 @@ class MTPGRPOTrainer(OnPolicyMixin, GRPOTrainer):
         rollout_func: ``TextGenRollout`` is one.
 
     Raises:
-        TypeError: the model is not an MTPModel, or the configuration not an MTPGRPOConfig.
+        TypeError: the model is not an MTPModel, or the configuration not an MTPGRPOConfig; an argument is unknown.
         ValueError: a dataset that is empty or lacks a column, or an objective beyond the model's depths.
         IncompatibleTRLError: the installed TRL is not one this was built for.
     """
 
     _tag_names = [*GRPOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
     trl_name = "GRPOTrainer"
+    passed_through = ("rollout_func", "tools", "environment_factory")
     config_class = MTPGRPOConfig
     required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",), ("environment",))

@@ -82,6 +82,8 @@ class OnPolicyMixin(MTPTrainerMixin):
     """``MTPTrainerMixin`` for TRL's trainers that sample their batches."""
 
     required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",),)
+    passed_through: ClassVar[tuple[str, ...]] = ()
+    """Arguments of TRL's trainer alone. Not ``peft_config``: it would wrap the model with its heads."""
 
     ref_model: Any
     temperature: float
@@ -105,6 +107,12 @@ class OnPolicyMixin(MTPTrainerMixin):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         **sampling: Any,
     ) -> None:
+        unknown = [name for name in sampling if name not in self.passed_through]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} takes no argument {unknown[0]!r}; leave it out. Adapters go into the model "
+                "before (worldmtp.model.lora.add_lora)."
+            )
         self.check_arguments(model, args, processing_class, train_dataset, eval_dataset)
         passed: dict[str, Any] = {"model": model, "reward_funcs": reward_funcs, "args": args, "optimizers": optimizers}
         passed |= {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processing_class}

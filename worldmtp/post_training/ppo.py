@@ -57,6 +57,7 @@ class MTPPPOTrainer(OnPolicyMixin, GRPOTrainer):
 
     _tag_names = [*GRPOTrainer._tag_names, TRAINS_HEADS]  # noqa: RUF012 # as TRL declares it
     trl_name = "PPOTrainer"
+    passed_through = ("rollout_func", "tools", "environment_factory")
     config_class = MTPPPOConfig
     required_columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",), ("environment",))
 

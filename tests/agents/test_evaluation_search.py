@@ -59,7 +59,7 @@ def test_a_search_of_heads_that_know_nothing_is_the_policy(rule: str, text_env: 
 def test_greedy_tokens_are_the_best_of_a_search_and_heads_are_measured_on_the_policys_own(
     text_env: MakeEnv, telling_model: MTPModel
 ) -> None:
-    how = ActingSearch("puct", "oracle", SearchConfig(num_simulations=6, width=7))
+    how = ActingSearch("puct", "oracle", SearchConfig(num_simulations=6, width=7), "node")
     found, plain = evaluated(text_env, telling_model, how, 0.7), evaluated(text_env, telling_model, None, 0.7)
     world_model = make_world_model("oracle", telling_model, torch.Generator())
     turns = TurnWorldModel(world_model, [1], ends_episode=True)

@@ -165,11 +165,20 @@ class TestWaysToAnswer:
     ) -> None:
         ways = answering(text_env(1), model)
         over_trunk, over_heads = (
-            ways.searched(ActingSearch("gumbel", dynamics, HOW.tree)) for dynamics in ("oracle", "mtp")
+            ways.searched(ActingSearch("gumbel", dynamics, HOW.tree, "node")) for dynamics in ("oracle", "mtp")
         )
         # A text of 3 + n tokens, and 6 simulations for each of the n.
         assert over_trunk.trunk_tokens in {3 + 7 * n for n in (1, 2, 3)}
         assert over_heads.trunk_tokens in {4, 5, 6}
+
+    def test_texts_that_have_ended_take_no_nodes(self, text_env: MakeEnv, model: MTPModel) -> None:
+        env, how = text_env(6), ActingSearch("gumbel", "oracle", HOW.tree, "node")
+        found = answering(env, model).searched(how)
+        rollout = rollout_of(env, make_search_policy(how, model, env, 1.0, torch.Generator()), None)
+        lengths = rollout.step_mask.sum(dim=1)
+        assert len(lengths.unique()) > 1
+        # Texts of 3 + n tokens, and 6 simulations for each of the n.
+        assert found.trunk_tokens == pytest.approx(float((3 + 7 * lengths).float().mean()))
 
     @torch.no_grad()
     def test_foreseen_returns_add_up_what_the_reward_head_reads(

@@ -26,13 +26,14 @@ POLICY = acting_policy(1.0)
 
 
 def node_of(q_values: list[float], visits: list[int], prior: list[float], value: float) -> Node:
+    double = torch.float64
     return Node(
-        logits=torch.tensor([prior]).double().log(),
-        raw_value=torch.tensor([value]).double(),
-        value=torch.tensor([value]).double(),
+        logits=torch.tensor([prior], dtype=double).log(),
+        raw_value=torch.tensor([value], dtype=double),
+        value=torch.tensor([value], dtype=double),
         visits=torch.tensor([1 + sum(visits)]),
         child_visits=torch.tensor([visits]),
-        q_values=torch.tensor([q_values]).double(),
+        q_values=torch.tensor([q_values], dtype=double),
     )
 
 
@@ -71,7 +72,7 @@ def test_where_a_node_reaches_from_end_to_end_both_scales_agree(
     prior = [1 / len(q_values)] * len(q_values)
     node = node_of(q_values, [1] * len(q_values), prior, low + width * value)
     by_returns = {"low": low, "high": low + width}
-    torch.testing.assert_close(visited_in_range(node, **by_returns), by_parent_and_siblings(node), atol=1e-6, rtol=0)
+    torch.testing.assert_close(visited_in_range(node, **by_returns), by_parent_and_siblings(node), atol=1e-12, rtol=0)
     sigma = completed_in_range(node, **by_returns) - completed_by_mixed_value(node)
     torch.testing.assert_close(sigma, torch.zeros_like(sigma), atol=1e-5, rtol=0)
 

@@ -27,6 +27,10 @@ def weights_versions(module: nn.Module) -> tuple[int, ...]:
     return tuple(0 if parameter.is_inference() else parameter._version for parameter in module.parameters())
 
 
+_LEAST_SHARE = 0.5
+"""Of the best yield beyond one token a forward: with less left, the heads are of another policy."""
+
+
 class AcceptanceAlarm:
     """Compares what drafts yield with the best there was, and warns once when less than half is left of it.
 
@@ -48,7 +52,7 @@ class AcceptanceAlarm:
         if tokens_per_forward > self._best:
             self._best, self._versions_at_best = tokens_per_forward, self._versions()
             self._since = "Since then"
-        fell = tokens_per_forward - 1 < 0.5 * (self._best - 1)
+        fell = tokens_per_forward - 1 < _LEAST_SHARE * (self._best - 1)
         if fell and not self._has_warned:
             trunk, heads = map(_num_writes, self._versions_at_best, self._versions())
             warnings.warn(

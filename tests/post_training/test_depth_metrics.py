@@ -110,7 +110,7 @@ def test_sums_and_counts_by_hand():
         means.add(depths, sums, torch.tensor(counts), torch.tensor(num_targets), accepts)
 
     add((2, 3), [[6.0, 1.0], [2.0, 0.0], [1.5, 0.0]], [3, 1], 4, accepts=True)
-    add((2,), [[2.0], [0.0], [0.5]], [1], 1, accepts=False)  # acceptance not measured
+    add((2,), [[2.0], [0.0], [0.9]], [1], 1, accepts=False)  # acceptance not measured: it moves no mean
     add((), [[], [], []], [], 2, accepts=True)
     assert means.num_batches == 3
     assert means.take("eval_", lambda sums: sums) == (

@@ -72,7 +72,7 @@ class PPOConfig:
     target_kl: float | None = None
     """Epochs end when a minibatch's approximate KL to the acting policy exceeds it, so that many are safe. None: never.
 
-    The minibatch at which it is seen has been trained on already.
+    That minibatch is not trained on, and the step before it is taken back to where the limit is.
     """
     adam_beta2: float = 0.999
     """Adam's second-moment decay; .99 forgets sooner, for runs of few hundred updates."""

@@ -8,8 +8,7 @@ The losses are those of ``worldmtp.objective.policy_losses``, means over the rea
 reply tokens in ``observation.py``. Left out: value clipping (Andrychowicz et al. 2021, 3.2: no gain).
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,11 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.action_masks import forbid
 from worldmtp.agents.config import PPOConfig
+from worldmtp.agents.gradient_steps import check_finite, clipped_step, summed
 from worldmtp.agents.observation import observation_loss
 from worldmtp.agents.rollout import Rollout, TensorBatch, reply_mask, state_index
 from worldmtp.agents.tail import ends_with_tail, live_logprobs, tail_logprob
+from worldmtp.agents.trust_region import TrustRegion
 from worldmtp.dynamics import check_temperature
 from worldmtp.model import MTPModel
 from worldmtp.model.categorical import entropy_per_token
@@ -37,7 +38,7 @@ from worldmtp.objective.policy_losses import (
     ppo_loss,
     ppo_terms,
 )
-from worldmtp.tracking.late_numbers import LateNumbers, zero_unless_finite
+from worldmtp.tracking.late_numbers import LateNumbers
 
 # What an update is given besides the rollout
 
@@ -219,9 +220,10 @@ class PPOAgent:
     ) -> dict[str, float]:
         """Train for some epochs of minibatches on one rollout; return the metrics' means over the minibatches.
 
-        With ``target_kl`` the minibatch whose approximate KL exceeds it is the last one. At the first minibatch the
-        ratio is 1 and approx_kl 0. ``remaining`` is the share of the run that is left, which an annealed learning rate
-        is proportional to. ``num_epochs`` and ``ent_coef`` replace the config's.
+        With ``target_kl`` the minibatch whose approximate KL exceeds it is the last one: it is not trained on, and the
+        step before it is taken back to where the limit is (``TrustRegion``). At the first minibatch the ratio is 1 and
+        approx_kl 0. ``remaining`` is the share of the run that is left, which an annealed learning rate is proportional
+        to. ``num_epochs`` and ``ent_coef`` replace the config's.
 
         Raises:
             FloatingPointError: a loss is not finite; its step was not applied (``clipped_step``).
@@ -230,25 +232,35 @@ class PPOAgent:
         check_eval_mode(self.model)
         late, read = LateNumbers(check_finite), list[dict[str, float]]()
         has_tail = ends_with_tail(plan.live_ids)
-        num_steps, rates = 0, 0.0
+        limit = self.config.target_kl
+        region = None if limit is None else TrustRegion(self._parameters, limit)
+        num_read, num_steps, rates = 0, 0, 0.0
         for minibatch in self._minibatches(len(rollout), num_epochs or self.config.num_epochs, generator):
             rows = minibatch.to(rollout.input_ids.device, non_blocking=True)
-            rates += self._set_learning_rate(remaining)
-            self._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), has_tail, late, ent_coef)
-            num_steps += 1
-            self.num_updates += 1
-            if self.config.target_kl is not None:  # which the host has to wait for
+            self._accumulate(
+                rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), has_tail, late, ent_coef
+            )
+            num_read += 1
+            if region is not None:  # which the host has to wait for
                 ours = late.take()
                 read += ours
-                if sum(numbers.get("losses/approx_kl", 0.0) for numbers in ours) > self.config.target_kl:
+                if region.is_left(sum(numbers.get("losses/approx_kl", 0.0) for numbers in ours)):
                     break
+                region.keep()
+            rates += self._set_learning_rate(remaining)
+            clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm", late)
+            num_steps += 1
+            self.num_updates += 1
         read += late.take()
         largest_ratio = max(numbers.pop("losses/ratio_max", 0.0) for numbers in read)
-        sums = summed(read) | {"losses/learning_rate": rates}
-        means = {name: value / num_steps for name, value in sums.items()}
+        of_steps = {"losses/learning_rate": rates / max(1, num_steps)}
+        sums = summed(read)
+        if "losses/grad_norm" in sums:
+            of_steps["losses/grad_norm"] = sums.pop("losses/grad_norm") / num_steps
+        means = {name: value / num_read for name, value in sums.items()} | of_steps
         targets = plan.value_targets[rollout.step_mask]
         errors = targets - stats.values[:, :-1][rollout.step_mask]
-        if self.config.target_kl is not None:
+        if region is not None:
             means["losses/num_updates"] = float(num_steps)
         return means | {
             "losses/ratio_max": largest_ratio,
@@ -284,7 +296,7 @@ class PPOAgent:
         self.optimizer.param_groups[0]["lr"] = learning_rate
         return learning_rate
 
-    def _step(
+    def _accumulate(
         self,
         rollout: Rollout,
         ref_logprobs: Tensor,
@@ -293,7 +305,7 @@ class PPOAgent:
         late: LateNumbers,
         ent_coef: float | None = None,
     ) -> None:
-        """Take one gradient step on a minibatch, whose gradient is added up over its micro-batches."""
+        """Leave a minibatch's gradient in the weights, added up over its micro-batches, and its terms in ``late``."""
         self.optimizer.zero_grad(set_to_none=True)
         places = torch.arange(len(rollout), device=rollout.input_ids.device)
         for rows in places.split(self.config.micro_batch_size or len(rollout)):
@@ -301,7 +313,6 @@ class PPOAgent:
             loss, terms = self._loss(*part, rollout, has_tail, ent_coef)
             late.add(terms | {"losses/total": loss})
             loss.backward()
-        clipped_step(self.optimizer, self.config.max_grad_norm, "losses/grad_norm", late)
 
     def _loss(
         self,
@@ -356,42 +367,3 @@ class PPOAgent:
         """Restore the optimiser's state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_updates = int(state["num_updates"])
-
-
-def clipped_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, tag: str, late: LateNumbers) -> None:
-    """Take a step with the gradient clipped by its norm, which is added to ``late`` under ``tag``.
-
-    A gradient that is not finite is never applied. Where the host knows of it in time, as on a CPU, no weight changes;
-    else the step has a gradient of zero, by which a momentum moves on, and the error comes with a later number.
-
-    Raises:
-        FloatingPointError: a number of ``late`` that has arrived is not finite; no weight was changed.
-    """
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
-    late.add({tag: norm})
-    if late.is_coming:
-        zero_unless_finite(weights, norm)
-    optimizer.step()
-
-
-def check_finite(numbers: dict[str, float], _: int = 0) -> None:
-    """Raise if a number of a step is not finite.
-
-    Raises:
-        FloatingPointError: one is.
-    """
-    broken = {name: f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)}
-    if len(broken) > 1:
-        broken.pop("losses/total", None)  # which any broken term breaks
-    if broken:
-        raise FloatingPointError(f"{', '.join(broken.values())}; the update was not applied.")
-
-
-def summed(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sum of each number over the records that have it."""
-    sums: dict[str, float] = {}
-    for record in records:
-        for name, value in record.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return sums

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 
 from worldmtp.agents.advantages import monte_carlo_returns
 from worldmtp.agents.config import PPOConfig, WorldModelConfig
-from worldmtp.agents.ppo import check_eval_mode, check_finite, clipped_step, summed
+from worldmtp.agents.gradient_steps import check_finite, clipped_step, summed
+from worldmtp.agents.ppo import check_eval_mode
 from worldmtp.agents.rollout import Rollout, action_mask, padded, state_index
 from worldmtp.model import IGNORE_INDEX, MTPModel
 from worldmtp.model.precision import check_trained_weights, full_precision

@@ -8,7 +8,8 @@ import torch
 import transformers.masking_utils
 
 from worldmtp.agents.config import ImaginationConfig, PPOConfig, RolloutConfig, WorldModelConfig
-from worldmtp.agents.ppo import AdvantagePlan, PolicyStats, check_finite, clipped_step
+from worldmtp.agents.gradient_steps import check_finite, clipped_step
+from worldmtp.agents.ppo import AdvantagePlan, PolicyStats
 from worldmtp.agents.rollout import Rollout
 from worldmtp.agents.trainer import ImaginationTrainer
 from worldmtp.envs import TextGenVectorEnv
@@ -113,7 +114,8 @@ def test_the_device_says_so_too(text_env: MakeEnv, tiny_model: MakeModel, monkey
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(2):
-            trainer.agent._step(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), False, late)
+            trainer.agent._accumulate(rollout.select(rows), stats.ref_logprobs[rows], plan.select(rows), False, late)
+            clipped_step(trainer.agent.optimizer, 1.0, "losses/grad_norm", late)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(late.take()) == 2 * (len(rollout) // 2 + 1)

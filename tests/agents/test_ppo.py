@@ -83,21 +83,25 @@ def test_the_learning_rate_rises_over_the_warm_up_and_falls_with_the_run(
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.04, 0.04, 0.04])
 
 
-@pytest.mark.parametrize(("divergences", "num_steps"), [([0.0, 0.01, 0.06, 0.0], 3), ([0.0, 0.05, 0.0, 0.0], 4)])
+@pytest.mark.parametrize(
+    ("divergences", "num_read", "num_steps"), [([0.0, 0.01, 0.06, 0.0], 3, 2), ([0.0, 0.05, 0.0, 0.0], 4, 4)]
+)
 def test_epochs_end_with_the_minibatch_that_strayed_too_far(
     divergences: list[float],
+    num_read: int,
     num_steps: int,
     tiny_model: MakeModel,
     hand_rollout: MakeRollout,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of four epochs of one minibatch: .06 is more than the .05 that was allowed, .05 is not."""
+    """Of four epochs of one minibatch: .06 is more than the .05 that was allowed, .05 is not; the one is no step."""
     agent = PPOAgent(tiny_model(), PPOConfig(target_kl=0.05, **(ONE_STEP | {"num_epochs": 4})), 1.0)
     numbers = ({"losses/approx_kl": torch.tensor(kl, dtype=torch.float64)} for kl in divergences)
-    monkeypatch.setattr(agent, "_step", lambda *given: given[4].add(next(numbers)))
+    monkeypatch.setattr(agent, "_accumulate", lambda *given: given[4].add(next(numbers)))
     metrics = update(agent, acted_at(agent.model, hand_rollout, 1.0), 0.75, 1.0)
-    assert metrics["losses/num_updates"] == num_steps
-    assert metrics["losses/approx_kl"] == pytest.approx(sum(divergences[:num_steps]) / num_steps)
+    assert metrics["losses/num_updates"] == agent.num_updates == num_steps
+    assert metrics["losses/approx_kl"] == pytest.approx(sum(divergences[:num_read]) / num_read)
+    assert metrics["losses/learning_rate"] == pytest.approx(agent.config.learning_rate)
 
 
 def sharpened(model: MTPModel, scale: float) -> MTPModel:

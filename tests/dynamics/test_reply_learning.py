@@ -198,9 +198,9 @@ def test_only_recent_success_counts_as_rare(paid: slice) -> None:
 def test_learning_stops_where_the_held_out_error_rises_and_not_where_it_is_flat(
     errors: list[float], num_updates: int, best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks of 8 steps, 32 at most; ``best`` is the block whose weights are left."""
+    """Blocks of 8 steps, 32 at most here; ``best`` is the block whose weights are left."""
     turns = replace(conversations(last_word, 8), rewards=torch.tensor([[1.0, 0.0, 0.0]] * 4 + [[0.0] * 3] * 4))
-    learner = make_learner(turns)
+    learner = make_learner(turns, config=replace(CONFIG, num_updates=32))
     given, states = iter(errors), []
 
     def held_out_nats(replay: TurnReplay) -> float:
@@ -212,6 +212,21 @@ def test_learning_stops_where_the_held_out_error_rises_and_not_where_it_is_flat(
     assert learned.num_updates == num_updates
     assert learned.nats_before == 2.0
     assert torch.equal(learner.model.network.mix.weight, states[best])
+
+
+@pytest.mark.parametrize(("paid", "num_updates", "size"), [(0.0, 16, 4), (1.0, 24, 12)])
+def test_less_is_learnt_until_a_conversation_was_paid_more(
+    paid: float, num_updates: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than the lowest return there has been, by one of eight conversations."""
+    sizes = {"num_updates": 24, "batch_size_episodes": 12, "first_num_updates": 16, "first_batch_size_episodes": 4}
+    turns = conversations(last_word, 8)
+    turns = replace(turns, rewards=torch.zeros_like(turns.rewards).index_fill(0, torch.tensor([5]), paid))
+    learner, drawn = make_learner(turns, config=replace(CONFIG, **sizes)), list[int]()
+    monkeypatch.setattr(learner, "held_out_nats", lambda _: 1.0)
+    monkeypatch.setattr(learner, "_step", lambda _, rows, __: drawn.append(len(rows)))
+    assert learner.learn(replay_of(turns), 0.0, torch.Generator().manual_seed(0)).num_updates == num_updates
+    assert drawn == [size] * num_updates
 
 
 @pytest.mark.parametrize(("world", "num_turns", "context"), [(noise, 8, "turn"), (first_word_at_last, 3, "history")])

@@ -154,10 +154,13 @@ class ReplyLearner:
     def learn(self, replay: TurnReplay, lowest: float, generator: torch.Generator) -> LearnedReplies:
         """Train on the replay until the held-out error rises, at most ``num_updates`` steps.
 
+        Before any conversation has been paid more than ``lowest``, steps are fewer and smaller (``first_num_updates``).
+
         Raises:
             FloatingPointError: the error is not finite.
         """
-        config = self._config
+        found = bool(is_rewarded(replay.turns.returns, lowest).any())
+        config = self._config if found else self._config.at_first()
         self.model.train()
         before = best = self.held_out_nats(replay)
         kept, rises, steps = self._state(), 0, 0

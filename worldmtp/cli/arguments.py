@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,31 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="modules and ./files.py to import first, which register environments",
     )
+
+
+def search_discount(given: float | None, trained: TrainConfig | None) -> tuple[float, str]:
+    """Return what searches discount by, and who says so: ``--gamma``, else the run whose values are read, else 1.
+
+    Raises:
+        ValueError: the run let nothing count that follows a token, so that its values do not either.
+    """
+    if given is not None:
+        return given, "as --gamma says"
+    if trained is None:
+        return 1.0, "as no run says"
+    gamma = trained.agent.ppo.gamma
+    if gamma == 0:
+        raise ValueError(
+            f"the run was trained with agent.ppo.gamma={gamma}, so that its values say nothing of what comes after a "
+            "token, and a search has nothing to look for; train with agent.ppo.gamma in (0, 1], or give --gamma to "
+            "search by the rewards that its heads foresee."
+        )
+    return gamma, "as the run's agent.ppo.gamma"
+
+
+def tell_search(gamma: float, told: str, scale: str) -> None:
+    """Say on the standard error what searches discount by, who says so, and what they measure values by."""
+    print(f"searches discount by {gamma:g}, {told}, and measure values by {scale}", file=sys.stderr)
 
 
 def load_model(directory: Path, device: str | None) -> "MTPModel":

@@ -20,7 +20,6 @@ The checkpoint is a run, a saved MTPModel or any causal LM of Hugging Face's; th
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,8 @@ from worldmtp.cli.arguments import (
     parse_kwargs,
     positive,
     run_config,
+    search_discount,
+    tell_search,
     whole_seed,
 )
 from worldmtp.cli.errors import fail_cleanly
@@ -145,14 +146,12 @@ def _hows(
         )
     if not searches:
         return []
-    gamma, scale, hows = _gamma_of(arguments, trained), arguments.scale or ActingSearch.scale, []
+    gamma, told = search_discount(arguments.gamma, trained)
+    scale, hows = arguments.scale or ActingSearch.scale, []
     for rule, dynamics, number in searches:
         tree = SearchConfig(number, arguments.depth, arguments.width or 16, gamma)
         hows.append(ActingSearch(rule, dynamics, tree, scale, arguments.verify or 0))
-    told = "as --gamma says" if arguments.gamma is not None else "as no run says"
-    if arguments.gamma is None and trained is not None:
-        told = "as the run's agent.ppo.gamma"
-    print(f"searches discount by {gamma:g}, {told}, and measure values by {scale}", file=sys.stderr)
+    tell_search(gamma, told, scale)
     return hows
 
 
@@ -227,24 +226,6 @@ def _explain(
     options = arguments.num_prompts, how, arguments.temperature, arguments.seed, _run_dir(arguments)
     found = explain_answers(model, env, *options)
     show_explained(found, load_tokenizer(directory), arguments.env, arguments.explain, arguments.tree_html)
-
-
-def _gamma_of(arguments: argparse.Namespace, trained: TrainConfig | None) -> float:
-    """Return what searches discount by: what is given, or what the run did whose values are read, or 1.
-
-    Raises:
-        ValueError: the run let nothing count that follows a token, so that its values do not either.
-    """
-    if arguments.gamma is not None:
-        return float(arguments.gamma)
-    gamma = 1.0 if trained is None else trained.agent.ppo.gamma
-    if gamma == 0:
-        raise ValueError(
-            f"the run was trained with agent.ppo.gamma={gamma}, so that its values say nothing of what comes after a "
-            "token, and a search has nothing to look for; train with agent.ppo.gamma in (0, 1], or give --gamma to "
-            "search by the rewards that its heads foresee."
-        )
-    return gamma
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -188,12 +188,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     searching("--search", metavar="RULE", help=f"plan each token in the model's own world model: {', '.join(SEARCHES)}")
     searching("--simulations", type=int, metavar="N", help=f"of each plan, by default {DEFAULT_SIMULATIONS}")
-    searching(
-        "--dynamics", metavar="KIND", help=f"what is searched: heads or the trunk, {', '.join(SEARCHED_DYNAMICS)}; mtp"
-    )
+    searching("--dynamics", metavar="KIND", help=f"search the heads or the trunk: {', '.join(SEARCHED_DYNAMICS)}; mtp")
     searching("--depth", type=int, metavar="N", help="tokens a plan looks ahead; by default all that the heads have")
     searching("--width", type=int, metavar="N", help="likeliest tokens of a node that a plan knows; by default 16")
     searching("--scale", metavar="KIND", help=f"measure values by {' or '.join(SCALES)}; {ActingSearch.scale}")
+    searching("--gamma", type=float, metavar="G", help="discount of a plan; by default the run's agent.ppo.gamma, or 1")
     searching("--commit", type=int, metavar="N", help="tokens that a plan writes, by default 1")
     searching("--tree-html", type=Path, metavar="FILE", help="write the trees of a search as one page, opened offline")
     sampling = parser.add_argument_group("sampling").add_argument

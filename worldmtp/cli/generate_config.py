@@ -37,6 +37,7 @@ class GenerateConfig:
     depth: int | None = None
     width: int | None = None
     scale: str | None = None
+    gamma: float | None = None
     commit: int | None = None
     tree_html: Path | None = None
     max_new_tokens: int | None = None
@@ -68,7 +69,9 @@ class GenerateConfig:
     def acting_search(self) -> ActingSearch:
         """The search that is asked for; only where there is one."""
         assert self.search is not None  # asked for
-        tree = SearchConfig(self.simulations or DEFAULT_SIMULATIONS, self.depth, self.width or DEFAULT_WIDTH)
+        tree = SearchConfig(
+            self.simulations or DEFAULT_SIMULATIONS, self.depth, self.width or DEFAULT_WIDTH, self.gamma
+        )
         return ActingSearch(self.search, self.dynamics or "mtp", tree, self.scale or ActingSearch.scale)
 
     def _check_sampling(self) -> None:
@@ -116,6 +119,7 @@ class GenerateConfig:
             "--depth": self.depth,
             "--width": self.width,
             "--scale": self.scale,
+            "--gamma": self.gamma,
             "--commit": self.commit,
             "--tree-html": self.tree_html,
         }
@@ -133,6 +137,7 @@ class GenerateConfig:
             value = given[name]
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1.")
+        _ = self.acting_search  # its config refuses a discount outside (0, 1]
         self._refuse(
             "--search plans every token by the model's own values",
             *("--draft", "--num-draft", "--beam", "--three-phase", "--stop", "--top-k or --top-p"),

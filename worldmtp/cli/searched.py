@@ -3,7 +3,7 @@
 ``show_explained`` shows those of ``worldmtp eval --search --explain``, in whose environments a world may reply.
 
 Prompts are searched side by side, one tree each, ``--batch-size`` at a time. Values, rewards and ends are what the
-model's world heads say.
+model's world heads say; a plan discounts as the run did that trained them, or as ``--gamma`` says.
 """
 
 import sys
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from worldmtp.agents.acting_search import q_transform_of
 from worldmtp.agents.answers import ExplainedAnswers
 from worldmtp.atomic_files import write_bytes
-from worldmtp.cli.arguments import check_page
+from worldmtp.cli.arguments import check_page, run_config, search_discount, tell_search
 from worldmtp.cli.generate_config import GenerateConfig
 from worldmtp.cli.generation import load_searched, print_text
 from worldmtp.cli.prompts import decode_text, encode_prompts
@@ -38,12 +38,15 @@ def write_searched(config: GenerateConfig, directory: Path, prompts: Sequence[st
 
     Raises:
         TypeError: the heads are blind to actions.
-        ValueError: the model's values say nothing, or the prompts, the model and the config do not fit.
+        ValueError: the model's values say nothing of what follows, or the prompts, the model and the config do not fit.
     """
+    gamma, told = search_discount(config.gamma, run_config(directory))
+    config = replace(config, gamma=gamma)
     decoding = load_searched(config, directory)
     model, tokenizer = decoding.model, decoding.tokenizer
     check_values(model)
     check_page(config.tree_html, "--tree-html")
+    tell_search(gamma, told, config.acting_search.scale)
     input_ids, mask = encode_prompts(tokenizer, prompts)
     texts = [ids[real.bool()].tolist() for ids, real in zip(input_ids, mask, strict=True)]
     start = time.perf_counter()

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import worldmtp.cli.searched
 from worldmtp.model import MTPModel
@@ -13,14 +14,33 @@ from worldmtp.model.config import MTPConfig
 
 
 @pytest.fixture
-def searched(model_of, save, command_line):
-    """The command over a model whose world heads say something."""
+def knowing(model_of):
+    """A model whose world heads say something."""
     model, generator = model_of(), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.world_heads.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    path = save(model)
+    return model
+
+
+@pytest.fixture
+def searched(knowing, save, command_line):
+    """The command over that model, which no run has left."""
+    path = save(knowing)
     return lambda *words: command_line("--model", path, *words)
+
+
+@pytest.fixture
+def of_a_run(knowing, save, command_line, compose_tiny):
+    """The command over that model as a run with ``agent.ppo.gamma`` has left it."""
+
+    def called(gamma, *words):
+        run = save(knowing, "run/model").parent
+        OmegaConf.save(compose_tiny(f"agent.ppo.gamma={gamma}"), run / "config.yaml")
+        (run / "DONE").touch()
+        return command_line("--model", run, *words)
+
+    return called
 
 
 class Page(HTMLParser):
@@ -84,6 +104,33 @@ def test_values_are_measured_by_returns_unless_by_the_node(searched, rule):
     plain, returns, node = (searched(*words, *scale)[1] for scale in ((), ("--scale", "returns"), ("--scale", "node")))
     assert plain == returns
     assert plain != node
+
+
+def test_a_search_discounts_as_the_run_did_unless_it_is_told(searched, of_a_run):
+    words = ("ab=", "--search", "puct", "--simulations", "16", "--max-new-tokens", "2", "--explain")
+    _, by_half, err = searched(*words, "--gamma", "0.5")
+    assert "searches discount by 0.5, as --gamma says, and measure values by returns" in err
+    _, _, err = searched(*words, "--scale", "node")
+    assert "searches discount by 1, as no run says, and measure values by node" in err
+    by_one = searched(*words)[1]
+    assert by_half != by_one
+    code, out, err = of_a_run(0.5, *words)
+    assert code == 0, err
+    assert out == by_half
+    assert "searches discount by 0.5, as the run's agent.ppo.gamma, and measure values by returns" in err
+    assert of_a_run(0.5, *words, "--gamma", "1")[1] == by_one
+
+
+def test_values_of_a_run_without_a_future_are_not_searched_unless_it_is_told(of_a_run):
+    words = ("ab=", "--search", "puct", "--simulations", "4", "--max-new-tokens", "1")
+    code, out, err = of_a_run(0.0, *words)
+    assert (code != 0, out) == (True, "")
+    assert "trained with agent.ppo.gamma=0.0, so that its values say nothing" in err
+    code, _, err = of_a_run(0.0, *words, "--gamma", "0.5")
+    assert code == 0, err
+    code, _, err = of_a_run(0.0, "ab=", "--max-new-tokens", "1")
+    assert code == 0, err  # nothing is searched
+    assert "discount" not in err
 
 
 def test_a_plan_looks_as_far_and_knows_as_many_tokens_as_was_asked_for(searched):
@@ -154,6 +201,9 @@ def test_draws_are_those_of_the_seed(searched):
         (["--depth", "2"], "--depth 2 belongs to a search"),
         (["--width", "2"], "--width 2 belongs to a search"),
         (["--scale", "node"], "--scale node belongs to a search"),
+        (["--gamma", "0.5"], "--gamma 0.5 belongs to a search"),
+        (["--search", "puct", "--gamma", "0"], r"gamma=0.0 must be in \(0, 1\]"),
+        (["--search", "puct", "--gamma", "1.5"], r"gamma=1.5 must be in \(0, 1\]"),
         (["--search", "puct", "--scale", "nodes"], "--scale='nodes' is unknown; did you mean 'node'"),
         (["--search", "puct", "--depth", "0"], "--depth 0 must be at least 1"),
         (["--search", "puct", "--depth", "99"], "max_depth=99 is beyond the world model"),

@@ -4,15 +4,22 @@ import re
 import shlex
 
 import pytest
+import torch
 
 from worldmtp.agents.search_config import ActingSearch
 from worldmtp.cli.schema import build
 from worldmtp.cli.train import run
+from worldmtp.model import MTPModel
+from worldmtp.model.config import MTPConfig
 from worldmtp.search import SearchConfig
 from worldmtp.training import TrainConfig
-from worldmtp.training.acting import search_of
+from worldmtp.training.acting import check_acting, search_of
+from worldmtp.training.make import make_env
 
 pytestmark = pytest.mark.usefixtures("no_report")
+
+PIG = ("env=pig", "env.wrappers=[]")
+"""A world that replies."""
 
 REFUSED = [
     (r"eval: eval\.act='serch' is unknown; did you mean 'search'\?", "eval.act=serch"),
@@ -62,6 +69,16 @@ REFUSED = [
         r"eval\.act=search, by search\.dynamics=world: Reverse has no world that replies",
         *("eval.act=search", "search.dynamics=world"),
     ),
+    (
+        r"^agent\.rollout\.act=search by search\.dynamics=world with imagination=episodes: a search of the real world "
+        r"knows .*; set search\.dynamics=replies, imagination=off, or agent\.rollout\.act=policy\.$",
+        *(*PIG, "imagination=episodes", "agent.rollout.act=search", "search.dynamics=world"),
+    ),
+    (
+        r"search\.dynamics=world with imagination=search and imagination\.search\.through_replies=true: a search of",
+        *(*PIG, "imagination=search", "imagination.search.through_replies=true"),
+        *("agent.rollout.act=search", "search.dynamics=world"),
+    ),
     (r"eval\.act=search with search\.verify=2: a run draws tokens", *("eval.act=search", "search.verify=2")),
 ]
 
@@ -71,6 +88,24 @@ def test_refused(message, overrides, compose_tiny, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(compose_tiny(*overrides), tmp_path / "run")
     assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("imagination=episodes", "agent.rollout.act=search", "search.dynamics=replies"),
+        ("imagination=off", "agent.rollout.act=search", "search.dynamics=world"),
+        ("imagination=search", "agent.rollout.act=search", "search.dynamics=world"),
+        ("imagination=episodes", "world_model=oracle", "agent.rollout.act=search", "search.dynamics=world"),
+        ("imagination=episodes", "eval.act=search", "search.dynamics=world"),
+    ],
+)
+def test_the_real_world_is_searched_where_no_reply_is_learnt_from_it(overrides, compose_tiny, tiny_trunk):
+    config = build(TrainConfig, compose_tiny(*PIG, *overrides))
+    env = make_env(config.env, 2)
+    trunk = tiny_trunk("llama", vocab_size=env.tokenizer.vocab_size)
+    model = MTPModel.from_trunk(trunk, MTPConfig(depth=2), torch.Generator().manual_seed(0))
+    check_acting(config, model, env)
 
 
 def test_the_search_discounts_as_the_run_does_unless_it_is_told(compose_tiny):

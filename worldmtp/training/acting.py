@@ -2,6 +2,7 @@
 
 from worldmtp.agents.acting_search import check_search
 from worldmtp.agents.evaluation import EvaluationSearch
+from worldmtp.agents.imagination.known_replies import SEARCH_SETTING
 from worldmtp.agents.search_config import ActingSearch
 from worldmtp.envs import TextVectorEnv
 from worldmtp.model import MTPModel
@@ -26,8 +27,8 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
 
     Raises:
         ValueError: a trainer of TRL's acts, which searches nothing; the values that a search reads say nothing of what
-            follows, or are never learnt; the heads are blind to actions or do not look so far; or there is nobody to
-            ask for replies.
+            follows, or are never learnt; the heads are blind to actions or do not look so far; there is nobody to ask
+            for replies; or replies are learnt from episodes that a search of the real world has acted.
     """
     asked = {"agent.rollout.act": config.agent.rollout.act, "eval.act": config.eval.act}
     asks = " and ".join(f"{name}=search" for name, act in asked.items() if act == "search")
@@ -46,6 +47,7 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
             "search, and no law is known of those that a verification would choose; set search.verify=0, and verify in "
             "worldmtp eval --search gumbel --verify K."
         )
+    _check_learnt_replies(config)
     if not (config.trains_world_heads or config.search.through_replies):
         teaches = "imagination=counterfactual or agent.rollout.act=search, which do"
         if trainer is not None:
@@ -58,6 +60,23 @@ def check_acting(config: TrainConfig, model: MTPModel, env: TextVectorEnv) -> No
         check_search(search_of(config), model, env, config.imagination.learns_replies)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{asks}, by search.dynamics={config.search.dynamics}: {error}") from error
+
+
+def _check_learnt_replies(config: TrainConfig) -> None:
+    """Raise ValueError if a model of replies would learn from episodes that knew what is hidden.
+
+    With ``world_model.backend=oracle`` none is learnt, as the real world is asked.
+    """
+    acts_by_world = config.agent.rollout.act == "search" and config.search.dynamics == "world"
+    if not acts_by_world or not config.imagination.learns_replies or config.world_model.backend == "oracle":
+        return
+    use = config.imagination.use
+    raise ValueError(
+        f"agent.rollout.act=search by search.dynamics=world with imagination={use}"
+        f"{f' and {SEARCH_SETTING}' if use == 'search' else ''}: a search of the real world knows what is hidden, and "
+        "what it says tells of it, which the model of replies that learns from those episodes would take for an effect "
+        "of the words; set search.dynamics=replies, imagination=off, or agent.rollout.act=policy."
+    )
 
 
 def search_notes(config: TrainConfig) -> tuple[str, ...]:

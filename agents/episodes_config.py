@@ -50,6 +50,13 @@ class EpisodesConfig:
     unlearns_lost_ways: bool = True
     """An imagined batch all of whose episodes end as badly as the worst real one, though better ones are known, is
     trained on by the entropy alone, at ``novelty_ent_coef``; else it is left out, and the way stays lost."""
+    known_after_tries: int = 3
+    """Once two returns have differed: how often words have to have been said there before a reply to them is believed
+    on which the ensemble disagrees by more than ``novelty_threshold``. Until then such a turn ends an imagined episode
+    and is paid by ``optimism``, so that the policy does not stay on the first way that it found. 0: all is believed. In
+    a world that has always replied the same to the same, once is enough."""
+    optimism: float = 0.75
+    """What such a turn is paid: this share of the way from the lowest real return to the highest."""
     gated: bool = True
     """Off for placebos, whose gates would be shut."""
 
@@ -62,9 +69,11 @@ class EpisodesConfig:
             "gap_batches": MIN_GAP_BATCHES,
         }
         least |= dict.fromkeys(("num_batches", "max_disagreement", "min_action_ratio", "least_gap"), 0)
-        least |= dict.fromkeys(("explores_again_after", "novelty_bonus", "novelty_ent_coef"), 0)
+        least |= dict.fromkeys(("explores_again_after", "novelty_bonus", "novelty_ent_coef", "known_after_tries"), 0)
         for name, number in least.items():
             if not getattr(self, name) >= number:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {number}.")
         if not 0 <= self.novelty_threshold < 1:
             raise ValueError(f"novelty_threshold={self.novelty_threshold} must be in [0, 1).")
+        if not 0 <= self.optimism <= 1:
+            raise ValueError(f"optimism={self.optimism} must be in [0, 1]: it is a share of the range of returns.")

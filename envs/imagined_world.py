@@ -36,19 +36,21 @@ from worldmtp.envs.vector_env import TextGenVectorEnv
 class Novelty:
     """Optimism towards what the ensemble does not know: R-max (Brafman and Tennenholtz 2002) in imagination.
 
-    A turn ends the episode and is paid ``bonus`` if no real conversation has had its reply, or if the members disagree
-    on that by more than ``threshold`` and nobody has said these words there before. The first matters where a model
-    understands a world before it has seen it all: from rows and columns it foretells places where nobody has been, and
-    its members agree on them. Without the last clause, members that have learnt little send the policy where it has
-    been: they disagree on all they have heard.
+    A turn ends the episode and is paid ``bonus`` if no real conversation has had its reply (where ``pays_unheard``), or
+    if the members disagree on that by more than ``threshold`` and these words are not ``tried`` there. The first counts
+    where a model understands a world before it has seen it all: from rows and columns it foretells places where nobody
+    has been, and its members agree on them. Without the last clause, members that have learnt little send the policy
+    where it has been: they disagree on all they have heard.
     """
 
     threshold: float
     bonus: float
     tried: frozenset[tuple[int, ...]] = frozenset()
-    """Keys of the turns that real conversations have had (``said_after``)."""
+    """Keys of the turns that real conversations have had often enough (``said_after``)."""
     history: bool = False
     """Whether these keys are of all that was heard and said, or of the last text heard and what was said then."""
+    pays_unheard: bool = True
+    """Whether a reply that no real conversation has had is paid for by itself."""
 
 
 class ImaginedWorldVectorEnv(TextVectorEnv):
@@ -91,6 +93,8 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rows: TextRows | None = None
+        self.num_novel = 0
+        """Turns since the reset that were paid for being unknown."""
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
@@ -106,6 +110,11 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
     def disagreement(self) -> float:
         """Return the ensemble's mean disagreement over these turns, in [0, 1]."""
         return float(self._doubt.sum() / max(1, self.num_turns))
+
+    @property
+    def believed_disagreement(self) -> float:
+        """Return its mean over the turns that were not paid for being unknown."""
+        return self._believed_doubt / max(1, self.num_turns - self.num_novel)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> VectorReset:
         """Begin a conversation in every row, with the option ``openings``: token ids, (row, opening), -1 for padding.
@@ -131,6 +140,7 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         self._replies = torch.full((number, self.max_turns, self._model.max_reply), NOTHING)
         self._turn, self._turn_start = np.zeros(number, dtype=np.int64), rows.length.copy()
         self._num_acted, self._paid, self._doubt = np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number)
+        self.num_novel, self._believed_doubt = 0, 0.0
         return rows.observation(), {}
 
     def step(self, actions: Int[np.ndarray, " env"]) -> VectorStep:
@@ -176,12 +186,16 @@ class ImaginedWorldVectorEnv(TextVectorEnv):
         paid, ended = imagined.rewards.double().numpy(), imagined.ended.numpy()
         doubt = imagined.disagreement.double().numpy()
         self._doubt[over] += doubt
+        novel = np.zeros(len(over), dtype=bool)
         if self._novelty is not None:
             keys = said_after(self._turns(at), torch.arange(len(at)), torch.from_numpy(turn), self._novelty.history)
             untried = np.array([key not in self._novelty.tried for key in keys])
-            novel = ((doubt > self._novelty.threshold) & untried) | imagined.unheard.numpy()
+            unheard = imagined.unheard.numpy() & self._novelty.pays_unheard
+            novel = ((doubt > self._novelty.threshold) & untried) | unheard
             paid, ended = np.where(novel, self._novelty.bonus, paid), ended | novel
             reasons[over[novel]] = "novel"
+        self.num_novel += int(novel.sum())
+        self._believed_doubt += float(doubt[~novel].sum())
         reasons[over[ended & (reasons[over] == "")]] = "ended"
         rewards[over] = paid
         self._paid[over] += paid

@@ -14,7 +14,8 @@ Biased: the policy is trained on whatever the model gets wrong. So it is off by 
 beside its placebos, which ``world_model.backend`` names: ``shuffled`` learns from the words of other turns, and
 ``identity`` sees none. ``oracle`` imagines in the real world itself: the upper bound, whose turns are not counted.
 
-Before two real returns have differed, imagination explores instead (``exploring``).
+Before two real returns have differed, imagination explores instead (``exploring``). After that it is optimistic about
+what it hardly knows; then one batch more, neither paid for the unknown nor trained on, makes the promise.
 """
 
 from collections.abc import Callable
@@ -87,7 +88,6 @@ class EpisodeImagination:
         self._least_gap = config.least_gap * (high - low)
         self._gap = OptimismGap(config.gap_batches, config.num_batches, self._least_gap)
         self._promised: float | None = None
-        self._novelty: Novelty | None = None
         self._world: TextVectorEnv | None = None
         if self._heard.is_real:
             if make_real is None:
@@ -137,7 +137,7 @@ class EpisodeImagination:
         metrics, ratio = self._heard.learn()
         totals = {"imagination/imagined_turns": 0.0, "imagination/imagined_tokens": 0.0}
         explores = self._explores(totals)
-        self._novelty = self._what_is_new() if explores else None
+        novelty = self._what_is_new(explores)
         is_open = explores or not self._config.gated or ratio >= self._config.min_action_ratio
         batches = self._gap.num_batches if self._config.gated and not explores else self._config.num_batches
         may_learn = explores or self.trains_on_real
@@ -145,11 +145,11 @@ class EpisodeImagination:
         of_last: dict[str, float] = {}  # nothing is told of an imagined batch where there was none
         # One batch at least is imagined, so that the gap is measured while the gate is shut.
         for number in range(max(1, batches) if may_learn else 0):
-            imagined, doubt = self._imagine(totals)
+            imagined, doubt, unknown = self._imagine(totals, novelty, is_small=explores)
             returns = float(episode_returns(imagined).mean())
             of_last = {"imagination/disagreement": doubt, "imagination/return_promised": returns}
-            if not explores:
-                self._promised = returns
+            if novelty is not None:
+                of_last["imagination/unknown_fraction"] = unknown
             sure = explores or not self._config.gated or doubt < self._config.max_disagreement
             if number >= batches or not (is_open and sure):
                 break
@@ -159,6 +159,12 @@ class EpisodeImagination:
                 continue
             metrics |= self._update(imagined, generator, remaining, unlearns=is_flat)
             trained += 1
+        if of_last and not explores:
+            if of_last.get("imagination/unknown_fraction"):  # what was paid for the unknown is no promise
+                imagined, doubt, _ = self._imagine(totals)
+                returns = float(episode_returns(imagined).mean())
+                of_last |= {"imagination/disagreement": doubt, "imagination/return_promised": returns}
+            self._promised = of_last["imagination/return_promised"]
         return (
             metrics
             | totals
@@ -173,30 +179,39 @@ class EpisodeImagination:
 
     def _explores(self, totals: dict[str, float]) -> bool:
         """Return whether this iteration explores; where the way may be lost, a batch that is left out tells."""
-        self._novelty = None
         self._exploration.ask(self._exploration.may_be_lost and self._is_lost(self._imagine(totals)[0]))
         return self._exploration.is_on
 
-    def _imagine(self, totals: dict[str, float]) -> tuple[Rollout, float]:
-        """Return a batch of imagined episodes and the ensemble's mean disagreement; count its turns and tokens."""
-        config, rollout = self._config, self._rollout
+    def _imagine(
+        self, totals: dict[str, float], novelty: Novelty | None = None, is_small: bool = False
+    ) -> tuple[Rollout, float, float]:
+        """Return a batch of imagined episodes, and count its turns and tokens.
+
+        With it the ensemble's mean disagreement, over the turns that are believed, and the share of the episodes that
+        were paid for the unknown.
+        """
+        config, rollout, unknown = self._config, self._rollout, 0.0
         if self._world is not None:
             policy = TrunkPolicy(self._agent.model, rollout.temperature, rollout.draft, rollout.num_draft)
             imagined = collect_rollout(self._world, policy, self._acting, {"split": "train", "group_size": 1})
             turns, doubt = float(self._heard.turns_of(imagined).mask.sum()), 0.0
         else:
             recent, _ = self._heard.replay.newest(self._replies.recent_episodes)
-            size = config.batch_size if self._novelty is None else config.exploring_batch_size
+            size = config.exploring_batch_size if is_small else config.batch_size
             chosen = torch.randint(len(recent), (size,), generator=self._acting)
-            imagined, world = self._from_openings(recent.opening[chosen], self._acting, self._novelty)
-            turns, doubt = float(world.num_turns), world.disagreement
+            imagined, world = self._from_openings(recent.opening[chosen], self._acting, novelty)
+            turns, unknown, doubt = float(world.num_turns), world.num_novel / size, world.believed_disagreement
         imagined = trimmed(imagined)
         totals["imagination/imagined_turns"] += turns
         totals["imagination/imagined_tokens"] += imagined.num_tokens
-        return imagined.to(self._agent.model.device), doubt
+        return imagined.to(self._agent.model.device), doubt, unknown
 
-    def _what_is_new(self) -> Novelty:
-        return self._exploration.novelty(self._heard.replay.turns, self._heard.models.settled)
+    def _what_is_new(self, explores: bool) -> Novelty | None:
+        """Return what imagination is paid for beside the world's rewards, or None in the real world, which is known."""
+        if self._world is not None:
+            return None
+        find = self._exploration.novelty if explores else self._exploration.optimism
+        return find(self._heard.replay.turns, self._heard.models.settled)
 
     def _from_openings(
         self, openings: Int[Tensor, "row opening"], generator: torch.Generator, novelty: Novelty | None = None

@@ -8,8 +8,13 @@ nothing from it, and goes where it has not been only after the model has heard o
 A reward that was found is not yet learnt: one lucky episode, and the policy may not come by it again. So imagination
 explores again, and real batches are small, where the last real ones were all paid the lowest return there has been and
 an imagined batch of the policy of now is, too. By then PPO trains on real batches: what is found again is in them.
+
+A way that was found is seldom the best one, and PPO does not leave it: the model knows too little of what lies beside
+it to say that it is better. So imagination stays optimistic after the first reward (``optimism``): what is disagreed on
+and was hardly tried is paid nearly the best return that there has been.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -68,9 +73,20 @@ class Exploration:
         models that have learnt little differ by chance, and each history is new.
         """
         config, history = self._config, context == "history"
-        rows, turn = torch.nonzero(turns.mask, as_tuple=True)
-        tried = frozenset(said_after(turns, rows, turn, history))
+        tried = _tried(turns, history, least_by_chance=1)
         return Novelty(config.novelty_threshold, config.novelty_bonus, tried, history)
+
+    def optimism(self, turns: Turns, context: str | None) -> Novelty | None:
+        """Return what is paid once returns have differed, given the same; None where imagination is not optimistic.
+
+        Replies that were never heard are no reason by themselves: in a world of chance a model foretells some always.
+        """
+        config, seen, history = self._config, self._known.seen, context == "history"
+        if not (seen.returns_differ and config.known_after_tries and config.optimism) or self._known.is_real:
+            return None
+        paid = seen.lowest + config.optimism * (seen.highest - seen.lowest)
+        tried = _tried(turns, history, config.known_after_tries)
+        return Novelty(config.novelty_threshold, paid, tried, history, pays_unheard=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
@@ -79,6 +95,20 @@ class Exploration:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self._is_lost = bool(state["is_lost"])
+
+
+def _tried(turns: Turns, history: bool, least_by_chance: int) -> frozenset[tuple[int, ...]]:
+    """Return the keys of the turns that were had often enough (``said_after``).
+
+    Once is enough in a world that has always done the same after the same, as far as anything was said there twice;
+    else ``least_by_chance`` times.
+    """
+    rows, turn = torch.nonzero(turns.mask, as_tuple=True)
+    counts = Counter(keys := said_after(turns, rows, turn, history))
+    heard = zip(turns.replies[rows, turn].tolist(), turns.rewards[rows, turn].tolist(), strict=True)
+    outcomes = {(key, tuple(reply), reward) for key, (reply, reward) in zip(keys, heard, strict=True)}
+    least = 1 if len(outcomes) == len(counts) else least_by_chance
+    return frozenset(key for key, count in counts.items() if count >= least)
 
 
 def check_bonus(bonus: float, value_range: tuple[float, float]) -> None:

@@ -107,9 +107,9 @@ def test_who_looks_at_the_policy_is_paid_no_bonus(tiny_model: Any) -> None:
     assert episodes is not None
     imagine = episodes._imagine
 
-    def spied(totals: dict[str, float]) -> Any:
-        paid.append(episodes._novelty is not None)
-        return imagine(totals)
+    def spied(totals: dict[str, float], novelty: Any = None, **rest: Any) -> Any:
+        paid.append(novelty is not None)
+        return imagine(totals, novelty, **rest)
 
     episodes._imagine = spied  # type: ignore[method-assign]
     assert explores(trainer, [0.0]) == [1]
@@ -224,7 +224,7 @@ def test_what_real_conversations_said_is_tried(tiny_model: Any) -> None:
         if rollout.actions[row, 0] != 1  # a turn of nothing but its end says nothing
     }
     assert trainer.episodes is not None
-    assert trainer.episodes._what_is_new().tried >= said
+    assert trainer.episodes._what_is_new(True).tried >= said
     assert len(said) > 1
 
 
@@ -236,10 +236,10 @@ def test_a_history_is_no_reason_to_try_again_before_contexts_have_been_compared(
     models = trainer.episodes._heard.models
     models.context = "history"
     assert models.settled is None
-    assert not trainer.episodes._what_is_new().history
+    assert not trainer.episodes._what_is_new(True).history
     models._learners = {"history": models._learners["history"]}
     assert models.settled == "history"
-    assert trainer.episodes._what_is_new().history
+    assert trainer.episodes._what_is_new(True).history
 
 
 def test_a_bonus_beyond_the_range_of_returns_is_refused(tiny_model: Any) -> None:

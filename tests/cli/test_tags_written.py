@@ -54,6 +54,7 @@ ELSEWHERE = {
     "imagination/batches_flat": "imagination=episodes",
     "imagination/batches_trusted": "imagination=episodes",
     "imagination/explores": "imagination=episodes",
+    "imagination/unknown_fraction": "imagination=episodes",
     "imagination/return_promised": "imagination=episodes",
     "imagination/imagined_turns": "imagination=episodes",
     "imagination/losses/{name}": "imagination=episodes",
@@ -190,7 +191,7 @@ def test_every_documented_tag_is_written_somewhere(compose, tiny_overrides, tmp_
             [
                 *(f"imagination/{name}" for name in ("optimism_gap", "disagreement", "batches_trained", "explores")),
                 *(f"imagination/{name}" for name in ("batches_flat", "batches_trusted", "return_promised")),
-                "imagination/imagined_turns",
+                *("imagination/imagined_turns", "imagination/unknown_fraction"),
                 "imagination/losses/policy",
                 *(f"world_model/reply_{name}" for name in ("nats", "nats_before", "updates", "history")),
                 *("attention/layer_1/reply", "attention/layer_1/reply_strongest", "attention/reply_uniform"),

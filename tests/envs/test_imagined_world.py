@@ -179,6 +179,23 @@ def test_words_said_there_before_are_not_new() -> None:
         np.testing.assert_allclose(imagined.step(np.array([a, a]))[1], paid)
 
 
+def test_once_a_reward_was_found_the_unheard_is_not_paid_for() -> None:
+    """Of two rows with a doubt of .4 the tried one is believed, however unheard its reply."""
+    real = ladder_env(2, max_turn=1)
+    a, b, equals = real.tokenizer.encode("ab=")
+    tried = frozenset({(a, equals, NOTHING, a, NOTHING)})
+    novelty = Novelty(0.3, 0.7, tried, pays_unheard=False)
+    imagined = imagined_of(real, 2, doubt=0.4, unheard=True, novelty=novelty)
+    imagined.reset(options={"openings": np.array([[a, equals], [b, equals]])})
+    np.testing.assert_allclose(imagined.step(np.array([a, a]))[1], [0.125, 0.7])
+    assert imagined.num_novel == 1
+    assert imagined.believed_disagreement == pytest.approx(0.4)
+    imagined.reset(options={"openings": np.array([[b, equals], [b, equals]])})
+    assert imagined.num_novel == 0
+    imagined.step(np.array([a, a]))
+    assert imagined.believed_disagreement == 0.0, "nothing was believed"
+
+
 def test_with_the_history_the_same_words_are_new_after_others() -> None:
     """Saying "a" after silence is not new; if whole conversations are told apart, after this opening it is."""
     real = ladder_env(1, max_turn=1)

@@ -197,7 +197,8 @@ _IMAGINATION = scalar_rows(
     ),
     ("return_range", "running range, 5th to 95th percentile, of the imagined lambda-returns", "reward"),
     ("optimism_gap", "mean over the last batches of imagined - real return; with imagination=episodes", "reward"),
-    ("disagreement", "mean total variation of the ensemble over the turns of the last imagined batch", "1"),
+    ("disagreement", "mean total variation of the ensemble over what the last imagined batch believes", "1"),
+    ("unknown_fraction", "share of the last batch trained on whose episodes end paid for an unknown turn", "1"),
     ("batches_trained", "imagined batches that the policy was trained on in this iteration", "batches"),
     (
         "batches_flat",
